@@ -1,0 +1,1 @@
+"""The DnD transformer: model, training, sampling, evaluation."""

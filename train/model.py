@@ -1,0 +1,335 @@
+"""The DnD transformer (arXiv 2410.01912): an autoregressive transformer over a grid of codes that also has a depth.
+
+Reads top to bottom: configuration, rotary factors, attention, feed-forward, output with its loss, the model. Parameter
+names are those of the released checkpoints, so weights go both ways.
+
+Shape letters: B images, L grid positions (raster order), T positions of the sequence at hand, D codes at a position,
+V codebook size, C width, H attention heads, K = C / H width of a head.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
+
+from data_specs.spec import SIZES
+
+INIT_STD = 0.02
+NORM_EPS = 1e-5
+ROTARY_BASE = 10_000.0
+LOSS_CHUNK = 2**25  # logits that exist at once in the loss: 128 MiB of float32
+
+Rotary = tuple[Tensor, Tensor]  # cosine and signed sine, each [T, 1, 1, K]
+Attend = Callable[[Tensor, Tensor, Tensor], Tensor]  # q, k, v [B, T, H, K] -> [B, T, H, K]
+
+
+@dataclass(frozen=True)
+class TransformerConfig:
+    """Shape and dropouts of a DnD transformer; depth, the codes at a position, is the number of head_layers."""
+
+    num_layers: int
+    num_heads: int
+    dim: int
+    codebook_size: int
+    grid: tuple[int, int]  # rows, columns
+    head_layers: tuple[int, ...]  # 0-based layers after which a head sits; the last is the last layer
+    num_classes: int = 1
+    class_dropout: float = 0.0  # over 0 adds the row "no class" to the class table; the training loop draws it
+    token_dropout: float = 0.1
+    residual_dropout: float = 0.1
+    ffn_dropout: float = 0.1
+    activation_checkpointing: float = 0.0  # share of layers, 0..1, recomputed in backward
+
+    def __post_init__(self) -> None:
+        if self.dim % self.num_heads or (self.dim // self.num_heads) % 4:
+            raise ValueError(f"dim {self.dim} over num_heads {self.num_heads} must give a head width divisible by 4")
+        if list(self.head_layers) != sorted(set(self.head_layers)) or self.head_layers[-1] != self.num_layers - 1:
+            raise ValueError(f"head_layers {self.head_layers} must rise and end at the last layer, {self.num_layers - 1}")
+
+    @property
+    def depth(self) -> int:
+        """Codes at a position (D)."""
+        return len(self.head_layers)
+
+    @property
+    def num_positions(self) -> int:
+        """Grid positions (L)."""
+        return self.grid[0] * self.grid[1]
+
+    @property
+    def ffn_dim(self) -> int:
+        """Hidden width of the feed-forward: 2/3 · 4 · dim rounded up to a multiple of 256."""
+        return 256 * math.ceil(int(8 * self.dim / 3) / 256)
+
+    @classmethod
+    def from_released(cls, released: dict[str, Any]) -> TransformerConfig:
+        """Builds a config from a released checkpoint's arguments (the names of shared/reference).
+
+        Takes either dim, n_layer and n_head, or `preset`, a size's name such as "GPT-XXL"; an entry of
+        released_transformers.json, with `args` beside `preset`, goes as it is. Raises ValueError for an unknown preset.
+        """
+        args = {**released, **released.get("args", {})}
+        layers, heads, dim = _released_size(args)
+        side = math.isqrt(args["block_size"])
+        if side * side != args["block_size"]:
+            raise ValueError(f"block_size {args['block_size']} is not a square: released grids are")
+        return cls(
+            num_layers=layers,
+            num_heads=heads,
+            dim=dim,
+            codebook_size=args["vocab_size"],
+            grid=(side, side),
+            head_layers=tuple(args["pred_head_positions"]),
+            num_classes=args["num_classes"],
+            class_dropout=args["class_dropout_prob"],
+            token_dropout=args.get("token_dropout_p", 0.1),
+            residual_dropout=args.get("resid_dropout_p", 0.1),
+            ffn_dropout=args.get("ffn_dropout_p", 0.1),
+        )
+
+
+def _released_size(args: dict[str, Any]) -> tuple[int, int, int]:
+    if "dim" in args:
+        return args["n_layer"], args["n_head"], args["dim"]
+    name = str(args.get("preset", "")).removeprefix("GPT-")
+    if name not in SIZES:
+        raise ValueError(f"preset {args.get('preset')!r} is unknown: use one of {', '.join(f'GPT-{s}' for s in SIZES)}")
+    return SIZES[name]
+
+
+def rotary_factors(config: TransformerConfig, device: torch.device | str) -> Rotary:
+    """Cosine and signed sine of every position of the sequence, float32, each [1 + L, 1, 1, K].
+
+    Half of a head turns by row, half by column. Row 0 belongs to the class and is all zero: its q and k vanish, so
+    every query scores it 0.
+    """
+    half = config.dim // config.num_heads // 2
+    speeds = ROTARY_BASE ** -(torch.arange(0, half, 2, device=device, dtype=torch.float32) / half)
+    rows, columns = (torch.arange(n, device=device, dtype=torch.float32) for n in config.grid)
+    angles = torch.cat(
+        [
+            torch.outer(rows, speeds)[:, None].expand(-1, config.grid[1], -1),
+            torch.outer(columns, speeds)[None].expand(config.grid[0], -1, -1),
+        ],
+        dim=-1,
+    ).flatten(0, 1)  # [L, K / 2]
+    cosine, sine = angles.cos(), angles.sin()
+    pairs = torch.stack([cosine, cosine], -1).flatten(1), torch.stack([-sine, sine], -1).flatten(1)
+    return tuple(F.pad(table, (0, 0, 1, 0))[:, None, None] for table in pairs)  # type: ignore[return-value]
+
+
+def rotate(x: Tensor, rotary: Rotary) -> Tensor:
+    """Turns neighbouring pairs of the last axis: x [B, T, *, H, K], in float32, returned in x's dtype."""
+    cosine, sine = rotary
+    wide = x.float()
+    swapped = wide.unflatten(-1, (-1, 2)).flip(-1).flatten(-2)
+    return (wide * cosine + swapped * sine).to(x.dtype)
+
+
+def causal_attention(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+    """Attention of each position to itself and those before it: [B, T, H, K] each -> [B, T, H, K]."""
+    q, k, v = (x.transpose(1, 2) for x in (q, k, v))
+    return F.scaled_dot_product_attention(q, k, v, is_causal=True).transpose(1, 2)
+
+
+# Weights are drawn in the leaf modules, so that construction under deepspeed.zero.Init, which partitions each module
+# as soon as it is made, and on the meta device both work.
+class Linear(nn.Linear):
+    """A linear map without bias, weights drawn from N(0, 0.02)."""
+
+    def __init__(self, in_features: int, out_features: int) -> None:
+        super().__init__(in_features, out_features, bias=False)
+
+    def reset_parameters(self) -> None:
+        nn.init.normal_(self.weight, std=INIT_STD)
+
+
+class Embedding(nn.Embedding):
+    """A table of vectors drawn from N(0, 0.02)."""
+
+    def reset_parameters(self) -> None:
+        nn.init.normal_(self.weight, std=INIT_STD)
+
+
+class ClassEmbedding(nn.Module):
+    """The class at position 0 of the sequence: classes [B] -> [B, 1, C]; index num_classes means no class."""
+
+    def __init__(self, config: TransformerConfig) -> None:
+        super().__init__()
+        self.embedding_table = Embedding(config.num_classes + (config.class_dropout > 0), config.dim)
+
+    def forward(self, classes: Tensor) -> Tensor:
+        return self.embedding_table(classes)[:, None]
+
+
+class RMSNorm(nn.Module):
+    """Root-mean-square norm, computed in float32."""
+
+    def __init__(self, dim: int) -> None:
+        super().__init__()
+        self.weight = nn.Parameter(torch.ones(dim))
+
+    def forward(self, x: Tensor) -> Tensor:
+        wide = x.float()
+        return (wide * torch.rsqrt(wide.square().mean(-1, keepdim=True) + NORM_EPS)).to(x.dtype) * self.weight
+
+
+class Attention(nn.Module):
+    """Multi-head self-attention; `attend` is how queries meet keys (causal in training, a cache in sampling)."""
+
+    def __init__(self, config: TransformerConfig) -> None:
+        super().__init__()
+        self.num_heads = config.num_heads
+        self.wqkv = Linear(config.dim, 3 * config.dim)
+        self.wo = Linear(config.dim, config.dim)
+        self.residual_dropout = nn.Dropout(config.residual_dropout)
+
+    def forward(self, x: Tensor, rotary: Rotary, attend: Attend = causal_attention) -> Tensor:
+        qkv = self.wqkv(x).unflatten(-1, (3, self.num_heads, -1))  # [B, T, 3, H, K]
+        q, k = rotate(qkv[:, :, :2], rotary).unbind(2)
+        return self.residual_dropout(self.wo(attend(q, k, qkv[:, :, 2]).flatten(2)))
+
+
+class FeedForward(nn.Module):
+    """SwiGLU."""
+
+    def __init__(self, config: TransformerConfig) -> None:
+        super().__init__()
+        self.w1 = Linear(config.dim, config.ffn_dim)
+        self.w3 = Linear(config.dim, config.ffn_dim)
+        self.w2 = Linear(config.ffn_dim, config.dim)
+        self.ffn_dropout = nn.Dropout(config.ffn_dropout)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.ffn_dropout(self.w2(F.silu(self.w1(x)) * self.w3(x)))
+
+
+class Block(nn.Module):
+    """One layer: attention and feed-forward, each on the normed input and added to it; h [B, T, C] -> [B, T, C]."""
+
+    def __init__(self, config: TransformerConfig) -> None:
+        super().__init__()
+        self.attention = Attention(config)
+        self.feed_forward = FeedForward(config)
+        self.attention_norm = RMSNorm(config.dim)
+        self.ffn_norm = RMSNorm(config.dim)
+
+    def forward(self, h: Tensor, rotary: Rotary, attend: Attend = causal_attention) -> Tensor:
+        h = h + self.attention(self.attention_norm(h), rotary, attend)
+        return h + self.feed_forward(self.ffn_norm(h))
+
+
+class Output(Linear):
+    """Width to codebook: logits, or the mean cross-entropy against targets without all logits existing at once."""
+
+    def reset_parameters(self) -> None:
+        nn.init.zeros_(self.weight)
+
+    def forward(self, h: Tensor, targets: Tensor | None = None) -> Tensor:
+        """h [B, T, C] -> float32 logits [B, T, V], or, given targets [B, T], their mean cross-entropy []."""
+        if targets is None:
+            return super().forward(h).float()
+        return ChunkedCrossEntropy.apply(h.flatten(0, -2), self.weight, targets.flatten(), torch.is_grad_enabled())
+
+
+class ChunkedCrossEntropy(torch.autograd.Function):
+    """Mean cross-entropy of h [N, C] @ weight[V, C].T against targets [N], at most LOSS_CHUNK logits at a time.
+
+    The gradient is linear in the incoming scalar, so forward computes it beside the loss and no logit is ever
+    computed twice: the idea of Liger-Kernel's fused linear cross-entropy (arXiv 2410.10989). Backward needs no weight,
+    which suits ZeRO-3, where weights are whole only inside their module's forward.
+    """
+
+    @staticmethod
+    def forward(ctx: Any, h: Tensor, weight: Tensor, targets: Tensor, needs_grad: bool) -> Tensor:
+        loss = torch.zeros((), device=h.device)  # float32
+        grad_h, grad_weight = torch.empty_like(h), torch.zeros_like(weight, dtype=torch.float32)
+        rows = max(1, LOSS_CHUNK // weight.shape[0])
+        for chunk, wanted, out in zip(h.split(rows), targets[:, None].split(rows), grad_h.split(rows), strict=True):
+            logits = F.linear(chunk, weight).float()
+            normalizer = logits.logsumexp(-1, keepdim=True)
+            loss += (normalizer - logits.gather(-1, wanted)).sum()
+            if needs_grad:
+                error = logits.sub_(normalizer).exp_()  # softmax - one-hot
+                error = error.scatter_add_(-1, wanted, -torch.ones_like(normalizer)).to(weight.dtype)
+                out.copy_(error @ weight)
+                grad_weight += error.T @ chunk
+        ctx.save_for_backward(grad_h, grad_weight.to(weight.dtype))
+        return loss / len(h)
+
+    @staticmethod
+    @torch.autograd.function.once_differentiable
+    def backward(ctx: Any, grad_loss: Tensor) -> tuple[Tensor | None, ...]:
+        grad_h, grad_weight = ctx.saved_tensors
+        scale = grad_loss / len(grad_h)
+        return grad_h * scale.to(grad_h.dtype), grad_weight * scale.to(grad_weight.dtype), None, None
+
+
+class DnDTransformer(nn.Module):
+    """The model. Position t of the sequence holds the class (t = 0) or the sum of the codes at grid position t - 1,
+    and predicts the codes at grid position t: head d after layer head_layers[d], later heads seeing earlier codes."""
+
+    def __init__(self, config: TransformerConfig) -> None:
+        super().__init__()
+        self.config = config
+        self.cls_embedding = ClassEmbedding(config)
+        self.tok_embeddings = Embedding(config.codebook_size, config.dim)
+        self.token_dropout = nn.Dropout(config.token_dropout)
+        self.layers = nn.ModuleList(Block(config) for _ in range(config.num_layers))
+        self.norm = nn.ModuleList(RMSNorm(config.dim) for _ in range(config.depth))
+        self.output = nn.ModuleList(Output(config.dim, config.codebook_size) for _ in range(config.depth))
+
+    def forward(self, codes: Tensor, classes: Tensor, return_loss: bool = False) -> Tensor:
+        """Teacher-forced pass over codes [B, L, D] int64 and classes [B] int64 (index num_classes: no class).
+
+        Returns float32 logits [B, L, D, V], or with return_loss the mean cross-entropy of each depth, nats, [D].
+        Draws no class dropout: that is a function of the sample's place in the data, so the loop that knows the place
+        passes index num_classes for dropped samples.
+        """
+        results: list[Tensor] = []
+
+        def head(depth: int, h: Tensor) -> Tensor:
+            target = codes[:, :, depth]
+            results.append(self.output[depth](h, target if return_loss else None))
+            return target
+
+        h = torch.cat([self.cls_embedding(classes), self.tok_embeddings(codes[:, :-1]).sum(2)], dim=1)
+        cosine, sine = rotary_factors(self.config, codes.device)
+        self.walk(self.token_dropout(h), (cosine[: h.shape[1]], sine[: h.shape[1]]), head)
+        return torch.stack(results, dim=-1 if return_loss else 2)
+
+    def walk(
+        self, h: Tensor, rotary: Rotary, head: Callable[[int, Tensor], Tensor], attends: list[Attend] | None = None
+    ) -> None:
+        """Takes h [B, T, C] through all layers; the one walk of training and of sampling.
+
+        `head(depth, normed h)` gives the codes [B, T] of that depth, the true or the sampled ones, which are added to h
+        for the heads that follow. `attends` holds one attention function a layer (default: causal).
+        """
+        for index, layer in enumerate(self.layers):
+            if attends:
+                h = layer(h, rotary, attends[index])
+            elif self._recomputed(index):
+                h = checkpoint(layer, h, rotary, use_reentrant=True)
+            else:
+                h = layer(h, rotary)
+            if index in self.config.head_layers:
+                depth = self.config.head_layers.index(index)
+                codes = head(depth, self.norm[depth](h))
+                if depth + 1 < self.config.depth:
+                    h = h + self.tok_embeddings(codes)
+
+    def _recomputed(self, index: int) -> bool:
+        """Whether layer `index` is recomputed in backward; the chosen layers are spread evenly.
+
+        The reentrant kind: the other compares shapes of saved parameters, which ZeRO-3 empties in between.
+        """
+        share = self.config.activation_checkpointing
+        return self.training and torch.is_grad_enabled() and math.floor((index + 1) * share) > math.floor(index * share)
