@@ -1,0 +1,82 @@
+"""The one reader of a shard set: a sequence of samples over memory-mapped shards, found by manifest."""
+
+from __future__ import annotations
+
+import io
+import json
+from bisect import bisect_right
+from collections.abc import Sequence
+from functools import lru_cache
+from itertools import accumulate
+from typing import Any, overload
+
+import numpy as np
+from PIL import Image
+
+from data_specs import storage
+from data_specs.manifest import read_manifest
+from data_specs.shards import Shard
+
+Item = dict[str, Any]
+
+
+def decode_fields(key: str, fields: dict[str, bytes]) -> Item:
+    """A sample as a dict: `__key__` str, `image` uint8 [H, W, 3] or `codes` uint16 [views, h, w, d], `cls` int, `json` dict."""
+    item: Item = {"__key__": key}
+    if "png" in fields:
+        item["image"] = np.array(Image.open(io.BytesIO(fields["png"])).convert("RGB"))
+    if "codes.npy" in fields:
+        item["codes"] = np.load(io.BytesIO(fields["codes.npy"]), allow_pickle=False)
+    item["cls"] = int(fields["cls"])
+    item["json"] = json.loads(fields["json"])
+    return item
+
+
+class ShardSet(Sequence[Item]):
+    """A shard set as a sequence of items (see `decode_fields`), in the order of its manifest; shards open when first used."""
+
+    def __init__(self, manifest_uri: str, manifest: dict[str, Any], open_limit: int = 256) -> None:
+        self.uri = manifest_uri
+        self.manifest = manifest
+        folder = manifest_uri.rpartition("/")[0]
+        self.shard_uris = [storage.join(folder, entry["url"]) for entry in manifest["shardlist"]]
+        self.ends = list(accumulate(entry["nsamples"] for entry in manifest["shardlist"]))
+        self.shard = lru_cache(open_limit)(self._open)
+
+    def _open(self, number: int) -> Shard:
+        shard = Shard(self.shard_uris[number])
+        wanted = self.manifest["shardlist"][number]["nsamples"]
+        if len(shard) != wanted:
+            raise ValueError(f"{shard.uri}: {len(shard)} samples, the manifest says {wanted}; run `dnd verify`")
+        return shard
+
+    def __len__(self) -> int:
+        return self.ends[-1] if self.ends else 0
+
+    def locate(self, index: int) -> tuple[int, int]:
+        """(shard number, sample within it) of sample `index`."""
+        shard = bisect_right(self.ends, index)
+        return shard, index - (self.ends[shard - 1] if shard else 0)
+
+    @overload
+    def __getitem__(self, index: int) -> Item: ...
+    @overload
+    def __getitem__(self, index: slice) -> list[Item]: ...
+    def __getitem__(self, index: int | slice) -> Item | list[Item]:
+        if isinstance(index, slice):
+            return [self[i] for i in range(*index.indices(len(self)))]
+        position = index + len(self) if index < 0 else index
+        if not 0 <= position < len(self):
+            raise IndexError(f"sample {index} of {len(self)} in {self.uri}")
+        shard_number, number = self.locate(position)
+        shard = self.shard(shard_number)
+        return decode_fields(shard.key(number), shard.fields(number))
+
+
+def open_shards(uri: str) -> ShardSet:
+    """Opens a shard set by the URI of its manifest or of its folder.
+
+    Raises ValueError where there is no whole manifest, with what to do.
+    """
+    manifest_uri = uri if uri.endswith(".json") else storage.join(uri, "manifest.json")
+    return ShardSet(manifest_uri, read_manifest(manifest_uri))

@@ -1,0 +1,137 @@
+"""Shards: deterministic WebDataset tars and their index, written in one pass and read by memory map.
+
+A shard is NNNNNN-<sha256[:8]>.tar with NNNNNN-<sha256[:8]>.index.npy beside it, one row a member.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import mmap
+import re
+import tarfile
+from collections.abc import Iterable
+from pathlib import Path
+from typing import NamedTuple
+
+import numpy as np
+
+from data_specs import storage
+from data_specs.units import Sample
+
+INDEX_DTYPE = np.dtype(
+    [("sample", "<u4"), ("key_hash", "<u8"), ("field", "S12"), ("offset", "<u8"), ("size", "<u8")]
+)
+BLOCK = 512
+_KEY = re.compile(r"[A-Za-z0-9_-]{1,80}")
+
+
+class ShardFacts(NamedTuple):
+    """A finished shard: number of samples, bytes, digests of tar and index."""
+
+    nsamples: int
+    filesize: int
+    md5sum: str
+    sha256: str
+    index_sha256: str
+
+
+def write_shard(samples: Iterable[Sample], tar_path: Path, index_path: Path) -> ShardFacts:
+    """Writes samples as a tar with fixed headers, and its index; equal samples give equal bytes.
+
+    Raises ValueError for a key with a dot or slash, or that comes twice.
+    """
+    rows: list[tuple[int, int, bytes, int, int]] = []
+    seen: set[str] = set()
+    sha, md5 = hashlib.sha256(), hashlib.md5(usedforsecurity=False)
+    with tar_path.open("wb") as file:
+
+        def put(block: bytes) -> None:
+            file.write(block)
+            sha.update(block)
+            md5.update(block)
+
+        for number, sample in enumerate(samples):
+            _check_key(sample.key, seen)
+            for field, data in sample.fields.items():
+                header = _header(f"{sample.key}.{field}", len(data))
+                put(header)
+                rows.append((number, key_hash(sample.key), field.encode(), file.tell(), len(data)))
+                put(data)
+                put(bytes(-len(data) % BLOCK))
+        put(bytes(2 * BLOCK))
+        filesize = file.tell()
+    index = np.array(rows, dtype=INDEX_DTYPE)
+    np.save(index_path, index, allow_pickle=False)
+    return ShardFacts(
+        len(seen), filesize, md5.hexdigest(), sha.hexdigest(), hashlib.sha256(index_path.read_bytes()).hexdigest()
+    )
+
+
+def key_hash(key: str) -> int:
+    """First eight bytes of the key's SHA-256, little-endian."""
+    return int.from_bytes(hashlib.sha256(key.encode()).digest()[:8], "little")
+
+
+def _check_key(key: str, seen: set[str]) -> None:
+    if not _KEY.fullmatch(key):
+        raise ValueError(f"sample key {key!r}: a key is 1 to 80 of A-Z a-z 0-9 _ - (no dot)")
+    if key in seen:
+        raise ValueError(f"sample key {key!r} comes twice in one shard")
+    seen.add(key)
+
+
+def _header(name: str, size: int) -> bytes:
+    info = tarfile.TarInfo(name)
+    info.size, info.mode, info.mtime = size, 0o644, 0
+    info.uid = info.gid = 0
+    info.uname = info.gname = ""
+    return info.tobuf(tarfile.USTAR_FORMAT)
+
+
+def index_uri(tar_uri: str) -> str:
+    """Address of the index that belongs to a tar."""
+    return tar_uri.removesuffix(".tar") + ".index.npy"
+
+
+class Shard:
+    """One shard, memory-mapped: bytes of any field of any sample without reading the rest.
+
+    Raises ValueError if index and tar do not fit together.
+    """
+
+    def __init__(self, tar_uri: str) -> None:
+        self.uri = tar_uri
+        self.rows = np.load(storage.local_copy(index_uri(tar_uri)), allow_pickle=False)
+        if self.rows.dtype != INDEX_DTYPE:
+            raise ValueError(f"{index_uri(tar_uri)}: not the index of a shard")
+        with storage.local_copy(tar_uri).open("rb") as file:
+            self.map = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)
+        if len(self.rows) and int((self.rows["offset"] + self.rows["size"]).max()) > len(self.map):
+            raise ValueError(f"{tar_uri}: shorter than its index says; run `dnd verify`")
+        self.first_rows = np.flatnonzero(np.diff(self.rows["sample"], prepend=-1))
+
+    def __len__(self) -> int:
+        return len(self.first_rows)
+
+    def field_rows(self, field: str) -> np.ndarray:
+        """Rows of one field, one a sample. Raises ValueError where a sample lacks it."""
+        rows = self.rows[self.rows["field"] == field.encode()]
+        if len(rows) != len(self):
+            raise ValueError(f"{self.uri}: {len(rows)} of {len(self)} samples have a field {field}")
+        return rows
+
+    def fields(self, number: int) -> dict[str, bytes]:
+        """Raw bytes of a sample's fields by extension."""
+        start = int(self.first_rows[number])
+        stop = int(self.first_rows[number + 1]) if number + 1 < len(self) else len(self.rows)
+        rows = self.rows[start:stop]
+        return {r["field"].decode(): self.map[int(r["offset"]) : int(r["offset"] + r["size"])] for r in rows}
+
+    def key(self, number: int) -> str:
+        """Key of a sample, read from the tar header before its first member."""
+        row = self.rows[self.first_rows[number]]
+        offset = int(row["offset"])
+        key = self.map[offset - BLOCK : offset - BLOCK + 100].partition(b".")[0].decode("ascii", "replace")
+        if key_hash(key) != row["key_hash"]:
+            raise ValueError(f"{self.uri}: sample {number} is not the one its index names; run `dnd verify`")
+        return key

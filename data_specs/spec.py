@@ -1,0 +1,491 @@
+"""The spec: one YAML file that describes a run, read into typed models that refuse what cannot work.
+
+`dnd presets` lists the files beside this one; `dnd render SPEC --set train.micro_batch_size=8` overrides by dotted key.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+import yaml
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+
+PRESETS = Path(__file__).parent / "presets"
+
+# Layers, heads, width (paper, table of model sizes; 1B … 7B as in the released code).
+SIZES: dict[str, tuple[int, int, int]] = {
+    "B": (12, 12, 768),
+    "L": (24, 16, 1024),
+    "XL": (36, 20, 1280),
+    "XXL": (48, 24, 1536),
+    "XXXL": (48, 32, 2048),
+    "1B": (22, 32, 2048),
+    "3B": (24, 32, 3200),
+    "7B": (32, 32, 4096),
+}
+# What may be shared on: the default allow list for documents that carry a licence.
+OPEN_LICENCES = ("CC0-1.0", "CC-BY-4.0", "CC-BY-3.0", "CC-BY-2.5", "CC-BY-SA-4.0", "CC-BY-SA-3.0")
+
+
+class Part(BaseModel):
+    """A part of the spec: unknown keys are errors, values never change after reading."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+
+class Shape(Part):
+    """What every stage must agree on: the image, its grid of codes and the codebook."""
+
+    image_size: int = Field(ge=8, le=4096, description="side of the square image, pixels")
+    grid: tuple[int, int] = Field(description="code positions, rows x columns")
+    depth: int = Field(ge=1, le=64, description="residual codes at each position")
+    codebook_size: int = Field(ge=2, le=65_536, description="rows of the codebook; codes are uint16")
+
+    @model_validator(mode="after")
+    def _grid_divides(self) -> Shape:
+        for side in self.grid:
+            if side < 1 or self.image_size % side:
+                divisors = [n for n in range(1, self.image_size + 1) if self.image_size % n == 0]
+                raise ValueError(f"grid {self.grid} does not divide image_size {self.image_size}: use one of {divisors}")
+        return self
+
+
+# ---- sources -------------------------------------------------------------------------------------------------------
+class TextSource(Part):
+    """Passages: JSON Lines (.jsonl, .jsonl.gz), Parquet, or `datasets:NAME_OR_FOLDER`."""
+
+    kind: Literal["text"]
+    uri: str
+    text_key: str = "text"
+    id_key: str = "id"
+    subset: str | None = Field(None, description="configuration of a `datasets` data set")
+    partition: str = Field("train", description="split of a `datasets` data set")
+    licence: str | None = Field(None, description="licence of all documents, where it is known")
+    max_documents: int | None = Field(None, ge=1)
+
+
+class DocstringSource(Part):
+    """Passages cut from the documentation strings of the installed Python; written to ROOT/inputs when planned."""
+
+    kind: Literal["docstrings"]
+    passages: int = Field(2000, ge=1)
+    min_words: int = Field(20, ge=1)
+    max_words: int = Field(100, ge=1)
+    vocabulary: int | None = Field(None, ge=2, description="keep only the most frequent words of the prose")
+
+
+class PdfSource(Part):
+    """PDF documents: a folder, a tar or one file, by path or URI."""
+
+    kind: Literal["pdf"]
+    uri: str
+    licence: str | None = None
+    max_documents: int | None = Field(None, ge=1)
+
+
+class TypesetSource(Part):
+    """PDFs typeset from the docstrings (two columns, headings, tables, formulas); written to ROOT/inputs when planned."""
+
+    kind: Literal["typeset"]
+    documents: int = Field(20, ge=1)
+    vocabulary: int | None = Field(None, ge=2)
+
+
+class ImageSource(Part):
+    """Images with classes: folder per class, WebDataset tars, or `datasets:NAME_OR_FOLDER`."""
+
+    kind: Literal["images"]
+    uri: str
+    partition: str | None = Field(None, description="split of a `datasets` data set")
+    image_key: str = "image"
+    class_key: str = "label"
+    split: Literal["hash", "train", "val"] = Field("hash", description="by hash of the document, or all in one split")
+    licence: str | None = None
+    max_documents: int | None = Field(None, ge=1)
+
+
+class ArxivSource(Part):
+    """arXiv's bulk bucket (requester pays): tars named by pdf/arXiv_pdf_manifest.xml."""
+
+    kind: Literal["arxiv"]
+    uri: str = "s3://arxiv"
+    months: str | None = Field(None, description="YYMM, a list `0703,2401`, or a range `2101-2312`")
+    categories: list[str] | None = Field(None, description="keep papers of these categories (needs metadata)")
+    metadata: str | None = Field(None, description="metadata snapshot, JSON Lines with id and license")
+    licences: list[str] = list(OPEN_LICENCES)
+    max_tars: int | None = Field(None, ge=1)
+
+
+Source = Annotated[
+    TextSource | DocstringSource | PdfSource | TypesetSource | ImageSource | ArxivSource, Field(discriminator="kind")
+]
+
+
+# ---- render --------------------------------------------------------------------------------------------------------
+class TextStyle(Part):
+    """How rich text is drawn; sizes are pixels of the drawn canvas (crop_size)."""
+
+    fonts: list[str] = Field(["noto-sans", "fira-go", "ubuntu", "cascadia-mono"], min_length=1)
+    sizes: tuple[int, int] = Field((24, 32), description="smallest and largest type of the body")
+    weights: list[Literal["regular", "bold", "italic"]] = ["regular", "bold", "italic"]
+    colours: list[str] = Field(["#000000"], min_length=1, description="ink, #rrggbb")
+    backgrounds: list[str] = Field(["#ffffff"], min_length=1)
+    alignments: list[Literal["left", "centre", "right", "justify"]] = ["left"]
+    headings: float = Field(0.0, ge=0, le=1, description="share of images that open with a heading")
+    lists: float = Field(0.0, ge=0, le=1, description="share of images set as a list")
+    emphasis: float = Field(0.0, ge=0, le=1, description="share of words in another weight or colour")
+    margin: int = Field(20, ge=0)
+    line_spacing: float = Field(1.2, ge=0.8, le=3)
+    max_words: int = Field(100, ge=1, description="words on one image")
+    max_images: int = Field(1, ge=1, description="images made of one passage, in order")
+
+
+class PageStyle(Part):
+    """How PDF pages are rendered and cropped; the default is A4 at 1260 x 1782 px as published."""
+
+    dpi: float = Field(152.4, ge=18, le=1200)
+    crops: int = Field(10, ge=1, description="random crops of a page")
+    max_pages: int = Field(100, ge=1, description="pages rendered of one document, from the first")
+    max_pixels: int = Field(40_000_000, ge=1, description="a larger page is rejected")
+    min_words: int = Field(0, ge=0, description="least words of text under a crop")
+
+
+class Filters(Part):
+    """What is dropped before it is written; each filter counts what it took."""
+
+    min_ink: float = Field(0.002, ge=0, le=1, description="least share of pixels that differ from the background")
+    near_duplicates: int | None = Field(None, ge=0, le=64, description="Hamming distance of the 64-bit perceptual hash")
+    scripts: list[str] | None = Field(None, description="keep documents mostly in these scripts, e.g. [LATIN]")
+    scanned: Literal["keep", "drop"] = "keep"
+
+
+class Limits(Part):
+    """Limits on one document; the wall-clock backstop is ten times cpu_seconds, one retry has four times as much."""
+
+    cpu_seconds: float = Field(20, gt=0)
+    memory_bytes: int = Field(2 * 2**30, ge=2**26)
+    document_bytes: int = Field(512 * 2**20, ge=1)
+    pixels: int = Field(200_000_000, ge=1, description="a larger source image is rejected before it is decoded")
+
+
+class Render(Part):
+    """Documents -> image shards."""
+
+    sources: list[Source] = Field(min_length=1)
+    crop_size: int | None = Field(None, description="side of what is cut or drawn; reduced to image_size (default: equal)")
+    store: Literal["image", "ten_crop"] = Field("image", description="ten_crop stores int(1.1 image_size) for train")
+    val_share: float = Field(0.02, ge=0, lt=1, description="share of documents in the validation split")
+    documents_per_unit: int = Field(64, ge=1)
+    text: TextStyle = TextStyle()
+    pages: PageStyle = PageStyle()
+    filters: Filters = Filters()
+    limits: Limits = Limits()
+
+
+# ---- tokenizer -----------------------------------------------------------------------------------------------------
+class ShardInput(Part):
+    """One shard set of a mixture."""
+
+    manifest: str = Field(description="URI of a manifest or its folder; relative to the root")
+    weight: float = Field(1.0, gt=0)
+    class_offset: int = Field(0, ge=0)
+
+
+class Tokenizer(Part):
+    """The RQ-VAE and its training."""
+
+    images: list[ShardInput] = [ShardInput(manifest="images/train")]
+    init_from: str | None = Field(None, description="a tokenizer folder to start from")
+    embed_dim: int = Field(256, ge=1)
+    channels: int = Field(128, ge=32, multiple_of=32)
+    channel_multipliers: tuple[int, ...] = (1, 1, 2, 2, 4)
+    res_blocks: int = Field(2, ge=1)
+    attention_sizes: tuple[int, ...] | None = Field(None, description="feature sizes with attention (default: the grid)")
+    shared_codebook: bool = True
+    decay: float = Field(0.99, gt=0, lt=1)
+    commitment: float = Field(0.25, ge=0)
+    restart_unused: bool = True
+    rotation_trick: bool = False
+    kmeans_init: bool = False
+    reconstruction: Literal["l2", "l1"] = "l2"
+    lpips_weights: str | None = Field(None, description="VGG16 + LPIPS weights; without them that loss is off")
+    lpips_weight: float = Field(1.0, ge=0)
+    gan_start: int | None = Field(None, ge=0, description="step at which the adversarial loss begins; none: off")
+    gan_weight: float = Field(0.75, ge=0)
+    ema: float | None = Field(None, gt=0, lt=1, description="moving average of the model's weights")
+    learning_rate: float = Field(4e-5, gt=0)
+    schedule: Literal["constant", "cosine"] = "constant"
+    warmup_steps: int = Field(0, ge=0)
+    batch_size: int = Field(256, ge=1, description="images a step, over all ranks")
+    micro_batch_size: int | None = Field(None, ge=1, description="images a rank takes at a time")
+    steps: int = Field(ge=1)
+    checkpoint_every: int = Field(1000, ge=1)
+    log_every: int = Field(50, ge=1)
+
+
+class Tokenize(Part):
+    """Image shards -> code shards."""
+
+    images: dict[Literal["train", "val"], str] = {"train": "images/train", "val": "images/val"}
+    tokenizer: str = "tokenizer"
+    views: Literal["one", "centre", "ten_crop"] = "one"
+    compute_batch: int = Field(32, ge=1, description="images encoded at once; decides bytes, so part of the digest")
+    dtype: Literal["float32", "bfloat16"] = "float32"
+    threads: int = Field(1, ge=1, description="threads of a worker; decides bytes")
+
+
+# ---- transformer ---------------------------------------------------------------------------------------------------
+class Transformer(Part):
+    """Shape of the DnD transformer: a size of the table, or layers, heads and width by hand."""
+
+    size: Literal["B", "L", "XL", "XXL", "XXXL", "1B", "3B", "7B"] | None = None
+    num_layers: int | None = Field(None, ge=1)
+    num_heads: int | None = Field(None, ge=1)
+    width: int | None = Field(None, ge=4)
+    head_layers: tuple[int, ...] = Field(description="0-based layers after which a head sits; one a depth")
+    num_classes: int = Field(1, ge=1)
+    class_dropout: float = Field(0.0, ge=0, lt=1)
+    token_dropout: float = Field(0.1, ge=0, lt=1)
+    residual_dropout: float = Field(0.1, ge=0, lt=1)
+    ffn_dropout: float = Field(0.1, ge=0, lt=1)
+
+    @property
+    def dimensions(self) -> tuple[int, int, int]:
+        """(layers, heads, width)."""
+        if self.size:
+            return SIZES[self.size]
+        return self.num_layers or 0, self.num_heads or 0, self.width or 0
+
+    @model_validator(mode="after")
+    def _dimensions_fit(self) -> Transformer:
+        by_hand = [self.num_layers, self.num_heads, self.width]
+        if self.size and any(by_hand):
+            raise ValueError("give either size or num_layers, num_heads and width, not both")
+        if not self.size and not all(by_hand):
+            raise ValueError(f"give size (one of {', '.join(SIZES)}) or all of num_layers, num_heads and width")
+        layers, heads, width = self.dimensions
+        if width % heads or (width // heads) % 4:
+            raise ValueError(f"width {width} over {heads} heads must give a head width that is a multiple of 4")
+        if list(self.head_layers) != sorted(set(self.head_layers)):
+            raise ValueError(f"head_layers {list(self.head_layers)} must rise")
+        if self.head_layers[-1] != layers - 1:
+            raise ValueError(f"the last of head_layers must be the last layer, {layers - 1}, not {self.head_layers[-1]}")
+        return self
+
+
+class Train(Part):
+    """Training of the transformer with DeepSpeed."""
+
+    codes: list[ShardInput] = [ShardInput(manifest="codes/train")]
+    val_codes: str = "codes/val"
+    init_from: str | None = Field(None, description="a transformer folder to start from")
+    batch_size: int = Field(256, ge=1, description="images a step, over all ranks and accumulation steps")
+    micro_batch_size: int | None = Field(None, ge=1, description="images a rank takes at a time (default: all it can)")
+    steps: int = Field(ge=1)
+    learning_rate: float = Field(1e-4, gt=0)
+    warmup_steps: int = Field(0, ge=0)
+    schedule: Literal["constant", "cosine"] = "constant"
+    betas: tuple[float, float] = (0.9, 0.95)
+    weight_decay: float = Field(0.05, ge=0)
+    clip: float = Field(1.0, gt=0)
+    ema: float = Field(0.9999, ge=0, lt=1)
+    zero_stage: Literal[0, 1, 2, 3] = 1
+    offload_optimizer: bool = False
+    dtype: Literal["float32", "bfloat16"] = "bfloat16"
+    activation_checkpointing: float = Field(0.0, ge=0, le=1, description="share of layers recomputed in backward")
+    compile: bool = False
+    checkpoint_every: int = Field(1000, ge=1)
+    keep_last: int = Field(2, ge=1)
+    keep_every: int | None = Field(None, ge=1, description="steps whose checkpoint is never removed")
+    validate_every: int = Field(500, ge=1)
+    validation_images: int = Field(1024, ge=1)
+    log_every: int = Field(20, ge=1)
+    max_restarts: int = Field(3, ge=0)
+
+
+class Sample(Part):
+    """Sampling and decoding of pictures."""
+
+    name: str = Field("default", pattern=r"^[A-Za-z0-9_-]+$")
+    num: int = Field(64, ge=1)
+    batch_size: int = Field(32, ge=1)
+    guidance: float = Field(1.0, ge=0)
+    temperature: float | list[float] = 1.0
+    top_k: int | list[int] = 0
+    top_p: float | list[float] = 1.0
+    classes: Literal["uniform", "per_class"] | list[int] = "uniform"
+    ema: bool = True
+    dtype: Literal["float32", "bfloat16"] = "float32"
+    images_per_unit: int = Field(1024, ge=1)
+    rounding: Literal["truncate", "nearest"] = "nearest"
+
+
+class Evaluate(Part):
+    """What `dnd evaluate` and the report measure."""
+
+    ocr_images: int = Field(1000, ge=1)
+    reconstructions: int = Field(1000, ge=1)
+
+
+class Spec(Part):
+    """A whole run."""
+
+    name: str = Field(pattern=r"^[A-Za-z0-9_-]+$")
+    seed: int = Field(0, ge=0, lt=2**31)
+    shape: Shape
+    render: Render
+    tokenizer: Tokenizer
+    tokenize: Tokenize = Tokenize()
+    transformer: Transformer
+    train: Train
+    sample: Sample = Sample()
+    evaluate: Evaluate = Evaluate()
+
+    @model_validator(mode="after")
+    def _stages_agree(self) -> Spec:
+        if len(self.transformer.head_layers) != self.shape.depth:
+            raise ValueError(
+                f"transformer.head_layers has {len(self.transformer.head_layers)} entries for shape.depth "
+                f"{self.shape.depth}: give one layer for each depth"
+            )
+        reduction = self.shape.image_size // self.shape.grid[0]
+        halvings = len(self.tokenizer.channel_multipliers) - 1
+        if self.shape.grid[0] != self.shape.grid[1] or 2**halvings != reduction:
+            raise ValueError(
+                f"tokenizer.channel_multipliers has {halvings + 1} levels, a reduction by {2**halvings}, but image_size / "
+                f"grid is {reduction}: give log2({reduction}) + 1 levels"
+            )
+        if self.render.crop_size and self.render.crop_size < self.shape.image_size:
+            raise ValueError(f"render.crop_size {self.render.crop_size} is below shape.image_size {self.shape.image_size}")
+        if (self.render.store == "ten_crop") != (self.tokenize.views == "ten_crop"):
+            raise ValueError("render.store and tokenize.views must both be ten_crop or neither")
+        return self
+
+    @property
+    def stored_size(self) -> int:
+        """Side of a stored training image, pixels: int(1.1 image_size) where ten crops will be cut from it."""
+        return int(self.shape.image_size * 1.1) if self.render.store == "ten_crop" else self.shape.image_size
+
+    def to_yaml(self) -> str:
+        """The resolved spec, as ROOT/spec.yaml holds it."""
+        return yaml.safe_dump(self.model_dump(mode="json"), sort_keys=False)
+
+
+def presets() -> list[str]:
+    """Names of the presets that come with the project."""
+    return sorted(path.stem for path in PRESETS.glob("*.yaml"))
+
+
+def load_spec(name_or_path: str | Path, overrides: tuple[str, ...] | list[str] = ()) -> Spec:
+    """Reads a preset by name or a YAML file, with `a.b=c` overrides.
+
+    A file may name another spec under `base:`; its own keys are laid over that one.
+    Raises ValueError naming file, key and remedy.
+    """
+    path = _find(name_or_path)
+    tree = _read(path)
+    for override in overrides:
+        _set(tree, override)
+    try:
+        return Spec.model_validate(tree)
+    except ValidationError as error:
+        raise ValueError(_explain(path, error)) from None
+
+
+def parse_spec(text: str, origin: str) -> Spec:
+    """Reads a spec from its YAML text (ROOT/spec.yaml, local or on S3); `origin` names it in errors."""
+    try:
+        return Spec.model_validate(_mapping(text, origin))
+    except ValidationError as error:
+        raise ValueError(_explain(origin, error)) from None
+
+
+def _find(name_or_path: str | Path) -> Path:
+    path = Path(name_or_path)
+    if path.is_file():
+        return path
+    preset = PRESETS / f"{name_or_path}.yaml"
+    if preset.is_file():
+        return preset
+    raise ValueError(f"{name_or_path}: no such file and no preset of that name; presets: {', '.join(presets())}")
+
+
+def _read(path: Path) -> dict[str, Any]:
+    tree = _mapping(path.read_text(encoding="utf-8"), str(path))
+    base = tree.pop("base", None)
+    if base is None:
+        return tree
+    beside = path.parent / str(base)
+    return _merge(_read(beside if beside.is_file() else _find(base)), tree)
+
+
+def _mapping(text: str, origin: str) -> dict[str, Any]:
+    try:
+        tree = yaml.safe_load(text)
+    except yaml.YAMLError as error:
+        raise ValueError(f"{origin}: not YAML: {' '.join(str(error).split())}") from None
+    if not isinstance(tree, dict):
+        raise ValueError(f"{origin}: a spec is a mapping of keys, not {type(tree).__name__}")
+    return tree
+
+
+def _merge(below: dict[str, Any], above: dict[str, Any]) -> dict[str, Any]:
+    merged = dict(below)
+    for key, value in above.items():
+        both = isinstance(value, dict) and isinstance(merged.get(key), dict)
+        merged[key] = _merge(merged[key], value) if both else value
+    return merged
+
+
+def _set(tree: dict[str, Any], override: str) -> None:
+    key, equals, value = override.partition("=")
+    if not equals or not key:
+        raise ValueError(f"--set {override}: write key=value, for instance train.micro_batch_size=8")
+    *parents, leaf = key.split(".")
+    for parent in parents:
+        tree = tree.setdefault(parent, {}) if isinstance(tree, dict) else tree[_index(tree, parent, key)]
+    if isinstance(tree, list):
+        tree[_index(tree, leaf, key)] = _value(value, override)
+    elif isinstance(tree, dict):
+        tree[leaf] = _value(value, override)
+    else:
+        raise ValueError(f"--set {override}: {'.'.join(parents)} is a value, not a mapping")
+
+
+def _index(values: Any, part: str, key: str) -> int:
+    if not isinstance(values, list) or not part.isdigit() or int(part) >= len(values):
+        raise ValueError(f"--set {key}: there is no entry {part!r}; lists are counted from 0")
+    return int(part)
+
+
+def _value(text: str, override: str) -> Any:
+    try:
+        return yaml.safe_load(text)
+    except yaml.YAMLError:
+        raise ValueError(f"--set {override}: the value is not YAML") from None
+
+
+def _explain(path: Path | str, error: ValidationError) -> str:
+    """One line a mistake: file, key, what is wrong and what would be right."""
+    lines = []
+    for fault in error.errors():
+        key = ".".join(str(part) for part in fault["loc"]) or "(whole spec)"
+        message = fault["msg"].removeprefix("Value error, ")
+        if fault["type"] == "extra_forbidden":
+            message = f"unknown key; known here: {', '.join(_known_keys(fault['loc'][:-1]))}"
+        lines.append(f"{path}: {key}: {message}")
+    return "\n".join(lines)
+
+
+def _known_keys(loc: tuple[int | str, ...]) -> list[str]:
+    part: Any = Spec
+    for step in loc:
+        field = part.model_fields.get(step) if isinstance(part, type) and issubclass(part, BaseModel) else None
+        part = field.annotation if field else _source_of_kind(step) or part
+    return list(part.model_fields) if isinstance(part, type) and issubclass(part, BaseModel) else ["see `dnd presets`"]
+
+
+def _source_of_kind(kind: int | str) -> type[Part] | None:
+    kinds = [TextSource, DocstringSource, PdfSource, TypesetSource, ImageSource, ArxivSource]
+    return next((source for source in kinds if kind in source.model_fields["kind"].annotation.__args__), None)
