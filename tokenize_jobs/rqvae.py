@@ -1,0 +1,344 @@
+"""The RQ-VAE: a convolutional encoder and decoder (as in taming-transformers) around a residual quantizer.
+
+Parameter names and mathematics are those of the released tokenizers (kakaobrain/rq-vae-transformer, arXiv 2203.01941).
+Shapes: B images of H x W pixels, h x w code positions, D codes a position.
+"""
+
+import dataclasses
+import itertools
+import json
+from typing import Any, Literal
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from tokenize_jobs.quantizer import ResidualQuantizer
+
+
+@dataclasses.dataclass(frozen=True)
+class RQVAEConfig:
+    """What makes a tokenizer; the defaults are the usual f=16 architecture of RQ-VAE. A single number is a square."""
+
+    image_size: tuple[int, int]  # height and width in pixels
+    grid: tuple[int, int]  # code positions, rows and columns
+    depth: int  # codes at a position
+    codebook_size: int
+    shared_codebook: bool = True
+    embed_dim: int = 256  # channels of the latents that are quantized
+    ch: int = 128
+    ch_mult: tuple[int, ...] = (1, 1, 2, 2, 4)  # channels of each level in units of ch; every level halves the side
+    num_res_blocks: int = 2
+    attn_resolutions: tuple[int, ...] | None = None  # levels with attention, by side; None: the latents' own
+    resolution: int = 0  # the side by which attn_resolutions count; 0: the image's height
+    z_channels: int = 256
+    patch: int = 1  # side of the squares of pixels folded into channels first; 1 in every released tokenizer
+    dropout: float = 0.0
+    decay: float = 0.99
+    commitment_weight: float = 0.25
+    restart_unused_codes: bool = True
+    gradient: Literal["straight_through", "rotation"] = "straight_through"
+    codebook_init: Literal["normal", "kmeans"] = "normal"
+
+    def __post_init__(self) -> None:
+        put = lambda name, value: object.__setattr__(self, name, value)  # noqa: E731
+        for name in ("image_size", "grid"):
+            value = getattr(self, name)
+            put(name, (value, value) if isinstance(value, int) else tuple(value))
+        put("resolution", self.resolution or self.image_size[0])
+        smallest = self.resolution // self.downsampling
+        put("attn_resolutions", (smallest,) if self.attn_resolutions is None else tuple(self.attn_resolutions))
+        put("ch_mult", tuple(self.ch_mult))
+        self._check()
+
+    def _check(self) -> None:
+        for side, positions in zip(self.image_size, self.grid, strict=True):
+            if side % self.downsampling or (side // self.downsampling) % positions:
+                raise ValueError(
+                    f"image_size {side} with {len(self.ch_mult)} levels and patch {self.patch} has latents of "
+                    f"{side / self.downsampling:g}: the grid of {positions} must divide that"
+                )
+        if any(self.ch * factor % 32 for factor in self.ch_mult):
+            raise ValueError(f"ch {self.ch} times ch_mult {self.ch_mult} must be multiples of 32 (group normalization)")
+        if not 1 <= self.codebook_size <= 65536:
+            raise ValueError(f"codebook_size is {self.codebook_size}: codes are 16 bits, at most 65536")
+
+    @property
+    def downsampling(self) -> int:
+        """Pixels along a side of the image for one along a side of the latents."""
+        return self.patch * 2 ** (len(self.ch_mult) - 1)
+
+    @property
+    def latent_shape(self) -> tuple[int, int, int]:
+        """Height, width and channels of the latents."""
+        height, width = self.image_size
+        return height // self.downsampling, width // self.downsampling, self.embed_dim
+
+    @property
+    def code_shape(self) -> tuple[int, int, int]:
+        """h, w, D of the codes."""
+        return *self.grid, self.depth
+
+    def to_json(self) -> str:
+        """The configuration as JSON text."""
+        return json.dumps(dataclasses.asdict(self), indent=2)
+
+    @classmethod
+    def from_json(cls, text: str) -> "RQVAEConfig":
+        """The inverse of `to_json`; ValueError for text that is no such configuration."""
+        try:
+            return cls(**json.loads(text))
+        except TypeError as error:
+            raise ValueError(f"not a tokenizer configuration: {error}") from None
+
+    @classmethod
+    def from_released(cls, hparams: dict[str, Any], ddconfig: dict[str, Any]) -> "RQVAEConfig":
+        """From the two mappings of a released config.yaml; ValueError names what has no counterpart here."""
+        _refuse_foreign(hparams, ddconfig)
+        height, width, channels = hparams["latent_shape"]
+        *grid, depth = hparams["code_shape"]
+        if channels != hparams["embed_dim"]:
+            raise ValueError(f"hparams: latent_shape has {channels} channels, embed_dim is {hparams['embed_dim']}")
+        factor = 2 ** (len(ddconfig["ch_mult"]) - 1)
+        same = ("ch", "ch_mult", "num_res_blocks", "attn_resolutions", "resolution", "z_channels")
+        return cls(
+            image_size=(height * factor, width * factor),
+            grid=tuple(grid),
+            depth=depth,
+            codebook_size=_single(hparams["n_embed"], "n_embed"),
+            shared_codebook=hparams["shared_codebook"],
+            embed_dim=channels,
+            dropout=ddconfig.get("dropout", 0.0),
+            decay=_single(hparams.get("decay", 0.99), "decay"),
+            commitment_weight=hparams.get("latent_loss_weight", 0.25),
+            restart_unused_codes=hparams.get("restart_unused_codes", True),
+            **{name: ddconfig[name] for name in same},
+        )
+
+
+def _refuse_foreign(hparams: dict[str, Any], ddconfig: dict[str, Any]) -> None:
+    fixed = {"bottleneck_type": "rq", "double_z": False, "in_channels": 3, "out_ch": 3, "resamp_with_conv": True}
+    for name, value in fixed.items():
+        given = {**hparams, **ddconfig}.get(name, value)
+        if given != value:
+            raise ValueError(f"{name} is {given!r}: only {value!r} is supported")
+    needed = {"hparams": ("embed_dim", "n_embed", "latent_shape", "code_shape", "shared_codebook")}
+    needed["ddconfig"] = ("ch", "ch_mult", "num_res_blocks", "attn_resolutions", "resolution", "z_channels")
+    for where, given in (("hparams", hparams), ("ddconfig", ddconfig)):
+        if missing := [name for name in needed[where] if name not in given]:
+            raise ValueError(f"{where} lacks {', '.join(missing)}")
+
+
+def _single(value: Any, name: str) -> Any:
+    values = list(value) if isinstance(value, (list, tuple)) else [value]
+    if len(set(values)) != 1:
+        raise ValueError(f"{name} is {value}: a different one for each depth is not supported")
+    return values[0]
+
+
+class RQVAE(nn.Module):
+    """The tokenizer. Images are [B, 3, H, W] in [-1, 1], codes [B, h, w, D] int64.
+
+    Weights may be bfloat16 and the call under autocast, but the codebooks stay float32 (`self.quantizer.float()`) and
+    distances are always computed in it. Any image whose sides the downsampling divides will do.
+    """
+
+    def __init__(self, config: RQVAEConfig):
+        super().__init__()
+        self.config = config
+        self.encoder = Encoder(config)
+        self.decoder = Decoder(config)
+        self.quantizer = ResidualQuantizer(
+            num_rows=config.codebook_size,
+            channels=config.embed_dim,
+            depth=config.depth,
+            fold=(config.latent_shape[0] // config.grid[0], config.latent_shape[1] // config.grid[1]),
+            shared_codebook=config.shared_codebook,
+            decay=config.decay,
+            restart_unused_codes=config.restart_unused_codes,
+            gradient=config.gradient,
+            codebook_init=config.codebook_init,
+        )
+        self.quant_conv = nn.Conv2d(config.z_channels, config.embed_dim, 1)
+        self.post_quant_conv = nn.Conv2d(config.embed_dim, config.z_channels, 1)
+
+    def forward(self, images: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """Reconstruction [B, 3, H, W], commitment loss (mean over depths, unweighted) and codes [B, h, w, D].
+
+        In training mode the codebooks learn from the batch, over all ranks of torch.distributed.
+        """
+        quantized, commitment_loss, codes = self.quantizer(self.latents(images))
+        return self.images(quantized), commitment_loss, codes
+
+    @torch.no_grad()
+    def encode(self, images: Tensor) -> Tensor:
+        """Codes [B, h, w, D] int64 of images; nothing is learned, whatever the mode."""
+        return self.quantizer.encode(self.latents(images))
+
+    @torch.no_grad()
+    def decode(self, codes: Tensor, depths: int | None = None) -> Tensor:
+        """Images [B, 3, H, W] from codes, or from the first `depths` of each position; ValueError beyond D."""
+        return self.images(self.quantizer.decode(codes, depths))
+
+    def latents(self, images: Tensor) -> Tensor:
+        """What is quantized: [B, latent height, latent width, embed_dim]."""
+        images = images.to(self.quant_conv.weight.dtype)
+        return self.quant_conv(self.encoder(images)).permute(0, 2, 3, 1)
+
+    def images(self, latents: Tensor) -> Tensor:
+        """Images from (quantized) latents, the inverse of `latents`."""
+        latents = latents.permute(0, 3, 1, 2).to(self.post_quant_conv.weight.dtype)
+        return self.decoder(self.post_quant_conv(latents))
+
+
+class Encoder(nn.Module):
+    """Images to [B, z_channels, latent height, latent width]; each level but the last halves the side."""
+
+    def __init__(self, config: RQVAEConfig):
+        super().__init__()
+        self.patch = config.patch
+        channels = config.ch
+        self.conv_in = conv3x3(3 * config.patch**2, channels)
+        self.down = nn.ModuleList()
+        for level, factor in enumerate(config.ch_mult):
+            stage = Stage(config, level, channels, config.ch * factor, config.num_res_blocks)
+            channels = config.ch * factor
+            if level < len(config.ch_mult) - 1:
+                stage.downsample = Downsample(channels)
+            self.down.append(stage)
+        self.mid = Middle(channels, config.dropout)
+        self.norm_out = group_norm(channels)
+        self.conv_out = conv3x3(channels, config.z_channels)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = F.pixel_unshuffle(x, self.patch) if self.patch > 1 else x
+        x = self.conv_in(x)
+        for stage in self.down:
+            x = stage(x)
+            x = stage.downsample(x) if hasattr(stage, "downsample") else x
+        return self.conv_out(F.silu(self.norm_out(self.mid(x))))
+
+
+class Decoder(nn.Module):
+    """[B, z_channels, latent height, latent width] to images; the mirror of the encoder, a block more at each level."""
+
+    def __init__(self, config: RQVAEConfig):
+        super().__init__()
+        self.patch = config.patch
+        channels = config.ch * config.ch_mult[-1]
+        self.conv_in = conv3x3(config.z_channels, channels)
+        self.mid = Middle(channels, config.dropout)
+        self.up = nn.ModuleList()
+        for level, factor in reversed(list(enumerate(config.ch_mult))):
+            stage = Stage(config, level, channels, config.ch * factor, config.num_res_blocks + 1)
+            channels = config.ch * factor
+            if level > 0:
+                stage.upsample = Upsample(channels)
+            self.up.insert(0, stage)
+        self.norm_out = group_norm(channels)
+        self.conv_out = conv3x3(channels, 3 * config.patch**2)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = self.mid(self.conv_in(x))
+        for stage in reversed(self.up):
+            x = stage(x)
+            x = stage.upsample(x) if hasattr(stage, "upsample") else x
+        x = self.conv_out(F.silu(self.norm_out(x)))
+        return F.pixel_shuffle(x, self.patch) if self.patch > 1 else x
+
+
+class Stage(nn.Module):
+    """The residual blocks of one level, each followed by attention where the configuration asks for it."""
+
+    def __init__(self, config: RQVAEConfig, level: int, in_channels: int, out_channels: int, num_blocks: int):
+        super().__init__()
+        channels = itertools.pairwise([in_channels] + [out_channels] * num_blocks)
+        self.block = nn.ModuleList(ResnetBlock(before, after, config.dropout) for before, after in channels)
+        side = config.resolution // config.patch >> level
+        with_attention = side in (config.attn_resolutions or ())
+        self.attn = nn.ModuleList(Attention(out_channels) for _ in range(num_blocks * with_attention))
+
+    def forward(self, x: Tensor) -> Tensor:
+        for i, block in enumerate(self.block):
+            x = block(x)
+            x = self.attn[i](x) if len(self.attn) else x
+        return x
+
+
+class Middle(nn.Module):
+    """Two residual blocks with attention between them, at the latents' resolution."""
+
+    def __init__(self, channels: int, dropout: float):
+        super().__init__()
+        self.block_1 = ResnetBlock(channels, channels, dropout)
+        self.attn_1 = Attention(channels)
+        self.block_2 = ResnetBlock(channels, channels, dropout)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.block_2(self.attn_1(self.block_1(x)))
+
+
+class ResnetBlock(nn.Module):
+    """Norm, SiLU, convolution, twice, around a shortcut."""
+
+    def __init__(self, in_channels: int, out_channels: int, dropout: float):
+        super().__init__()
+        self.norm1 = group_norm(in_channels)
+        self.conv1 = conv3x3(in_channels, out_channels)
+        self.norm2 = group_norm(out_channels)
+        self.dropout = nn.Dropout(dropout)
+        self.conv2 = conv3x3(out_channels, out_channels)
+        if in_channels != out_channels:
+            self.nin_shortcut = nn.Conv2d(in_channels, out_channels, 1)
+
+    def forward(self, x: Tensor) -> Tensor:
+        y = self.conv1(F.silu(self.norm1(x)))
+        y = self.conv2(self.dropout(F.silu(self.norm2(y))))
+        return y + (self.nin_shortcut(x) if hasattr(self, "nin_shortcut") else x)
+
+
+class Attention(nn.Module):
+    """Every position attends to every other, one head as wide as the channels."""
+
+    def __init__(self, channels: int):
+        super().__init__()
+        self.norm = group_norm(channels)
+        self.q, self.k, self.v, self.proj_out = (nn.Conv2d(channels, channels, 1) for _ in range(4))
+
+    def forward(self, x: Tensor) -> Tensor:
+        normed = self.norm(x)
+        q, k, v = (conv(normed).flatten(2).transpose(1, 2).unsqueeze(1) for conv in (self.q, self.k, self.v))
+        attended = F.scaled_dot_product_attention(q, k, v).squeeze(1)
+        return x + self.proj_out(attended.transpose(1, 2).unflatten(2, x.shape[2:]))
+
+
+class Downsample(nn.Module):
+    """Halve the side; the missing row and column are padded below and to the right."""
+
+    def __init__(self, channels: int):
+        super().__init__()
+        self.conv = nn.Conv2d(channels, channels, 3, stride=2)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.conv(F.pad(x, (0, 1, 0, 1)))
+
+
+class Upsample(nn.Module):
+    """Double the side by repeating pixels, then convolve."""
+
+    def __init__(self, channels: int):
+        super().__init__()
+        self.conv = conv3x3(channels, channels)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.conv(F.interpolate(x, scale_factor=2.0, mode="nearest"))
+
+
+def conv3x3(in_channels: int, out_channels: int) -> nn.Conv2d:
+    """A convolution that keeps the side."""
+    return nn.Conv2d(in_channels, out_channels, 3, padding=1)
+
+
+def group_norm(channels: int) -> nn.GroupNorm:
+    """The norm of every layer here: 32 groups."""
+    return nn.GroupNorm(32, channels, eps=1e-6)
