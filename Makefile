@@ -1,0 +1,42 @@
+# make demo: documents to pictures on this machine.  make test: the tests.  `make help` lists the rest.
+PYTHON ?= python3.11
+ROOT ?= runs/demo
+PRESET ?= demo
+PDFS ?=
+TEXT ?=
+BIN := .venv/bin
+
+.PHONY: help demo test lint test-long test-s3 lock clean
+help:                ## this list
+	@grep -E '^[a-z0-9-]+:.*##' Makefile | sed 's/:.*##/  /'
+
+.venv/installed: requirements.lock pyproject.toml
+	$(PYTHON) -m venv .venv
+	$(BIN)/python -m pip install -q --disable-pip-version-check -r requirements.lock
+	$(BIN)/python -m pip install -q --disable-pip-version-check --no-deps -e .
+	touch $@
+
+demo: .venv/installed  ## documents to pictures and a report (ROOT=, PRESET=, PDFS=folder, TEXT=passages.jsonl)
+	$(BIN)/dnd demo --root $(ROOT) --preset $(PRESET) $(if $(PDFS),--pdfs $(PDFS)) $(if $(TEXT),--text $(TEXT))
+
+lint: .venv/installed  ## style, types, floors
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+	$(BIN)/lint-imports
+
+test: lint           ## lint and the ordinary tests
+	$(BIN)/pytest
+
+test-long: .venv/installed  ## the full forms of what CI shows in short
+	$(BIN)/pytest -m long --timeout 7200
+
+test-s3: .venv/installed    ## the tests against a real S3 server (installs Debian's Ceph gateway where it can)
+	command -v radosgw >/dev/null || apt-get install -y --no-install-recommends radosgw ceph-mon ceph-osd || true
+	$(BIN)/pytest -m s3
+
+lock: .venv/installed  ## writes requirements.lock from what is installed
+	$(BIN)/python -m pip freeze --exclude-editable | sed 's/+cpu$$//' > requirements.lock
+
+clean:               ## removes the environment and the demo's results
+	rm -rf .venv runs/demo

@@ -1,0 +1,46 @@
+"""Progress of long tasks: a bar on a terminal, elsewhere one line now and then; always with rate and ETA."""
+
+from __future__ import annotations
+
+import sys
+import time
+
+
+class Progress:
+    """Counts `total` things of a named task; `unit` is what one thing is called (images, units, steps)."""
+
+    def __init__(self, task: str, total: int, unit: str, done: int = 0, every_seconds: float = 10.0) -> None:
+        self.task, self.total, self.unit, self.done, self.start_done = task, total, unit, done, done
+        self.terminal = sys.stderr.isatty()
+        self.every = 0.2 if self.terminal else every_seconds
+        self.started = self.shown = time.monotonic()
+
+    def advance(self, count: int = 1, note: str = "") -> None:
+        """Adds to what is done and shows a line when it is time."""
+        self.done += count
+        if time.monotonic() - self.shown >= self.every:
+            self.show(note)
+
+    def show(self, note: str = "") -> None:
+        """Shows the line now."""
+        self.shown = time.monotonic()
+        end = "\r" if self.terminal else "\n"
+        print(f"{self.line()}{'  ' + note if note else ''}", end=end, file=sys.stderr, flush=True)
+
+    def line(self) -> str:
+        """The text of the line: task, done of total, rate, time left."""
+        rate = (self.done - self.start_done) / max(time.monotonic() - self.started, 1e-9)
+        left = f"{_clock((self.total - self.done) / rate)} left" if rate > 0 else "?"
+        return f"{self.task}: {self.done}/{self.total} {self.unit}, {rate:.3g} {self.unit}/s, {left}"
+
+    def finish(self, note: str = "") -> None:
+        """Shows the last line, with the time taken."""
+        taken = _clock(time.monotonic() - self.started)
+        lead = "\r" if self.terminal else ""
+        print(f"{lead}{self.task}: {self.done} {self.unit} in {taken}{'  ' + note if note else ''}   ", file=sys.stderr)
+
+
+def _clock(seconds: float) -> str:
+    minutes, seconds = divmod(int(seconds), 60)
+    hours, minutes = divmod(minutes, 60)
+    return f"{hours}:{minutes:02}:{seconds:02}" if hours else f"{minutes}:{seconds:02}"

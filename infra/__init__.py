@@ -1,0 +1,1 @@
+"""The `dnd` command, demo, report, benchmarks and cluster files. Nobody imports this floor."""
