@@ -13,7 +13,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from tokenize_jobs.quantizer import ResidualQuantizer
+from tokenize_jobs.quantizer import PASS_GRADIENT, ResidualQuantizer
 
 
 @dataclasses.dataclass(frozen=True)
@@ -62,6 +62,10 @@ class RQVAEConfig:
             raise ValueError(f"ch {self.ch} times ch_mult {self.ch_mult} must be multiples of 32 (group normalization)")
         if not 1 <= self.codebook_size <= 65536:
             raise ValueError(f"codebook_size is {self.codebook_size}: codes are 16 bits, at most 65536")
+        if self.gradient not in PASS_GRADIENT:
+            raise ValueError(f"gradient is {self.gradient!r}: must be one of {', '.join(PASS_GRADIENT)}")
+        if self.codebook_init not in ("normal", "kmeans"):
+            raise ValueError(f"codebook_init is {self.codebook_init!r}: must be normal or kmeans")
 
     @property
     def downsampling(self) -> int:

@@ -1,0 +1,127 @@
+"""The tokenizer agrees with the authors' numbers, and its shapes and options hold."""
+
+import json
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors import safe_open
+from torch import Tensor
+
+from tokenize_jobs.rqvae import RQVAE, RQVAEConfig
+
+TINY = {"embed_dim": 16, "ch": 32, "ch_mult": (1, 1), "num_res_blocks": 1, "z_channels": 16}
+TINY_SQUARE = {"image_size": (16, 16), "grid": (8, 8), "depth": 3, "codebook_size": 32, **TINY}
+
+
+@pytest.fixture(scope="module")
+def golden(shared: Path) -> tuple[RQVAE, dict[str, Tensor]]:
+    with safe_open(shared / "reference" / "rqvae_shared_codebook.safetensors", "pt") as file:
+        about = {name: json.loads(text) for name, text in file.metadata().items()}
+        tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 (not a dict)
+    model = RQVAE(RQVAEConfig.from_released(about["hparams"], about["ddconfig"]))
+    prefix = "state_dict."
+    model.load_state_dict({name.removeprefix(prefix): t for name, t in tensors.items() if name.startswith(prefix)})
+    return model.eval(), tensors
+
+
+@torch.no_grad()
+def test_goldens(golden: tuple[RQVAE, dict[str, Tensor]]) -> None:
+    model, expected = golden
+    close = {"atol": 1e-4, "rtol": 0}
+    torch.testing.assert_close(model.latents(expected["images"]), expected["z_e"], **close)
+    assert torch.equal(model.encode(expected["images"]), expected["codes"])
+    recon, loss, codes = model(expected["images"])
+    assert torch.equal(codes, expected["codes"])
+    torch.testing.assert_close(recon, expected["recon"], **close)
+    torch.testing.assert_close(loss, expected["quant_loss"][0], atol=1e-5, rtol=0)
+    torch.testing.assert_close(model.decode(codes), expected["decode_code"], **close)
+    torch.testing.assert_close(model.decode(codes, depths=1), expected["decode_partial_add_0"], **close)
+
+
+@torch.no_grad()
+def test_channels_last_and_autocast_keep_the_codes(golden: tuple[RQVAE, dict[str, Tensor]]) -> None:
+    model, expected = golden
+    images = expected["images"].contiguous(memory_format=torch.channels_last)
+    assert torch.equal(model.encode(images), expected["codes"])
+    with torch.autocast("cpu", torch.bfloat16):
+        recon, _, codes = model(images)
+        given = model.quantizer.encode(expected["z_e"])
+    assert torch.equal(given, expected["codes"])  # distances stay float32
+    assert recon.dtype == torch.bfloat16
+    assert (codes == expected["codes"]).float().mean() > 0.9
+
+
+def test_state_dict_repeats_a_shared_codebook() -> None:
+    shared_names = set(RQVAE(RQVAEConfig(**TINY_SQUARE)).state_dict())
+    own_names = set(RQVAE(RQVAEConfig(**TINY_SQUARE, shared_codebook=False)).state_dict())
+    assert shared_names == own_names
+    books = {f"quantizer.codebooks.{i}.{name}" for i in range(3) for name in ("weight", "cluster_size_ema", "embed_ema")}
+    assert books == {name for name in own_names if name.startswith("quantizer")}
+
+
+def test_weights_in_bfloat16_with_a_float32_codebook() -> None:
+    model = RQVAE(RQVAEConfig(**TINY_SQUARE)).to(torch.bfloat16).eval()
+    model.quantizer.float()
+    codes = model.encode(torch.rand(2, 3, 16, 16))
+    assert model.decode(codes).dtype == torch.bfloat16
+
+
+@pytest.mark.parametrize("extra", [{}, {"patch": 2, "image_size": (16, 32)}])
+def test_images_need_not_be_square(extra: dict) -> None:
+    config = RQVAEConfig(**{**TINY_SQUARE, "image_size": (8, 16), "grid": (4, 4), **extra})  # folds 1 x 2 latents
+    model = RQVAE(config).eval()
+    codes = model.encode(torch.rand(2, 3, *config.image_size))
+    assert codes.shape == (2, *config.code_shape)
+    assert model.decode(codes).shape == (2, 3, *config.image_size)
+
+
+def test_decode_depths_outside_the_model_are_refused() -> None:
+    model = RQVAE(RQVAEConfig(**TINY_SQUARE))
+    for depths in (0, 4):
+        with pytest.raises(ValueError, match="must be from 1 to 3"):
+            model.decode(torch.zeros(1, 8, 8, 3, dtype=torch.int64), depths)
+
+
+def test_gradients_reach_every_parameter() -> None:
+    model = RQVAE(RQVAEConfig(**TINY_SQUARE)).train()
+    images = torch.rand(4, 3, 16, 16)
+    recon, commitment, _ = model(images)
+    ((recon - images).square().mean() + commitment).backward()
+    # a bias before a norm of one channel a group has no effect, so it may be 0, but it must be reached
+    assert [name for name, parameter in model.named_parameters() if parameter.grad is None] == []
+
+
+def test_config_round_trips_and_takes_single_numbers() -> None:
+    config = RQVAEConfig(image_size=256, grid=16, depth=2, codebook_size=16384)
+    assert RQVAEConfig.from_json(config.to_json()) == config
+    assert config.latent_shape == (16, 16, 256)
+    assert config.attn_resolutions == (16,)
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"grid": 5}, "the grid of 5 must divide"),
+        ({"ch": 48}, "multiples of 32"),
+        ({"codebook_size": 70_000}, "at most 65536"),
+        ({"image_size": 17}, "image_size 17"),
+        ({"gradient": "none"}, "gradient is 'none'"),
+    ],
+)
+def test_impossible_configurations_are_refused(change: dict, message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        RQVAEConfig(**{**TINY_SQUARE, **change})
+
+
+def test_foreign_options_of_released_configs_are_refused() -> None:
+    hparams = {"embed_dim": 8, "n_embed": 16, "latent_shape": [4, 4, 8], "code_shape": [4, 4, 2], "shared_codebook": True}
+    ddconfig = {"ch": 32, "ch_mult": [1, 2], "num_res_blocks": 1, "attn_resolutions": [4], "resolution": 8}
+    with pytest.raises(ValueError, match="ddconfig lacks z_channels"):
+        RQVAEConfig.from_released(hparams, ddconfig)
+    ddconfig["z_channels"] = 8
+    assert RQVAEConfig.from_released(hparams, ddconfig).image_size == (8, 8)
+    with pytest.raises(ValueError, match="double_z is True"):
+        RQVAEConfig.from_released(hparams, {**ddconfig, "double_z": True})
+    with pytest.raises(ValueError, match="a different one for each depth"):
+        RQVAEConfig.from_released({**hparams, "n_embed": [16, 32]}, ddconfig)

@@ -1,0 +1,44 @@
+"""Crops equal the authors' preprocessing to the pixel."""
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from tokenize_jobs.views import center_crop, center_view, make_views, reduce_image, stored_size, ten_views
+
+PHOTOS = ["skimage-astronaut.png", "skimage-coffee.png", "skimage-camera.png", "lomiri-dragonfly.jpg"]
+
+
+@pytest.mark.parametrize("name", PHOTOS)
+def test_crops_equal_the_goldens(shared: Path, name: str) -> None:
+    golden = np.load(shared / "reference" / "crops.npz")
+    with Image.open(shared / "data" / "images" / "photos" / name) as image:
+        np.testing.assert_array_equal(center_crop(image, 256), golden[f"center_256/{name}"])
+        views = ten_views(center_crop(image, stored_size(64)), 64)
+    np.testing.assert_array_equal(views, golden[f"ten_64/{name}"])
+
+
+def test_views_of_a_stored_image() -> None:
+    stored = np.random.default_rng(0).integers(0, 256, (281, 281, 3), dtype=np.uint8)
+    ten = make_views(stored, 256, "ten_crop")
+    np.testing.assert_array_equal(ten[4], stored[12:268, 12:268])  # 12.5 rounds to even, as torchvision does
+    np.testing.assert_array_equal(make_views(stored, 256, "centre")[0], center_view(stored, 256))
+    np.testing.assert_array_equal(ten[5], ten[1][:, ::-1])  # top left of the mirror image is the mirrored top right
+    np.testing.assert_array_equal(make_views(stored, 281, "one"), stored[None])
+
+
+def test_views_that_do_not_fit_are_refused() -> None:
+    stored = np.zeros((60, 70, 3), np.uint8)
+    with pytest.raises(ValueError, match=r"70x60 pixels: no view of 64x64"):
+        ten_views(stored, 64)
+    with pytest.raises(ValueError, match=r"70x60 pixels, its one view must be 64x64"):
+        make_views(stored, 64, "one")
+
+
+def test_reduce_image_is_pillows_bicubic() -> None:
+    pixels = np.random.default_rng(1).integers(0, 256, (512, 512, 3), dtype=np.uint8)
+    expected = np.asarray(Image.fromarray(pixels).resize((256, 256), Image.Resampling.BICUBIC))
+    np.testing.assert_array_equal(reduce_image(pixels, 256), expected)
+    assert reduce_image(pixels, 512) is pixels
