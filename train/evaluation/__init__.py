@@ -1,0 +1,1 @@
+"""All scoring of the project: plain functions over arrays, texts and iterables, run by `dnd evaluate`."""

@@ -1,0 +1,80 @@
+"""What a set of codes uses of its codebook, and the bits per code that a model without any context would need."""
+
+from collections.abc import Iterable
+
+import numpy as np
+
+
+def count_codes(batches: Iterable[np.ndarray], codebook_size: int) -> np.ndarray:
+    """Histogram of codes per depth: int64 [depths, codebook_size].
+
+    batches: integer arrays [..., depths], any number of leading axes (an item's `codes` [views, h, w, d] is one),
+    read once and not kept. Histograms of several sets or workers add up with `+`.
+    Raises ValueError for a code outside 0 ... codebook_size - 1, a changing depth, or no batch at all."""
+    counts: np.ndarray | None = None
+    for batch in batches:
+        flat = np.asarray(batch).reshape(-1, batch.shape[-1]).astype(np.int64)
+        if flat.size and (flat.min() < 0 or flat.max() >= codebook_size):
+            raise ValueError(f"a code of {flat.max()} does not fit a codebook of {codebook_size} rows")
+        if counts is None:
+            counts = np.zeros((flat.shape[1], codebook_size), np.int64)
+        if flat.shape[1] != len(counts):
+            raise ValueError(f"codes of {flat.shape[1]} depths among codes of {len(counts)} depths")
+        for depth in range(len(counts)):
+            counts[depth] += np.bincount(flat[:, depth], minlength=codebook_size)
+    if counts is None:
+        raise ValueError("no codes to count: the set is empty")
+    return counts
+
+
+def entropy_bits(histogram: np.ndarray) -> np.ndarray:
+    """Entropy of each depth's histogram [depths, V] in bits per code -> [depths]: no prediction by frequency
+    alone can do better on this very set."""
+    share = histogram / np.maximum(histogram.sum(axis=1, keepdims=True), 1)
+    logs = np.log2(share, out=np.zeros_like(share), where=share > 0)
+    return -(share * logs).sum(axis=1)
+
+
+def cross_entropy_bits(train: np.ndarray, val: np.ndarray) -> np.ndarray:
+    """Bits per code and depth that predicting `val` from the frequencies of `train` costs -> [depths].
+
+    Both are histograms [depths, V]; train is smoothed by one count a row, so that an unseen code costs finite bits."""
+    share = (train + 1) / (train.sum(axis=1, keepdims=True) + train.shape[1])
+    return -(val * np.log2(share)).sum(axis=1) / val.sum(axis=1)
+
+
+def codebook_usage(histogram: np.ndarray) -> list[dict]:
+    """Per depth: rows used at all, their share of the codebook, perplexity (2 ** entropy) and entropy in bits."""
+    bits = entropy_bits(histogram)
+    return [
+        {
+            "depth": depth,
+            "rows_used": int((row > 0).sum()),
+            "share_used": float((row > 0).mean()),
+            "perplexity": float(2.0 ** bits[depth]),
+            "entropy_bits": float(bits[depth]),
+        }
+        for depth, row in enumerate(histogram)
+    ]
+
+
+def histogram_entropy(batches: Iterable[np.ndarray], codebook_size: int) -> np.ndarray:
+    """Entropy in bits per code of each depth of these codes (arrays [..., depths]), streaming -> float64 [depths]."""
+    return entropy_bits(count_codes(batches, codebook_size))
+
+
+def histogram_baseline(train: np.ndarray, val: np.ndarray) -> dict:
+    """The figure to put beside a model's bits per code: what a model that learned nothing but frequencies reaches.
+
+    train, val: histograms [depths, V]. `bits_per_code` is the mean over depths of the cross-entropy of the train
+    frequencies (add-one smoothed) on val: like the model it may look at the train split only. The entropy of val's
+    own histogram is given beside it; it is the lower of the two, flattered by counting the codes it predicts."""
+    predicted, own = cross_entropy_bits(train, val), entropy_bits(val)
+    return {
+        "bits_per_code": float(predicted.mean()),
+        "bits_per_code_by_depth": [float(x) for x in predicted],
+        "val_entropy_bits": float(own.mean()),
+        "val_entropy_bits_by_depth": [float(x) for x in own],
+        "num_codes": int(val.sum()),
+        "definition": "cross-entropy on val of the per-depth code frequencies of train, add-one smoothed",
+    }
