@@ -201,6 +201,7 @@ class Tokenizer(Part):
     channels: int = Field(128, ge=32, multiple_of=32)
     channel_multipliers: tuple[int, ...] = (1, 1, 2, 2, 4)
     res_blocks: int = Field(2, ge=1)
+    patch: int = Field(1, ge=1, description="side of the squares of pixels folded into channels first")
     attention_sizes: tuple[int, ...] | None = Field(None, description="feature sizes with attention (default: the grid)")
     shared_codebook: bool = True
     decay: float = Field(0.99, gt=0, lt=1)
@@ -350,11 +351,12 @@ class Spec(Part):
                 f"{self.shape.depth}: give one layer for each depth"
             )
         reduction = self.shape.image_size // self.shape.grid[0]
-        halvings = len(self.tokenizer.channel_multipliers) - 1
-        if self.shape.grid[0] != self.shape.grid[1] or 2**halvings != reduction:
+        levels = len(self.tokenizer.channel_multipliers)
+        reduces = self.tokenizer.patch * 2 ** (levels - 1)
+        if self.shape.grid[0] != self.shape.grid[1] or reduction % reduces:
             raise ValueError(
-                f"tokenizer.channel_multipliers has {halvings + 1} levels, a reduction by {2**halvings}, but image_size / "
-                f"grid is {reduction}: give log2({reduction}) + 1 levels"
+                f"tokenizer.patch and the {levels} levels of channel_multipliers reduce by {reduces}, but image_size / "
+                f"grid is {reduction}: patch * 2^(levels - 1) must divide that"
             )
         if self.render.crop_size and self.render.crop_size < self.shape.image_size:
             raise ValueError(f"render.crop_size {self.render.crop_size} is below shape.image_size {self.shape.image_size}")

@@ -7,7 +7,9 @@ from __future__ import annotations
 
 import os
 import shutil
+import tempfile
 from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import BinaryIO, NamedTuple, Protocol
 from uuid import uuid4
@@ -123,6 +125,30 @@ def delete(uri: str) -> None:
 def local_copy(uri: str) -> Path:
     """A local path with the file's content: the file itself, or a cached download shared by the processes of a node."""
     return _backend(uri).local_copy(uri)
+
+
+def local_folder(uri: str) -> Path:
+    """A local folder with all files of a folder: itself, or links to cached downloads. Raises FileNotFoundError if empty."""
+    if not is_remote(uri):
+        return Path(uri)
+    folder = Path(tempfile.mkdtemp(prefix="dnd-folder-"))
+    for file in list_files(uri):
+        target = folder / file.uri.removeprefix(uri.rstrip("/") + "/")
+        target.parent.mkdir(parents=True, exist_ok=True)
+        target.symlink_to(local_copy(file.uri))
+    if not any(folder.iterdir()):
+        raise FileNotFoundError(f"{uri}: no such folder")
+    return folder
+
+
+@contextmanager
+def writable_folder(uri: str) -> Iterator[Path]:
+    """A local folder to write into, whose files are placed under `uri`, each whole, when the block ends well."""
+    with tempfile.TemporaryDirectory(prefix="dnd-write-") as name:
+        folder = Path(name)
+        yield folder
+        for path in sorted(p for p in folder.rglob("*") if p.is_file()):
+            write_file(path, join(uri, str(path.relative_to(folder))))
 
 
 def _backend(uri: str) -> Backend:

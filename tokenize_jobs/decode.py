@@ -1,0 +1,103 @@
+"""Decoding: code shards become image shards, then PNGs, `samples.npz` (arr_0, uint8, NHWC) and a grid picture."""
+
+from __future__ import annotations
+
+import io
+import zipfile
+from collections.abc import Callable, Iterator, Sequence
+from itertools import islice
+from pathlib import Path
+
+import numpy as np
+import torch
+from PIL import Image
+from torch import Tensor
+
+from data_specs import storage
+from data_specs.reader import Item, decode_fields
+from data_specs.receipts import Receipt, commit
+from data_specs.shards import Shard
+from data_specs.spec import Spec
+from data_specs.units import Sample, Unit
+from tokenize_jobs.rqvae import RQVAE
+
+
+def decode_stage(model: RQVAE, spec: Spec, set_uri: str, digest: str) -> Callable[[Unit], Receipt]:
+    """The stage `unit -> receipt` for a loaded tokenizer; a unit names a code shard (`shard`) and its `sha256`."""
+
+    def stage(unit: Unit) -> Receipt:
+        facts = {"read": [{"uri": unit["shard"], "sha256": unit["sha256"]}]}
+        return commit(set_uri, digest, unit["unit"], decode_shard(model, spec, unit["shard"]), facts)
+
+    return stage
+
+
+def decode_shard(model: RQVAE, spec: Spec, shard_uri: str) -> Iterator[Sample]:
+    """Image samples for the first view of each sample of a code shard, in order."""
+    shard, size = Shard(shard_uri), spec.tokenize.compute_batch
+    numbers = iter(range(len(shard)))
+    while batch := list(islice(numbers, size)):
+        fields = [shard.fields(number) for number in batch]
+        codes = np.stack([decode_fields("", f)["codes"][0] for f in fields])
+        for number, field, image in zip(batch, fields, decode_codes(model, codes, spec.sample.rounding, size), strict=True):
+            yield Sample(shard.key(number), {"png": png(image), "cls": field["cls"], "json": field["json"]})
+
+
+@torch.inference_mode()
+def decode_codes(model: RQVAE, codes: np.ndarray, rounding: str = "nearest", pad_to: int = 0) -> np.ndarray:
+    """Images uint8 [B, H, W, 3] of codes [B, h, w, d]; the batch is padded to `pad_to` so that sizes do not vary.
+
+    rounding: "nearest", or "truncate" as the authors' script does.
+    """
+    device = next(model.parameters()).device
+    padded = np.zeros((max(pad_to, len(codes)), *codes.shape[1:]), np.int64)
+    padded[: len(codes)] = codes
+    return to_uint8(model.decode(torch.from_numpy(padded).to(device))[: len(codes)], rounding)
+
+
+def to_uint8(images: Tensor, rounding: str) -> np.ndarray:
+    """float [B, 3, H, W] in [-1, 1] -> uint8 [B, H, W, 3]."""
+    scaled = (images.float().clamp(-1, 1) + 1) * 127.5
+    scaled = scaled.round() if rounding == "nearest" else scaled
+    return scaled.to(torch.uint8).permute(0, 2, 3, 1).cpu().numpy()
+
+
+def png(image: np.ndarray) -> bytes:
+    """An image uint8 [H, W, 3] as PNG bytes."""
+    buffer = io.BytesIO()
+    Image.fromarray(image).save(buffer, "PNG", compress_level=1)
+    return buffer.getvalue()
+
+
+def write_pictures(items: Sequence[Item], out_uri: str) -> None:
+    """Writes each image as OUT/pictures/KEY.png, all of them as OUT/samples.npz, the first 64 as OUT/grid.png."""
+    for item in items:
+        storage.write_bytes(storage.join(out_uri, "pictures", f"{item['__key__']}.png"), png(item["image"]))
+    write_npz(items, storage.join(out_uri, "samples.npz"))
+    storage.write_bytes(storage.join(out_uri, "grid.png"), png(grid([item["image"] for item in items[:64]])))
+
+
+def write_npz(items: Sequence[Item], uri: str) -> None:
+    """Writes `arr_0` uint8 [N, H, W, 3] by streaming: memory holds one image at a time."""
+    shape = (len(items), *items[0]["image"].shape)
+    with storage.writable_folder(uri.rpartition("/")[0]) as folder:
+        path = Path(folder, uri.rpartition("/")[2])
+        with zipfile.ZipFile(path, "w", zipfile.ZIP_STORED) as archive, archive.open("arr_0.npy", "w", force_zip64=True) as file:
+            header = {"descr": "|u1", "fortran_order": False, "shape": shape}
+            np.lib.format.write_array_header_1_0(file, header)  # type: ignore[arg-type]
+            for item in items:
+                file.write(np.ascontiguousarray(item["image"]).tobytes())
+
+
+def grid(images: Sequence[np.ndarray], columns: int = 8, gap: int = 2) -> np.ndarray:
+    """Images uint8 [H, W, 3] of one size side by side, row by row, on grey."""
+    height, width = images[0].shape[:2]
+    columns = min(columns, len(images))
+    rows = -(-len(images) // columns)
+    canvas = np.full((rows * (height + gap) + gap, columns * (width + gap) + gap, 3), 128, np.uint8)
+    for number, image in enumerate(images):
+        row, column = divmod(number, columns)
+        top, left = gap + row * (height + gap), gap + column * (width + gap)
+        canvas[top : top + height, left : left + width] = image
+    return canvas
+

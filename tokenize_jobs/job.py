@@ -1,0 +1,85 @@
+"""Puts encoding and decoding on Ray: `dnd tokenize` (image shards -> code shards) and `dnd decode` (the way back)."""
+
+from __future__ import annotations
+
+import hashlib
+from functools import partial
+from typing import Any
+
+import torch
+from PIL import __version__ as pillow_version
+
+from data_specs import digest, open_shards, storage
+from data_specs.manifest import Manifest, read_manifest
+from data_specs.spec import Spec
+from data_specs.units import Plan, read_plan, write_plan
+from pipeline.runner import Stage, Workers, run_plan
+from tokenize_jobs.decode import decode_stage, write_pictures
+from tokenize_jobs.device import pick_device
+from tokenize_jobs.encode import encode_stage, prepare
+from tokenize_jobs.weights import load_tokenizer
+
+STAGES = {"encode": encode_stage, "decode": decode_stage}
+
+
+def tokenize(spec: Spec, root: str, workers: Workers) -> dict[str, Manifest]:
+    """Encodes the image shards of each split into ROOT/codes/SPLIT; returns the manifests by split."""
+    parts: dict[str, Any] = {"tokenize": spec.tokenize.model_dump(mode="json", exclude={"images", "tokenizer"})}
+    made = {}
+    for split, images in spec.tokenize.images.items():
+        plan = _plan(spec, root, "encode", storage.join(root, images), f"codes/{split}", split, parts)
+        made[split] = run_plan(plan, partial(_setup, "encode", spec, root, plan), workers, "codes", f"tokenize {split}")
+    return made
+
+
+def decode(spec: Spec, root: str, codes: str, out: str, workers: Workers, pictures: bool = True) -> Manifest:
+    """Decodes a code shard set into ROOT/OUT/images, and its pictures, samples.npz and grid.png beside it."""
+    parts = {"rounding": spec.sample.rounding, "compute_batch": spec.tokenize.compute_batch}
+    plan = _plan(spec, root, "decode", storage.join(root, codes), f"{out}/images", "val", parts)
+    manifest = run_plan(plan, partial(_setup, "decode", spec, root, plan), workers, "images", f"decode {codes}")
+    grid_uri = storage.join(root, out, "grid.png")
+    if pictures and not storage.exists(grid_uri):
+        write_pictures(open_shards(plan.set_uri), storage.join(root, out))
+    return manifest
+
+
+def _plan(spec: Spec, root: str, stage: str, source: str, target: str, split: str, parts: dict[str, Any]) -> Plan:
+    """The plan of a stage that turns each shard of `source` into one of ROOT/`target`."""
+    manifest_uri = source if source.endswith(".json") else storage.join(source, "manifest.json")
+    manifest, target_uri = read_manifest(manifest_uri), storage.join(root, target)
+    identity = {
+        "stage": stage,
+        "shape": spec.shape.model_dump(mode="json"),
+        "input": _content(manifest),
+        "tokenizer": _tokenizer_sha256(spec, root),
+        "versions": {"torch": torch.__version__, "pillow": pillow_version, "device": pick_device().type},
+        **parts,
+    }
+    if plan := read_plan(target_uri):
+        digest.require_same(target_uri, plan.identity, identity)
+        return plan
+    folder = manifest_uri.rpartition("/")[0]
+    units = (
+        {"unit": number, "split": split, "shard": storage.join(folder, entry["url"]), "sha256": entry["sha256"]}
+        for number, entry in enumerate(manifest["shardlist"])
+    )
+    return write_plan(target_uri, digest.digest_of(identity), identity, units)
+
+
+def _content(manifest: Manifest) -> str:
+    """Digest of what a shard set holds, whatever made it and wherever it lies."""
+    return hashlib.sha256("".join(entry["sha256"] for entry in manifest["shardlist"]).encode()).hexdigest()
+
+
+def _tokenizer_sha256(spec: Spec, root: str) -> str:
+    uri = storage.join(root, spec.tokenize.tokenizer, "tokenizer.safetensors")
+    try:
+        return hashlib.sha256(storage.read_bytes(uri)).hexdigest()
+    except FileNotFoundError:
+        raise ValueError(f"{uri}: no trained tokenizer; run `dnd train-tokenizer` or `dnd import tokenizer` first") from None
+
+
+def _setup(stage: str, spec: Spec, root: str, plan: Plan) -> Stage:
+    """Runs once in each worker: loads the tokenizer and returns the stage."""
+    model = load_tokenizer(storage.local_folder(storage.join(root, spec.tokenize.tokenizer)))
+    return STAGES[stage](prepare(model, spec.tokenize.threads), spec, plan.set_uri, plan.digest)
