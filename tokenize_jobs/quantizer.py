@@ -4,7 +4,8 @@ Shapes: B images, H x W latent positions of C channels, h x w code positions, D 
 codebook, E = C * (H/h) * (W/w) numbers a row, N = vectors to quantize (B * h * w on this rank).
 """
 
-from typing import Literal
+from collections.abc import Iterable
+from typing import Literal, cast
 
 import torch
 import torch.distributed as dist
@@ -155,22 +156,26 @@ class ResidualQuantizer(nn.Module):
             partial_sums = [partial.view(x.shape) for partial in partial_sums]
             loss = torch.stack([(x - partial).square().mean() for partial in partial_sums]).mean()
             passed = PASS_GRADIENT[self.gradient](x, partial_sums[-1])
-        return self.to_latent_shape(passed), loss, codes.view(*x.shape[:3], -1)
+        return self.to_latent_shape(passed), loss, codes.view(*x.shape[:3], len(self.codebooks))
 
     @torch.no_grad()
     def encode(self, latents: Tensor) -> Tensor:
         """Codes [B, h, w, D] int64 of `latents` [B, H, W, C]; the codebooks stay as they are."""
         with torch.autocast(latents.device.type, enabled=False):
             x = self.to_code_shape(latents.float())
-            return self._quantize(x.flatten(0, 2))[0].view(*x.shape[:3], -1)
+            return self._quantize(x.flatten(0, 2))[0].view(*x.shape[:3], len(self.codebooks))
 
     def decode(self, codes: Tensor, depths: int | None = None) -> Tensor:
         """Latents [B, H, W, C] of `codes` [B, h, w, D]: the sum of the first `depths` codes' rows (all by default)."""
         depths = codes.shape[-1] if depths is None else depths
         if not 1 <= depths <= len(self.codebooks) or depths > codes.shape[-1]:
             raise ValueError(f"depths is {depths}: must be from 1 to {min(len(self.codebooks), codes.shape[-1])}")
-        rows = [book.embed(codes[..., i]) for i, book in enumerate(self.codebooks) if i < depths]
+        rows = [book.embed(codes[..., i]) for i, book in zip(range(depths), self._books)]
         return self.to_latent_shape(torch.stack(rows).sum(0))
+
+    @property
+    def _books(self) -> Iterable[Codebook]:
+        return cast(Iterable[Codebook], self.codebooks)
 
     def to_code_shape(self, latents: Tensor) -> Tensor:
         """[B, H, W, C] -> [B, h, w, E]: each block of positions as one vector, by row, column, channel."""
@@ -181,15 +186,16 @@ class ResidualQuantizer(nn.Module):
 
     def to_latent_shape(self, vectors: Tensor) -> Tensor:
         """[B, h, w, E] -> [B, H, W, C], the inverse of `to_code_shape`."""
-        batch, height, width, _ = vectors.shape
+        batch, height, width, dim = vectors.shape
         rows, columns = self.fold
-        blocks = vectors.reshape(batch, height, width, rows, columns, -1).transpose(2, 3)
-        return blocks.reshape(batch, height * rows, width * columns, -1)
+        channels = dim // (rows * columns)
+        blocks = vectors.reshape(batch, height, width, rows, columns, channels).transpose(2, 3)
+        return blocks.reshape(batch, height * rows, width * columns, channels)
 
     def _quantize(self, vectors: Tensor) -> tuple[Tensor, list[Tensor]]:
         """Codes [N, D] of `vectors` [N, E], and the sums [N, E] of the rows up to each depth."""
         total, codes, partial_sums = torch.zeros_like(vectors), [], []
-        for book in self.codebooks:
+        for book in self._books:
             codes.append(book.nearest(vectors - total))
             total = total + book.embed(codes[-1])
             partial_sums.append(total)
@@ -201,7 +207,7 @@ class ResidualQuantizer(nn.Module):
         """As `_quantize`, each codebook learning from its residuals; a shared one is updated after every depth."""
         draws = Draws(len(vectors), vectors.device)
         total, codes, partial_sums = torch.zeros_like(vectors), [], []
-        for depth, book in enumerate(self.codebooks):
+        for depth, book in enumerate(self._books):
             residual = vectors - total
             if self.codebook_init == "kmeans":
                 book.kmeans(residual, draws)

@@ -126,10 +126,12 @@ def _refuse_foreign(hparams: dict[str, Any], ddconfig: dict[str, Any]) -> None:
         given = {**hparams, **ddconfig}.get(name, value)
         if given != value:
             raise ValueError(f"{name} is {given!r}: only {value!r} is supported")
-    needed = {"hparams": ("embed_dim", "n_embed", "latent_shape", "code_shape", "shared_codebook")}
-    needed["ddconfig"] = ("ch", "ch_mult", "num_res_blocks", "attn_resolutions", "resolution", "z_channels")
+    names = {
+        "hparams": "embed_dim n_embed latent_shape code_shape shared_codebook",
+        "ddconfig": "ch ch_mult num_res_blocks attn_resolutions resolution z_channels",
+    }
     for where, given in (("hparams", hparams), ("ddconfig", ddconfig)):
-        if missing := [name for name in needed[where] if name not in given]:
+        if missing := [name for name in names[where].split() if name not in given]:
             raise ValueError(f"{where} lacks {', '.join(missing)}")
 
 
@@ -219,7 +221,6 @@ class Encoder(nn.Module):
         x = self.conv_in(x)
         for stage in self.down:
             x = stage(x)
-            x = stage.downsample(x) if hasattr(stage, "downsample") else x
         return self.conv_out(F.silu(self.norm_out(self.mid(x))))
 
 
@@ -246,13 +247,13 @@ class Decoder(nn.Module):
         x = self.mid(self.conv_in(x))
         for stage in reversed(self.up):
             x = stage(x)
-            x = stage.upsample(x) if hasattr(stage, "upsample") else x
         x = self.conv_out(F.silu(self.norm_out(x)))
         return F.pixel_shuffle(x, self.patch) if self.patch > 1 else x
 
 
 class Stage(nn.Module):
-    """The residual blocks of one level, each followed by attention where the configuration asks for it."""
+    """The residual blocks of one level, each followed by attention where the configuration asks for it, and what
+    leads to the next level."""
 
     def __init__(self, config: RQVAEConfig, level: int, in_channels: int, out_channels: int, num_blocks: int):
         super().__init__()
@@ -261,11 +262,15 @@ class Stage(nn.Module):
         side = config.resolution // config.patch >> level
         with_attention = side in (config.attn_resolutions or ())
         self.attn = nn.ModuleList(Attention(out_channels) for _ in range(num_blocks * with_attention))
+        self.downsample: Downsample | None = None
+        self.upsample: Upsample | None = None
 
     def forward(self, x: Tensor) -> Tensor:
         for i, block in enumerate(self.block):
             x = block(x)
             x = self.attn[i](x) if len(self.attn) else x
+        for resample in (self.downsample, self.upsample):
+            x = resample(x) if resample is not None else x
         return x
 
 
@@ -292,13 +297,12 @@ class ResnetBlock(nn.Module):
         self.norm2 = group_norm(out_channels)
         self.dropout = nn.Dropout(dropout)
         self.conv2 = conv3x3(out_channels, out_channels)
-        if in_channels != out_channels:
-            self.nin_shortcut = nn.Conv2d(in_channels, out_channels, 1)
+        self.nin_shortcut = nn.Conv2d(in_channels, out_channels, 1) if in_channels != out_channels else None
 
     def forward(self, x: Tensor) -> Tensor:
         y = self.conv1(F.silu(self.norm1(x)))
         y = self.conv2(self.dropout(F.silu(self.norm2(y))))
-        return y + (self.nin_shortcut(x) if hasattr(self, "nin_shortcut") else x)
+        return y + (x if self.nin_shortcut is None else self.nin_shortcut(x))
 
 
 class Attention(nn.Module):

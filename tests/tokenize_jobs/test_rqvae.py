@@ -56,7 +56,8 @@ def test_state_dict_repeats_a_shared_codebook() -> None:
     shared_names = set(RQVAE(RQVAEConfig(**TINY_SQUARE)).state_dict())
     own_names = set(RQVAE(RQVAEConfig(**TINY_SQUARE, shared_codebook=False)).state_dict())
     assert shared_names == own_names
-    books = {f"quantizer.codebooks.{i}.{name}" for i in range(3) for name in ("weight", "cluster_size_ema", "embed_ema")}
+    tables = ("weight", "cluster_size_ema", "embed_ema")
+    books = {f"quantizer.codebooks.{i}.{name}" for i in range(3) for name in tables}
     assert books == {name for name in own_names if name.startswith("quantizer")}
 
 
@@ -88,7 +89,6 @@ def test_gradients_reach_every_parameter() -> None:
     images = torch.rand(4, 3, 16, 16)
     recon, commitment, _ = model(images)
     ((recon - images).square().mean() + commitment).backward()
-    # a bias before a norm of one channel a group has no effect, so it may be 0, but it must be reached
     assert [name for name, parameter in model.named_parameters() if parameter.grad is None] == []
 
 
@@ -115,7 +115,13 @@ def test_impossible_configurations_are_refused(change: dict, message: str) -> No
 
 
 def test_foreign_options_of_released_configs_are_refused() -> None:
-    hparams = {"embed_dim": 8, "n_embed": 16, "latent_shape": [4, 4, 8], "code_shape": [4, 4, 2], "shared_codebook": True}
+    hparams = {
+        "embed_dim": 8,
+        "n_embed": 16,
+        "shared_codebook": True,
+        "latent_shape": [4, 4, 8],
+        "code_shape": [4, 4, 2],
+    }
     ddconfig = {"ch": 32, "ch_mult": [1, 2], "num_res_blocks": 1, "attn_resolutions": [4], "resolution": 8}
     with pytest.raises(ValueError, match="ddconfig lacks z_channels"):
         RQVAEConfig.from_released(hparams, ddconfig)
