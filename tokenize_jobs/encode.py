@@ -22,7 +22,7 @@ from data_specs.units import Sample, Unit
 from tokenize_jobs.device import autocast, pick_device
 from tokenize_jobs.fit import to_tensor
 from tokenize_jobs.rqvae import RQVAE
-from tokenize_jobs.views import center_crop_array, ten_views
+from tokenize_jobs.views import NUM_VIEWS, ViewKind, make_views
 
 KEPT_JSON = ("id", "source", "page", "licence", "text")
 
@@ -40,26 +40,23 @@ def encode_stage(model: RQVAE, spec: Spec, set_uri: str, digest: str) -> Callabl
 def encode_shard(model: RQVAE, spec: Spec, shard_uri: str, split: str) -> Iterator[Sample]:
     """Samples of codes [views, h, w, d] for the samples of an image shard, in order."""
     shard = Shard(shard_uri)
-    views = _views(spec, split)
+    kind, size = _view_kind(spec, split), spec.shape.image_size
     with ThreadPoolExecutor(1) as pool:
-        loaded = _ahead(pool, (_load(shard, number, views) for number in range(len(shard))), spec.tokenize.compute_batch)
+        work = (_load(shard, number, size, kind) for number in range(len(shard)))
+        loaded = _ahead(pool, work, spec.tokenize.compute_batch)
         codes = encode_views(model, (view for sample in loaded for view in sample), spec)
         for number in range(len(shard)):
-            of_sample = np.stack(list(islice(codes, views.count)))
+            of_sample = np.stack(list(islice(codes, NUM_VIEWS[kind])))
             yield code_sample(shard.key(number), of_sample, shard.fields(number))
 
 
-class _views:  # noqa: N801 - a function with a count
-    def __init__(self, spec: Spec, split: str) -> None:
-        self.ten = spec.tokenize.views == "ten_crop" and split == "train"
-        self.count, self.size = (10 if self.ten else 1), spec.shape.image_size
-
-    def __call__(self, image: np.ndarray) -> np.ndarray:
-        return ten_views(image, self.size) if self.ten else center_crop_array(image, self.size)[None]
+def _view_kind(spec: Spec, split: str) -> ViewKind:
+    """Ten crops are for training images; validation images of such presets are stored at their size."""
+    return "centre" if spec.tokenize.views == "ten_crop" and split != "train" else spec.tokenize.views
 
 
-def _load(shard: Shard, number: int, views: _views) -> np.ndarray:
-    return views(decode_fields("", shard.fields(number))["image"])
+def _load(shard: Shard, number: int, size: int, kind: ViewKind) -> np.ndarray:
+    return make_views(decode_fields("", shard.fields(number))["image"], size, kind)
 
 
 def _ahead(pool: ThreadPoolExecutor, work: Iterator[np.ndarray], count: int) -> Iterator[np.ndarray]:

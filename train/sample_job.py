@@ -1,0 +1,100 @@
+"""Puts sampling on Ray: units are ranges of image indices, the output is a code shard set (`dnd sample`)."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Callable, Iterator
+from functools import partial
+
+import numpy as np
+import torch
+
+from data_specs import digest, storage
+from data_specs.manifest import Manifest
+from data_specs.receipts import Receipt, commit
+from data_specs.spec import Spec
+from data_specs.units import Plan, Sample, Unit, read_plan, write_plan
+from pipeline.runner import Stage, Workers, run_plan
+from tokenize_jobs.device import pick_device
+from tokenize_jobs.encode import npy
+from train.model import DnDTransformer
+from train.sampling import sample_codes
+from train.weights import load_transformer
+
+
+def sample(spec: Spec, root: str, workers: Workers) -> Manifest:
+    """Draws spec.sample.num images' codes into ROOT/samples/NAME/codes; image i draws from (seed, i)."""
+    plan = _plan(spec, root)
+    return run_plan(plan, partial(_setup, spec, root, plan), workers, "codes", f"sample {spec.sample.name}")
+
+
+def _plan(spec: Spec, root: str) -> Plan:
+    set_uri = storage.join(root, "samples", spec.sample.name, "codes")
+    part = spec.sample.model_dump(mode="json", exclude={"name", "rounding"})
+    identity = {
+        "stage": "sample",
+        "sample": part,
+        "seed": spec.seed,
+        "transformer": _weights_sha256(spec, root),
+        "versions": {"torch": torch.__version__, "device": pick_device().type},
+    }
+    if plan := read_plan(set_uri):
+        digest.require_same(set_uri, plan.identity, identity)
+        return plan
+    size = spec.sample.images_per_unit
+    starts = range(0, spec.sample.num, size)
+    units = ({"unit": n, "first": s, "count": min(size, spec.sample.num - s)} for n, s in enumerate(starts))
+    return write_plan(set_uri, digest.digest_of(identity), identity, units)
+
+
+def _weights_sha256(spec: Spec, root: str) -> str:
+    uri = storage.join(root, "transformer", "ema.safetensors" if spec.sample.ema else "transformer.safetensors")
+    try:
+        return hashlib.sha256(storage.read_bytes(uri)).hexdigest()
+    except FileNotFoundError:
+        raise ValueError(f"{uri}: no trained transformer; run `dnd train` or `dnd import transformer` first") from None
+
+
+def _setup(spec: Spec, root: str, plan: Plan) -> Stage:
+    """Runs once in each worker: loads the transformer and returns the stage."""
+    folder = storage.local_folder(storage.join(root, "transformer"))
+    dtype = getattr(torch, spec.sample.dtype)
+    model = load_transformer(folder, ema=spec.sample.ema, device=pick_device(), dtype=dtype)
+    return sample_stage(model, spec, plan.set_uri, plan.digest)
+
+
+def sample_stage(model: DnDTransformer, spec: Spec, set_uri: str, plan_digest: str) -> Callable[[Unit], Receipt]:
+    """The stage `unit -> receipt` for a loaded transformer; a unit is a range of images (`first`, `count`)."""
+
+    def stage(unit: Unit) -> Receipt:
+        return commit(set_uri, plan_digest, unit["unit"], sample_range(model, spec, unit["first"], unit["count"]))
+
+    return stage
+
+
+def classes_of(spec: Spec, first: int, count: int) -> np.ndarray:
+    """Class [count] int64 of images first … first + count - 1, as spec.sample.classes says."""
+    index, number = np.arange(first, first + count), spec.transformer.num_classes
+    if isinstance(spec.sample.classes, list):
+        return np.array(spec.sample.classes)[index % len(spec.sample.classes)]
+    if spec.sample.classes == "per_class":
+        return index * number // spec.sample.num
+    return np.array([np.random.default_rng((spec.seed, int(i))).integers(number) for i in index])
+
+
+def sample_range(model: DnDTransformer, spec: Spec, first: int, count: int) -> Iterator[Sample]:
+    """Code samples of images first … first + count - 1; every batch is full, the last one padded."""
+    part, (rows, columns) = spec.sample, spec.shape.grid
+    for start in range(first, first + count, part.batch_size):
+        used = min(part.batch_size, first + count - start)
+        classes = classes_of(spec, start, part.batch_size)
+        codes = sample_codes(
+            model, torch.from_numpy(classes).to(next(model.parameters()).device), guidance=part.guidance,
+            temperature=part.temperature, top_k=part.top_k, top_p=part.top_p, seed=spec.seed, first_index=start,
+        )
+        grids = codes[:used].reshape(used, 1, rows, columns, -1).cpu().numpy().astype(np.uint16)
+        for offset in range(used):
+            index, cls = start + offset, int(classes[offset])
+            about = json.dumps({"id": str(index), "source": f"sample {part.name}"}, sort_keys=True).encode()
+            yield Sample(f"{index:08d}", {"codes.npy": npy(grids[offset]), "cls": b"%d" % cls, "json": about})
