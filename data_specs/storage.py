@@ -8,11 +8,15 @@ from __future__ import annotations
 import os
 import shutil
 import tempfile
-from collections.abc import Iterator
+from collections import deque
+from collections.abc import Iterable, Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import contextmanager
 from pathlib import Path
 from typing import BinaryIO, NamedTuple, Protocol
 from uuid import uuid4
+
+READS_IN_FLIGHT = 16
 
 
 class FileInfo(NamedTuple):
@@ -58,6 +62,28 @@ def absolute(uri: str) -> str:
 def read_bytes(uri: str, start: int | None = None, length: int | None = None) -> bytes:
     """The file's bytes, or `length` of them from `start`. Raises FileNotFoundError."""
     return _backend(uri).read_bytes(uri, start, length)
+
+
+def read_many(uris: Iterable[str]) -> Iterator[bytes | None]:
+    """The contents of many small files in the order given, None where absent; several requests at once where remote."""
+    with ThreadPoolExecutor(READS_IN_FLIGHT) as pool:
+        waiting: deque[Future[bytes | None]] = deque()
+        for uri in uris:
+            if is_remote(uri):
+                waiting.append(pool.submit(_read_if_there, uri))
+            else:
+                yield _read_if_there(uri)
+            if len(waiting) == 4 * READS_IN_FLIGHT:
+                yield waiting.popleft().result()
+        while waiting:
+            yield waiting.popleft().result()
+
+
+def _read_if_there(uri: str) -> bytes | None:
+    try:
+        return read_bytes(uri)
+    except FileNotFoundError:
+        return None
 
 
 def read_text(uri: str) -> str:
@@ -206,7 +232,8 @@ class _LocalFiles:
         if os.path.isfile(uri):
             yield self._info(uri, os.stat(uri))
             return
-        for entry in sorted(os.scandir(uri), key=lambda e: e.name) if os.path.isdir(uri) else []:
+        entries = os.scandir(uri) if os.path.isdir(uri) else []
+        for entry in sorted(entries, key=lambda e: f"{e.name}/" if e.is_dir() else e.name):  # the order of whole names, as on S3
             if entry.is_dir():
                 yield from self.list_files(entry.path)
             elif not entry.name.endswith(".part"):

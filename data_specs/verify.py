@@ -47,6 +47,16 @@ def litter(set_uri: str, receipts: Any) -> list[str]:
     return [name for name in files if name.endswith((".tar", ".index.npy")) and name not in named]
 
 
+def clean_litter(set_uri: str) -> list[str]:
+    """Removes tars and indexes that no receipt names, and returns their names. Not while a job writes the set."""
+    plan = read_plan(set_uri)
+    assert plan is not None
+    names = litter(set_uri, [receipt for _, receipt in _receipts(plan) if receipt])
+    for name in names:
+        storage.delete(storage.join(set_uri, name))
+    return names
+
+
 def _receipts(plan: Plan) -> Iterator[tuple[str | None, Receipt | None]]:
     for file in storage.list_files(plan.set_uri):
         name = file.uri.rpartition("/")[2]

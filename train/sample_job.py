@@ -79,7 +79,7 @@ def classes_of(spec: Spec, first: int, count: int) -> np.ndarray:
     if isinstance(spec.sample.classes, list):
         return np.array(spec.sample.classes)[index % len(spec.sample.classes)]
     if spec.sample.classes == "per_class":
-        return index * number // spec.sample.num
+        return np.minimum(index * number // spec.sample.num, number - 1)
     return np.array([np.random.default_rng((spec.seed, int(i))).integers(number) for i in index])
 
 

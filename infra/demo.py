@@ -1,0 +1,41 @@
+"""All stages in order (`dnd run`), and the demo that needs nothing but this machine (`dnd demo`)."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+from data_specs.spec import DocstringSource, Spec, TypesetSource, load_spec
+from infra.report.report import write_report
+from pipeline.job import render
+from pipeline.runner import Workers
+from tokenize_jobs.fit import fit
+from tokenize_jobs.job import decode, tokenize
+from train.evaluation.summary import summarise
+from train.job import train
+from train.sample_job import sample
+
+
+def run_all(spec: Spec, root: str, workers: Workers, ranks: int) -> str:
+    """Runs every stage and returns the report's address; stages that are done are passed over."""
+    render(spec, root, workers._replace(gpus=0.0))
+    fit(spec, root)
+    tokenize(spec, root, workers)
+    train(spec, root, ranks=ranks)
+    sample(spec, root, workers)
+    out = f"samples/{spec.sample.name}"
+    decode(spec, root, f"{out}/codes", out, workers)
+    decode(spec, root, "codes/val", "reconstructions/val", workers, pictures=False)
+    summarise(spec, root)
+    return write_report(root)
+
+
+def demo_overrides(preset: str, pdfs: Path | None, text: Path | None) -> list[str]:
+    """Overrides that put the user's own PDFs and passages in the place of the typeset and docstring sources."""
+    sources = [source.model_dump(mode="json") for source in load_spec(preset).render.sources]
+    for number, source in enumerate(load_spec(preset).render.sources):
+        if pdfs and isinstance(source, TypesetSource):
+            sources[number] = {"kind": "pdf", "uri": str(pdfs.absolute())}
+        if text and isinstance(source, DocstringSource):
+            sources[number] = {"kind": "text", "uri": str(text.absolute())}
+    return [f"render.sources={json.dumps(sources)}"] if pdfs or text else []
