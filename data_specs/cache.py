@@ -85,7 +85,7 @@ def _fill(path: Path, size: int, fill: Callable[[Path], None]) -> None:
 
 
 def make_room(size: int) -> None:
-    """Removes the least recently used files until `size` more bytes keep within the limit, except those handed out just now."""
+    """Removes the least recently used files until `size` more bytes fit, but none that was handed out just now."""
     with FileLock(folder() / "lock-evict"):
         entries = _entries()
         excess = _total(entries) + size - limit_bytes()

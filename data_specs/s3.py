@@ -1,6 +1,6 @@
 """The S3 half of storage: `s3://bucket/key` over boto3, on AWS, Ceph, MinIO, R2 and the like.
 
-Credentials, region and endpoint (AWS_ENDPOINT_URL_S3, AWS_ENDPOINT_URL) come from the usual AWS chain and are never logged.
+Credentials, region and endpoint (AWS_ENDPOINT_URL_S3, AWS_ENDPOINT_URL) come from the usual AWS chain; none is logged.
 DND_REQUESTER_PAYS lists buckets (with commas) whose requests are paid by us; `arxiv` always is one.
 """
 
@@ -12,7 +12,7 @@ import random
 import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any, BinaryIO, cast
 from uuid import uuid4
@@ -20,6 +20,7 @@ from uuid import uuid4
 import boto3
 from botocore.config import Config
 from botocore.exceptions import BotoCoreError, ClientError, NoCredentialsError, PartialCredentialsError, ProfileNotFound
+from urllib3.exceptions import HTTPError
 
 from data_specs import cache
 from data_specs.storage import FileInfo
@@ -30,11 +31,12 @@ THREADS = 8  # requests in flight for one file
 TRIES = 10
 _BLOCK = 1 << 20
 _DENIED = ("AccessDenied", "InvalidAccessKeyId", "SignatureDoesNotMatch", "ExpiredToken", "InvalidToken")
+_CONDITION_FAILED = ("PreconditionFailed", "ConditionalRequestConflict", "NoSuchUpload", "NotImplemented")
 _clients: dict[tuple[Any, ...], Any] = {}
 
 
 def backend() -> _S3:
-    """The S3 backend of this process; its pooled client is made at first use, anew after a fork or a change of AWS_*."""
+    """The S3 backend of the process; its pooled client is made at first use, anew after a fork or a change of AWS_*."""
     key = (os.getpid(), *sorted(item for item in os.environ.items() if item[0].startswith("AWS_")))
     if key not in _clients:
         _clients.setdefault(key, _connect())  # of two threads that connect at once, one's client stays
@@ -48,7 +50,7 @@ def pays(bucket: str) -> bool:
 
 def _connect() -> Any:
     """A client with retries; custom endpoints get path-style addresses and no checksums beyond what they must have."""
-    settings: dict[str, Any] = {"max_pool_connections": 64, "connect_timeout": 10, "read_timeout": 60, "tcp_keepalive": True}
+    settings: dict[str, Any] = {"max_pool_connections": 64, "connect_timeout": 10, "tcp_keepalive": True}
     if not {"AWS_MAX_ATTEMPTS", "AWS_RETRY_MODE"} & os.environ.keys():
         settings["retries"] = {"mode": "standard", "total_max_attempts": TRIES}  # backoff with jitter, at most 20 s
     with _plain_errors("s3"):
@@ -57,7 +59,8 @@ def _connect() -> Any:
         if ".amazonaws.com" not in client.meta.endpoint_url:
             settings["s3"] = {"addressing_style": "path"}
             if "AWS_REQUEST_CHECKSUM_CALCULATION" not in os.environ:
-                settings |= {"request_checksum_calculation": "when_required", "response_checksum_validation": "when_required"}
+                names = ("request_checksum_calculation", "response_checksum_validation")
+                settings |= dict.fromkeys(names, "when_required")
             client = session.client("s3", config=Config(**settings))
     client.meta.events.register("provide-client-params.s3", _add_payer)
     return client
@@ -85,33 +88,37 @@ class _S3:
 
     def write_bytes(self, uri: str, data: bytes) -> None:
         with _plain_errors(uri):
-            self.client.put_object(**_address(uri), Body=data)
+            self._put(uri, data, {})
 
     def write_file(self, path: Path, uri: str) -> None:
-        with _plain_errors(uri):
-            self._upload(path, uri, {})
+        mark = _mark()
+        try:
+            with _plain_errors(uri, but=("NoSuchUpload",)):
+                self._upload(path, uri, mark)
+        except ClientError:  # what is left of an upload whose completion was sent twice, if it is ours
+            if not self._is_mark(uri, mark):
+                raise ConnectionError(f"{uri}: the server lost the upload; run again") from None
 
     def create_if_absent(self, uri: str, data: bytes) -> bool:
-        return self._create(uri, lambda extra: self.client.put_object(**_address(uri), Body=data, **extra))
+        return self._create(uri, lambda extra: self._put(uri, data, extra))
 
     def create_from_file(self, path: Path, uri: str) -> bool:
         return self._create(uri, lambda extra: self._upload(path, uri, extra))
 
-    def _create(self, uri: str, upload: Callable[[dict[str, Any]], None]) -> bool:
+    def _create(self, uri: str, upload: Callable[[dict[str, Any]], bool]) -> bool:
         """Uploads on condition that there is no such object; True if ours is the one that stands there.
 
         A mark in the object's metadata tells our own earlier try, whose answer was lost, from another writer's object.
         A server that refuses the condition as not implemented gets a look before the write instead: there the last
         of two simultaneous writers wins.
         """
-        mark, condition = {"Metadata": {"dnd-writer": uuid4().hex}}, {"IfNoneMatch": "*"}
+        mark, condition = _mark(), {"IfNoneMatch": "*"}
         for attempt in range(TRIES):
             if self.stat(uri):
                 return False
             try:
-                with _plain_errors(uri, but=("PreconditionFailed", "ConditionalRequestConflict", "NoSuchUpload", "NotImplemented")):
-                    upload(mark | condition)
-                    return True
+                with _plain_errors(uri, but=_CONDITION_FAILED):
+                    return upload(mark | condition)
             except ClientError as error:
                 if self._is_mark(uri, mark):
                     return True
@@ -125,23 +132,32 @@ class _S3:
         head = self._head(uri)
         return head is not None and head["Metadata"] == mark["Metadata"]
 
-    def _upload(self, path: Path, uri: str, extra: dict[str, Any]) -> None:
+    def _upload(self, path: Path, uri: str, extra: dict[str, Any]) -> bool:
         if path.stat().st_size > MULTIPART_ABOVE:
             return self._upload_parts(path, uri, extra)
         with path.open("rb") as file:
-            self.client.put_object(**_address(uri), Body=file, **extra)
+            return self._put(uri, file, extra)
 
-    def _upload_parts(self, path: Path, uri: str, extra: dict[str, Any]) -> None:
-        """A multipart upload that is completed whole (on the condition in `extra`) or aborted."""
+    def _put(self, uri: str, body: bytes | BinaryIO, extra: dict[str, Any]) -> bool:
+        self.client.put_object(**_address(uri), Body=body, **extra)
+        return True
+
+    def _upload_parts(self, path: Path, uri: str, extra: dict[str, Any]) -> bool:
+        """A multipart upload that is completed whole (on the condition in `extra`) or aborted; False if it came too late."""
         condition = {key: value for key, value in extra.items() if key == "IfNoneMatch"}
         metadata = {key: value for key, value in extra.items() if key == "Metadata"}
-        upload = _address(uri) | {"UploadId": self.client.create_multipart_upload(**_address(uri), **metadata)["UploadId"]}
+        started = self.client.create_multipart_upload(**_address(uri), **metadata)
+        upload = _address(uri) | {"UploadId": started["UploadId"]}
         try:
             parts = _in_threads(lambda span: self._upload_part(path, upload, span), _spans(path.stat().st_size))
+            if condition and self.stat(uri):  # some servers heed the condition in put_object only
+                self._abort(upload)
+                return False
             self.client.complete_multipart_upload(**upload, MultipartUpload={"Parts": parts}, **condition)
         except BaseException:
             self._abort(upload)
             raise
+        return True
 
     def _upload_part(self, path: Path, upload: dict[str, Any], span: tuple[int, int]) -> dict[str, Any]:
         start, stop = span
@@ -153,10 +169,8 @@ class _S3:
         return {"PartNumber": number, "ETag": done["ETag"], **checksums}
 
     def _abort(self, upload: dict[str, Any]) -> None:
-        try:
+        with suppress(ClientError, BotoCoreError):  # gone or out of reach: the error that led here is the one to tell
             self.client.abort_multipart_upload(**upload)
-        except (ClientError, BotoCoreError):
-            pass  # gone, or out of reach: the error that led here is the one to tell
 
     def list_files(self, uri: str) -> Iterator[FileInfo]:
         bucket, key = _split(uri)
@@ -233,7 +247,7 @@ class _Body(io.RawIOBase):
                 return 0
             try:
                 data = self._read(len(buffer))
-            except BotoCoreError as error:
+            except (BotoCoreError, HTTPError) as error:
                 self._disconnect()
                 broken = error
                 _wait(attempt)
@@ -293,6 +307,11 @@ def _address(uri: str) -> dict[str, str]:
     if not key:
         raise ValueError(f"{uri}: names a bucket, not a file; write s3://bucket/key")
     return {"Bucket": bucket, "Key": key}
+
+
+def _mark() -> dict[str, Any]:
+    """Metadata by which a writer knows its own object again."""
+    return {"Metadata": {"dnd-writer": uuid4().hex}}
 
 
 def _spans(size: int) -> list[tuple[int, int]]:

@@ -232,8 +232,8 @@ class _LocalFiles:
         if os.path.isfile(uri):
             yield self._info(uri, os.stat(uri))
             return
-        entries = os.scandir(uri) if os.path.isdir(uri) else []
-        for entry in sorted(entries, key=lambda e: f"{e.name}/" if e.is_dir() else e.name):  # the order of whole names, as on S3
+        entries = list(os.scandir(uri)) if os.path.isdir(uri) else []
+        for entry in sorted(entries, key=lambda e: e.name + "/" * e.is_dir()):  # the order of whole names, as on S3
             if entry.is_dir():
                 yield from self.list_files(entry.path)
             elif not entry.name.endswith(".part"):
