@@ -1,0 +1,1 @@
+"""One self-contained page about a root: counts, pictures, curves and figures."""

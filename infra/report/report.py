@@ -1,0 +1,122 @@
+"""Writes ROOT/report/index.html (self-contained) and metrics.json from what the stages left under the root."""
+
+from __future__ import annotations
+
+import base64
+import json
+from collections.abc import Sequence
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+import jinja2
+import numpy as np
+
+from data_specs import open_shards, storage
+from data_specs.receipts import valid_receipts
+from data_specs.spec import Spec, parse_spec
+from data_specs.units import read_plan
+from data_specs.verify import find_shard_sets
+from tokenize_jobs.decode import grid, png
+
+SHOWN = 16
+PACKAGES = ("torch", "deepspeed", "ray", "pymupdf", "pillow", "webdataset")
+
+
+def write_report(root: str) -> str:
+    """Writes the report and returns the page's address. Parts whose stage has not run are left out, and the page says so."""
+    spec = parse_spec(storage.read_text(storage.join(root, "spec.yaml")), f"{root}/spec.yaml")
+    metrics = {
+        "name": spec.name,
+        "root": root,
+        "stages": [_stage(root, uri) for uri in find_shard_sets(root)],
+        "evaluation": _json(storage.join(root, "evaluation", "summary.json")),
+        "versions": {package: version(package) for package in PACKAGES},
+    }
+    storage.write_text(storage.join(root, "report", "metrics.json"), json.dumps(metrics, indent=1) + "\n")
+    page = _template().render(
+        metrics=metrics, spec=spec, spec_yaml=spec.to_yaml(), pictures=_pictures(spec, root), curves=_curves(root)
+    )
+    uri = storage.join(root, "report", "index.html")
+    storage.write_text(uri, page)
+    return uri
+
+
+def _template() -> jinja2.Template:
+    loader = jinja2.FileSystemLoader(Path(__file__).parent)
+    return jinja2.Environment(loader=loader, autoescape=True, undefined=jinja2.StrictUndefined).get_template("page.html")
+
+
+def _json(uri: str) -> Any:
+    return json.loads(storage.read_text(uri)) if storage.exists(uri) else None
+
+
+def _stage(root: str, set_uri: str) -> dict[str, Any]:
+    """Counts, reasons and time of one shard set."""
+    plan, manifest = read_plan(set_uri), _json(storage.join(set_uri, "manifest.json"))
+    assert plan is not None
+    receipts = list(valid_receipts(set_uri, plan.digest))
+    rejects = [reject for receipt in receipts for reject in receipt["rejected"]]
+    return {
+        "name": set_uri.removeprefix(root.rstrip("/") + "/"),
+        "units": plan.num_units,
+        "done": len(receipts),
+        "seconds": sum(receipt["ran"]["seconds"] for receipt in receipts),
+        "manifest": {k: v for k, v in (manifest or {}).items() if k in ("totals", "filtered", "rejects", "complete")},
+        "rejected": rejects[:200],
+    }
+
+
+def _pictures(spec: Spec, root: str) -> list[dict[str, str]]:
+    """Contact sheets as data URIs: real, reconstructed and generated images."""
+    rows = [
+        ("Real (validation)", "images/val"),
+        ("Their reconstructions", "reconstructions/val/images"),
+        ("Generated", f"samples/{spec.sample.name}/images"),
+    ]
+    sheets = []
+    for title, name in rows:
+        if storage.exists(storage.join(root, name, "manifest.json")):
+            items = open_shards(storage.join(root, name))
+            places = np.linspace(0, len(items) - 1, min(SHOWN, len(items))).round().astype(int)
+            sheets.append({"title": title, "uri": data_uri([items[int(place)]["image"] for place in places])})
+    return sheets
+
+
+def data_uri(images: Sequence[np.ndarray]) -> str:
+    """A grid of images, each enlarged to at least 128 px by repeating pixels, as a PNG data URI."""
+    factor = max(1, 128 // images[0].shape[0])
+    enlarged = [image.repeat(factor, 0).repeat(factor, 1) for image in images]
+    return "data:image/png;base64," + base64.b64encode(png(grid(enlarged, columns=8, gap=4))).decode()
+
+
+def _curves(root: str) -> list[dict[str, Any]]:
+    """Curves to draw: the tokenizer's PSNR, the transformer's bits per code in training and validation."""
+    tokenizer = _rows(storage.join(root, "tokenizer", "metrics.jsonl"))
+    transformer = _rows(storage.join(root, "transformer", "metrics.jsonl"))
+    wanted = [
+        ("Tokenizer: PSNR, dB", [("training", tokenizer, "psnr")]),
+        ("Transformer: bits per code", [
+            ("training", transformer, "bits_per_code"), ("validation", transformer, "val_bits_per_code"),
+            ("validation, EMA", transformer, "val_ema_bits_per_code"),
+        ]),
+    ]
+    return [chart for title, series in wanted if (chart := _chart(title, series))]
+
+
+def _rows(uri: str) -> list[dict[str, Any]]:
+    return [json.loads(line) for line in storage.read_text(uri).splitlines()] if storage.exists(uri) else []
+
+
+def _chart(title: str, series: list[tuple[str, list[dict[str, Any]], str]]) -> dict[str, Any] | None:
+    """A chart's lines as SVG points in a box of 600 x 220, with the range of its axes; None without data."""
+    lines = [(name, [(r["step"], r[key]) for r in rows if r.get(key) is not None]) for name, rows, key in series]
+    points = [point for _, line in lines for point in line]
+    if not points:
+        return None
+    last_step = max(step for step, _ in points)
+    low, high = min(v for _, v in points), max(v for _, v in points)
+    span = (high - low) or 1.0
+    place = lambda s, v: f"{600 * s / max(last_step, 1):.1f},{220 - 220 * (v - low) / span:.1f}"  # noqa: E731
+    drawn = [{"name": n, "points": " ".join(place(*p) for p in line), "last": line[-1][1]} for n, line in lines if line]
+    return {"title": title, "low": low, "high": high, "last_step": last_step, "lines": drawn}
