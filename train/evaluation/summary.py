@@ -31,7 +31,9 @@ def summarise(spec: Spec, root: str) -> str:
     originals = open_shards(storage.join(root, "images/val"))
     reconstructions = open_shards(storage.join(root, "reconstructions/val/images"))
     samples = open_shards(storage.join(root, "samples", spec.sample.name, "images"))
-    counts = {split: count_codes((item["codes"] for item in of), spec.shape.codebook_size) for split, of in codes.items()}
+    counts = {
+        split: count_codes((item["codes"] for item in of), spec.shape.codebook_size) for split, of in codes.items()
+    }
     result = {
         "inputs": inputs,
         "split": "val",
@@ -53,7 +55,13 @@ def last_validation(root: str) -> dict[str, Any] | None:
 
 
 def _inputs(spec: Spec, root: str) -> dict[str, str]:
-    names = ["images/val", "codes/train", "codes/val", "reconstructions/val/images", f"samples/{spec.sample.name}/images"]
+    names = [
+        "images/val",
+        "codes/train",
+        "codes/val",
+        "reconstructions/val/images",
+        f"samples/{spec.sample.name}/images",
+    ]
     return {name: open_shards(storage.join(root, name)).manifest["digest"] for name in names}
 
 

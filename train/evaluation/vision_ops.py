@@ -3,17 +3,19 @@
 torch-fidelity and transformers import torchvision for its Python parts only; nothing here calls its operators."""
 
 import sys
+from importlib.util import find_spec
 
 import torch
 
-_library: torch.library.Library | None = None
+_declared: list[torch.library.Library] = []  # a library undoes its declarations when it is collected
 
 
 def import_torchvision() -> None:
     """Import torchvision; where only its compiled operators cannot be loaded, declare the two it insists on.
 
-    A call of these operators still fails. Raises ModuleNotFoundError where torchvision is not installed."""
-    global _library
+    A call of these operators still fails. Where torchvision is not installed nothing happens."""
+    if find_spec("torchvision") is None:
+        return
     try:
         import torchvision
     except RuntimeError as error:
@@ -21,7 +23,7 @@ def import_torchvision() -> None:
             raise
         for name in [name for name in sys.modules if name.split(".")[0] == "torchvision"]:
             del sys.modules[name]
-        _library = torch.library.Library("torchvision", "DEF")
+        _declared.append(torch.library.Library("torchvision", "DEF"))
         for name in ("nms", "qnms"):
-            _library.define(f"{name}(Tensor dets, Tensor scores, float iou_threshold) -> Tensor")
+            _declared[-1].define(f"{name}(Tensor dets, Tensor scores, float iou_threshold) -> Tensor")
         import torchvision  # noqa: F401

@@ -1,0 +1,103 @@
+"""PPL-OCR: perplexity, under a language model, of the text that OCR reads from generated images.
+
+The same for real images is the bound that generated ones can reach."""
+
+from collections.abc import Iterable, Sequence
+from pathlib import Path
+from typing import Any, Protocol
+
+import numpy as np
+
+from train.evaluation.vision_ops import import_torchvision
+
+MIN_WORDS = 5
+RESAMPLES = 1000
+
+
+class LanguageModel(Protocol):
+    """`name` and `unit` (what one perplexity is per: "character" or "token") are part of every result."""
+
+    name: str
+    unit: str
+
+    def score(self, texts: Iterable[str]) -> list[tuple[float, int]]:
+        """(negative log-likelihood in nats, units scored) of each text."""
+        ...
+
+
+def ppl_ocr(texts: Sequence[str], model: LanguageModel, seed: int = 0) -> dict:
+    """Perplexity of OCR texts, one per image, with a 95 % bootstrap interval over images (1,000 resamples of `seed`).
+
+    `perplexity` is exp(nats / units) over all scored texts together; `median` is that of the single texts. Texts of
+    fewer than five words say too little to be scored and are counted in `num_too_short`; where that leaves none,
+    the perplexity is None."""
+    long_enough = [text for text in texts if len(text.split()) >= MIN_WORDS]
+    scores = np.array([score for score in model.score(long_enough) if score[1] > 0], np.float64).reshape(-1, 2)
+    result: dict[str, Any] = {
+        "perplexity": None,
+        "median": None,
+        "interval_95": None,
+        "unit": model.unit,
+        "model": model.name,
+        "num_images": len(texts),
+        "num_scored": len(scores),
+        "num_too_short": len(texts) - len(long_enough),
+        "num_units": int(scores[:, 1].sum()),
+    }
+    if len(scores):
+        single = np.exp(scores[:, 0] / scores[:, 1])
+        result |= {
+            "perplexity": float(np.exp(scores[:, 0].sum() / scores[:, 1].sum())),
+            "median": float(np.median(single)),
+        }
+        result["interval_95"] = _bootstrap(scores, seed)
+    return result
+
+
+class TransformersModel:
+    """Any causal language model of `transformers`, from a local folder; `unit` is its own token.
+
+    A tokenizer's first special token (BOS) opens each text where it has one; else the first token is not scored.
+    Texts longer than the model's positions are cut into pieces, each scored by itself."""
+
+    unit = "token"
+
+    def __init__(self, path: str, device: str = "cpu"):
+        if not (Path(path) / "config.json").is_file():
+            raise ValueError(f"{path}: no language model here (no config.json); give a folder, or 'ngram'")
+        import_torchvision()
+        from transformers import AutoModelForCausalLM, AutoTokenizer
+
+        self.tokenizer: Any = AutoTokenizer.from_pretrained(path, local_files_only=True)
+        model = AutoModelForCausalLM.from_pretrained(path, dtype="auto", local_files_only=True)
+        self.model: Any = model.eval().to(device)
+        self.window = getattr(self.model.config, "max_position_embeddings", None) or 2048
+        self.name = Path(path).resolve().name
+
+    def score(self, texts: Iterable[str]) -> list[tuple[float, int]]:
+        """(negative log-likelihood in nats, tokens scored) of each text."""
+        return [self._score(text) for text in texts]
+
+    def _score(self, text: str) -> tuple[float, int]:
+        import torch
+
+        tokens = self.tokenizer(text, add_special_tokens=False)["input_ids"]
+        bos = self.tokenizer.bos_token_id
+        start = [] if bos is None else [bos]
+        step = self.window - len(start)
+        pieces = [start + tokens[i : i + step] for i in range(0, len(tokens), step)]
+        nats, count = 0.0, 0
+        for piece in pieces:
+            ids = torch.tensor([piece], device=self.model.device)
+            with torch.inference_mode():
+                logits = self.model(ids).logits[0, :-1].double()
+            nats += float(torch.nn.functional.cross_entropy(logits, ids[0, 1:], reduction="sum"))
+            count += len(piece) - 1
+        return nats, count
+
+
+def _bootstrap(scores: np.ndarray, seed: int) -> list[float]:
+    """The 2.5 and 97.5 % quantiles of the perplexity over resampled images; scores [images, (nats, units)]."""
+    draws = np.random.default_rng(seed).integers(0, len(scores), (RESAMPLES, len(scores)))
+    sums = scores[draws].sum(axis=1)
+    return [float(x) for x in np.quantile(np.exp(sums[:, 0] / sums[:, 1]), [0.025, 0.975])]
