@@ -51,7 +51,9 @@ class TransformerConfig:
         if self.dim % self.num_heads or (self.dim // self.num_heads) % 4:
             raise ValueError(f"dim {self.dim} over num_heads {self.num_heads} must give a head width divisible by 4")
         if list(self.head_layers) != sorted(set(self.head_layers)) or self.head_layers[-1] != self.num_layers - 1:
-            raise ValueError(f"head_layers {self.head_layers} must rise and end at the last layer, {self.num_layers - 1}")
+            raise ValueError(
+                f"head_layers {self.head_layers} must rise and end at the last layer {self.num_layers - 1}"
+            )
 
     @property
     def depth(self) -> int:

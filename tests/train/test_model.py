@@ -105,9 +105,7 @@ def test_bfloat16_stays_close_to_float32():
     torch.testing.assert_close(got, wanted, atol=0.05, rtol=0.02)
 
 
-@pytest.mark.parametrize(
-    "change", [{"num_heads": 3}, {"head_layers": (1, 2)}, {"head_layers": (3, 1)}, {"dim": 20}]
-)
+@pytest.mark.parametrize("change", [{"num_heads": 3}, {"head_layers": (1, 2)}, {"head_layers": (3, 1)}, {"dim": 20}])
 def test_impossible_shapes_are_refused(change):
     with pytest.raises(ValueError):
         TransformerConfig(**{**TINY.__dict__, **change})

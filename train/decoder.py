@@ -1,0 +1,118 @@
+"""The fast decoder: one step takes a whole batch through one position, all depths of it, over caches written in place.
+
+A step reads and writes only tensors that stay where they are (caches, codes, the position itself), so the host never
+waits for the device and, on a GPU, steps are replayed as CUDA graphs.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from train.model import Attend, DnDTransformer, rotary_factors
+
+LENGTH_BUCKET = 32  # keys seen by a captured step are rounded up to this; one graph is captured for each length
+
+Pick = Callable[[Tensor, int, Tensor], Tensor]  # (hidden state [R, 1, C], depth, position [1]) -> codes [R, 1]
+
+
+class Decoder:
+    """Caches and buffers for `rows` sequences decoded together, and the step that advances them by one position.
+
+    `pick` turns the normed hidden state of a depth into codes and keeps what the caller wants of them. Use `start`,
+    then `step` for each position in turn. Fewer rows than at the start may take part from some position on.
+    """
+
+    def __init__(self, model: DnDTransformer, rows: int, pick: Pick) -> None:
+        config, weight = model.config, model.tok_embeddings.weight
+        self.model, self.pick, self.device = model, pick, weight.device
+        shape = (config.num_layers, 2, rows, config.num_heads, config.num_positions, config.dim // config.num_heads)
+        self.caches = torch.zeros(shape, dtype=weight.dtype, device=self.device).unbind()
+        self.position = torch.zeros(1, dtype=torch.int64, device=self.device)
+        self.places = torch.arange(config.num_positions, device=self.device)
+        self.cosine, self.sine = rotary_factors(config, self.device)
+        self.classes = torch.zeros(rows, dtype=torch.int64, device=self.device)
+        self.codes = torch.zeros(rows, config.depth, dtype=torch.int64, device=self.device)  # of the last position
+        self.graphs: dict[tuple[int, int], torch.cuda.CUDAGraph] = {}
+
+    def start(self, classes: Tensor) -> None:
+        """Begins sequences with these classes [rows]. Old keys need no clearing: no step looks past its position."""
+        self.classes.copy_(classes)
+        self.position.zero_()
+
+    def step(self, position: int, rows: int) -> None:
+        """Decodes grid position `position` of the first `rows` sequences."""
+        if self.device.type == "cuda":
+            self._replay(min(_round_up(position + 1), len(self.places)) if position else 0, rows)
+        else:
+            self._advance(position + 1 if position else 0, rows)
+
+    def _advance(self, length: int, rows: int) -> None:
+        """One step over the first `length` keys; length 0 is the class's own step."""
+        model = self.model
+        if length:
+            h = model.tok_embeddings(self.codes[:rows]).sum(1, keepdim=True)
+            attends = [self._attend_to(cache, length, rows) for cache in self.caches]
+        else:
+            h = model.cls_embedding(self.classes[:rows])
+            attends = [self._attend_to_class(cache, rows) for cache in self.caches]
+        rotary = self.cosine.index_select(0, self.position), self.sine.index_select(0, self.position)
+        model.walk(h, rotary, lambda depth, hidden: self._head(depth, hidden, rows), attends)
+        self.position += 1
+
+    def _head(self, depth: int, hidden: Tensor, rows: int) -> Tensor:
+        codes = self.pick(hidden, depth, self.position)
+        self.codes[:rows, depth] = codes[:, 0]
+        return codes
+
+    def _attend_to(self, cache: Tensor, length: int, rows: int) -> Attend:
+        keys, values = cache[:, :rows].unbind()
+        mask = (self.places[:length] <= self.position) if self.device.type == "cuda" else None
+
+        def attend(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+            keys.index_copy_(2, self.position, k.transpose(1, 2))
+            values.index_copy_(2, self.position, v.transpose(1, 2))
+            out = F.scaled_dot_product_attention(q.transpose(1, 2), keys[:, :, :length], values[:, :, :length], mask)
+            return out.transpose(1, 2)
+
+        return attend
+
+    def _attend_to_class(self, cache: Tensor, rows: int) -> Attend:
+        """The class's q and k are zero, and it is alone: attention gives its value; the cached key stays zero."""
+
+        def attend(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+            cache[1, :rows, :, 0] = v[:, 0]
+            return v
+
+        return attend
+
+    def _replay(self, length: int, rows: int) -> None:
+        """Runs the step as a CUDA graph, captured the first time this length and number of rows are met."""
+        key = (length, rows)
+        if key not in self.graphs:
+            self.graphs[key] = self._capture(length, rows)
+        self.graphs[key].replay()
+
+    def _capture(self, length: int, rows: int) -> torch.cuda.CUDAGraph:
+        """Captures one step. The warm-up runs it for real, so what it changed is put back; what it wrote to the caches
+        and to `pick`'s buffers at this position is written again by the replay."""
+        codes, position = self.codes.clone(), self.position.clone()
+        stream = torch.cuda.Stream()
+        stream.wait_stream(torch.cuda.current_stream())
+        with torch.cuda.stream(stream):
+            self._advance(length, rows)
+        torch.cuda.current_stream().wait_stream(stream)
+        self.codes.copy_(codes)
+        self.position.copy_(position)
+        graph = torch.cuda.CUDAGraph()
+        pool = next(iter(self.graphs.values())).pool() if self.graphs else None
+        with torch.cuda.graph(graph, pool=pool):
+            self._advance(length, rows)
+        return graph
+
+
+def _round_up(length: int) -> int:
+    return -(-length // LENGTH_BUCKET) * LENGTH_BUCKET
