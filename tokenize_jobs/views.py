@@ -4,10 +4,14 @@ Equal to the pixel to the published preprocessing (`center_crop_arr` of guided-d
 Arrays are uint8 [side, side, 3]; S is the stored side, `size` the side of a view.
 """
 
+from typing import Literal
+
 import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
+ViewKind = Literal["one", "centre", "ten_crop"]
+NUM_VIEWS: dict[ViewKind, int] = {"one": 1, "centre": 1, "ten_crop": 10}
 CROP_RANGE = 1.1
 
 Pixels = NDArray[np.uint8]
@@ -37,8 +41,18 @@ def reduce_image(pixels: Pixels, size: int) -> Pixels:
     return np.asarray(Image.fromarray(pixels).resize((size, size), Image.Resampling.BICUBIC))
 
 
-def center_crop_array(stored: Pixels, size: int) -> Pixels:
-    """The middle [size, size, 3] of a stored image; ValueError where it is smaller."""
+def make_views(stored: Pixels, size: int, kind: ViewKind) -> Pixels:
+    """The views [NUM_VIEWS[kind], size, size, 3] of a stored image; ValueError where it is too small for them."""
+    if kind == "ten_crop":
+        return ten_views(stored, size)
+    if kind == "one" and stored.shape[:2] != (size, size):
+        height, width = stored.shape[:2]
+        raise ValueError(f"the image is {width}x{height} pixels, its one view must be {size}x{size}")
+    return center_view(stored, size)[None]
+
+
+def center_view(stored: Pixels, size: int) -> Pixels:
+    """The middle [size, size, 3] of a stored image."""
     _check_size(stored, size)
     top, left = (round((side - size) / 2) for side in stored.shape[:2])
     return _cut(stored, top, left, size)
@@ -49,11 +63,11 @@ def five_views(stored: Pixels, size: int) -> Pixels:
     _check_size(stored, size)
     bottom, right = stored.shape[0] - size, stored.shape[1] - size
     corners = [(0, 0), (0, right), (bottom, 0), (bottom, right)]
-    return np.stack([*(_cut(stored, top, left, size) for top, left in corners), center_crop_array(stored, size)])
+    return np.stack([*(_cut(stored, top, left, size) for top, left in corners), center_view(stored, size)])
 
 
 def ten_views(stored: Pixels, size: int) -> Pixels:
-    """[10, size, size, 3]: the five views, then the same five of the mirror image; ValueError where none fits."""
+    """[10, size, size, 3]: the five views, then the same five of the mirror image."""
     return np.concatenate([five_views(stored, size), five_views(stored[:, ::-1], size)])
 
 

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from tokenize_jobs.views import center_crop, center_crop_array, reduce_image, stored_size, ten_views
+from tokenize_jobs.views import center_crop, center_view, make_views, reduce_image, stored_size, ten_views
 
 PHOTOS = ["skimage-astronaut.png", "skimage-coffee.png", "skimage-camera.png", "lomiri-dragonfly.jpg"]
 
@@ -22,19 +22,19 @@ def test_crops_equal_the_goldens(shared: Path, name: str) -> None:
 
 def test_views_of_a_stored_image() -> None:
     stored = np.random.default_rng(0).integers(0, 256, (281, 281, 3), dtype=np.uint8)
-    ten = ten_views(stored, 256)
+    ten = make_views(stored, 256, "ten_crop")
     np.testing.assert_array_equal(ten[4], stored[12:268, 12:268])  # 12.5 rounds to even, as torchvision does
-    np.testing.assert_array_equal(center_crop_array(stored, 256), ten[4])
+    np.testing.assert_array_equal(make_views(stored, 256, "centre")[0], center_view(stored, 256))
     np.testing.assert_array_equal(ten[5], ten[1][:, ::-1])  # top left of the mirror image is the mirrored top right
-    np.testing.assert_array_equal(center_crop_array(stored, 281), stored)
+    np.testing.assert_array_equal(make_views(stored, 281, "one"), stored[None])
 
 
 def test_views_that_do_not_fit_are_refused() -> None:
     stored = np.zeros((60, 70, 3), np.uint8)
     with pytest.raises(ValueError, match=r"70x60 pixels: no view of 64x64"):
         ten_views(stored, 64)
-    with pytest.raises(ValueError, match=r"70x60 pixels: no view of 64x64"):
-        center_crop_array(stored, 64)
+    with pytest.raises(ValueError, match=r"70x60 pixels, its one view must be 64x64"):
+        make_views(stored, 64, "one")
 
 
 def test_reduce_image_is_pillows_bicubic() -> None:
