@@ -26,7 +26,9 @@ def receipt_name(unit: int) -> str:
     return f"{unit:06d}.json"
 
 
-def commit(set_uri: str, digest: str, unit: int, outcomes: Iterable[Outcome], facts: dict[str, Any] | None = None) -> Receipt:
+def commit(
+    set_uri: str, digest: str, unit: int, outcomes: Iterable[Outcome], facts: dict[str, Any] | None = None
+) -> Receipt:
     """Writes the samples among `outcomes` as the unit's shard, uploads it, then creates the receipt.
 
     The loser of a race adopts the winner's receipt. `facts` are further entries (what was read, with which sha256).
@@ -40,7 +42,11 @@ def commit(set_uri: str, digest: str, unit: int, outcomes: Iterable[Outcome], fa
             tar_uri = storage.join(set_uri, receipt["tar"]["name"])
             storage.create_from_file(tar, tar_uri)
             storage.create_from_file(index, index_uri(tar_uri))
-    receipt["ran"] = {"host": socket.gethostname(), "seconds": round(time.time() - started, 3), "ended": round(time.time(), 3)}
+    receipt["ran"] = {
+        "host": socket.gethostname(),
+        "seconds": round(time.time() - started, 3),
+        "ended": round(time.time(), 3),
+    }
     uri = storage.join(set_uri, receipt_name(unit))
     if not storage.create_if_absent(uri, (json.dumps(receipt, sort_keys=True) + "\n").encode()):
         return _adopt_or_replace(uri, digest, receipt)
@@ -70,7 +76,9 @@ def _receipt(digest: str, unit: int, shard: ShardFacts, dropped: list[Dropped]) 
         "rejected": [
             {"key": d.key, "source": d.source, "reason": d.reason, "environmental": d.environmental} for d in rejected
         ],
-        "tar": {"name": name, "bytes": shard.filesize, "md5": shard.md5sum, "sha256": shard.sha256} if shard.nsamples else None,
+        "tar": {"name": name, "bytes": shard.filesize, "md5": shard.md5sum, "sha256": shard.sha256}
+        if shard.nsamples
+        else None,
         "index": {"sha256": shard.index_sha256} if shard.nsamples else None,
     }
 

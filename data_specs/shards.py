@@ -18,9 +18,7 @@ import numpy as np
 from data_specs import storage
 from data_specs.units import Sample
 
-INDEX_DTYPE = np.dtype(
-    [("sample", "<u4"), ("key_hash", "<u8"), ("field", "S12"), ("offset", "<u8"), ("size", "<u8")]
-)
+INDEX_DTYPE = np.dtype([("sample", "<u4"), ("key_hash", "<u8"), ("field", "S12"), ("offset", "<u8"), ("size", "<u8")])
 BLOCK = 512
 _KEY = re.compile(r"[A-Za-z0-9_-]{1,80}")
 

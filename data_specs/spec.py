@@ -47,7 +47,9 @@ class Shape(Part):
         for side in self.grid:
             if side < 1 or self.image_size % side:
                 divisors = [n for n in range(1, self.image_size + 1) if self.image_size % n == 0]
-                raise ValueError(f"grid {self.grid} does not divide image_size {self.image_size}: use one of {divisors}")
+                raise ValueError(
+                    f"grid {self.grid} does not divide image_size {self.image_size}: use one of {divisors}"
+                )
         return self
 
 
@@ -173,7 +175,9 @@ class Render(Part):
     """Documents -> image shards."""
 
     sources: list[Source] = Field(min_length=1)
-    crop_size: int | None = Field(None, description="side of what is cut or drawn; reduced to image_size (default: equal)")
+    crop_size: int | None = Field(
+        None, description="side of what is cut or drawn; reduced to image_size (default: equal)"
+    )
     store: Literal["image", "ten_crop"] = Field("image", description="ten_crop stores int(1.1 image_size) for train")
     val_share: float = Field(0.02, ge=0, lt=1, description="share of documents in the validation split")
     documents_per_unit: int = Field(64, ge=1)
@@ -202,7 +206,9 @@ class Tokenizer(Part):
     channel_multipliers: tuple[int, ...] = (1, 1, 2, 2, 4)
     res_blocks: int = Field(2, ge=1)
     patch: int = Field(1, ge=1, description="side of the squares of pixels folded into channels first")
-    attention_sizes: tuple[int, ...] | None = Field(None, description="feature sizes with attention (default: the grid)")
+    attention_sizes: tuple[int, ...] | None = Field(
+        None, description="feature sizes with attention (default: the grid)"
+    )
     shared_codebook: bool = True
     decay: float = Field(0.99, gt=0, lt=1)
     commitment: float = Field(0.25, ge=0)
@@ -271,7 +277,9 @@ class Transformer(Part):
         if list(self.head_layers) != sorted(set(self.head_layers)):
             raise ValueError(f"head_layers {list(self.head_layers)} must rise")
         if self.head_layers[-1] != layers - 1:
-            raise ValueError(f"the last of head_layers must be the last layer, {layers - 1}, not {self.head_layers[-1]}")
+            raise ValueError(
+                f"the last of head_layers must be the last layer, {layers - 1}, not {self.head_layers[-1]}"
+            )
         return self
 
 
@@ -359,7 +367,9 @@ class Spec(Part):
                 f"grid is {reduction}: patch * 2^(levels - 1) must divide that"
             )
         if self.render.crop_size and self.render.crop_size < self.shape.image_size:
-            raise ValueError(f"render.crop_size {self.render.crop_size} is below shape.image_size {self.shape.image_size}")
+            raise ValueError(
+                f"render.crop_size {self.render.crop_size} is below shape.image_size {self.shape.image_size}"
+            )
         if (self.render.store == "ten_crop") != (self.tokenize.views == "ten_crop"):
             raise ValueError("render.store and tokenize.views must both be ten_crop or neither")
         return self

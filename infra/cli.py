@@ -14,15 +14,28 @@ from data_specs.spec import Spec, load_spec, presets
 from pipeline.runner import UnitsFailed, Workers
 
 app = typer.Typer(
-    name="dnd", no_args_is_help=True, add_completion=False, pretty_exceptions_enable=False,
+    name="dnd",
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
     help="From PDFs, text or images to a trained DnD-Transformer and its pictures. Try: dnd demo --root runs/demo",
 )
 SpecArg = Annotated[str, typer.Argument(help="a preset (see `dnd presets`) or a YAML file", metavar="SPEC")]
-RootOpt = Annotated[str, typer.Option("--root", help="where everything of this run lies: a folder or s3://bucket/prefix")]
-SetOpt = Annotated[list[str] | None, typer.Option("--set", help="override by dotted key: --set train.micro_batch_size=8")]
-AddressOpt = Annotated[str | None, typer.Option("--ray-address", help="Ray cluster to use (default: embedded, or RAY_ADDRESS)")]
-WorkersOpt = Annotated[int | None, typer.Option("--workers", min=1, help="number of workers (default: one a CPU or GPU)")]
-RanksOpt = Annotated[int, typer.Option("--ranks", min=1, help="training processes on this machine (GPUs, or CPU ranks)")]
+RootOpt = Annotated[
+    str, typer.Option("--root", help="where everything of this run lies: a folder or s3://bucket/prefix")
+]
+SetOpt = Annotated[
+    list[str] | None, typer.Option("--set", help="override by dotted key: --set train.micro_batch_size=8")
+]
+AddressOpt = Annotated[
+    str | None, typer.Option("--ray-address", help="Ray cluster to use (default: embedded, or RAY_ADDRESS)")
+]
+WorkersOpt = Annotated[
+    int | None, typer.Option("--workers", min=1, help="number of workers (default: one a CPU or GPU)")
+]
+RanksOpt = Annotated[
+    int, typer.Option("--ranks", min=1, help="training processes on this machine (GPUs, or CPU ranks)")
+]
 
 
 def _open(spec: str, root: str, overrides: list[str] | None) -> tuple[Spec, str]:
@@ -36,7 +49,11 @@ def _open(spec: str, root: str, overrides: list[str] | None) -> tuple[Spec, str]
 
 @app.command()
 def render(
-    spec: SpecArg, root: RootOpt, set_: SetOpt = None, ray_address: AddressOpt = None, workers: WorkersOpt = None,
+    spec: SpecArg,
+    root: RootOpt,
+    set_: SetOpt = None,
+    ray_address: AddressOpt = None,
+    workers: WorkersOpt = None,
 ) -> None:
     """Documents -> image shards (ROOT/images/{train,val}). Run it again to finish what was interrupted."""
     from pipeline.job import render as run
@@ -57,7 +74,11 @@ def train_tokenizer(spec: SpecArg, root: RootOpt, set_: SetOpt = None) -> None:
 
 @app.command()
 def tokenize(
-    spec: SpecArg, root: RootOpt, set_: SetOpt = None, ray_address: AddressOpt = None, workers: WorkersOpt = None,
+    spec: SpecArg,
+    root: RootOpt,
+    set_: SetOpt = None,
+    ray_address: AddressOpt = None,
+    workers: WorkersOpt = None,
 ) -> None:
     """Image shards -> code shards (ROOT/codes/{train,val}), one to one."""
     from tokenize_jobs.job import tokenize as run
@@ -78,7 +99,11 @@ def train(spec: SpecArg, root: RootOpt, set_: SetOpt = None, ranks: RanksOpt = 1
 
 @app.command()
 def sample(
-    spec: SpecArg, root: RootOpt, set_: SetOpt = None, ray_address: AddressOpt = None, workers: WorkersOpt = None,
+    spec: SpecArg,
+    root: RootOpt,
+    set_: SetOpt = None,
+    ray_address: AddressOpt = None,
+    workers: WorkersOpt = None,
     num: Annotated[int | None, typer.Option("--num", min=1, help="images (default: the spec's)")] = None,
 ) -> None:
     """Draws images from the trained model: codes, pictures, samples.npz, grid.png (ROOT/samples/NAME)."""
@@ -94,9 +119,15 @@ def sample(
 
 @app.command()
 def decode(
-    spec: SpecArg, root: RootOpt, set_: SetOpt = None, ray_address: AddressOpt = None, workers: WorkersOpt = None,
+    spec: SpecArg,
+    root: RootOpt,
+    set_: SetOpt = None,
+    ray_address: AddressOpt = None,
+    workers: WorkersOpt = None,
     codes: Annotated[str, typer.Option("--codes", help="code shard set, relative to the root")] = "codes/val",
-    out: Annotated[str, typer.Option("--out", help="folder for the pictures, relative to the root")] = "reconstructions/val",
+    out: Annotated[
+        str, typer.Option("--out", help="folder for the pictures, relative to the root")
+    ] = "reconstructions/val",
 ) -> None:
     """Code shards -> pictures: an image shard set, PNGs, samples.npz and grid.png."""
     from tokenize_jobs.job import decode as run
@@ -124,7 +155,11 @@ def report(root: RootOpt) -> None:
 
 @app.command()
 def run(
-    spec: SpecArg, root: RootOpt, set_: SetOpt = None, ray_address: AddressOpt = None, workers: WorkersOpt = None,
+    spec: SpecArg,
+    root: RootOpt,
+    set_: SetOpt = None,
+    ray_address: AddressOpt = None,
+    workers: WorkersOpt = None,
     ranks: RanksOpt = 1,
 ) -> None:
     """All stages in order, from documents to the report; finished ones are recognised and passed over."""
@@ -139,7 +174,9 @@ def demo(
     root: RootOpt = "runs/demo",
     preset: Annotated[str, typer.Option("--preset", help="preset to run")] = "demo",
     pdfs: Annotated[Path | None, typer.Option("--pdfs", help="folder of PDFs to use instead of typeset ones")] = None,
-    text: Annotated[Path | None, typer.Option("--text", help="passages (JSON Lines) to use instead of docstrings")] = None,
+    text: Annotated[
+        Path | None, typer.Option("--text", help="passages (JSON Lines) to use instead of docstrings")
+    ] = None,
     set_: SetOpt = None,
 ) -> None:
     """The whole way on this machine, on texts that every machine has; prints where the report is."""
@@ -151,7 +188,8 @@ def demo(
 
 @app.command()
 def verify(
-    root: RootOpt, clean: Annotated[bool, typer.Option("--clean", help="remove tars that belong to no receipt")] = False,
+    root: RootOpt,
+    clean: Annotated[bool, typer.Option("--clean", help="remove tars that belong to no receipt")] = False,
 ) -> None:
     """Re-reads every byte of every shard set against its receipts; exit code 1 where something is wrong."""
     from data_specs.verify import clean_litter, find_shard_sets, verify_set
@@ -206,8 +244,10 @@ def _workers(address: str | None, number: int | None) -> Workers:
 
 def _totals(manifest: dict) -> str:  # type: ignore[type-arg]
     total = manifest["totals"]
-    return (f"{total['written']} samples in {len(manifest['shardlist'])} shards "
-            f"({total['filtered']} filtered, {total['rejected']} rejected)")
+    return (
+        f"{total['written']} samples in {len(manifest['shardlist'])} shards "
+        f"({total['filtered']} filtered, {total['rejected']} rejected)"
+    )
 
 
 def main() -> None:

@@ -78,7 +78,9 @@ def run_plan(plan: Plan, setup: Setup, workers: Workers, kind: str, task: str) -
         failures = _run(plan, todo, setup, workers, Progress(task, plan.num_units, "units", len(done)))
         if failures:
             shown = "; ".join(f"unit {unit}: {reason}" for unit, reason in sorted(failures.items())[:5])
-            raise UnitsFailed(f"{plan.set_uri}: {len(failures)} units failed ({shown}); run the command again to retry them")
+            raise UnitsFailed(
+                f"{plan.set_uri}: {len(failures)} units failed ({shown}); run the command again to retry them"
+            )
     return merge(plan, kind)
 
 
@@ -125,7 +127,9 @@ def _result(reference: Any) -> str | None:
 
 def _actors(setup: Setup, workers: Workers, num_units: int) -> list[Any]:
     available = ray.cluster_resources()
-    fits = int(available.get("GPU", 0) // workers.gpus) if workers.gpus else int(available.get("CPU", 1) // workers.cpus)
+    fits = (
+        int(available.get("GPU", 0) // workers.gpus) if workers.gpus else int(available.get("CPU", 1) // workers.cpus)
+    )
     number = min(workers.num_workers or max(fits, 1), num_units)
     options = {"num_cpus": workers.cpus, "num_gpus": workers.gpus}
     return [_Worker.options(**options).remote(setup) for _ in range(number)]

@@ -39,7 +39,9 @@ def decode_shard(model: RQVAE, spec: Spec, shard_uri: str) -> Iterator[Sample]:
     while batch := list(islice(numbers, size)):
         fields = [shard.fields(number) for number in batch]
         codes = np.stack([decode_fields("", f)["codes"][0] for f in fields])
-        for number, field, image in zip(batch, fields, decode_codes(model, codes, spec.sample.rounding, size), strict=True):
+        for number, field, image in zip(
+            batch, fields, decode_codes(model, codes, spec.sample.rounding, size), strict=True
+        ):
             yield Sample(shard.key(number), {"png": png(image), "cls": field["cls"], "json": field["json"]})
 
 
@@ -82,7 +84,10 @@ def write_npz(items: Sequence[Item], uri: str) -> None:
     shape = (len(items), *items[0]["image"].shape)
     with storage.writable_folder(uri.rpartition("/")[0]) as folder:
         path = Path(folder, uri.rpartition("/")[2])
-        with zipfile.ZipFile(path, "w", zipfile.ZIP_STORED) as archive, archive.open("arr_0.npy", "w", force_zip64=True) as file:
+        with (
+            zipfile.ZipFile(path, "w", zipfile.ZIP_STORED) as archive,
+            archive.open("arr_0.npy", "w", force_zip64=True) as file,
+        ):
             header = {"descr": "|u1", "fortran_order": False, "shape": shape}
             np.lib.format.write_array_header_1_0(file, header)  # type: ignore[arg-type]
             for item in items:
@@ -100,4 +105,3 @@ def grid(images: Sequence[np.ndarray], columns: int = 8, gap: int = 2) -> np.nda
         top, left = gap + row * (height + gap), gap + column * (width + gap)
         canvas[top : top + height, left : left + width] = image
     return canvas
-

@@ -83,7 +83,9 @@ def encode_views(model: RQVAE, views: Iterator[np.ndarray], spec: Spec) -> Itera
 def code_sample(key: str, codes: np.ndarray, fields: dict[str, bytes]) -> Sample:
     """A code shard's sample: codes uint16 [views, h, w, d], the class, and the few fields of json that stay useful."""
     few = {k: v for k, v in json.loads(fields["json"]).items() if k in KEPT_JSON}
-    return Sample(key, {"codes.npy": npy(codes), "cls": fields["cls"], "json": json.dumps(few, sort_keys=True).encode()})
+    return Sample(
+        key, {"codes.npy": npy(codes), "cls": fields["cls"], "json": json.dumps(few, sort_keys=True).encode()}
+    )
 
 
 def npy(array: np.ndarray) -> bytes:

@@ -63,8 +63,14 @@ def identity(spec: Spec, root: str) -> digest.Identity:
     inputs = [read_manifest(storage.join(root, s.manifest, "manifest.json"))["digest"] for s in spec.tokenizer.images]
     part = spec.tokenizer.model_dump(mode="json", exclude=FREE_ON_RESUME)
     versions = {"torch": torch.__version__, "device": pick_device().type}
-    return {"stage": "tokenizer", "shape": spec.shape.model_dump(mode="json"), "tokenizer": part, "seed": spec.seed,
-            "images": inputs, "versions": versions}
+    return {
+        "stage": "tokenizer",
+        "shape": spec.shape.model_dump(mode="json"),
+        "tokenizer": part,
+        "seed": spec.seed,
+        "images": inputs,
+        "versions": versions,
+    }
 
 
 def fit(spec: Spec, root: str) -> None:
@@ -113,8 +119,10 @@ class _Run:
             return RQVAE(wanted)
         model = load_tokenizer(storage.local_folder(storage.join(root, self.part.init_from)))
         if model.config.code_shape != wanted.code_shape or model.config.codebook_size != wanted.codebook_size:
-            raise ValueError(f"tokenizer.init_from {self.part.init_from}: its codes are {model.config.code_shape}, "
-                             f"the spec's {wanted.code_shape}: make shape agree with it")
+            raise ValueError(
+                f"tokenizer.init_from {self.part.init_from}: its codes are {model.config.code_shape}, "
+                f"the spec's {wanted.code_shape}: make shape agree with it"
+            )
         return model
 
     def batches(self) -> Iterator[Tensor]:
@@ -137,7 +145,9 @@ class _Run:
     def train_step(self, images: Tensor) -> str:
         """One optimizer step; returns the note for the progress line."""
         for group in self.optimizer.param_groups:
-            group["lr"] = self.part.learning_rate * rate_factor(self.part.schedule, self.part.warmup_steps, self.part.steps, self.step)
+            group["lr"] = self.part.learning_rate * rate_factor(
+                self.part.schedule, self.part.warmup_steps, self.part.steps, self.step
+            )
         self.optimizer.zero_grad(set_to_none=True)
         micro = self.part.micro_batch_size or len(images)
         losses = [self._backward(part, len(part) / len(images)) for part in images.split(micro)]
@@ -164,22 +174,36 @@ class _Run:
         if min(usage) < 0.05 and self.step > self.part.steps // 2:
             self.last_note += " (warning: the codebook has collapsed)"
         if self.rank == 0:
-            row = {"step": self.step, "mse": mse, "psnr": psnr, "commitment": commitment, "usage": usage,
-                   "perplexity": perplexity, "time": time.time()}
+            row = {
+                "step": self.step,
+                "mse": mse,
+                "psnr": psnr,
+                "commitment": commitment,
+                "usage": usage,
+                "perplexity": perplexity,
+                "time": time.time(),
+            }
             self.curve.append(row)
 
     def save(self) -> None:
         """Writes a checkpoint: whole, then named by `latest`, then the older ones go."""
         if self.rank:
             return
-        state = {"step": self.step, "model": self.model.state_dict(), "optimizer": self.optimizer.state_dict(),
-                 "rng": torch.get_rng_state(), "curve": self.curve}
+        state = {
+            "step": self.step,
+            "model": self.model.state_dict(),
+            "optimizer": self.optimizer.state_dict(),
+            "rng": torch.get_rng_state(),
+            "curve": self.curve,
+        }
         buffer = io.BytesIO()
         torch.save(state, buffer)
         name = f"step_{self.step:08d}/state.pt"
         storage.write_bytes(storage.join(self.folder, name), buffer.getvalue())
         storage.write_text(storage.join(self.folder, "latest"), name)
-        storage.write_text(storage.join(self.folder, "metrics.jsonl"), "".join(json.dumps(r) + "\n" for r in self.curve))
+        storage.write_text(
+            storage.join(self.folder, "metrics.jsonl"), "".join(json.dumps(r) + "\n" for r in self.curve)
+        )
         for file in list(storage.list_files(self.folder)):
             if file.uri.endswith("/state.pt") and not file.uri.endswith(name):
                 storage.delete(file.uri)

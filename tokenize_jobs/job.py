@@ -76,7 +76,9 @@ def _tokenizer_sha256(spec: Spec, root: str) -> str:
     try:
         return hashlib.sha256(storage.read_bytes(uri)).hexdigest()
     except FileNotFoundError:
-        raise ValueError(f"{uri}: no trained tokenizer; run `dnd train-tokenizer` or `dnd import tokenizer` first") from None
+        raise ValueError(
+            f"{uri}: no trained tokenizer; run `dnd train-tokenizer` or `dnd import tokenizer` first"
+        ) from None
 
 
 def _setup(stage: str, spec: Spec, root: str, plan: Plan) -> Stage:

@@ -90,8 +90,14 @@ def sample_range(model: DnDTransformer, spec: Spec, first: int, count: int) -> I
         used = min(part.batch_size, first + count - start)
         classes = classes_of(spec, start, part.batch_size)
         codes = sample_codes(
-            model, torch.from_numpy(classes).to(next(model.parameters()).device), guidance=part.guidance,
-            temperature=part.temperature, top_k=part.top_k, top_p=part.top_p, seed=spec.seed, first_index=start,
+            model,
+            torch.from_numpy(classes).to(next(model.parameters()).device),
+            guidance=part.guidance,
+            temperature=part.temperature,
+            top_k=part.top_k,
+            top_p=part.top_p,
+            seed=spec.seed,
+            first_index=start,
         )
         grids = codes[:used].reshape(used, 1, rows, columns, -1).cpu().numpy().astype(np.uint16)
         for offset in range(used):

@@ -44,7 +44,9 @@ def write_report(root: str) -> str:
 
 def _template() -> jinja2.Template:
     loader = jinja2.FileSystemLoader(Path(__file__).parent)
-    return jinja2.Environment(loader=loader, autoescape=True, undefined=jinja2.StrictUndefined).get_template("page.html")
+    return jinja2.Environment(loader=loader, autoescape=True, undefined=jinja2.StrictUndefined).get_template(
+        "page.html"
+    )
 
 
 def _json(uri: str) -> Any:
@@ -96,10 +98,14 @@ def _curves(root: str) -> list[dict[str, Any]]:
     transformer = _rows(storage.join(root, "transformer", "metrics.jsonl"))
     wanted = [
         ("Tokenizer: PSNR, dB", [("training", tokenizer, "psnr")]),
-        ("Transformer: bits per code", [
-            ("training", transformer, "bits_per_code"), ("validation", transformer, "val_bits_per_code"),
-            ("validation, EMA", transformer, "val_ema_bits_per_code"),
-        ]),
+        (
+            "Transformer: bits per code",
+            [
+                ("training", transformer, "bits_per_code"),
+                ("validation", transformer, "val_bits_per_code"),
+                ("validation, EMA", transformer, "val_ema_bits_per_code"),
+            ],
+        ),
     ]
     return [chart for title, series in wanted if (chart := _chart(title, series))]
 
