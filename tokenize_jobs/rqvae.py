@@ -115,9 +115,39 @@ class RQVAEConfig:
             dropout=ddconfig.get("dropout", 0.0),
             decay=_single(hparams.get("decay", 0.99), "decay"),
             commitment_weight=hparams.get("latent_loss_weight", 0.25),
-            restart_unused_codes=hparams.get("restart_unused_codes", True),
+            restart_unused_codes=hparams.get("restart_unused_codes", False),
             **{name: ddconfig[name] for name in same},
         )
+
+    def to_released(self) -> tuple[dict[str, Any], dict[str, Any]]:
+        """The `hparams` and `ddconfig` of a released config.yaml; ValueError for what has no counterpart there."""
+        if self.patch != 1:
+            raise ValueError(f"patch is {self.patch}: released tokenizers have none (1)")
+        hparams = {
+            "bottleneck_type": "rq",
+            "embed_dim": self.embed_dim,
+            "n_embed": self.codebook_size,
+            "latent_shape": list(self.latent_shape),
+            "code_shape": list(self.code_shape),
+            "shared_codebook": self.shared_codebook,
+            "decay": self.decay,
+            "restart_unused_codes": self.restart_unused_codes,
+            "loss_type": "mse",
+            "latent_loss_weight": self.commitment_weight,
+        }
+        ddconfig = {
+            "double_z": False,
+            "z_channels": self.z_channels,
+            "resolution": self.resolution,
+            "in_channels": 3,
+            "out_ch": 3,
+            "ch": self.ch,
+            "ch_mult": list(self.ch_mult),
+            "num_res_blocks": self.num_res_blocks,
+            "attn_resolutions": list(self.attn_resolutions or ()),
+            "dropout": self.dropout,
+        }
+        return hparams, ddconfig
 
 
 def _refuse_foreign(hparams: dict[str, Any], ddconfig: dict[str, Any]) -> None:

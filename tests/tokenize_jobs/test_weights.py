@@ -1,0 +1,215 @@
+"""Tokenizers survive the disk bit for bit, in our layout and in the released one; bad and hostile files are refused."""
+
+import argparse
+import json
+import os
+import sys
+import types
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from safetensors import safe_open
+from torch import nn
+
+from tokenize_jobs.rqvae import RQVAE, RQVAEConfig
+from tokenize_jobs.weights import export_tokenizer, import_tokenizer, load_tokenizer, read_released_yaml, save_tokenizer
+
+TINY = {"embed_dim": 16, "ch": 32, "ch_mult": (1, 1), "num_res_blocks": 1, "z_channels": 16, "codebook_size": 32}
+KINDS = {
+    "shared": {"image_size": 16, "grid": 8, "depth": 3},
+    "own": {"image_size": 16, "grid": 8, "depth": 2, "shared_codebook": False},
+    "folded": {"image_size": (16, 32), "grid": (4, 8), "depth": 2},
+    "deep": {"image_size": 16, "grid": 8, "depth": 12},  # depth 10 and 11 are repetitions too
+}
+
+
+def tiny(kind: str, **options: object) -> RQVAE:
+    torch.manual_seed(0)
+    model = RQVAE(RQVAEConfig(**{**TINY, **KINDS[kind], **options}))
+    model.train()(torch.rand(2, 3, *model.config.image_size))  # so that the moving averages are not as at the start
+    return model.eval()
+
+
+def assert_same(one: RQVAE, other: RQVAE) -> None:
+    states = one.state_dict(), other.state_dict()
+    assert states[0].keys() == states[1].keys()
+    assert all(torch.equal(states[0][name], states[1][name]) for name in states[0])
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_our_layout_round_trip(tmp_path: Path, kind: str) -> None:
+    model = tiny(kind).to(memory_format=torch.channels_last)
+    save_tokenizer(model, tmp_path / "tokenizer")
+    loaded = load_tokenizer(tmp_path / "tokenizer")
+    assert loaded.config == model.config
+    assert_same(loaded, model)
+    assert not loaded.training
+    assert sorted(os.listdir(tmp_path / "tokenizer")) == ["tokenizer.json", "tokenizer.safetensors"]
+
+
+def test_moving_average_and_dtype(tmp_path: Path) -> None:
+    model = tiny("shared")
+    average = {name: tensor * 0.5 for name, tensor in model.state_dict().items()}
+    save_tokenizer(model, tmp_path, average)
+    loaded = load_tokenizer(tmp_path, dtype=torch.bfloat16, ema=True)
+    assert loaded.quant_conv.weight.dtype == torch.bfloat16
+    torch.testing.assert_close(loaded.quantizer.codebooks[2].weight, average["quantizer.codebooks.0.weight"])
+    assert loaded.encode(torch.rand(1, 3, 16, 16)).shape == (1, 8, 8, 3)
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_released_layout_round_trip(tmp_path: Path, kind: str) -> None:
+    model = tiny(kind)
+    export_tokenizer(model, tmp_path / "model.pt", tmp_path / "config.yaml")
+    state = torch.load(tmp_path / "model.pt", weights_only=True)["state_dict"]
+    assert state.keys() == model.state_dict().keys()
+    imported = import_tokenizer(tmp_path / "model.pt", tmp_path / "config.yaml")
+    assert imported.config == model.config
+    assert_same(imported, model)
+    export_tokenizer(imported, tmp_path / "again.pt", tmp_path / "again.yaml")
+    assert (tmp_path / "again.yaml").read_bytes() == (tmp_path / "config.yaml").read_bytes()
+
+
+def test_golden_weights_through_both_layouts(shared: Path, tmp_path: Path) -> None:
+    with safe_open(shared / "reference" / "rqvae_shared_codebook.safetensors", "pt") as file:
+        about = {name: json.loads(text) for name, text in file.metadata().items()}
+        tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
+    state = {name.removeprefix("state_dict."): t for name, t in tensors.items() if name.startswith("state_dict.")}
+    torch.save({"state_dict": state, "epoch": 3}, tmp_path / "released.pt")
+    (tmp_path / "config.yaml").write_text(json.dumps({"arch": {"type": "rq-vae", "code_hier": 1, **about}}))
+    save_tokenizer(import_tokenizer(tmp_path / "released.pt", tmp_path / "config.yaml"), tmp_path)
+    assert torch.equal(load_tokenizer(tmp_path).encode(tensors["images"]), tensors["codes"])
+
+
+def released(folder: Path, model: RQVAE, **beside: object) -> tuple[Path, Path]:
+    """A file as the authors' trainer writes it."""
+    export_tokenizer(model, folder / "model.pt", folder / "config.yaml")
+    torch.save({"state_dict": model.state_dict(), **beside}, folder / "model.pt")
+    return folder / "model.pt", folder / "config.yaml"
+
+
+def test_what_stands_beside_the_weights_is_read_past(tmp_path: Path) -> None:
+    model = tiny("shared")
+    optimizer = torch.optim.Adam(model.parameters())
+    schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, 10).state_dict()
+    average = {f"module.{name}": tensor * 0.5 for name, tensor in model.state_dict().items()}
+    beside = {"epoch": np.int64(3), "best": np.float64(0.5), "args": argparse.Namespace(seed=0), "scheduler": schedule}
+    paths = released(tmp_path, model, state_dict_ema=average, optimizer=optimizer.state_dict(), **beside)
+    assert_same(import_tokenizer(*paths), model)
+    averaged = import_tokenizer(*paths, ema=True)
+    torch.testing.assert_close(averaged.quant_conv.weight, model.quant_conv.weight * 0.5)
+
+
+def test_easydict_in_a_checkpoint_is_plain(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    module = types.ModuleType("easydict")
+    module.EasyDict = type("EasyDict", (dict,), {"__module__": "easydict"})  # type: ignore[attr-defined]
+    monkeypatch.setitem(sys.modules, "easydict", module)
+    inner = module.EasyDict(lr=0.1)
+    inner.lr = 0.1
+    paths = released(tmp_path, tiny("shared"), config=module.EasyDict(optimizer=inner))
+    monkeypatch.delitem(sys.modules, "easydict")
+    import_tokenizer(*paths)
+
+
+class Hostile:
+    def __reduce__(self) -> tuple:
+        return os.system, ("touch /tmp/owned-by-a-checkpoint",)
+
+
+@pytest.mark.parametrize(
+    ("thing", "name"), [(Hostile(), "system"), (nn.Linear(1, 1), "torch.nn.modules.linear.Linear")]
+)
+def test_other_objects_are_refused_by_name(tmp_path: Path, thing: object, name: str) -> None:
+    paths = released(tmp_path, tiny("shared"), extra=thing)
+    with pytest.raises(ValueError, match=rf"^[^\n]*model.pt: holds an object of [\w.]*{name}[^\n]*refused$"):
+        import_tokenizer(*paths)
+    assert not os.path.exists("/tmp/owned-by-a-checkpoint")
+
+
+def test_files_that_do_not_fit_are_refused(tmp_path: Path) -> None:
+    checkpoint, config = released(tmp_path, tiny("shared"))
+    (tmp_path / "cut.pt").write_bytes(checkpoint.read_bytes()[:5000])
+    torch.save({"model": {}}, tmp_path / "other.pt")
+    torch.save({"state_dict": {"epoch": 1}}, tmp_path / "numbers.pt")
+    wider = tmp_path / "wider.yaml"
+    wider.write_text(config.read_text().replace("n_embed: 32", "n_embed: 64"))
+    for path, settings, message in [
+        (tmp_path / "absent.pt", config, "absent.pt: cannot be read"),
+        (tmp_path / "cut.pt", config, "cut.pt: "),
+        (tmp_path / "other.pt", config, r"no state_dict in it \(found: model\)"),
+        (tmp_path / "numbers.pt", config, "other than tensors: epoch"),
+        (checkpoint, wider, r"codebooks.0.weight is \[33, 16\], the configuration says \[65, 16\]"),
+        (checkpoint, tmp_path / "absent.yaml", "absent.yaml: cannot be read"),
+        (config, config, "config.yaml: "),
+    ]:
+        with pytest.raises(ValueError, match=message) as caught:
+            import_tokenizer(path, settings)
+        assert "\n" not in str(caught.value)
+    with pytest.raises(ValueError, match="no state_dict_ema"):
+        import_tokenizer(checkpoint, config, ema=True)
+
+
+def test_codebooks_said_to_be_shared_must_be_equal(tmp_path: Path) -> None:
+    model = tiny("own")
+    checkpoint, config = released(tmp_path, model)
+    config.write_text(config.read_text().replace("shared_codebook: false", "shared_codebook: true"))
+    with pytest.raises(ValueError, match=r"codebooks\.1\.weight differs from depth 0's"):
+        import_tokenizer(checkpoint, config)
+
+
+def test_python_tags_of_a_config_are_plain_data(tmp_path: Path) -> None:
+    path = tmp_path / "config.yaml"
+    path.write_text(
+        """
+arch: !!python/object/new:easydict.EasyDict
+  dictitems: &id001
+    type: rq-vae
+    hparams: !!python/object/new:easydict.EasyDict
+      dictitems: {code_shape: !!python/tuple [8, 8, 4], n_embed: 16}
+      state: {n_embed: 16}
+  state: *id001
+args: !!python/object:argparse.Namespace {seed: 0}
+run: !!python/object/apply:os.system ["touch /tmp/owned-by-a-config"]
+kind: !!python/name:os.system
+other: !EasyDict {a: 1}
+"""
+    )
+    content = read_released_yaml(path)
+    assert content["arch"] == {"type": "rq-vae", "hparams": {"code_shape": [8, 8, 4], "n_embed": 16}}
+    assert content["args"] == {"seed": 0}
+    assert content["other"] == {"a": 1}
+    assert not os.path.exists("/tmp/owned-by-a-config")
+
+
+@pytest.mark.parametrize(
+    "text", ["arch: [", "just words", "[" * 5000, "arch: {type: vqgan, hparams: {}, ddconfig: {}}"]
+)
+def test_broken_configs_are_refused(tmp_path: Path, text: str) -> None:
+    (tmp_path / "config.yaml").write_text(text)
+    with pytest.raises(ValueError, match=r"^[^\n]*config\.yaml: [^\n]*$"):
+        import_tokenizer(tmp_path / "model.pt", tmp_path / "config.yaml")
+
+
+def test_broken_tokenizer_folders_are_refused(tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match=r"tokenizer\.json: no readable"):
+        load_tokenizer(tmp_path)
+    save_tokenizer(tiny("shared"), tmp_path)
+    config = (tmp_path / "tokenizer.json").read_text()
+    (tmp_path / "tokenizer.json").write_text(config.replace('"depth"', '"layers"'))
+    with pytest.raises(ValueError, match=r"tokenizer\.json: .*layers"):
+        load_tokenizer(tmp_path)
+    (tmp_path / "tokenizer.json").write_text(config.replace('"codebook_size": 32', '"codebook_size": 64'))
+    with pytest.raises(ValueError, match=r"tokenizer\.safetensors: does not fit its configuration: .*\[33, 16\]"):
+        load_tokenizer(tmp_path)
+    (tmp_path / "tokenizer.json").write_text(config)
+    (tmp_path / "tokenizer.safetensors").write_bytes((tmp_path / "tokenizer.safetensors").read_bytes()[:2000])
+    with pytest.raises(ValueError, match=r"tokenizer\.safetensors: no readable tokenizer weights"):
+        load_tokenizer(tmp_path)
+
+
+def test_patches_have_no_released_counterpart(tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match="patch is 2"):
+        export_tokenizer(tiny("shared", patch=2, grid=4), tmp_path / "model.pt", tmp_path / "config.yaml")
+    assert list(tmp_path.iterdir()) == []

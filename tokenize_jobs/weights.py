@@ -1,0 +1,242 @@
+"""Tokenizers on disk: ours (tokenizer.safetensors + tokenizer.json) and the released ones (a .pt and its config.yaml).
+
+Released files are read without running anything they name: only tensors and plain data, unknown objects are refused.
+"""
+
+import argparse
+import os
+import pickle
+import re
+import zipfile
+from collections import OrderedDict
+from collections.abc import Callable, Iterable, Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+import yaml
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save_file
+from torch import Tensor
+
+from tokenize_jobs.rqvae import RQVAE, RQVAEConfig
+
+WEIGHTS, EMA_WEIGHTS, CONFIG = "tokenizer.safetensors", "ema.safetensors", "tokenizer.json"
+MAX_CONFIG_BYTES = 2**20
+SHOWN = 5  # names listed in a message
+
+
+# ---- ours ----------------------------------------------------------------------------------------------------------
+def save_tokenizer(model: RQVAE, folder: str | Path, ema_state: Mapping[str, Tensor] | None = None) -> None:
+    """Write tokenizer.safetensors, ema.safetensors where `ema_state` is given, and, last, tokenizer.json.
+
+    Each file appears whole or not at all. A shared codebook is stored once, under the first depth.
+    """
+    folder = Path(folder)
+    folder.mkdir(parents=True, exist_ok=True)
+    stored = _stored_names(model)
+    _replace(folder / WEIGHTS, lambda path: save_file(_contiguous(model.state_dict(), stored), path))
+    if ema_state is not None:
+        _replace(folder / EMA_WEIGHTS, lambda path: save_file(_contiguous(ema_state, stored), path))
+    _replace(folder / CONFIG, lambda path: path.write_text(model.config.to_json() + "\n"))
+
+
+def load_tokenizer(
+    folder: str | Path, device: str | torch.device = "cpu", dtype: torch.dtype = torch.float32, *, ema: bool = False
+) -> RQVAE:
+    """The tokenizer of a folder, in eval mode; codebooks stay float32 whatever `dtype`. ValueError names a bad file.
+
+    `ema` takes the moving average of the weights instead of the weights.
+    """
+    folder = Path(folder)
+    path = folder / (EMA_WEIGHTS if ema else WEIGHTS)
+    model = _empty_model(_read_config(folder / CONFIG), device, dtype)
+    try:
+        with safe_open(path, "pt") as file:
+            wanted = model.state_dict()
+            names = list(file.keys())
+            _refuse_misfit(path, {name: file.get_slice(name).get_shape() for name in names}, _stored_names(model))
+            for name in names:  # one tensor at a time
+                wanted[name].copy_(file.get_tensor(name))
+    except (OSError, SafetensorError) as error:
+        raise ValueError(f"{path}: no readable tokenizer weights ({error})") from None
+    return model
+
+
+def _read_config(path: Path) -> RQVAEConfig:
+    try:
+        return RQVAEConfig.from_json(path.read_text())
+    except (OSError, ValueError) as error:
+        raise ValueError(f"{path}: no readable tokenizer configuration ({error})") from None
+
+
+def _empty_model(config: RQVAEConfig, device: str | torch.device, dtype: torch.dtype) -> RQVAE:
+    """A model whose weights are yet to be filled in, made without the time and memory of an initial one."""
+    with torch.device("meta"):
+        model = RQVAE(config).to(dtype)
+    model.quantizer.float()
+    model.to_empty(device=device)
+    model.quantizer.restarts.zero_()
+    return model.eval().requires_grad_(True)
+
+
+def _stored_names(model: RQVAE) -> dict[str, list[int]]:
+    """Names and shapes that a file holds: those of the state dict, a shared codebook's only once."""
+    repeated = re.compile(r"quantizer\.codebooks\.[1-9]")
+    shapes = {name: list(tensor.shape) for name, tensor in model.state_dict().items()}
+    shared = model.config.shared_codebook
+    return {name: shape for name, shape in shapes.items() if not (shared and repeated.match(name))}
+
+
+def _contiguous(state: Mapping[str, Tensor], names: Iterable[str]) -> dict[str, Tensor]:
+    return {name: state[name].detach().contiguous() for name in names}
+
+
+def _replace(path: Path, write: Callable[[Path], Any]) -> None:
+    unfinished = path.with_name(f".{path.name}.{os.getpid()}")
+    try:
+        write(unfinished)
+        os.replace(unfinished, path)
+    finally:
+        unfinished.unlink(missing_ok=True)
+
+
+# ---- released ------------------------------------------------------------------------------------------------------
+def import_tokenizer(checkpoint: str | Path, config: str | Path, *, ema: bool = False) -> RQVAE:
+    """A released tokenizer (.pt with `state_dict`, config.yaml with `arch`), on the CPU, in eval mode.
+
+    `ema` takes `state_dict_ema` instead. ValueError, one line that names the file, for objects that are not plain
+    data, options that have no counterpart here, and tensors that do not fit the configuration.
+    """
+    checkpoint, config = Path(checkpoint), Path(config)
+    model = _empty_model(_released_config(config), "cpu", torch.float32)
+    state = _released_state(checkpoint, "state_dict_ema" if ema else "state_dict")
+    shapes = {name: list(tensor.shape) for name, tensor in state.items()}
+    _refuse_misfit(checkpoint, shapes, {name: list(tensor.shape) for name, tensor in model.state_dict().items()})
+    if model.config.shared_codebook:
+        _refuse_unequal_codebooks(checkpoint, state)
+    model.load_state_dict(state)
+    return model
+
+
+def export_tokenizer(model: RQVAE, checkpoint: str | Path, config: str | Path) -> None:
+    """Write a tokenizer as the released ones are: .pt with `state_dict`, and config.yaml.
+
+    ValueError where the architecture has no counterpart there.
+    """
+    hparams, ddconfig = model.config.to_released()
+    arch = {"type": "rq-vae", "code_hier": 1, "hparams": hparams, "ddconfig": ddconfig, "checkpointing": False}
+    state = {name: tensor.detach().cpu().contiguous() for name, tensor in model.state_dict().items()}
+    _replace(Path(checkpoint), lambda path: torch.save({"state_dict": state}, path))
+    _replace(Path(config), lambda path: path.write_text(yaml.safe_dump({"arch": arch}, sort_keys=False)))
+
+
+def _released_state(path: Path, key: str) -> dict[str, Tensor]:
+    file = safe_torch_load(path)
+    if not isinstance(file, Mapping) or not isinstance(file.get(key), Mapping):
+        found = ", ".join(map(str, file)) if isinstance(file, Mapping) else type(file).__name__
+        raise ValueError(f"{path}: no {key} in it (found: {found})")
+    state = {name.removeprefix("module."): value for name, value in file[key].items()}
+    if foreign := [name for name, value in state.items() if not isinstance(value, Tensor)]:
+        raise ValueError(f"{path}: {key} holds something other than tensors: {_some(foreign)}")
+    return state
+
+
+def safe_torch_load(path: Path) -> Any:
+    """What a torch.save file holds, tensors on the CPU, mapped and not read where the format allows it.
+
+    Only tensors and plain data (numbers of numpy, Namespace and EasyDict as such) are made; ValueError, one line,
+    names any other object, and a file that cannot be read.
+    """
+    try:
+        with torch.serialization.safe_globals(_plain_types()):
+            return torch.load(path, map_location="cpu", weights_only=True, mmap=zipfile.is_zipfile(path))
+    except pickle.UnpicklingError as error:
+        named = re.search(r"(?:GLOBAL|global:?|class|function|type)\s+([\w.]+\.[\w.]+)", str(error))
+        reason = f"holds an object of {named[1]}, which is not plain data" if named else "is not a checkpoint of torch"
+        raise ValueError(f"{path}: {reason}: refused") from None
+    except Exception as error:  # a damaged file can raise anything at all
+        raise ValueError(f"{path}: cannot be read as a checkpoint ({_first_line(error)})") from None
+
+
+def _plain_types() -> list[Any]:
+    """Plain data besides what torch allows by itself."""
+    numbers = [type(np.dtype(kind)) for kind in ("f2", "f4", "f8", "i4", "i8", "u1", "?")]
+    scalar = np.float64(0).__reduce__()[0]
+    named = [(scalar, f"numpy.{core}.multiarray.scalar") for core in ("core", "_core")]
+    return [argparse.Namespace, (OrderedDict, "easydict.EasyDict"), np.dtype, *named, *numbers]
+
+
+def _refuse_misfit(path: Path, given: Mapping[str, list[int]], wanted: Mapping[str, list[int]]) -> None:
+    missing, unknown = wanted.keys() - given.keys(), given.keys() - wanted.keys()
+    other = [
+        f"{name} is {given[name]}, the configuration says {shape}"
+        for name, shape in wanted.items()
+        if given.get(name, shape) != shape
+    ]
+    complaints = [f"lacks {_some(missing)}"] * bool(missing) + [f"has unknown {_some(unknown)}"] * bool(unknown)
+    if complaints + other:
+        raise ValueError(f"{path}: does not fit its configuration: {'; '.join([*complaints, *other][:SHOWN])}")
+
+
+def _refuse_unequal_codebooks(path: Path, state: Mapping[str, Tensor]) -> None:
+    for name, tensor in state.items():
+        if match := re.match(r"quantizer\.codebooks\.\d+\.(.*)", name):
+            first = state[f"quantizer.codebooks.0.{match[1]}"]
+            if tensor.data_ptr() != first.data_ptr() and not torch.equal(tensor, first):
+                raise ValueError(f"{path}: {name} differs from depth 0's, but the configuration says shared_codebook")
+
+
+def _released_config(path: Path) -> RQVAEConfig:
+    arch = read_released_yaml(path).get("arch")
+    if not isinstance(arch, dict) or not all(isinstance(arch.get(part), dict) for part in ("hparams", "ddconfig")):
+        raise ValueError(f"{path}: no arch with hparams and ddconfig: is this a tokenizer's config.yaml?")
+    if arch.get("type", "rq-vae") != "rq-vae":
+        raise ValueError(f"{path}: arch.type is {arch['type']!r}: only 'rq-vae' is supported")
+    try:
+        return RQVAEConfig.from_released(arch["hparams"], arch["ddconfig"])
+    except (TypeError, ValueError) as error:
+        raise ValueError(f"{path}: arch: {error}") from None
+
+
+def read_released_yaml(path: Path) -> dict[str, Any]:
+    """A config.yaml as plain mappings, lists and scalars, whatever Python objects its tags name; ValueError if none."""
+    try:
+        if path.stat().st_size > MAX_CONFIG_BYTES:
+            raise ValueError(f"larger than {MAX_CONFIG_BYTES} bytes")
+        content = yaml.load(path.read_text(), _PlainLoader)  # noqa: S506 (a SafeLoader)
+    except (OSError, ValueError, RecursionError, yaml.YAMLError) as error:
+        raise ValueError(f"{path}: cannot be read as YAML ({_first_line(error)})") from None
+    if not isinstance(content, dict):
+        raise ValueError(f"{path}: no mapping in it")
+    return content
+
+
+class _PlainLoader(yaml.SafeLoader):
+    """A safe loader to which every foreign tag means plain data."""
+
+
+def _plain(loader: yaml.SafeLoader, tag: str, node: yaml.Node) -> Any:
+    if isinstance(node, yaml.ScalarNode):
+        return loader.construct_scalar(node)
+    if isinstance(node, yaml.SequenceNode):
+        return loader.construct_sequence(node, deep=True)
+    assert isinstance(node, yaml.MappingNode)
+    content = loader.construct_mapping(node, deep=True)
+    if tag.startswith(("object/new:", "object/apply:")):  # PyYAML's form for subclasses of dict and list
+        return content.get("dictitems") or content.get("listitems") or content.get("state") or {}
+    return content
+
+
+_PlainLoader.add_multi_constructor("tag:yaml.org,2002:python/", _plain)
+_PlainLoader.add_multi_constructor("!", _plain)
+
+
+def _some(names: Iterable[str]) -> str:
+    names = sorted(names)
+    return ", ".join(names[:SHOWN]) + (f" and {len(names) - SHOWN} more" if len(names) > SHOWN else "")
+
+
+def _first_line(error: Exception) -> str:
+    return (str(error).splitlines() or [type(error).__name__])[0]
