@@ -6,6 +6,7 @@ SET/NNNNNN.json says what was offered, written, filtered and rejected; SET/NNNNN
 from __future__ import annotations
 
 import json
+import re
 import socket
 import tempfile
 import time
@@ -19,6 +20,7 @@ from data_specs.shards import ShardFacts, index_uri, write_shard
 from data_specs.units import Dropped, Outcome, Sample
 
 Receipt = dict[str, Any]
+_RECEIPT = re.compile(r"[0-9]{6,}\.json")
 
 
 def receipt_name(unit: int) -> str:
@@ -40,18 +42,21 @@ def commit(
         receipt = _receipt(digest, unit, shard, dropped) | (facts or {})
         if shard.nsamples:
             tar_uri = storage.join(set_uri, receipt["tar"]["name"])
-            storage.create_from_file(tar, tar_uri)
-            storage.create_from_file(index, index_uri(tar_uri))
-    receipt["ran"] = {
-        "host": socket.gethostname(),
-        "seconds": round(time.time() - started, 3),
-        "ended": round(time.time(), 3),
-    }
-    uri = storage.join(set_uri, receipt_name(unit))
-    if not storage.create_if_absent(uri, (json.dumps(receipt, sort_keys=True) + "\n").encode()):
-        return _adopt_or_replace(uri, digest, receipt)
+            _place(tar, tar_uri)
+            _place(index, index_uri(tar_uri))
+    ended = time.time()
+    receipt["ran"] = {"host": socket.gethostname(), "seconds": round(ended - started, 3), "ended": round(ended, 3)}
+    receipt = _create_or_adopt(storage.join(set_uri, receipt_name(unit)), digest, receipt)
     storage.delete(storage.join(set_uri, f"{unit:06d}.failed.json"))
     return receipt
+
+
+def _place(path: Path, uri: str) -> None:
+    """Uploads a file named by its content; one there of another size is damaged, and is replaced."""
+    if not storage.create_from_file(path, uri):
+        there = storage.stat(uri)
+        if there is None or there.size != path.stat().st_size:
+            storage.write_file(path, uri)
 
 
 def _samples(outcomes: Iterable[Outcome], dropped: list[Dropped]) -> Iterator[Sample]:
@@ -66,6 +71,7 @@ def _receipt(digest: str, unit: int, shard: ShardFacts, dropped: list[Dropped]) 
     filtered = [d for d in dropped if d.kind == "filtered"]
     rejected = [d for d in dropped if d.kind == "rejected"]
     name = f"{unit:06d}-{shard.sha256[:8]}.tar"
+    tar = {"name": name, "bytes": shard.filesize, "md5": shard.md5sum, "sha256": shard.sha256}
     return {
         "format_version": 1,
         "digest": digest,
@@ -76,29 +82,29 @@ def _receipt(digest: str, unit: int, shard: ShardFacts, dropped: list[Dropped]) 
         "rejected": [
             {"key": d.key, "source": d.source, "reason": d.reason, "environmental": d.environmental} for d in rejected
         ],
-        "tar": {"name": name, "bytes": shard.filesize, "md5": shard.md5sum, "sha256": shard.sha256}
-        if shard.nsamples
-        else None,
+        "tar": tar if shard.nsamples else None,
         "index": {"sha256": shard.index_sha256} if shard.nsamples else None,
     }
 
 
-def _adopt_or_replace(uri: str, digest: str, ours: Receipt) -> Receipt:
-    """The receipt already there, if it is valid; a damaged one is replaced by ours."""
-    there = read_receipt(uri, digest)
-    if there is not None:
-        return there
-    storage.write_bytes(uri, (json.dumps(ours, sort_keys=True) + "\n").encode())
+def _create_or_adopt(uri: str, digest: str, ours: Receipt) -> Receipt:
+    """Creates the receipt, or takes the one already there if it is valid; a damaged one is replaced by ours."""
+    data = (json.dumps(ours, sort_keys=True) + "\n").encode()
+    if not storage.create_if_absent(uri, data):
+        there = read_receipt(uri, digest)
+        if there is not None:
+            return there
+        storage.write_bytes(uri, data)
     return ours
 
 
 def read_receipt(uri: str, digest: str) -> Receipt | None:
-    """A receipt if it is valid: it parses, carries this plan's digest, and its tar is there with its size; else None."""
+    """A receipt if it is valid: whole, with this plan's digest, its tar there with its size; else None."""
     try:
-        receipt = json.loads(storage.read_bytes(uri))
-    except (FileNotFoundError, json.JSONDecodeError, UnicodeDecodeError):
+        receipt = parse_receipt(storage.read_bytes(uri))
+    except (FileNotFoundError, ValueError):
         return None
-    if not isinstance(receipt, dict) or receipt.get("digest") != digest:
+    if receipt["digest"] != digest:
         return None
     if receipt["tar"] is None:
         return receipt
@@ -106,18 +112,45 @@ def read_receipt(uri: str, digest: str) -> Receipt | None:
     return receipt if tar and tar.size == receipt["tar"]["bytes"] else None
 
 
+def parse_receipt(data: bytes) -> Receipt:
+    """A receipt from its bytes. Raises ValueError for one that is damaged: not JSON, or not of a receipt's shape."""
+    receipt = json.loads(data)
+    if not isinstance(receipt, dict):
+        raise ValueError(f"is {type(receipt).__name__}, not an object")
+    _require(receipt, digest=str, unit=int, offered=int, written=int, filtered=dict, rejected=list)
+    if receipt.get("tar") is not None or receipt["written"]:
+        _require(receipt, tar=dict, index=dict)
+        _require(receipt["tar"], name=str, bytes=int, md5=str, sha256=str)
+        _require(receipt["index"], sha256=str)
+    return receipt | {"tar": receipt.get("tar")}
+
+
+def _require(entries: dict[str, Any], **types: type) -> None:
+    for key, wanted in types.items():
+        if not isinstance(entries.get(key), wanted):
+            raise ValueError(f"its {key} is {json.dumps(entries.get(key))[:40]}, not {wanted.__name__}")
+
+
 def valid_receipts(set_uri: str, digest: str) -> Iterator[Receipt]:
     """All valid receipts of a shard set in order of unit, from one listing of the folder."""
     sizes: dict[str, int] = {f.uri.rpartition("/")[2]: f.size for f in storage.list_files(set_uri)}
-    for name in sorted(n for n in sizes if n.endswith(".json") and n.removesuffix(".json").isdigit()):
+    for _, data in read_receipt_files(set_uri, sizes):
         try:
-            receipt = json.loads(storage.read_bytes(storage.join(set_uri, name)))
-        except json.JSONDecodeError:
+            receipt = parse_receipt(data)
+        except ValueError:
             continue
-        tar = receipt.get("tar") if isinstance(receipt, dict) else None
-        fits = tar is None or sizes.get(tar["name"]) == tar["bytes"]
-        if isinstance(receipt, dict) and receipt.get("digest") == digest and fits:
+        tar = receipt["tar"]
+        if receipt["digest"] == digest and (tar is None or sizes.get(tar["name"]) == tar["bytes"]):
             yield receipt
+
+
+def read_receipt_files(set_uri: str, names: Iterable[str]) -> Iterator[tuple[str, bytes]]:
+    """(name, bytes) of those of the named files that are receipts, in order of unit."""
+    wanted = sorted((name for name in names if _RECEIPT.fullmatch(name)), key=lambda name: (len(name), name))
+    contents = storage.read_many(storage.join(set_uri, name) for name in wanted)
+    for name, data in zip(wanted, contents, strict=True):
+        if data is not None:
+            yield name, data
 
 
 def record_failure(set_uri: str, unit: int, reason: str) -> None:

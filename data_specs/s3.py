@@ -143,7 +143,7 @@ class _S3:
         return True
 
     def _upload_parts(self, path: Path, uri: str, extra: dict[str, Any]) -> bool:
-        """A multipart upload that is completed whole (on the condition in `extra`) or aborted; False if it came too late."""
+        """A multipart upload, completed whole (on the condition in `extra`) or aborted; False if it was too late."""
         condition = {key: value for key, value in extra.items() if key == "IfNoneMatch"}
         metadata = {key: value for key, value in extra.items() if key == "Metadata"}
         started = self.client.create_multipart_upload(**_address(uri), **metadata)

@@ -154,17 +154,29 @@ def local_copy(uri: str) -> Path:
 
 
 def local_folder(uri: str) -> Path:
-    """A local folder with all files of a folder: itself, or links to cached downloads. Raises FileNotFoundError if empty."""
+    """A local folder with all files of a folder: itself, or links to cached downloads.
+
+    Raises FileNotFoundError if it is empty, ValueError for names that would lie outside.
+    """
     if not is_remote(uri):
         return Path(uri)
     folder = Path(tempfile.mkdtemp(prefix="dnd-folder-"))
     for file in list_files(uri):
-        target = folder / file.uri.removeprefix(uri.rstrip("/") + "/")
-        target.parent.mkdir(parents=True, exist_ok=True)
-        target.symlink_to(local_copy(file.uri))
+        name = file.uri.removeprefix(uri.rstrip("/") + "/")
+        if ".." in name.split("/") or name.startswith("/"):
+            raise ValueError(f"{file.uri}: a name that leaves its folder; rename it")
+        (folder / name).parent.mkdir(parents=True, exist_ok=True)
+        _link(local_copy(file.uri), folder / name)
     if not any(folder.iterdir()):
         raise FileNotFoundError(f"{uri}: no such folder")
     return folder
+
+
+def _link(path: Path, target: Path) -> None:
+    try:
+        os.link(path, target)  # outlives the file's removal from the cache
+    except OSError:
+        target.symlink_to(path)
 
 
 @contextmanager

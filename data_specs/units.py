@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from data_specs import storage
+from data_specs.digest import require_same
 
 Unit = dict[str, Any]
 
@@ -74,6 +75,7 @@ def write_plan(set_uri: str, digest: str, identity: dict[str, Any], units: Itera
         storage.create_from_file(whole, storage.join(set_uri, "plan.jsonl"))
     plan = read_plan(set_uri)
     assert plan is not None, f"{set_uri}: the plan just written is not there"
+    require_same(f"{set_uri}/plan.jsonl", plan.identity, identity)
     return plan
 
 

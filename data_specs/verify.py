@@ -3,14 +3,16 @@
 from __future__ import annotations
 
 import hashlib
+import io
 import json
 from collections.abc import Iterator
-from typing import Any
+
+import numpy as np
 
 from data_specs import storage
 from data_specs.manifest import summarise
-from data_specs.receipts import Receipt
-from data_specs.shards import Shard, index_uri
+from data_specs.receipts import Receipt, parse_receipt, read_receipt_files, receipt_name
+from data_specs.shards import INDEX_DTYPE, index_uri
 from data_specs.units import Plan, read_plan
 
 
@@ -26,23 +28,23 @@ def verify_set(set_uri: str) -> Iterator[str]:
     if plan is None:
         yield f"{set_uri}: no plan.jsonl"
         return
-    receipts: dict[int, Receipt] = {}
+    units, tars = set[int](), set[str]()
     for fault, receipt in _receipts(plan):
         if fault:
             yield fault
         if receipt:
-            receipts[receipt["unit"]] = receipt
+            units.add(receipt["unit"])
+            tars.update([receipt["tar"]["name"]] if receipt["tar"] else [])
             yield from _verify_shard(set_uri, receipt)
-    yield from _missing(plan, receipts)
-    for name in litter(set_uri, receipts.values()):
+    yield from _missing(plan, units)
+    for name in _litter(set_uri, tars):
         yield f"{set_uri}/{name}: belongs to no receipt (litter; `dnd verify --clean` removes it)"
     yield from _verify_manifest(plan)
 
 
-def litter(set_uri: str, receipts: Any) -> list[str]:
-    """Names of tars and indexes that no receipt names."""
-    named = {r["tar"]["name"] for r in receipts if r["tar"]}
-    named |= {index_uri(name) for name in named}
+def _litter(set_uri: str, tars: set[str]) -> list[str]:
+    """Names of tars and indexes other than these tars and theirs."""
+    named = tars | {index_uri(name) for name in tars}
     files = (f.uri.rpartition("/")[2] for f in storage.list_files(set_uri))
     return [name for name in files if name.endswith((".tar", ".index.npy")) and name not in named]
 
@@ -51,30 +53,30 @@ def clean_litter(set_uri: str) -> list[str]:
     """Removes tars and indexes that no receipt names, and returns their names. Not while a job writes the set."""
     plan = read_plan(set_uri)
     assert plan is not None
-    names = litter(set_uri, [receipt for _, receipt in _receipts(plan) if receipt])
+    names = _litter(set_uri, {receipt["tar"]["name"] for _, receipt in _receipts(plan) if receipt and receipt["tar"]})
     for name in names:
         storage.delete(storage.join(set_uri, name))
     return names
 
 
 def _receipts(plan: Plan) -> Iterator[tuple[str | None, Receipt | None]]:
-    for file in storage.list_files(plan.set_uri):
-        name = file.uri.rpartition("/")[2]
-        if not (name.endswith(".json") and name.removesuffix(".json").isdigit()):
-            continue
+    """(what is wrong with it or None, receipt or None) for each receipt of a shard set."""
+    names = (file.uri.rpartition("/")[2] for file in storage.list_files(plan.set_uri))
+    for name, data in read_receipt_files(plan.set_uri, names):
+        uri = storage.join(plan.set_uri, name)
         try:
-            receipt = json.loads(storage.read_bytes(file.uri))
-            fault = _disagreement(plan, name, receipt)
-        except (json.JSONDecodeError, UnicodeDecodeError, KeyError, TypeError) as error:
-            yield f"{file.uri}: not a receipt ({type(error).__name__}: {error})", None
+            receipt = parse_receipt(data)
+        except ValueError as error:
+            yield f"{uri}: not a receipt ({error}); run the stage again", None
             continue
-        yield (f"{file.uri}: {fault}", receipt) if fault else (None, receipt)
+        fault = _disagreement(plan, name, receipt)
+        yield (f"{uri}: {fault}", receipt) if fault else (None, receipt)
 
 
 def _disagreement(plan: Plan, name: str, receipt: Receipt) -> str | None:
     if receipt["digest"] != plan.digest:
         return "its digest is not the plan's"
-    if receipt["unit"] != int(name.removesuffix(".json")) or receipt["unit"] >= plan.num_units:
+    if name != receipt_name(receipt["unit"]) or receipt["unit"] >= plan.num_units:
         return f"says it is unit {receipt['unit']}"
     if receipt["offered"] != receipt["written"] + sum(receipt["filtered"].values()) + len(receipt["rejected"]):
         return "offered is not written + filtered + rejected"
@@ -86,30 +88,44 @@ def _disagreement(plan: Plan, name: str, receipt: Receipt) -> str | None:
 def _verify_shard(set_uri: str, receipt: Receipt) -> Iterator[str]:
     if receipt["tar"] is None:
         return
-    tar_uri = storage.join(set_uri, receipt["tar"]["name"])
-    for uri, sha256 in ((tar_uri, receipt["tar"]["sha256"]), (index_uri(tar_uri), receipt["index"]["sha256"])):
-        found = _sha256(uri)
-        if found != sha256:
-            yield f"{uri}: {'is missing' if found is None else 'its bytes are not those its receipt names'}"
+    tar_uri, tar = storage.join(set_uri, receipt["tar"]["name"]), receipt["tar"]
+    index = {"sha256": receipt["index"]["sha256"]}
+    for uri, wanted in ((tar_uri, {"sha256": tar["sha256"], "md5": tar["md5"]}), (index_uri(tar_uri), index)):
+        found = _hashes(uri, list(wanted))
+        if found != wanted:
+            yield f"{uri}: {'its bytes are not those its receipt names' if found else 'is missing'}"
             return
-    samples = len(Shard(tar_uri))
+    yield from _verify_index(tar_uri, receipt)
+
+
+def _verify_index(tar_uri: str, receipt: Receipt) -> Iterator[str]:
+    """Compares index and receipt, whose hashes have been found right: numbers that do not fit mean a false receipt."""
+    rows = np.load(io.BytesIO(storage.read_bytes(index_uri(tar_uri))), allow_pickle=False)
+    if rows.dtype != INDEX_DTYPE:
+        yield f"{index_uri(tar_uri)}: not the index of a shard"
+        return
+    samples, end = len(np.unique(rows["sample"])), int((rows["offset"] + rows["size"]).max(initial=0))
     if samples != receipt["written"]:
         yield f"{tar_uri}: holds {samples} samples, its receipt says {receipt['written']}"
+    if end > receipt["tar"]["bytes"]:
+        yield f"{tar_uri}: has {receipt['tar']['bytes']} bytes, its index points to {end}"
 
 
-def _sha256(uri: str) -> str | None:
-    digest = hashlib.sha256()
+def _hashes(uri: str, names: list[str]) -> dict[str, str] | None:
+    """Hashes of a file's bytes by name of the algorithm, or None where there is no such file."""
+    hashes = {name: hashlib.new(name, usedforsecurity=False) for name in names}
     try:
         with storage.open_stream(uri) as stream:
             for block in iter(lambda: stream.read(1 << 20), b""):
-                digest.update(block)
+                for value in hashes.values():
+                    value.update(block)
     except FileNotFoundError:
         return None
-    return digest.hexdigest()
+    return {name: value.hexdigest() for name, value in hashes.items()}
 
 
-def _missing(plan: Plan, receipts: dict[int, Receipt]) -> Iterator[str]:
-    missing = [unit for unit in range(plan.num_units) if unit not in receipts]
+def _missing(plan: Plan, units: set[int]) -> Iterator[str]:
+    missing = [unit for unit in range(plan.num_units) if unit not in units]
     if missing:
         shown = ", ".join(map(str, missing[:10])) + (", …" if len(missing) > 10 else "")
         yield f"{plan.set_uri}: {len(missing)} of {plan.num_units} units have no receipt: {shown}"
