@@ -1,0 +1,194 @@
+"""What a tokenizer is trained on beside the commitment loss: pixels, LPIPS and an adversary (VQGAN, arXiv 2012.09841).
+
+Images are [B, 3, H, W] in [-1, 1]; every loss is a float32 scalar, a mean over the batch.
+"""
+
+import re
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Literal
+
+import torch
+import torch.distributed as dist
+import torch.nn.functional as F
+from safetensors import SafetensorError
+from safetensors.torch import load_file
+from torch import Tensor, nn
+
+from tokenize_jobs.weights import safe_torch_load
+
+# Output channels of VGG16's convolutions, a max pooling before each group but the first (arXiv 1409.1556, table 1, D).
+VGG_GROUPS = ((64, 64), (128, 128), (256, 256, 256), (512, 512, 512), (512, 512, 512))
+LPIPS_SHIFT, LPIPS_SCALE = (-0.030, -0.088, -0.188), (0.458, 0.448, 0.450)
+MAX_ADAPTIVE_WEIGHT = 1e4
+
+
+def generator_losses(
+    images: Tensor,
+    reconstruction: Tensor,
+    commitment: Tensor,
+    *,
+    kind: Literal["l2", "l1"],
+    commitment_weight: float,
+    lpips: nn.Module | None = None,
+    lpips_weight: float = 1.0,
+    discriminator: nn.Module | None = None,
+    gan_weight: float = 0.75,
+    last_layer: Tensor | None = None,
+) -> dict[str, Tensor]:
+    """The terms of the tokenizer's loss, detached but for `total`, which is what to go backward from.
+
+    total = rec + lpips_weight * LPIPS + commitment_weight * commitment + gan_weight * adaptive weight * gen. Before
+    its start step the adversary is None; with it, `last_layer` is the weight of the decoder's last convolution.
+    """
+    losses = {"rec": reconstruction_loss(images, reconstruction, kind), "commitment": commitment}
+    visible = losses["rec"]
+    if lpips is not None:
+        losses["lpips"] = lpips(images, reconstruction)
+        visible = visible + lpips_weight * losses["lpips"]
+    total = visible + commitment_weight * commitment
+    if discriminator is not None:
+        assert last_layer is not None
+        losses["gen"] = generator_hinge(discriminator(reconstruction))
+        losses["adaptive_weight"] = adaptive_weight(visible, losses["gen"], last_layer)
+        total = total + gan_weight * losses["adaptive_weight"] * losses["gen"]
+    return {**{name: loss.detach() for name, loss in losses.items()}, "total": total}
+
+
+def discriminator_loss(discriminator: nn.Module, images: Tensor, reconstruction: Tensor) -> Tensor:
+    """The adversary's own loss; no gradient reaches the tokenizer."""
+    fake = discriminator(reconstruction.detach())
+    return discriminator_hinge(discriminator(images), fake)
+
+
+def reconstruction_loss(images: Tensor, reconstruction: Tensor, kind: Literal["l2", "l1"]) -> Tensor:
+    """Mean squared or absolute difference of the pixels."""
+    difference = reconstruction.float() - images.float()
+    return difference.square().mean() if kind == "l2" else difference.abs().mean()
+
+
+def discriminator_hinge(real: Tensor, fake: Tensor) -> Tensor:
+    """Hinge loss of the adversary's logits for real images and reconstructions."""
+    return 0.5 * (F.relu(1 - real.float()).mean() + F.relu(1 + fake.float()).mean())
+
+
+def generator_hinge(fake: Tensor) -> Tensor:
+    """The tokenizer's side of it: the adversary should take reconstructions for real."""
+    return -fake.float().mean()
+
+
+def adaptive_weight(visible: Tensor, adversarial: Tensor, last_layer: Tensor) -> Tensor:
+    """|grad of rec + w LPIPS| / (|grad of gen| + 1e-4) at the decoder's last convolution, at most 1e4; no gradient.
+
+    The gradients are those of the whole batch, averaged over the ranks.
+    """
+    grads = [torch.autograd.grad(loss, last_layer, retain_graph=True)[0] for loss in (visible, adversarial)]
+    both = torch.stack(grads).float()
+    if dist.is_initialized():
+        dist.all_reduce(both)
+        both /= dist.get_world_size()
+    return (both[0].norm() / (both[1].norm() + 1e-4)).clamp(max=MAX_ADAPTIVE_WEIGHT).detach()
+
+
+class PatchDiscriminator(nn.Module):
+    """PatchGAN: a logit for each overlapping patch (arXiv 1611.07004), parameters named as in released tokenizers."""
+
+    def __init__(self, channels: int = 64, num_layers: int = 2):
+        super().__init__()
+        layers = [nn.Conv2d(3, channels, 4, stride=2, padding=1), nn.LeakyReLU(0.2)]
+        before = channels
+        for layer in range(1, num_layers + 1):
+            after, stride = channels * min(2**layer, 8), 2 if layer < num_layers else 1
+            layers += [nn.Conv2d(before, after, 4, stride, padding=1, bias=False), nn.BatchNorm2d(after)]
+            layers += [nn.LeakyReLU(0.2)]
+            before = after
+        self.main = nn.Sequential(*layers, nn.Conv2d(before, 1, 4, padding=1))
+        self.apply(_initialize)
+
+    def forward(self, images: Tensor) -> Tensor:
+        """Logits [B, 1, h, w], high for real."""
+        return self.main(images)
+
+
+def _initialize(module: nn.Module) -> None:
+    if isinstance(module, nn.Conv2d):
+        nn.init.normal_(module.weight, 0.0, 0.02)
+    elif isinstance(module, nn.BatchNorm2d):
+        nn.init.normal_(module.weight, 1.0, 0.02)
+
+
+class LPIPS(nn.Module):
+    """Distance of VGG16's features, weighted by learned heads (arXiv 1801.03924, v0.1); nothing in it is trained."""
+
+    shift: Tensor
+    scale: Tensor
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.register_buffer("shift", torch.tensor(LPIPS_SHIFT).view(1, 3, 1, 1), persistent=False)
+        self.register_buffer("scale", torch.tensor(LPIPS_SCALE).view(1, 3, 1, 1), persistent=False)
+        layers: list[nn.Module] = []
+        before = 3
+        self.taps = []  # the last layer of each group
+        for group in VGG_GROUPS:
+            layers += [nn.MaxPool2d(2)] if layers else []
+            for after in group:
+                layers += [nn.Conv2d(before, after, 3, padding=1), nn.ReLU()]
+                before = after
+            self.taps.append(len(layers) - 1)
+        self.features = nn.Sequential(*layers)
+        self.heads = nn.ModuleList(nn.Conv2d(group[-1], 1, 1, bias=False) for group in VGG_GROUPS)
+        self.eval().requires_grad_(False)
+
+    def forward(self, images: Tensor, others: Tensor) -> Tensor:
+        """Mean distance of two batches of images."""
+        x = (torch.cat([images.float(), others.float()]) - self.shift) / self.scale
+        total = x.new_zeros(())
+        for number, layer in enumerate(self.features):
+            x = layer(x)
+            if number in self.taps:
+                one, other = F.normalize(x.float(), dim=1, eps=1e-10).chunk(2)
+                total = total + self.heads[self.taps.index(number)]((one - other).square()).float().mean()
+        return total
+
+
+def load_lpips(path: str | Path) -> LPIPS:
+    """LPIPS with the weights of a file, or of all .pth, .pt and .safetensors files of a folder together.
+
+    Understands the names of torchvision's vgg16, of the lpips package and of taming-transformers. ValueError names
+    the file, or what is missing: without its weights this loss would only pretend to be one.
+    """
+    path = Path(path)
+    kinds = (".pth", ".pt", ".safetensors")
+    files = sorted(file for file in path.iterdir() if file.suffix in kinds) if path.is_dir() else [path]
+    state: dict[str, Tensor] = {}
+    for file in files:
+        state |= _lpips_names(_read(file))
+    model = LPIPS()
+    wanted = {name: tensor.shape for name, tensor in model.state_dict().items()}
+    if unfit := [name for name, shape in wanted.items() if name not in state or state[name].shape != shape]:
+        raise ValueError(
+            f"{path}: no LPIPS weights: {', '.join(unfit[:3])} and so on missing or of another shape. Give a file or "
+            "folder with VGG16's features (torchvision's vgg16) and LPIPS' linear heads (lpips' vgg.pth)"
+        )
+    model.load_state_dict({name: state[name] for name in wanted})
+    return model
+
+
+def _read(file: Path) -> Mapping[str, Tensor]:
+    try:
+        state = load_file(file) if file.suffix == ".safetensors" else safe_torch_load(file)
+    except (OSError, SafetensorError) as error:
+        raise ValueError(f"{file}: cannot be read ({error})") from None
+    return state if isinstance(state, Mapping) else {}
+
+
+def _lpips_names(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """Any of the published spellings -> ours; what is neither a feature nor a head is left out."""
+    renamed = {}
+    for name, tensor in state.items():
+        if match := re.fullmatch(r"(?:.*\.)?(?:features|slice\d)\.(\d+)\.(weight|bias)", name):
+            renamed[f"features.{match[1]}.{match[2]}"] = tensor
+        elif match := re.fullmatch(r"lins?\.?(\d)\.model\.\d\.weight|heads\.(\d)\.weight", name):
+            renamed[f"heads.{match[1] or match[2]}.weight"] = tensor
+    return renamed
