@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Callable
 from functools import partial
 
@@ -42,11 +43,10 @@ def _plan(spec: Spec, root: str, split: str) -> Plan:
     if plan := read_plan(set_uri):
         digest.require_same(set_uri, plan.identity, identity)
         return plan
-    sources = [prepare(source, storage.join(root, "inputs"), spec.seed) for source in spec.render.sources]
-    names = class_names(sources)
-    if names:
-        storage.create_if_absent(storage.join(root, "images", "classes.json"), names)
-    of_split = (unit for its_split, unit in cut(spec.render, spec.seed, sources) if its_split == split)
+    sources = [prepare(source, storage.join(root, "inputs")) for source in spec.render.sources]
+    if names := class_names(sources):
+        storage.create_if_absent(storage.join(root, "images", "classes.json"), json.dumps(names).encode())
+    of_split = (unit for its_split, unit in cut(spec.render, sources) if its_split == split)
     units = (unit | {"unit": number} for number, unit in enumerate(of_split))
     return write_plan(set_uri, digest.digest_of(identity), identity, units)
 

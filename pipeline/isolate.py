@@ -1,0 +1,119 @@
+"""Killable children: documents are rendered in a process of its own, with limits on CPU time, memory and wall clock.
+
+A renderer can crash, hang or eat memory; no exception handler catches that. The child is `python -m pipeline.isolate FD`;
+it serves many documents and is replaced when it dies.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import importlib
+import os
+import resource
+import signal
+import socket
+import subprocess
+import sys
+from multiprocessing.connection import Connection
+from typing import Any, NamedTuple
+
+from data_specs.spec import Limits
+
+WALL_FACTOR = 10  # the wall-clock backstop, in units of the CPU limit
+PR_SET_PDEATHSIG = 1
+
+
+class Answer(NamedTuple):
+    """What a child said: its value, or why there is none. `environmental` reasons depend on the machine."""
+
+    value: Any
+    reason: str | None = None
+    environmental: bool = False
+
+
+class Child:
+    """One child process that calls `function` ("module:name") with the arguments it is sent."""
+
+    def __init__(self, function: str, limits: Limits) -> None:
+        self.function, self.limits = function, limits
+        self.process: subprocess.Popen[bytes] | None = None
+
+    def call(self, *arguments: Any, factor: float = 1.0) -> Answer:
+        """Runs one call under the limits times `factor`; after a death the next call starts a fresh child."""
+        if self.process is None or self.process.poll() is not None:
+            self._start()
+        assert self.process is not None
+        cpu, memory = self.limits.cpu_seconds * factor, int(self.limits.memory_bytes * factor)
+        try:
+            self.pipe.send((arguments, cpu, memory))
+            if self.pipe.poll(cpu * WALL_FACTOR):
+                return Answer(*self.pipe.recv())
+            self.close()
+            return Answer(None, f"took longer than {cpu * WALL_FACTOR:g} s", True)
+        except (EOFError, ConnectionError, BrokenPipeError):
+            return self._death(cpu)
+
+    def _start(self) -> None:
+        ours, theirs = socket.socketpair()
+        environment = os.environ | {"PYTHONPATH": os.pathsep.join(p for p in sys.path if p), "OMP_NUM_THREADS": "1"}
+        command = [sys.executable, "-m", "pipeline.isolate", str(theirs.fileno()), self.function]
+        self.process = subprocess.Popen(command, pass_fds=[theirs.fileno()], env=environment, stdin=subprocess.DEVNULL)
+        theirs.close()
+        self.pipe = Connection(ours.detach())
+
+    def _death(self, cpu: float) -> Answer:
+        assert self.process is not None
+        code = self.process.wait()
+        self.pipe.close()
+        if -code == signal.SIGXCPU:
+            return Answer(None, f"used more than {cpu:g} s of CPU", True)
+        if -code == signal.SIGKILL:
+            return Answer(None, "the renderer was killed (memory?)", True)
+        name = signal.Signals(-code).name if code < 0 else f"exit code {code}"
+        return Answer(None, f"the renderer died: {name}", True)
+
+    def close(self) -> None:
+        """Ends the child."""
+        if self.process is not None and self.process.poll() is None:
+            self.process.kill()
+            self.process.wait()
+            self.pipe.close()
+
+
+def _limit(cpu: float, memory: int) -> None:
+    """This call's limits: CPU time from now on, address space above what is mapped now."""
+    used = resource.getrusage(resource.RUSAGE_SELF)
+    seconds = int(used.ru_utime + used.ru_stime + cpu) + 1
+    resource.setrlimit(resource.RLIMIT_CPU, (seconds, resource.RLIM_INFINITY))
+    with open("/proc/self/statm") as file:
+        mapped = int(file.read().split()[0]) * resource.getpagesize()
+    resource.setrlimit(resource.RLIMIT_AS, (mapped + memory, resource.RLIM_INFINITY))
+
+
+def _serve(pipe: Connection, function: Any) -> None:
+    while True:
+        try:
+            arguments, cpu, memory = pipe.recv()
+        except EOFError:
+            return
+        _limit(cpu, memory)
+        try:
+            answer = Answer(function(*arguments))
+        except MemoryError:
+            answer = Answer(None, "needs more memory than the limit", True)
+        except Exception as error:  # the document's boundary: whatever it raised becomes its recorded reason
+            answer = Answer(None, f"{type(error).__name__}: {' '.join(str(error).split())}"[:200])
+        pipe.send(tuple(answer))
+
+
+def main() -> None:
+    """Entry of the child: dies with its parent, writes no core file, serves until the pipe closes."""
+    ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, signal.SIGKILL)
+    resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
+    descriptor, function = sys.argv[1:]
+    module, _, name = function.partition(":")
+    _serve(Connection(int(descriptor)), getattr(importlib.import_module(module), name))
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,98 @@
+"""Prose that every machine has: the documentation strings of the installed Python, cut into passages."""
+
+from __future__ import annotations
+
+import ast
+import hashlib
+import json
+import re
+import sysconfig
+from collections import Counter
+from collections.abc import Iterator
+from pathlib import Path
+
+from data_specs import storage
+from data_specs.spec import DocstringSource
+
+FILES = 1500  # files read at most; the standard library alone has about 700 with prose
+
+
+def write_passages(source: DocstringSource, inputs_uri: str) -> str:
+    """Writes the passages as JSON Lines (id, text) and returns the file's URI; what is there already is kept."""
+    name = hashlib.sha256(source.model_dump_json().encode()).hexdigest()[:8]
+    uri = storage.join(inputs_uri, f"docstrings-{name}.jsonl")
+    if not storage.exists(uri):
+        lines = (json.dumps({"id": f"doc-{n:06d}", "text": text}) for n, text in enumerate(passages(source)))
+        storage.create_if_absent(uri, ("\n".join(lines) + "\n").encode())
+    return uri
+
+
+def passages(source: DocstringSource) -> list[str]:
+    """source.passages passages of min_words to max_words words.
+
+    With a vocabulary of V, each is drawn word by word from the V most frequent words and the pairs seen in the prose,
+    so that a small model can learn to spell all of them; else passages are the prose itself, in order.
+    """
+    sentences = [words for words in map(_words, sorted_docstrings()) if len(words) >= 3]
+    if not sentences:
+        raise ValueError("the installed Python has no documentation strings (python -OO?); use a text source")
+    made = _frequent(sentences, source) if source.vocabulary else _running(sentences, source)
+    if len(made) < source.passages:
+        raise ValueError(f"the documentation strings give {len(made)} passages of {source.passages}: ask for fewer")
+    return made
+
+
+def sorted_docstrings() -> list[str]:
+    """Docstrings of the standard library, file by file in order of name."""
+    library = Path(sysconfig.get_paths()["stdlib"])
+    files = sorted(p for p in library.rglob("*.py") if "test" not in p.parts and "site-packages" not in p.parts)
+    return [text for path in files[:FILES] for text in _docstrings(path)]
+
+
+def _docstrings(path: Path) -> Iterator[str]:
+    try:
+        tree = ast.parse(path.read_bytes())
+    except (SyntaxError, ValueError, OSError):
+        return
+    for node in ast.walk(tree):
+        if isinstance(node, ast.Module | ast.ClassDef | ast.FunctionDef | ast.AsyncFunctionDef):
+            yield from re.split(r"\n\s*\n|(?<=[.!?])\s", ast.get_docstring(node) or "")
+
+
+def _words(text: str) -> list[str]:
+    """Words of a sentence if it is prose: plain words with ordinary punctuation."""
+    words = text.split()
+    plain = [word for word in words if re.fullmatch(r"[A-Za-z]+(?:['-][a-z]+)?[.,;:]?", word)]
+    return plain if len(plain) >= 0.9 * len(words) else []
+
+
+def _running(sentences: list[list[str]], source: DocstringSource) -> list[str]:
+    made: list[str] = []
+    waiting: list[str] = []
+    for words in sentences:
+        waiting += words
+        while len(waiting) >= source.max_words:
+            made.append(" ".join(waiting[: source.max_words]))
+            del waiting[: source.max_words]
+        if len(waiting) >= source.min_words:
+            made.append(" ".join(waiting))
+            waiting = []
+    return made[: source.passages]
+
+
+def _frequent(sentences: list[list[str]], source: DocstringSource) -> list[str]:
+    """Runs of consecutive frequent words of the prose, joined until a passage is full."""
+    clean = [[word.strip(".,;:").lower() for word in words] for words in sentences]
+    counts = Counter(word for words in clean for word in words if len(word) >= 2)
+    known = {word for word, _ in sorted(counts.items(), key=lambda pair: (-pair[1], pair[0]))[: source.vocabulary]}
+    words = [word for sentence in clean for word in sentence if word in known]
+    made, start = list[str](), 0
+    while len(made) < source.passages:
+        length = source.min_words + int.from_bytes(hashlib.sha256(b"%d" % len(made)).digest()[:4], "big") % (
+            source.max_words - source.min_words + 1
+        )
+        # Each pass over the prose starts one word later, so that no two passages are equal.
+        passage = [words[(start + i) % len(words)] for i in range(length)]
+        made.append(" ".join(passage))
+        start += length
+    return made
