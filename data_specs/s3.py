@@ -45,7 +45,8 @@ def backend() -> _S3:
 
 def pays(bucket: str) -> bool:
     """Whether our requests to this bucket carry the request-payer header."""
-    return bucket in ("arxiv", *(name.strip() for name in os.environ.get("DND_REQUESTER_PAYS", "").split(",")))
+    named = os.environ.get("DND_REQUESTER_PAYS", "").split(",")
+    return bucket != "" and bucket in ("arxiv", *(name.strip() for name in named))
 
 
 def _connect() -> Any:

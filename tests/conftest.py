@@ -1,14 +1,20 @@
-"""What all tests share: the folder of shared test data, and one Ray for the session."""
+"""What all tests share: the folder of shared test data, one Ray for the session, and S3 servers on loopback."""
 
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator
+import sys
+import uuid
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
 
 REPOSITORY = Path(__file__).resolve().parent.parent
+sys.path.insert(0, str(REPOSITORY / "tests"))  # for s3_server: `tests` itself is the name of an installed package
+
+import s3_server  # noqa: E402
+
 os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
 os.environ.setdefault("DS_ACCELERATOR", "cpu")
 os.environ.setdefault("WANDB_SILENT", "true")
@@ -31,3 +37,58 @@ def ray_session() -> Iterator[None]:
     ray.init(num_cpus=2, include_dashboard=False, log_to_driver=False, configure_logging=False)
     yield
     ray.shutdown()
+
+
+@pytest.fixture(scope="session")
+def moto() -> Iterator[s3_server.Server]:
+    """An S3 server in this process that believes every signature."""
+    with s3_server.moto_server() as server:
+        yield server
+
+
+@pytest.fixture(scope="session")
+def ceph() -> Iterator[s3_server.Server]:
+    """Debian's Ceph RADOS gateway: checks signatures and makes requesters pay. Skips where it is not installed."""
+    if missing := s3_server.missing_binaries():
+        pytest.skip(
+            f"{', '.join(missing)} not installed: apt-get install --no-install-recommends radosgw ceph-mon ceph-osd"
+        )
+    with s3_server.ceph_server() as server:
+        yield server
+
+
+@pytest.fixture
+def use_s3(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Callable[..., None]:
+    """use_s3(server, account): from here on this process is that user of that server, with a cache of its own."""
+
+    def use(server: s3_server.Server, account: s3_server.Account | None = None) -> None:
+        for name in [name for name in os.environ if name.startswith("AWS_")]:
+            monkeypatch.delenv(name)
+        for name, value in s3_server.aws_environment(server, account or server.owner).items():
+            monkeypatch.setenv(name, value)
+        monkeypatch.setenv("DND_CACHE", str(tmp_path / "cache"))
+
+    return use
+
+
+@pytest.fixture
+def s3_root(moto: s3_server.Server, use_s3: Callable[..., None]) -> str:
+    """`s3://` address of an empty bucket on moto."""
+    use_s3(moto)
+    return new_bucket()
+
+
+@pytest.fixture
+def ceph_root(ceph: s3_server.Server, use_s3: Callable[..., None]) -> str:
+    """`s3://` address of an empty bucket on the Ceph gateway."""
+    use_s3(ceph)
+    return new_bucket()
+
+
+def new_bucket() -> str:
+    """`s3://` address of a bucket made now."""
+    from data_specs import s3
+
+    name = f"test-{uuid.uuid4().hex[:12]}"
+    s3.backend().client.create_bucket(Bucket=name)
+    return f"s3://{name}"

@@ -1,0 +1,314 @@
+"""The S3 backend: against moto in the ordinary tests, against Debian's Ceph gateway under the marker `s3`."""
+
+from __future__ import annotations
+
+import io
+import logging
+import multiprocessing
+import os
+import random
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+import pytest
+from botocore.exceptions import ClientError
+from botocore.stub import Stubber
+from PIL import Image
+from s3_server import FAULTS, FaultProxy, Server
+
+from data_specs import manifest, receipts, s3, storage
+from data_specs.reader import open_shards
+from data_specs.units import Dropped, Outcome, Sample, write_plan
+from data_specs.verify import verify_set
+
+MIB = 1 << 20
+servers = pytest.mark.parametrize("root", ["s3_root", pytest.param("ceph_root", marks=pytest.mark.s3)])
+
+
+@pytest.fixture
+def small_parts(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Multipart from 6 MiB on, in parts of 5 MiB, the least that S3 takes."""
+    monkeypatch.setattr(s3, "MULTIPART_ABOVE", 6 * MIB)
+    monkeypatch.setattr(s3, "PART_BYTES", 5 * MIB)
+
+
+def random_file(path: Path, size: int, seed: int = 0) -> Path:
+    path.write_bytes(random.Random(seed).randbytes(size))
+    return path
+
+
+@servers
+def test_multipart_ranges_and_cached_download(
+    root: str, small_parts: None, tmp_path: Path, request: pytest.FixtureRequest
+) -> None:
+    root = request.getfixturevalue(root)
+    file, uri = random_file(tmp_path / "file", 12 * MIB + 7), f"{root}/big"
+    data = file.read_bytes()
+    storage.write_file(file, uri)
+    info = storage.stat(uri)
+    assert info and info.size == len(data) and info.etag.endswith("-3")
+    assert storage.read_bytes(uri, 5 * MIB - 3, 9) == data[5 * MIB - 3 : 5 * MIB + 6]
+    assert storage.local_copy(uri).read_bytes() == data
+    assert storage.local_copy(uri).stat().st_ino == storage.local_copy(uri).stat().st_ino
+    assert storage.open_stream(uri).read() == data
+    assert pending_uploads(root) == 0
+
+
+def pending_uploads(root: str) -> int:
+    answer = s3.backend().client.list_multipart_uploads(Bucket=root.removeprefix("s3://"))
+    return len(answer.get("Uploads", []))
+
+
+@servers
+def test_conditional_creation_of_small_and_large(
+    root: str, small_parts: None, tmp_path: Path, request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    root = request.getfixturevalue(root)
+    first, second = (random_file(tmp_path / str(seed), 7 * MIB, seed) for seed in (1, 2))
+    assert storage.create_from_file(first, f"{root}/big")
+    assert not storage.create_from_file(second, f"{root}/big")
+    assert storage.create_if_absent(f"{root}/small", b"first")
+    monkeypatch.setattr(s3._S3, "stat", lambda *_: None)  # the look before the write: without it, the server decides
+    assert not storage.create_if_absent(f"{root}/small", b"second")
+    assert storage.read_bytes(f"{root}/small") == b"first"
+    assert storage.read_bytes(f"{root}/big", 0, 9) == first.read_bytes()[:9]
+    assert pending_uploads(root) == 0
+
+
+@servers
+def test_one_of_many_creators_wins(root: str, request: pytest.FixtureRequest) -> None:
+    root = request.getfixturevalue(root)
+    for number in range(5):
+        uri = f"{root}/{number}"
+        with ThreadPoolExecutor(8) as pool:
+            won = list(pool.map(lambda i, uri=uri: storage.create_if_absent(uri, b"%d" % i), range(8)))
+        assert won.count(True) == 1
+        assert storage.read_bytes(uri) == b"%d" % won.index(True)
+
+
+@servers
+def test_listing_over_several_pages(root: str, request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("MOTO_S3_DEFAULT_MAX_KEYS", "10")
+    names = [f"{i:04d}" for i in range(25 if root == "s3_root" else 1005)]
+    root = request.getfixturevalue(root)
+    with ThreadPoolExecutor(8) as pool:
+        list(pool.map(lambda name: s3.backend().write_bytes(f"{root}/set/{name}", b""), names))
+    assert [f.uri.rpartition("/")[2] for f in storage.list_files(f"{root}/set")] == names
+
+
+@pytest.mark.s3
+def test_requester_pays_and_other_users(
+    ceph: Server, ceph_root: str, use_s3: Callable[..., None], monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    bucket, client = ceph_root.removeprefix("s3://"), s3.backend().client
+    storage.write_bytes(f"{ceph_root}/x", b"data")
+    client.put_object_acl(Bucket=bucket, Key="x", ACL="public-read")
+    client.put_bucket_acl(Bucket=bucket, ACL="public-read-write")
+    client.put_bucket_request_payment(Bucket=bucket, RequestPaymentConfiguration={"Payer": "Requester"})
+    use_s3(ceph, ceph.other)
+    for call in (storage.read_bytes, storage.stat, lambda uri: list(storage.list_files(uri))):
+        with pytest.raises(PermissionError, match="DND_REQUESTER_PAYS"):
+            call(f"{ceph_root}/x")
+    with pytest.raises(PermissionError):
+        storage.create_if_absent(f"{ceph_root}/y", b"")
+    monkeypatch.setenv("DND_REQUESTER_PAYS", f"other,{bucket}")
+    assert storage.read_bytes(f"{ceph_root}/x", 1, 2) == b"at"
+    assert [f.size for f in storage.list_files(ceph_root)] == [4]
+    assert storage.local_copy(f"{ceph_root}/x").read_bytes() == b"data"
+    monkeypatch.setattr(s3, "MULTIPART_ABOVE", 6 * MIB)
+    monkeypatch.setattr(s3, "PART_BYTES", 5 * MIB)
+    assert storage.create_from_file(random_file(tmp_path / "big", 7 * MIB), f"{ceph_root}/big")
+
+
+@pytest.mark.s3
+def test_wrong_secret_is_one_line_without_it(
+    ceph: Server, ceph_root: str, use_s3: Callable[..., None], caplog: pytest.LogCaptureFixture
+) -> None:
+    use_s3(ceph, ceph.owner._replace(secret="a-wrong-secret"))
+    caplog.set_level(logging.INFO)
+    with pytest.raises(PermissionError) as caught:
+        storage.write_bytes(f"{ceph_root}/x", b"")
+    assert "SignatureDoesNotMatch" in str(caught.value) and "AWS_PROFILE" in str(caught.value)
+    assert "a-wrong-secret" not in str(caught.value) + caplog.text
+    assert caught.value.__suppress_context__ and "\n" not in str(caught.value)
+
+
+@pytest.mark.s3
+def test_names_with_line_breaks(ceph_root: str) -> None:
+    names = ["a\nb", "with space+%41", "ä"]
+    for name in names:
+        storage.write_bytes(f"{ceph_root}/set/{name}", name.encode())
+    assert [f.uri.removeprefix(f"{ceph_root}/set/") for f in storage.list_files(f"{ceph_root}/set")] == names
+    assert [storage.read_bytes(f"{ceph_root}/set/{name}").decode() for name in names] == names
+
+
+def test_every_call_to_a_paying_bucket_says_so(
+    s3_root: str, small_parts: None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("DND_REQUESTER_PAYS", s3_root.removeprefix("s3://"))
+    sent: list[tuple[str, str | None]] = []
+
+    def record(request: object, operation_name: str, **_: object) -> None:
+        sent.append((operation_name, request.headers.get("x-amz-request-payer")))  # type: ignore[attr-defined]
+
+    s3.backend().client.meta.events.register("before-sign.s3", record)
+    uri = f"{s3_root}/a"
+    storage.create_from_file(random_file(tmp_path / "file", 7 * MIB), uri)
+    storage.local_copy(uri)
+    storage.create_if_absent(f"{s3_root}/b", b"")
+    storage.delete(uri)
+    assert len(list(storage.list_files(s3_root))) == 1
+    assert len({name for name, _ in sent}) == 8 and {value for _, value in sent} == {"requester"}, sent
+
+
+def test_arxiv_always_pays() -> None:
+    assert s3.pays("arxiv") and not s3.pays("arxiv-of-mine") and not s3.pays("")
+
+
+def test_users_mistakes_are_one_line(s3_root: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    for uri, message in [
+        ("s3://no-such-bucket-here/x", "no such bucket"),
+        ("s3:///x", "names no bucket"),
+        (s3_root, "names a bucket, not a file"),
+    ]:
+        with pytest.raises(ValueError, match=message):
+            storage.write_bytes(uri, b"")
+    with pytest.raises(ValueError, match="no such bucket"):
+        list(storage.list_files("s3://no-such-bucket-here"))
+    monkeypatch.delenv("AWS_ACCESS_KEY_ID")
+    with pytest.raises(ValueError, match=r"credentials.*AWS_PROFILE"):
+        storage.read_bytes(f"{s3_root}/x")
+    monkeypatch.setenv("AWS_PROFILE", "not-configured")
+    with pytest.raises(ValueError, match="not-configured"):
+        storage.read_bytes(f"{s3_root}/x")
+
+
+def test_unreachable_server_is_a_connection_error(s3_root: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("AWS_ENDPOINT_URL", "http://localhost:9")
+    monkeypatch.setenv("AWS_MAX_ATTEMPTS", "1")
+    with pytest.raises(ConnectionError, match="localhost:9"):
+        storage.read_bytes(f"{s3_root}/x")
+
+
+def test_a_server_without_conditions_gets_a_look_before_the_write(s3_root: str) -> None:
+    """What no server here will show: 501 for If-None-Match, and AWS's 409 for two writers at once."""
+    with Stubber(s3.backend().client) as stub:
+        for code, status in (("NotImplemented", 501), ("ConditionalRequestConflict", 409)):
+            stub.add_client_error("head_object", "404", http_status_code=404)
+            stub.add_client_error("put_object", code, http_status_code=status)
+            stub.add_client_error("head_object", "404", http_status_code=404)
+            stub.add_client_error("head_object", "404", http_status_code=404)
+            stub.add_response("put_object", {})
+            assert storage.create_if_absent(f"{s3_root}/x", b"data")
+        stub.assert_no_pending_responses()
+
+
+def test_a_failed_upload_leaves_nothing(
+    s3_root: str, small_parts: None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("AWS_MAX_ATTEMPTS", "1")
+    file, endpoint = random_file(tmp_path / "file", 12 * MIB), os.environ["AWS_ENDPOINT_URL"]
+    with FaultProxy(endpoint, 1.0, kinds=("cut upload",)) as proxy:
+        monkeypatch.setenv("AWS_ENDPOINT_URL", proxy.endpoint)
+        for write in (storage.write_file, storage.create_from_file):
+            with pytest.raises(OSError):
+                write(file, f"{s3_root}/x")
+        monkeypatch.setenv("AWS_ENDPOINT_URL", endpoint)
+    assert proxy.made["cut upload"] > 0
+    assert list(storage.list_files(s3_root)) == [] and pending_uploads(s3_root) == 0
+
+
+def test_an_object_replaced_while_read_is_an_error(s3_root: str) -> None:
+    storage.write_bytes(f"{s3_root}/x", bytes(3 * MIB))
+    stream = storage.open_stream(f"{s3_root}/x")
+    stream.read(10)
+    storage.write_bytes(f"{s3_root}/x", bytes(4 * MIB))
+    stream.raw._disconnect()  # type: ignore[attr-defined]
+    with pytest.raises(OSError, match="replaced while it was read"):
+        stream.read()
+
+
+def _read_in_child(uri: str) -> None:
+    os._exit(0 if storage.read_bytes(uri) == b"data" else 1)
+
+
+def test_a_forked_child_has_its_own_client(s3_root: str) -> None:
+    storage.write_bytes(f"{s3_root}/x", b"data")
+    parent = s3.backend().client
+    child = multiprocessing.get_context("fork").Process(target=_read_in_child, args=(f"{s3_root}/x",))
+    child.start()
+    child.join(20)
+    assert child.exitcode == 0
+    assert s3.backend().client is parent
+
+
+def test_plain_client_error_codes_pass_where_wanted() -> None:
+    with pytest.raises(ClientError), s3._plain_errors("s3://a/b", but=("Odd",)):
+        raise ClientError({"Error": {"Code": "Odd"}}, "PutObject")
+    with pytest.raises(OSError, match="answered 503 SlowDown to PutObject"), s3._plain_errors("s3://a/b"):
+        raise ClientError({"Error": {"Code": "SlowDown"}, "ResponseMetadata": {"HTTPStatusCode": 503}}, "PutObject")
+
+
+# ---- faults --------------------------------------------------------------------------------------------------------
+@servers
+def test_streams_survive_cut_connections(
+    root: str, tmp_path: Path, request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    root = request.getfixturevalue(root)
+    text = "".join(f"line {i} {'x' * (i % 97)}\n" for i in range(60_000))
+    storage.write_text(f"{root}/lines", text)
+    with FaultProxy(os.environ["AWS_ENDPOINT_URL"], 0.6, kinds=("cut download", "reset")) as proxy:
+        monkeypatch.setenv("AWS_ENDPOINT_URL", proxy.endpoint)
+        assert list(storage.read_lines(f"{root}/lines")) == text.splitlines()
+        assert storage.local_copy(f"{root}/lines").read_text() == text
+        assert storage.read_text(f"{root}/lines") == text
+    assert proxy.made["cut download"] > 2
+
+
+@servers
+def test_a_shard_set_written_through_faults_equals_a_local_one(
+    root: str, small_parts: None, tmp_path: Path, request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    remote = f"{request.getfixturevalue(root)}/set"
+    endpoint = os.environ["AWS_ENDPOINT_URL"]
+    with FaultProxy(endpoint, 0.2, seed=1) as proxy:
+        monkeypatch.setenv("AWS_ENDPOINT_URL", proxy.endpoint)
+        make_set(remote)
+        assert list(verify_set(remote)) == []
+        assert [item["cls"] for item in open_shards(remote)] == [unit for unit in range(8) for _ in range(3)]
+        monkeypatch.setenv("AWS_ENDPOINT_URL", endpoint)
+    assert set(proxy.made) == set(FAULTS), proxy.made
+    make_set(str(tmp_path / "set"))
+    for file in storage.list_files(remote):
+        name = file.uri.removeprefix(f"{remote}/")
+        if not name.removesuffix(".json").isdigit():  # receipts carry times
+            assert storage.read_bytes(file.uri) == (tmp_path / "set" / name).read_bytes(), name
+    assert names(remote) == names(str(tmp_path / "set"))
+
+
+def names(set_uri: str) -> list[str]:
+    return [file.uri.removeprefix(f"{set_uri}/") for file in storage.list_files(set_uri)]
+
+
+def make_set(set_uri: str) -> None:
+    """Eight units of three images, one of them larger than a part; written by four threads, as by four workers."""
+    plan = write_plan(set_uri, "d" * 64, {"stage": "test"}, ({"unit": i} for i in range(8)))
+    with ThreadPoolExecutor(4) as pool:
+        list(
+            pool.map(
+                lambda unit: receipts.commit(set_uri, plan.digest, unit["unit"], outcomes(unit["unit"])), plan.units()
+            )
+        )
+    manifest.merge(plan, "images")
+
+
+def outcomes(unit: int) -> list[Outcome]:
+    png = io.BytesIO()
+    Image.new("RGB", (8, 8), (unit, 0, 0)).save(png, "png")
+    note = random.Random(unit).randbytes(7 * MIB if unit == 5 else 10).hex()
+    samples = [
+        Sample(f"{unit}-{i}", {"png": png.getvalue(), "cls": b"%d" % unit, "json": b'{"note": "%s"}' % note.encode()})
+        for i in range(3)
+    ]
+    return [*samples, Dropped(f"{unit}-3", "source", "blank", "filtered")]
