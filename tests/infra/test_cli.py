@@ -1,0 +1,112 @@
+"""The command as a user meets it: the whole way on a tiny spec, and one-line errors."""
+
+from __future__ import annotations
+
+import json
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+
+TINY = Path(__file__).parent.parent / "tiny.yaml"
+
+
+def dnd(*arguments: object, timeout: int = 280) -> subprocess.CompletedProcess[str]:
+    """Runs the command and returns what it said."""
+    command = [sys.executable, "-m", "infra.cli", *map(str, arguments)]
+    return subprocess.run(command, capture_output=True, text=True, timeout=timeout, check=False)
+
+
+@pytest.fixture(scope="module")
+def finished(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A root with all stages done by one command."""
+    root = tmp_path_factory.mktemp("whole") / "run"
+    result = dnd("run", TINY, "--root", root)
+    assert result.returncode == 0, result.stderr[-3000:]
+    return root
+
+
+def test_the_whole_way_leaves_what_the_design_names(finished: Path) -> None:
+    for name in ("spec.yaml", "images/train/manifest.json", "tokenizer/tokenizer.safetensors", "codes/val/manifest.json",
+                 "transformer/transformer.safetensors", "transformer/ema.safetensors", "samples/default/grid.png",
+                 "evaluation/summary.json", "report/index.html", "report/metrics.json"):
+        assert (finished / name).is_file(), name
+    samples = np.load(finished / "samples/default/samples.npz", allow_pickle=False)["arr_0"]
+    assert samples.shape == (8, 32, 32, 3) and samples.dtype == np.uint8
+    assert len(list((finished / "samples/default/pictures").glob("*.png"))) == 8
+    summary = json.loads((finished / "evaluation/summary.json").read_text())
+    assert summary["reconstruction"]["psnr"] > 0 and summary["transformer"]["val_bits_per_code"] > 0
+
+
+def test_a_second_run_finds_everything_done(finished: Path) -> None:
+    before = {path: path.stat().st_mtime_ns for path in finished.rglob("*.tar")}
+    result = dnd("run", TINY, "--root", finished)
+    assert result.returncode == 0, result.stderr[-3000:]
+    assert {path: path.stat().st_mtime_ns for path in finished.rglob("*.tar")} == before
+
+
+def test_verify_and_status_speak_of_every_set(finished: Path) -> None:
+    verified, status = dnd("verify", "--root", finished), dnd("status", "--root", finished)
+    assert verified.returncode == 0 and "0 faults" in verified.stdout, verified.stdout
+    for name in ("images/train", "codes/val", "samples/default/codes"):
+        assert name in status.stdout
+
+
+def test_verify_finds_a_flipped_byte(finished: Path, tmp_path: Path) -> None:
+    root = tmp_path / "copy"
+    shutil.copytree(finished / "codes", root / "codes")
+    tar = next((root / "codes/train").glob("*.tar"))
+    data = bytearray(tar.read_bytes())
+    data[700] ^= 1
+    tar.write_bytes(data)
+    result = dnd("verify", "--root", root)
+    assert result.returncode == 1 and tar.name in result.stdout
+
+
+def test_the_report_opens_in_a_browser(finished: Path, tmp_path: Path) -> None:
+    chromium = shutil.which("chromium")
+    if chromium is None:
+        pytest.skip("chromium is not installed: apt-get install chromium")
+    from playwright.sync_api import sync_playwright
+
+    with sync_playwright() as playwright:
+        browser = playwright.chromium.launch(executable_path=chromium, args=["--no-sandbox", "--disable-gpu"])
+        page = browser.new_page(viewport={"width": 1200, "height": 1600})
+        requests: list[str] = []
+        page.on("request", lambda request: requests.append(request.url))
+        page.goto(f"file://{finished}/report/index.html")
+        assert page.locator("#figures .figure").count() >= 2
+        assert page.locator("img").count() == 3
+        assert page.evaluate("[...document.images].every(i => i.complete && i.naturalWidth > 0)")
+        page.screenshot(path=str(tmp_path / "report.png"))
+        browser.close()
+    assert [url for url in requests if not url.startswith(("file:", "data:"))] == []
+    assert Image.open(tmp_path / "report.png").size == (1200, 1600)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "said"),
+    [
+        (["render", "no-such-preset"], "no such file and no preset"),
+        (["render", "demo", "--set", "shape.image_size=65"], "does not divide"),
+        (["render", "demo", "--set", "train.micro_batch=3"], "unknown key"),
+        (["render", "demo", "--set", "transformer.head_layers=[1,2,3,9]"], "last layer"),
+        (["render", "demo", "--set", "shape.codebook_size=70000"], "65536"),
+        (["tokenize", "demo"], "no such manifest"),
+        (["render", "demo", "--set", "render.sources=[{kind: pdf, uri: /nonexistent}]"], "/nonexistent"),
+    ],
+)
+def test_mistakes_end_in_one_line(arguments: list[str], said: str, tmp_path: Path) -> None:
+    result = dnd(arguments[0], arguments[1], "--root", tmp_path, *arguments[2:])
+    assert result.returncode == 1
+    assert said in result.stderr and "Traceback" not in result.stderr
+
+
+def test_an_unwritable_root_is_named(tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("")
+    result = dnd("render", TINY, "--root", tmp_path / "file" / "root")
+    assert result.returncode == 1 and "Traceback" not in result.stderr and str(tmp_path) in result.stderr

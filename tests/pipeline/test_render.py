@@ -1,0 +1,155 @@
+"""Units are rendered alike every time, and nothing a document does harms its neighbours."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+from pathlib import Path
+
+import pytest
+
+from data_specs import storage
+from data_specs.receipts import commit
+from data_specs.spec import Limits, PdfSource, Spec, TextSource, load_spec
+from data_specs.units import Dropped, Sample
+from pipeline.isolate import Child
+from pipeline.render import Renderer
+from pipeline.sources import cut, documents
+from pipeline.sources.typeset import write_documents
+
+TINY = Path(__file__).parent.parent / "tiny.yaml"
+
+
+def pdf_spec(folder: Path, **limits: float) -> Spec:
+    """The tiny spec over a folder of PDFs."""
+    sources = json.dumps([{"kind": "pdf", "uri": str(folder)}])
+    overrides = [f"render.sources={sources}", *(f"render.limits.{k}={v}" for k, v in limits.items())]
+    return load_spec(TINY, [*overrides, "render.val_share=0", "render.documents_per_unit=1000"])
+
+
+def render_all(spec: Spec) -> list[Sample | Dropped]:
+    """What the units of a spec's sources give."""
+    renderer = Renderer(spec)
+    try:
+        return [o for _, unit in cut(spec.render, spec.render.sources) for o in renderer.render(unit | {"unit": 0})]
+    finally:
+        renderer.close()
+
+
+@pytest.fixture
+def typeset(tmp_path: Path) -> Path:
+    """A folder with two PDFs typeset from docstrings."""
+    source = load_spec(TINY, ["render.sources.1.documents=2"]).render.sources[1]
+    return Path(write_documents(source, str(tmp_path / "inputs")))  # type: ignore[arg-type]
+
+
+def test_a_unit_gives_equal_bytes_every_time(typeset: Path, tmp_path: Path) -> None:
+    spec = pdf_spec(typeset)
+    receipts = [commit(str(tmp_path / name), "d", 0, render_all(spec)) for name in ("a", "b")]
+    assert receipts[0]["written"] > 0
+    assert receipts[0]["tar"] == receipts[1]["tar"]
+    assert receipts[0]["index"] == receipts[1]["index"]
+
+
+def test_json_has_the_text_under_each_crop(typeset: Path) -> None:
+    samples = [o for o in render_all(pdf_spec(typeset)) if isinstance(o, Sample)]
+    about = [json.loads(sample.fields["json"]) for sample in samples]
+    assert any(a["words"] for a in about)
+    for a in about:
+        assert a["text"] == " ".join(word[4] for word in a["words"])
+        assert all(0 <= side <= 32 for *box, _ in a["words"] for side in box)
+        assert a["engine"].startswith("PyMuPDF") and a["source"].endswith(".pdf")
+
+
+def test_every_bad_pdf_is_accounted_for(shared: Path, typeset: Path, tmp_path: Path) -> None:
+    folder = tmp_path / "mixed"
+    folder.mkdir()
+    bad = sorted((shared / "data/pdf/bad").glob("*.pdf"))
+    for path in [*bad, *typeset.glob("*.pdf")]:
+        (folder / path.name).symlink_to(path)
+    outcomes = render_all(pdf_spec(folder, cpu_seconds=1, memory_bytes=800_000_000))
+    alone = [o for o in render_all(pdf_spec(typeset)) if isinstance(o, Sample)]
+    seen = {o.source if isinstance(o, Dropped) else json.loads(o.fields["json"])["source"] for o in outcomes}
+    assert {path.name for path in bad} <= seen
+    assert all(o.reason for o in outcomes if isinstance(o, Dropped))
+    good = [o for o in outcomes if isinstance(o, Sample) and o.key.startswith("typeset")]
+    assert good == alone
+    reasons = {o.source: o.reason for o in outcomes if isinstance(o, Dropped)}
+    assert "password" in reasons["password-open.pdf"]
+    assert "no %PDF- header" in reasons["made-html.pdf"]
+    assert "made-form-bomb.pdf" in reasons
+
+
+def test_hard_passages_do_not_break_rendering(shared: Path) -> None:
+    source = {"kind": "text", "uri": str(shared / "data/text/passages_hard.jsonl")}
+    spec = load_spec(TINY, [f"render.sources={json.dumps([source])}", "render.val_share=0", "shape.image_size=64"])
+    outcomes = render_all(spec.model_copy(update={"render": spec.render.model_copy(update={"documents_per_unit": 500})}))
+    assert len(outcomes) == 200
+    assert sum(isinstance(o, Sample) for o in outcomes) > 20
+    assert {o.reason for o in outcomes if isinstance(o, Dropped)} >= {"no text", "no font has all its characters"}
+
+
+def test_a_broken_line_is_a_counted_reject(tmp_path: Path) -> None:
+    path = tmp_path / "passages.jsonl"
+    path.write_text('{"id": "a", "text": "one two"}\n{broken\n{"id": "b"}\n')
+    spec = load_spec(TINY, [f'render.sources=[{{kind: text, uri: "{path}"}}]', "render.val_share=0"])
+    outcomes = render_all(spec)
+    assert [type(o) for o in outcomes] == [Sample, Dropped, Dropped]
+    assert "a broken line" in outcomes[1].reason and outcomes[1].source.startswith("passages.jsonl#")
+
+
+def test_an_id_that_comes_twice_is_a_counted_reject(tmp_path: Path) -> None:
+    path = tmp_path / "passages.jsonl"
+    path.write_text('{"id": "a", "text": "one two"}\n' * 2)
+    spec = load_spec(TINY, [f'render.sources=[{{kind: text, uri: "{path}"}}]', "render.val_share=0"])
+    assert [type(o) for o in render_all(spec)] == [Sample, Dropped]
+
+
+def test_a_file_that_changed_since_planning_fails_the_unit(tmp_path: Path) -> None:
+    path = tmp_path / "passages.jsonl"
+    path.write_text('{"id": "a", "text": "one two"}\n')
+    spec = load_spec(TINY, [f'render.sources=[{{kind: text, uri: "{path}"}}]'])
+    [(_, unit)] = cut(spec.render, spec.render.sources)
+    path.write_text('{"id": "a", "text": "three four"}\n')
+    with pytest.raises(ValueError, match="is not the file that was planned"):
+        list(Renderer(spec).render(unit))
+
+
+def test_empty_sources_are_refused_by_name(tmp_path: Path) -> None:
+    for source in (PdfSource(kind="pdf", uri=str(tmp_path)), TextSource(kind="text", uri=str(tmp_path / "no.jsonl"))):
+        with pytest.raises(ValueError, match=str(tmp_path)):
+            list(documents(source))
+
+
+def die() -> None:
+    """A renderer that kills itself."""
+    os.kill(os.getpid(), signal.SIGSEGV)
+
+
+def spin() -> None:
+    """A renderer that never ends."""
+    while True:
+        pass
+
+
+def greedy() -> int:
+    """A renderer that eats memory."""
+    return len(bytearray(1 << 32))
+
+
+@pytest.mark.parametrize(
+    ("function", "reason"), [("die", "SIGSEGV"), ("spin", "more than 1 s of CPU"), ("greedy", "more memory than the limit")]
+)
+def test_children_that_crash_hang_or_eat_memory_are_named(function: str, reason: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.syspath_prepend(str(Path(__file__).parent))
+    child = Child(f"test_render:{function}", Limits(cpu_seconds=1, memory_bytes=1 << 28))
+    answer = child.call()
+    assert reason in (answer.reason or "") and answer.environmental
+    child.close()
+
+
+def test_local_copies_of_sources_are_listed_in_order(typeset: Path) -> None:
+    names = [document.id for document in documents(PdfSource(kind="pdf", uri=str(typeset)))]
+    assert names == sorted(names) and len(names) == 2
+    assert storage.exists(str(typeset / f"{names[0]}.pdf"))

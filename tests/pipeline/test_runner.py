@@ -1,0 +1,81 @@
+"""The same work on real Ray: whatever the workers and whatever dies, the same bytes, and no unit done twice."""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+
+from data_specs import storage
+from data_specs.spec import load_spec
+from data_specs.verify import verify_set
+from pipeline.job import render
+from pipeline.runner import Workers
+
+TINY = Path(__file__).parent.parent / "tiny.yaml"
+SPLITS = ("images/train", "images/val")
+
+
+def manifests(root: Path) -> list[bytes]:
+    """The bytes of both manifests."""
+    return [(root / split / "manifest.json").read_bytes() for split in SPLITS]
+
+
+@pytest.fixture(scope="module")
+def undisturbed(ray_session: None, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A root rendered by one worker."""
+    root = tmp_path_factory.mktemp("one")
+    render(load_spec(TINY), str(root), Workers(num_workers=1))
+    return root
+
+
+def test_two_workers_give_the_same_manifest_and_shards(undisturbed: Path, tmp_path: Path) -> None:
+    render(load_spec(TINY), str(tmp_path), Workers(num_workers=2))
+    assert manifests(tmp_path) == manifests(undisturbed)
+    assert [fault for split in SPLITS for fault in verify_set(str(tmp_path / split))] == []
+    for tar in (undisturbed / "images/train").glob("*.tar"):
+        assert (tmp_path / "images/train" / tar.name).read_bytes() == tar.read_bytes()
+
+
+def test_a_killed_run_is_finished_by_the_next(undisturbed: Path, tmp_path: Path) -> None:
+    command = [sys.executable, "-m", "infra.cli", "render", str(TINY), "--root", str(tmp_path), "--workers", "1"]
+    run = subprocess.Popen(command, start_new_session=True, stderr=subprocess.DEVNULL)
+    _wait_for(tmp_path / "images/train/000000.json", run)
+    os.killpg(run.pid, signal.SIGKILL)
+    run.wait()
+    first = storage.stat(str(tmp_path / "images/train/000000.json"))
+    render(load_spec(TINY), str(tmp_path), Workers(num_workers=2))
+    assert storage.stat(str(tmp_path / "images/train/000000.json")) == first, "a unit with a receipt is not redone"
+    assert manifests(tmp_path) == manifests(undisturbed)
+
+
+def _wait_for(path: Path, run: subprocess.Popen[bytes]) -> None:
+    deadline = time.monotonic() + 120
+    while not path.exists():
+        assert run.poll() is None, "the run ended before its first receipt"
+        assert time.monotonic() < deadline, "no receipt in two minutes"
+        time.sleep(0.05)
+
+
+def test_a_changed_stage_is_refused_and_says_what_differs(undisturbed: Path) -> None:
+    with pytest.raises(ValueError, match=r"render\.text\.margin was 1, is now 3"):
+        render(load_spec(TINY, ["render.text.margin=3"]), str(undisturbed), Workers())
+
+
+def test_what_is_free_on_resume_is_not_refused(undisturbed: Path) -> None:
+    before = manifests(undisturbed)
+    render(load_spec(TINY, ["train.steps=9", "sample.num=3"]), str(undisturbed), Workers(num_workers=2))
+    assert manifests(undisturbed) == before
+
+
+def test_two_jobs_on_one_root_end_in_one_valid_set(undisturbed: Path, tmp_path: Path) -> None:
+    command = [sys.executable, "-m", "infra.cli", "render", str(TINY), "--root", str(tmp_path), "--workers", "1"]
+    runs = [subprocess.Popen(command, stderr=subprocess.DEVNULL) for _ in range(2)]
+    assert [run.wait(timeout=240) for run in runs] == [0, 0]
+    assert manifests(tmp_path) == manifests(undisturbed)
+    assert [fault for split in SPLITS for fault in verify_set(str(tmp_path / split)) if "litter" not in fault] == []
