@@ -1,0 +1,176 @@
+"""The formulas of the FID family against independent implementations on the same features, and against closed forms."""
+
+import subprocess
+import sys
+
+import numpy as np
+import pytest
+import torch
+from scipy.spatial.distance import cdist
+from sklearn.neighbors import NearestNeighbors
+
+from train.evaluation.frechet import Moments, frechet_distance, moments_of
+from train.evaluation.inception_score import ScoreSums
+from train.evaluation.manifolds import manifold_radii, precision_recall
+from train.evaluation.vision_ops import import_torchvision
+
+import_torchvision()
+
+
+def correlated(rng, count, dim, shift=0.0):
+    return rng.standard_normal((count, dim)) @ rng.standard_normal((dim, dim)) / np.sqrt(dim) + shift
+
+
+def distance(a, b):
+    x, y = moments_of([a]), moments_of([b])
+    return frechet_distance(x.mean, x.covariance(), y.mean, y.covariance())
+
+
+@pytest.fixture(scope="module")
+def sets():
+    rng = np.random.default_rng(0)
+    return correlated(rng, 512, 128), correlated(rng, 600, 128, 0.3)
+
+
+def test_fid_equals_pytorch_fid_and_torch_fidelity(sets):
+    from pytorch_fid.fid_score import calculate_frechet_distance
+    from torch_fidelity.metric_fid import fid_features_to_statistics, fid_statistics_to_metric
+
+    a, b = sets
+    ours = distance(a, b)
+    theirs = [np.mean(a, 0), np.cov(a, rowvar=False), np.mean(b, 0), np.cov(b, rowvar=False)]
+    assert ours == pytest.approx(calculate_frechet_distance(*theirs), rel=1e-6)
+    statistics = [fid_features_to_statistics(torch.from_numpy(x)) for x in sets]
+    assert ours == pytest.approx(
+        fid_statistics_to_metric(*statistics, verbose=False)["frechet_inception_distance"], rel=1e-6
+    )
+
+
+def test_moments_in_batches_and_by_ranks_equal_numpys(sets):
+    features = sets[0] + 1000.0  # a mean far from zero is where naive sums lose their digits
+    ranks = [moments_of(np.array_split(part, 7)) for part in np.array_split(features, 3)]
+    whole = Moments(128)
+    for part in ranks:
+        whole.merge(part)
+    assert whole.count == 512
+    np.testing.assert_allclose(whole.mean, features.mean(0), rtol=1e-12)
+    np.testing.assert_allclose(whole.covariance(), np.cov(features, rowvar=False), rtol=1e-8, atol=1e-10)
+
+
+def test_closed_form_of_two_gaussians():
+    rng = np.random.default_rng(1)
+    basis = np.linalg.qr(rng.standard_normal((32, 32)))[0]
+    x, y = rng.uniform(0.1, 3, 32), rng.uniform(0.1, 3, 32)
+    mu1, mu2 = rng.standard_normal((2, 32))
+    result = frechet_distance(mu1, basis * x**2 @ basis.T, mu2, basis * y**2 @ basis.T)
+    assert result == pytest.approx(np.sum((mu1 - mu2) ** 2) + np.sum((x - y) ** 2), rel=1e-9)
+
+
+def test_identical_sets_give_zero_and_a_shift_its_square(sets):
+    assert distance(sets[0], sets[0]) == pytest.approx(0, abs=1e-6)
+    assert distance(sets[0], sets[0] + 0.25) == pytest.approx(128 * 0.25**2, rel=1e-6)
+
+
+def test_a_singular_product_takes_the_eps_rule():
+    sigma = np.diag([1.0, 1.0, 1.0], k=1)  # nilpotent: it has no square root
+    with pytest.warns(UserWarning, match="singular"):
+        assert np.isfinite(frechet_distance(np.zeros(4), sigma, np.zeros(4), np.eye(4)))
+
+
+def test_too_few_images_and_differing_extractors_are_refused(sets):
+    with pytest.raises(ValueError, match="100 images for 128 features"):
+        moments_of([sets[0][:100]]).covariance()
+    with pytest.raises(ValueError, match="different extractors"):
+        frechet_distance(np.zeros(3), np.eye(3), np.zeros(2), np.eye(2))
+    with pytest.raises(ValueError, match="empty"):
+        moments_of([])
+
+
+def test_inception_score_equals_torch_fidelity_and_does_not_depend_on_batches_or_ranks():
+    from torch_fidelity.metric_isc import isc_features_to_metric
+
+    logits = np.random.default_rng(2).standard_normal((20_000, 40)) * 3
+    expected = isc_features_to_metric(torch.from_numpy(logits), splits=4, shuffle=False)["inception_score_mean"]
+    ranks = []
+    for start, stop in ((0, 7003), (7003, 20_000)):
+        sums = ScoreSums(40)
+        for first in range(start, stop, 512):
+            sums.add(logits[first : min(first + 512, stop)], first)
+        ranks.append(sums)
+    ranks[0].merge(ranks[1])
+    assert ranks[0].score() == pytest.approx(expected, rel=1e-6)
+
+
+def test_inception_score_of_sure_and_even_predictions_and_of_a_short_last_split():
+    sure, even = ScoreSums(10), ScoreSums(10)
+    sure.add(np.tile(np.eye(10) * 1000, (10, 1)), 0)
+    even.add(np.zeros((100, 10)), 0)
+    assert sure.score() == pytest.approx(10.0) and even.score() == pytest.approx(1.0)
+    sure.add(np.tile(np.eye(10)[:1] * 1000, (100, 1)), 5000)
+    assert sure.score() == pytest.approx((10 + 1) / 2)
+    with pytest.raises(ValueError, match="empty"):
+        ScoreSums(10).score()
+
+
+def brute_precision_recall(real, made):
+    def radii(x):
+        return np.sort(cdist(x, x), axis=1)[:, 3]
+
+    between = cdist(real, made)
+    return (between <= radii(real)[:, None]).any(0).mean(), (between <= radii(made)[None]).any(1).mean()
+
+
+def test_precision_and_recall_equal_scipy_sklearn_and_torch_fidelity_exactly(monkeypatch):
+    from torch_fidelity.metric_prc import calculate_precision_recall_full
+
+    monkeypatch.setattr("train.evaluation.manifolds.BLOCK", 100)
+    rng = np.random.default_rng(3)
+    real = rng.standard_normal((430, 16)).astype(np.float32)
+    made = (rng.standard_normal((350, 16)) * 0.8 + 0.4).astype(np.float32)
+    precision, recall = precision_recall(real, made)
+    assert 0.1 < recall < 0.9 and 0.1 < precision < 0.95
+    assert (precision, recall) == brute_precision_recall(real.astype(np.float64), made.astype(np.float64))
+    theirs = calculate_precision_recall_full(torch.from_numpy(made), torch.from_numpy(real))
+    assert (precision, recall) == pytest.approx(theirs, abs=1e-7)  # theirs are float32 means
+    neighbours = NearestNeighbors(n_neighbors=4).fit(real).kneighbors(real)[0][:, 3]
+    np.testing.assert_allclose(manifold_radii(torch.from_numpy(real)).sqrt().numpy(), neighbours, rtol=1e-4)
+
+
+def test_precision_and_recall_of_equal_and_of_distant_sets():
+    real = np.random.default_rng(4).standard_normal((300, 8)).astype(np.float32)
+    assert precision_recall(real, real) == (1.0, 1.0)
+    assert precision_recall(real, real + 100) == (0.0, 0.0)
+    with pytest.raises(ValueError, match="at least 4"):
+        precision_recall(real, real[:3])
+
+
+MEMORY_SCRIPT = """
+import resource, sys
+import numpy as np
+from train.evaluation.frechet import frechet_distance, moments_of
+from train.evaluation.manifolds import precision_recall
+count, dim = int(sys.argv[1]), int(sys.argv[2])
+rng = np.random.default_rng(0)
+real, made = (rng.standard_normal((count, dim), np.float32) for _ in range(2))
+x, y = (moments_of(f[i : i + 64] for i in range(0, count, 64)) for f in (real, made))
+distance = frechet_distance(x.mean, x.covariance(), y.mean, y.covariance())
+print(distance, *precision_recall(real, made), resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024)
+"""
+
+
+def measured_memory(count, dim):
+    command = [sys.executable, "-c", MEMORY_SCRIPT, str(count), str(dim)]
+    done = subprocess.run(command, capture_output=True, text=True, check=True)
+    distance, precision, recall, mebibytes = map(float, done.stdout.split())
+    assert distance > 0 and 0 <= precision <= 1 and 0 <= recall <= 1
+    return mebibytes
+
+
+def test_memory_of_a_few_images_stays_far_below_a_distance_matrix():
+    assert measured_memory(12_000, 64) < 800  # two whole matrices would add 1.1 GB to about 350 MB of imports
+
+
+@pytest.mark.long
+@pytest.mark.timeout(3600)
+def test_fifty_thousand_inception_features_stay_within_three_gibibytes():
+    assert measured_memory(50_000, 2048) < 3 * 1024

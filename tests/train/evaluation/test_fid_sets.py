@@ -1,0 +1,371 @@
+"""The FID family over sets of images: sources, references, extractors, ranks, and the errors of wrong input."""
+
+import io
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from data_specs import manifest, receipts
+from data_specs.units import Sample, write_plan
+from train.evaluation import features, fid, references, sources
+from train.evaluation.frechet import moments_of
+from train.evaluation.vision_ops import import_torchvision
+
+
+def pictures(seed, count, size=16):
+    """Smooth random pictures, uint8 [count, size, size, 3]."""
+    rng = np.random.default_rng(seed)
+    coarse = torch.from_numpy(rng.uniform(0, 255, (count, 3, 4, 4)))
+    fine = torch.nn.functional.interpolate(coarse, size=(size, size), mode="bilinear")
+    return fine.permute(0, 2, 3, 1).numpy().astype(np.uint8)
+
+
+def npz(path, **arrays):
+    np.savez(path, **arrays)
+    return str(path)
+
+
+@pytest.fixture(scope="module")
+def builtin():
+    return features.load_extractor("builtin")
+
+
+@pytest.fixture
+def two_sets(tmp_path):
+    return npz(tmp_path / "a.npz", arr_0=pictures(0, 150)), npz(tmp_path / "b.npz", arr_0=pictures(1, 160))
+
+
+def gfid(samples, reference, extractor, **options):
+    return fid.evaluate_images("gfid", sources.open_images(samples), reference, extractor, **options)
+
+
+def test_a_set_against_itself_is_zero_and_named_for_its_extractor(two_sets, builtin):
+    reference = references.open_reference(two_sets[0], "training", crop="adm 16")
+    result = gfid(two_sets[0], reference, builtin)
+    figures = result["figures"]
+    assert figures["frechet_distance[builtin-random-conv-64]"] == pytest.approx(0, abs=1e-6)
+    assert figures["precision[builtin-random-conv-64]"] == figures["recall[builtin-random-conv-64]"] == 1.0
+    assert not any("fid" in name.lower() for name in figures)
+    about = result["reference"]
+    assert (about["kind"], about["count"], about["crop"], about["statistics"]) == (
+        "training",
+        150,
+        "adm 16",
+        "computed",
+    )
+    assert about["digest"] == result["samples"]["digest"] and len(about["digest"]) == 64
+
+
+def test_worse_pictures_are_further_away(tmp_path, two_sets, builtin):
+    noisy = pictures(2, 160) + np.random.default_rng(0).integers(0, 60, (160, 16, 16, 3)).astype(np.uint8)
+    reference = references.open_reference(two_sets[0], "training")
+    name = "frechet_distance[builtin-random-conv-64]"
+    near = gfid(two_sets[1], reference, builtin)["figures"][name]
+    far = gfid(npz(tmp_path / "noisy.npz", arr_0=noisy), reference, builtin)["figures"][name]
+    assert 0 < near < far / 2
+
+
+def test_the_built_in_extractor_is_the_same_everywhere(builtin):
+    assert builtin.digest == features.load_extractor("builtin").digest
+    rows = builtin(pictures(3, 2)).pool
+    assert rows.shape == (2, 64) and rows.dtype == np.float32
+    assert builtin.digest[:16] == "9ede519e8f0bf84a"
+
+
+@pytest.mark.parametrize("num_ranks", [2, 5])
+def test_ranks_merge_to_the_whole(two_sets, builtin, num_ranks, monkeypatch):
+    monkeypatch.setattr(fid, "MANIFOLD_IMAGES", 100)
+    whole = fid.extract(sources.open_images(two_sets[0]), builtin)
+    parts = [fid.extract_slice(two_sets[0], "builtin", rank, num_ranks) for rank in range(num_ranks)]
+    for part in parts[1:]:
+        parts[0].merge(part)
+    assert whole.rows.shape == (100, 64)
+    np.testing.assert_allclose(parts[0].rows, whole.rows, rtol=1e-5)
+    assert parts[0].pool.count == 150
+    np.testing.assert_allclose(parts[0].pool.covariance(), whole.pool.covariance(), rtol=1e-4, atol=1e-7)
+
+
+def test_folder_npz_and_shards_of_the_same_pictures_give_the_same_figure(tmp_path, two_sets, builtin):
+    folder = tmp_path / "folder"
+    folder.mkdir()
+    for i, picture in enumerate(pictures(0, 150)):
+        Image.fromarray(picture).save(folder / f"{i}.png")
+    images = sources.open_images(str(folder))
+    assert images.keys()[:11] == [str(i) for i in range(11)]
+    whole = np.concatenate(list(images.batches(0, 150, 64)))
+    assert (whole == pictures(0, 150)).all()
+    assert (np.concatenate(list(sources.open_images(two_sets[0]).batches(70, 130, 13))) == whole[70:130]).all()
+    reference = references.open_reference(two_sets[1], "training")
+    shards = shard_set(tmp_path / "images" / "train", pictures(0, 150))
+    figures = [gfid(uri, reference, builtin)["figures"] for uri in (str(folder), shards, two_sets[0])]
+    assert figures[0] == figures[1] == figures[2]
+
+
+def shard_set(folder, images):
+    """A shard set of two shards of these images; its URI."""
+    plan = write_plan(str(folder), "digest", {"stage": "images"}, ({"unit": i} for i in range(2)))
+    for unit in range(2):
+        samples = []
+        for i in range(*sources.slice_of(len(images), unit, 2)):
+            png = io.BytesIO()
+            Image.fromarray(images[i]).save(png, "png")
+            samples.append(Sample(f"k{i}", {"png": png.getvalue(), "cls": b"0", "json": b"{}"}))
+        receipts.commit(str(folder), "digest", unit, samples)
+    manifest.merge(plan, "images")
+    return str(folder)
+
+
+def test_shards_of_the_train_split_say_so_themselves(tmp_path):
+    uri = shard_set(tmp_path / "images" / "train", pictures(0, 6))
+    reference = references.open_reference(uri)
+    assert (reference.kind, reference.count) == ("training", 6)
+    assert reference.images.keys() == [f"k{i}" for i in range(6)]
+    with pytest.raises(ValueError, match="holds training images, not validation-originals"):
+        references.open_reference(uri, "validation-originals")
+
+
+def test_statistics_that_we_write_are_read_back_with_what_they_are(tmp_path, two_sets, builtin):
+    real = fid.extract(sources.open_images(two_sets[1]), builtin)
+    uri = str(tmp_path / "train-statistics.npz")
+    about = {"kind": "training", "crop": "adm 16", "extractor": builtin.name}
+    references.save_statistics(uri, real.pool, real.spatial, about)
+    reference = references.open_reference(uri)
+    assert (reference.kind, reference.count, reference.crop) == ("training", 160, "adm 16")
+    stored = gfid(two_sets[0], reference, builtin)
+    computed = gfid(two_sets[0], references.open_reference(two_sets[1], "training"), builtin)
+    name = "frechet_distance[builtin-random-conv-64]"
+    assert stored["figures"][name] == pytest.approx(computed["figures"][name], rel=1e-9)
+    assert stored["reference"]["statistics"] == "precomputed" and list(stored["figures"]) == [name]
+    assert "no precision and recall" in stored["notes"][0]
+    with pytest.raises(ValueError, match="statistics of builtin"):
+        gfid(two_sets[0], reference, features.ModuleExtractor(features.builtin_network(), "another"))
+
+
+def test_gfid_refuses_validation_images_and_rfid_the_training_set(two_sets, builtin):
+    validation = references.open_reference(two_sets[1], "validation-originals")
+    with pytest.raises(ValueError, match="gfid is measured against training images, this reference is validation"):
+        gfid(two_sets[0], validation, builtin)
+    forced = gfid(two_sets[0], validation, builtin, forced=True)
+    assert forced["forced"] and forced["reference"]["kind"] == "validation-originals"
+    training = references.open_reference(two_sets[0], "training")
+    with pytest.raises(ValueError, match="rfid is measured against validation-originals"):
+        fid.evaluate_images("rfid", sources.open_images(two_sets[0]), training, builtin)
+
+
+def test_rfid_asks_for_the_same_originals_in_number_size_and_name(tmp_path):
+    samples = sources.open_images(npz(tmp_path / "s.npz", arr_0=pictures(0, 8)))
+    fewer = references.open_reference(npz(tmp_path / "f.npz", arr_0=pictures(0, 7)), references.ORIGINALS)
+    larger = references.open_reference(npz(tmp_path / "l.npz", arr_0=pictures(0, 8, 32)), references.ORIGINALS)
+    assert "8 reconstructions against 7 originals" in references.check_reference("rfid", fewer, samples, True)[0]
+    assert "not the same crop" in references.check_reference("rfid", larger, samples, True)[0]
+    folders = []
+    for names in (("a", "b"), ("a", "c")):
+        folders.append(tmp_path / "".join(names))
+        folders[-1].mkdir()
+        for name in names:
+            Image.fromarray(pictures(0, 1)[0]).save(folders[-1] / f"{name}.png")
+    other = references.open_reference(str(folders[1]), references.ORIGINALS)
+    with pytest.raises(ValueError, match="keys are not those"):
+        references.check_reference("rfid", other, sources.open_images(str(folders[0])))
+    same = references.open_reference(str(folders[0]), references.ORIGINALS)
+    assert references.check_reference("rfid", same, sources.open_images(str(folders[0]))) == []
+
+
+def test_a_reference_must_say_what_it_holds(two_sets):
+    with pytest.raises(ValueError, match="give the reference's kind"):
+        references.open_reference(two_sets[0])
+    with pytest.raises(ValueError, match="no kind of reference 'test'"):
+        references.open_reference(two_sets[0], "test")
+    assert references._kind_of_shards("s3://bucket/run/images/train") == "training"
+    assert references._kind_of_shards("/run/images/val/manifest.json") == "validation-originals"
+    assert references._kind_of_shards("/run/samples/x/images") is None
+
+
+WRONG_ARRAYS = [
+    ({"arr_0": np.zeros((2, 8, 8, 3), np.float32)}, "arr_0 is float32"),
+    ({"arr_0": np.zeros((2, 3, 8, 8), np.uint8)}, "channels first"),
+    ({"arr_0": np.zeros((2, 8, 8), np.uint8)}, r"images are \[N, H, W, 3\]"),
+    ({"arr_0": np.zeros((0, 8, 8, 3), np.uint8)}, "no image"),
+    ({"other": np.zeros(2)}, "no arr_0"),
+    ({"arr_0": np.asfortranarray(np.zeros((2, 8, 8, 3), np.uint8))}, "Fortran"),
+]
+
+
+@pytest.mark.parametrize(("arrays", "message"), WRONG_ARRAYS)
+def test_wrong_arrays_are_refused_with_a_remedy(tmp_path, arrays, message):
+    with pytest.raises(ValueError, match=message):
+        sources.open_images(npz(tmp_path / "x.npz", **arrays))
+
+
+def test_missing_empty_and_broken_sources_are_named(tmp_path):
+    (tmp_path / "empty").mkdir()
+    (tmp_path / "broken.npz").write_bytes(b"not a zip")
+    (tmp_path / "bad").mkdir()
+    (tmp_path / "bad" / "x.png").write_bytes(b"not a picture")
+    for uri, message in [
+        (tmp_path / "absent.npz", "no such file"),
+        (tmp_path / "absent", "no such folder"),
+        (tmp_path / "empty", "holds no picture"),
+        (tmp_path / "broken.npz", "not an .npz"),
+    ]:
+        with pytest.raises(ValueError, match=message) as error:
+            sources.open_images(str(uri))
+        assert str(uri) in str(error.value)
+    with pytest.raises(ValueError, match=r"x.png: cannot be read"):
+        list(sources.open_images(str(tmp_path / "bad")).batches(0, 1, 1))
+
+
+def test_pictures_of_several_sizes_are_refused(tmp_path):
+    for size in (8, 9):
+        Image.new("RGB", (size, 8)).save(tmp_path / f"{size}.png")
+    with pytest.raises(ValueError, match="several sizes"):
+        list(sources.open_images(str(tmp_path)).batches(0, 2, 2))
+
+
+def test_fewer_images_than_features_are_refused(tmp_path, builtin):
+    few = npz(tmp_path / "few.npz", arr_0=pictures(0, 64))
+    with pytest.raises(ValueError, match="64 images for 64 features"):
+        gfid(few, references.open_reference(few, "training"), builtin)
+
+
+BROKEN_STATISTICS = [
+    ({"mu": np.zeros(4)}, "come together"),
+    ({"mu": np.zeros(4), "sigma": np.eye(3)}, "fit each other"),
+    ({"mu": np.full(4, np.nan), "sigma": np.eye(4)}, "not finite"),
+]
+
+
+@pytest.mark.parametrize(("arrays", "message"), BROKEN_STATISTICS)
+def test_broken_statistics_are_refused(tmp_path, arrays, message):
+    with pytest.raises(ValueError, match=message):
+        references.open_reference(npz(tmp_path / "x.npz", **arrays), "training")
+
+
+def test_statistics_of_another_extractor_are_refused_by_their_dimension(tmp_path, two_sets, builtin):
+    foreign = references.open_reference(npz(tmp_path / "x.npz", mu=np.zeros(2048), sigma=np.eye(2048)), "training")
+    with pytest.raises(ValueError, match="64 and 2,048 features"):
+        gfid(two_sets[0], foreign, builtin)
+
+
+def test_spatial_features_lie_as_tensorflow_lays_them():
+    activations = torch.arange(2 * 9 * 17 * 17).reshape(2, 9, 17, 17)
+    rows = features.spatial_rows(activations)
+    assert rows.shape == (2, 17 * 17 * 7)
+    for y, x, channel in [(0, 0, 0), (0, 0, 6), (0, 1, 0), (16, 5, 3)]:
+        assert (rows[:, (y * 17 + x) * 7 + channel] == activations[:, channel, y, x]).all()
+
+
+@pytest.fixture(scope="module")
+def inception_file(tmp_path_factory):
+    """Random weights in the layout of the 2015-12-05 file."""
+    import_torchvision()
+    import torchvision
+
+    torch.manual_seed(0)
+    network = torchvision.models.inception_v3(num_classes=1008, aux_logits=False, init_weights=False, weights=None)
+    path = tmp_path_factory.mktemp("inception") / "random.pth"
+    torch.save(network.state_dict(), path)
+    return path
+
+
+def test_inception_equals_pytorch_fids_network_and_is_not_called_fid_with_other_weights(inception_file, monkeypatch):
+    import pytorch_fid.inception as theirs
+
+    monkeypatch.setattr(theirs, "load_state_dict_from_url", lambda *a, **k: torch.load(inception_file))
+    network = theirs.fid_inception_v3().eval()
+    kept = {}
+    network.Mixed_6d.branch1x1.register_forward_hook(lambda module, inputs, output: kept.update(spatial=output))
+    network.avgpool.register_forward_hook(lambda module, inputs, output: kept.update(pool=output))
+    images = np.random.default_rng(0).integers(0, 256, (2, 299, 299, 3), dtype=np.uint8)
+    with torch.inference_mode():
+        logits = network((torch.from_numpy(images).permute(0, 3, 1, 2).float() - 128) / 128) - network.fc.bias
+
+    extractor = features.load_extractor(f"inception:{inception_file}")
+    ours = extractor(images)
+    assert [x.shape for x in ours] == [(2, 2048), (2, 2023), (2, 1008)]
+    np.testing.assert_allclose(ours.pool, kept["pool"].flatten(1), rtol=1e-3, atol=1e-5)
+    np.testing.assert_allclose(ours.spatial[:, :7], kept["spatial"][:, :7, 0, 0], rtol=1e-3, atol=1e-5)
+    np.testing.assert_allclose(ours.spatial[:, -7:], kept["spatial"][:, :7, 16, 16], rtol=1e-3, atol=1e-5)
+    np.testing.assert_allclose(ours.logits, logits, rtol=1e-3, atol=1e-4)
+    assert (
+        not extractor.is_fid
+        and extractor.name.startswith("inception-")
+        and extractor.name.endswith(extractor.digest[:8])
+    )
+
+
+def test_every_figure_under_the_published_inception_has_its_plain_name(two_sets, monkeypatch):
+    """The network stands in for Inception: 8 pool features, 10 spatial ones, 5 classes."""
+
+    class Stand:
+        name, digest, is_fid = "inception-2015-12-05", "0" * 64, True
+
+        def __call__(self, images):
+            flat = images.reshape(len(images), -1).astype(np.float32) / 255
+            return features.Features(flat[:, :8], flat[:, 100:110], flat[:, 50:55])
+
+    training = references.open_reference(two_sets[0], "training")
+    result = gfid(two_sets[1], training, Stand())
+    assert list(result["figures"]) == ["gfid", "sfid", "inception_score", "precision", "recall"]
+    flat = pictures(0, 150).reshape(150, -1) / 255
+    expected = moments_of([flat[:, :8]]).mean
+    np.testing.assert_allclose(fid.extract(sources.open_images(two_sets[0]), Stand()).pool.mean, expected, rtol=1e-6)
+    originals = references.open_reference(two_sets[1], "validation-originals")
+    again = fid.evaluate_images("rfid", sources.open_images(two_sets[1]), originals, Stand())
+    assert again["figures"]["rfid"] == pytest.approx(0, abs=1e-6)
+
+
+def test_missing_or_foreign_weights_are_refused(tmp_path):
+    with pytest.raises(ValueError, match="no Inception weights here"):
+        features.load_extractor(f"inception:{tmp_path / 'absent.pth'}")
+    torch.save({"weight": torch.zeros(2)}, tmp_path / "other.pth")
+    with pytest.raises(ValueError, match="not the weights of the 2015-12-05 Inception"):
+        features.load_extractor(f"inception:{tmp_path / 'other.pth'}")
+
+
+class Evil:
+    def __reduce__(self):
+        return (exec, ("import pathlib; pathlib.Path('/tmp/dnd-evaluation-was-here').touch()",))
+
+
+def test_a_pickle_that_runs_code_does_not_run(tmp_path):
+    from pathlib import Path
+
+    torch.save({"weight": Evil()}, tmp_path / "evil.pth")
+    with pytest.raises(ValueError, match=r"evil\.pth"):
+        features.load_extractor(f"inception:{tmp_path / 'evil.pth'}")
+    assert not Path("/tmp/dnd-evaluation-was-here").exists()
+
+
+def test_any_module_can_be_plugged_in(tmp_path, monkeypatch):
+    (tmp_path / "my_features.py").write_text(
+        "import torch\nclass Mean(torch.nn.Module):\n    def forward(self, x): return x.float().mean(dim=(2, 3))\n"
+    )
+    monkeypatch.syspath_prepend(str(tmp_path))
+    extractor = features.load_extractor("module:my_features:Mean")
+    images = pictures(0, 5)
+    np.testing.assert_allclose(extractor(images).pool, images.mean(axis=(1, 2)), rtol=1e-5)
+    assert extractor.name == "my_features:Mean"
+    for wrong in ("module:my_features:Absent", "module:no_such_module:f", "builtin:x", "clip"):
+        with pytest.raises(ValueError, match=wrong.split(":")[0]):
+            features.load_extractor(wrong)
+
+
+def test_a_transformers_vision_model_by_path(tmp_path):
+    import_torchvision()
+    import transformers
+
+    config = transformers.ViTConfig(
+        hidden_size=16, num_hidden_layers=1, num_attention_heads=2, intermediate_size=16, image_size=32, patch_size=8
+    )
+    torch.manual_seed(0)
+    transformers.ViTModel(config).save_pretrained(tmp_path)
+    transformers.ViTImageProcessor(size={"height": 32, "width": 32}).save_pretrained(tmp_path)
+    extractor = features.load_extractor(f"transformers:{tmp_path}")
+    rows = extractor(pictures(0, 3)).pool
+    assert rows.shape == (3, 16) and not np.allclose(rows[0], rows[1])
+    assert extractor.name == tmp_path.name and not extractor.is_fid
+    with pytest.raises(ValueError, match="no vision model here"):
+        features.load_extractor(f"transformers:{tmp_path / 'absent'}")

@@ -1,0 +1,87 @@
+"""Moments of feature sets, streamed in float64, and the Frechet distance between them, as the ADM evaluator has it."""
+
+import warnings
+from collections.abc import Iterable
+
+import numpy as np
+from scipy import linalg
+
+EPS = 1e-6
+MAX_IMAGINARY = 1e-3
+
+
+class Moments:
+    """Count, mean [D] and scatter [D, D] of feature rows, float64. Parts of a set, on several ranks, merge."""
+
+    def __init__(self, dim: int):
+        self.count = 0
+        self.mean = np.zeros(dim)
+        self.scatter = np.zeros((dim, dim))
+
+    def add(self, features: np.ndarray) -> None:
+        """Take in features [n, D]; one batch at a time is all that is held."""
+        part = Moments(0)
+        rows = features.astype(np.float64)
+        part.count, part.mean = len(rows), rows.mean(axis=0)
+        rows -= part.mean
+        part.scatter = rows.T @ rows
+        self.merge(part)
+
+    def merge(self, other: "Moments") -> None:
+        """Take in the moments of another part of the set (Chan, Golub and LeVeque 1979)."""
+        total = self.count + other.count
+        if total == 0:
+            return
+        shift = other.mean - self.mean
+        self.scatter += other.scatter
+        self.scatter += np.outer(shift, shift) * (self.count * other.count / total)
+        self.mean += shift * (other.count / total)
+        self.count = total
+
+    def covariance(self) -> np.ndarray:
+        """Unbiased covariance [D, D]. Raises ValueError for no more rows than dimensions: it would be singular."""
+        dim = len(self.mean)
+        if self.count <= dim:
+            raise ValueError(
+                f"{self.count:,} images for {dim:,} features: the covariance is singular and the distance means "
+                f"nothing; give more than {dim:,} images (papers take 50,000), or an extractor of fewer features"
+            )
+        return self.scatter / (self.count - 1)
+
+
+def moments_of(batches: Iterable[np.ndarray]) -> Moments:
+    """Moments of feature batches [n, D], read once. Raises ValueError where there is none."""
+    moments: Moments | None = None
+    for batch in batches:
+        moments = moments or Moments(batch.shape[1])
+        moments.add(batch)
+    if moments is None:
+        raise ValueError("no features: the set is empty")
+    return moments
+
+
+def frechet_distance(mu1: np.ndarray, sigma1: np.ndarray, mu2: np.ndarray, sigma2: np.ndarray) -> float:
+    """|mu1 - mu2|^2 + tr(sigma1 + sigma2 - 2 (sigma1 sigma2)^(1/2)), mu [D], sigma [D, D], float64.
+
+    Where the root of the product is not finite, 1e-6 is added to both diagonals, as in the ADM evaluator and TTUR.
+    Raises ValueError for differing dimensions, and where the root stays imaginary (too few images)."""
+    if mu1.shape != mu2.shape or sigma1.shape != sigma2.shape:
+        raise ValueError(
+            f"statistics of {mu1.shape[0]:,} and {mu2.shape[0]:,} features: they come from different extractors; "
+            "make the reference's statistics with the extractor of the samples"
+        )
+    root = _sqrtm(sigma1 @ sigma2)
+    if not np.isfinite(root).all():
+        warnings.warn(f"the covariances' product is singular; {EPS} was added to their diagonals", stacklevel=2)
+        offset = np.eye(len(sigma1)) * EPS
+        root = _sqrtm((sigma1 + offset) @ (sigma2 + offset))
+    if not np.allclose(np.diagonal(root).imag, 0, atol=MAX_IMAGINARY):
+        raise ValueError("the root of the covariances' product is imaginary: too few images for their features")
+    shift = mu1 - mu2
+    return float(shift @ shift + np.trace(sigma1) + np.trace(sigma2) - 2 * np.trace(root.real))
+
+
+def _sqrtm(matrix: np.ndarray) -> np.ndarray:
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", linalg.LinAlgWarning)  # singular: the caller looks at the result itself
+        return linalg.sqrtm(matrix)

@@ -1,0 +1,59 @@
+"""Precision and recall by k-nearest-neighbour manifolds (Kynkäänniemi et al. 2019), as in the ADM evaluator with k = 3.
+
+Distances are float32 throughout; ADM's float16 ones move the figures by .001 to .002. Memory is bounded by blocks."""
+
+from collections.abc import Iterator
+
+import numpy as np
+import torch
+
+NEIGHBOURS = 3
+BLOCK = 4096
+
+
+def precision_recall(reference: np.ndarray, samples: np.ndarray, device: str = "cpu") -> tuple[float, float]:
+    """(precision, recall) of samples [M, D] against reference [N, D], float32 features.
+
+    Precision: share of samples within the distance of some reference row to its third neighbour; recall the other
+    way round. 50,000 x 2048 features each take three passes of 10 TFLOP and 2 GiB of memory.
+    Raises ValueError for a set of no more than three rows, or of another dimension."""
+    if reference.shape[1] != samples.shape[1]:
+        raise ValueError(f"features of {reference.shape[1]} and {samples.shape[1]} dimensions cannot be compared")
+    real, made = _tensor(reference, device), _tensor(samples, device)
+    real_radii, made_radii = manifold_radii(real), manifold_radii(made)
+    real_inside = torch.zeros(len(real), dtype=torch.bool, device=device)
+    made_inside = torch.zeros(len(made), dtype=torch.bool, device=device)
+    for rows, columns, distances in _distance_blocks(real, made):
+        made_inside[columns] |= (distances <= real_radii[rows, None]).any(dim=0)
+        real_inside[rows] |= (distances <= made_radii[None, columns]).any(dim=1)
+    return made_inside.double().mean().item(), real_inside.double().mean().item()
+
+
+def manifold_radii(features: torch.Tensor) -> torch.Tensor:
+    """Squared distance of each row of features [N, D] to its third neighbour (itself not counted) -> [N]."""
+    if len(features) <= NEIGHBOURS:
+        raise ValueError(f"{len(features)} images have no manifold; precision and recall need at least 4 in each set")
+    radii = torch.empty(len(features), dtype=features.dtype, device=features.device)
+    nearest: torch.Tensor | None = None
+    for rows, columns, distances in _distance_blocks(features, features):
+        candidates = distances if nearest is None else torch.cat([nearest, distances], dim=1)
+        nearest = candidates.topk(min(NEIGHBOURS + 1, candidates.shape[1]), largest=False).values
+        if columns.stop == len(features):
+            radii[rows], nearest = nearest[:, NEIGHBOURS], None
+    return radii
+
+
+def _distance_blocks(u: torch.Tensor, v: torch.Tensor) -> Iterator[tuple[slice, slice, torch.Tensor]]:
+    """Squared Euclidean distances in blocks (rows of u, rows of v, [rows, columns]), a row of blocks at a time."""
+    u_norms, v_norms = u.square().sum(dim=1), v.square().sum(dim=1)
+    for i in range(0, len(u), BLOCK):
+        rows = slice(i, min(i + BLOCK, len(u)))
+        for j in range(0, len(v), BLOCK):
+            columns = slice(j, min(j + BLOCK, len(v)))
+            products = u[rows] @ v[columns].T
+            distances = products.mul_(-2).add_(u_norms[rows, None]).add_(v_norms[None, columns])
+            yield rows, columns, distances.clamp_(min=0)
+
+
+def _tensor(features: np.ndarray, device: str) -> torch.Tensor:
+    return torch.from_numpy(np.ascontiguousarray(features, np.float32)).to(device)

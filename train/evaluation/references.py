@@ -1,0 +1,147 @@
+"""What a set of images is measured against. rFID asks for the originals of the same crop, gFID for the training set;
+mixing them is the field's commonest mistake, so the kind, count, crop and digest are part of every result."""
+
+import io
+import re
+from dataclasses import dataclass
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from data_specs import storage
+from train.evaluation.frechet import Moments
+from train.evaluation.sources import ImageSet, file_digest, open_images
+
+TRAINING, ORIGINALS = "training", "validation-originals"
+WANTED = {"gfid": TRAINING, "rfid": ORIGINALS}
+STATISTICS = ("mu", "sigma", "mu_s", "sigma_s")
+
+
+class Gaussian(NamedTuple):
+    """A set's mean [D] and covariance [D, D], float64."""
+
+    mu: np.ndarray
+    sigma: np.ndarray
+
+
+@dataclass(frozen=True)
+class Reference:
+    """`images` and `pool` are each None where an `.npz` holds only the other; `pool` and `spatial` were precomputed.
+
+    `extractor` names what made the statistics, where the file says so."""
+
+    uri: str
+    kind: str
+    count: int | None
+    crop: str | None
+    digest: str
+    images: ImageSet | None
+    pool: Gaussian | None = None
+    spatial: Gaussian | None = None
+    extractor: str | None = None
+
+    def describe(self) -> dict[str, Any]:
+        """The part of a result that says what was measured against."""
+        statistics = "computed" if self.pool is None else "precomputed"
+        facts = {"uri": self.uri, "kind": self.kind, "count": self.count, "crop": self.crop, "digest": self.digest}
+        return {**facts, "statistics": statistics}
+
+
+def open_reference(uri: str, kind: str | None = None, crop: str | None = None) -> Reference:
+    """The reference at `uri`: images (see open_images), or an `.npz` with mu and sigma (and mu_s, sigma_s), with or
+    without arr_0.
+
+    kind: "training" or "validation-originals". It may be left out where the source says it: an `.npz` written by
+    save_statistics, or a shard set under images/train or images/val. crop: how the images were cut, for the result.
+    Raises ValueError where the kind is unknown or contradicts the source, and for broken statistics."""
+    stored = _read_statistics(uri) if uri.endswith(".npz") else {}
+    kind = _settle_kind(uri, kind, stored.get("kind") or _kind_of_shards(uri))
+    pool, spatial = _gaussian(uri, stored, ""), _gaussian(uri, stored, "_s")
+    images = None if pool and "arr_0" not in stored["names"] else open_images(uri)
+    digest = images.digest if images else file_digest(storage.local_copy(uri))
+    count = stored.get("count") or (len(images) if images and not pool else None)
+    return Reference(
+        uri, kind, count, crop or stored.get("crop"), digest, images, pool, spatial, stored.get("extractor")
+    )
+
+
+def check_reference(metric: str, reference: Reference, samples: ImageSet, forced: bool = False) -> list[str]:
+    """Why this reference does not fit the metric ("gfid" or "rfid") and the samples; [] where it does.
+
+    Raises ValueError for the first reason, unless `forced`: then the reasons go into the result."""
+    if metric not in WANTED:
+        raise ValueError(f"no metric {metric!r}: give gfid (generated images) or rfid (reconstructions)")
+    problems = []
+    if reference.kind != WANTED[metric]:
+        problems.append(f"{metric} is measured against {WANTED[metric]} images, this reference is {reference.kind}")
+    if metric == "rfid":
+        problems += _pairing_problems(reference, samples)
+    if problems and not forced:
+        raise ValueError(f"{reference.uri}: {problems[0]}; give another reference, or force it (the result says so)")
+    return problems
+
+
+def save_statistics(uri: str, pool: Moments, spatial: Moments | None, about: dict[str, Any]) -> None:
+    """Write mu, sigma (mu_s, sigma_s) with about = {kind, crop, extractor} as an `.npz` that open_reference reads."""
+    arrays: dict[str, Any] = {"mu": pool.mean, "sigma": pool.covariance(), "count": np.int64(pool.count)}
+    if spatial is not None:
+        arrays |= {"mu_s": spatial.mean, "sigma_s": spatial.covariance()}
+    arrays |= {name: np.array(value) for name, value in about.items() if value is not None}
+    file = io.BytesIO()
+    np.savez(file, **arrays)
+    storage.write_bytes(uri, file.getvalue())
+
+
+def _read_statistics(uri: str) -> dict[str, Any]:
+    """Everything but arr_0 of an `.npz`, and the names of all it holds."""
+    if not storage.exists(uri):
+        raise ValueError(f"{uri}: no such file")
+    try:
+        with np.load(storage.local_copy(uri), allow_pickle=False) as file:
+            stored: dict[str, Any] = {name: file[name] for name in STATISTICS if name in file}
+            stored |= {name: file[name].item() for name in ("kind", "crop", "extractor", "count") if name in file}
+            return {**stored, "names": file.files}
+    except (OSError, ValueError) as error:
+        raise ValueError(f"{uri}: not an .npz of plain arrays ({error})") from error
+
+
+def _gaussian(uri: str, stored: dict[str, Any], suffix: str) -> Gaussian | None:
+    mu, sigma = stored.get("mu" + suffix), stored.get("sigma" + suffix)
+    if mu is None and sigma is None:
+        return None
+    if mu is None or sigma is None or mu.ndim != 1 or sigma.shape != (len(mu), len(mu)):
+        raise ValueError(f"{uri}: mu{suffix} [D] and sigma{suffix} [D, D] must come together and fit each other")
+    if not (np.isfinite(mu).all() and np.isfinite(sigma).all()):
+        raise ValueError(f"{uri}: mu{suffix} or sigma{suffix} is not finite")
+    return Gaussian(mu.astype(np.float64), sigma.astype(np.float64))
+
+
+def _kind_of_shards(uri: str) -> str | None:
+    found = re.search(r"(?:^|/)images/(train|val)(?:/manifest\.json)?/?$", uri)
+    return None if found is None else {"train": TRAINING, "val": ORIGINALS}[found.group(1)]
+
+
+def _settle_kind(uri: str, said: str | None, stored: str | None) -> str:
+    kinds = (TRAINING, ORIGINALS)
+    if said is not None and said not in kinds:
+        raise ValueError(f"no kind of reference {said!r}: give {' or '.join(kinds)}")
+    if said and stored and said != stored:
+        raise ValueError(f"{uri}: holds {stored} images, not {said}")
+    if not (said or stored):
+        raise ValueError(f"{uri}: does not say which images it holds; give the reference's kind: {' or '.join(kinds)}")
+    return said or stored or ""
+
+
+def _pairing_problems(reference: Reference, samples: ImageSet) -> list[str]:
+    """rFID compares a set with its own originals: as many images, of the same size, under the same keys."""
+    if reference.count is not None and reference.count != len(samples):
+        return [f"{len(samples):,} reconstructions against {reference.count:,} originals"]
+    if reference.images is None:
+        return []
+    sizes = [next(iter(images.batches(0, 1, 1))).shape[1:3] for images in (samples, reference.images)]
+    if sizes[0] != sizes[1]:
+        return [f"reconstructions of {sizes[0]} pixels against originals of {sizes[1]}: not the same crop"]
+    names = samples.keys(), reference.images.keys()
+    if None not in names and names[0] != names[1]:
+        return ["the reconstructions' keys are not those of the originals"]
+    return []

@@ -1,0 +1,75 @@
+"""What every result carries besides its figures (command, versions), and the comparison of two results."""
+
+import platform
+import subprocess
+from collections.abc import Sequence
+from importlib.metadata import PackageNotFoundError, version
+from typing import Any, TypeGuard
+
+PACKAGES = (
+    "numpy",
+    "scipy",
+    "torch",
+    "torchvision",
+    "torch-fidelity",
+    "transformers",
+    "pillow",
+    "rouge-score",
+    "rapidfuzz",
+)
+NOT_COMPARED = {"command", "versions", "worst", "texts"}
+
+
+def with_provenance(result: dict[str, Any], command: Sequence[str]) -> dict[str, Any]:
+    """`result` with the command that made it and the versions of Python, this project and what decides figures."""
+    versions = {"python": platform.python_version(), "dnd-transformer": _version("dnd-transformer")}
+    versions |= {name: _version(name) for name in PACKAGES}
+    return {**result, "command": list(command), "versions": versions | {"commit": _commit()}}
+
+
+def compare(a: dict[str, Any], b: dict[str, Any]) -> dict[str, list[dict[str, Any]]]:
+    """Two results side by side, any tree of dicts, lists and values.
+
+    `figures`: each number of either, {name (dotted), a, b, difference}, None where one has it not.
+    `assumptions`: each text or truth value in which they differ (digests, engines, kinds, extractors): where one of
+    these differs, the figures under it were not measured alike."""
+    left, right = _leaves(a), _leaves(b)
+    figures, assumptions = [], []
+    for name in [*left, *(name for name in right if name not in left)]:
+        x, y = left.get(name), right.get(name)
+        if _is_figure(x) or _is_figure(y):
+            difference = float(y) - float(x) if _is_figure(x) and _is_figure(y) else None
+            figures.append({"name": name, "a": x, "b": y, "difference": difference})
+        elif x != y:
+            assumptions.append({"name": name, "a": x, "b": y})
+    return {"figures": figures, "assumptions": assumptions}
+
+
+def _leaves(tree: Any, prefix: str = "") -> dict[str, Any]:
+    """{dotted name: value} of a tree, without what has no bearing on a comparison."""
+    if isinstance(tree, dict):
+        children = [(key, child) for key, child in tree.items() if key not in NOT_COMPARED]
+    elif isinstance(tree, list):
+        children = [(str(i), child) for i, child in enumerate(tree)]
+    else:
+        return {prefix.rstrip("."): tree}
+    return {name: value for key, child in children for name, value in _leaves(child, f"{prefix}{key}.").items()}
+
+
+def _is_figure(value: Any) -> TypeGuard[float]:
+    return isinstance(value, int | float) and not isinstance(value, bool)
+
+
+def _version(package: str) -> str | None:
+    try:
+        return version(package)
+    except PackageNotFoundError:
+        return None
+
+
+def _commit() -> str | None:
+    """The project's commit where it runs from a checkout."""
+    done = subprocess.run(
+        ["git", "-C", __file__.rpartition("/")[0], "rev-parse", "HEAD"], capture_output=True, check=False
+    )
+    return done.stdout.decode().strip() or None
