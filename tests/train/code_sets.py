@@ -1,0 +1,53 @@
+"""Code shard sets and small specs for the tests of training."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+
+from data_specs.manifest import merge
+from data_specs.receipts import commit
+from data_specs.spec import Spec, load_spec
+from data_specs.units import Sample, write_plan
+from tokenize_jobs.encode import npy
+
+SHAPE = (4, 4, 2)
+
+
+def write_codes(
+    uri: str, shards: list[int], shape: tuple[int, ...] = SHAPE, vocabulary: int = 16, views: int = 1
+) -> None:
+    """A set of shards with the given numbers of samples, whose codes rise: something to learn."""
+    plan = write_plan(uri, f"digest of {uri}", {"stage": "test"}, ({"unit": n} for n in range(len(shards))))
+    number = 0
+    for unit, count in enumerate(shards):
+        samples = []
+        for _ in range(count):
+            codes = np.random.default_rng(number).integers(vocabulary, size=(views, *shape)).astype(np.uint16)
+            codes = np.sort(codes.reshape(views, -1), axis=1).reshape(codes.shape)  # something to learn
+            samples.append(
+                Sample(f"s{number:06d}", {"codes.npy": npy(codes), "cls": b"%d" % (number % 3), "json": b"{}"})
+            )
+            number += 1
+        commit(uri, plan.digest, unit, samples)
+    merge(plan, "codes")
+
+
+def tiny_spec(*overrides: str) -> Spec:
+    """Two layers of width 32 over 4x4x2 codes of 16, float32, eight images a step."""
+    tiny = [
+        "shape={image_size: 32, grid: [4, 4], depth: 2, codebook_size: 16}",
+        "tokenizer.channel_multipliers=[1, 2, 2, 4]",
+        "transformer={num_layers: 2, num_heads: 2, width: 32, head_layers: [0, 1], num_classes: 3, class_dropout: 0.1}",
+        "train={steps: 20, batch_size: 8, dtype: float32, zero_stage: 1, learning_rate: 0.003, ema: 0.9, log_every: 1, "
+        "checkpoint_every: 8, validate_every: 10, validation_images: 8, max_restarts: 0}",
+    ]
+    return load_spec("demo", [*tiny, *overrides])
+
+
+def make_root(folder: Path) -> str:
+    """A root with code sets, as `dnd tokenize` leaves it."""
+    write_codes(str(folder / "codes/train"), [20, 17])
+    write_codes(str(folder / "codes/val"), [9])
+    return str(folder)

@@ -1,0 +1,179 @@
+"""Batches of codes straight from memory-mapped shards: `Loader.batch(first, count)` is a pure function of position.
+
+Shape letters: b samples of a batch, L grid positions (raster order), D codes at a position.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import io
+import resource
+from collections.abc import Iterable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from typing import Any
+
+import numpy as np
+from numpy.lib.stride_tricks import sliding_window_view
+
+from data_specs import open_shards, storage
+from data_specs.shards import Shard
+from data_specs.spec import ShardInput, Spec
+from train import order
+
+Batch = tuple[np.ndarray, np.ndarray]  # codes int64 [b, L, D], classes int64 [b]
+
+
+class CodeShard:
+    """One verified shard, memory-mapped: codes of any samples at once, and all classes.
+
+    Raises ValueError, naming the shard, for bytes that are not those of the manifest and for codes of another shape.
+    """
+
+    def __init__(self, uri: str, sha256: str, shape: tuple[int, int, int]) -> None:
+        self.uri, self.shape = uri, shape
+        _verify(uri, sha256)
+        shard = Shard(uri)
+        rows, self.bytes = shard.field_rows("codes.npy"), np.frombuffer(shard.map, np.uint8)
+        header, self.views = self._header(shard.map[int(rows["offset"][0]) :][:4096])
+        self.view_bytes = 2 * int(np.prod(shape))
+        if (rows["size"] != header + self.views * self.view_bytes).any():
+            raise ValueError(f"{uri}: samples have different numbers of codes; make the set again")
+        heads = sliding_window_view(self.bytes, header)[rows["offset"]]
+        if (heads != heads[0]).any():
+            raise ValueError(f"{uri}: samples have codes of different shapes; make the set again")
+        self.starts = rows["offset"].astype(np.int64) + header
+        classes = shard.field_rows("cls")
+        self.classes = np.array([int(shard.map[o : o + n]) for o, n in classes[["offset", "size"]].tolist()], np.int64)
+
+    def _header(self, data: bytes) -> tuple[int, int]:
+        """(bytes of the .npy header, views a sample); checks type and shape."""
+        file = io.BytesIO(data)
+        version = np.lib.format.read_magic(file)
+        read = np.lib.format.read_array_header_1_0 if version == (1, 0) else np.lib.format.read_array_header_2_0
+        shape, fortran, dtype = read(file)
+        if dtype != np.dtype("<u2") or fortran or len(shape) != 4 or shape[1:] != self.shape:
+            raise ValueError(
+                f"{self.uri}: codes are {dtype} {list(shape)}, the spec says uint16 [views, *{list(self.shape)}]"
+            )
+        return file.tell(), shape[0]
+
+    def codes(self, numbers: np.ndarray, view_draws: np.ndarray) -> np.ndarray:
+        """Codes uint16 [n, L, D] of samples int64 [n], each of the view that its draw in [0, 1) picks."""
+        views = (view_draws * self.views).astype(np.int64)
+        windows = sliding_window_view(self.bytes, self.view_bytes)
+        raw = windows[self.starts[numbers] + views * self.view_bytes]
+        return raw.view("<u2").reshape(len(numbers), -1, self.shape[2])
+
+
+def _verify(uri: str, sha256: str) -> None:
+    with storage.local_copy(uri).open("rb") as file:
+        found = hashlib.file_digest(file, "sha256").hexdigest()
+    if found != sha256:
+        raise ValueError(f"{uri}: its bytes are not those of the manifest (sha256 {found[:12]}…); run `dnd verify`")
+
+
+class CodeSet:
+    """One shard set of a mixture: `read` gathers samples by index over its shards."""
+
+    def __init__(self, uri: str, class_offset: int, shape: tuple[int, int, int]) -> None:
+        self.set, self.class_offset, self.shape = open_shards(uri), class_offset, shape
+        self.ends = np.array(self.set.ends, np.int64)
+        self.opened: dict[int, CodeShard] = {}
+        if not len(self.set):
+            raise ValueError(f"{uri}: the set has no samples; look at its rejects with `dnd status`")
+
+    def __len__(self) -> int:
+        return len(self.set)
+
+    def read(self, samples: np.ndarray, view_draws: np.ndarray) -> Batch:
+        """Codes and classes of samples int64 [b]; view_draws float64 [b] in [0, 1) pick the views."""
+        rows, columns, depth = self.shape
+        codes = np.empty((len(samples), rows * columns, depth), np.int64)
+        classes = np.empty(len(samples), np.int64)
+        shard_of = np.searchsorted(self.ends, samples, side="right")
+        for number in np.unique(shard_of):
+            here, shard = np.flatnonzero(shard_of == number), self._shard(int(number))
+            inside = samples[here] - (self.ends[number - 1] if number else 0)
+            codes[here] = shard.codes(inside, view_draws[here])
+            classes[here] = shard.classes[inside]
+        return codes, classes + self.class_offset
+
+    def _shard(self, number: int) -> CodeShard:
+        if number not in self.opened:
+            entry = self.set.manifest["shardlist"][number]
+            shard = CodeShard(self.set.shard_uris[number], entry["sha256"], self.shape)
+            if len(shard.starts) != entry["nsamples"]:
+                raise ValueError(f"{shard.uri}: {len(shard.starts)} samples, the manifest says {entry['nsamples']}")
+            self.opened[number] = shard
+        return self.opened[number]
+
+
+class Loader:
+    """Batches of a mixture of code sets. Every sample of a set is read once an epoch, on any number of ranks."""
+
+    def __init__(self, sets: Sequence[ShardInput], root: str, spec: Spec) -> None:
+        _allow_open_files()
+        shape = (*spec.shape.grid, spec.shape.depth)
+        self.seed, self.weights = spec.seed, [entry.weight for entry in sets]
+        self.sets = [CodeSet(storage.join(root, s.manifest), s.class_offset, shape) for s in sets]
+        self.codebook_size, self.num_classes = spec.shape.codebook_size, spec.transformer.num_classes
+        self.class_dropout = spec.transformer.class_dropout
+
+    def __len__(self) -> int:
+        return sum(len(entry) for entry in self.sets)
+
+    def batch(self, first: int, count: int) -> Batch:
+        """Codes int64 [count, L, D] and classes int64 [count] at positions first … first + count - 1 of the run.
+
+        Class num_classes stands for a class that was dropped. Raises ValueError for damaged or unfitting shards.
+        """
+        positions = np.arange(first, first + count, dtype=np.int64)
+        chosen, places = order.choose_sets(positions, self.weights)
+        views = order.draw_uniform(self.seed, positions, order.VIEW)
+        rows, columns, depth = self.sets[0].shape
+        codes, classes = np.empty((count, rows * columns, depth), np.int64), np.empty(count, np.int64)
+        for number, entry in enumerate(self.sets):
+            mine = np.flatnonzero(chosen == number)
+            samples = order.positions_to_samples(self.seed + number, places[mine], len(entry))
+            codes[mine], classes[mine] = self._checked(number, entry.read(samples, views[mine]))
+        dropped = order.draw_uniform(self.seed, positions, order.CLASS_DROPOUT) < self.class_dropout
+        return codes, np.where(dropped, self.num_classes, classes)
+
+    def in_order(self, first: int, count: int) -> Batch:
+        """First views of samples first … first + count - 1 of the first set, from its start again at its end."""
+        samples = np.arange(first, first + count, dtype=np.int64) % len(self.sets[0])
+        return self._checked(0, self.sets[0].read(samples, np.zeros(count)))
+
+    def _checked(self, number: int, batch: Batch) -> Batch:
+        codes, classes = batch
+        where = self.sets[number].set.uri
+        if codes.size and codes.max() >= self.codebook_size:
+            raise ValueError(f"{where}: code {codes.max()} in it, but shape.codebook_size is {self.codebook_size}")
+        if codes.size and not 0 <= classes.min() <= classes.max() < self.num_classes:
+            raise ValueError(
+                f"{where}: classes {classes.min()} … {classes.max()} in it, but transformer.num_classes is "
+                f"{self.num_classes}: raise it to {classes.max() + 1}"
+            )
+        return codes, classes
+
+    def ahead(self, wanted: Iterable[tuple[int, int]]) -> Iterator[Batch]:
+        """`batch(*w)` for each w of `wanted`, read in a thread one batch ahead."""
+        with ThreadPoolExecutor(1) as pool:
+            waiting: list[Any] = []
+            for first, count in wanted:
+                waiting.append(pool.submit(self.batch, first, count))
+                if len(waiting) > 1:
+                    yield waiting.pop(0).result()
+            while waiting:
+                yield waiting.pop(0).result()
+
+
+def positions_of(step: int, batch: int, micro: int, rank: int, world: int) -> list[tuple[int, int]]:
+    """(first, count) of the micro batches of a rank in a step; over all ranks they cover the step's positions once."""
+    return [(start + rank * micro, micro) for start in range(step * batch, (step + 1) * batch, micro * world)]
+
+
+def _allow_open_files() -> None:
+    """Every mapped shard holds a file open: raises the soft limit to the hard one."""
+    _, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))

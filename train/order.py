@@ -1,0 +1,85 @@
+"""The order of the data: pure functions from a position in the run to a sample, a set and random numbers.
+
+Nothing here keeps state: whoever knows (seed, position) knows what is read there, on any number of ranks.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import numpy as np
+
+ROUNDS = 6  # of the Feistel network
+SHARE_BITS = 20  # weights of a mixture are rounded to multiples of 2^-20
+VIEW, CLASS_DROPOUT, NETWORK_DROPOUT = 1, 2, 3  # streams of random numbers
+
+_GOLDEN = np.uint64(0x9E3779B97F4A7C15)
+
+
+def positions_to_samples(seed: int, positions: np.ndarray, num_samples: int) -> np.ndarray:
+    """Sample at each position k int64 [n]: permutation(seed, k // N)(k mod N), int64 [n].
+
+    Each epoch has its own permutation of all N samples, computed without a table. Raises ValueError for N < 1.
+    """
+    if num_samples < 1:
+        raise ValueError("a set without samples has no order: make it again, or take it out of train.codes")
+    k = np.asarray(positions, np.int64)
+    keys = _hash(_hash(np.uint64(seed)) ^ (k // num_samples).astype(np.uint64))
+    half = np.uint64(max((int(num_samples - 1).bit_length() + 1) // 2, 1))
+    values, outside = (k % num_samples).astype(np.uint64), np.ones(k.shape, bool)
+    while outside.any():  # walk the cycle until it is back inside; fewer than four steps on average
+        values[outside] = _feistel(values[outside], keys[outside], half)
+        outside = values >= np.uint64(num_samples)
+    return values.astype(np.int64)
+
+
+def _feistel(values: np.ndarray, keys: np.ndarray, half: np.uint64) -> np.ndarray:
+    """A keyed permutation of 0 … 2^(2 half) - 1."""
+    mask = (np.uint64(1) << half) - np.uint64(1)
+    left, right = values >> half, values & mask
+    for number in range(ROUNDS):
+        left, right = right, left ^ (_hash(keys + np.uint64(number * 0x9E3779B9 + 1) + right) & mask)
+    return (left << half) | right
+
+
+def draw_uniform(seed: int, positions: np.ndarray, stream: int) -> np.ndarray:
+    """Uniform numbers in [0, 1), float64 [n], a function of (seed, stream, position k int64 [n])."""
+    return (draw_bits(seed, positions, stream) >> np.uint64(11)) * 2.0**-53
+
+
+def draw_bits(seed: int, positions: np.ndarray, stream: int) -> np.ndarray:
+    """Random uint64 [n], a function of (seed, stream, position k int64 [n])."""
+    k = np.atleast_1d(np.asarray(positions, np.int64)).astype(np.uint64)
+    return _hash(_hash(_hash(np.array([seed], np.uint64)) + np.uint64(stream)) ^ _hash(k))
+
+
+def choose_sets(positions: np.ndarray, weights: Sequence[float]) -> tuple[np.ndarray, np.ndarray]:
+    """(set, place within that set's own sequence), each int64 [n], of positions k of a mixture.
+
+    Sets interleave evenly by weight, and each set's places run 0, 1, 2, … without gap or repeat.
+    """
+    place = np.array(positions, np.int64)
+    chosen, undecided = np.zeros(place.shape, np.int64), np.ones(place.shape, bool)
+    for number in range(len(weights) - 1):
+        share = round(weights[number] / sum(weights[number:]) * 2**SHARE_BITS)
+        before, after = _taken(place, share), _taken(place + 1, share)
+        here = undecided & (after > before)
+        place = np.where(undecided, np.where(here, before, place - before), place)
+        undecided &= ~here
+        chosen[undecided] = number + 1
+    return chosen, place
+
+
+def _taken(count: np.ndarray, share: int) -> np.ndarray:
+    """How many of the first `count` positions a share of 2^-20 takes; exact up to 2^43 positions and beyond."""
+    whole, rest = count >> SHARE_BITS, count & (2**SHARE_BITS - 1)
+    return whole * share + ((rest * share) >> SHARE_BITS)
+
+
+def _hash(x: np.ndarray | np.uint64) -> np.ndarray:
+    """splitmix64: a bijection of uint64 that scatters its input."""
+    with np.errstate(over="ignore"):
+        x = np.asarray(x, np.uint64) + _GOLDEN
+        x = (x ^ (x >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
+        x = (x ^ (x >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)
+        return x ^ (x >> np.uint64(31))
