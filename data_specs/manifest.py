@@ -80,7 +80,7 @@ def read_manifest(manifest_uri: str) -> Manifest:
         manifest = json.loads(storage.read_text(manifest_uri))
     except FileNotFoundError:
         raise ValueError(f"{manifest_uri}: no such manifest; run the stage that makes it first") from None
-    except json.JSONDecodeError as error:
+    except ValueError as error:
         raise ValueError(f"{manifest_uri}: not JSON ({error}); run the stage that makes it again") from None
     if not isinstance(manifest, dict) or manifest.get("__kind__") != "wids-shard-index-v1":
         raise ValueError(f"{manifest_uri}: not the manifest of a shard set")

@@ -83,11 +83,11 @@ def read_plan(set_uri: str) -> Plan | None:
     """The stored plan of a shard set, or None where there is none."""
     try:
         header = json.loads(next(storage.read_lines(storage.join(set_uri, "plan.jsonl"))))
+        return Plan(set_uri, header["digest"], header["identity"], header["num_units"])
     except FileNotFoundError:
         return None
-    except (StopIteration, json.JSONDecodeError):
+    except (StopIteration, ValueError, KeyError, TypeError):
         raise ValueError(f"{set_uri}/plan.jsonl: not a plan; remove the shard set and run the stage again") from None
-    return Plan(set_uri, header["digest"], header["identity"], header["num_units"])
 
 
 def _line(value: Any) -> str:

@@ -138,8 +138,10 @@ def _verify_manifest(plan: Plan) -> Iterator[str]:
         return
     try:
         stored = json.loads(storage.read_text(uri))
-    except json.JSONDecodeError:
-        yield f"{uri}: not JSON; run the stage again"
+    except ValueError:
+        stored = None
+    if not isinstance(stored, dict):
+        yield f"{uri}: not a manifest; run the stage again"
         return
     wanted, _ = summarise(plan, stored.get("name", ""))
     if stored != wanted:

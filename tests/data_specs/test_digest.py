@@ -1,0 +1,50 @@
+"""Digests: equal work has equal digests, and a refusal says what differs."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from data_specs.digest import claim, differences, digest_of, require_same
+
+IDENTITY = {"seed": 1, "render": {"dpi": 152.4, "fonts": ["a", "b"]}, "versions": {"pillow": "11"}}
+
+
+def test_the_order_of_keys_does_not_matter() -> None:
+    assert digest_of(IDENTITY) == digest_of(dict(reversed(IDENTITY.items())))
+    assert digest_of(IDENTITY) != digest_of(IDENTITY | {"seed": 2})
+
+
+def test_tuples_and_lists_are_the_same_work() -> None:
+    assert digest_of({"grid": (1, 2)}) == digest_of({"grid": [1, 2]})
+    require_same("x", {"grid": [1, 2]}, {"grid": (1, 2)})
+
+
+def test_differences_name_each_leaf() -> None:
+    changed = {"seed": 1, "render": {"dpi": 100, "fonts": ["a"]}, "new": True}
+    assert differences(IDENTITY, changed) == [
+        ("new", '"absent"', "true"),
+        ("render.dpi", "152.4", "100"),
+        ("render.fonts", '["a", "b"]', '["a"]'),
+        ("versions", '{"pillow": "11"}', '"absent"'),
+    ]
+
+
+def test_long_values_are_shortened() -> None:
+    ((_, was, now),) = differences({"a": "x" * 500}, {"a": 1})
+    assert len(was) == 80 and was.endswith("...") and now == "1"
+
+
+def test_a_folder_belongs_to_its_first_identity(tmp_path: Path) -> None:
+    folder = str(tmp_path / "tokenizer")
+    assert claim(folder, IDENTITY) == claim(folder, IDENTITY) == digest_of(IDENTITY)
+    with pytest.raises(ValueError, match=r"tokenizer was made for something else: seed was 1, is now 2.*--root"):
+        claim(folder, IDENTITY | {"seed": 2})
+    assert claim(folder, IDENTITY) == digest_of(IDENTITY)
+
+
+def test_over_s3(s3_root: str) -> None:
+    claim(f"{s3_root}/tokenizer", IDENTITY)
+    with pytest.raises(ValueError, match=r"s3://.*seed was 1, is now 2"):
+        claim(f"{s3_root}/tokenizer", IDENTITY | {"seed": 2})

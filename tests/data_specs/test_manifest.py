@@ -1,0 +1,135 @@
+"""Manifests: equal work gives equal bytes; partial ones are said to be, and refused downstream."""
+
+from __future__ import annotations
+
+import json
+import random
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from data_specs import storage
+from data_specs.manifest import merge, read_manifest, summarise, total_rejects
+from data_specs.reader import open_shards
+from data_specs.receipts import commit
+from data_specs.units import Dropped, Outcome, Plan, Sample, write_plan
+
+
+def outcomes(unit: int) -> list[Outcome]:
+    samples = [Sample(f"{unit}-{i}", {"cls": b"0", "json": b"{}"}) for i in range(unit % 3)]
+    return [*samples, Dropped("x", "doc", f"reason {unit % 2}"), Dropped("y", "doc", "blank", "filtered")]
+
+
+def make(root: str, units: list[int], num_units: int) -> Plan:
+    plan = write_plan(root, "digest", {}, ({"unit": i} for i in range(num_units)))
+    for unit in units:
+        commit(root, "digest", unit, outcomes(unit))
+    return plan
+
+
+def test_equal_work_gives_equal_bytes(tmp_path: Path, s3_root: str) -> None:
+    shuffled = random.Random(0).sample(range(9), 9)
+    roots = [str(tmp_path / "a"), str(tmp_path / "b"), f"{s3_root}/set"]
+    for root, order in zip(roots, (list(range(9)), shuffled, shuffled)):
+        merge(make(root, order, 9), "images")
+    texts = [storage.read_bytes(storage.join(root, "manifest.json")) for root in roots]
+    assert texts[0] == texts[1] == texts[2]
+
+
+def test_totals(tmp_path: Path) -> None:
+    manifest = merge(make(str(tmp_path), list(range(9)), 9), "images")
+    totals = manifest["totals"]
+    assert (
+        totals["units"] == 9 and totals["offered"] == 27 == totals["written"] + totals["filtered"] + totals["rejected"]
+    )
+    assert totals["bytes"] == sum(path.stat().st_size for path in tmp_path.glob("*.tar"))
+    assert manifest["rejects"] == {"reason 0": 5, "reason 1": 4} and manifest["filtered"] == {"blank": 9}
+    assert [entry["nsamples"] for entry in manifest["shardlist"]] == [1, 2, 1, 2, 1, 2]  # units without samples: no tar
+    assert all("/" not in entry["url"] for entry in manifest["shardlist"])
+    assert total_rejects([manifest, manifest]) == {"reason 0": 10, "reason 1": 8}
+
+
+def test_a_copied_root_reads_the_same(tmp_path: Path) -> None:
+    merge(make(str(tmp_path / "a"), list(range(4)), 4), "images")
+    (tmp_path / "a").rename(tmp_path / "b")
+    assert [item["__key__"] for item in open_shards(str(tmp_path / "b"))] == ["1-0", "2-0", "2-1"]
+
+
+def test_a_missing_unit_is_refused_or_said(tmp_path: Path) -> None:
+    plan = make(str(tmp_path), [0, 2], 4)
+    with pytest.raises(ValueError, match="2 of 4 units have no receipt; run the stage again"):
+        merge(plan, "images")
+    assert not (tmp_path / "manifest.json").exists()
+    partial = merge(plan, "images", partial=True)
+    assert partial["complete"] is False and partial["totals"]["units"] == 2
+    with pytest.raises(ValueError, match="not finished"):
+        open_shards(str(tmp_path))
+    for unit in (1, 3):
+        commit(str(tmp_path), "digest", unit, outcomes(unit))
+    assert merge(plan, "images")["complete"] is True
+    assert len(open_shards(str(tmp_path))) == 3
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("", "not JSON"),
+        ("{}", "not the manifest"),
+        ("[]", "not the manifest"),
+        ("\udcff", "not JSON"),
+        (None, "no such manifest"),
+    ],
+)
+def test_what_is_no_manifest_is_refused(tmp_path: Path, text: str | None, message: str) -> None:
+    if text is not None:
+        (tmp_path / "manifest.json").write_bytes(text.encode(errors="surrogateescape"))
+    with pytest.raises(ValueError, match=message):
+        read_manifest(str(tmp_path / "manifest.json"))
+
+
+SCALE = """
+import json, resource, sys, time
+from data_specs.manifest import merge
+from data_specs.units import read_plan
+started = time.time()
+manifest = merge(read_plan(sys.argv[1]), "images")
+peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20
+print(json.dumps({"seconds": time.time() - started, "gib": peak, "shards": len(manifest["shardlist"])}))
+"""
+
+
+def _measure_merge(folder: Path, num_units: int) -> dict[str, float]:
+    """Seconds and GiB of merging synthetic receipts, each with 20 rejects; tars are sparse files."""
+    plan = write_plan(str(folder), "digest", {}, ({"unit": i} for i in range(num_units)))
+    receipt = commit(
+        str(folder), "digest", 0, [*outcomes(2), *(Dropped(f"k{i}", f"doc{i}.pdf", "crash") for i in range(20))]
+    )
+    for unit in range(1, plan.num_units):
+        name = f"{unit:06d}-00000000.tar"
+        (folder / f"{unit:06d}.json").write_text(
+            json.dumps(receipt | {"unit": unit, "tar": receipt["tar"] | {"name": name}})
+        )
+        with (folder / name).open("wb") as file:
+            file.truncate(receipt["tar"]["bytes"])
+    done = subprocess.run([sys.executable, "-c", SCALE, str(folder)], capture_output=True, text=True, check=True)
+    measured: dict[str, float] = json.loads(done.stdout)
+    print(measured)
+    return measured
+
+
+def test_merging_takes_little(tmp_path: Path) -> None:
+    measured = _measure_merge(tmp_path, 2_000)
+    assert measured["shards"] == 2_000 and measured["seconds"] < 5 and measured["gib"] < 0.3
+
+
+@pytest.mark.long
+def test_a_manifest_of_100_000_shards(tmp_path: Path) -> None:
+    measured = _measure_merge(tmp_path, 100_000)
+    assert measured["shards"] == 100_000 and measured["seconds"] < 120 and measured["gib"] < 1
+
+
+def test_status_of_an_unfinished_set(tmp_path: Path) -> None:
+    manifest, missing = summarise(make(str(tmp_path), [1], 3), "images")
+    assert missing == 2 and manifest["totals"]["written"] == 1

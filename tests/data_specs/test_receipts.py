@@ -1,0 +1,177 @@
+"""Receipts: the commit point. Races, damage, lost tars, full disks: nothing twice, nothing half."""
+
+from __future__ import annotations
+
+import json
+import multiprocessing
+import os
+import resource
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from data_specs import storage
+from data_specs.receipts import commit, parse_receipt, read_receipt, record_failure, valid_receipts
+from data_specs.units import Dropped, Outcome, Sample
+
+OUTCOMES: list[Outcome] = [
+    Sample("a", {"cls": b"0", "json": b"{}"}),
+    Dropped("b", "doc-b", "blank", "filtered"),
+    Dropped("c", "doc-c", "too long", environmental=True),
+    Sample("d", {"cls": b"1", "json": b"{}"}),
+]
+
+
+def files(folder: Path) -> set[str]:
+    return {path.name for path in folder.iterdir()}
+
+
+def without_run(receipt: dict[str, Any]) -> dict[str, Any]:
+    return {key: value for key, value in receipt.items() if key != "ran"}
+
+
+def test_a_receipt_accounts_for_everything(tmp_path: Path) -> None:
+    receipt = commit(str(tmp_path), "digest", 7, OUTCOMES, {"read": {"x.pdf": "sha"}})
+    assert receipt["offered"] == 4 == receipt["written"] + sum(receipt["filtered"].values()) + len(receipt["rejected"])
+    assert receipt["filtered"] == {"blank": 1}
+    assert receipt["rejected"] == [{"key": "c", "source": "doc-c", "reason": "too long", "environmental": True}]
+    assert receipt["read"] == {"x.pdf": "sha"} and receipt["ran"]["seconds"] >= 0
+    tar = receipt["tar"]["name"]
+    assert tar == f"000007-{receipt['tar']['sha256'][:8]}.tar"
+    assert files(tmp_path) == {"000007.json", tar, tar.replace(".tar", ".index.npy")}
+    assert read_receipt(str(tmp_path / "000007.json"), "digest") == receipt
+    assert list(valid_receipts(str(tmp_path), "digest")) == [receipt]
+    assert list(valid_receipts(str(tmp_path), "another")) == []
+
+
+def test_the_second_of_two_commits_adopts_the_first(tmp_path: Path) -> None:
+    first = commit(str(tmp_path), "digest", 0, OUTCOMES)
+    second = commit(str(tmp_path), "digest", 0, OUTCOMES[:1])
+    assert second == first
+    assert len(list(tmp_path.glob("*.tar"))) == 2  # the loser's is litter, which verify names
+
+
+def _commit(folder: Path, barrier: object, results: Path, number: int) -> None:
+    outcomes = [*OUTCOMES, Sample(f"of-{number % 2}", {"cls": b"2", "json": b"{}"})]
+    barrier.wait()  # type: ignore[attr-defined]
+    (results / str(number)).write_text(json.dumps(commit(str(folder), "digest", 0, outcomes)))
+    os._exit(0)
+
+
+def test_racing_processes_agree_on_one_receipt(tmp_path: Path) -> None:
+    context = multiprocessing.get_context("fork")
+    for number in range(5):
+        folder, results = tmp_path / f"set{number}", tmp_path / f"results{number}"
+        results.mkdir()
+        barrier = context.Barrier(4)
+        children = [context.Process(target=_commit, args=(folder, barrier, results, i)) for i in range(4)]
+        for child in children:
+            child.start()
+        for child in children:
+            child.join(30)
+        stored = json.loads((folder / "000000.json").read_text())
+        assert [json.loads(path.read_text()) for path in results.iterdir()] == [stored] * 4
+        assert (folder / stored["tar"]["name"]).stat().st_size == stored["tar"]["bytes"]
+        assert not list(folder.glob(".*"))
+
+
+DAMAGES = [
+    b"",
+    b"{",
+    b"\xff\xfe",
+    b"[]",
+    b"null",
+    b'"text"',
+    b"{}",
+    b'{"digest": "digest"}',
+    b'{"digest": "digest", "tar": 1}',
+]
+
+
+@pytest.mark.parametrize("damage", DAMAGES)
+def test_a_damaged_receipt_is_replaced(tmp_path: Path, damage: bytes) -> None:
+    whole = commit(str(tmp_path), "digest", 0, OUTCOMES)
+    (tmp_path / "000000.json").write_bytes(damage)
+    assert read_receipt(str(tmp_path / "000000.json"), "digest") is None
+    assert list(valid_receipts(str(tmp_path), "digest")) == []
+    with pytest.raises(ValueError):
+        parse_receipt(damage)
+    assert without_run(commit(str(tmp_path), "digest", 0, OUTCOMES)) == without_run(whole)
+    assert len(list(valid_receipts(str(tmp_path), "digest"))) == 1
+
+
+@pytest.mark.parametrize("key", ["digest", "unit", "offered", "written", "filtered", "rejected", "tar", "index"])
+def test_a_receipt_without_one_of_its_entries_is_damaged(tmp_path: Path, key: str) -> None:
+    receipt = commit(str(tmp_path), "digest", 0, OUTCOMES)
+    for value in (None, "text" if key != "digest" else 1):
+        with pytest.raises(ValueError, match=key):
+            parse_receipt(json.dumps(receipt | {key: value}).encode())
+
+
+@pytest.mark.parametrize("change", ["shorter", "longer", "absent"])
+def test_a_tar_of_another_size_makes_the_receipt_invalid_and_is_repaired(tmp_path: Path, change: str) -> None:
+    receipt = commit(str(tmp_path), "digest", 0, OUTCOMES)
+    tar = tmp_path / receipt["tar"]["name"]
+    whole = tar.read_bytes()
+    tar.unlink() if change == "absent" else tar.write_bytes(whole[:-1] if change == "shorter" else whole + b"x")
+    assert read_receipt(str(tmp_path / "000000.json"), "digest") is None
+    assert list(valid_receipts(str(tmp_path), "digest")) == []
+    commit(str(tmp_path), "digest", 0, OUTCOMES)
+    assert tar.read_bytes() == whole
+    assert len(list(valid_receipts(str(tmp_path), "digest"))) == 1
+
+
+def test_receipts_come_in_order_of_unit_and_others_are_passed_over(tmp_path: Path) -> None:
+    for unit in (1_000_000, 999_999, 3, 20):
+        commit(str(tmp_path), "digest", unit, OUTCOMES)
+    for name in ("7.json", "00000x.json", "manifest.json", "000004.failed.json", "000005.txt"):
+        (tmp_path / name).write_text((tmp_path / "000003.json").read_text())
+    assert [r["unit"] for r in valid_receipts(str(tmp_path), "digest")] == [3, 20, 999_999, 1_000_000]
+
+
+def test_success_takes_the_record_of_failure_away(tmp_path: Path) -> None:
+    record_failure(str(tmp_path), 0, "it broke")
+    assert json.loads((tmp_path / "000000.failed.json").read_text())["reason"] == "it broke"
+    commit(str(tmp_path), "digest", 0, OUTCOMES)
+    assert "000000.failed.json" not in files(tmp_path)
+    record_failure(str(tmp_path), 0, "a straggler of the same unit failed")
+    commit(str(tmp_path), "digest", 0, OUTCOMES)
+    assert "000000.failed.json" not in files(tmp_path)
+
+
+def test_a_unit_that_raises_commits_nothing(tmp_path: Path) -> None:
+    def outcomes() -> Any:
+        yield OUTCOMES[0]
+        raise RuntimeError("in the middle")
+
+    with pytest.raises(RuntimeError):
+        commit(str(tmp_path / "set"), "digest", 0, outcomes())
+    assert not (tmp_path / "set").exists()
+
+
+@pytest.mark.parametrize("limit", [600, 3_000])
+def test_a_full_disk_commits_nothing(tmp_path: Path, limit: int) -> None:
+    """RLIMIT_FSIZE stands for the full disk, for root too: it stops the tar where it is built, or its copy."""
+    code = f"""
+import resource, signal
+from data_specs.receipts import commit
+from data_specs.units import Sample
+signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
+resource.setrlimit(resource.RLIMIT_FSIZE, ({limit}, {resource.getrlimit(resource.RLIMIT_FSIZE)[1]}))
+commit({str(tmp_path / "set")!r}, "digest", 0, [Sample("a", {{"cls": b"0", "json": b"x" * 4000}})])
+"""
+    environment = os.environ | {"TMPDIR": str(tmp_path)}
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, env=environment)
+    assert done.returncode == 1 and "OSError: [Errno 27]" in done.stderr
+    assert [path for path in tmp_path.rglob("*") if path.is_file()] == []
+
+
+def test_a_commit_over_s3_leaves_what_a_local_one_does(tmp_path: Path, s3_root: str) -> None:
+    local, remote = (commit(root, "digest", 0, OUTCOMES) for root in (str(tmp_path), f"{s3_root}/set"))
+    assert without_run(local) == without_run(remote)
+    assert list(valid_receipts(f"{s3_root}/set", "digest")) == [remote]
+    storage.delete(f"{s3_root}/set/{remote['tar']['name']}")
+    assert list(valid_receipts(f"{s3_root}/set", "digest")) == []

@@ -1,0 +1,59 @@
+"""Plans: written once, by streaming, read anew on each iteration."""
+
+from __future__ import annotations
+
+import tracemalloc
+from pathlib import Path
+
+import pytest
+
+from data_specs import storage
+from data_specs.units import read_plan, write_plan
+
+
+def test_the_first_plan_wins(tmp_path: Path) -> None:
+    root = str(tmp_path)
+    first = write_plan(root, "d", {"seed": 1}, ({"unit": i, "name": f"ü{i}\u2028"} for i in range(3)))
+    second = write_plan(root, "d", {"seed": 1}, [{"unit": 0}])
+    assert first == second == read_plan(root) and second.num_units == 3
+    assert list(second.units()) == list(second.units()) == [{"unit": i, "name": f"ü{i}\u2028"} for i in range(3)]
+
+
+def test_a_plan_for_something_else_is_refused(tmp_path: Path) -> None:
+    write_plan(str(tmp_path), "d1", {"seed": 1}, [])
+    with pytest.raises(ValueError, match=r"seed was 1, is now 2.*another --root"):
+        write_plan(str(tmp_path), "d2", {"seed": 2}, [])
+
+
+def test_no_plan_and_no_plan_at_all(tmp_path: Path) -> None:
+    assert read_plan(str(tmp_path)) is None
+    for text in ("", "not json\n", "[]\n", '{"digest": 1}\n'):
+        storage.write_text(str(tmp_path / "plan.jsonl"), text)
+        with pytest.raises(ValueError, match="not a plan"):
+            read_plan(str(tmp_path))
+
+
+def test_units_that_raise_leave_no_plan(tmp_path: Path) -> None:
+    with pytest.raises(ZeroDivisionError):
+        write_plan(str(tmp_path / "set"), "d", {}, ({"unit": 1 // i} for i in (1, 0)))
+    assert not (tmp_path / "set").exists()
+
+
+def _peak_of_a_plan(folder: Path, num_units: int) -> float:
+    """MiB at the peak while a plan is written and read."""
+    tracemalloc.start()
+    units = ({"unit": i, "documents": [f"s3://bucket/{i}/{j}.pdf" for j in range(4)]} for i in range(num_units))
+    plan = write_plan(str(folder), "d", {}, units)
+    assert plan.num_units == num_units == sum(1 for _ in plan.units())
+    peak = tracemalloc.get_traced_memory()[1] / 2**20
+    tracemalloc.stop()
+    return peak
+
+
+def test_plans_stream(tmp_path: Path) -> None:
+    assert _peak_of_a_plan(tmp_path, 10_000) < 8
+
+
+@pytest.mark.long
+def test_a_plan_of_ten_million_documents_streams(tmp_path: Path) -> None:
+    assert _peak_of_a_plan(tmp_path, 2_500_000) < 8

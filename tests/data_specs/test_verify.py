@@ -1,0 +1,137 @@
+"""Verification finds each kind of damage, names it, and finds nothing where all is well."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+
+from data_specs.manifest import merge
+from data_specs.receipts import commit
+from data_specs.units import Dropped, Plan, Sample, write_plan
+from data_specs.verify import clean_litter, find_shard_sets, verify_set
+
+NUM_UNITS = 3
+
+
+def make(root: str) -> Plan:
+    plan = write_plan(root, "digest", {}, ({"unit": i} for i in range(NUM_UNITS)))
+    for unit in range(NUM_UNITS):
+        samples = [Sample(f"{unit}-{i}", {"cls": b"%d" % i, "json": b"{}"}) for i in range(unit * 2)]
+        commit(root, "digest", unit, [*samples, Dropped("x", "doc", "blank", "filtered")])
+    merge(plan, "images")
+    return plan
+
+
+@pytest.fixture
+def folder(tmp_path: Path) -> Path:
+    make(str(tmp_path / "images" / "train"))
+    return tmp_path / "images" / "train"
+
+
+def the_tar(folder: Path, unit: int = 2) -> Path:
+    return next(folder.glob(f"{unit:06d}-*.tar"))
+
+
+def change_receipt(folder: Path, **changes: object) -> None:
+    path = folder / "000002.json"
+    path.write_text(json.dumps(json.loads(path.read_text()) | changes))
+
+
+def test_a_whole_set_has_no_faults(folder: Path) -> None:
+    assert list(verify_set(str(folder))) == []
+    assert find_shard_sets(str(folder.parent.parent)) == [str(folder)]
+    assert clean_litter(str(folder)) == []
+
+
+def test_over_s3(s3_root: str) -> None:
+    make(f"{s3_root}/root/set")
+    assert find_shard_sets(f"{s3_root}/root") == [f"{s3_root}/root/set"]
+    assert list(verify_set(f"{s3_root}/root/set")) == []
+
+
+@pytest.mark.parametrize("suffix", [".tar", ".index.npy"])
+def test_every_flipped_byte_is_found(folder: Path, suffix: str) -> None:
+    path = the_tar(folder).with_name(the_tar(folder).name.replace(".tar", suffix))
+    data = path.read_bytes()
+    for position in (0, len(data) // 2, len(data) - 1):
+        path.write_bytes(data[:position] + bytes([data[position] ^ 1]) + data[position + 1 :])
+        faults = list(verify_set(str(folder)))
+        assert faults == [f"{path}: its bytes are not those its receipt names"], position
+
+
+def test_a_lost_tar_and_a_lost_index_are_found(folder: Path) -> None:
+    tar = the_tar(folder)
+    tar.with_name(tar.name.replace(".tar", ".index.npy")).unlink()
+    assert any("index.npy: is missing" in fault for fault in verify_set(str(folder)))
+    tar.unlink()
+    faults = list(verify_set(str(folder)))
+    assert faults[0] == f"{tar}: is missing"
+    assert any("manifest.json: does not agree" in fault for fault in faults)
+
+
+def test_an_extra_shard_is_found_and_cleaned(folder: Path) -> None:
+    for name in ("000002-00000000.tar", "000002-00000000.index.npy", "stray.tar"):
+        (folder / name).write_bytes(b"litter")
+    faults = list(verify_set(str(folder)))
+    assert len(faults) == 3 and all("belongs to no receipt" in fault for fault in faults)
+    assert sorted(clean_litter(str(folder))) == ["000002-00000000.index.npy", "000002-00000000.tar", "stray.tar"]
+    assert list(verify_set(str(folder))) == []
+
+
+def test_a_lost_receipt_is_found(folder: Path) -> None:
+    (folder / "000002.json").unlink()
+    faults = "\n".join(verify_set(str(folder)))
+    assert (
+        "1 of 3 units have no receipt: 2" in faults and "litter" in faults and "manifest.json: does not agree" in faults
+    )
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"digest": "other"}, "its digest is not the plan's"),
+        ({"unit": 1}, "says it is unit 1"),
+        ({"offered": 17}, "offered is not written"),
+        ({"written": 3, "offered": 4}, "holds 4 samples, its receipt says 3"),
+        ({"written": 0, "offered": 1}, "number of samples and tar do not fit"),
+        ({"tar": None}, "not a receipt (its tar is null, not dict)"),
+        ({"tar": {"name": "x"}}, "not a receipt (its bytes is null, not int)"),
+        ({"rejected": 3}, "not a receipt (its rejected is 3, not list)"),
+        ({"index": {"sha256": "0" * 64}}, "its bytes are not those its receipt names"),
+    ],
+)
+def test_a_receipt_that_disagrees_is_found(folder: Path, changes: dict[str, object], message: str) -> None:
+    change_receipt(folder, **changes)
+    faults = list(verify_set(str(folder)))
+    assert any(message in fault for fault in faults), faults
+
+
+def test_a_receipt_with_a_false_md5_is_found(folder: Path) -> None:
+    tar = json.loads((folder / "000002.json").read_text())["tar"]
+    change_receipt(folder, tar=tar | {"md5": "0" * 32})
+    assert f"{the_tar(folder)}: its bytes are not those its receipt names" in list(verify_set(str(folder)))
+
+
+def test_a_receipt_too_many_is_found(folder: Path) -> None:
+    (folder / "000009.json").write_text((folder / "000002.json").read_text().replace('"unit": 2', '"unit": 9'))
+    assert any("says it is unit 9" in fault for fault in verify_set(str(folder)))
+
+
+def test_a_changed_or_lost_manifest_is_found(folder: Path) -> None:
+    path = folder / "manifest.json"
+    manifest = json.loads(path.read_text())
+    manifest["totals"]["written"] += 1
+    path.write_text(json.dumps(manifest))
+    assert list(verify_set(str(folder))) == [f"{path}: does not agree with the receipts in totals; run the stage again"]
+    for text in ("{", "[]"):
+        path.write_text(text)
+        assert len(list(verify_set(str(folder)))) == 1
+    path.unlink()
+    assert list(verify_set(str(folder))) == [f"{path}: is missing; run the stage again"]
+
+
+def test_no_set_at_all(tmp_path: Path) -> None:
+    assert list(verify_set(str(tmp_path))) == [f"{tmp_path}: no plan.jsonl"]
+    assert find_shard_sets(str(tmp_path)) == []
