@@ -103,9 +103,7 @@ class Renderer:
         answer = self._retried(*arguments, "mupdf")
         if kind != "pdf" or answer.reason is None or "%PDF-" in answer.reason or "encrypted" in answer.reason:
             return answer
-        self.child.close()
         second = self._retried(*arguments, "pdfium")
-        self.child.close()
         return second if second.reason is None else Answer(None, answer.reason, answer.environmental)
 
     def _retried(self, *arguments: Any) -> Answer:

@@ -118,7 +118,7 @@ def _mupdf_page(document: Any, number: int, style: PageStyle) -> Page | str:
         return fault
     scale = style.dpi / POINTS
     pixmap = page.get_pixmap(dpi=None, matrix=pymupdf.Matrix(scale, scale), colorspace=pymupdf.csRGB, alpha=False)
-    image = np.frombuffer(pixmap.samples_mv, np.uint8).reshape(pixmap.height, pixmap.width, 3)
+    image = np.frombuffer(pixmap.samples, np.uint8).reshape(pixmap.height, pixmap.width, 3)  # a copy that outlives it
     words = [(w[0] * scale, w[1] * scale, w[2] * scale, w[3] * scale, w[4]) for w in page.get_text("words")]
     return image, words, bool(document.is_repaired)
 
