@@ -1,0 +1,205 @@
+"""Transformers on disk: ours (transformer.safetensors, ema.safetensors, transformer.json) and the released .pt files.
+
+dnd import transformer PATH.pt --preset imagenet_16x16x2 --size XXL
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import struct
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any, BinaryIO
+
+import torch
+from safetensors import SafetensorError, safe_open
+from torch import Tensor
+
+from data_specs.spec import SIZES
+from tokenize_jobs.weights import safe_torch_load
+from train.model import DnDTransformer, TransformerConfig
+
+WEIGHTS, EMA_WEIGHTS, CONFIG = "transformer.safetensors", "ema.safetensors", "transformer.json"
+RELEASED_KEYS = ("model", "module", "state_dict", "ema")  # where a released file may hold its weights, else bare
+WRAPPERS = ("module.", "_orig_mod.")  # prefixes that DDP and torch.compile leave on names
+_DTYPES = {torch.float32: "F32", torch.bfloat16: "BF16", torch.float16: "F16"}
+
+Shapes = Mapping[str, tuple[int, ...]]
+
+
+# ---- ours ----------------------------------------------------------------------------------------------------------
+def load_transformer(
+    folder: str | Path, ema: bool = True, device: torch.device | str = "cpu", dtype: torch.dtype = torch.float32
+) -> DnDTransformer:
+    """The transformer of a local folder (ROOT/transformer), in eval mode; `ema` takes the moving average.
+
+    Reads one tensor at a time, so that only the model itself takes memory. Raises ValueError naming the file.
+    """
+    folder = Path(folder)
+    config = _read_config(folder / CONFIG)
+    path = folder / (EMA_WEIGHTS if ema else WEIGHTS)
+    try:
+        with safe_open(path, "pt", device=str(device)) as file:
+            names = list(file.keys())
+            _refuse_misfit(
+                path, {n: tuple(file.get_slice(n).get_shape()) for n in names}, config, f"{CONFIG} beside it"
+            )
+            state = {name: file.get_tensor(name).to(dtype) for name in names}
+    except (OSError, SafetensorError) as error:
+        raise ValueError(f"{path}: no readable transformer weights ({error}): train or import it again") from None
+    model = _skeleton(config)
+    model.load_state_dict(state, assign=True)
+    return model.eval()
+
+
+def _read_config(path: Path) -> TransformerConfig:
+    try:
+        values = json.loads(path.read_text(encoding="utf-8"))
+        tuples: dict[str, Any] = {k: tuple(v) if isinstance(v, list) else v for k, v in values.items()}
+        return TransformerConfig(**tuples)
+    except (OSError, ValueError, TypeError, AttributeError) as error:
+        raise ValueError(f"{path}: no readable transformer configuration ({error}): train or import it again") from None
+
+
+def _skeleton(config: TransformerConfig) -> DnDTransformer:
+    with torch.device("meta"):
+        return DnDTransformer(config)
+
+
+# ---- released ------------------------------------------------------------------------------------------------------
+def import_transformer(checkpoint: str | Path, folder: str | Path, config: TransformerConfig) -> None:
+    """Turns a released .pt file into a local transformer folder; `config` is that of the preset and size it should be.
+
+    The file is mapped, not read, and its tensors are streamed out one by one. Without a moving average in the file,
+    ema.safetensors is another name of transformer.safetensors. Raises ValueError, one line naming the file and the
+    parameter or argument, for what is not plain data or does not fit `config`.
+    """
+    checkpoint, folder = Path(checkpoint), Path(folder)
+    content = safe_torch_load(checkpoint)
+    weights, average = _released_weights(checkpoint, content)
+    _refuse_other_arguments(checkpoint, content, config)
+    for state in filter(None, (weights, average)):
+        _refuse_misfit(checkpoint, {name: tuple(t.shape) for name, t in state.items()}, config, "--preset and --size")
+    folder.mkdir(parents=True, exist_ok=True)
+    (folder / CONFIG).unlink(missing_ok=True)  # written last: a folder with it is whole
+    _write_safetensors(folder / WEIGHTS, weights)
+    if average:
+        _write_safetensors(folder / EMA_WEIGHTS, average)
+    else:
+        (folder / EMA_WEIGHTS).unlink(missing_ok=True)
+        os.link(folder / WEIGHTS, folder / EMA_WEIGHTS)
+    with _whole(folder / CONFIG) as file:
+        file.write((json.dumps(asdict(config), indent=1) + "\n").encode())
+
+
+def export_transformer(folder: str | Path, checkpoint: str | Path) -> None:
+    """Writes a transformer folder as the released files are: weights under `model`, their moving average under `ema`.
+
+    Raises ValueError naming what is wrong with the folder.
+    """
+    folder = Path(folder)
+    content = {"model": dict(load_transformer(folder, ema=False).state_dict())}
+    if (folder / EMA_WEIGHTS).exists():
+        content["ema"] = dict(load_transformer(folder, ema=True).state_dict())
+    with _whole(Path(checkpoint)) as file:
+        torch.save(content, file)
+
+
+def _released_weights(path: Path, content: Any) -> tuple[dict[str, Tensor], dict[str, Tensor] | None]:
+    """Weights and, where the file has both, their moving average."""
+    if not isinstance(content, Mapping):
+        raise ValueError(f"{path}: holds {type(content).__name__}, not a checkpoint of a transformer")
+    found = [key for key in RELEASED_KEYS if isinstance(content.get(key), Mapping)]
+    if not found:
+        return _named_tensors(path, "", content), None
+    average = _named_tensors(path, "ema", content["ema"]) if "ema" in found[1:] else None
+    return _named_tensors(path, found[0], content[found[0]]), average
+
+
+def _named_tensors(path: Path, key: str, state: Mapping[Any, Any]) -> dict[str, Tensor]:
+    for name, tensor in state.items():
+        if not isinstance(tensor, Tensor) or tensor.dtype not in _DTYPES:
+            raise ValueError(
+                f"{path}: {key or 'checkpoint'}[{name!r}] is no tensor of weights: not a transformer's file"
+            )
+    return {_unwrapped(str(name)): tensor for name, tensor in state.items()}
+
+
+def _unwrapped(name: str) -> str:
+    while name.startswith(WRAPPERS):
+        name = name.split(".", 1)[1]
+    return name
+
+
+def _refuse_other_arguments(path: Path, content: Mapping[str, Any], config: TransformerConfig) -> None:
+    """Checks what weights cannot tell (attention heads, head layers, grid) against the training arguments, if any."""
+    args = vars(content["args"]) if hasattr(content.get("args"), "__dict__") else {}
+    expected: dict[str, Any] = {
+        "gpt_model": _size_name(config),
+        "pred_head_positions": ",".join(map(str, config.head_layers)),
+        "num_pred_heads": str(config.depth),
+    }
+    if {"image_size", "downsample_size"} <= args.keys():
+        expected["image_size"] = str(config.grid[0] * int(args["downsample_size"]))
+    for key, wanted in expected.items():
+        if key in args and wanted and _plain_list(args[key]) != wanted:
+            raise ValueError(
+                f"{path}: was trained with {key} {_plain_list(args[key])}, not {wanted}: try another --preset or --size"
+            )
+
+
+def _size_name(config: TransformerConfig) -> str | None:
+    names = {shape: f"GPT-{name}" for name, shape in SIZES.items()}
+    return names.get((config.num_layers, config.num_heads, config.dim))
+
+
+def _plain_list(value: Any) -> str:
+    return ",".join(map(str, value)) if isinstance(value, list | tuple) else str(value).replace(" ", "")
+
+
+def _refuse_misfit(path: Path, given: Shapes, config: TransformerConfig, source: str) -> None:
+    wanted = {name: tuple(tensor.shape) for name, tensor in _skeleton(config).state_dict().items()}
+    for name in [*wanted, *given]:
+        if given.get(name) != wanted.get(name):
+            has = f"is {list(given[name])}" if name in given else "is missing"
+            should = f"should be {list(wanted[name])}" if name in wanted else "should not be there"
+            raise ValueError(f"{path}: {name} {has} but by {source} {should}; the file looks like {_looks_like(given)}")
+
+
+def _looks_like(shapes: Shapes) -> str:
+    vocabulary, width = shapes.get("tok_embeddings.weight", (0, 0))
+    layers = {name.split(".")[1] for name in shapes if name.startswith("layers.")}
+    depth = sum(name.startswith("output.") for name in shapes)
+    rows = shapes.get("cls_embedding.embedding_table.weight", (0,))[0]
+    return f"{len(layers)} layers of width {width}, {vocabulary} codes of depth {depth}, {rows} rows of classes"
+
+
+# ---- writing -------------------------------------------------------------------------------------------------------
+def _write_safetensors(path: Path, tensors: Mapping[str, Tensor]) -> None:
+    """Streams tensors into a safetensors file; the library's own writer first copies them all."""
+    header: dict[str, Any] = {}
+    end = 0
+    for name, tensor in tensors.items():
+        start, end = end, end + tensor.nbytes
+        header[name] = {"dtype": _DTYPES[tensor.dtype], "shape": list(tensor.shape), "data_offsets": [start, end]}
+    text = json.dumps(header).encode()
+    text += b" " * (-len(text) % 8)
+    with _whole(path) as file:
+        file.write(struct.pack("<Q", len(text)) + text)
+        for tensor in tensors.values():
+            file.write(tensor.contiguous().view(-1).view(torch.uint8).numpy().data)
+
+
+@contextmanager
+def _whole(path: Path) -> Iterator[BinaryIO]:
+    """A file that appears under its name only once it is complete."""
+    unfinished = path.with_name(f".{path.name}.{os.getpid()}")
+    try:
+        with open(unfinished, "wb") as file:
+            yield file
+        os.replace(unfinished, path)
+    finally:
+        unfinished.unlink(missing_ok=True)
