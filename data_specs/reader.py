@@ -21,7 +21,10 @@ Item = dict[str, Any]
 
 
 def decode_fields(key: str, fields: dict[str, bytes]) -> Item:
-    """A sample as a dict: `__key__` str, `image` uint8 [H, W, 3] or `codes` uint16 [views, h, w, d], `cls` int, `json` dict."""
+    """A sample as a dict.
+
+    `__key__` str, `image` uint8 [H, W, 3] or `codes` uint16 [views, h, w, d], `cls` int, `json` dict.
+    """
     item: Item = {"__key__": key}
     if "png" in fields:
         item["image"] = np.array(Image.open(io.BytesIO(fields["png"])).convert("RGB"))
@@ -33,7 +36,7 @@ def decode_fields(key: str, fields: dict[str, bytes]) -> Item:
 
 
 class ShardSet(Sequence[Item]):
-    """A shard set as a sequence of items (see `decode_fields`), in the order of its manifest; shards open when first used."""
+    """A shard set as a sequence of items (see `decode_fields`), ordered as its manifest; shards open at first use."""
 
     def __init__(self, manifest_uri: str, manifest: dict[str, Any], open_limit: int = 256) -> None:
         self.uri = manifest_uri

@@ -6,7 +6,7 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Literal, get_args
 
 import yaml
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
@@ -87,7 +87,7 @@ class PdfSource(Part):
 
 
 class TypesetSource(Part):
-    """PDFs typeset from the docstrings (two columns, headings, tables, formulas); written to ROOT/inputs when planned."""
+    """PDFs typeset from the docstrings (columns, headings, tables, formulas); written to ROOT/inputs when planned."""
 
     kind: Literal["typeset"]
     documents: int = Field(20, ge=1)
@@ -250,7 +250,9 @@ class Transformer(Part):
     num_layers: int | None = Field(None, ge=1)
     num_heads: int | None = Field(None, ge=1)
     width: int | None = Field(None, ge=4)
-    head_layers: tuple[int, ...] = Field(description="0-based layers after which a head sits; one a depth")
+    head_layers: tuple[Annotated[int, Field(ge=0)], ...] = Field(
+        min_length=1, description="0-based layers after which a head sits; one a depth"
+    )
     num_classes: int = Field(1, ge=1)
     class_dropout: float = Field(0.0, ge=0, lt=1)
     token_dropout: float = Field(0.1, ge=0, lt=1)
@@ -423,16 +425,18 @@ def _find(name_or_path: str | Path) -> Path:
     raise ValueError(f"{name_or_path}: no such file and no preset of that name; presets: {', '.join(presets())}")
 
 
-def _read(path: Path) -> dict[str, Any]:
-    tree = _mapping(path.read_text(encoding="utf-8"), str(path))
-    base = tree.pop("base", None)
-    if base is None:
+def _read(path: Path, above: tuple[Path, ...] = ()) -> dict[str, Any]:
+    tree = _mapping(path.read_bytes(), str(path))
+    if "base" not in tree:
         return tree
-    beside = path.parent / str(base)
-    return _merge(_read(beside if beside.is_file() else _find(base)), tree)
+    base = str(tree.pop("base"))
+    below = path.parent / base if (path.parent / base).is_file() else _find(base)
+    if below.resolve() in (path.resolve(), *above):
+        raise ValueError(f"{path}: base: {base} leads back to itself; name another file or a preset")
+    return _merge(_read(below, (path.resolve(), *above)), tree)
 
 
-def _mapping(text: str, origin: str) -> dict[str, Any]:
+def _mapping(text: str | bytes, origin: str) -> dict[str, Any]:
     try:
         tree = yaml.safe_load(text)
     except yaml.YAMLError as error:
@@ -493,11 +497,11 @@ def _explain(path: Path | str, error: ValidationError) -> str:
 def _known_keys(loc: tuple[int | str, ...]) -> list[str]:
     part: Any = Spec
     for step in loc:
-        field = part.model_fields.get(step) if isinstance(part, type) and issubclass(part, BaseModel) else None
+        field = part.model_fields.get(str(step)) if isinstance(part, type) and issubclass(part, BaseModel) else None
         part = field.annotation if field else _source_of_kind(step) or part
     return list(part.model_fields) if isinstance(part, type) and issubclass(part, BaseModel) else ["see `dnd presets`"]
 
 
 def _source_of_kind(kind: int | str) -> type[Part] | None:
-    kinds = [TextSource, DocstringSource, PdfSource, TypesetSource, ImageSource, ArxivSource]
-    return next((source for source in kinds if kind in source.model_fields["kind"].annotation.__args__), None)
+    kinds: list[type[Part]] = [TextSource, DocstringSource, PdfSource, TypesetSource, ImageSource, ArxivSource]
+    return next((source for source in kinds if kind in get_args(source.model_fields["kind"].annotation)), None)

@@ -1,0 +1,195 @@
+"""The spec: presets load, overrides apply, and whatever cannot work is refused with file, key and remedy."""
+
+from __future__ import annotations
+
+import random
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+
+from data_specs.spec import SIZES, Spec, load_spec, parse_spec, presets
+
+NAMES = [
+    "arxiv_image_16x16x8",
+    "demo",
+    "imagenet512_32x32x2",
+    "imagenet_16x16x2",
+    "imagenet_16x16x4",
+    "text_image_24x24x1",
+]
+
+
+def write(folder: Path, tree: Any) -> Path:
+    path = folder / "spec.yaml"
+    path.write_text(tree if isinstance(tree, str) else yaml.safe_dump(tree))
+    return path
+
+
+def demo() -> dict[str, Any]:
+    tree: dict[str, Any] = load_spec("demo").model_dump(mode="json")
+    return tree
+
+
+def test_presets_are_those_of_the_design() -> None:
+    assert presets() == NAMES
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_every_preset_loads_and_resolves_to_itself(name: str) -> None:
+    spec = load_spec(name)
+    assert spec.name == name
+    assert parse_spec(spec.to_yaml(), "ROOT/spec.yaml") == spec
+    if name != "demo":
+        size, depth = name.split("_")[-1].rpartition("x")[0], int(name.rpartition("x")[2])
+        assert "x".join(map(str, spec.shape.grid)) == size and spec.shape.depth == depth
+        assert spec.transformer.dimensions == SIZES["XXL"]
+
+
+@pytest.mark.parametrize("name", ["imagenet_16x16x2", "imagenet_16x16x4", "imagenet512_32x32x2"])
+def test_imagenet_also_comes_as_xxxl(name: str) -> None:
+    assert load_spec(name, ["transformer.size=XXXL"]).transformer.dimensions == (48, 32, 2048)
+    assert load_spec(name).stored_size == int(load_spec(name).shape.image_size * 1.1)
+
+
+def test_overrides() -> None:
+    spec = load_spec(
+        "demo", ["train.micro_batch_size=8", "render.sources.1.documents=3", "name=other", "train.ema=0.5"]
+    )
+    assert (spec.train.micro_batch_size, spec.name, spec.train.ema) == (8, "other", 0.5)
+    assert spec.render.sources[1].documents == 3  # type: ignore[union-attr]
+    assert load_spec("demo", ["sample.top_k=[1, 2, 3, 4]"]).sample.top_k == [1, 2, 3, 4]
+    assert load_spec("demo", ["train.micro_batch_size=null"]).train.micro_batch_size is None
+
+
+@pytest.mark.parametrize(
+    ("override", "message"),
+    [
+        ("train.micro_batch_size", "write key=value"),
+        ("=8", "write key=value"),
+        ("train.batchsize=8", "train.batchsize: unknown key; known here: codes, val_codes"),
+        ("trian.steps=8", "trian: unknown key; known here: name, seed, shape"),
+        ("render.sources.7.documents=1", "no entry '7'; lists are counted from 0"),
+        ("name.x=1", "'x'|is a value, not a mapping"),
+        ("name.x.y=1", "no entry 'x'"),
+        ("train.steps={", "not YAML"),
+        ("train.steps=many", "train.steps: Input should be a valid integer"),
+        ("train.zero_stage=4", "train.zero_stage: Input should be 0, 1, 2 or 3"),
+        ("render.sources.0.passage=4", "render.sources.0.docstrings.passage: unknown key; known here: kind, passages"),
+    ],
+)
+def test_overrides_that_are_refused(override: str, message: str) -> None:
+    with pytest.raises(ValueError, match=message) as caught:
+        load_spec("demo", [override])
+    assert override.partition("=")[0] in str(caught.value) or "demo.yaml" in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("overrides", "message"),
+    [
+        (["shape.grid=[7, 7]"], r"shape: grid \(7, 7\) does not divide image_size 64: use one of \[1, 2, 4, 8, 16"),
+        (["shape.depth=3"], "head_layers has 4 entries for shape.depth 3: give one layer for each depth"),
+        (["transformer.size=B"], "either size or num_layers, num_heads and width"),
+        (["transformer.width=null"], "give size .one of B, L, XL.* or all of num_layers"),
+        (["transformer.num_heads=3"], "width 256 over 3 heads must give a head width that is a multiple of 4"),
+        (["transformer.head_layers=[2, 3, 4, 4]"], r"head_layers \[2, 3, 4, 4\] must rise"),
+        (["transformer.head_layers=[1, 2, 3, 4]"], "the last of head_layers must be the last layer, 5, not 4"),
+        (["transformer.head_layers=[]"], "transformer.head_layers: "),
+        (["transformer.head_layers=[-1, 3, 4, 5]"], "transformer.head_layers"),
+        (["render.crop_size=32"], "render.crop_size 32 is below shape.image_size 64"),
+        (["render.store=ten_crop"], "must both be ten_crop or neither"),
+        (["shape.codebook_size=65537"], "shape.codebook_size: .*65536"),
+        (["tokenizer.channel_multipliers=[1, 2, 2, 4, 4]"], "but image_size / grid is 8"),
+        (["render.sources=[]"], "render.sources: "),
+        (["render.sources=[{kind: word}]"], "render.sources.0: .*'word'.*'text', 'docstrings', 'pdf'"),
+        (["seed=-1"], "seed: .*greater than or equal to 0"),
+        (["sample.name=../x"], "sample.name: "),
+    ],
+)
+def test_what_cannot_work_is_refused_with_file_and_key(overrides: list[str], message: str) -> None:
+    with pytest.raises(ValueError, match=message) as caught:
+        load_spec("demo", overrides)
+    assert str(caught.value).split(": ")[0].endswith("presets/demo.yaml")
+
+
+def test_all_mistakes_come_at_once() -> None:
+    with pytest.raises(ValueError) as caught:
+        load_spec("demo", ["train.steps=0", "seed=x", "colour=red"])
+    assert [line.split(": ")[1] for line in str(caught.value).splitlines()] == ["seed", "train.steps", "colour"]
+
+
+def test_a_missing_key_is_named(tmp_path: Path) -> None:
+    tree = demo()
+    del tree["train"]["steps"], tree["shape"]
+    with pytest.raises(ValueError, match=r"spec.yaml: shape: Field required\n.*spec.yaml: train.steps: Field required"):
+        load_spec(write(tmp_path, tree))
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("a: [", "spec.yaml: not YAML"),
+        ("- a\n", "spec.yaml: a spec is a mapping of keys, not list"),
+        ("", "spec.yaml: a spec is a mapping of keys, not NoneType"),
+        ("!!python/object/apply:os.system ['true']", "spec.yaml: not YAML"),
+        ("name: \x00", "spec.yaml: not YAML"),
+        ("base: nowhere", "nowhere: no such file and no preset of that name; presets: arxiv"),
+        ("base: spec.yaml", "spec.yaml: base: spec.yaml leads back to itself"),
+        ("base: [1]", "no preset of that name"),
+        ("base: demo\n1: 2", "spec.yaml: 1: Keys should be strings"),
+        ("base: demo\ntrain: 7", "spec.yaml: train: "),
+    ],
+)
+def test_files_that_are_no_spec(tmp_path: Path, text: str, message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        load_spec(write(tmp_path, text))
+
+
+def test_a_file_that_is_no_text(tmp_path: Path) -> None:
+    (tmp_path / "spec.yaml").write_bytes(b"name: \xff\xfe")
+    with pytest.raises(ValueError, match=r"spec.yaml: not YAML"):
+        load_spec(tmp_path / "spec.yaml")
+
+
+def test_no_such_preset() -> None:
+    with pytest.raises(ValueError, match=r"dmeo: no such file and no preset of that name; presets: arxiv.*demo"):
+        load_spec("dmeo")
+
+
+def test_a_base_beside_the_file_is_laid_under_it(tmp_path: Path) -> None:
+    write(tmp_path, "base: demo\ntrain: {steps: 7}\n")
+    (tmp_path / "mine.yaml").write_text("base: spec.yaml\nname: mine\ntrain: {ema: 0.9}\n")
+    spec = load_spec(tmp_path / "mine.yaml", ["seed=5"])
+    assert (spec.name, spec.train.steps, spec.train.ema, spec.seed) == ("mine", 7, 0.9, 5)
+    assert spec.train.batch_size == load_spec("demo").train.batch_size
+
+
+def leaves(tree: Any, prefix: tuple[Any, ...] = ()) -> list[tuple[Any, ...]]:
+    items = tree.items() if isinstance(tree, dict) else enumerate(tree) if isinstance(tree, list) else []
+    return [prefix] * bool(prefix) + [path for key, value in items for path in leaves(value, (*prefix, key))]
+
+
+def replaced(tree: Any, path: tuple[Any, ...], value: Any) -> Any:
+    if not path:
+        return value
+    items = dict(tree) if isinstance(tree, dict) else list(tree)
+    items[path[0]] = replaced(tree[path[0]], path[1:], value)
+    return items
+
+
+ODD_VALUES = [None, -1, 0, 10**12, 1.5, float("nan"), "", "text", [], [[]], {}, {"a": 1}, True]
+
+
+def test_no_value_anywhere_ends_in_anything_but_a_spec_or_a_message() -> None:
+    """A key of the demo's resolved spec takes an odd value: it is accepted, or a ValueError names file and key."""
+    tree, refused = demo(), 0
+    pairs = [(path, value) for path in leaves(tree) for value in ODD_VALUES]
+    for path, value in random.Random(0).sample(pairs, 100):
+        text = yaml.safe_dump(replaced(tree, path, value))
+        try:
+            assert isinstance(parse_spec(text, "ROOT/spec.yaml"), Spec)
+        except ValueError as error:
+            assert all(line.startswith("ROOT/spec.yaml: ") for line in str(error).splitlines()), (path, value, error)
+            refused += 1
+    assert refused > 40
