@@ -79,7 +79,7 @@ def _taken(count: np.ndarray, share: int) -> np.ndarray:
 def _hash(x: np.ndarray | np.uint64) -> np.ndarray:
     """splitmix64: a bijection of uint64 that scatters its input."""
     with np.errstate(over="ignore"):
-        x = np.asarray(x, np.uint64) + _GOLDEN
-        x = (x ^ (x >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
-        x = (x ^ (x >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)
-        return x ^ (x >> np.uint64(31))
+        y: np.ndarray = np.asarray(x, np.uint64) + _GOLDEN
+        y = (y ^ (y >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
+        y = (y ^ (y >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)
+        return np.asarray(y ^ (y >> np.uint64(31)))

@@ -16,7 +16,7 @@ SHAPE = (4, 4, 2)
 
 
 def write_codes(
-    uri: str, shards: list[int], shape: tuple[int, ...] = SHAPE, vocabulary: int = 16, views: int = 1
+    uri: str, shards: list[int], shape: tuple[int, ...] = SHAPE, vocabulary: int = 16, views: int = 1, classes: int = 3
 ) -> None:
     """A set of shards with the given numbers of samples, whose codes rise: something to learn."""
     plan = write_plan(uri, f"digest of {uri}", {"stage": "test"}, ({"unit": n} for n in range(len(shards))))
@@ -27,7 +27,7 @@ def write_codes(
             codes = np.random.default_rng(number).integers(vocabulary, size=(views, *shape)).astype(np.uint16)
             codes = np.sort(codes.reshape(views, -1), axis=1).reshape(codes.shape)  # something to learn
             samples.append(
-                Sample(f"s{number:06d}", {"codes.npy": npy(codes), "cls": b"%d" % (number % 3), "json": b"{}"})
+                Sample(f"s{number:06d}", {"codes.npy": npy(codes), "cls": b"%d" % (number % classes), "json": b"{}"})
             )
             number += 1
         commit(uri, plan.digest, unit, samples)
