@@ -1,4 +1,4 @@
-"""The `dnd` command. Each stage runs alone and resumes; SPEC is a preset's name or a file, --root a folder or s3:// URI."""
+"""The `dnd` command: each stage runs alone and resumes. SPEC is a preset or a file, --root a folder or s3:// URI."""
 
 from __future__ import annotations
 
@@ -225,14 +225,6 @@ def list_presets() -> None:
     for name in presets():
         about = (PRESETS / f"{name}.yaml").read_text().splitlines()[0].removeprefix("# ")
         print(f"{name:24} {about}")
-
-
-@app.command()
-def bench(what: Annotated[str, typer.Argument(help="render, tokenize, load, train or sample")]) -> None:
-    """Measures a part against a plain baseline in this process and prints their ratio."""
-    from infra.bench import run_bench
-
-    run_bench(what)
 
 
 def _workers(address: str | None, number: int | None) -> Workers:

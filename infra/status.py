@@ -1,4 +1,4 @@
-"""What `dnd status` says of a root: read from plans, receipts and failures, so it works from any machine while jobs run."""
+"""What `dnd status` says of a root, from plans, receipts and failures: it works from any machine while jobs run."""
 
 from __future__ import annotations
 

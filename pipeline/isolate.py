@@ -1,7 +1,7 @@
 """Killable children: documents are rendered in a process of its own, with limits on CPU time, memory and wall clock.
 
-A renderer can crash, hang or eat memory; no exception handler catches that. The child is `python -m pipeline.isolate FD`;
-it serves many documents and is replaced when it dies.
+A renderer can crash, hang or eat memory; no exception handler catches that. The child is started as
+`python -m pipeline.isolate FD FUNCTION`; it serves many documents and is replaced when it dies.
 """
 
 from __future__ import annotations

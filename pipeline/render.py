@@ -1,4 +1,4 @@
-"""Rendering a unit: its documents are read, rendered in a killable child, filtered, and become samples with their json."""
+"""Rendering a unit: documents are read, rendered in a killable child, filtered, and become samples with their json."""
 
 from __future__ import annotations
 

@@ -44,7 +44,7 @@ class _Worker:
         self.stage = setup()
 
     def run(self, unit: Unit) -> tuple[int, str | None]:
-        """(unit's number, why it failed or None). Only a unit's own errors are caught; a dead worker is Ray's to report."""
+        """(unit's number, why it failed or None). A dead worker is Ray's to report."""
         try:
             self.stage(unit)
         except Exception as error:
@@ -131,8 +131,8 @@ def _actors(setup: Setup, workers: Workers, num_units: int) -> list[Any]:
         int(available.get("GPU", 0) // workers.gpus) if workers.gpus else int(available.get("CPU", 1) // workers.cpus)
     )
     number = min(workers.num_workers or max(fits, 1), num_units)
-    options = {"num_cpus": workers.cpus, "num_gpus": workers.gpus}
-    return [_Worker.options(**options).remote(setup) for _ in range(number)]
+    worker: Any = _Worker
+    return [worker.options(num_cpus=workers.cpus, num_gpus=workers.gpus).remote(setup) for _ in range(number)]
 
 
 def resolve(root: str, uri: str) -> str:

@@ -1,4 +1,4 @@
-"""Training of the tokenizer on image shards: `dnd train-tokenizer SPEC --root ROOT`, or `torchrun -m tokenize_jobs.fit`.
+"""Training of the tokenizer on image shards: `dnd train-tokenizer SPEC --root ROOT`, `torchrun -m tokenize_jobs.fit`.
 
 Every step's images are a function of (seed, step), so a resumed run goes on exactly as it would have.
 """
@@ -13,7 +13,6 @@ import os
 import time
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -74,7 +73,7 @@ def identity(spec: Spec, root: str) -> digest.Identity:
 
 
 def fit(spec: Spec, root: str) -> None:
-    """Trains to spec.tokenizer.steps and writes ROOT/tokenizer; resumes from the last checkpoint; a finished run returns.
+    """Trains to spec.tokenizer.steps and writes ROOT/tokenizer; resumes from its checkpoint; a finished run returns.
 
     Raises ValueError where the root's tokenizer was made for something else.
     """

@@ -25,7 +25,7 @@ STAGES = {"encode": encode_stage, "decode": decode_stage}
 def tokenize(spec: Spec, root: str, workers: Workers) -> dict[str, Manifest]:
     """Encodes the image shards of each split into ROOT/codes/SPLIT; returns the manifests by split."""
     parts: dict[str, Any] = {"tokenize": spec.tokenize.model_dump(mode="json", exclude={"images", "tokenizer"})}
-    made = {}
+    made: dict[str, Manifest] = {}
     for split, images in spec.tokenize.images.items():
         plan = _plan(spec, root, "encode", storage.join(root, images), f"codes/{split}", split, parts)
         made[split] = run_plan(plan, partial(_setup, "encode", spec, root, plan), workers, "codes", f"tokenize {split}")

@@ -99,6 +99,7 @@ def sample_range(model: DnDTransformer, spec: Spec, first: int, count: int) -> I
             seed=spec.seed,
             first_index=start,
         )
+        assert isinstance(codes, torch.Tensor)
         grids = codes[:used].reshape(used, 1, rows, columns, -1).cpu().numpy().astype(np.uint16)
         for offset in range(used):
             index, cls = start + offset, int(classes[offset])

@@ -18,6 +18,7 @@ import torch
 from torch import Tensor
 
 from train.decoder import Decoder
+from train.linear import packed
 from train.model import DnDTransformer, TransformerConfig
 from train.noise import code_keys, gumbel
 
@@ -132,8 +133,10 @@ class Sampler:
         config, device = model.config, model.tok_embeddings.weight.device
         self.address = model.tok_embeddings.weight.data_ptr()  # graphs hold addresses: moved weights need new ones
         self.batch, self.settings, self.config = batch, settings, config
-        self.model = cast(DnDTransformer, weakref.proxy(model))  # the cache of samplers keeps no model alive
-        self.decoder = Decoder(self.model, batch * (1 + settings.guided), self._pick)
+        rows = batch * (1 + settings.guided)
+        fast = packed(model, rows)
+        self.model = cast(DnDTransformer, weakref.proxy(model)) if fast is model else fast  # keeps no model alive
+        self.decoder = Decoder(self.model, rows, self._pick)
         self.vocabulary = torch.arange(config.codebook_size, dtype=torch.int32, device=device)
         self.scales = torch.ones(config.num_positions, config.depth, device=device)
         shape = (batch, config.num_positions, config.depth)
@@ -160,7 +163,7 @@ class Sampler:
         return (codes, self.likelihood.double().sum((1, 2))) if self.settings.likelihood else codes
 
     def _pick(self, hidden: Tensor, depth: int, position: Tensor) -> Tensor:
-        logits = self.model.output[depth](hidden)[:, 0]  # [R, V]
+        logits = self.model.output[depth](hidden)[:, 0].float()  # [R, V]
         condition, *unguided = logits.split(self.batch)
         if unguided:
             logits = unguided[0] + (condition - unguided[0]) * self.scales[:, depth].index_select(0, position)

@@ -24,7 +24,7 @@ PACKAGES = ("torch", "deepspeed", "ray", "pymupdf", "pillow", "webdataset")
 
 
 def write_report(root: str) -> str:
-    """Writes the report and returns the page's address. Parts whose stage has not run are left out, and the page says so."""
+    """Writes the report and returns the page's address; the page says which stages have not run."""
     spec = parse_spec(storage.read_text(storage.join(root, "spec.yaml")), f"{root}/spec.yaml")
     metrics = {
         "name": spec.name,

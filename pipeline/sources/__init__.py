@@ -80,7 +80,7 @@ def _unit(source: Source, of_unit: list[Document]) -> Unit:
 
 
 def _lines(source: TextSource) -> Iterator[Document]:
-    """Lines of JSON Lines files; a line that cannot be parsed is offered under its number, to be rejected with a reason."""
+    """Lines of JSON Lines files; one that cannot be parsed is offered by its number, to be rejected with a reason."""
     for file in storage.list_files(source.uri):
         if file.uri.endswith((".jsonl", ".json")):
             yield from _lines_of(file, source.id_key)

@@ -31,9 +31,18 @@ def finished(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def test_the_whole_way_leaves_what_the_design_names(finished: Path) -> None:
-    for name in ("spec.yaml", "images/train/manifest.json", "tokenizer/tokenizer.safetensors", "codes/val/manifest.json",
-                 "transformer/transformer.safetensors", "transformer/ema.safetensors", "samples/default/grid.png",
-                 "evaluation/summary.json", "report/index.html", "report/metrics.json"):
+    for name in (
+        "spec.yaml",
+        "images/train/manifest.json",
+        "tokenizer/tokenizer.safetensors",
+        "codes/val/manifest.json",
+        "transformer/transformer.safetensors",
+        "transformer/ema.safetensors",
+        "samples/default/grid.png",
+        "evaluation/summary.json",
+        "report/index.html",
+        "report/metrics.json",
+    ):
         assert (finished / name).is_file(), name
     samples = np.load(finished / "samples/default/samples.npz", allow_pickle=False)["arr_0"]
     assert samples.shape == (8, 32, 32, 3) and samples.dtype == np.uint8

@@ -19,6 +19,7 @@ from pipeline.sources import cut, documents
 from pipeline.sources.typeset import write_documents
 
 TINY = Path(__file__).parent.parent / "tiny.yaml"
+LARGER = ["shape.image_size=64", "tokenizer.channel_multipliers=[1,1,1,1,1]"]
 
 
 def pdf_spec(folder: Path, **limits: float) -> Spec:
@@ -83,8 +84,10 @@ def test_every_bad_pdf_is_accounted_for(shared: Path, typeset: Path, tmp_path: P
 
 def test_hard_passages_do_not_break_rendering(shared: Path) -> None:
     source = {"kind": "text", "uri": str(shared / "data/text/passages_hard.jsonl")}
-    spec = load_spec(TINY, [f"render.sources={json.dumps([source])}", "render.val_share=0", "shape.image_size=64"])
-    outcomes = render_all(spec.model_copy(update={"render": spec.render.model_copy(update={"documents_per_unit": 500})}))
+    spec = load_spec(
+        TINY, [f"render.sources={json.dumps([source])}", "render.val_share=0", "render.documents_per_unit=500", *LARGER]
+    )
+    outcomes = render_all(spec)
     assert len(outcomes) == 200
     assert sum(isinstance(o, Sample) for o in outcomes) > 20
     assert {o.reason for o in outcomes if isinstance(o, Dropped)} >= {"no text", "no font has all its characters"}
@@ -139,9 +142,12 @@ def greedy() -> int:
 
 
 @pytest.mark.parametrize(
-    ("function", "reason"), [("die", "SIGSEGV"), ("spin", "more than 1 s of CPU"), ("greedy", "more memory than the limit")]
+    ("function", "reason"),
+    [("die", "SIGSEGV"), ("spin", "more than 1 s of CPU"), ("greedy", "more memory than the limit")],
 )
-def test_children_that_crash_hang_or_eat_memory_are_named(function: str, reason: str, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_children_that_crash_hang_or_eat_memory_are_named(
+    function: str, reason: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.syspath_prepend(str(Path(__file__).parent))
     child = Child(f"test_render:{function}", Limits(cpu_seconds=1, memory_bytes=1 << 28))
     answer = child.call()

@@ -23,7 +23,7 @@ AIM = 0.6  # share of generated words that should be real (demo)
 
 
 def summarise(spec: Spec, root: str) -> str:
-    """Scores whatever the root holds and returns the address of the result; done before with the same inputs, it returns at once."""
+    """Scores what the root holds and returns the address of the result; with the same inputs it returns at once."""
     uri, inputs = storage.join(root, "evaluation", "summary.json"), _inputs(spec, root)
     if storage.exists(uri) and json.loads(storage.read_text(uri)).get("inputs") == inputs:
         return uri
