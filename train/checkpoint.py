@@ -147,7 +147,7 @@ def read_state(uri: str) -> State:
 
 
 def prune(folder: str, newest: int, keep_last: int, keep_every: int | None) -> None:
-    """Removes checkpoints but the last `keep_last` up to step `newest`, those of every `keep_every`-th, and later ones."""
+    """Removes checkpoints up to step `newest`, all but the last `keep_last` and those of every `keep_every`-th step."""
     steps = sorted(step for step in _steps(folder) if step <= newest)
     for step in steps[:-keep_last]:
         if not (keep_every and step % keep_every == 0):
@@ -180,7 +180,7 @@ class Stored:
         folder = storage.local_folder(uri)
         for file_name in state["files"]:
             file = safe_open(folder / file_name, "pt").__enter__()
-            for key in file.keys():  # noqa: SIM118: not a dict
+            for key in file.keys():  # noqa: SIM118
                 kind, name, start = key.split("/")
                 self.runs.setdefault((kind, name), []).append((int(start), file.get_slice(key)))
         for runs in self.runs.values():
@@ -230,7 +230,7 @@ def load(engine: Any, ema: EMA, stored: Stored) -> None:
     moments = {kind: [torch.zeros_like(master) for master in masters] for kind in stored.moments}
     for kind, tensors in {WEIGHT: masters, AVERAGE: ema.averages, **moments}.items():
         for piece in partition.pieces(engine):
-            partition.view(tensors, piece).copy_(stored.read(kind, piece.name, piece.start, piece.count))
+            partition.view(tensors, piece).copy_(stored.read(kind, piece.name, piece.start, piece.length))
     if moments:
         partition.set_moments(engine, moments, stored.state["optimizer_steps"])
     partition.refresh_model(engine)

@@ -33,6 +33,11 @@ class Curve:
         if self.wandb:
             self.wandb.log({k: v for k, v in row.items() if k not in ("step", "time")}, step=row["step"])
 
+    def cut(self, step: int) -> None:
+        """Drops the rows after a step: training went back to it."""
+        self.rows = [row for row in self.rows if row["step"] <= step]
+        self.flush()
+
     def flush(self) -> None:
         """Writes the whole file anew."""
         if self.writes:

@@ -116,16 +116,23 @@ def parameter_groups(model: nn.Module, weight_decay: float) -> list[dict[str, An
     ]
 
 
+def before_step(engine: Any) -> None:
+    """What float32 at stage 0 lacks of the other stages: the gradient's norm, and no step where it is not finite."""
+    if engine.zero_optimization_stage() or not engine.is_gradient_accumulation_boundary():
+        return
+    parameters = [p for p in engine.module.parameters() if p.grad is not None]
+    engine.plain_norm = torch.stack([p.grad.norm() for p in parameters]).norm().item()
+    if not math.isfinite(engine.plain_norm):
+        for parameter in parameters:
+            parameter.grad = None  # AdamW passes over parameters without gradient
+
+
+def was_applied(engine: Any) -> bool:
+    """Whether the last step changed the weights, on every rank alike; a gradient that is not finite skips it."""
+    return bool(engine.was_step_applied()) and math.isfinite(getattr(engine, "plain_norm", 0.0))
+
+
 def grad_norm(engine: Any) -> float:
     """Norm of the last step's gradient before clipping."""
     norm = engine.get_global_grad_norm()
-    if norm is None:  # stage 0: the engine keeps no norm, so it is taken from what backward left
-        return float(getattr(engine, "plain_grad_norm", math.nan))
-    return float(norm)
-
-
-def note_plain_norm(engine: Any) -> None:
-    """At stage 0, notes the gradient's norm between the last backward and the step, for `grad_norm`."""
-    if engine.zero_optimization_stage() == 0 and engine.is_gradient_accumulation_boundary():
-        norms = [p.grad.float().norm() for p in engine.module.parameters() if p.grad is not None]
-        engine.plain_grad_norm = torch.stack(norms).norm().item()
+    return float(getattr(engine, "plain_norm", math.nan) if norm is None else norm)

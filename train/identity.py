@@ -13,6 +13,7 @@ STOPPED, WRONG = 75, 2  # exit codes
 FREE_ON_RESUME = {
     *("micro_batch_size", "zero_stage", "offload_optimizer", "checkpoint_every", "keep_last", "keep_every"),
     *("validate_every", "validation_images", "log_every", "max_restarts", "activation_checkpointing", "compile"),
+    *("rank_timeout", "spike", "max_skips", "max_rollbacks"),
 }
 
 

@@ -168,9 +168,12 @@ class Loader:
                 yield waiting.pop(0).result()
 
 
-def positions_of(step: int, batch: int, micro: int, rank: int, world: int) -> list[tuple[int, int]]:
-    """(first, count) of the micro batches of a rank in a step; over all ranks they cover the step's positions once."""
-    return [(start + rank * micro, micro) for start in range(step * batch, (step + 1) * batch, micro * world)]
+def positions_of(position: int, batch: int, micro: int, rank: int, world: int) -> list[tuple[int, int]]:
+    """(first, count) of a rank's micro batches in the step that begins at `position`.
+
+    Over all ranks they cover the positions of the step, position … position + batch - 1, once.
+    """
+    return [(start + rank * micro, micro) for start in range(position, position + batch, micro * world)]
 
 
 def _allow_open_files() -> None:

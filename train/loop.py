@@ -14,15 +14,14 @@ import signal
 import socket
 import sys
 import time
+from collections.abc import Iterator
 from dataclasses import asdict
 from datetime import timedelta
-from typing import Any
 
 import deepspeed
 import numpy as np
 import torch
 import torch.distributed as dist
-from safetensors.torch import save_file
 from torch import Tensor
 
 from data_specs import digest, storage
@@ -32,176 +31,250 @@ from tokenize_jobs.device import pick_device
 from tokenize_jobs.fit import rate_factor
 from train import checkpoint, order
 from train.curve import Curve
-from train.ema import EMA, full_weights
-from train.engine import build_engine, config_of, grad_norm, micro_batch_of, note_plain_norm
+from train.ema import EMA
+from train.engine import before_step, build_engine, config_of, grad_norm, micro_batch_of, was_applied
+from train.guard import Guard
 from train.identity import STOPPED, WRONG, finished_step, identity
-from train.loader import Loader, positions_of
+from train.loader import Batch, Loader, positions_of
+from train.metrics import Meter
+from train.weights import CONFIG, EMA_WEIGHTS, WEIGHTS, write_safetensors
 
 
 class Run:
-    """A training run: engine, moving average, data, curve, and how many steps are made."""
+    """A training run: engine, moving average, data, and where it is.
+
+    `step` counts steps, `position` samples consumed; both go on together except where a return to a checkpoint leaves
+    out the data that led to it.
+    """
 
     def __init__(self, spec: Spec, root: str) -> None:
         self.spec, self.part, self.folder = spec, spec.train, storage.join(root, "transformer")
-        self.rank, self.world = dist.get_rank(), dist.get_world_size()
-        self.micro, self.device = micro_batch_of(spec, self.world), pick_device()
+        self.rank, self.world, self.device = dist.get_rank(), dist.get_world_size(), pick_device()
+        self.micro = micro_batch_of(spec, self.world)
         self.loader = Loader(self.part.codes, root, spec)
         self.validation = Loader([ShardInput.model_validate({"manifest": self.part.val_codes})], root, spec)
+        self.control = dist.new_group(backend="gloo")
         self.engine = build_engine(spec, root, self.world)
         self.ema = EMA(self.engine, self.part.ema)
-        state = checkpoint.resume(self.engine, self.ema, self.folder)
-        self.step = self.saved = state["step"] if state else 0
+        self.saver = checkpoint.Saver(self.engine, self.ema, self.folder)
+        self._take_place(checkpoint.resume(self.engine, self.ema, self.folder) or {})
+        self.rollbacks, self.told, self.note = 0, False, ""
         self.curve = Curve(self.folder, self.step, self.rank == 0, spec.name)
-        self.told, self.control = False, dist.new_group(backend="gloo")
-        self.waited, self.since, self.logged, self.note = 0.0, time.monotonic(), self.step, ""
+        self.meter = Meter(config_of(spec), self.part.batch_size, self.world, self.device)
+        self.bits: list[Tensor] = []  # of each depth [D], steps since the last row
 
+    def _take_place(self, state: checkpoint.State) -> None:
+        self.step, self.position = state.get("step", 0), state.get("position", 0)
+        self.saved = self.step
+        self.guard = Guard(self.part.spike, self.part.max_skips, state.get("guard"))
+
+    # ---- training --------------------------------------------------------------------------------------------------
     def train(self) -> bool:
         """Makes the steps that are left; False where it was told to stop, and has saved."""
         for number in (signal.SIGTERM, signal.SIGUSR1):
             signal.signal(number, lambda *_: setattr(self, "told", True))
         progress = Progress("train", self.part.steps, "steps", self.step)
-        steps = range(self.step, self.part.steps)
-        place = (self.part.batch_size, self.micro, self.rank, self.world)
-        batches = self.loader.ahead(w for step in steps for w in positions_of(step, *place))
+        batches = self._batches()
         while self.step < self.part.steps:
-            self._train_step(batches)
+            if self._train_step(batches):
+                self._roll_back()
+                batches = self._batches()
             if self.rank == 0:
-                progress.advance(1, self.note)
-            if self._told_to_stop():
+                progress.advance(self.step - progress.done, self.note)
+            if self._agree_to_stop():
                 self.save()
+                self.finish_saving()
                 return False
         self.save()
+        self.finish_saving()
         if self.rank == 0:
             progress.finish(self.note)
         return True
 
-    def _train_step(self, batches: Any) -> None:
-        rate = self.part.learning_rate * rate_factor(
-            self.part.schedule, self.part.warmup_steps, self.part.steps, self.step
-        )
-        for group in self.engine.optimizer.param_groups:
-            group["lr"] = rate
-        losses = [self._micro_step(batches, first) for first, _ in self._positions()]
-        self.ema.update()
+    def _batches(self) -> Iterator[Batch]:
+        """This rank's micro batches from the present position on, read one ahead."""
+        size = self.part.batch_size
+        starts = range(self.position, self.position + (self.part.steps - self.step) * size, size)
+        return self.loader.ahead(w for start in starts for w in self._places(start))
+
+    def _places(self, position: int) -> list[tuple[int, int]]:
+        return positions_of(position, self.part.batch_size, self.micro, self.rank, self.world)
+
+    def _train_step(self, batches: Iterator[Batch]) -> bool:
+        """One step of the optimizer; True when too many in a row had to be skipped."""
+        rate = self._set_rate()
+        losses = self._accumulate(batches)
+        applied = was_applied(self.engine)
+        if applied:
+            self.ema.update()
         self.step += 1
+        self.position += self.part.batch_size
+        self.meter.steps += 1
+        self.bits.append(losses / math.log(2))
+        if self.guard.note(float(losses.mean()), applied):
+            return True
+        self._periodic(rate)
+        return False
+
+    def _periodic(self, rate: float) -> None:
+        """What is due at this step: a row of the log, validation, a checkpoint."""
         last = self.step == self.part.steps
         if last or self.step % self.part.log_every == 0:
-            self._log(torch.stack(losses).mean(0), rate)
+            self._log(rate)
+        started = time.monotonic()
         if last or self.step % self.part.validate_every == 0:
             self._validate()
         if self.step % self.part.checkpoint_every == 0:
             self.save()
+        self.meter.paused += time.monotonic() - started
 
-    def _positions(self) -> list[tuple[int, int]]:
-        return positions_of(self.step, self.part.batch_size, self.micro, self.rank, self.world)
+    def _set_rate(self) -> float:
+        part = self.part
+        rate = part.learning_rate * rate_factor(part.schedule, part.warmup_steps, part.steps, self.step)
+        for group in self.engine.optimizer.param_groups:
+            group["lr"] = rate
+        return rate
 
-    def _micro_step(self, batches: Any, first: int) -> Tensor:
-        """Forward, backward and, at the end of accumulation, the optimizer; returns the loss of each depth [D]."""
+    def _accumulate(self, batches: Iterator[Batch]) -> Tensor:
+        """Forward and backward of this rank's micro batches, and the optimizer's step unless the loss forbids it.
+
+        Returns the mean loss of each depth over all ranks, nats, float64 [D] on the CPU.
+        """
+        total = torch.zeros(self.spec.shape.depth, device=self.device)
+        places = self._places(self.position)
+        for number, (first, _) in enumerate(places):
+            losses = self._forward(batches, first)
+            total += losses.detach() / len(places)
+            mean = losses.mean()
+            if number + 1 == len(places):
+                dist.all_reduce(total)
+                mean = mean * torch.where(total.mean() / self.world <= self.guard.limit, 1.0, math.nan)
+            self.engine.backward(mean)  # a gradient that is not a number makes the engine leave out the step
+            before_step(self.engine)
+            self.engine.step()
+        return (total / self.world).double().cpu()
+
+    def _forward(self, batches: Iterator[Batch], first: int) -> Tensor:
+        """Losses [D] of the next micro batch, which begins at position `first`."""
         started = time.monotonic()
         codes, classes = next(batches)
-        self.waited += time.monotonic() - started
+        self.meter.waited += time.monotonic() - started
         bits = int(order.draw_bits(self.spec.seed, np.array([first]), order.NETWORK_DROPOUT)[0])
         torch.manual_seed(bits % 2**63)
-        losses = self.engine(self._tensor(codes), self._tensor(classes), return_loss=True)
-        mean = losses.mean()
-        self._require_finite(mean.detach(), "loss")
-        self.engine.backward(mean)
-        note_plain_norm(self.engine)
-        self.engine.step()
-        return losses.detach()
+        losses: Tensor = self.engine(self._tensor(codes), self._tensor(classes), return_loss=True)
+        return losses
 
     def _tensor(self, array: np.ndarray) -> Tensor:
         return torch.from_numpy(array).to(self.device, non_blocking=True)
 
-    def _require_finite(self, value: Tensor, name: str) -> None:
-        if not torch.isfinite(value):
+    def _roll_back(self) -> None:
+        """Loads the last checkpoint and goes on behind the data that spoiled the steps since."""
+        self.finish_saving()
+        self.rollbacks += 1
+        state = checkpoint.resume(self.engine, self.ema, self.folder)
+        if state is None or self.rollbacks > self.part.max_rollbacks:
             raise ValueError(
-                f"{self.folder}: the {name} is not finite at step {self.step + 1}: lower train.learning_rate or warm up"
+                f"{self.folder}: the loss is not finite, or leaps, at step {self.step}, "
+                f"{self.part.max_skips} steps in a row, also after {self.rollbacks - 1} returns to a checkpoint: "
+                "lower train.learning_rate, lengthen train.warmup_steps, or look at the data with `dnd verify`"
             )
+        position, skipped = self.position, self.guard.skipped
+        self._take_place(state)
+        self.position, self.guard.skipped = position, skipped
+        self.curve.cut(self.step)
+        if self.rank == 0:
+            print(f"train: back to step {self.step}; data before sample {position} is left out", file=sys.stderr)
 
-    def _log(self, losses: Tensor, rate: float) -> None:
-        bits = self._mean_bits(losses)
-        now, images = time.monotonic(), (self.step - self.logged) * self.part.batch_size
-        taken = max(now - self.since, 1e-9)
-        tokens = self.spec.shape.grid[0] * self.spec.shape.grid[1] * self.spec.shape.depth
+    # ---- accounts --------------------------------------------------------------------------------------------------
+    def _log(self, rate: float) -> None:
+        bits = torch.stack(self.bits).mean(0)
+        self.bits = []
         row = {
             "step": self.step,
-            "bits_per_code": sum(bits) / len(bits),
-            "bits_per_code_by_depth": bits,
+            "position": self.position,
+            "bits_per_code": float(bits.mean()),
+            "bits_per_code_by_depth": bits.tolist(),
             "grad_norm": grad_norm(self.engine),
             "rate": rate,
-            "images_per_second": images / taken,
-            "tokens_per_second": images * tokens / taken,
-            "data_wait_share": self.waited / taken,
+            "skipped_steps": self.guard.skipped,
+            **self.meter.row(),
             "time": time.time(),
         }
         self.curve.add(row)
-        self.note = f"{row['bits_per_code']:.3f} bits a code"
-        self.waited, self.since, self.logged = 0.0, now, self.step
-
-    def _mean_bits(self, losses: Tensor) -> list[float]:
-        """Losses [D] in nats, each rank's mean -> bits by depth, mean over ranks."""
-        total = losses.double().cpu()
-        dist.all_reduce(total, group=self.control)
-        return [float(x) / self.world / math.log(2) for x in total]
+        speed = f"{row['images_per_second']:.4g} images/s" + (f", MFU {row['mfu']:.0%}" if "mfu" in row else "")
+        self.note = f"{row['bits_per_code']:.3f} bits a code, {speed}"
 
     def _validate(self) -> None:
-        started = time.monotonic()
         plain = self._validation_bits()
         with self.ema.in_place():
             smooth = self._validation_bits()
         self.curve.add(
             {
                 "step": self.step,
-                "val_bits_per_code": sum(plain) / len(plain),
-                "val_ema_bits_per_code": sum(smooth) / len(smooth),
-                "val_bits_per_code_by_depth": plain,
-                "val_ema_bits_per_code_by_depth": smooth,
+                "val_bits_per_code": float(plain.mean()),
+                "val_ema_bits_per_code": float(smooth.mean()),
+                "val_bits_per_code_by_depth": plain.tolist(),
+                "val_ema_bits_per_code_by_depth": smooth.tolist(),
                 "time": time.time(),
             }
         )
-        self.since += time.monotonic() - started  # not the training's time
 
     @torch.no_grad()
-    def _validation_bits(self) -> list[float]:
-        """Bits by depth on the first validation_images of the validation set, as many on each rank."""
+    def _validation_bits(self) -> Tensor:
+        """Bits by depth, float64 [D], on the first validation_images of the validation set, the same for any world."""
         self.engine.eval()
-        share = max(1, min(self.part.validation_images, len(self.validation)) // self.world)
+        images = min(self.part.validation_images, len(self.validation))
+        size = min(self.micro, math.ceil(images / self.world))
+        starts = range(0, images, size)
         total = torch.zeros(self.spec.shape.depth, dtype=torch.float64)
-        for first in range(0, share, self.micro):
-            count = min(self.micro, share - first)
-            codes, classes = self.validation.in_order(self.rank * share + first, count)
+        for number in range(self.rank, self.world * math.ceil(len(starts) / self.world), self.world):
+            first = starts[number % len(starts)]  # ranks without a share compute along: stage 3 needs all of them
+            count = min(size, images - first)
+            codes, classes = self.validation.in_order(first, count)
             losses = self.engine(self._tensor(codes), self._tensor(classes), return_loss=True)
-            total += losses.double().cpu() * (count / share)
+            total += losses.double().cpu() * (count / images if number < len(starts) else 0.0)
         self.engine.train()
-        return self._mean_bits(total)
+        dist.all_reduce(total, group=self.control)
+        return total / math.log(2)
 
-    def _told_to_stop(self) -> bool:
-        told = torch.tensor(self.told, dtype=torch.int32)
-        dist.all_reduce(told, op=dist.ReduceOp.MAX, group=self.control)
-        return bool(told)
+    # ---- stopping and saving ---------------------------------------------------------------------------------------
+    def _agree_to_stop(self) -> bool:
+        """Whether any rank was told to stop. Also completes a checkpoint once no rank is writing any more."""
+        flags = torch.tensor([self.told, self.saver.busy], dtype=torch.int32)
+        dist.all_reduce(flags, op=dist.ReduceOp.MAX, group=self.control)
+        if not flags[1]:
+            self.saver.commit(self.part.keep_last, self.part.keep_every)
+        return bool(flags[0])
 
     def save(self) -> None:
-        """Writes a checkpoint of this step, unless it is the one resumed from or just written."""
+        """Begins a checkpoint of this step, unless it is the one resumed from or just written."""
         if self.saved == self.step:
             return
+        self.finish_saving()
         self.curve.flush()
-        checkpoint.save(self.engine, self.ema, self.folder, self.step, {"spec": self.spec.model_dump(mode="json")})
+        place = {"step": self.step, "position": self.position, "guard": self.guard.state()}
+        self.saver.start({**place, "spec": self.spec.model_dump(mode="json")})
         self.saved = self.step
-        if self.rank == 0:
-            checkpoint.prune(self.folder, self.part.keep_last, self.part.keep_every)
+
+    def finish_saving(self) -> None:
+        """Waits for the checkpoint that is being written, on all ranks."""
+        self.saver.wait()
+        dist.barrier(group=self.control)
+        self.saver.commit(self.part.keep_last, self.part.keep_every)
+        dist.barrier(group=self.control)
 
     def export(self) -> None:
-        """Writes transformer.safetensors, ema.safetensors, transformer.json and, last, `done`."""
-        weights = full_weights(self.engine, self.rank == 0)
-        with self.ema.in_place():
-            averages = full_weights(self.engine, self.rank == 0)
-        if self.rank == 0:
-            with storage.writable_folder(self.folder) as folder:
-                save_file(weights, folder / "transformer.safetensors")
-                save_file(averages, folder / "ema.safetensors")
-                (folder / "transformer.json").write_text(json.dumps(asdict(config_of(self.spec)), indent=1) + "\n")
-            storage.write_text(storage.join(self.folder, "done"), json.dumps({"step": self.step}) + "\n")
+        """Writes transformer.safetensors, ema.safetensors, transformer.json and, last, `done`, from the checkpoint."""
+        uri = checkpoint.latest(self.folder)
+        if self.rank or uri is None:
+            return
+        stored = checkpoint.Stored(uri, checkpoint.read_state(uri))
+        shapes = {name: tuple(getattr(p, "ds_shape", p.shape)) for name, p in self.engine.module.named_parameters()}
+        with storage.writable_folder(self.folder) as folder:
+            for kind, name in ((checkpoint.WEIGHT, WEIGHTS), (checkpoint.AVERAGE, EMA_WEIGHTS)):
+                write_safetensors(folder / name, checkpoint.merged(stored, kind, shapes))
+            (folder / CONFIG).write_text(json.dumps(asdict(config_of(self.spec)), indent=1) + "\n")
+        storage.write_text(storage.join(self.folder, "done"), json.dumps({"step": self.step}) + "\n")
 
 
 def fit(spec: Spec, root: str) -> bool:
@@ -222,7 +295,7 @@ def fit(spec: Spec, root: str) -> bool:
     return finished
 
 
-def _join_ranks() -> None:
+def _join_ranks(timeout: timedelta) -> None:
     """Joins the ranks the launcher started; alone, it is the only one."""
     if "RANK" not in os.environ:
         with socket.socket() as probe:
@@ -233,7 +306,7 @@ def _join_ranks() -> None:
     cuda = torch.cuda.is_available()
     for name in ("deepspeed_shm_comm", "deepspeed_ccl_comm"):  # built at start by a compiler; gloo serves a CPU as well
         deepspeed.ops.__compatible_ops__[name] = False
-    deepspeed.init_distributed("nccl" if cuda else "gloo", timeout=timedelta(minutes=30), verbose=False)
+    deepspeed.init_distributed("nccl" if cuda else "gloo", timeout=timeout, verbose=False)
 
 
 def main() -> None:
@@ -242,9 +315,9 @@ def main() -> None:
     parser.add_argument("--root", required=True)
     parser.add_argument("--local_rank", type=int, default=0, help="given by the launcher")
     root = storage.absolute(parser.parse_args().root)
-    _join_ranks()
     try:
         spec = parse_spec(storage.read_text(storage.join(root, "spec.yaml")), f"{root}/spec.yaml")
+        _join_ranks(timedelta(seconds=spec.train.rank_timeout))
         finished = fit(spec, root)
     except ValueError as error:
         _give_up(str(error))

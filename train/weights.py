@@ -85,9 +85,9 @@ def import_transformer(checkpoint: str | Path, folder: str | Path, config: Trans
         _refuse_misfit(checkpoint, {name: tuple(t.shape) for name, t in state.items()}, config, "--preset and --size")
     folder.mkdir(parents=True, exist_ok=True)
     (folder / CONFIG).unlink(missing_ok=True)  # written last: a folder with it is whole
-    _write_safetensors(folder / WEIGHTS, weights)
+    write_safetensors(folder / WEIGHTS, weights)
     if average:
-        _write_safetensors(folder / EMA_WEIGHTS, average)
+        write_safetensors(folder / EMA_WEIGHTS, average)
     else:
         (folder / EMA_WEIGHTS).unlink(missing_ok=True)
         os.link(folder / WEIGHTS, folder / EMA_WEIGHTS)
@@ -178,7 +178,7 @@ def _looks_like(shapes: Shapes) -> str:
 
 
 # ---- writing -------------------------------------------------------------------------------------------------------
-def _write_safetensors(path: Path, tensors: Mapping[str, Tensor]) -> None:
+def write_safetensors(path: Path, tensors: Mapping[str, Tensor]) -> None:
     """Streams tensors into a safetensors file; the library's own writer first copies them all."""
     header: dict[str, Any] = {}
     end = 0

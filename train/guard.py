@@ -1,0 +1,40 @@
+"""Judges each step by its loss: which are to be skipped, and when so many were that training must go back."""
+
+from __future__ import annotations
+
+import math
+from collections import deque
+from typing import Any
+
+MEMORY = 100  # accepted losses that the mean is taken over
+FEWEST = 50  # losses to know before a spike can be told from the fall of the first steps
+
+
+class Guard:
+    """Skips in a row, skips altogether, and the limit above which a loss is a spike."""
+
+    def __init__(self, spike: float | None, max_skips: int, state: dict[str, Any] | None = None) -> None:
+        self.spike, self.max_skips, self.in_a_row = spike, max_skips, 0
+        self.recent = deque((state or {}).get("recent", []), MEMORY)
+        self.skipped = (state or {}).get("skipped", 0)
+
+    @property
+    def limit(self) -> float:
+        """The largest mean loss, nats, with which a step is made."""
+        if self.spike is None or len(self.recent) < FEWEST:
+            return math.inf
+        return self.spike * sum(self.recent) / len(self.recent)
+
+    def note(self, loss: float, applied: bool) -> bool:
+        """Takes in a step's mean loss, nats, and whether it was made; True when it is time to go back."""
+        if applied:
+            self.recent.append(loss)
+            self.in_a_row = 0
+            return False
+        self.skipped += 1
+        self.in_a_row += 1
+        return self.in_a_row >= self.max_skips
+
+    def state(self) -> dict[str, Any]:
+        """What a checkpoint keeps, for the constructor."""
+        return {"recent": list(self.recent), "skipped": self.skipped}

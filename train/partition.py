@@ -1,0 +1,116 @@
+"""This rank's part of the float32 training state, by parameter name, under every ZeRO stage.
+
+The optimizer keeps its weights as a few flat tensors whose cut depends on stage and world size. A `Piece` says which
+run of which parameter lies where in them, so that whoever goes by pieces (checkpoints, exports) knows no stages.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Any, NamedTuple
+
+import torch
+import torch.distributed as dist
+from torch import Tensor
+
+
+class Piece(NamedTuple):
+    """Elements start … start + length of the flattened parameter `name` lie at `offset` of master tensor `tensor`."""
+
+    name: str
+    start: int
+    length: int
+    tensor: int
+    offset: int
+
+
+def master_weights(engine: Any) -> list[Tensor]:
+    """This rank's float32 weights, the ones the optimizer steps, in whatever tensors the ZeRO stage keeps them."""
+    optimizer = engine.optimizer
+    for name in ("single_partition_of_fp32_groups", "fp32_partitioned_groups_flat"):  # stages 1 and 2; stage 3
+        if hasattr(optimizer, name):
+            return list(getattr(optimizer, name))
+    return [tensor for group in optimizer.param_groups for tensor in group["params"]]
+
+
+def pieces(engine: Any) -> list[Piece]:
+    """All pieces in this rank's master weights. At stage 0 every rank holds every parameter."""
+    optimizer = engine.optimizer
+    names = {id(parameter): name for name, parameter in engine.module.named_parameters()}
+    if hasattr(optimizer, "grad_position"):
+        return list(_stage3(optimizer, names))
+    if hasattr(optimizer, "bit16_groups"):
+        return list(_stage12(optimizer, names))
+    return [Piece(names[id(p)], 0, p.numel(), number, 0) for number, p in enumerate(master_weights(engine))]
+
+
+def own_pieces(engine: Any) -> list[Piece]:
+    """The pieces that this rank answers for: over all ranks they cover every parameter once."""
+    held = pieces(engine)
+    return held if engine.zero_optimization_stage() else held[dist.get_rank() :: dist.get_world_size()]
+
+
+def _stage12(optimizer: Any, names: dict[int, str]) -> Iterator[Piece]:
+    for tensor, group in enumerate(optimizer.bit16_groups):
+        for parameter in group:
+            if parameter._hp_mapping is not None:  # None: it lies on other ranks
+                here, there = parameter._hp_mapping.lp_fragment_address, parameter._hp_mapping.hp_fragment_address
+                yield Piece(names[id(parameter)], here.start, here.numel, tensor, there.start)
+
+
+def _stage3(optimizer: Any, names: dict[int, str]) -> Iterator[Piece]:
+    rank = dist.get_rank()
+    for group in optimizer.fp16_groups:
+        for parameter in group:
+            tensor, offset, share = optimizer.grad_position[optimizer.get_param_id(parameter)]
+            start = rank * share
+            length = min(share, parameter.ds_numel - start)  # the last ranks hold padding
+            if length > 0:
+                yield Piece(names[id(parameter)], start, length, tensor, offset)
+
+
+def view(tensors: list[Tensor], piece: Piece) -> Tensor:
+    """A piece's elements [length] within tensors like `master_weights`, sharing their memory."""
+    return tensors[piece.tensor].detach().view(-1)[piece.offset : piece.offset + piece.length]
+
+
+def moments(engine: Any) -> dict[str, list[Tensor]]:
+    """The optimizer's moments by name (exp_avg, exp_avg_sq), each like `master_weights`; {} before any step."""
+    state = basic_optimizer(engine).state
+    masters = master_weights(engine)
+    kinds = [k for k, v in state.get(masters[0], {}).items() if torch.is_tensor(v) and v.shape == masters[0].shape]
+    return {kind: [state[master][kind] for master in masters] for kind in kinds if kind != "step"}
+
+
+def set_moments(engine: Any, given: dict[str, list[Tensor]], steps: int) -> None:
+    """Gives the optimizer its moments, tensors like `master_weights`, and the number of steps it has made."""
+    optimizer = basic_optimizer(engine)
+    for number, master in enumerate(master_weights(engine)):
+        device = master.device if optimizer.defaults.get("fused") else "cpu"
+        count = torch.tensor(float(steps), dtype=torch.float32, device=device)
+        optimizer.state[master] = {"step": count, **{kind: tensors[number] for kind, tensors in given.items()}}
+
+
+def optimizer_steps(engine: Any) -> int:
+    """Steps the optimizer has made: those asked for less those it skipped."""
+    state = basic_optimizer(engine).state.get(master_weights(engine)[0], {})
+    return int(state["step"]) if "step" in state else 0
+
+
+def basic_optimizer(engine: Any) -> torch.optim.Optimizer:
+    """The PyTorch optimizer inside DeepSpeed's."""
+    optimizer = engine.optimizer
+    return getattr(optimizer, "optimizer", optimizer)
+
+
+@torch.no_grad()
+def refresh_model(engine: Any) -> None:
+    """Brings the model's weights up to date with the float32 ones after these were changed by hand; collective."""
+    optimizer = engine.optimizer
+    if hasattr(optimizer, "fp32_partitioned_groups_flat"):
+        for number in range(len(optimizer.fp32_partitioned_groups_flat)):
+            optimizer._reassign_or_swap_out_partitioned_parameters(number)
+        if optimizer.persistent_parameters:
+            optimizer.persistent_parameters[0].all_gather(optimizer.persistent_parameters)
+    elif hasattr(optimizer, "update_lp_params"):
+        optimizer.update_lp_params()
