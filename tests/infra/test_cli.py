@@ -15,7 +15,7 @@ from PIL import Image
 TINY = Path(__file__).parent.parent / "tiny.yaml"
 
 
-def dnd(*arguments: object, timeout: int = 280) -> subprocess.CompletedProcess[str]:
+def dnd(*arguments: object, timeout: int = 800) -> subprocess.CompletedProcess[str]:
     """Runs the command and returns what it said."""
     command = [sys.executable, "-m", "infra.cli", *map(str, arguments)]
     return subprocess.run(command, capture_output=True, text=True, timeout=timeout, check=False)

@@ -55,10 +55,10 @@ def test_a_killed_run_is_finished_by_the_next(undisturbed: Path, tmp_path: Path)
 
 
 def _wait_for(path: Path, run: subprocess.Popen[bytes]) -> None:
-    deadline = time.monotonic() + 120
+    deadline = time.monotonic() + 400
     while not path.exists():
         assert run.poll() is None, "the run ended before its first receipt"
-        assert time.monotonic() < deadline, "no receipt in two minutes"
+        assert time.monotonic() < deadline, "no receipt in time"
         time.sleep(0.05)
 
 
@@ -76,6 +76,6 @@ def test_what_is_free_on_resume_is_not_refused(undisturbed: Path) -> None:
 def test_two_jobs_on_one_root_end_in_one_valid_set(undisturbed: Path, tmp_path: Path) -> None:
     command = [sys.executable, "-m", "infra.cli", "render", str(TINY), "--root", str(tmp_path), "--workers", "1"]
     runs = [subprocess.Popen(command, stderr=subprocess.DEVNULL) for _ in range(2)]
-    assert [run.wait(timeout=240) for run in runs] == [0, 0]
+    assert [run.wait(timeout=800) for run in runs] == [0, 0]
     assert manifests(tmp_path) == manifests(undisturbed)
     assert [fault for split in SPLITS for fault in verify_set(str(tmp_path / split)) if "litter" not in fault] == []
