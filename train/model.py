@@ -299,7 +299,7 @@ class DnDTransformer(nn.Module):
 
         def head(depth: int, h: Tensor) -> Tensor:
             target = codes[:, :, depth]
-            results.append(self.output[depth](h, target if return_loss else None))
+            results.append(self.output[depth](h, target) if return_loss else self.output[depth](h))
             return target
 
         h = torch.cat([self.cls_embedding(classes), self.tok_embeddings(codes[:, :-1]).sum(2)], dim=1)

@@ -6,6 +6,7 @@ import pytest
 import torch
 from safetensors import safe_open
 
+from train.linear import packed, quantize_int8
 from train.model import DnDTransformer, TransformerConfig
 from train.noise import code_keys, gumbel, philox
 from train.sampling import FREE, guidance_scales, sample_best, sample_codes
@@ -227,3 +228,23 @@ def test_graphs_sample_what_the_whole_pass_says():
         assert torch.equal(codes, (unguided + (condition - unguided) * guidance).argmax(-1))
     on_cpu = sample_codes(model.cpu(), classes.cpu(), seed=9, guidance=1.5)
     assert (sample_codes(model.cuda(), classes, seed=9, guidance=1.5).cpu() == on_cpu).float().mean() > 0.99
+
+
+@pytest.mark.parametrize("rows", [4, 9])
+def test_packed_weights_change_nothing(model, rows):
+    fast = packed(model, rows)
+    assert (fast is model) == (not torch.backends.mkl.is_available())
+    codes = torch.randint(19, (rows, 15, 2))
+    classes = torch.arange(rows) % 4
+    torch.testing.assert_close(fast(codes[:, :1], classes), model(codes[:, :1], classes))
+    torch.testing.assert_close(fast(codes, classes), model(codes, classes))  # another number of rows
+
+
+def test_int8_weights_sample_nearly_the_same(model):
+    """Int8 weights cost little: the distributions stay within a hundredth of a nat, and they can be sampled."""
+    small = quantize_int8(model)
+    codes = sample_codes(small, [0, 1, 2, 3], guidance=1.5, seed=1)
+    classes = torch.arange(4)
+    wanted, got = model(codes, classes).log_softmax(-1), small(codes, classes).log_softmax(-1)
+    assert (wanted.exp() * (wanted - got)).sum(-1).mean() < 0.01
+    assert sum(t.nbytes for t in small.state_dict().values()) < 0.6 * sum(t.nbytes for t in model.state_dict().values())
