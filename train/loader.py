@@ -16,23 +16,23 @@ import numpy as np
 from numpy.lib.stride_tricks import sliding_window_view
 
 from data_specs import open_shards, storage
-from data_specs.shards import Shard
+from data_specs.shards import Shard, index_uri
 from data_specs.spec import ShardInput, Spec
 from train import order
 
+FETCHES = 8  # shards that a process fetches and verifies at a time
 Batch = tuple[np.ndarray, np.ndarray]  # codes int64 [b, L, D], classes int64 [b]
 
 
 class CodeShard:
-    """One verified shard, memory-mapped: codes of any samples at once, and all classes.
+    """One shard, memory-mapped: codes of any samples at once, and all classes.
 
-    Raises ValueError, naming the shard, for bytes that are not those of the manifest and for codes of another shape.
+    Raises ValueError, naming the shard, for codes of another shape.
     """
 
-    def __init__(self, uri: str, sha256: str, shape: tuple[int, int, int]) -> None:
+    def __init__(self, uri: str, shape: tuple[int, int, int]) -> None:
         self.uri, self.shape = uri, shape
-        _verify(uri, sha256)
-        shard = Shard(uri)
+        self.shard = shard = Shard(uri)
         rows, self.bytes = shard.field_rows("codes.npy"), np.frombuffer(shard.map, np.uint8)
         header, self.views = self._header(shard.map[int(rows["offset"][0]) :][:4096])
         self.view_bytes = 2 * int(np.prod(shape))
@@ -65,9 +65,11 @@ class CodeShard:
         return raw.view("<u2").reshape(len(numbers), -1, self.shape[2])
 
 
-def _verify(uri: str, sha256: str) -> None:
+def verify_shard(uri: str, sha256: str) -> None:
+    """Fetches a shard and its index to this node and raises ValueError where its bytes are not the manifest's."""
     with storage.local_copy(uri).open("rb") as file:
         found = hashlib.file_digest(file, "sha256").hexdigest()
+    storage.local_copy(index_uri(uri))
     if found != sha256:
         raise ValueError(f"{uri}: its bytes are not those of the manifest (sha256 {found[:12]}…); run `dnd verify`")
 
@@ -101,11 +103,24 @@ class CodeSet:
     def _shard(self, number: int) -> CodeShard:
         if number not in self.opened:
             entry = self.set.manifest["shardlist"][number]
-            shard = CodeShard(self.set.shard_uris[number], entry["sha256"], self.shape)
+            shard = CodeShard(self.set.shard_uris[number], self.shape)
             if len(shard.starts) != entry["nsamples"]:
                 raise ValueError(f"{shard.uri}: {len(shard.starts)} samples, the manifest says {entry['nsamples']}")
             self.opened[number] = shard
         return self.opened[number]
+
+    def verify(self, shards: slice) -> None:
+        """Fetches and verifies some of the shards, several at a time."""
+        with ThreadPoolExecutor(FETCHES) as pool:
+            uris, entries = self.set.shard_uris[shards], self.set.manifest["shardlist"][shards]
+            for done in [pool.submit(verify_shard, uri, entry["sha256"]) for uri, entry in zip(uris, entries)]:
+                done.result()
+
+    def name(self, sample: int) -> str:
+        """Shard and key of a sample, for messages."""
+        number, inside = self.set.locate(sample)
+        shard = self._shard(number)
+        return f"{shard.uri}: sample {shard.shard.key(inside)}"
 
 
 class Loader:
@@ -122,37 +137,58 @@ class Loader:
     def __len__(self) -> int:
         return sum(len(entry) for entry in self.sets)
 
+    def verify(self, part: int = 0, parts: int = 1) -> None:
+        """Fetches every parts-th shard, from number `part`, to this node, and checks its digest.
+
+        The ranks of a node share the work. Raises ValueError naming a shard whose bytes are not the manifest's.
+        """
+        for entry in self.sets:
+            entry.verify(slice(part, None, parts))
+
+    def samples(self, first: int, count: int) -> tuple[np.ndarray, np.ndarray]:
+        """(set, sample of it), each int64 [count], that are read at positions first … first + count - 1 of the run."""
+        chosen, places = order.choose_sets(np.arange(first, first + count, dtype=np.int64), self.weights)
+        samples = np.empty(count, np.int64)
+        for number, entry in enumerate(self.sets):
+            mine = chosen == number
+            samples[mine] = order.positions_to_samples(self.seed + number, places[mine], len(entry))
+        return chosen, samples
+
     def batch(self, first: int, count: int) -> Batch:
         """Codes int64 [count, L, D] and classes int64 [count] at positions first … first + count - 1 of the run.
 
         Class num_classes stands for a class that was dropped. Raises ValueError for damaged or unfitting shards.
         """
         positions = np.arange(first, first + count, dtype=np.int64)
-        chosen, places = order.choose_sets(positions, self.weights)
+        chosen, samples = self.samples(first, count)
         views = order.draw_uniform(self.seed, positions, order.VIEW)
         rows, columns, depth = self.sets[0].shape
         codes, classes = np.empty((count, rows * columns, depth), np.int64), np.empty(count, np.int64)
-        for number, entry in enumerate(self.sets):
+        for number in np.unique(chosen):
             mine = np.flatnonzero(chosen == number)
-            samples = order.positions_to_samples(self.seed + number, places[mine], len(entry))
-            codes[mine], classes[mine] = self._checked(number, entry.read(samples, views[mine]))
+            codes[mine], classes[mine] = self._read(number, samples[mine], views[mine])
         dropped = order.draw_uniform(self.seed, positions, order.CLASS_DROPOUT) < self.class_dropout
         return codes, np.where(dropped, self.num_classes, classes)
 
     def in_order(self, first: int, count: int) -> Batch:
         """First views of samples first … first + count - 1 of the first set, from its start again at its end."""
-        samples = np.arange(first, first + count, dtype=np.int64) % len(self.sets[0])
-        return self._checked(0, self.sets[0].read(samples, np.zeros(count)))
+        return self._read(0, np.arange(first, first + count, dtype=np.int64) % len(self.sets[0]), np.zeros(count))
 
-    def _checked(self, number: int, batch: Batch) -> Batch:
-        codes, classes = batch
-        where = self.sets[number].set.uri
-        if codes.size and codes.max() >= self.codebook_size:
-            raise ValueError(f"{where}: code {codes.max()} in it, but shape.codebook_size is {self.codebook_size}")
-        if codes.size and not 0 <= classes.min() <= classes.max() < self.num_classes:
+    def _read(self, number: int, samples: np.ndarray, views: np.ndarray) -> Batch:
+        """Reads samples of a set. Raises ValueError naming shard and key of one with codes or a class out of range."""
+        entry = self.sets[number]
+        codes, classes = entry.read(samples, views)
+        if codes.max() >= self.codebook_size:
+            worst = int(codes.reshape(len(codes), -1).max(1).argmax())
             raise ValueError(
-                f"{where}: classes {classes.min()} … {classes.max()} in it, but transformer.num_classes is "
-                f"{self.num_classes}: raise it to {classes.max() + 1}"
+                f"{entry.name(int(samples[worst]))} has code {codes.max()}, but shape.codebook_size is "
+                f"{self.codebook_size}: use the codes of the tokenizer that the spec describes"
+            )
+        if not 0 <= classes.min() <= classes.max() < self.num_classes:
+            worst = int(classes.argmax() if classes.min() >= 0 else classes.argmin())
+            raise ValueError(
+                f"{entry.name(int(samples[worst]))} has class {classes[worst]} (class_offset included), but "
+                f"transformer.num_classes is {self.num_classes}: raise it, or change train.codes"
             )
         return codes, classes
 

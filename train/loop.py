@@ -54,6 +54,7 @@ class Run:
         self.loader = Loader(self.part.codes, root, spec)
         self.validation = Loader([ShardInput.model_validate({"manifest": self.part.val_codes})], root, spec)
         self.control = dist.new_group(backend="gloo")
+        self._verify_data()
         self.engine = build_engine(spec, root, self.world)
         self.ema = EMA(self.engine, self.part.ema)
         self.saver = checkpoint.Saver(self.engine, self.ema, self.folder)
@@ -62,6 +63,13 @@ class Run:
         self.curve = Curve(self.folder, self.step, self.rank == 0, spec.name)
         self.meter = Meter(config_of(spec), self.part.batch_size, self.world, self.device)
         self.bits: list[Tensor] = []  # of each depth [D], steps since the last row
+
+    def _verify_data(self) -> None:
+        """Every node fetches and verifies all shards, its ranks a part each (LOCAL_SIZE: from DeepSpeed's launcher)."""
+        parts = int(os.environ.get("LOCAL_SIZE", "1"))
+        for loader in (self.loader, self.validation):
+            loader.verify(int(os.environ["LOCAL_RANK"]) % parts, parts)
+        dist.barrier(group=self.control)
 
     def _take_place(self, state: checkpoint.State) -> None:
         self.step, self.position = state.get("step", 0), state.get("position", 0)
@@ -319,7 +327,7 @@ def main() -> None:
         spec = parse_spec(storage.read_text(storage.join(root, "spec.yaml")), f"{root}/spec.yaml")
         _join_ranks(timedelta(seconds=spec.train.rank_timeout))
         finished = fit(spec, root)
-    except ValueError as error:
+    except (ValueError, FileNotFoundError) as error:
         _give_up(str(error))
     dist.destroy_process_group()
     sys.exit(0 if finished else STOPPED)

@@ -108,6 +108,7 @@ def refresh_model(engine: Any) -> None:
     """Brings the model's weights up to date with the float32 ones after these were changed by hand; collective."""
     optimizer = engine.optimizer
     if hasattr(optimizer, "fp32_partitioned_groups_flat"):
+        optimizer._partition_all_parameters()  # as its own step does: small ones stay whole on every rank otherwise
         for number in range(len(optimizer.fp32_partitioned_groups_flat)):
             optimizer._reassign_or_swap_out_partitioned_parameters(number)
         if optimizer.persistent_parameters:
