@@ -1,9 +1,9 @@
 """Linear maps for sampling, where a step multiplies a few rows with every weight.
 
-Measured on one core, float32, 2304 x 768 (ms of CPU for 12 such weights): 2 rows 6.7 plain, 6.5 packed, 2.2 int8; 8 rows
-15.8, 9.0, 6.8; 32 rows 18.3, 14.4, 24.2. So weights are packed from 4 rows on, and int8 pays for small batches: at size
-B, batch 1 with guidance, 33 ms a step instead of 46; it chose the same most likely code in 92 % of places where bfloat16
-weights did in 96 % (random weights, the hardest case: entropy 8.7 of 9.7 nats; divergence 0.0013 nats).
+Measured on one core, float32, 2304 x 768 (ms of CPU for 12 such weights): 2 rows 6.7 plain, 6.5 packed, 2.2 int8;
+8 rows 15.8, 9.0, 6.8; 32 rows 18.3, 14.4, 24.2. So weights are packed from 4 rows on, and int8 pays for small batches:
+at size B, batch 1 with guidance, 33 ms a step instead of 46; its most likely code was float32's in 92 % of places, and
+bfloat16's in 96 % (random weights, the hardest case: entropy 8.7 of 9.7 nats; divergence 0.0013 nats).
 """
 
 from __future__ import annotations
@@ -20,11 +20,11 @@ MIN_PACKED_ROWS = 4
 
 
 class PackedLinear(nn.Module):
-    """A float32 map whose weight lies as MKL's matrix product of `rows` rows wants it; other row counts work plainly."""
+    """A float32 map with its weight laid out for MKL's product of `rows` rows; any other number of rows works too."""
 
     def __init__(self, linear: nn.Linear, rows: int) -> None:
         super().__init__()
-        self.weight, self.rows = linear.weight.detach(), rows
+        self.weight, self.rows = linear.weight, rows
         self.packed = torch.ops.mkl._mkl_reorder_linear_weight(self.weight, rows)
 
     def forward(self, x: Tensor) -> Tensor:
@@ -76,4 +76,4 @@ def _twin(model: DnDTransformer, make: Callable[[nn.Linear], nn.Module]) -> DnDT
         for name, child in module.named_children():
             if isinstance(child, nn.Linear):
                 setattr(module, name, make(child))
-    return twin.eval()
+    return twin.eval().requires_grad_(False)
