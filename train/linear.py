@@ -25,7 +25,7 @@ class PackedLinear(nn.Module):
     def __init__(self, linear: nn.Linear, rows: int) -> None:
         super().__init__()
         self.weight, self.rows = linear.weight, rows
-        self.packed = torch.ops.mkl._mkl_reorder_linear_weight(self.weight, rows)
+        self.packed = torch.ops.mkl._mkl_reorder_linear_weight(linear.weight.detach(), rows)
 
     def forward(self, x: Tensor) -> Tensor:
         return torch.ops.mkl._mkl_linear(x, self.packed, self.weight, None, self.rows)
