@@ -41,7 +41,8 @@ def tiny_spec(*overrides: str) -> Spec:
         "tokenizer.channel_multipliers=[1, 2, 2, 4]",
         "transformer={num_layers: 2, num_heads: 2, width: 32, head_layers: [0, 1], num_classes: 3, class_dropout: 0.1}",
         "train={steps: 20, batch_size: 8, dtype: float32, zero_stage: 1, learning_rate: 0.003, ema: 0.9, log_every: 1, "
-        "checkpoint_every: 8, validate_every: 10, validation_images: 8, max_restarts: 0}",
+        "checkpoint_every: 8, validate_every: 10, validation_images: 8, max_restarts: 0, schedule: constant, "
+        "warmup_steps: 0}",
     ]
     return load_spec("demo", [*tiny, *overrides])
 

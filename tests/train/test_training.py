@@ -1,0 +1,100 @@
+"""Training with the real launcher: two ranks, killed, resumed, told to stop; its curve is the undisturbed one."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+import psutil
+import pytest
+from code_sets import make_root, tiny_spec
+from safetensors.torch import load_file
+
+from train.job import TrainingFailed, train
+
+RUN = "import sys; from code_sets import tiny_spec; from train.job import train; "
+RUN += "train(tiny_spec(*sys.argv[3:]), sys.argv[1], ranks=int(sys.argv[2]))"
+SLOW = ("train.checkpoint_every=4", "train.steps=4000")
+
+
+@pytest.fixture(autouse=True)
+def _quiet(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    monkeypatch.setenv("DND_WANDB", "0")
+    paths = [str(Path(__file__).parent), str(Path(__file__).parents[2])]
+    monkeypatch.setenv("PYTHONPATH", os.pathsep.join(paths))
+    yield
+
+
+def rows(root: str) -> list[dict]:
+    path = Path(root, "transformer/metrics.jsonl")
+    text = path.read_text() if path.exists() else ""
+    return [json.loads(line) for line in text.splitlines(keepends=True) if line.endswith("\n")]
+
+
+def curve(root: str) -> list[tuple[int, float, float | None]]:
+    return [
+        (row["step"], row.get("bits_per_code") or row["val_ema_bits_per_code"], row.get("grad_norm"))
+        for row in rows(root)
+    ]
+
+
+def wait_for_step(root: str, step: int, patience: float = 120) -> None:
+    deadline = time.monotonic() + patience
+    while not any(row["step"] >= step for row in rows(root)):
+        assert time.monotonic() < deadline, f"step {step} was not reached"
+        time.sleep(0.02)
+
+
+def kill_a_rank_at(root: str, step: int) -> None:
+    wait_for_step(root, step)
+    ranks = [p for p in psutil.process_iter(["cmdline"]) if root in (p.info["cmdline"] or []) and "-m" in p.cmdline()]
+    trainers = [p for p in ranks if p.cmdline()[p.cmdline().index("-m") + 1] == "train.loop"]
+    trainers[-1].send_signal(signal.SIGKILL)
+
+
+def test_two_ranks_killed_and_restarted_give_the_undisturbed_curve(tmp_path: Path) -> None:
+    spec = tiny_spec("train.max_restarts=1", "train.checkpoint_every=4")
+    whole, disturbed = make_root(tmp_path / "whole"), make_root(tmp_path / "disturbed")
+    train(spec, whole, ranks=2)
+    killer = threading.Thread(target=kill_a_rank_at, args=(disturbed, 6))
+    killer.start()
+    train(spec, disturbed, ranks=2)
+    killer.join()
+    assert [step for step, *_ in curve(whole)] == sorted([*range(1, 21), 10, 20])
+    assert curve(disturbed) == curve(whole)
+    for name in ("transformer.safetensors", "ema.safetensors"):
+        one, other = (load_file(Path(root, "transformer", name)) for root in (whole, disturbed))
+        assert all((one[key] == other[key]).all() for key in one)
+    losses = [row["bits_per_code"] for row in rows(whole) if "bits_per_code" in row]
+    assert losses[0] == pytest.approx(4, abs=1e-3)  # 16 codes, output layers at zero
+    assert losses[-1] < 3
+
+    started = time.monotonic()
+    train(spec, whole, ranks=2)
+    assert time.monotonic() - started < 1
+    with pytest.raises(ValueError, match=r"transformer.num_layers|learning_rate"):
+        train(tiny_spec("train.learning_rate=0.1"), whole, ranks=2)
+
+
+def test_told_to_stop_it_saves_and_goes_on_later(tmp_path: Path) -> None:
+    root = make_root(tmp_path)
+    process = subprocess.Popen([sys.executable, "-c", RUN, root, "1", *SLOW], stderr=subprocess.DEVNULL)
+    wait_for_step(root, 5)
+    process.send_signal(signal.SIGTERM)
+    assert process.wait(120) == 75
+    last = rows(root)[-1]["step"]
+    assert Path(root, f"transformer/step_{last:08d}").is_dir()
+    train(tiny_spec("train.checkpoint_every=4", f"train.steps={last + 2}"), root)  # a constant rate: steps are free
+    assert rows(root)[-1]["step"] == last + 2
+
+
+def test_a_loss_that_is_not_finite_stops_at_its_step(tmp_path: Path) -> None:
+    with pytest.raises(TrainingFailed, match="loss is not finite.* at step"):
+        train(tiny_spec("train.learning_rate=1.0e+38", "train.max_restarts=3"), make_root(tmp_path))
