@@ -67,8 +67,8 @@ def test_a_damaged_shard_is_named(tmp_path: Path) -> None:
     ("made", "message"),
     [
         ({"shape": (2, 8, 2)}, r"codes are uint16 \[1, 2, 8, 2\]"),
-        ({"vocabulary": 40}, "sample s0.* codebook_size is 16"),
-        ({"classes": 4}, "has class 3 .* num_classes is 3: raise it"),
+        ({"vocabulary": 40}, r"sample s0.*codebook_size is 16"),
+        ({"classes": 4}, r"has class 3 .*num_classes is 3: raise it"),
     ],
 )
 def test_codes_that_do_not_fit_the_spec_are_refused(tmp_path: Path, made: dict, message: str) -> None:

@@ -96,5 +96,5 @@ def test_told_to_stop_it_saves_and_goes_on_later(tmp_path: Path) -> None:
 
 
 def test_a_loss_that_is_not_finite_stops_at_its_step(tmp_path: Path) -> None:
-    with pytest.raises(TrainingFailed, match="loss is not finite.* at step"):
+    with pytest.raises(TrainingFailed, match=r"loss is not finite.* at step"):
         train(tiny_spec("train.learning_rate=1.0e+38", "train.max_restarts=3"), make_root(tmp_path))
