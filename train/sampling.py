@@ -38,7 +38,6 @@ class Settings:
     likelihood: bool
 
 
-@torch.no_grad()
 def sample_codes(
     model: DnDTransformer,
     classes: Tensor | Sequence[int],
@@ -78,8 +77,10 @@ def sample_codes(
         likelihood=return_log_likelihood,
     )
     images = torch.arange(first_index, first_index + len(classes), device=classes.device)
-    sampler = _sampler_for(model, len(classes), settings)
-    return sampler.run(classes, scales, code_keys(seed, images, config.num_positions, config.depth), given)
+    keys = code_keys(seed, images, config.num_positions, config.depth)
+    with torch.no_grad() if model.training else torch.inference_mode():
+        codes, likelihood = _sampler_for(model, len(classes), settings).run(classes, scales, keys, given)
+    return (codes.clone(), likelihood.clone()) if return_log_likelihood else codes.clone()
 
 
 def sample_best(
@@ -145,8 +146,8 @@ class Sampler:
         self.codes = torch.zeros(shape, dtype=torch.int64, device=device)
         self.likelihood = torch.zeros(shape, device=device)
 
-    def run(self, classes: Tensor, scales: Tensor, keys: Tensor, given: Tensor) -> Tensor | tuple[Tensor, Tensor]:
-        """Samples one batch; what it returns is the caller's own."""
+    def run(self, classes: Tensor, scales: Tensor, keys: Tensor, given: Tensor) -> tuple[Tensor, Tensor]:
+        """Samples one batch; returns codes [B, L, D], a buffer that the next batch overwrites, and likelihoods [B]."""
         for buffer, values in zip((self.scales, self.keys, self.given), (scales, keys, given), strict=True):
             buffer.copy_(values)
         no_class = torch.full_like(classes, self.config.num_classes)
@@ -159,8 +160,7 @@ class Sampler:
                 self.decoder.step(position, self.batch * (1 + (position <= guided_until)))
         finally:
             self.model.train(training)
-        codes = self.codes.clone()
-        return (codes, self.likelihood.double().sum((1, 2))) if self.settings.likelihood else codes
+        return self.codes, self.likelihood.double().sum((1, 2))
 
     def _pick(self, hidden: Tensor, depth: int, position: Tensor) -> Tensor:
         logits = self.model.output[depth](hidden)[:, 0].float()  # [R, V]

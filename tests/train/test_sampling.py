@@ -248,3 +248,9 @@ def test_int8_weights_sample_nearly_the_same(model):
     wanted, got = model(codes, classes).log_softmax(-1), small(codes, classes).log_softmax(-1)
     assert (wanted.exp() * (wanted - got)).sum(-1).mean() < 0.01
     assert sum(t.nbytes for t in small.state_dict().values()) < 0.6 * sum(t.nbytes for t in model.state_dict().values())
+
+
+def test_samples_can_be_trained_on(model):
+    codes = sample_codes(model, [0, 1])
+    model(codes, torch.tensor([0, 1]), return_loss=True).sum().backward()
+    model.zero_grad()
