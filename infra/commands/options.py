@@ -1,0 +1,53 @@
+"""Options that sub-commands share, and how they open a spec and a root."""
+
+from __future__ import annotations
+
+from typing import Annotated, Any
+
+import typer
+
+from data_specs import storage
+from data_specs.spec import Spec, load_spec
+from pipeline.runner import Workers
+
+SpecArg = Annotated[str, typer.Argument(help="a preset (see `dnd presets`) or a YAML file", metavar="SPEC")]
+RootOpt = Annotated[
+    str, typer.Option("--root", help="where everything of this run lies: a folder or s3://bucket/prefix")
+]
+SetOpt = Annotated[
+    list[str] | None, typer.Option("--set", help="override by dotted key: --set train.micro_batch_size=8")
+]
+AddressOpt = Annotated[
+    str | None, typer.Option("--ray-address", help="Ray cluster to use (default: embedded, or RAY_ADDRESS)")
+]
+WorkersOpt = Annotated[
+    int | None, typer.Option("--workers", min=1, help="number of workers (default: one a CPU or GPU)")
+]
+RanksOpt = Annotated[
+    int, typer.Option("--ranks", min=1, help="training processes on this machine (GPUs, or CPU ranks)")
+]
+
+
+def open_root(spec: str, root: str, overrides: list[str] | None) -> tuple[Spec, str]:
+    """Reads the spec, makes the root absolute, and writes the resolved spec into it."""
+    resolved, root = load_spec(spec, overrides or []), storage.absolute(root)
+    uri = storage.join(root, "spec.yaml")
+    if not storage.exists(uri) or storage.read_text(uri) != resolved.to_yaml():
+        storage.write_text(uri, resolved.to_yaml())
+    return resolved, root
+
+
+def compute_workers(address: str | None, number: int | None) -> Workers:
+    """Workers for stages that compute: one GPU each where there are GPUs."""
+    import torch
+
+    return Workers(address, number, gpus=1.0 if torch.cuda.is_available() else 0.0)
+
+
+def totals(manifest: dict[str, Any]) -> str:
+    """One line about a shard set."""
+    total = manifest["totals"]
+    return (
+        f"{total['written']} samples in {len(manifest['shardlist'])} shards "
+        f"({total['filtered']} filtered, {total['rejected']} rejected)"
+    )

@@ -1,0 +1,55 @@
+"""`dnd train-tokenizer`, `tokenize`, `decode`: images to codes and back."""
+
+from __future__ import annotations
+
+from typing import Annotated
+
+import typer
+
+from infra.commands.options import AddressOpt, RootOpt, SetOpt, SpecArg, WorkersOpt, compute_workers, open_root, totals
+
+app = typer.Typer()
+
+
+@app.command("train-tokenizer")
+def train_tokenizer(spec: SpecArg, root: RootOpt, set_: SetOpt = None) -> None:
+    """Trains the RQ-VAE on the image shards (ROOT/tokenizer); resumes from its last checkpoint."""
+    from tokenize_jobs.fit import fit
+
+    resolved, root = open_root(spec, root, set_)
+    fit(resolved, root)
+
+
+@app.command()
+def tokenize(
+    spec: SpecArg,
+    root: RootOpt,
+    set_: SetOpt = None,
+    ray_address: AddressOpt = None,
+    workers: WorkersOpt = None,
+) -> None:
+    """Image shards -> code shards (ROOT/codes/{train,val}), one to one."""
+    from tokenize_jobs.job import tokenize as run
+
+    resolved, root = open_root(spec, root, set_)
+    for split, manifest in run(resolved, root, compute_workers(ray_address, workers)).items():
+        print(f"codes/{split}: {totals(manifest)}")
+
+
+@app.command()
+def decode(
+    spec: SpecArg,
+    root: RootOpt,
+    set_: SetOpt = None,
+    ray_address: AddressOpt = None,
+    workers: WorkersOpt = None,
+    codes: Annotated[str, typer.Option("--codes", help="code shard set, relative to the root")] = "codes/val",
+    out: Annotated[
+        str, typer.Option("--out", help="folder for the pictures, relative to the root")
+    ] = "reconstructions/val",
+) -> None:
+    """Code shards -> pictures: an image shard set, PNGs, samples.npz and grid.png."""
+    from tokenize_jobs.job import decode as run
+
+    resolved, root = open_root(spec, root, set_)
+    print(totals(run(resolved, root, codes, out, compute_workers(ray_address, workers))))

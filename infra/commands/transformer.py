@@ -1,0 +1,50 @@
+"""`dnd train`, `sample`: the transformer on codes."""
+
+from __future__ import annotations
+
+from typing import Annotated
+
+import typer
+
+from data_specs import storage
+from infra.commands.options import (
+    AddressOpt,
+    RanksOpt,
+    RootOpt,
+    SetOpt,
+    SpecArg,
+    WorkersOpt,
+    compute_workers,
+    open_root,
+)
+
+app = typer.Typer()
+
+
+@app.command()
+def train(spec: SpecArg, root: RootOpt, set_: SetOpt = None, ranks: RanksOpt = 1) -> None:
+    """Trains the transformer with DeepSpeed (ROOT/transformer); resumes from its last checkpoint."""
+    from train.job import train as run
+
+    resolved, root = open_root(spec, root, set_)
+    run(resolved, root, ranks=ranks)
+
+
+@app.command()
+def sample(
+    spec: SpecArg,
+    root: RootOpt,
+    set_: SetOpt = None,
+    ray_address: AddressOpt = None,
+    workers: WorkersOpt = None,
+    num: Annotated[int | None, typer.Option("--num", min=1, help="images (default: the spec's)")] = None,
+) -> None:
+    """Draws images from the trained model: codes, pictures, samples.npz, grid.png (ROOT/samples/NAME)."""
+    from tokenize_jobs.job import decode as run_decode
+    from train.sample_job import sample as run
+
+    resolved, root = open_root(spec, root, [*(set_ or []), *([f"sample.num={num}"] if num else [])])
+    use, out = compute_workers(ray_address, workers), f"samples/{resolved.sample.name}"
+    run(resolved, root, use)
+    run_decode(resolved, root, f"{out}/codes", out, use)
+    print(f"pictures: {storage.join(root, out, 'grid.png')}")
