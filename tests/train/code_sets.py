@@ -38,6 +38,7 @@ def tiny_spec(*overrides: str) -> Spec:
     """Two layers of width 32 over 4x4x2 codes of 16, float32, eight images a step."""
     tiny = [
         "shape={image_size: 32, grid: [4, 4], depth: 2, codebook_size: 16}",
+        "tokenizer.patch=1",
         "tokenizer.channel_multipliers=[1, 2, 2, 4]",
         "transformer={num_layers: 2, num_heads: 2, width: 32, head_layers: [0, 1], num_classes: 3, class_dropout: 0.1}",
         "train={steps: 20, batch_size: 8, dtype: float32, zero_stage: 1, learning_rate: 0.003, ema: 0.9, log_every: 1, "
