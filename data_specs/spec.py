@@ -206,6 +206,7 @@ class Tokenizer(Part):
     channel_multipliers: tuple[int, ...] = (1, 1, 2, 2, 4)
     res_blocks: int = Field(2, ge=1)
     patch: int = Field(1, ge=1, description="side of the squares of pixels folded into channels first")
+    shortcut: bool = Field(False, description="a linear way past encoder and decoder: learns many times faster")
     attention_sizes: tuple[int, ...] | None = Field(
         None, description="feature sizes with attention (default: the grid)"
     )

@@ -49,6 +49,7 @@ def config_of(spec: Spec) -> RQVAEConfig:
         attn_resolutions=part.attention_sizes,
         z_channels=part.embed_dim,
         patch=part.patch,
+        shortcut=part.shortcut,
         decay=part.decay,
         commitment_weight=part.commitment,
         restart_unused_codes=part.restart_unused,

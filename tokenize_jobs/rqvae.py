@@ -33,6 +33,7 @@ class RQVAEConfig:
     resolution: int = 0  # the side by which attn_resolutions count; 0: the image's height
     z_channels: int = 256
     patch: int = 1  # side of the squares of pixels folded into channels first; 1 in every released tokenizer
+    shortcut: bool = False  # a linear way past encoder and decoder; none in the released tokenizers
     dropout: float = 0.0
     decay: float = 0.99
     commitment_weight: float = 0.25
@@ -123,6 +124,8 @@ class RQVAEConfig:
         """The `hparams` and `ddconfig` of a released config.yaml; ValueError for what has no counterpart there."""
         if self.patch != 1:
             raise ValueError(f"patch is {self.patch}: released tokenizers have none (1)")
+        if self.shortcut:
+            raise ValueError("shortcut is true: released tokenizers have none")
         hparams = {
             "bottleneck_type": "rq",
             "embed_dim": self.embed_dim,
@@ -228,11 +231,14 @@ class RQVAE(nn.Module):
 
 
 class Encoder(nn.Module):
-    """Images to [B, z_channels, latent height, latent width]; each level but the last halves the side."""
+    """Images to [B, z_channels, latent height, latent width]; each level but the last halves the side.
+
+    The shortcut adds a linear map of each latent's square of pixels (the residual autoencoding of arXiv 2410.10733).
+    """
 
     def __init__(self, config: RQVAEConfig):
         super().__init__()
-        self.patch = config.patch
+        self.patch, self.fold = config.patch, config.downsampling
         channels = config.ch
         self.conv_in = conv3x3(3 * config.patch**2, channels)
         self.down = nn.ModuleList()
@@ -245,13 +251,15 @@ class Encoder(nn.Module):
         self.mid = Middle(channels, config.dropout)
         self.norm_out = group_norm(channels)
         self.conv_out = conv3x3(channels, config.z_channels)
+        self.shortcut = nn.Conv2d(3 * self.fold**2, config.z_channels, 1) if config.shortcut else None
 
-    def forward(self, x: Tensor) -> Tensor:
-        x = F.pixel_unshuffle(x, self.patch) if self.patch > 1 else x
+    def forward(self, images: Tensor) -> Tensor:
+        x = F.pixel_unshuffle(images, self.patch) if self.patch > 1 else images
         x = self.conv_in(x)
         for stage in self.down:
             x = stage(x)
-        return self.conv_out(F.silu(self.norm_out(self.mid(x))))
+        x = self.conv_out(F.silu(self.norm_out(self.mid(x))))
+        return x if self.shortcut is None else x + self.shortcut(F.pixel_unshuffle(images, self.fold))
 
 
 class Decoder(nn.Module):
@@ -259,7 +267,7 @@ class Decoder(nn.Module):
 
     def __init__(self, config: RQVAEConfig):
         super().__init__()
-        self.patch = config.patch
+        self.patch, self.fold = config.patch, config.downsampling
         channels = config.ch * config.ch_mult[-1]
         self.conv_in = conv3x3(config.z_channels, channels)
         self.mid = Middle(channels, config.dropout)
@@ -272,13 +280,15 @@ class Decoder(nn.Module):
             self.up.insert(0, stage)
         self.norm_out = group_norm(channels)
         self.conv_out = conv3x3(channels, 3 * config.patch**2)
+        self.shortcut = nn.Conv2d(config.z_channels, 3 * self.fold**2, 1) if config.shortcut else None
 
-    def forward(self, x: Tensor) -> Tensor:
-        x = self.mid(self.conv_in(x))
+    def forward(self, latents: Tensor) -> Tensor:
+        x = self.mid(self.conv_in(latents))
         for stage in reversed(self.up):
             x = stage(x)
         x = self.conv_out(F.silu(self.norm_out(x)))
-        return F.pixel_shuffle(x, self.patch) if self.patch > 1 else x
+        x = F.pixel_shuffle(x, self.patch) if self.patch > 1 else x
+        return x if self.shortcut is None else x + F.pixel_shuffle(self.shortcut(latents), self.fold)
 
 
 class Stage(nn.Module):

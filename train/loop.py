@@ -82,11 +82,11 @@ class Run:
         for number in (signal.SIGTERM, signal.SIGUSR1):
             signal.signal(number, lambda *_: setattr(self, "told", True))
         progress = Progress("train", self.part.steps, "steps", self.step)
-        batches = self._batches()
+        batches = self.batches()
         while self.step < self.part.steps:
-            if self._train_step(batches):
+            if self.train_step(batches):
                 self._roll_back()
-                batches = self._batches()
+                batches = self.batches()
             if self.rank == 0:
                 progress.advance(self.step - progress.done, self.note)
             if self._agree_to_stop():
@@ -99,7 +99,7 @@ class Run:
             progress.finish(self.note)
         return True
 
-    def _batches(self) -> Iterator[Batch]:
+    def batches(self) -> Iterator[Batch]:
         """This rank's micro batches from the present position on, read one ahead."""
         size = self.part.batch_size
         starts = range(self.position, self.position + (self.part.steps - self.step) * size, size)
@@ -108,7 +108,7 @@ class Run:
     def _places(self, position: int) -> list[tuple[int, int]]:
         return positions_of(position, self.part.batch_size, self.micro, self.rank, self.world)
 
-    def _train_step(self, batches: Iterator[Batch]) -> bool:
+    def train_step(self, batches: Iterator[Batch]) -> bool:
         """One step of the optimizer; True when too many in a row had to be skipped."""
         rate = self._set_rate()
         losses = self._accumulate(batches)
@@ -303,7 +303,7 @@ def fit(spec: Spec, root: str) -> bool:
     return finished
 
 
-def _join_ranks(timeout: timedelta) -> None:
+def join_ranks(timeout: timedelta) -> None:
     """Joins the ranks the launcher started; alone, it is the only one."""
     if "RANK" not in os.environ:
         with socket.socket() as probe:
@@ -325,7 +325,7 @@ def main() -> None:
     root = storage.absolute(parser.parse_args().root)
     try:
         spec = parse_spec(storage.read_text(storage.join(root, "spec.yaml")), f"{root}/spec.yaml")
-        _join_ranks(timedelta(seconds=spec.train.rank_timeout))
+        join_ranks(timedelta(seconds=spec.train.rank_timeout))
         finished = fit(spec, root)
     except (ValueError, FileNotFoundError) as error:
         _give_up(str(error))

@@ -1,0 +1,28 @@
+"""Code shards of random codes for the benchmarks of loading and training."""
+
+from __future__ import annotations
+
+import numpy as np
+
+from data_specs import storage
+from data_specs.manifest import merge
+from data_specs.receipts import commit
+from data_specs.spec import Spec
+from data_specs.units import Plan, Sample, write_plan
+from tokenize_jobs.encode import npy
+
+
+def random_codes(spec: Spec, root: str, samples: int, shards: int) -> None:
+    """ROOT/codes/{train,val}: `samples` samples of one view in `shards` shards, and a small validation set."""
+    for split, count, parts in (("train", samples, shards), ("val", 64, 1)):
+        uri = storage.join(root, "codes", split)
+        plan = write_plan(uri, "bench", {"stage": "bench"}, ({"unit": number} for number in range(parts)))
+        for unit in range(parts):
+            commit(uri, plan.digest, unit, (_sample(spec, number) for number in range(unit, count, parts)))
+        merge(Plan(uri, plan.digest, plan.identity, parts), "codes")
+
+
+def _sample(spec: Spec, number: int) -> Sample:
+    shape = (1, *spec.shape.grid, spec.shape.depth)
+    codes = np.random.default_rng(number).integers(spec.shape.codebook_size, size=shape).astype(np.uint16)
+    return Sample(f"{number:08d}", {"codes.npy": npy(codes), "cls": b"0", "json": b"{}"})

@@ -1,0 +1,44 @@
+"""Ours against a baseline, in turns: the median of the rounds' ratios."""
+
+from __future__ import annotations
+
+import sys
+import time
+from collections.abc import Callable
+from statistics import median
+from typing import NamedTuple
+
+Work = Callable[[], int]  # does some work and returns how many items it made
+
+
+class Comparison(NamedTuple):
+    """Median rates in items/s, and the ratio ours / baseline of each round."""
+
+    ours: float
+    baseline: float
+    ratios: list[float]
+
+    @property
+    def ratio(self) -> float:
+        """Median ratio over the rounds."""
+        return median(self.ratios)
+
+
+def compare(ours: Work, baseline: Work, rounds: int) -> Comparison:
+    """Runs both once unmeasured, then `rounds` times in turns, the first of a round changing each time."""
+    ours(), baseline()
+    rates: list[tuple[float, float]] = []
+    for number in range(rounds):
+        if number % 2:
+            second, first = _rate(baseline), _rate(ours)
+        else:
+            first, second = _rate(ours), _rate(baseline)
+        rates.append((first, second))
+        print(f"round {number + 1}/{rounds}: {first:.4g} /s against {second:.4g} /s", file=sys.stderr, flush=True)
+    return Comparison(median(r[0] for r in rates), median(r[1] for r in rates), [a / b for a, b in rates])
+
+
+def _rate(work: Work) -> float:
+    started = time.perf_counter()
+    count = work()
+    return count / (time.perf_counter() - started)

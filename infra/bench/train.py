@@ -1,0 +1,62 @@
+"""Training: a step of our loop (engine, loader, accounts, moving average) against a bare PyTorch step of the model."""
+
+from __future__ import annotations
+
+import os
+import tempfile
+from datetime import timedelta
+
+import torch
+
+from data_specs.spec import Spec, load_spec
+from infra.bench.codes import random_codes
+from infra.bench.rounds import Comparison, compare
+from train.engine import config_of, parameter_groups
+from train.loop import Run, join_ranks
+from train.model import DnDTransformer
+
+STEPS = 4  # measured at a time
+OWN = ["train.steps=1000000", "train.checkpoint_every=1000000", "train.validate_every=1000000", "train.zero_stage=0"]
+
+
+def train(preset: str, rounds: int, batch: int | None) -> Comparison:
+    """Images/s of one process with all its threads: ours at ZeRO stage 0 against the same model, optimizer and batch."""
+    os.environ.setdefault("WANDB_MODE", "disabled")
+    if not torch.cuda.is_available():
+        os.environ.setdefault("DS_ACCELERATOR", "cpu")
+    spec = load_spec(preset, [*OWN, *([f"train.batch_size={batch}"] if batch else [])])
+    with tempfile.TemporaryDirectory(prefix="dnd-bench-") as root:
+        random_codes(spec, root, 2048, 2)
+        join_ranks(timedelta(minutes=5))
+        run = Run(spec, root)
+        batches, bare = run.batches(), _Bare(spec)
+
+        def ours() -> int:
+            for _ in range(STEPS):
+                run.train_step(batches)
+            return STEPS * spec.train.batch_size
+
+        return compare(ours, bare.steps, rounds)
+
+
+class _Bare:
+    """The same model with nothing around it; its batch lies in memory."""
+
+    def __init__(self, spec: Spec) -> None:
+        part, self.spec = spec.train, spec
+        self.model = DnDTransformer(config_of(spec)).train()
+        groups = parameter_groups(self.model, part.weight_decay)
+        self.optimizer = torch.optim.AdamW(groups, lr=part.learning_rate, betas=part.betas, fused=True)
+        rows, columns = spec.shape.grid
+        shape = (part.batch_size, rows * columns, spec.shape.depth)
+        self.codes = torch.randint(spec.shape.codebook_size, shape)
+        self.classes = torch.zeros(part.batch_size, dtype=torch.int64)
+
+    def steps(self) -> int:
+        """Makes STEPS steps and returns the images they took."""
+        for _ in range(STEPS):
+            self.optimizer.zero_grad(set_to_none=True)
+            self.model(self.codes, self.classes, return_loss=True).mean().backward()
+            torch.nn.utils.clip_grad_norm_(self.model.parameters(), self.spec.train.clip)
+            self.optimizer.step()
+        return STEPS * len(self.codes)

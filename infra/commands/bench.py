@@ -1,0 +1,78 @@
+"""`dnd bench …`: ours against a plain baseline in the same process; prints a ratio."""
+
+from __future__ import annotations
+
+from typing import Annotated, Literal
+
+import typer
+
+from infra.bench.rounds import Comparison
+
+app = typer.Typer()
+bench = typer.Typer(no_args_is_help=True, help="Ours against a plain baseline, in turns in one process: a ratio.")
+app.add_typer(bench, name="bench")
+
+PresetOpt = Annotated[str, typer.Option("--preset", help="preset or YAML file whose sizes are used")]
+RoundsOpt = Annotated[int, typer.Option("--rounds", min=1, help="how often each is measured, in turns")]
+
+
+def _say(what: str, unit: str, against: str, result: Comparison) -> None:
+    low, high = min(result.ratios), max(result.ratios)
+    print(
+        f"{what}: {result.ratio:.2f} x {against} ({low:.2f}-{high:.2f} in {len(result.ratios)} rounds; "
+        f"{result.ours:.4g} against {result.baseline:.4g} {unit}/s here)"
+    )
+
+
+@bench.command()
+def render(
+    kind: Annotated[Literal["pages", "text"], typer.Option("--kind", help="PDF pages, or rich text")] = "pages",
+    preset: PresetOpt = "demo",
+    rounds: RoundsOpt = 5,
+) -> None:
+    """Documents to a committed shard in one worker, against a bare loop that draws and encodes the same pictures."""
+    from infra.bench.render import render as run
+
+    _say(f"render {kind}", "pictures", "bare rendering", run(kind, preset, rounds))
+
+
+@bench.command()
+def tokenize(preset: PresetOpt = "demo", rounds: RoundsOpt = 5) -> None:
+    """Image shard to committed code shard in one worker, against the bare encoder on decoded images."""
+    from infra.bench.tokenize import tokenize as run
+
+    _say("tokenize", "images", "the bare encoder", run(preset, rounds))
+
+
+@bench.command()
+def load(preset: PresetOpt = "imagenet_16x16x2", rounds: RoundsOpt = 5) -> None:
+    """Batches of codes in random order, against webdataset's own reader of the same shards."""
+    from infra.bench.load import load as run
+
+    _say("load", "samples", "webdataset's reader", run(preset, rounds))
+
+
+@bench.command()
+def train(
+    preset: PresetOpt = "demo",
+    rounds: RoundsOpt = 5,
+    batch: Annotated[int | None, typer.Option("--batch", min=1, help="images a step (default: the preset's)")] = None,
+) -> None:
+    """A training step with everything around it, against a bare PyTorch step of the same model."""
+    from infra.bench.train import train as run
+
+    _say("train", "images", "a bare PyTorch step", run(preset, rounds, batch))
+
+
+@bench.command()
+def sample(
+    preset: PresetOpt = "demo",
+    rounds: RoundsOpt = 5,
+    batch: Annotated[int, typer.Option("--batch", min=1, help="images at a time")] = 16,
+    guidance: Annotated[float, typer.Option("--guidance", help="1: none")] = 1.0,
+    set_: Annotated[list[str] | None, typer.Option("--set", help="override by dotted key")] = None,
+) -> None:
+    """Our decoder against the plain eager loop, same weights, dtype and batch."""
+    from infra.bench.sample import sample as run
+
+    _say("sample", "images", "the plain eager sampler", run(preset, rounds, batch, guidance, set_ or []))
