@@ -223,6 +223,7 @@ class Tokenizer(Part):
     gan_weight: float = Field(0.75, ge=0)
     ema: float | None = Field(None, gt=0, lt=1, description="moving average of the model's weights")
     learning_rate: float = Field(4e-5, gt=0)
+    betas: tuple[float, float] = (0.5, 0.9)
     schedule: Literal["constant", "cosine"] = "constant"
     warmup_steps: int = Field(0, ge=0)
     batch_size: int = Field(256, ge=1, description="images a step, over all ranks")

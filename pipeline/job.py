@@ -2,9 +2,13 @@
 
 from __future__ import annotations
 
+import itertools
 import json
+import tempfile
 from collections.abc import Callable
+from contextlib import ExitStack
 from functools import partial
+from pathlib import Path
 
 from data_specs import digest, storage
 from data_specs.manifest import Manifest
@@ -23,16 +27,49 @@ def render(spec: Spec, root: str, workers: Workers) -> dict[str, Manifest]:
 
     Raises ValueError for an empty source or a root made for another spec, UnitsFailed where units failed for good.
     """
-    plans = {split: _plan(spec, root, split) for split in SPLITS}
+    plans = _plans(spec, root)
     run = lambda split: run_plan(  # noqa: E731
         plans[split], partial(_setup, spec, plans[split]), workers, "images", f"render {split}"
     )
     return {split: run(split) for split in SPLITS}
 
 
-def _plan(spec: Spec, root: str, split: str) -> Plan:
-    set_uri = storage.join(root, "images", split)
-    identity = {
+def _plans(spec: Spec, root: str) -> dict[str, Plan]:
+    """The stored plans of both splits; those that are missing are made from one listing of the sources."""
+    set_uris = {split: storage.join(root, "images", split) for split in SPLITS}
+    stored = {split: read_plan(uri) for split, uri in set_uris.items()}
+    for split, plan in stored.items():
+        if plan:
+            digest.require_same(plan.set_uri, plan.identity, _identity(spec, split))
+    if all(stored.values()):
+        return {split: plan for split, plan in stored.items() if plan}
+    with tempfile.TemporaryDirectory(prefix="dnd-plan-") as folder:
+        units = _list(spec, root, Path(folder))
+        return {split: stored[split] or _write(spec, uri, split, units[split]) for split, uri in set_uris.items()}
+
+
+def _list(spec: Spec, root: str, folder: Path) -> dict[str, Path]:
+    """Lists and cuts the sources once, by streaming: a file of units, one a line, for each split."""
+    sources = [prepare(source, storage.join(root, "inputs")) for source in spec.render.sources]
+    if names := class_names(sources):
+        storage.create_if_absent(storage.join(root, "images", "classes.json"), json.dumps(names).encode())
+    numbers = {split: itertools.count() for split in SPLITS}
+    with ExitStack() as stack:
+        files = {split: stack.enter_context(open(folder / split, "w", encoding="utf-8")) for split in SPLITS}
+        for split, unit in cut(spec.render, sources):
+            files[split].write(json.dumps(unit | {"unit": next(numbers[split])}) + "\n")
+    return {split: folder / split for split in SPLITS}
+
+
+def _write(spec: Spec, set_uri: str, split: str, units: Path) -> Plan:
+    identity = _identity(spec, split)
+    with units.open(encoding="utf-8") as lines:
+        return write_plan(set_uri, digest.digest_of(identity), identity, map(json.loads, lines))
+
+
+def _identity(spec: Spec, split: str) -> digest.Identity:
+    """What the images of a split depend on."""
+    return {
         "stage": "render",
         "split": split,
         "image_size": spec.shape.image_size,
@@ -40,15 +77,6 @@ def _plan(spec: Spec, root: str, split: str) -> Plan:
         "seed": spec.seed,
         "versions": versions(),
     }
-    if plan := read_plan(set_uri):
-        digest.require_same(set_uri, plan.identity, identity)
-        return plan
-    sources = [prepare(source, storage.join(root, "inputs")) for source in spec.render.sources]
-    if names := class_names(sources):
-        storage.create_if_absent(storage.join(root, "images", "classes.json"), json.dumps(names).encode())
-    of_split = (unit for its_split, unit in cut(spec.render, sources) if its_split == split)
-    units = (unit | {"unit": number} for number, unit in enumerate(of_split))
-    return write_plan(set_uri, digest.digest_of(identity), identity, units)
 
 
 def _setup(spec: Spec, plan: Plan) -> Stage:

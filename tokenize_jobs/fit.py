@@ -28,6 +28,7 @@ from data_specs.spec import Spec, parse_spec
 from tokenize_jobs.device import autocast, fast_dtype, pick_device
 from tokenize_jobs.quantizer import codebook_health
 from tokenize_jobs.rqvae import RQVAE, RQVAEConfig
+from tokenize_jobs.views import center_view
 from tokenize_jobs.weights import load_tokenizer, save_tokenizer
 
 FREE_ON_RESUME = {"steps", "micro_batch_size", "checkpoint_every", "log_every"}
@@ -108,8 +109,7 @@ class _Run:
         self.net: nn.Module = self.model
         if self.world > 1:
             self.net = nn.parallel.DistributedDataParallel(self.model, broadcast_buffers=False)
-        betas = (0.5, 0.9)  # as in RQ-VAE
-        self.optimizer = torch.optim.Adam(self.model.parameters(), lr=self.part.learning_rate, betas=betas)
+        self.optimizer = torch.optim.Adam(self.model.parameters(), lr=self.part.learning_rate, betas=self.part.betas)
         self.codes_seen: list[Tensor] = []
         self._resume()
 
@@ -140,7 +140,7 @@ class _Run:
         mine = slice(self.rank, self.part.batch_size, self.world)
         places = draw(self.sets, [s.weight for s in self.part.images], self.part.batch_size, self.spec.seed, step)[mine]
         size = self.spec.shape.image_size
-        return np.stack([_crop(self.sets[number][index]["image"], size) for number, index in places])
+        return np.stack([center_view(self.sets[number][index]["image"], size) for number, index in places])
 
     def train_step(self, images: Tensor) -> str:
         """One optimizer step; returns the note for the progress line."""
@@ -247,11 +247,6 @@ def draw(sets: list[ShardSet], weights: list[float], batch: int, seed: int, step
 def to_tensor(images: np.ndarray) -> Tensor:
     """uint8 [B, H, W, 3] -> float32 [B, 3, H, W] in [-1, 1]."""
     return torch.from_numpy(images).permute(0, 3, 1, 2).float().div_(127.5).sub_(1.0)
-
-
-def _crop(image: np.ndarray, size: int) -> np.ndarray:
-    top, left = (image.shape[0] - size) // 2, (image.shape[1] - size) // 2
-    return image[top : top + size, left : left + size]
 
 
 def main() -> None:

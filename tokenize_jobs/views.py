@@ -1,6 +1,5 @@
-"""How a picture is cut: the ADM centre crop that is stored, and the views of a stored image that are encoded.
+"""The views of a stored image that are encoded, equal to the pixel to torchvision's TenCrop.
 
-Equal to the pixel to the published preprocessing (`center_crop_arr` of guided-diffusion, torchvision's TenCrop).
 Arrays are uint8 [side, side, 3]; S is the stored side, `size` the side of a view.
 """
 
@@ -12,26 +11,8 @@ from PIL import Image
 
 ViewKind = Literal["one", "centre", "ten_crop"]
 NUM_VIEWS: dict[ViewKind, int] = {"one": 1, "centre": 1, "ten_crop": 10}
-CROP_RANGE = 1.1
 
 Pixels = NDArray[np.uint8]
-
-
-def stored_size(size: int) -> int:
-    """Side at which an image is stored from which ten crops of `size` are taken."""
-    return int(size * CROP_RANGE)
-
-
-def center_crop(image: Image.Image, size: int) -> Pixels:
-    """ADM centre crop [size, size, 3]: halve with a box filter while possible, then bicubic, then cut the middle."""
-    image = image.convert("RGB")
-    while min(image.size) >= 2 * size:
-        image = image.resize((image.width // 2, image.height // 2), Image.Resampling.BOX)
-    scale = size / min(image.size)
-    shape = round(image.width * scale), round(image.height * scale)
-    pixels = np.asarray(image.resize(shape, Image.Resampling.BICUBIC))
-    top, left = (pixels.shape[0] - size) // 2, (pixels.shape[1] - size) // 2
-    return _cut(pixels, top, left, size).copy()
 
 
 def reduce_image(pixels: Pixels, size: int) -> Pixels:

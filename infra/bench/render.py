@@ -54,10 +54,11 @@ def render(kind: str, preset: str, rounds: int) -> Comparison:
 
 
 def _encode(pictures: Iterator[Image.Image]) -> int:
-    number = 0
-    for number, picture in enumerate(pictures, 1):
+    made = 0
+    for picture in pictures:
         picture.save(io.BytesIO(), "PNG", compress_level=PNG_LEVEL)
-    return number
+        made += 1
+    return made
 
 
 def _bare_pages(spec: Spec, inputs: Path) -> Iterator[Image.Image]:

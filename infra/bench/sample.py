@@ -17,8 +17,8 @@ def sample(preset: str, rounds: int, batch: int, guidance: float, overrides: lis
     """Images/s at the given batch; the same random weights, dtype, guidance and temperature 1 for both."""
     torch.manual_seed(0)
     model = DnDTransformer(config_of(load_spec(preset, overrides))).eval()
-    for output in model.output:
-        torch.nn.init.normal_(output.weight, std=0.02)  # they start at zero, which no trained model has
+    for output in model.output.parameters():
+        torch.nn.init.normal_(output, std=0.02)  # they start at zero, which no trained model has
     classes = torch.zeros(batch, dtype=torch.int64)
     return compare(
         lambda: len(sample_codes(model, classes, guidance=guidance)),

@@ -20,7 +20,7 @@ OWN = ["train.steps=1000000", "train.checkpoint_every=1000000", "train.validate_
 
 
 def train(preset: str, rounds: int, batch: int | None) -> Comparison:
-    """Images/s of one process with all its threads: ours at ZeRO stage 0 against the same model, optimizer and batch."""
+    """Images/s of one process with all its threads; ours at ZeRO stage 0, the same model, optimizer and batch."""
     os.environ.setdefault("WANDB_MODE", "disabled")
     if not torch.cuda.is_available():
         os.environ.setdefault("DS_ACCELERATOR", "cpu")

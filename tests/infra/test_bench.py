@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from test_cli import dnd
+from command import dnd
 
 from data_specs.spec import load_spec
 from infra.bench.rounds import compare

@@ -4,21 +4,14 @@ from __future__ import annotations
 
 import json
 import shutil
-import subprocess
-import sys
 from pathlib import Path
 
 import numpy as np
 import pytest
+from command import dnd
 from PIL import Image
 
 TINY = Path(__file__).parent.parent / "tiny.yaml"
-
-
-def dnd(*arguments: object, timeout: int = 800) -> subprocess.CompletedProcess[str]:
-    """Runs the command and returns what it said."""
-    command = [sys.executable, "-m", "infra.cli", *map(str, arguments)]
-    return subprocess.run(command, capture_output=True, text=True, timeout=timeout, check=False)
 
 
 @pytest.fixture(scope="module")
