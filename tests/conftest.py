@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 
 REPOSITORY = Path(__file__).resolve().parent.parent
-sys.path.insert(0, str(REPOSITORY / "tests"))  # for s3_server and command: `tests` itself is the name of an installed package
+sys.path.insert(0, str(REPOSITORY / "tests"))  # `tests` is also an installed package's name
 
 import s3_server  # noqa: E402
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import base64
 import json
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
@@ -17,7 +17,9 @@ from data_specs.receipts import valid_receipts
 from data_specs.spec import Spec, parse_spec
 from data_specs.units import read_plan
 from data_specs.verify import find_shard_sets
+from infra.report.published import PUBLISHED
 from tokenize_jobs.decode import grid, png
+from train.evaluation.results import flatten
 
 SHOWN = 16
 PACKAGES = ("torch", "deepspeed", "ray", "pymupdf", "pillow", "webdataset")
@@ -31,11 +33,17 @@ def write_report(root: str) -> str:
         "root": root,
         "stages": [_stage(root, uri) for uri in find_shard_sets(root)],
         "evaluation": _json(storage.join(root, "evaluation", "summary.json")),
+        "evaluations": list(_evaluations(root)),
         "versions": {package: version(package) for package in PACKAGES},
     }
     storage.write_text(storage.join(root, "report", "metrics.json"), json.dumps(metrics, indent=1) + "\n")
     page = _template().render(
-        metrics=metrics, spec=spec, spec_yaml=spec.to_yaml(), pictures=_pictures(spec, root), curves=_curves(root)
+        metrics=metrics,
+        published=PUBLISHED,
+        spec=spec,
+        spec_yaml=spec.to_yaml(),
+        pictures=_pictures(spec, root),
+        curves=_curves(root),
     )
     uri = storage.join(root, "report", "index.html")
     storage.write_text(uri, page)
@@ -51,6 +59,19 @@ def _template() -> jinja2.Template:
 
 def _json(uri: str) -> Any:
     return json.loads(storage.read_text(uri)) if storage.exists(uri) else None
+
+
+def _evaluations(root: str) -> Iterator[dict[str, Any]]:
+    """Name, figures and assumptions of every result but the summary."""
+    for file in storage.list_files(storage.join(root, "evaluation")):
+        name = file.uri.rpartition("/")[2].removesuffix(".json")
+        if file.uri.endswith(".json") and name != "summary":
+            leaves = flatten(_json(file.uri))
+            yield {
+                "name": name,
+                "figures": {key: value for key, value in leaves.items() if isinstance(value, float)},
+                "assumptions": {key: value for key, value in leaves.items() if isinstance(value, str)},
+            }
 
 
 def _stage(root: str, set_uri: str) -> dict[str, Any]:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import shutil
+import subprocess
 from pathlib import Path
 
 import numpy as np
@@ -88,6 +89,63 @@ def test_the_report_opens_in_a_browser(finished: Path, tmp_path: Path) -> None:
         browser.close()
     assert [url for url in requests if not url.startswith(("file:", "data:"))] == []
     assert Image.open(tmp_path / "report.png").size == (1200, 1600)
+
+
+def test_evaluations_and_their_comparison(finished: Path) -> None:
+    samples, train = finished / "samples/default/samples.npz", finished / "images/train"
+    images = dnd("evaluate", "images", samples, "--reference", train, "--root", finished, "--force")
+    assert images.returncode == 1 and "fewer" in images.stderr.lower(), images.stderr
+    many = dnd("evaluate", "images", finished / "images/val", "--reference", train, "--root", finished)
+    assert many.returncode == 0 or "fewer" in many.stderr.lower(), many.stderr
+    compared = dnd("compare", finished, finished)
+    assert compared.returncode == 0 and "summary.reconstruction.psnr" in compared.stdout, compared.stderr
+
+
+def test_a_reference_of_the_wrong_kind_is_refused(finished: Path) -> None:
+    result = dnd(
+        "evaluate", "images", finished / "images/val", "--reference", finished / "images/val", "--root", finished
+    )
+    assert result.returncode == 1 and "gfid is measured against training images" in result.stderr
+
+
+def test_text_evaluations_need_words_to_read(finished: Path) -> None:
+    if shutil.which("tesseract") is None:
+        pytest.skip("tesseract is not installed: apt-get install tesseract-ocr")
+    rocr = dnd("evaluate", "rocr", "--root", finished, "--num", 4)
+    ppl = dnd("evaluate", "ppl-ocr", "--root", finished, "--num", 4)
+    assert rocr.returncode == 0 and "word_accuracy: " in rocr.stdout, rocr.stderr
+    assert ppl.returncode == 0 and (finished / "evaluation/ppl-ocr.json").is_file(), ppl.stderr
+
+
+def test_the_demo_takes_a_users_pdfs_and_texts(shared: Path, tmp_path: Path) -> None:
+    data, few = (
+        shared / "data",
+        ["--set", "render.sources.0.max_documents=80", "--set", "render.sources.1.max_documents=2"],
+    )
+    result = dnd(
+        *("demo", "--preset", TINY, "--root", tmp_path, "--pdfs", data / "pdf/good"),
+        *("--text", data / "text/passages.jsonl", *few),
+    )
+    assert result.returncode == 0, result.stderr[-3000:]
+    totals = json.loads((tmp_path / "images/train/manifest.json").read_text())["totals"]
+    assert totals["written"] > 40 and (tmp_path / "report/index.html").is_file()
+
+
+def test_a_full_disk_ends_in_one_line_and_the_job_goes_on_with_room(tmp_path: Path) -> None:
+    (tmp_path / "small").mkdir()
+    mount = ["mount", "-t", "tmpfs", "-o", "size=256k", "tmpfs", str(tmp_path / "small")]
+    if subprocess.run(mount, capture_output=True, check=False).returncode:
+        pytest.skip("may not mount a small file system here: needs root")
+    try:
+        full = dnd("render", TINY, "--root", tmp_path / "small/run")
+        assert full.returncode == 1 and "Traceback" not in full.stderr.partition("dnd: ")[2], full.stderr[-2000:]
+        assert "No space left" in full.stderr
+        subprocess.run([*mount[:4], "size=64m,remount", *mount[5:]], check=True)
+        again = dnd("render", TINY, "--root", tmp_path / "small/run")
+        assert again.returncode == 0, again.stderr[-2000:]
+        assert dnd("verify", "--root", tmp_path / "small/run").returncode == 0
+    finally:
+        subprocess.run(["umount", "-l", str(tmp_path / "small")], check=True)
 
 
 @pytest.mark.parametrize(

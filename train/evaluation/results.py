@@ -33,7 +33,7 @@ def compare(a: dict[str, Any], b: dict[str, Any]) -> dict[str, list[dict[str, An
     `figures`: each number of either, {name (dotted), a, b, difference}, None where one has it not.
     `assumptions`: each text or truth value in which they differ (digests, engines, kinds, extractors): where one of
     these differs, the figures under it were not measured alike."""
-    left, right = _leaves(a), _leaves(b)
+    left, right = flatten(a), flatten(b)
     figures, assumptions = [], []
     for name in [*left, *(name for name in right if name not in left)]:
         x, y = left.get(name), right.get(name)
@@ -45,7 +45,7 @@ def compare(a: dict[str, Any], b: dict[str, Any]) -> dict[str, list[dict[str, An
     return {"figures": figures, "assumptions": assumptions}
 
 
-def _leaves(tree: Any, prefix: str = "") -> dict[str, Any]:
+def flatten(tree: Any, prefix: str = "") -> dict[str, Any]:
     """{dotted name: value} of a tree, without what has no bearing on a comparison."""
     if isinstance(tree, dict):
         children = [(key, child) for key, child in tree.items() if key not in NOT_COMPARED]
@@ -53,7 +53,7 @@ def _leaves(tree: Any, prefix: str = "") -> dict[str, Any]:
         children = [(str(i), child) for i, child in enumerate(tree)]
     else:
         return {prefix.rstrip("."): tree}
-    return {name: value for key, child in children for name, value in _leaves(child, f"{prefix}{key}.").items()}
+    return {name: value for key, child in children for name, value in flatten(child, f"{prefix}{key}.").items()}
 
 
 def _is_figure(value: Any) -> TypeGuard[float]:

@@ -17,6 +17,7 @@ from data_specs.spec import Spec
 from train.evaluation.codes import codebook_usage, count_codes, histogram_baseline
 from train.evaluation.images import reconstruction_quality
 from train.evaluation.ocr import load_engine, ocr_available
+from train.evaluation.reading import spread
 from train.evaluation.words import real_word_share, vocabulary
 
 AIM = 0.6  # share of generated words that should be real (demo)
@@ -80,15 +81,10 @@ def _words(spec: Spec, root: str, sets: dict[str, ShardSet]) -> dict[str, Any]:
     engine = load_engine()
     shares = {}
     for kind, items in sets.items():
-        texts = engine.read([items[int(i)]["image"] for i in _spread(len(items), spec.evaluate.ocr_images)])
+        texts = engine.read([items[i]["image"] for i in spread(len(items), spec.evaluate.ocr_images)])
         shares[kind] = real_word_share(texts, known) | {"texts": texts[:32]}
     return {"engine": engine.name, "aim": AIM, "vocabulary": len(known), **shares}
 
 
 def _drawn_texts(items: Sequence[Item]) -> Iterable[str]:
     return (item["json"].get("text", "") for item in items)
-
-
-def _spread(number: int, limit: int) -> np.ndarray:
-    """At most `limit` indices, evenly over a set."""
-    return np.linspace(0, number - 1, min(limit, number)).round().astype(int)
