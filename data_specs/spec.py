@@ -321,17 +321,39 @@ class Train(Part):
     max_rollbacks: int = Field(3, ge=0, description="such returns to a checkpoint after which training stops")
 
 
+class Given(Part):
+    """Codes that stay while the others are sampled: image i takes those of sample i (again from the start at the end).
+
+    With `depths` the first so many codes of every position stay and the deeper ones are completed; with `hole` all
+    codes outside of rows top … bottom - 1 and columns left … right - 1 stay and the hole is painted anew.
+    """
+
+    codes: str = Field(description="a code shard set, relative to the root")
+    depths: int | None = Field(None, ge=1)
+    hole: tuple[int, int, int, int] | None = Field(None, description="top, left, bottom, right in grid positions")
+
+    @model_validator(mode="after")
+    def _one_of_both(self) -> Given:
+        if (self.depths is None) == (self.hole is None):
+            raise ValueError("give either depths or hole")
+        return self
+
+
 class Sample(Part):
     """Sampling and decoding of pictures."""
 
     name: str = Field("default", pattern=r"^[A-Za-z0-9_-]+$")
     num: int = Field(64, ge=1)
     batch_size: int = Field(32, ge=1)
-    guidance: float = Field(1.0, ge=0)
+    guidance: float | list[float] = 1.0
+    guidance_schedule: Literal["constant", "linear", "cosine"] = "constant"
+    guidance_interval: tuple[float, float] = Field((0.0, 1.0), description="shares of the positions that are guided")
     temperature: float | list[float] = 1.0
     top_k: int | list[int] = 0
     top_p: float | list[float] = 1.0
     classes: Literal["uniform", "per_class"] | list[int] = "uniform"
+    candidates: int = Field(1, ge=1, description="draws for each image, of which the likeliest is kept")
+    given: Given | None = None
     ema: bool = True
     dtype: Literal["float32", "bfloat16"] = "float32"
     images_per_unit: int = Field(1024, ge=1)

@@ -6,12 +6,13 @@ import hashlib
 import json
 from collections.abc import Callable, Iterator
 from functools import partial
+from typing import Any
 
 import numpy as np
 import torch
 
-from data_specs import digest, storage
-from data_specs.manifest import Manifest
+from data_specs import digest, open_shards, storage
+from data_specs.manifest import Manifest, read_manifest
 from data_specs.receipts import Receipt, commit
 from data_specs.spec import Spec
 from data_specs.units import Plan, Sample, Unit, read_plan, write_plan
@@ -19,7 +20,7 @@ from pipeline.runner import Stage, Workers, run_plan
 from tokenize_jobs.device import pick_device
 from tokenize_jobs.encode import npy
 from train.model import DnDTransformer
-from train.sampling import sample_codes
+from train.sampling import FREE, sample_best, sample_codes
 from train.weights import load_transformer
 
 
@@ -37,6 +38,9 @@ def _plan(spec: Spec, root: str) -> Plan:
         "sample": part,
         "seed": spec.seed,
         "transformer": _weights_sha256(spec, root),
+        "given": read_manifest(storage.join(root, part["given"]["codes"], "manifest.json"))["digest"]
+        if part["given"]
+        else None,
         "versions": {"torch": torch.__version__, "device": pick_device().type},
     }
     if plan := read_plan(set_uri):
@@ -61,14 +65,16 @@ def _setup(spec: Spec, root: str, plan: Plan) -> Stage:
     folder = storage.local_folder(storage.join(root, "transformer"))
     dtype = getattr(torch, spec.sample.dtype)
     model = load_transformer(folder, ema=spec.sample.ema, device=pick_device(), dtype=dtype)
-    return sample_stage(model, spec, plan.set_uri, plan.digest)
+    return sample_stage(model, spec, root, plan.set_uri, plan.digest)
 
 
-def sample_stage(model: DnDTransformer, spec: Spec, set_uri: str, plan_digest: str) -> Callable[[Unit], Receipt]:
+def sample_stage(
+    model: DnDTransformer, spec: Spec, root: str, set_uri: str, plan_digest: str
+) -> Callable[[Unit], Receipt]:
     """The stage `unit -> receipt` for a loaded transformer; a unit is a range of images (`first`, `count`)."""
 
     def stage(unit: Unit) -> Receipt:
-        return commit(set_uri, plan_digest, unit["unit"], sample_range(model, spec, unit["first"], unit["count"]))
+        return commit(set_uri, plan_digest, unit["unit"], sample_range(model, spec, unit["first"], unit["count"], root))
 
     return stage
 
@@ -83,25 +89,55 @@ def classes_of(spec: Spec, first: int, count: int) -> np.ndarray:
     return np.array([np.random.default_rng((spec.seed, int(i))).integers(number) for i in index])
 
 
-def sample_range(model: DnDTransformer, spec: Spec, first: int, count: int) -> Iterator[Sample]:
+def sample_range(model: DnDTransformer, spec: Spec, first: int, count: int, root: str = "") -> Iterator[Sample]:
     """Code samples of images first … first + count - 1; every batch is full, the last one padded."""
     part, (rows, columns) = spec.sample, spec.shape.grid
     for start in range(first, first + count, part.batch_size):
         used = min(part.batch_size, first + count - start)
         classes = classes_of(spec, start, part.batch_size)
-        codes = sample_codes(
-            model,
-            torch.from_numpy(classes).to(next(model.parameters()).device),
-            guidance=part.guidance,
-            temperature=part.temperature,
-            top_k=part.top_k,
-            top_p=part.top_p,
-            seed=spec.seed,
-            first_index=start,
-        )
-        assert isinstance(codes, torch.Tensor)
+        codes = sample_batch(model, spec, classes, start, given_codes(spec, root, start, part.batch_size))
         grids = codes[:used].reshape(used, 1, rows, columns, -1).cpu().numpy().astype(np.uint16)
         for offset in range(used):
             index, cls = start + offset, int(classes[offset])
             about = json.dumps({"id": str(index), "source": f"sample {part.name}"}, sort_keys=True).encode()
             yield Sample(f"{index:08d}", {"codes.npy": npy(grids[offset]), "cls": b"%d" % cls, "json": about})
+
+
+def sample_batch(
+    model: DnDTransformer, spec: Spec, classes: np.ndarray, first: int, given: torch.Tensor | None = None
+) -> torch.Tensor:
+    """Codes int64 [B, L, D] of images first … first + B - 1 of these classes [B], as spec.sample says."""
+    part = spec.sample
+    options: dict[str, Any] = {
+        name: getattr(part, name)
+        for name in ("guidance", "guidance_schedule", "guidance_interval", "temperature", "top_k", "top_p")
+    }
+    options |= {"seed": spec.seed, "first_index": first}
+    wanted = torch.from_numpy(classes).to(next(model.parameters()).device)
+    if part.candidates > 1:
+        if given is not None:
+            given = given.repeat_interleave(part.candidates, dim=0)
+        return sample_best(model, wanted, candidates=part.candidates, given=given, **options)[0][:, 0]
+    codes = sample_codes(model, wanted, given=given, **options)
+    assert isinstance(codes, torch.Tensor)
+    return codes
+
+
+def given_codes(spec: Spec, root: str, first: int, count: int) -> torch.Tensor | None:
+    """What spec.sample.given fixes for images first … first + count - 1: codes [count, L, D], FREE where to sample.
+
+    Raises ValueError for codes that are not of the spec's shape.
+    """
+    part, shape = spec.sample.given, (*spec.shape.grid, spec.shape.depth)
+    if part is None:
+        return None
+    items = open_shards(storage.join(root, part.codes))
+    codes = np.stack([items[i % len(items)]["codes"][0] for i in range(first, first + count)]).astype(np.int64)
+    if codes.shape[1:] != shape:
+        raise ValueError(f"sample.given.codes {part.codes}: codes of {codes.shape[1:]}, the spec's are {shape}")
+    if part.depths is not None:
+        codes[..., part.depths :] = FREE
+    if part.hole is not None:
+        top, left, bottom, right = part.hole
+        codes[:, top:bottom, left:right] = FREE
+    return torch.from_numpy(codes).flatten(1, 2)

@@ -12,6 +12,9 @@ import pytest
 from command import dnd
 from PIL import Image
 
+from data_specs import load_spec, open_shards
+from train.generate import load_root
+
 TINY = Path(__file__).parent.parent / "tiny.yaml"
 
 
@@ -89,6 +92,30 @@ def test_the_report_opens_in_a_browser(finished: Path, tmp_path: Path) -> None:
         browser.close()
     assert [url for url in requests if not url.startswith(("file:", "data:"))] == []
     assert Image.open(tmp_path / "report.png").size == (1200, 1600)
+
+
+def test_python_gives_the_pictures_that_the_command_gives(finished: Path) -> None:
+    model = load_root(str(finished))
+    pictures = model.pictures(8, temperature=0.4, seed=load_spec(TINY).seed)
+    made = np.load(finished / "samples/default/samples.npz", allow_pickle=False)["arr_0"]
+    assert np.array_equal(np.stack([np.array(picture) for picture in pictures]), made)
+
+
+def test_coarse_codes_are_completed_holes_painted_and_the_likeliest_kept(finished: Path) -> None:
+    for name, options in (
+        ("depths", ["--set", "sample.given={codes: codes/val, depths: 1}"]),
+        ("hole", ["--set", "sample.given={codes: codes/val, hole: [1, 1, 3, 3]}"]),
+        ("best", ["--set", "sample.candidates=3", "--set", "sample.top_k=[4, 8]"]),
+    ):
+        result = dnd("sample", TINY, "--root", finished, "--set", f"sample.name={name}", *options)
+        assert result.returncode == 0, result.stderr[-2000:]
+    real, *made = (open_shards(str(finished / n)) for n in ("codes/val", "samples/depths/codes", "samples/hole/codes"))
+    for i in range(8):
+        wanted, completed, painted = (of[i % len(of)]["codes"][0] for of in (real, *made))
+        assert np.array_equal(wanted[..., 0], completed[..., 0])
+        outside = np.ones((4, 4), bool)
+        outside[1:3, 1:3] = False
+        assert np.array_equal(wanted[outside], painted[outside])
 
 
 def test_evaluations_and_their_comparison(finished: Path) -> None:
