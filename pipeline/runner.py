@@ -48,7 +48,8 @@ class _Worker:
         try:
             self.stage(unit)
         except Exception as error:
-            log.exception("unit %s failed", unit["unit"])
+            expected = isinstance(error, (OSError, ValueError))  # says enough by itself: a full disk, a changed source
+            log.error("unit %s: %s: %s", unit["unit"], type(error).__name__, error, exc_info=not expected)
             return unit["unit"], f"{type(error).__name__}: {error}"
         return unit["unit"], None
 

@@ -92,7 +92,7 @@ def test_overrides_that_are_refused(override: str, message: str) -> None:
         (["shape.depth=3"], "head_layers has 4 entries for shape.depth 3: give one layer for each depth"),
         (["transformer.size=B"], "either size or num_layers, num_heads and width"),
         (["transformer.width=null"], "give size .one of B, L, XL.* or all of num_layers"),
-        (["transformer.num_heads=3"], "width 256 over 3 heads must give a head width that is a multiple of 4"),
+        (["transformer.num_heads=5"], "width 192 over 5 heads must give a head width that is a multiple of 4"),
         (["transformer.head_layers=[2, 3, 4, 4]"], r"head_layers \[2, 3, 4, 4\] must rise"),
         (["transformer.head_layers=[1, 2, 3, 4]"], "the last of head_layers must be the last layer, 5, not 4"),
         (["transformer.head_layers=[]"], "transformer.head_layers: "),

@@ -7,6 +7,9 @@ import os
 import socket
 import subprocess
 import sys
+import time
+import urllib.error
+import urllib.request
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -48,13 +51,12 @@ def head(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[str, dict[s
 
 
 def _wait_for(port: int) -> None:
-    import time
-    import urllib.request
-
     for _ in range(120):
         try:
             urllib.request.urlopen(f"http://127.0.0.1:{port}/api/version", timeout=2).read()
             return
+        except urllib.error.HTTPError:
+            return  # it answers, and asks for the token that `ray job submit` sends
         except OSError:
             time.sleep(0.5)
     raise TimeoutError("the head node did not come up within a minute")
