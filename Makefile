@@ -25,8 +25,8 @@ lint: .venv/installed  ## style, types, floors
 	$(BIN)/mypy
 	$(BIN)/lint-imports
 
-test: lint           ## lint and the ordinary tests
-	$(BIN)/pytest
+test: lint           ## lint and the ordinary tests, on two cores
+	OMP_NUM_THREADS=1 $(BIN)/pytest -n 2 --dist loadfile
 
 test-long: .venv/installed  ## the full forms of what CI shows in short
 	$(BIN)/pytest -m long --timeout 7200
