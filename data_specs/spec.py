@@ -200,7 +200,7 @@ class Tokenizer(Part):
     """The RQ-VAE and its training."""
 
     images: list[ShardInput] = [ShardInput(manifest="images/train")]
-    init_from: str | None = Field(None, description="a tokenizer folder to start from")
+    init_from: str | None = Field(None, description="a tokenizer folder to start from, relative to the root")
     embed_dim: int = Field(256, ge=1)
     channels: int = Field(128, ge=32, multiple_of=32)
     channel_multipliers: tuple[int, ...] = (1, 1, 2, 2, 4)
@@ -217,11 +217,15 @@ class Tokenizer(Part):
     rotation_trick: bool = False
     kmeans_init: bool = False
     reconstruction: Literal["l2", "l1"] = "l2"
-    lpips_weights: str | None = Field(None, description="VGG16 + LPIPS weights; without them that loss is off")
+    lpips_weights: str | None = Field(
+        None, description="VGG16 + LPIPS weights, relative to the root; without them that loss is off"
+    )
     lpips_weight: float = Field(1.0, ge=0)
     gan_start: int | None = Field(None, ge=0, description="step at which the adversarial loss begins; none: off")
     gan_weight: float = Field(0.75, ge=0)
-    ema: float | None = Field(None, gt=0, lt=1, description="moving average of the model's weights")
+    ema: float | None = Field(
+        None, gt=0, lt=1, description="decay of a moving average of the weights; with it, that average is the tokenizer"
+    )
     learning_rate: float = Field(4e-5, gt=0)
     betas: tuple[float, float] = (0.5, 0.9)
     schedule: Literal["constant", "cosine"] = "constant"
@@ -229,6 +233,8 @@ class Tokenizer(Part):
     batch_size: int = Field(256, ge=1, description="images a step, over all ranks")
     micro_batch_size: int | None = Field(None, ge=1, description="images a rank takes at a time")
     steps: int = Field(ge=1)
+    dtype: Literal["float32", "bfloat16"] | None = Field(None, description="default: bfloat16 on GPUs, else float32")
+    compile: bool = Field(False, description="torch.compile of encoder, decoder and LPIPS")
     checkpoint_every: int = Field(1000, ge=1)
     log_every: int = Field(50, ge=1)
 

@@ -9,8 +9,8 @@ from data_specs.spec import DocstringSource, Spec, TypesetSource, load_spec
 from infra.report.report import write_report
 from pipeline.job import render
 from pipeline.runner import Workers
-from tokenize_jobs.fit import fit
 from tokenize_jobs.job import decode, tokenize
+from tokenize_jobs.launch import train_tokenizer
 from train.evaluation.summary import summarise
 from train.job import train
 from train.sample_job import sample
@@ -19,7 +19,7 @@ from train.sample_job import sample
 def run_all(spec: Spec, root: str, workers: Workers, ranks: int) -> str:
     """Runs every stage and returns the report's address; stages that are done are passed over."""
     render(spec, root, workers._replace(gpus=0.0))
-    fit(spec, root)
+    train_tokenizer(spec, root, ranks=ranks)
     tokenize(spec, root, workers)
     train(spec, root, ranks=ranks)
     sample(spec, root, workers)

@@ -1,11 +1,15 @@
-"""The one place that chooses device and arithmetic: CUDA where present, else CPU; bfloat16 where it pays."""
+"""The one place that chooses device and arithmetic: CUDA where present, else CPU; and puts images into tensors."""
 
 from __future__ import annotations
 
 import os
 from contextlib import AbstractContextManager
 
+import numpy as np
 import torch
+from torch import Tensor
+
+from data_specs.spec import Spec
 
 
 def pick_device() -> torch.device:
@@ -15,13 +19,18 @@ def pick_device() -> torch.device:
     return torch.device("cpu")
 
 
-def fast_dtype() -> torch.dtype:
-    """bfloat16 on GPUs that have it and on CPUs that multiply it in hardware, else float32."""
-    if torch.cuda.is_available():
-        return torch.bfloat16 if torch.cuda.is_bf16_supported() else torch.float32
-    return torch.bfloat16 if torch.cpu._is_avx512_bf16_supported() else torch.float32
+def training_dtype(spec: Spec, device: torch.device) -> torch.dtype:
+    """The spec's arithmetic; by default bfloat16 on GPUs that have it, else float32."""
+    if spec.tokenizer.dtype:
+        return torch.bfloat16 if spec.tokenizer.dtype == "bfloat16" else torch.float32
+    return torch.bfloat16 if device.type == "cuda" and torch.cuda.is_bf16_supported() else torch.float32
 
 
 def autocast(device: torch.device, dtype: torch.dtype) -> AbstractContextManager[object]:
     """Mixed precision in `dtype` (float32: none) on a device."""
     return torch.autocast(device.type, dtype=dtype, enabled=dtype != torch.float32)
+
+
+def to_tensor(images: np.ndarray) -> Tensor:
+    """uint8 [B, H, W, 3] -> float32 [B, 3, H, W] in [-1, 1]."""
+    return torch.from_numpy(images).permute(0, 3, 1, 2).float().div_(127.5).sub_(1.0)

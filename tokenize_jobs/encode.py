@@ -19,8 +19,7 @@ from data_specs.receipts import Receipt, commit
 from data_specs.shards import Shard
 from data_specs.spec import Spec
 from data_specs.units import Sample, Unit
-from tokenize_jobs.device import autocast, pick_device
-from tokenize_jobs.fit import to_tensor
+from tokenize_jobs.device import autocast, pick_device, to_tensor
 from tokenize_jobs.rqvae import RQVAE
 from tokenize_jobs.views import NUM_VIEWS, ViewKind, make_views
 

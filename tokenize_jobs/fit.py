@@ -1,39 +1,48 @@
-"""Training of the tokenizer on image shards: `dnd train-tokenizer SPEC --root ROOT`, `torchrun -m tokenize_jobs.fit`.
+"""Training of the tokenizer on image shards: `dnd train-tokenizer SPEC --root ROOT --ranks N`.
 
-Every step's images are a function of (seed, step), so a resumed run goes on exactly as it would have.
+On several machines: `torchrun --nnodes … -m tokenize_jobs.fit --root ROOT`, `deepspeed --module tokenize_jobs.fit …`.
+Every step's images and random numbers are a function of (seed, step): a resumed run goes on exactly as it would have.
 """
 
 from __future__ import annotations
 
 import argparse
+import hashlib
 import io
 import json
+import logging
 import math
 import os
+import sys
 import time
 from collections.abc import Iterator
-from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
 import torch
 import torch.distributed as dist
-from torch import Tensor, nn
 
 from data_specs import digest, open_shards, storage
+from data_specs.curve import Curve
 from data_specs.manifest import read_manifest
 from data_specs.progress import Progress
-from data_specs.reader import ShardSet
 from data_specs.spec import Spec, parse_spec
-from tokenize_jobs.device import autocast, fast_dtype, pick_device
-from tokenize_jobs.quantizer import codebook_health
+from tokenize_jobs.batches import Place, deal, draw, read_batches
+from tokenize_jobs.device import pick_device, to_tensor, training_dtype
+from tokenize_jobs.learner import Learner
+from tokenize_jobs.losses import load_lpips
 from tokenize_jobs.rqvae import RQVAE, RQVAEConfig
-from tokenize_jobs.views import center_view
-from tokenize_jobs.weights import load_tokenizer, save_tokenizer
+from tokenize_jobs.views import Pixels
+from tokenize_jobs.weights import WEIGHTS, load_tokenizer, save_tokenizer
+from tokenize_jobs.window import Window
 
-FREE_ON_RESUME = {"steps", "micro_batch_size", "checkpoint_every", "log_every"}
+FREE_ON_RESUME = {"micro_batch_size", "checkpoint_every", "log_every", "dtype", "compile"}
+WRONG = 2  # exit code of a mistake that no restart mends
+log = logging.getLogger(__name__)
 
 
+# ---- what is trained -----------------------------------------------------------------------------------------------
 def config_of(spec: Spec) -> RQVAEConfig:
     """The model's configuration from the spec."""
     part, shape = spec.tokenizer, spec.shape
@@ -51,180 +60,216 @@ def config_of(spec: Spec) -> RQVAEConfig:
         z_channels=part.embed_dim,
         patch=part.patch,
         shortcut=part.shortcut,
-        decay=part.decay,
-        commitment_weight=part.commitment,
-        restart_unused_codes=part.restart_unused,
-        gradient="rotation" if part.rotation_trick else "straight_through",
-        codebook_init="kmeans" if part.kmeans_init else "normal",
+        **_learning(spec),
     )
 
 
-def identity(spec: Spec, root: str) -> digest.Identity:
-    """What the trained tokenizer depends on."""
-    inputs = [read_manifest(storage.join(root, s.manifest, "manifest.json"))["digest"] for s in spec.tokenizer.images]
-    part = spec.tokenizer.model_dump(mode="json", exclude=FREE_ON_RESUME)
-    versions = {"torch": torch.__version__, "device": pick_device().type}
+def _learning(spec: Spec) -> dict[str, Any]:
+    """How the codebook learns: the spec's also where the architecture comes from `init_from`."""
+    part = spec.tokenizer
     return {
-        "stage": "tokenizer",
-        "shape": spec.shape.model_dump(mode="json"),
-        "tokenizer": part,
-        "seed": spec.seed,
-        "images": inputs,
-        "versions": versions,
+        "decay": part.decay,
+        "commitment_weight": part.commitment,
+        "restart_unused_codes": part.restart_unused,
+        "gradient": "rotation" if part.rotation_trick else "straight_through",
+        "codebook_init": "kmeans" if part.kmeans_init else "normal",
     }
 
 
-def fit(spec: Spec, root: str) -> None:
-    """Trains to spec.tokenizer.steps and writes ROOT/tokenizer; resumes from its checkpoint; a finished run returns.
+def initial_model(spec: Spec, root: str) -> RQVAE:
+    """A new tokenizer, or that of `tokenizer.init_from`; ValueError where its codes are not the spec's."""
+    wanted, source = config_of(spec), spec.tokenizer.init_from
+    if source is None:
+        return RQVAE(wanted)
+    loaded = load_tokenizer(storage.local_folder(storage.join(root, source)))
+    config = loaded.config
+    if (config.code_shape, config.codebook_size) != (wanted.code_shape, wanted.codebook_size):
+        raise ValueError(
+            f"tokenizer.init_from {source}: its codes are {list(config.code_shape)} of {config.codebook_size} rows, "
+            f"the spec's {list(wanted.code_shape)} of {wanted.codebook_size}: make shape agree with it"
+        )
+    model = RQVAE(replace(config, **_learning(spec)))
+    model.load_state_dict(loaded.state_dict())
+    return model
 
-    Raises ValueError where the root's tokenizer was made for something else.
+
+def identity(spec: Spec, root: str) -> digest.Identity:
+    """What the trained tokenizer depends on. Steps count only where the schedule of the rate depends on them."""
+    part = spec.tokenizer
+    free = FREE_ON_RESUME | ({"steps"} if part.schedule == "constant" else set())
+    device = pick_device()
+    return {
+        "stage": "tokenizer",
+        "shape": spec.shape.model_dump(mode="json"),
+        "tokenizer": part.model_dump(mode="json", exclude=free),
+        "seed": spec.seed,
+        "images": [read_manifest(_manifest_uri(storage.join(root, s.manifest)))["digest"] for s in part.images],
+        "init_from": _sha256(storage.join(root, part.init_from, WEIGHTS)) if part.init_from else None,
+        "versions": {"torch": torch.__version__, "device": device.type, "dtype": str(training_dtype(spec, device))},
+    }
+
+
+def _manifest_uri(uri: str) -> str:
+    return uri if uri.endswith(".json") else storage.join(uri, "manifest.json")
+
+
+def _sha256(uri: str) -> str:
+    try:
+        return hashlib.sha256(storage.read_bytes(uri)).hexdigest()
+    except FileNotFoundError:
+        raise ValueError(f"{uri}: no tokenizer to start from (tokenizer.init_from)") from None
+
+
+# ---- the run -------------------------------------------------------------------------------------------------------
+def fit(spec: Spec, root: str) -> None:
+    """Trains to spec.tokenizer.steps and writes ROOT/tokenizer; goes on from its checkpoint; a finished run returns.
+
+    An imported tokenizer stays as it is. Raises ValueError where the root's tokenizer was made for something else.
     """
     folder = storage.join(root, "tokenizer")
-    digest.claim(folder, identity(spec, root))
-    run = _Run(spec, root)
-    if run.step >= spec.tokenizer.steps and storage.exists(storage.join(folder, "tokenizer.safetensors")):
+    if is_imported(folder):
+        print(f"{folder}: imported, not trained; to fine-tune it, name it as tokenizer.init_from under another root")
         return
-    progress = Progress("train-tokenizer", spec.tokenizer.steps, "steps", run.step)
-    for images in run.batches():
-        note = run.train_step(images)
-        progress.advance(1, note)
-        if run.step % spec.tokenizer.checkpoint_every == 0:
-            run.save()
-    run.save()
+    digest.claim(folder, identity(spec, root))
+    if _finished_step(folder) >= spec.tokenizer.steps:
+        return
+    run = Run(spec, root)
+    run.train()
     run.export()
-    progress.finish(run.last_note)
 
 
-class _Run:
-    """A training run: the model, its optimizer, and where in the data it stands."""
+def is_imported(folder: str) -> bool:
+    """Whether the tokenizer of a folder came from elsewhere (`dnd import tokenizer`)."""
+    return storage.exists(storage.join(folder, WEIGHTS)) and not storage.exists(storage.join(folder, "stage.json"))
+
+
+def _finished_step(folder: str) -> int:
+    uri = storage.join(folder, "done")
+    return int(json.loads(storage.read_text(uri))["step"]) if storage.exists(uri) else 0
+
+
+class Run:
+    """A training run: what learns, and where in the data it is."""
 
     def __init__(self, spec: Spec, root: str) -> None:
         self.spec, self.part, self.folder = spec, spec.tokenizer, storage.join(root, "tokenizer")
         self.rank, self.world = (dist.get_rank(), dist.get_world_size()) if dist.is_initialized() else (0, 1)
-        self.device, self.dtype, self.step, self.last_note = pick_device(), fast_dtype(), 0, ""
+        self.device = pick_device()
+        self.dealt = deal(self.part.batch_size, self.world, self.part.micro_batch_size)
         self.sets = [open_shards(storage.join(root, entry.manifest)) for entry in self.part.images]
         torch.manual_seed(spec.seed)
-        self.model = self._initial_model(root).to(self.device).train()
-        self.model = self.model.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
-        self.net: nn.Module = self.model
-        if self.world > 1:
-            self.net = nn.parallel.DistributedDataParallel(self.model, broadcast_buffers=False)
-        self.optimizer = torch.optim.Adam(self.model.parameters(), lr=self.part.learning_rate, betas=self.part.betas)
-        self.codes_seen: list[Tensor] = []
+        lpips = load_lpips(_local(storage.join(root, self.part.lpips_weights))) if self.part.lpips_weights else None
+        model = initial_model(spec, root)
+        lpips = lpips.to(self.device) if lpips else None
+        self.learner = Learner(model, self.part, self.device, training_dtype(spec, self.device), lpips)
+        self.window = Window(model.config.depth, model.config.codebook_size, self.device)
+        self.step, self.note, self.warned = 0, "", False
         self._resume()
+        self.curve = Curve(self.folder, self.step, self.rank == 0, f"{spec.name} tokenizer")
 
-    def _initial_model(self, root: str) -> RQVAE:
-        wanted = config_of(self.spec)
-        if self.part.init_from is None:
-            return RQVAE(wanted)
-        model = load_tokenizer(storage.local_folder(storage.join(root, self.part.init_from)))
-        if model.config.code_shape != wanted.code_shape or model.config.codebook_size != wanted.codebook_size:
-            raise ValueError(
-                f"tokenizer.init_from {self.part.init_from}: its codes are {model.config.code_shape}, "
-                f"the spec's {wanted.code_shape}: make shape agree with it"
-            )
-        return model
-
-    def batches(self) -> Iterator[Tensor]:
-        """This rank's images of each step to come, [b, 3, H, W] in [-1, 1], decoded one step ahead."""
-        steps = range(self.step, self.part.steps)
-        with ThreadPoolExecutor(1) as pool:
-            ahead = [pool.submit(self._batch, step) for step in steps[:1]]
-            for step in steps:
-                images = ahead.pop().result()
-                if step + 1 < self.part.steps:
-                    ahead.append(pool.submit(self._batch, step + 1))
-                yield to_tensor(images).to(self.device, memory_format=torch.channels_last)
-
-    def _batch(self, step: int) -> np.ndarray:
-        mine = slice(self.rank, self.part.batch_size, self.world)
-        places = draw(self.sets, [s.weight for s in self.part.images], self.part.batch_size, self.spec.seed, step)[mine]
-        size = self.spec.shape.image_size
-        return np.stack([center_view(self.sets[number][index]["image"], size) for number, index in places])
-
-    def train_step(self, images: Tensor) -> str:
-        """One optimizer step; returns the note for the progress line."""
-        for group in self.optimizer.param_groups:
-            group["lr"] = self.part.learning_rate * rate_factor(
-                self.part.schedule, self.part.warmup_steps, self.part.steps, self.step
-            )
-        self.optimizer.zero_grad(set_to_none=True)
-        micro = self.part.micro_batch_size or len(images)
-        losses = [self._backward(part, len(part) / len(images)) for part in images.split(micro)]
-        self.optimizer.step()
-        self.step += 1
-        if self.step % self.part.log_every == 0 or self.step == self.part.steps:
-            self._log(torch.stack(losses).sum(0))
-        return self.last_note
-
-    def _backward(self, images: Tensor, share: float) -> Tensor:
-        with autocast(self.device, self.dtype):
-            reconstruction, commitment, codes = self.net(images)
-        error = reconstruction.float() - images
-        distance = error.abs().mean() if self.part.reconstruction == "l1" else error.square().mean()
-        ((distance + self.part.commitment * commitment) * share).backward()
-        self.codes_seen = [*self.codes_seen[-7:], codes.detach()]
-        return torch.stack([error.detach().square().mean(), commitment.detach()]) * share
-
-    def _log(self, losses: Tensor) -> None:
-        mse, commitment = losses.tolist()
-        usage, perplexity = codebook_health(torch.cat(self.codes_seen), self.spec.shape.codebook_size)
-        psnr = 10 * math.log10(4 / max(mse, 1e-12))
-        self.last_note = f"PSNR {psnr:.2f} dB, codebook used {min(usage):.0%}"
-        if min(usage) < 0.05 and self.step > self.part.steps // 2:
-            self.last_note += " (warning: the codebook has collapsed)"
+    # ---- training --------------------------------------------------------------------------------------------------
+    def train(self) -> None:
+        """Makes the steps that are left."""
+        progress = Progress("train-tokenizer", self.part.steps, "steps", self.step)
+        self.logged = (self.step, time.monotonic())
+        for images in read_batches(self.sets, self._places(), self.spec.shape.image_size, self._threads()):
+            self.train_step(images)
+            if self.rank == 0:
+                progress.advance(1, self.note)
+            if self.step % self.part.checkpoint_every == 0 or self.step == self.part.steps:
+                self.save()
         if self.rank == 0:
-            row = {
-                "step": self.step,
-                "mse": mse,
-                "psnr": psnr,
-                "commitment": commitment,
-                "usage": usage,
-                "perplexity": perplexity,
-                "time": time.time(),
-            }
-            self.curve.append(row)
+            progress.finish(self.note)
+        self.curve.finish()
 
+    def _places(self) -> Iterator[list[list[Place]]]:
+        """Places of this rank's micro batches, for each step to come."""
+        weights = [entry.weight for entry in self.part.images]
+        for step in range(self.step, self.part.steps):
+            places = draw(self.sets, weights, self.part.batch_size, self.spec.seed, step)
+            yield [[places[position] for position in micro] for micro in self.dealt[self.rank]]
+
+    def _threads(self) -> int:
+        """Threads that decode images: spare cores where a GPU computes, one where the cores do."""
+        local = int(os.environ.get("LOCAL_WORLD_SIZE", "1"))
+        return max(1, min(8, len(os.sched_getaffinity(0)) // local)) if self.device.type == "cuda" else 1
+
+    def train_step(self, images: list[Pixels]) -> None:
+        """One optimizer step on this rank's micro batches."""
+        state = np.random.SeedSequence((self.spec.seed, self.step, self.rank)).generate_state(1, np.uint64)
+        torch.manual_seed(int(state[0]) >> 1)
+        part = self.part
+        rate = part.learning_rate * rate_factor(part.schedule, part.warmup_steps, part.steps, self.step)
+        self.learner.set_rate(rate)
+        losses, codes = self.learner.step(
+            [self._tensor(micro) for micro in images], self._shares(), part.batch_size, self.step
+        )
+        self.window.add(losses, codes, self.learner.model.quantizer.restarts)
+        self.step += 1
+        if self.step % part.log_every == 0 or self.step == part.steps:
+            self._log(rate)
+
+    def _tensor(self, images: Pixels) -> torch.Tensor:
+        layout = torch.channels_last if self.device.type == "cuda" else torch.contiguous_format
+        return to_tensor(images).to(self.device, memory_format=layout)
+
+    def _shares(self) -> list[float]:
+        """This rank's part of all ranks' images, micro batch by micro batch."""
+        of_all = [sum(map(len, micros)) for micros in zip(*self.dealt, strict=True)]
+        return [len(micro) / count for micro, count in zip(self.dealt[self.rank], of_all, strict=True)]
+
+    def _log(self, rate: float) -> None:
+        now = time.monotonic()
+        speed = (self.step - self.logged[0]) * self.part.batch_size / (now - self.logged[1])
+        self.logged = (self.step, now)
+        row = self.window.row()
+        self.curve.add({"step": self.step, **row, "rate": rate, "images_per_second": speed, "time": time.time()})
+        self.note = f"PSNR {row['psnr']:.2f} dB, codebook used {min(row['usage']):.0%}, {speed:.4g} images/s"
+        if row["collapsed"] and not self.warned and self.rank == 0:
+            depths = ", ".join(map(str, row["collapsed"]))
+            log.warning(
+                f"step {self.step}: the codebook has collapsed at depth {depths}: less than 5 % of its rows are used. "
+                "Try tokenizer.restart_unused=true, tokenizer.kmeans_init=true or a lower tokenizer.learning_rate"
+            )
+        self.warned = bool(row["collapsed"])
+
+    # ---- saving ----------------------------------------------------------------------------------------------------
     def save(self) -> None:
         """Writes a checkpoint: whole, then named by `latest`, then the older ones go."""
+        window = self.window.state()
         if self.rank:
             return
-        state = {
-            "step": self.step,
-            "model": self.model.state_dict(),
-            "optimizer": self.optimizer.state_dict(),
-            "rng": torch.get_rng_state(),
-            "curve": self.curve,
-        }
         buffer = io.BytesIO()
-        torch.save(state, buffer)
+        torch.save({"step": self.step, "learner": self.learner.state_dict(), "window": window}, buffer)
         name = f"step_{self.step:08d}/state.pt"
         storage.write_bytes(storage.join(self.folder, name), buffer.getvalue())
+        self.curve.flush()
         storage.write_text(storage.join(self.folder, "latest"), name)
-        storage.write_text(
-            storage.join(self.folder, "metrics.jsonl"), "".join(json.dumps(r) + "\n" for r in self.curve)
-        )
         for file in list(storage.list_files(self.folder)):
             if file.uri.endswith("/state.pt") and not file.uri.endswith(name):
                 storage.delete(file.uri)
 
     def _resume(self) -> None:
-        self.curve: list[dict[str, Any]] = []
         latest = storage.join(self.folder, "latest")
         if not storage.exists(latest):
             return
-        path = storage.local_copy(storage.join(self.folder, storage.read_text(latest)))
-        state = torch.load(path, map_location=self.device, weights_only=True)
-        self.model.load_state_dict(state["model"])
-        self.optimizer.load_state_dict(state["optimizer"])
-        torch.set_rng_state(state["rng"].cpu())
-        self.step, self.curve = state["step"], state["curve"]
+        path = storage.local_copy(storage.join(self.folder, storage.read_text(latest).strip()))
+        state = torch.load(path, map_location="cpu", weights_only=True)
+        self.learner.load_state_dict(state["learner"])
+        self.window.restore(state["window"], first=self.rank == 0)
+        self.step = state["step"]
 
     def export(self) -> None:
-        """Writes tokenizer.safetensors and tokenizer.json."""
+        """Writes tokenizer.safetensors, tokenizer.json and, last, `done`."""
         if self.rank == 0:
             with storage.writable_folder(self.folder) as folder:
-                save_tokenizer(self.model.eval(), folder)
+                save_tokenizer(self.learner.result(), folder)
+            storage.write_text(storage.join(self.folder, "done"), json.dumps({"step": self.step}) + "\n")
+
+
+def _local(uri: str) -> Any:
+    """A local path of a file or folder."""
+    return storage.local_copy(uri) if storage.stat(uri) else storage.local_folder(uri)
 
 
 def rate_factor(schedule: str, warmup: int, steps: int, step: int) -> float:
@@ -237,27 +282,23 @@ def rate_factor(schedule: str, warmup: int, steps: int, step: int) -> float:
     return 0.01 + 0.99 * (0.5 + 0.5 * math.cos(math.pi * min(done, 1.0)))
 
 
-def draw(sets: list[ShardSet], weights: list[float], batch: int, seed: int, step: int) -> list[tuple[int, int]]:
-    """(set, index) of each image of a step; a function of (seed, step). Sets are taken by weight, images evenly."""
-    rng = np.random.default_rng((seed, step))
-    numbers = rng.choice(len(sets), size=batch, p=np.array(weights) / sum(weights))
-    return [(int(n), int(rng.integers(len(sets[n])))) for n in numbers]
-
-
-def to_tensor(images: np.ndarray) -> Tensor:
-    """uint8 [B, H, W, 3] -> float32 [B, 3, H, W] in [-1, 1]."""
-    return torch.from_numpy(images).permute(0, 3, 1, 2).float().div_(127.5).sub_(1.0)
-
-
 def main() -> None:
-    """Entry of torchrun: every rank trains on its share of each batch."""
+    """Entry of the launchers: every rank trains on its share of each batch."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--root", required=True)
+    parser.add_argument("--local_rank", help=argparse.SUPPRESS)  # DeepSpeed's launcher gives it
     root = parser.parse_args().root
+    logging.basicConfig(level=logging.WARNING, format="%(levelname)s %(name)s: %(message)s")
     if "RANK" in os.environ:
         dist.init_process_group("nccl" if torch.cuda.is_available() else "gloo")
+    if torch.cuda.is_available():
+        torch.cuda.set_device(pick_device())
     try:
         fit(parse_spec(storage.read_text(storage.join(root, "spec.yaml")), f"{root}/spec.yaml"), root)
+    except (ValueError, OSError) as error:
+        if os.environ.get("RANK", "0") == "0":
+            print(f"train-tokenizer: {error}", file=sys.stderr, flush=True)
+        sys.exit(WRONG)
     finally:
         if dist.is_initialized():
             dist.destroy_process_group()

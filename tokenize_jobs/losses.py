@@ -6,7 +6,7 @@ Images are [B, 3, H, W] in [-1, 1]; every loss is a float32 scalar, a mean over 
 import re
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 import torch
 import torch.distributed as dist
@@ -15,6 +15,7 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file
 from torch import Tensor, nn
 
+from tokenize_jobs.quantizer import all_sum
 from tokenize_jobs.weights import safe_torch_load
 
 # Output channels of VGG16's convolutions, a max pooling before each group but the first (arXiv 1409.1556, table 1, D).
@@ -35,11 +36,13 @@ def generator_losses(
     discriminator: nn.Module | None = None,
     gan_weight: float = 0.75,
     last_layer: Tensor | None = None,
+    share: float = 1.0,
 ) -> dict[str, Tensor]:
     """The terms of the tokenizer's loss, detached but for `total`, which is what to go backward from.
 
     total = rec + lpips_weight * LPIPS + commitment_weight * commitment + gan_weight * adaptive weight * gen. Before
     its start step the adversary is None; with it, `last_layer` is the weight of the decoder's last convolution.
+    `share` is how many of all ranks' images are this rank's: the adaptive weight is that of all of them.
     """
     losses = {"rec": reconstruction_loss(images, reconstruction, kind), "commitment": commitment}
     visible = losses["rec"]
@@ -50,7 +53,7 @@ def generator_losses(
     if discriminator is not None:
         assert last_layer is not None
         losses["gen"] = generator_hinge(discriminator(reconstruction))
-        losses["adaptive_weight"] = adaptive_weight(visible, losses["gen"], last_layer)
+        losses["adaptive_weight"] = adaptive_weight(visible * share, losses["gen"] * share, last_layer)
         total = total + gan_weight * losses["adaptive_weight"] * losses["gen"]
     return {**{name: loss.detach() for name, loss in losses.items()}, "total": total}
 
@@ -80,13 +83,12 @@ def generator_hinge(fake: Tensor) -> Tensor:
 def adaptive_weight(visible: Tensor, adversarial: Tensor, last_layer: Tensor) -> Tensor:
     """|grad of rec + w LPIPS| / (|grad of gen| + 1e-4) at the decoder's last convolution, at most 1e4; no gradient.
 
-    The gradients are those of the whole batch, averaged over the ranks.
+    The gradients are summed over the ranks, so each rank gives its part of the two losses.
     """
     grads = [torch.autograd.grad(loss, last_layer, retain_graph=True)[0] for loss in (visible, adversarial)]
     both = torch.stack(grads).float()
     if dist.is_initialized():
         dist.all_reduce(both)
-        both /= dist.get_world_size()
     return (both[0].norm() / (both[1].norm() + 1e-4)).clamp(max=MAX_ADAPTIVE_WEIGHT).detach()
 
 
@@ -99,7 +101,7 @@ class PatchDiscriminator(nn.Module):
         before = channels
         for layer in range(1, num_layers + 1):
             after, stride = channels * min(2**layer, 8), 2 if layer < num_layers else 1
-            layers += [nn.Conv2d(before, after, 4, stride, padding=1, bias=False), nn.BatchNorm2d(after)]
+            layers += [nn.Conv2d(before, after, 4, stride, padding=1, bias=False), BatchNorm(after)]
             layers += [nn.LeakyReLU(0.2)]
             before = after
         self.main = nn.Sequential(*layers, nn.Conv2d(before, 1, 4, padding=1))
@@ -108,6 +110,42 @@ class PatchDiscriminator(nn.Module):
     def forward(self, images: Tensor) -> Tensor:
         """Logits [B, 1, h, w], high for real."""
         return self.main(images)
+
+
+class _AllSum(torch.autograd.Function):
+    """The sum over the ranks, through which gradients are summed on the way back."""
+
+    @staticmethod
+    def forward(ctx: Any, tensor: Tensor) -> Tensor:
+        return all_sum(tensor.clone())
+
+    @staticmethod
+    def backward(ctx: Any, *gradients: Tensor) -> Tensor:
+        return all_sum(gradients[0].clone())
+
+
+class BatchNorm(nn.BatchNorm2d):
+    """Batch normalization over the images of all ranks; torch's own SyncBatchNorm runs on GPUs only."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        if not (self.training and dist.is_initialized()):
+            return super().forward(x)
+        count = x.new_tensor([x.numel() / x.shape[1]], dtype=torch.float32)
+        total = x.float().sum((0, 2, 3))
+        count, mean = self._mean(count, total)
+        centred = x.float() - mean.view(-1, 1, 1)
+        variance = _AllSum.apply(centred.square().sum((0, 2, 3))) / count
+        with torch.no_grad():
+            assert self.running_mean is not None and self.running_var is not None and self.momentum is not None
+            self.running_mean.lerp_(mean, self.momentum)
+            self.running_var.lerp_(variance * count / (count - 1), self.momentum)
+        scaled = centred * ((variance + self.eps).rsqrt() * self.weight).view(-1, 1, 1)
+        return (scaled + self.bias.view(-1, 1, 1)).to(x.dtype)
+
+    def _mean(self, count: Tensor, total: Tensor) -> tuple[Tensor, Tensor]:
+        """Vectors of all ranks and their mean."""
+        summed = _AllSum.apply(torch.cat([count, total]))
+        return summed[:1].detach(), summed[1:] / summed[0].detach()
 
 
 def _initialize(module: nn.Module) -> None:

@@ -218,14 +218,17 @@ class ResidualQuantizer(nn.Module):
         return torch.stack(codes, dim=-1), partial_sums
 
 
-def codebook_health(codes: Tensor, num_rows: int) -> tuple[list[float], list[float]]:
-    """Share of rows used and perplexity (1 = collapsed, num_rows = all alike) at each depth of `codes` [..., D]."""
-    usage, perplexity = [], []
-    for of_depth in codes.reshape(-1, codes.shape[-1]).unbind(-1):
-        share = torch.bincount(of_depth, minlength=num_rows).double() / max(len(of_depth), 1)
-        usage.append((share > 0).double().mean().item())
-        perplexity.append(torch.special.entr(share).sum().exp().item())
-    return usage, perplexity
+def count_codes(codes: Tensor, num_rows: int) -> Tensor:
+    """How often each row was taken at each depth: int64 [D, num_rows] of `codes` [..., D]."""
+    of_depth = codes.reshape(-1, codes.shape[-1]).unbind(-1)
+    return torch.stack([torch.bincount(column, minlength=num_rows) for column in of_depth])
+
+
+def codebook_health(counts: Tensor) -> tuple[list[float], list[float]]:
+    """Share of rows used and perplexity (1 = collapsed, num_rows = all alike) at each depth of `counts` [D, rows]."""
+    shares = counts.double() / counts.sum(1, keepdim=True).clamp(min=1)
+    usage = (counts > 0).double().mean(1)
+    return usage.tolist(), torch.special.entr(shares).sum(1).exp().tolist()
 
 
 def all_sum(tensor: Tensor) -> Tensor:

@@ -22,14 +22,14 @@ from torch import Tensor
 
 from tokenize_jobs.rqvae import RQVAE, RQVAEConfig
 
-WEIGHTS, EMA_WEIGHTS, CONFIG = "tokenizer.safetensors", "ema.safetensors", "tokenizer.json"
+WEIGHTS, CONFIG = "tokenizer.safetensors", "tokenizer.json"
 MAX_CONFIG_BYTES = 2**20
 SHOWN = 5  # names listed in a message
 
 
 # ---- ours ----------------------------------------------------------------------------------------------------------
-def save_tokenizer(model: RQVAE, folder: str | Path, ema_state: Mapping[str, Tensor] | None = None) -> None:
-    """Write tokenizer.safetensors, ema.safetensors where `ema_state` is given, and, last, tokenizer.json.
+def save_tokenizer(model: RQVAE, folder: str | Path) -> None:
+    """Write tokenizer.safetensors and, last, tokenizer.json.
 
     Each file appears whole or not at all. A shared codebook is stored once, under the first depth.
     """
@@ -37,20 +37,13 @@ def save_tokenizer(model: RQVAE, folder: str | Path, ema_state: Mapping[str, Ten
     folder.mkdir(parents=True, exist_ok=True)
     stored = _stored_names(model)
     _replace(folder / WEIGHTS, lambda path: save_file(_contiguous(model.state_dict(), stored), path))
-    if ema_state is not None:
-        _replace(folder / EMA_WEIGHTS, lambda path: save_file(_contiguous(ema_state, stored), path))
     _replace(folder / CONFIG, lambda path: path.write_text(model.config.to_json() + "\n"))
 
 
-def load_tokenizer(
-    folder: str | Path, device: str | torch.device = "cpu", dtype: torch.dtype = torch.float32, *, ema: bool = False
-) -> RQVAE:
-    """The tokenizer of a folder, in eval mode; codebooks stay float32 whatever `dtype`. ValueError names a bad file.
-
-    `ema` takes the moving average of the weights instead of the weights.
-    """
+def load_tokenizer(folder: str | Path, device: str | torch.device = "cpu", dtype: torch.dtype = torch.float32) -> RQVAE:
+    """The tokenizer of a folder, in eval mode; codebooks stay float32 whatever `dtype`. ValueError names a bad file."""
     folder = Path(folder)
-    path = folder / (EMA_WEIGHTS if ema else WEIGHTS)
+    path = folder / WEIGHTS
     model = _empty_model(_read_config(folder / CONFIG), device, dtype)
     try:
         with safe_open(path, "pt") as file:

@@ -25,12 +25,12 @@ import torch.distributed as dist
 from torch import Tensor
 
 from data_specs import digest, storage
+from data_specs.curve import Curve
 from data_specs.progress import Progress
 from data_specs.spec import ShardInput, Spec, parse_spec
 from tokenize_jobs.device import pick_device
 from tokenize_jobs.fit import rate_factor
 from train import checkpoint, order
-from train.curve import Curve
 from train.ema import EMA
 from train.engine import before_step, build_engine, config_of, grad_norm, micro_batch_of, was_applied
 from train.guard import Guard

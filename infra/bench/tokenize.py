@@ -14,9 +14,9 @@ from data_specs.spec import Spec, load_spec
 from data_specs.units import Sample, write_plan
 from infra.bench.rounds import Comparison, compare
 from tokenize_jobs.decode import png
-from tokenize_jobs.device import autocast
+from tokenize_jobs.device import autocast, to_tensor
 from tokenize_jobs.encode import encode_stage, prepare
-from tokenize_jobs.fit import config_of, to_tensor
+from tokenize_jobs.fit import config_of
 from tokenize_jobs.rqvae import RQVAE
 
 IMAGES = 512

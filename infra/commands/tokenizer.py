@@ -6,18 +6,28 @@ from typing import Annotated
 
 import typer
 
-from infra.commands.options import AddressOpt, RootOpt, SetOpt, SpecArg, WorkersOpt, compute_workers, open_root, totals
+from infra.commands.options import (
+    AddressOpt,
+    RanksOpt,
+    RootOpt,
+    SetOpt,
+    SpecArg,
+    WorkersOpt,
+    compute_workers,
+    open_root,
+    totals,
+)
 
 app = typer.Typer()
 
 
 @app.command("train-tokenizer")
-def train_tokenizer(spec: SpecArg, root: RootOpt, set_: SetOpt = None) -> None:
+def train_tokenizer(spec: SpecArg, root: RootOpt, set_: SetOpt = None, ranks: RanksOpt = 1) -> None:
     """Trains the RQ-VAE on the image shards (ROOT/tokenizer); resumes from its last checkpoint."""
-    from tokenize_jobs.fit import fit
+    from tokenize_jobs.launch import train_tokenizer as run
 
     resolved, root = open_root(spec, root, set_)
-    fit(resolved, root)
+    run(resolved, root, ranks=ranks)
 
 
 @app.command()

@@ -9,7 +9,7 @@ import torch
 from safetensors.torch import load_file
 from torch import Tensor
 
-from tokenize_jobs.quantizer import Codebook, ResidualQuantizer, codebook_health, rotate_through
+from tokenize_jobs.quantizer import Codebook, ResidualQuantizer, codebook_health, count_codes, rotate_through
 
 
 def quantizer(seed: int = 0, **options: object) -> ResidualQuantizer:
@@ -184,6 +184,6 @@ def test_gradients_pass_straight_or_rotated() -> None:
 
 def test_codebook_health() -> None:
     codes = torch.tensor([[0, 0], [1, 0], [2, 0], [3, 0]])
-    usage, perplexity = codebook_health(codes, 8)
+    usage, perplexity = codebook_health(count_codes(codes, 8))
     assert usage == [0.5, 0.125]
     assert perplexity == pytest.approx([4.0, 1.0])

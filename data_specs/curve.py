@@ -1,4 +1,4 @@
-"""The training curve: ROOT/transformer/metrics.jsonl, one row a log step or validation, and the same rows to wandb."""
+"""A training's curve: FOLDER/metrics.jsonl, one row a log step or validation, and the same rows to wandb."""
 
 from __future__ import annotations
 

@@ -1,0 +1,212 @@
+"""Training of the tokenizer: resumed, on several ranks, from another tokenizer, on several sets, with every loss."""
+
+from __future__ import annotations
+
+import json
+import logging
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from image_sets import make_root, tiny_spec, write_images
+from safetensors.torch import load_file, save_file
+
+from data_specs import open_shards
+from data_specs.digest import claim
+from tokenize_jobs.batches import deal, draw, read_batches
+from tokenize_jobs.device import to_tensor
+from tokenize_jobs.fit import Run, config_of, fit
+from tokenize_jobs.launch import train_tokenizer
+from tokenize_jobs.losses import LPIPS
+from tokenize_jobs.rqvae import RQVAE
+from tokenize_jobs.weights import load_tokenizer, save_tokenizer
+
+GAN = ("tokenizer.gan_start=10", "tokenizer.ema=0.9", "tokenizer.schedule=cosine", "tokenizer.warmup_steps=5")
+LOSSES = ("mse", "rec", "commitment", "gen", "disc", "adaptive_weight", "usage", "perplexity", "restarts")
+
+
+def rows(root: str) -> list[dict]:
+    path = Path(root, "tokenizer/metrics.jsonl")
+    text = path.read_text() if path.exists() else ""
+    return [json.loads(line) for line in text.splitlines(keepends=True) if line.endswith("\n")]
+
+
+def curve(root: str) -> list[dict]:
+    return [{"step": row["step"]} | {name: row[name] for name in LOSSES if name in row} for row in rows(root)]
+
+
+# ---- the data ------------------------------------------------------------------------------------------------------
+@pytest.mark.parametrize(("batch", "world", "micro"), [(8, 1, None), (7, 2, None), (7, 2, 2), (7, 2, 1), (256, 8, 3)])
+def test_every_rank_makes_as_many_micro_batches_and_every_image_is_taken_once(
+    batch: int, world: int, micro: int | None
+) -> None:
+    dealt = deal(batch, world, micro)
+    assert len({len(micros) for micros in dealt}) == 1
+    assert sorted(i for micros in dealt for micro_batch in micros for i in micro_batch) == list(range(batch))
+    sizes = [len(micro_batch) for micros in dealt for micro_batch in micros]
+    assert min(sizes) > 0 and (micro is None or max(sizes) <= micro or batch % world)
+
+
+def test_fewer_images_than_ranks_are_refused() -> None:
+    with pytest.raises(ValueError, match="batch_size is 3: 4 ranks"):
+        deal(3, 4, None)
+
+
+def test_sets_are_mixed_by_weight(tmp_path: Path) -> None:
+    write_images(str(tmp_path / "many"), [40])
+    write_images(str(tmp_path / "few"), [3], ink="red")
+    sets = [open_shards(str(tmp_path / name)) for name in ("many", "few")]
+    places = [place for step in range(200) for place in draw(sets, [1.0, 3.0], 8, 0, step)]
+    assert np.mean([number for number, _ in places]) == pytest.approx(0.75, abs=0.03)
+    assert {index for number, index in places if number == 0} == set(range(40))
+    micros = next(read_batches(sets, iter([[places[:3], places[3:8]]]), 32, 2))
+    assert [micro.shape for micro in micros] == [(3, 32, 32, 3), (5, 32, 32, 3)]
+    for (number, index), image in zip(places, np.concatenate(micros), strict=False):
+        assert np.array_equal(image, sets[number][index]["image"])
+
+
+# ---- resume and ranks ----------------------------------------------------------------------------------------------
+def test_killed_and_resumed_gives_the_undisturbed_losses_and_weights(tmp_path: Path) -> None:
+    """20 steps, a SIGKILL, 20 steps: adversary, moving average, accumulation, schedule and all."""
+    spec = tiny_spec(*GAN, "tokenizer.micro_batch_size=4", "tokenizer.restart_unused=true")
+    whole, killed = make_root(tmp_path / "whole"), make_root(tmp_path / "killed")
+    fit(spec, whole)
+    Path(killed, "spec.yaml").write_text(spec.to_yaml())
+    command = [sys.executable, "-m", "tokenize_jobs.fit", "--root", killed]
+    process = subprocess.Popen(command, env=os.environ | {"PYTHONPATH": str(Path(__file__).parents[2])})
+    while process.poll() is None and not any(row["step"] >= 23 for row in rows(killed)):
+        time.sleep(0.01)
+    process.send_signal(signal.SIGKILL)
+    assert process.wait() == -signal.SIGKILL
+    fit(spec, killed)
+    assert curve(killed) == curve(whole) and [row["step"] for row in rows(whole)] == list(range(1, 41))
+    assert "disc" not in rows(whole)[9] and rows(whole)[10]["disc"] > 0
+    one, other = (load_file(Path(root, "tokenizer/tokenizer.safetensors")) for root in (whole, killed))
+    assert all(torch.equal(one[name], other[name]) for name in one)
+    before = Path(whole, "tokenizer/tokenizer.safetensors").stat().st_mtime_ns
+    fit(spec, whole)
+    assert Path(whole, "tokenizer/tokenizer.safetensors").stat().st_mtime_ns == before
+
+
+def test_two_ranks_learn_what_one_learns(tmp_path: Path) -> None:
+    """50 steps of 7 images: one rank has 4 of them, the other 3, and nothing hangs; with adversary and restarts."""
+    steps = ("tokenizer.steps=50", "tokenizer.batch_size=7", "tokenizer.gan_start=40")
+    spec = tiny_spec(*GAN[1:], *steps, "tokenizer.kmeans_init=true")
+    roots = [make_root(tmp_path / name) for name in ("one", "two")]
+    train_tokenizer(spec, roots[0])
+    train_tokenizer(spec, roots[1], ranks=2)
+    one, two = (curve(root) for root in roots)
+    assert len(one) == len(two) == 50 and one[-1]["mse"] < one[0]["mse"] / 3
+    assert [row["mse"] for row in two[:40]] == pytest.approx([row["mse"] for row in one[:40]], rel=1e-3)
+    for name in ("gen", "disc", "adaptive_weight"):  # the adversary normalizes over both ranks' images
+        assert two[40][name] == pytest.approx(one[40][name], rel=1e-3)
+    assert [row["mse"] for row in two] == pytest.approx([row["mse"] for row in one], rel=3e-2)
+    assert sum(map(sum, (row["restarts"] for row in one))) > 0
+
+
+def test_a_mistake_on_many_ranks_is_said_and_ends_them(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
+    root = make_root(tmp_path)
+    with pytest.raises(ValueError, match="training ended with code"):
+        train_tokenizer(tiny_spec("tokenizer.batch_size=1"), root, ranks=2)
+    assert "batch_size is 1: 2 ranks need at least an image each" in capfd.readouterr().err
+
+
+# ---- what it starts from -------------------------------------------------------------------------------------------
+def test_fine_tuning_starts_from_the_named_tokenizer(tmp_path: Path) -> None:
+    spec, root = tiny_spec("tokenizer.steps=1"), make_root(tmp_path)
+    torch.manual_seed(5)
+    other = RQVAE(config_of(tiny_spec("tokenizer.embed_dim=24"))).train()  # an architecture of its own
+    images = to_tensor(np.stack([item["image"] for item in open_shards(f"{root}/images/val")]))
+    other(images)
+    save_tokenizer(other, tmp_path / "imported")
+    fine = tiny_spec("tokenizer.init_from=imported", "tokenizer.learning_rate=1e-9", "tokenizer.steps=1")
+    fit(fine, root)
+    tuned = load_tokenizer(tmp_path / "tokenizer")
+    assert tuned.config.embed_dim == 24 and tuned.config.decay == spec.tokenizer.decay
+    torch.testing.assert_close(tuned.encoder.conv_in.weight, other.encoder.conv_in.weight, atol=1e-6, rtol=0)
+    with pytest.raises(ValueError, match=r"init_from imported: its codes are \[4, 4, 2\] of 32 rows, the spec's"):
+        Run(tiny_spec("tokenizer.init_from=imported", "shape.codebook_size=64"), root)
+
+
+def test_another_starting_point_or_mixture_is_another_run(tmp_path: Path) -> None:
+    spec, root = tiny_spec("tokenizer.steps=1"), make_root(tmp_path)
+    fit(spec, root)
+    with pytest.raises(ValueError, match=r"tokenizer\.images .*is now"):
+        fit(tiny_spec("tokenizer.steps=1", "tokenizer.images=[{manifest: images/train, weight: 2}]"), root)
+    with pytest.raises(ValueError, match=r"absent/tokenizer\.safetensors: no tokenizer to start from"):
+        fit(tiny_spec("tokenizer.init_from=absent"), root)
+    fit(tiny_spec("tokenizer.steps=3"), root)  # the rate is constant: a longer run is the same run, gone on
+    assert [row["step"] for row in rows(root)] == [1, 2, 3]
+
+
+def test_an_imported_tokenizer_stays(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    spec, root = tiny_spec(), make_root(tmp_path)
+    save_tokenizer(RQVAE(config_of(spec)), tmp_path / "tokenizer")
+    before = (tmp_path / "tokenizer/tokenizer.safetensors").read_bytes()
+    fit(spec, root)
+    assert "imported, not trained" in capsys.readouterr().out
+    assert (tmp_path / "tokenizer/tokenizer.safetensors").read_bytes() == before
+
+
+# ---- losses and health ---------------------------------------------------------------------------------------------
+def test_lpips_is_part_of_the_loss_and_never_pretended(tmp_path: Path) -> None:
+    root = make_root(tmp_path)
+    torch.manual_seed(0)
+    lpips = LPIPS()
+    for head in lpips.heads:
+        head.weight.abs_()
+    save_file(lpips.state_dict(), tmp_path / "lpips.safetensors")
+    fit(tiny_spec("tokenizer.lpips_weights=lpips.safetensors", "tokenizer.steps=2", "tokenizer.gan_start=0"), root)
+    assert all(row["lpips"] > 0 and row["adaptive_weight"] > 0 for row in rows(root))
+    with pytest.raises((ValueError, FileNotFoundError), match="absent"):
+        Run(tiny_spec("tokenizer.lpips_weights=absent"), root)
+
+
+def test_a_collapsed_codebook_is_reported_once(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    root = make_root(tmp_path)
+    few = ("shape.codebook_size=2048", "tokenizer.restart_unused=false", "tokenizer.steps=6", "tokenizer.batch_size=32")
+    with caplog.at_level(logging.WARNING):
+        fit(tiny_spec(*few), root)
+    warnings = [record.message for record in caplog.records if "collapsed" in record.message]
+    assert len(warnings) == 1 and "depth 1" in warnings[0]
+    assert rows(root)[-1]["collapsed"] and max(rows(root)[-1]["perplexity"]) < 60
+
+
+def test_rows_are_means_over_their_steps(tmp_path: Path) -> None:
+    roots = [make_root(tmp_path / name) for name in ("each", "fourth")]
+    for root, every in zip(roots, (1, 4), strict=True):
+        fit(tiny_spec("tokenizer.steps=10", f"tokenizer.log_every={every}", "tokenizer.checkpoint_every=3"), root)
+    each, fourth = (rows(root) for root in roots)
+    assert [row["step"] for row in fourth] == [4, 8, 10]
+    for row, steps in zip(fourth, (each[:4], each[4:8], each[8:]), strict=True):
+        assert row["mse"] == pytest.approx(np.mean([step["mse"] for step in steps]), rel=1e-6)
+        assert row["restarts"] == np.sum([step["restarts"] for step in steps], 0).tolist()
+
+
+def test_bfloat16_trains(tmp_path: Path) -> None:
+    root = make_root(tmp_path)
+    fit(tiny_spec("tokenizer.dtype=bfloat16", "tokenizer.steps=30", "tokenizer.gan_start=5"), root)
+    assert rows(root)[-1]["mse"] < rows(root)[0]["mse"] / 2
+    assert load_tokenizer(tmp_path / "tokenizer").quant_conv.weight.dtype == torch.float32
+
+
+@pytest.mark.long
+def test_compiled_training_gives_the_plain_losses(tmp_path: Path) -> None:
+    roots = [make_root(tmp_path / name) for name in ("plain", "compiled")]
+    for root, value in zip(roots, ("false", "true"), strict=True):
+        fit(tiny_spec("tokenizer.steps=10", f"tokenizer.compile={value}"), root)
+    plain, compiled = ([row["mse"] for row in rows(root)] for root in roots)
+    assert compiled == pytest.approx(plain, rel=1e-3)
+
+
+def test_the_identity_claims_the_folder(tmp_path: Path) -> None:
+    root = make_root(tmp_path)
+    claim(f"{root}/tokenizer", {"stage": "tokenizer", "shape": "another"})
+    with pytest.raises(ValueError, match="was made for something else"):
+        fit(tiny_spec(), root)

@@ -1,0 +1,62 @@
+"""The images of each training step: a function of (seed, step), dealt to the ranks and read ahead in threads."""
+
+from __future__ import annotations
+
+from collections import deque
+from collections.abc import Iterator, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
+
+import numpy as np
+
+from data_specs.reader import ShardSet
+from tokenize_jobs.views import Pixels, center_view
+
+STEPS_AHEAD = 2
+Place = tuple[int, int]  # number of the set, index of the image in it
+
+
+def draw(sets: Sequence[ShardSet], weights: Sequence[float], batch: int, seed: int, step: int) -> list[Place]:
+    """(set, index) of each image of a step; a function of (seed, step). Sets are taken by weight, images evenly."""
+    rng = np.random.default_rng((seed, step))
+    numbers = rng.choice(len(sets), size=batch, p=np.array(weights) / sum(weights))
+    return [(int(n), int(rng.integers(len(sets[n])))) for n in numbers]
+
+
+def deal(batch: int, world: int, micro: int | None) -> list[list[list[int]]]:
+    """Which images of a step's `batch` each rank takes: [rank][micro batch] -> positions in the batch.
+
+    All ranks make the same number of micro batches, of `micro` images or fewer, none of them empty: what they do
+    together needs all of them. Raises ValueError for fewer images than ranks.
+    """
+    if batch < world:
+        raise ValueError(f"tokenizer.batch_size is {batch}: {world} ranks need at least an image each")
+    most = -(-batch // world)
+    count = min(-(-most // (micro or most)), batch // world)
+    shares = np.array_split(np.arange(batch), world)
+    return [[part.tolist() for part in np.array_split(share, count)] for share in shares]
+
+
+def read_batches(
+    sets: Sequence[ShardSet], places: Iterator[list[list[Place]]], size: int, threads: int
+) -> Iterator[list[Pixels]]:
+    """The micro batches uint8 [b, size, size, 3] of each step, for the places of their images, in order."""
+    ahead: deque[list[list[Future[Pixels]]]] = deque()
+    with ThreadPoolExecutor(threads) as pool:
+        try:
+            for step in places:
+                ahead.append([[pool.submit(_image, sets, place, size) for place in micro] for micro in step])
+                if len(ahead) > STEPS_AHEAD:
+                    yield _collect(ahead.popleft())
+            while ahead:
+                yield _collect(ahead.popleft())
+        finally:
+            pool.shutdown(cancel_futures=True)
+
+
+def _collect(step: list[list[Future[Pixels]]]) -> list[Pixels]:
+    return [np.stack([image.result() for image in micro]) for micro in step]
+
+
+def _image(sets: Sequence[ShardSet], place: Place, size: int) -> Pixels:
+    number, index = place
+    return center_view(sets[number][index]["image"], size)
