@@ -1,0 +1,130 @@
+"""Ray clusters on loopback for tests: a head with token authentication, nodes that join it and can be killed.
+
+Every cluster has its own ports, folder and token; only processes started here are ever ended.
+"""
+
+from __future__ import annotations
+
+import os
+import secrets
+import shutil
+import socket
+import subprocess
+import sys
+import tempfile
+import time
+import urllib.error
+import urllib.request
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+from pathlib import Path
+from typing import NamedTuple
+
+import psutil
+
+BIN = Path(sys.executable).parent
+LOOPBACK = "127.0.0.1"
+
+
+class Cluster(NamedTuple):
+    """Where a cluster is (for `ray job submit`, and for nodes that join), what its users need, what runs it."""
+
+    dashboard: str
+    address: str
+    environment: dict[str, str]
+    folder: Path
+    nodes: list[subprocess.Popen[bytes]]
+
+    def add_node(self, cpus: int = 1) -> subprocess.Popen[bytes]:
+        """Starts one more node; it takes work after a few seconds."""
+        return self._start(len(self.nodes), cpus, f"--address={self.address}")
+
+    def kill_node(self, number: int) -> None:
+        """Ends a node as a pulled plug does: SIGKILL for all its processes at once."""
+        _kill(self.nodes[number])
+
+    def submit(self, *command: str, cwd: Path, timeout: float = 300) -> subprocess.CompletedProcess[str]:
+        """`ray job submit` with a token, as the guide says; waits for the job and returns what it said."""
+        submit = [str(BIN / "ray"), "job", "submit", "--address", self.dashboard, "--working-dir", ".", "--", *command]
+        return subprocess.run(
+            submit, cwd=cwd, env=self.environment, capture_output=True, text=True, timeout=timeout, check=False
+        )
+
+    def _start(self, number: int, cpus: int, *how: str) -> subprocess.Popen[bytes]:
+        ports = zip(("runtime-env-agent-port", "dashboard-agent-listen-port", "metrics-export-port"), free_ports(3))
+        command = [
+            *(str(BIN / "ray"), "start", "--block", f"--node-ip-address={LOOPBACK}", f"--num-cpus={cpus}"),
+            *("--object-store-memory=100000000", "--min-worker-port=0", "--max-worker-port=0"),
+            *(f"--{name}={port}" for name, port in ports),
+            *how,
+        ]
+        with (self.folder / f"node-{number}.log").open("wb") as log:
+            node = subprocess.Popen(command, env=self.environment, stdout=log, stderr=log, start_new_session=True)
+        self.nodes.append(node)
+        return node
+
+
+@contextmanager
+def ray_cluster(num_nodes: int = 1, cpus: int = 2, extra: dict[str, str] | None = None) -> Iterator[Cluster]:
+    """A cluster of a head and num_nodes - 1 further nodes of `cpus` CPUs; `extra`: environment of all of it."""
+    folder = Path(tempfile.mkdtemp(prefix="dnd-ray-", dir="/tmp"))  # short: socket paths end at 107 characters
+    (folder / "token").write_text(secrets.token_hex(32))
+    (folder / "token").chmod(0o600)
+    port, dashboard, client = free_ports(3)
+    environment = _environment(folder / "token") | (extra or {})
+    cluster = Cluster(f"http://{LOOPBACK}:{dashboard}", f"{LOOPBACK}:{port}", environment, folder, [])
+    head = ("--head", f"--port={port}", f"--dashboard-port={dashboard}", f"--dashboard-host={LOOPBACK}")
+    try:
+        cluster._start(0, cpus, *head, f"--ray-client-server-port={client}", f"--temp-dir={folder}/ray")
+        _wait_for(dashboard, cluster)
+        for _ in range(num_nodes - 1):
+            cluster.add_node(cpus)
+        yield cluster
+    finally:
+        for node in reversed(cluster.nodes):
+            _kill(node)
+        shutil.rmtree(folder, ignore_errors=True)
+
+
+def _environment(token: Path) -> dict[str, str]:
+    """Both sides of a cluster with token authentication need the two RAY_AUTH variables (docs/guide.md)."""
+    environment = {name: value for name, value in os.environ.items() if not name.startswith("RAY_")}
+    return environment | {
+        "PATH": f"{BIN}:{os.environ['PATH']}",
+        "RAY_USAGE_STATS_ENABLED": "0",
+        "RAY_AUTH_MODE": "token",
+        "RAY_AUTH_TOKEN_PATH": str(token),
+    }
+
+
+def _kill(node: subprocess.Popen[bytes]) -> None:
+    """Every process of a node: `ray start` and all that descend from it."""
+    if node.poll() is None:
+        parent = psutil.Process(node.pid)
+        family = [*parent.children(recursive=True), parent]
+        for member in family:
+            with suppress(psutil.NoSuchProcess):
+                member.kill()
+        psutil.wait_procs(family, timeout=10)
+    node.wait(30)
+
+
+def free_ports(number: int) -> list[int]:
+    """So many ports of loopback that nobody listens on."""
+    sockets = [socket.create_server((LOOPBACK, 0)) for _ in range(number)]
+    ports = [int(one.getsockname()[1]) for one in sockets]
+    for one in sockets:
+        one.close()
+    return ports
+
+
+def _wait_for(port: int, cluster: Cluster) -> None:
+    for _ in range(120):
+        try:
+            urllib.request.urlopen(f"http://{LOOPBACK}:{port}/api/version", timeout=2).read()
+            return
+        except urllib.error.HTTPError:
+            return  # it answers, and asks for the token
+        except OSError:
+            time.sleep(0.5)
+    raise TimeoutError(f"the head did not come up: {(cluster.folder / 'node-0.log').read_text()[-2000:]}")
