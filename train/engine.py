@@ -14,6 +14,7 @@ from torch import nn
 
 from data_specs import storage
 from data_specs.spec import Spec
+from train.memory import fitting_micro_batch
 from train.model import DnDTransformer, TransformerConfig
 
 CONFIGS = Path(__file__).resolve().parent.parent / "infra" / "deepspeed"
@@ -40,40 +41,90 @@ def config_of(spec: Spec) -> TransformerConfig:
 
 
 def micro_batch_of(spec: Spec, world: int) -> int:
-    """Images a rank takes at a time. Raises ValueError where the batch does not divide into them."""
-    batch, micro = spec.train.batch_size, spec.train.micro_batch_size or spec.train.batch_size // world
-    if micro < 1 or batch % (micro * world):
+    """Images a rank takes at a time: the spec's, else all of its share, or what should fit into the GPU's memory.
+
+    Raises ValueError where the batch does not divide into them.
+    """
+    batch, micro = spec.train.batch_size, spec.train.micro_batch_size
+    if micro is None and batch % world == 0:
+        memory = torch.cuda.get_device_properties(0).total_memory if torch.cuda.is_available() else None
+        micro = fitting_micro_batch(spec, config_of(spec), world, memory) if memory else batch // world
+    if not micro or batch % (micro * world):
         fitting = [n for n in range(1, batch + 1) if batch % (n * world) == 0]
         remedy = f"use one of {fitting}" if fitting else f"use a number of ranks that divides {batch}"
         raise ValueError(
-            f"train.batch_size {batch} does not divide into micro batches of {micro} on {world} ranks: {remedy}"
+            f"train.batch_size {batch} does not divide into train.micro_batch_size {micro or 'that fits'} on {world} "
+            f"ranks: {remedy}"
         )
     return micro
 
 
-def deepspeed_config(spec: Spec, world: int) -> dict[str, Any]:
-    """The whole DeepSpeed configuration: infra/deepspeed/zeroN.json and what the spec says.
+def deepspeed_config(spec: Spec, world: int, user: dict[str, Any] | None = None) -> dict[str, Any]:
+    """The whole DeepSpeed configuration: infra/deepspeed/zeroN.json, what the user adds, and what the spec says.
 
-    bfloat16 at stage 0 runs as stage 1: DeepSpeed's stage 0 learns measurably worse in it.
+    bfloat16 at stage 0 runs as stage 1: DeepSpeed's stage 0 learns measurably worse in it. Raises ValueError naming a
+    key in which the user's part contradicts the spec.
     """
     part = spec.train
     stage = max(part.zero_stage, 1) if part.dtype == "bfloat16" else part.zero_stage
-    config: dict[str, Any] = json.loads((CONFIGS / f"zero{stage}.json").read_text())
-    config["train_batch_size"] = part.batch_size
-    config["train_micro_batch_size_per_gpu"] = micro_batch_of(spec, world)
-    config["gradient_clipping"] = part.clip
-    config["bf16"] = {"enabled": part.dtype == "bfloat16"}
+    micro = micro_batch_of(spec, world)
+    owned: dict[str, Any] = {
+        "train_batch_size": part.batch_size,
+        "train_micro_batch_size_per_gpu": micro,
+        "gradient_accumulation_steps": part.batch_size // (micro * world),
+        "gradient_clipping": part.clip,
+        "bf16": {"enabled": part.dtype == "bfloat16"},
+        "zero_optimization": {"stage": stage},
+    }
     if part.offload_optimizer and stage:
-        config["zero_optimization"]["offload_optimizer"] = {"device": "cpu", "pin_memory": torch.cuda.is_available()}
+        owned["zero_optimization"]["offload_optimizer"] = {"device": "cpu", "pin_memory": torch.cuda.is_available()}
+    _refuse_contradictions(user or {}, owned | dict.fromkeys(("optimizer", "scheduler", "fp16", "amp")))
+    base = json.loads((CONFIGS / f"zero{stage}.json").read_text())
+    clipped = {} if stage else {"gradient_clipping": 0.0}  # see before_step
+    return _merged(_merged(base, user or {}), owned | clipped)
+
+
+def _refuse_contradictions(user: dict[str, Any], owned: dict[str, Any], prefix: str = "") -> None:
+    for key in user.keys() & owned.keys():
+        if isinstance(user[key], dict) and isinstance(owned[key], dict):
+            _refuse_contradictions(user[key], owned[key], f"{prefix}{key}.")
+        elif user[key] != owned[key]:
+            raise ValueError(
+                f"--deepspeed_config: {prefix}{key} is the spec's to say, and it says {json.dumps(owned[key])}: "
+                "leave the key out, and change the spec (see `train:` there) if that is what you want"
+            )
+
+
+def _merged(below: dict[str, Any], above: dict[str, Any]) -> dict[str, Any]:
+    both = {
+        key: _merged(below[key], above[key])
+        for key in below.keys() & above.keys()
+        if isinstance(below[key], dict) and isinstance(above[key], dict)
+    }
+    return {**below, **above, **both}
+
+
+def read_user_config(path: str | None) -> dict[str, Any]:
+    """A user's DeepSpeed configuration. Raises ValueError naming the file where it is no JSON object."""
+    if path is None:
+        return {}
+    try:
+        config = json.loads(Path(path).read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise ValueError(f"--deepspeed_config {path}: cannot be read ({error}): give a JSON file") from None
+    if not isinstance(config, dict):
+        raise ValueError(f"--deepspeed_config {path}: holds no JSON object")
     return config
 
 
-def build_engine(spec: Spec, root: str, world: int) -> Any:
-    """The engine around a model with its initial weights: drawn from the seed, or those of train.init_from."""
-    config = deepspeed_config(spec, world)
-    partitioned = spec.train.zero_stage == 3
+def build_engine(spec: Spec, root: str, world: int, user: dict[str, Any] | None = None) -> Any:
+    """The engine around a model with its initial weights: drawn from the seed, or those of train.init_from.
+
+    `user` is a DeepSpeed configuration that adds to the spec's (see `deepspeed_config`).
+    """
+    config = deepspeed_config(spec, world, user)
     torch.manual_seed(spec.seed)
-    with deepspeed.zero.Init(config_dict_or_path=config) if partitioned else nullcontext():
+    with deepspeed.zero.Init(config_dict_or_path=config) if spec.train.zero_stage == 3 else nullcontext():
         model = DnDTransformer(config_of(spec))
     if spec.train.init_from:
         _fill(model, storage.join(root, spec.train.init_from))
@@ -116,15 +167,21 @@ def parameter_groups(model: nn.Module, weight_decay: float) -> list[dict[str, An
     ]
 
 
-def before_step(engine: Any) -> None:
-    """What float32 at stage 0 lacks of the other stages: the gradient's norm, and no step where it is not finite."""
+def before_step(engine: Any, clip: float) -> None:
+    """What float32 at stage 0 lacks of the other stages: the gradient's norm, and no step where it is not finite.
+
+    It also clips, since DeepSpeed's own clipping there takes the norm a second time and fails where no step is due.
+    """
     if engine.zero_optimization_stage() or not engine.is_gradient_accumulation_boundary():
         return
     parameters = [p for p in engine.module.parameters() if p.grad is not None]
-    engine.plain_norm = torch.stack([p.grad.norm() for p in parameters]).norm().item()
-    if not math.isfinite(engine.plain_norm):
-        for parameter in parameters:
-            parameter.grad = None  # AdamW passes over parameters without gradient
+    norm = torch.nn.utils.get_total_norm([p.grad for p in parameters])
+    engine.plain_norm = norm.item()
+    if math.isfinite(engine.plain_norm):
+        torch.nn.utils.clip_grads_with_norm_(parameters, clip, norm)
+        return
+    for parameter in parameters:
+        parameter.grad = None  # AdamW passes over parameters without gradient
 
 
 def was_applied(engine: Any) -> bool:

@@ -27,11 +27,12 @@ class TrainingFailed(ValueError, RuntimeError):
     """Training ended without weights; one line says why."""
 
 
-def train(spec: Spec, root: str, *, ranks: int = 1) -> None:
+def train(spec: Spec, root: str, *, ranks: int = 1, deepspeed_config: str | None = None) -> None:
     """Trains to spec.train.steps on `ranks` processes of this machine; a finished run returns at once.
 
     A run that dies is started again from its last checkpoint, train.max_restarts times. Raises TrainingFailed, and
-    SystemExit(75) where the run was told to stop and has saved.
+    SystemExit(75) where the run was told to stop and has saved. `deepspeed_config` is a JSON file that adds what the
+    spec does not own.
     """
     root = storage.absolute(root)
     digest.claim(storage.join(root, "transformer"), identity(spec, root))
@@ -39,7 +40,7 @@ def train(spec: Spec, root: str, *, ranks: int = 1) -> None:
         return
     _write_spec(spec, root)
     for left in range(spec.train.max_restarts, -1, -1):
-        code, message = _run_once(root, ranks)
+        code, message = _run_once(command(root, ranks, deepspeed_config), ranks)
         if code == 0 or finished_step(root) >= spec.train.steps:
             return
         if code == STOPPED:
@@ -60,12 +61,12 @@ def _write_spec(spec: Spec, root: str) -> None:
         storage.write_text(uri, text)
 
 
-def _run_once(root: str, ranks: int) -> tuple[int, str]:
+def _run_once(arguments: list[str], ranks: int) -> tuple[int, str]:
     """Runs the launcher once; its exit code and the message the run left, if any."""
     with tempfile.TemporaryDirectory(prefix="dnd-train-") as folder:
         errors = Path(folder, "error")
         environment = _environment(ranks) | {"DND_ERROR_FILE": str(errors)}
-        process = subprocess.Popen(command(root, ranks), env=environment)
+        process = subprocess.Popen(arguments, env=environment)
         try:
             with _signals_to_ranks(process):
                 code = process.wait()
@@ -74,12 +75,13 @@ def _run_once(root: str, ranks: int) -> tuple[int, str]:
         return code, errors.read_text(encoding="utf-8") if errors.exists() else ""
 
 
-def command(root: str, ranks: int) -> list[str]:
+def command(root: str, ranks: int, deepspeed_config: str | None = None) -> list[str]:
     """The command that trains: DeepSpeed's launcher, or the loop itself where there is one rank."""
+    arguments = ["--root", root, *(["--deepspeed_config", deepspeed_config] if deepspeed_config else [])]
     if ranks == 1:
-        return [sys.executable, "-m", "train.loop", "--root", root]
+        return [sys.executable, "-m", "train.loop", *arguments]
     launcher = [sys.executable, "-m", "deepspeed.launcher.runner", "--num_gpus", str(ranks)]
-    return [*launcher, "--master_port", str(_free_port()), "--module", "train.loop", "--root", root]
+    return [*launcher, "--master_port", str(_free_port()), "--module", "train.loop", *arguments]
 
 
 def _environment(ranks: int) -> dict[str, str]:

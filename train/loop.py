@@ -17,6 +17,7 @@ import time
 from collections.abc import Iterator
 from dataclasses import asdict
 from datetime import timedelta
+from typing import Any
 
 import deepspeed
 import numpy as np
@@ -32,7 +33,7 @@ from tokenize_jobs.device import pick_device
 from tokenize_jobs.fit import rate_factor
 from train import checkpoint, order
 from train.ema import EMA
-from train.engine import before_step, build_engine, config_of, grad_norm, micro_batch_of, was_applied
+from train.engine import before_step, build_engine, config_of, grad_norm, read_user_config, was_applied
 from train.guard import Guard
 from train.identity import STOPPED, WRONG, finished_step, identity
 from train.loader import Batch, Loader, positions_of
@@ -47,15 +48,15 @@ class Run:
     out the data that led to it.
     """
 
-    def __init__(self, spec: Spec, root: str) -> None:
+    def __init__(self, spec: Spec, root: str, user_config: dict[str, Any] | None = None) -> None:
         self.spec, self.part, self.folder = spec, spec.train, storage.join(root, "transformer")
         self.rank, self.world, self.device = dist.get_rank(), dist.get_world_size(), pick_device()
-        self.micro = micro_batch_of(spec, self.world)
         self.loader = Loader(self.part.codes, root, spec)
         self.validation = Loader([ShardInput.model_validate({"manifest": self.part.val_codes})], root, spec)
         self.control = dist.new_group(backend="gloo")
         self._verify_data()
-        self.engine = build_engine(spec, root, self.world)
+        self.engine = build_engine(spec, root, self.world, user_config)
+        self.micro = self.engine.train_micro_batch_size_per_gpu()
         self.ema = EMA(self.engine, self.part.ema)
         self.saver = checkpoint.Saver(self.engine, self.ema, self.folder)
         self._take_place(checkpoint.resume(self.engine, self.ema, self.folder) or {})
@@ -158,7 +159,7 @@ class Run:
                 dist.all_reduce(total)
                 mean = mean * torch.where(total.mean() / self.world <= self.guard.limit, 1.0, math.nan)
             self.engine.backward(mean)  # a gradient that is not a number makes the engine leave out the step
-            before_step(self.engine)
+            before_step(self.engine, self.part.clip)
             self.engine.step()
         return (total / self.world).double().cpu()
 
@@ -285,7 +286,7 @@ class Run:
         storage.write_text(storage.join(self.folder, "done"), json.dumps({"step": self.step}) + "\n")
 
 
-def fit(spec: Spec, root: str) -> bool:
+def fit(spec: Spec, root: str, user_config: dict[str, Any] | None = None) -> bool:
     """Trains to spec.train.steps and writes ROOT/transformer; False where it was told to stop before.
 
     Raises ValueError for a root made for something else, damaged data, and a loss that is not finite.
@@ -293,7 +294,7 @@ def fit(spec: Spec, root: str) -> bool:
     digest.claim(storage.join(root, "transformer"), identity(spec, root))
     if finished_step(root) >= spec.train.steps:
         return True
-    run = Run(spec, root)
+    run = Run(spec, root, user_config)
     finished = run.train()
     if finished:
         run.export()
@@ -322,11 +323,13 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--root", required=True)
     parser.add_argument("--local_rank", type=int, default=0, help="given by the launcher")
-    root = storage.absolute(parser.parse_args().root)
+    parser.add_argument("--deepspeed_config", help="JSON that adds what the spec does not own")
+    arguments = parser.parse_args()
+    root = storage.absolute(arguments.root)
     try:
         spec = parse_spec(storage.read_text(storage.join(root, "spec.yaml")), f"{root}/spec.yaml")
         join_ranks(timedelta(seconds=spec.train.rank_timeout))
-        finished = fit(spec, root)
+        finished = fit(spec, root, read_user_config(arguments.deepspeed_config))
     except (ValueError, FileNotFoundError) as error:
         _give_up(str(error))
     dist.destroy_process_group()

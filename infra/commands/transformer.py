@@ -7,6 +7,7 @@ from typing import Annotated
 import typer
 
 from data_specs import storage
+from data_specs.spec import load_spec
 from infra.commands.options import (
     AddressOpt,
     RanksOpt,
@@ -22,12 +23,20 @@ app = typer.Typer()
 
 
 @app.command()
-def train(spec: SpecArg, root: RootOpt, set_: SetOpt = None, ranks: RanksOpt = 1) -> None:
+def train(
+    spec: SpecArg,
+    root: RootOpt,
+    set_: SetOpt = None,
+    ranks: RanksOpt = 1,
+    deepspeed_config: Annotated[
+        str | None, typer.Option("--deepspeed_config", help="JSON that adds to DeepSpeed's what the spec does not own")
+    ] = None,
+) -> None:
     """Trains the transformer with DeepSpeed (ROOT/transformer); resumes from its last checkpoint."""
     from train.job import train as run
 
     resolved, root = open_root(spec, root, set_)
-    run(resolved, root, ranks=ranks)
+    run(resolved, root, ranks=ranks, deepspeed_config=deepspeed_config)
 
 
 @app.command()
@@ -48,3 +57,18 @@ def sample(
     run(resolved, root, use)
     run_decode(resolved, root, f"{out}/codes", out, use)
     print(f"pictures: {storage.join(root, out, 'grid.png')}")
+
+
+@app.command()
+def memory(
+    spec: SpecArg,
+    gpus: Annotated[int, typer.Option("--gpus", min=1, help="GPUs that train together")] = 8,
+    size: Annotated[str, typer.Option("--memory", help="memory of one GPU: 80GB, 141GB, 40GiB")] = "80GB",
+    set_: SetOpt = None,
+) -> None:
+    """Predicts a GPU's memory by part for every ZeRO stage, the micro batch that fits, and the schedule's GPU-days."""
+    from train.engine import config_of
+    from train.memory import parse_bytes, table
+
+    resolved = load_spec(spec, set_ or [])
+    print("\n".join(table(resolved, config_of(resolved), gpus, parse_bytes(size))))

@@ -1,0 +1,74 @@
+"""Steps of the engine on the golden batch and on fixed codes, as a rank of the tests takes them."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import torch
+import torch.distributed as dist
+from code_sets import tiny_spec
+from test_model import load_golden
+
+from data_specs.spec import Spec
+from train import checkpoint
+from train.ema import EMA
+from train.engine import before_step, build_engine, was_applied
+from train.model import TransformerConfig
+
+
+def golden_spec(config: TransformerConfig, *overrides: str) -> Spec:
+    """The tiny spec in the shape of a golden model, which training starts from."""
+    shape = (
+        f"shape={{image_size: 64, grid: {list(config.grid)}, depth: {config.depth}, "
+        f"codebook_size: {config.codebook_size}}}"
+    )
+    transformer = (
+        f"transformer={{num_layers: {config.num_layers}, num_heads: {config.num_heads}, width: {config.dim}, "
+        f"head_layers: {list(config.head_layers)}, num_classes: {config.num_classes}, "
+        f"class_dropout: {config.class_dropout}, token_dropout: 0, residual_dropout: 0, ffn_dropout: 0}}"
+    )
+    return tiny_spec(shape, transformer, "train.batch_size=4", "train.init_from=start", "train.clip=0.5", *overrides)
+
+
+def golden_steps(root: str, golden: str, number: int) -> None:
+    """Three steps of the engine on the golden batch, its moving average, and a step whose loss is not a number."""
+    start, tensors = load_golden(golden)
+    spec = golden_spec(start.config, f"train.zero_stage={number}")
+    engine, mine = build_engine(spec, root, 2), slice(2 * dist.get_rank(), 2 * dist.get_rank() + 2)
+    codes, classes = golden_batch(tensors)
+    ema = EMA(engine, 0.9)
+    for factor in (1.0, 1.0, 1.0, torch.nan):
+        engine.backward(engine(codes[mine], classes[mine], return_loss=True).mean() * factor)
+        before_step(engine, spec.train.clip)
+        engine.step()
+        assert was_applied(engine) == (factor == 1.0)
+        if was_applied(engine):
+            ema.update()
+    saver = checkpoint.Saver(engine, ema, f"{root}/out")
+    saver.start({"step": 3})
+    saver.wait()
+    dist.barrier()
+    saver.commit(1, None)
+
+
+def golden_batch(tensors: dict[str, torch.Tensor]) -> tuple[torch.Tensor, torch.Tensor]:
+    """The golden samples and the first of them once more: two for each rank."""
+    return tensors["codes"][[0, 1, 2, 0]], tensors["cond"][[0, 1, 2, 0]]
+
+
+def fixed_steps(root: str, *overrides: str) -> None:
+    """Two steps of the engine on fixed codes, then a loss that is not a number; the losses go to ROOT/losses.json."""
+    spec = tiny_spec(*overrides)
+    engine = build_engine(spec, root, 1)
+    codes, classes = torch.arange(8 * 32).remainder(16).view(8, 16, 2), torch.zeros(8, dtype=torch.int64)
+    losses = []
+    for factor in (1.0, 1.0, torch.inf, 1.0):
+        torch.manual_seed(0)
+        loss = engine(codes, classes, return_loss=True).mean()
+        losses.append(loss.item())
+        engine.backward(loss * factor)
+        before_step(engine, spec.train.clip)
+        engine.step()
+        assert was_applied(engine) == (factor == 1.0)
+    Path(root, "losses.json").write_text(json.dumps(losses))

@@ -1,0 +1,90 @@
+"""Ranks of training for the tests: processes of a fork server that has imported torch and DeepSpeed once."""
+
+from __future__ import annotations
+
+import json
+import multiprocessing
+import os
+import socket
+import sys
+import zlib
+from collections.abc import Callable
+from multiprocessing.process import BaseProcess
+from pathlib import Path
+from typing import Any
+
+from code_sets import tiny_spec
+
+PROCESSES = multiprocessing.get_context("forkserver")
+PROCESSES.set_forkserver_preload(["train.loop", "code_sets"])
+
+
+def start(world: int, work: Callable[..., None], *arguments: Any) -> list[BaseProcess]:
+    """Starts `world` processes, each of which joins the others and calls work(*arguments)."""
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port = probe.getsockname()[1]
+    ranks = [PROCESSES.Process(target=_rank, args=(rank, world, port, work, arguments)) for rank in range(world)]
+    for process in ranks:
+        process.start()
+    return ranks
+
+
+def run(world: int, work: Callable[..., None], *arguments: Any) -> None:
+    """`start`, and waits until all have ended well."""
+    ranks = start(world, work, *arguments)
+    for process in ranks:
+        process.join(120)
+    assert [process.exitcode for process in ranks] == [0] * world
+
+
+def _rank(rank: int, world: int, port: int, work: Callable[..., None], arguments: tuple[Any, ...]) -> None:
+    from datetime import timedelta
+
+    from train.loop import join_ranks
+
+    os.environ |= {"RANK": str(rank), "LOCAL_RANK": str(rank), "WORLD_SIZE": str(world), "DND_WANDB": "0"}
+    os.environ |= {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port)}
+    join_ranks(timedelta(seconds=60))
+    work(*arguments)
+    sys.stdout.flush()
+    os._exit(0)  # the work is done and on disk; gloo's threads sometimes abort at the interpreter's end
+
+
+def train(root: str, *overrides: str) -> None:
+    """Trains the tiny spec under a root; what the steps really took goes to ROOT/read_RANK.jsonl."""
+    from train.loop import Run, fit
+
+    batches = Run.batches
+
+    def recorded(self: Run) -> Any:
+        with open(Path(root, f"read_{self.rank}_of_{self.world}.jsonl"), "a", encoding="utf-8") as file:
+            for codes, classes in batches(self):
+                file.write(json.dumps([self.step, [fingerprint(sample) for sample in codes]]) + "\n")
+                file.flush()
+                yield codes, classes
+
+    Run.batches = recorded  # type: ignore[method-assign]
+    fit(tiny_spec(*overrides), root)
+
+
+def fingerprint(codes: Any) -> int:
+    """What a sample is recognised by: a checksum of its codes, in whatever type and shape."""
+    return zlib.crc32(codes.astype("<u2").tobytes())
+
+
+def consumed(root: str, world: int, steps: range) -> list[int]:
+    """Sample numbers in the order of the run, as the ranks' training steps took them."""
+    from data_specs import open_shards
+
+    items = open_shards(f"{root}/codes/train")
+    numbers = {fingerprint(items[number]["codes"]): number for number in range(len(items))}
+    assert len(numbers) == len(items)
+    taken: list[int] = []
+    by_rank = [
+        dict(json.loads(line) for line in Path(root, f"read_{rank}_of_{world}.jsonl").read_text().splitlines())
+        for rank in range(world)
+    ]
+    for step in steps:
+        taken += [numbers[print_] for rank in by_rank for print_ in rank[step]]
+    return taken

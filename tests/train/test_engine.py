@@ -1,0 +1,93 @@
+"""The configuration DeepSpeed gets: the files of infra/deepspeed, what a user adds, and what is the spec's to say."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+import ranks
+from code_sets import make_root, tiny_spec
+from golden import fixed_steps
+
+from train.engine import deepspeed_config, read_user_config
+
+
+def test_a_user_adds_to_the_configuration(tmp_path: Path) -> None:
+    path = tmp_path / "mine.json"
+    added = {"zero_optimization": {"reduce_bucket_size": 1000}, "comms_logger": {"enabled": True}}
+    path.write_text(json.dumps(added | {"train_batch_size": 8}))  # the spec's, but equal
+    config = deepspeed_config(tiny_spec(), 2, read_user_config(str(path)))
+    assert config["zero_optimization"]["reduce_bucket_size"] == 1000
+    assert config["zero_optimization"]["stage"] == 1
+    assert config["comms_logger"] == {"enabled": True}
+    assert (config["train_micro_batch_size_per_gpu"], config["gradient_accumulation_steps"]) == (4, 1)
+
+
+@pytest.mark.parametrize(
+    ("user", "key"),
+    [
+        ({"train_batch_size": 16}, "train_batch_size"),
+        ({"zero_optimization": {"stage": 3}}, "zero_optimization.stage"),
+        ({"bf16": {"enabled": True}}, "bf16.enabled"),
+        ({"bf16": True}, "bf16"),
+        ({"optimizer": {"type": "Adam"}}, "optimizer"),
+    ],
+)
+def test_what_contradicts_the_spec_is_refused_by_key(user: dict[str, Any], key: str) -> None:
+    with pytest.raises(ValueError, match=f"--deepspeed_config: {key} is the spec's to say"):
+        deepspeed_config(tiny_spec(), 2, user)
+
+
+@pytest.mark.parametrize("text", ["[]", "{", None])
+def test_a_file_that_is_no_configuration_is_named(tmp_path: Path, text: str | None) -> None:
+    path = tmp_path / "mine.json"
+    if text:
+        path.write_text(text)
+    with pytest.raises(ValueError, match=r"mine\.json"):
+        read_user_config(str(path))
+
+
+CONFIGURATIONS = {
+    "plain": (),
+    "bfloat16": ("train.dtype=bfloat16",),
+    "bfloat16 at stage 3": ("train.dtype=bfloat16", "train.zero_stage=3"),
+    "optimizer on the CPU": ("train.offload_optimizer=true",),
+    "half recomputed": ("train.activation_checkpointing=0.5",),
+    "half recomputed at stage 3": ("train.activation_checkpointing=0.5", "train.zero_stage=3"),
+}
+COMPILED = {"compiled": ("train.compile=true",), "compiled at stage 3": ("train.compile=true", "train.zero_stage=3")}
+
+
+def losses_of(root: Path, overrides: tuple[str, ...]) -> list[float]:
+    ranks.run(1, fixed_steps, str(root), *overrides)
+    return json.loads((root / "losses.json").read_text())
+
+
+def compare_configurations(root: Path, configurations: dict[str, tuple[str, ...]]) -> None:
+    """All make the steps of plain float32, and none makes a step of a gradient that is not finite."""
+    wanted = losses_of(root, ())
+    assert wanted[2] == wanted[3] < wanted[1] < wanted[0]
+    for name, overrides in configurations.items():
+        tolerance = 0.01 if "bfloat16" in name else 1e-4
+        assert losses_of(root, overrides) == pytest.approx(wanted, abs=tolerance), name
+
+
+def test_engines_of_every_kind_make_the_same_steps(tmp_path: Path) -> None:
+    compare_configurations(tmp_path, CONFIGURATIONS)
+
+
+@pytest.mark.long
+def test_compiled_engines_make_the_same_steps(tmp_path: Path) -> None:
+    compare_configurations(tmp_path, COMPILED)
+
+
+def test_the_ranks_read_the_users_file(tmp_path: Path) -> None:
+    from train.job import train
+
+    user = tmp_path / "mine.json"
+    user.write_text('{"zero_optimization": {"stage": 2}}')
+    spec = tiny_spec("train.steps=2")
+    with pytest.raises(ValueError, match=r"zero_optimization.stage is the spec's"):
+        train(spec, make_root(tmp_path / "run"), deepspeed_config=str(user))

@@ -1,0 +1,123 @@
+"""What training takes: memory of a GPU by part and ZeRO stage, the micro batch that fits, and the time of a schedule.
+
+dnd memory SPEC --gpus 8 --memory 80GB
+
+Activations are counted as the tensors that the model's backward keeps, in bytes a position (C width, F hidden width):
+norms 2·(4 + 2 + 2)·C, queries, keys and values 6·C, rotated ones 4·C, attention out 2·C, feed-forward 8·F, dropout
+masks 2·C (a CPU keeps them in the working type); float32 doubles all but the norms' 4 and the masks. Peaks measured on
+a CPU (malloc giving memory back at once) were 0.93 to 1.01 times those predicted at stages 0 to 2, see test_memory.py.
+"""
+
+from __future__ import annotations
+
+import math
+import re
+
+from data_specs.spec import Spec
+from train.metrics import image_flops
+from train.model import LOSS_CHUNK, TransformerConfig
+
+BUCKET = 50_000_000  # elements, of infra/deepspeed/zeroN.json
+MAX_LIVE = 1_000_000_000  # elements that stage 3 keeps gathered
+STAGES = (0, 1, 2, 3)
+USABLE = 0.94  # of a GPU's memory: the rest goes to the context and to fragments
+CONTEXT = 1 << 30
+PEAK, UTILISATION = 989e12, 0.45  # dense bfloat16 of an H100; what neighbours of this size reach
+
+Parts = dict[str, float]  # bytes by part
+
+
+def num_parameters(config: TransformerConfig) -> int:
+    """Parameters of a model."""
+    c, depth = config.dim, config.depth
+    layer = 4 * c**2 + 3 * c * config.ffn_dim + 2 * c
+    tables = config.codebook_size + config.num_classes + (config.class_dropout > 0)
+    return config.num_layers * layer + depth * (c + c * config.codebook_size) + tables * c
+
+
+def predict(spec: Spec, config: TransformerConfig, gpus: int, stage: int, micro: int) -> Parts:
+    """Bytes of one GPU by part; `total` is the peak of a step.
+
+    Gradients come as activations go: the peak is where backward begins or where the optimizer steps, the larger counts.
+    """
+    parameters, low = num_parameters(config), 2 if spec.train.dtype == "bfloat16" else 4
+    stage = max(stage, 1) if low == 2 else stage
+    share = parameters / gpus if stage else parameters
+    on_cpu = spec.train.offload_optimizer and stage > 0
+    parts: Parts = {
+        "weights": low * (parameters / gpus + min(parameters, MAX_LIVE) if stage == 3 and gpus > 1 else parameters),
+        "gradients": low * (parameters if stage < 2 else share),
+        "buckets": low * min(2 * BUCKET, parameters) if stage else 0,
+        "master weights": 0 if on_cpu or not stage else 4 * share,
+        "moments": 0 if on_cpu else 8 * share,
+        "moving average": 0 if on_cpu else 4 * share,
+        "step": 0 if on_cpu or not stage else 4 * share,
+        "activations": activation_bytes(config, low) * micro,
+        "logits": loss_bytes(config, low, micro),
+    }
+    forward = parts["activations"] + parts["logits"]
+    step = parts["gradients"] + parts["buckets"] + parts["step"]
+    return {**parts, "total": sum(parts.values()) - min(forward, step)}
+
+
+def activation_bytes(config: TransformerConfig, low: int) -> float:
+    """Bytes that backward keeps of one image: `low` 2 for bfloat16, 4 for float32."""
+    c, f = config.dim, config.ffn_dim
+    norm = (4 + 2 * low) * c  # float32 input, its scaled form, the output
+    masks = (bool(config.residual_dropout) + bool(config.ffn_dropout)) * c
+    layer = 2 * norm + 6 * low * c + 4 * low * f + 4 * config.num_heads + masks
+    kept = math.floor(config.num_layers * config.activation_checkpointing)
+    layers = (config.num_layers - kept) * layer + kept * low * c + (layer if kept else 0)
+    heads = config.depth * (norm + 2 * low * c)
+    return config.num_positions * float(layers + heads + 2 * low * c)
+
+
+def loss_bytes(config: TransformerConfig, low: int, micro: int) -> float:
+    """Bytes of the loss: gradients of the output weights, kept from forward on, and one chunk of logits."""
+    weight = config.codebook_size * config.dim
+    chunk = min(LOSS_CHUNK, micro * config.num_positions * config.codebook_size)
+    return float(low * config.depth * weight + 4 * weight + 8 * chunk)
+
+
+def fitting_micro_batch(
+    spec: Spec, config: TransformerConfig, gpus: int, memory: float, stage: int | None = None
+) -> int | None:
+    """The largest part of a rank's batch that should fit into `memory` bytes of a GPU; None if not one image."""
+    share, stage = spec.train.batch_size // gpus, spec.train.zero_stage if stage is None else stage
+    room = USABLE * memory - CONTEXT
+    sizes = [n for n in range(share, 0, -1) if share % n == 0]
+    return next((n for n in sizes if predict(spec, config, gpus, stage, n)["total"] <= room), None)
+
+
+def parse_bytes(text: str) -> float:
+    """Bytes of a size such as 80GB, 40 GiB or 24e9. Raises ValueError for anything else."""
+    match = re.fullmatch(r"\s*([0-9.]+(?:e[0-9]+)?)\s*([kmgt]?)(i?)b?\s*", text.lower())
+    if not match:
+        raise ValueError(f"--memory {text}: give a size such as 80GB or 40GiB")
+    return float(match[1]) * (1024 if match[3] else 1000) ** " kmgt".index(match[2] or " ")
+
+
+def gpu_days(spec: Spec, config: TransformerConfig) -> float:
+    """GPU-days of the spec's schedule on H100s at UTILISATION of their peak."""
+    return spec.train.steps * spec.train.batch_size * image_flops(config) / (PEAK * UTILISATION) / 86_400
+
+
+def table(spec: Spec, config: TransformerConfig, gpus: int, memory: float) -> list[str]:
+    """Lines to print: memory by part for each stage with the micro batch that fits, and the time of the schedule."""
+    if spec.train.batch_size % gpus:
+        raise ValueError(f"train.batch_size {spec.train.batch_size} does not divide over {gpus} GPUs")
+    columns = []
+    for stage in STAGES:
+        micro = fitting_micro_batch(spec, config, gpus, memory, stage)
+        columns.append((stage, micro, predict(spec, config, gpus, stage, micro or 1)))
+    lines = [f"{num_parameters(config):,} parameters, {spec.train.dtype}, {gpus} GPUs of {memory / 1e9:.0f} GB; in GB:"]
+    lines += [f"{'ZeRO stage':18}" + "".join(f"{stage:>9}" for stage, _, _ in columns)]
+    lines += [f"{part:18}" + "".join(f"{parts[part] / 1e9:9.2f}" for _, _, parts in columns) for part in columns[0][2]]
+    fits = [str(micro) if micro else "none" for _, micro, _ in columns]
+    lines += [f"{'micro batch':18}" + "".join(f"{fit:>9}" for fit in fits)]
+    days = gpu_days(spec, config)
+    lines.append(
+        f"schedule: {spec.train.steps:,} steps of {spec.train.batch_size} images, {days:,.0f} GPU-days of an H100 at "
+        f"{UTILISATION:.0%} of {PEAK / 1e12:.0f} TFLOP/s, {days / gpus:,.1f} days on {gpus}"
+    )
+    return lines
