@@ -10,6 +10,7 @@ import mmap
 import re
 import tarfile
 from collections.abc import Iterable
+from functools import cache
 from pathlib import Path
 from typing import NamedTuple
 
@@ -41,6 +42,7 @@ def write_shard(samples: Iterable[Sample], tar_path: Path, index_path: Path) -> 
     rows: list[tuple[int, int, bytes, int, int]] = []
     seen: set[str] = set()
     sha, md5 = hashlib.sha256(), hashlib.md5(usedforsecurity=False)
+    filesize = 0
     with tar_path.open("wb") as file:
 
         def put(block: bytes) -> None:
@@ -50,14 +52,13 @@ def write_shard(samples: Iterable[Sample], tar_path: Path, index_path: Path) -> 
 
         for number, sample in enumerate(samples):
             _check_key(sample.key, seen)
+            hashed = key_hash(sample.key)
             for field, data in sample.fields.items():
-                header = _header(f"{sample.key}.{field}", len(data))
-                put(header)
-                rows.append((number, key_hash(sample.key), field.encode(), file.tell(), len(data)))
-                put(data)
-                put(bytes(-len(data) % BLOCK))
+                rows.append((number, hashed, field.encode(), filesize + BLOCK, len(data)))
+                put(b"".join((_header(f"{sample.key}.{field}", len(data)), data, bytes(-len(data) % BLOCK))))
+                filesize += BLOCK + len(data) + -len(data) % BLOCK
         put(bytes(2 * BLOCK))
-        filesize = file.tell()
+        filesize += 2 * BLOCK
     index = np.array(rows, dtype=INDEX_DTYPE)
     np.save(index_path, index, allow_pickle=False)
     return ShardFacts(
@@ -79,8 +80,20 @@ def _check_key(key: str, seen: set[str]) -> None:
 
 
 def _header(name: str, size: int) -> bytes:
-    info = tarfile.TarInfo(name)
-    info.size, info.mode, info.mtime = size, 0o644, 0
+    """A member's header, as tarfile writes it: made from one of its own, many times faster."""
+    encoded = name.encode("ascii")
+    assert len(encoded) <= 100, f"{name}: a key of 80 and a field of 12 fit into a header"
+    header = bytearray(_blank_header())
+    header[: len(encoded)] = encoded
+    header[124:135] = b"%011o" % size
+    header[148:154] = b"%06o" % (sum(header) - sum(header[148:156]) + 8 * ord(" "))
+    return bytes(header)
+
+
+@cache
+def _blank_header() -> bytes:
+    info = tarfile.TarInfo()
+    info.mode, info.mtime = 0o644, 0
     info.uid = info.gid = 0
     info.uname = info.gname = ""
     return info.tobuf(tarfile.USTAR_FORMAT)

@@ -245,7 +245,9 @@ class Tokenize(Part):
     images: dict[Literal["train", "val"], str] = {"train": "images/train", "val": "images/val"}
     tokenizer: str = "tokenizer"
     views: Literal["one", "centre", "ten_crop"] = "one"
-    compute_batch: int = Field(32, ge=1, description="images encoded at once; decides bytes, so part of the digest")
+    compute_batch: int | None = Field(
+        None, ge=1, description="images encoded at once; decides bytes, so part of the digest (default: what fits)"
+    )
     dtype: Literal["float32", "bfloat16"] = "float32"
     threads: int = Field(1, ge=1, description="threads of a worker; decides bytes")
 

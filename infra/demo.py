@@ -6,6 +6,7 @@ import json
 from pathlib import Path
 
 from data_specs.spec import DocstringSource, Spec, TypesetSource, load_spec
+from infra.reconstruct import reconstruct
 from infra.report.report import write_report
 from pipeline.job import render
 from pipeline.runner import Workers
@@ -14,6 +15,8 @@ from tokenize_jobs.launch import train_tokenizer
 from train.evaluation.summary import summarise
 from train.job import train
 from train.sample_job import sample
+
+SHOWN = 8  # images in the picture of the reconstructions
 
 
 def run_all(spec: Spec, root: str, workers: Workers, ranks: int) -> str:
@@ -25,7 +28,7 @@ def run_all(spec: Spec, root: str, workers: Workers, ranks: int) -> str:
     sample(spec, root, workers)
     out = f"samples/{spec.sample.name}"
     decode(spec, root, f"{out}/codes", out, workers)
-    decode(spec, root, "codes/val", "reconstructions/val", workers, pictures=False)
+    reconstruct(spec, root, "val", workers, SHOWN)
     summarise(spec, root)
     return write_report(root)
 

@@ -22,26 +22,31 @@ from data_specs.units import Sample, Unit
 from tokenize_jobs.rqvae import RQVAE
 
 
-def decode_stage(model: RQVAE, spec: Spec, set_uri: str, digest: str) -> Callable[[Unit], Receipt]:
-    """The stage `unit -> receipt` for a loaded tokenizer; a unit names a code shard (`shard`) and its `sha256`."""
+def decode_stage(
+    model: RQVAE, spec: Spec, set_uri: str, digest: str, depths: int | None = None
+) -> Callable[[Unit], Receipt]:
+    """The stage `unit -> receipt` for a loaded tokenizer; a unit names a code shard (`shard`) and its `sha256`.
+
+    depths: decode the first so many codes of each position (default: all).
+    """
 
     def stage(unit: Unit) -> Receipt:
         facts = {"read": [{"uri": unit["shard"], "sha256": unit["sha256"]}]}
-        return commit(set_uri, digest, unit["unit"], decode_shard(model, spec, unit["shard"]), facts)
+        return commit(set_uri, digest, unit["unit"], decode_shard(model, spec, unit["shard"], depths), facts)
 
     return stage
 
 
-def decode_shard(model: RQVAE, spec: Spec, shard_uri: str) -> Iterator[Sample]:
+def decode_shard(model: RQVAE, spec: Spec, shard_uri: str, depths: int | None = None) -> Iterator[Sample]:
     """Image samples for the first view of each sample of a code shard, in order."""
     shard, size = Shard(shard_uri), spec.tokenize.compute_batch
+    assert size is not None, "job.py settles the batch before it plans"
     numbers = iter(range(len(shard)))
     while batch := list(islice(numbers, size)):
         fields = [shard.fields(number) for number in batch]
         codes = np.stack([decode_fields("", f)["codes"][0] for f in fields])
-        for number, field, image in zip(
-            batch, fields, decode_codes(model, codes, spec.sample.rounding, size), strict=True
-        ):
+        images = decode_codes(model, codes[..., :depths], spec.sample.rounding, size)
+        for number, field, image in zip(batch, fields, images, strict=True):
             yield Sample(shard.key(number), {"png": png(image), "cls": field["cls"], "json": field["json"]})
 
 

@@ -26,6 +26,11 @@ def training_dtype(spec: Spec, device: torch.device) -> torch.dtype:
     return torch.bfloat16 if device.type == "cuda" and torch.cuda.is_bf16_supported() else torch.float32
 
 
+def layout(device: torch.device) -> torch.memory_format:
+    """Channels last on GPUs; on CPUs it costs small networks up to half their speed."""
+    return torch.channels_last if device.type == "cuda" else torch.contiguous_format
+
+
 def autocast(device: torch.device, dtype: torch.dtype) -> AbstractContextManager[object]:
     """Mixed precision in `dtype` (float32: none) on a device."""
     return torch.autocast(device.type, dtype=dtype, enabled=dtype != torch.float32)

@@ -7,8 +7,10 @@ from __future__ import annotations
 
 import io
 import json
+from collections import deque
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
+from functools import cache
 from itertools import islice
 
 import numpy as np
@@ -19,10 +21,14 @@ from data_specs.receipts import Receipt, commit
 from data_specs.shards import Shard
 from data_specs.spec import Spec
 from data_specs.units import Sample, Unit
-from tokenize_jobs.device import autocast, pick_device, to_tensor
+from tokenize_jobs.device import autocast, layout, pick_device, to_tensor
 from tokenize_jobs.rqvae import RQVAE
 from tokenize_jobs.views import NUM_VIEWS, ViewKind, make_views
 
+BLOCK = 16  # images that a thread decodes at a time
+GPU_THREADS = 4  # threads that decode images for a GPU; a CPU worker has one, beside those that compute
+MAX_BATCH = 512
+Views = np.ndarray  # uint8 [views, H, W, 3] of one sample
 KEPT_JSON = ("id", "source", "page", "licence", "text")
 
 
@@ -40,9 +46,10 @@ def encode_shard(model: RQVAE, spec: Spec, shard_uri: str, split: str) -> Iterat
     """Samples of codes [views, h, w, d] for the samples of an image shard, in order."""
     shard = Shard(shard_uri)
     kind, size = _view_kind(spec, split), spec.shape.image_size
-    with ThreadPoolExecutor(1) as pool:
-        work = (_load(shard, number, size, kind) for number in range(len(shard)))
-        loaded = _ahead(pool, work, spec.tokenize.compute_batch)
+    threads = GPU_THREADS if next(model.parameters()).is_cuda else 1
+    blocks = threads + -(-(spec.tokenize.compute_batch or 0) // (BLOCK * NUM_VIEWS[kind]))
+    with ThreadPoolExecutor(threads) as pool:
+        loaded = _ahead(pool, blocks, len(shard), lambda number: _load(shard, number, size, kind))
         codes = encode_views(model, (view for sample in loaded for view in sample), spec)
         for number in range(len(shard)):
             of_sample = np.stack(list(islice(codes, NUM_VIEWS[kind])))
@@ -58,24 +65,26 @@ def _load(shard: Shard, number: int, size: int, kind: ViewKind) -> np.ndarray:
     return make_views(decode_fields("", shard.fields(number))["image"], size, kind)
 
 
-def _ahead(pool: ThreadPoolExecutor, work: Iterator[np.ndarray], count: int) -> Iterator[np.ndarray]:
-    """Results of a lazy iterator, `count` of them produced at a time in a thread while the last ones are used."""
-    take = lambda: list(islice(work, count))  # noqa: E731
-    block = pool.submit(take)
-    while items := block.result():
-        block = pool.submit(take)
-        yield from items
+def _ahead(pool: ThreadPoolExecutor, blocks: int, total: int, load: Callable[[int], Views]) -> Iterator[Views]:
+    """load(0) ... load(total - 1) in order, made in threads `blocks` blocks ahead of their use."""
+    block = lambda first: [load(number) for number in range(first, min(first + BLOCK, total))]  # noqa: E731
+    firsts = iter(range(0, total, BLOCK))
+    ahead = deque(pool.submit(block, first) for first in islice(firsts, blocks))
+    while ahead:
+        loaded = ahead.popleft().result()
+        ahead.extend(pool.submit(block, first) for first in islice(firsts, 1))
+        yield from loaded
 
 
 @torch.inference_mode()
 def encode_views(model: RQVAE, views: Iterator[np.ndarray], spec: Spec) -> Iterator[np.ndarray]:
     """Codes uint16 [h, w, d] of each image uint8 [H, W, 3]; every batch has spec.tokenize.compute_batch images."""
     device, size = next(model.parameters()).device, spec.tokenize.compute_batch
+    assert size is not None, "job.py settles the batch before it plans"
     while batch := list(islice(views, size)):
-        images = np.zeros((size, *batch[0].shape), np.uint8)
-        images[: len(batch)] = batch
+        images = np.stack(batch + batch[:1] * (size - len(batch)))
         with autocast(device, getattr(torch, spec.tokenize.dtype)):
-            codes = model.encode(to_tensor(images).to(device, memory_format=torch.channels_last))
+            codes = model.encode(to_tensor(images).to(device, memory_format=layout(device)))
         yield from codes[: len(batch)].cpu().numpy().astype(np.uint16)
 
 
@@ -89,12 +98,43 @@ def code_sample(key: str, codes: np.ndarray, fields: dict[str, bytes]) -> Sample
 
 def npy(array: np.ndarray) -> bytes:
     """An array as the bytes of a .npy file."""
+    return _npy_header(array.shape, array.dtype.str) + array.tobytes()
+
+
+@cache
+def _npy_header(shape: tuple[int, ...], dtype: str) -> bytes:
     buffer = io.BytesIO()
-    np.save(buffer, np.ascontiguousarray(array), allow_pickle=False)
+    header = {"descr": dtype, "fortran_order": False, "shape": shape}
+    np.lib.format.write_array_header_1_0(buffer, header)  # type: ignore[arg-type]
     return buffer.getvalue()
 
 
 def prepare(model: RQVAE, threads: int) -> RQVAE:
     """Puts a tokenizer on this worker's device with the spec's number of threads, ready to encode and decode."""
     torch.set_num_threads(threads)
-    return model.eval().to(pick_device(), memory_format=torch.channels_last)  # type: ignore[call-overload,no-any-return]
+    device = pick_device()
+    return model.eval().to(device, memory_format=layout(device))  # type: ignore[call-overload,no-any-return]
+
+
+@torch.inference_mode()
+def fitting_batch(model: RQVAE) -> int:
+    """Images that a prepared tokenizer can encode and decode at once.
+
+    On a GPU tried out: the largest power of two up to MAX_BATCH. On a CPU, where larger ones gain nothing, the largest
+    up to 32 whose features (four float32 maps at full size) take about a gigabyte.
+    """
+    device, config = next(model.parameters()).device, model.config
+    height, width = config.image_size
+    if device.type == "cpu":
+        of_image = 4 * 4 * config.ch * (height // config.patch) * (width // config.patch)
+        return next((size for size in (32, 16, 8, 4, 2) if size * of_image <= 2**30), 1)
+    size = MAX_BATCH
+    while size > 1:
+        try:
+            images = torch.zeros(size, 3, height, width, device=device)
+            model.decode(model.encode(images.to(memory_format=layout(device))))
+            return size
+        except torch.OutOfMemoryError:
+            size //= 2
+            torch.cuda.empty_cache()
+    return 1

@@ -17,6 +17,7 @@ import sys
 import time
 from collections.abc import Iterator
 from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -29,7 +30,7 @@ from data_specs.manifest import read_manifest
 from data_specs.progress import Progress
 from data_specs.spec import Spec, parse_spec
 from tokenize_jobs.batches import Place, deal, draw, read_batches
-from tokenize_jobs.device import pick_device, to_tensor, training_dtype
+from tokenize_jobs.device import layout, pick_device, to_tensor, training_dtype
 from tokenize_jobs.learner import Learner
 from tokenize_jobs.losses import load_lpips
 from tokenize_jobs.rqvae import RQVAE, RQVAEConfig
@@ -158,7 +159,7 @@ class Run:
         self.dealt = deal(self.part.batch_size, self.world, self.part.micro_batch_size)
         self.sets = [open_shards(storage.join(root, entry.manifest)) for entry in self.part.images]
         torch.manual_seed(spec.seed)
-        lpips = load_lpips(_local(storage.join(root, self.part.lpips_weights))) if self.part.lpips_weights else None
+        lpips = load_lpips(local(storage.join(root, self.part.lpips_weights))) if self.part.lpips_weights else None
         model = initial_model(spec, root)
         lpips = lpips.to(self.device) if lpips else None
         self.learner = Learner(model, self.part, self.device, training_dtype(spec, self.device), lpips)
@@ -210,8 +211,7 @@ class Run:
             self._log(rate)
 
     def _tensor(self, images: Pixels) -> torch.Tensor:
-        layout = torch.channels_last if self.device.type == "cuda" else torch.contiguous_format
-        return to_tensor(images).to(self.device, memory_format=layout)
+        return to_tensor(images).to(self.device, memory_format=layout(self.device))
 
     def _shares(self) -> list[float]:
         """This rank's part of all ranks' images, micro batch by micro batch."""
@@ -267,7 +267,7 @@ class Run:
             storage.write_text(storage.join(self.folder, "done"), json.dumps({"step": self.step}) + "\n")
 
 
-def _local(uri: str) -> Any:
+def local(uri: str) -> Path:
     """A local path of a file or folder."""
     return storage.local_copy(uri) if storage.stat(uri) else storage.local_folder(uri)
 

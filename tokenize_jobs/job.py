@@ -1,4 +1,5 @@
-"""Puts encoding and decoding on Ray: `dnd tokenize` (image shards -> code shards) and `dnd decode` (the way back)."""
+"""Puts encoding and decoding on Ray: `dnd tokenize` (image shards -> code shards) and `dnd decode` (the way back,
+also from the first codes of each position: `dnd reconstruct`)."""
 
 from __future__ import annotations
 
@@ -6,6 +7,7 @@ import hashlib
 from functools import partial
 from typing import Any
 
+import ray
 import torch
 from PIL import __version__ as pillow_version
 
@@ -13,34 +15,74 @@ from data_specs import digest, open_shards, storage
 from data_specs.manifest import Manifest, read_manifest
 from data_specs.spec import Spec
 from data_specs.units import Plan, read_plan, write_plan
-from pipeline.runner import Stage, Workers, run_plan
+from pipeline.runner import Stage, Workers, connect, run_plan
 from tokenize_jobs.decode import decode_stage, write_pictures
 from tokenize_jobs.device import pick_device
-from tokenize_jobs.encode import encode_stage, prepare
+from tokenize_jobs.encode import encode_stage, fitting_batch, prepare
+from tokenize_jobs.rqvae import RQVAE
 from tokenize_jobs.weights import load_tokenizer
-
-STAGES = {"encode": encode_stage, "decode": decode_stage}
 
 
 def tokenize(spec: Spec, root: str, workers: Workers) -> dict[str, Manifest]:
     """Encodes the image shards of each split into ROOT/codes/SPLIT; returns the manifests by split."""
+    spec = settle_batch(spec, root, workers)
     parts: dict[str, Any] = {"tokenize": spec.tokenize.model_dump(mode="json", exclude={"images", "tokenizer"})}
     made: dict[str, Manifest] = {}
     for split, images in spec.tokenize.images.items():
         plan = _plan(spec, root, "encode", storage.join(root, images), f"codes/{split}", split, parts)
-        made[split] = run_plan(plan, partial(_setup, "encode", spec, root, plan), workers, "codes", f"tokenize {split}")
+        made[split] = run_plan(plan, partial(_setup, spec, root, plan), workers, "codes", f"tokenize {split}")
     return made
 
 
-def decode(spec: Spec, root: str, codes: str, out: str, workers: Workers, pictures: bool = True) -> Manifest:
-    """Decodes a code shard set into ROOT/OUT/images, and its pictures, samples.npz and grid.png beside it."""
-    parts = {"rounding": spec.sample.rounding, "compute_batch": spec.tokenize.compute_batch}
+def decode(
+    spec: Spec, root: str, codes: str, out: str, workers: Workers, pictures: bool = True, depths: int | None = None
+) -> Manifest:
+    """Decodes a code shard set into ROOT/OUT/images, and its pictures, samples.npz and grid.png beside it.
+
+    depths: only the first so many codes of each position count (default: all).
+    """
+    spec = settle_batch(spec, root, workers)
+    parts: dict[str, Any] = {"rounding": spec.sample.rounding, "compute_batch": spec.tokenize.compute_batch}
+    parts |= {"threads": spec.tokenize.threads} | ({"depths": depths} if depths else {})
     plan = _plan(spec, root, "decode", storage.join(root, codes), f"{out}/images", "val", parts)
-    manifest = run_plan(plan, partial(_setup, "decode", spec, root, plan), workers, "images", f"decode {codes}")
+    task = f"decode {codes}" + (f" to depth {depths}" if depths else "")
+    manifest = run_plan(plan, partial(_setup, spec, root, plan), workers, "images", task)
     grid_uri = storage.join(root, out, "grid.png")
     if pictures and not storage.exists(grid_uri):
         write_pictures(open_shards(plan.set_uri), storage.join(root, out))
     return manifest
+
+
+def reconstruct(spec: Spec, root: str, split: str, workers: Workers) -> list[str]:
+    """Decodes ROOT/codes/SPLIT from 1 … d codes a position; returns the image shard sets, relative to the root.
+
+    The last is the full depth, ROOT/reconstructions/SPLIT/images.
+    """
+    depth, folder = spec.shape.depth, f"reconstructions/{split}"
+    outs = [f"{folder}/depth{depths}" for depths in range(1, depth)] + [folder]
+    for depths, out in enumerate(outs, 1):
+        decode(spec, root, f"codes/{split}", out, workers, pictures=False, depths=depths if depths < depth else None)
+    return [f"{out}/images" for out in outs]
+
+
+def settle_batch(spec: Spec, root: str, workers: Workers) -> Spec:
+    """The spec with a compute batch: its own, that of codes made before under the root, or what fits on a worker."""
+    if spec.tokenize.compute_batch:
+        return spec
+    plans = (read_plan(storage.join(root, f"codes/{split}")) for split in spec.tokenize.images)
+    made = [plan.identity["tokenize"]["compute_batch"] for plan in plans if plan and "tokenize" in plan.identity]
+    batch = made[0] if made else _probe(spec, root, workers)
+    part = spec.tokenize.model_copy(update={"compute_batch": batch})
+    return spec.model_copy(update={"tokenize": part})
+
+
+def _probe(spec: Spec, root: str, workers: Workers) -> int:
+    """The batch that fits: tried out on a worker where the workers have GPUs."""
+    if not workers.gpus:
+        return fitting_batch(_model(spec, root))
+    connect(workers)
+    probe: Any = ray.remote(lambda: fitting_batch(_model(spec, root)))
+    return int(ray.get(probe.options(num_cpus=workers.cpus, num_gpus=workers.gpus).remote()))
 
 
 def _plan(spec: Spec, root: str, stage: str, source: str, target: str, split: str, parts: dict[str, Any]) -> Plan:
@@ -81,7 +123,14 @@ def _tokenizer_sha256(spec: Spec, root: str) -> str:
         ) from None
 
 
-def _setup(stage: str, spec: Spec, root: str, plan: Plan) -> Stage:
+def _setup(spec: Spec, root: str, plan: Plan) -> Stage:
     """Runs once in each worker: loads the tokenizer and returns the stage."""
-    model = load_tokenizer(storage.local_folder(storage.join(root, spec.tokenize.tokenizer)))
-    return STAGES[stage](prepare(model, spec.tokenize.threads), spec, plan.set_uri, plan.digest)
+    model = _model(spec, root)
+    if plan.identity["stage"] == "encode":
+        return encode_stage(model, spec, plan.set_uri, plan.digest)
+    return decode_stage(model, spec, plan.set_uri, plan.digest, plan.identity.get("depths"))
+
+
+def _model(spec: Spec, root: str) -> RQVAE:
+    folder = storage.local_folder(storage.join(root, spec.tokenize.tokenizer))
+    return prepare(load_tokenizer(folder), spec.tokenize.threads)

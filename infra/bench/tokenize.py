@@ -6,6 +6,7 @@ import tempfile
 
 import numpy as np
 import torch
+from PIL import Image, ImageDraw
 
 from data_specs import open_shards, storage
 from data_specs.manifest import merge
@@ -14,19 +15,21 @@ from data_specs.spec import Spec, load_spec
 from data_specs.units import Sample, write_plan
 from infra.bench.rounds import Comparison, compare
 from tokenize_jobs.decode import png
-from tokenize_jobs.device import autocast, to_tensor
-from tokenize_jobs.encode import encode_stage, prepare
+from tokenize_jobs.device import autocast, layout, to_tensor
+from tokenize_jobs.encode import encode_stage, fitting_batch, prepare
 from tokenize_jobs.fit import config_of
 from tokenize_jobs.rqvae import RQVAE
 
-IMAGES = 512
+PIXELS = 2**21  # of all images: 512 of 64 px, 32 of 256 px
 
 
 def tokenize(preset: str, rounds: int) -> Comparison:
     """Images/s of one worker with the spec's threads, dtype and compute batch; weights are random."""
-    spec = load_spec(preset)
+    spec = load_spec(preset, ["tokenize.views=one", "render.store=image"])
     torch.manual_seed(0)
     model = prepare(RQVAE(config_of(spec)), spec.tokenize.threads)
+    batch = spec.tokenize.compute_batch or fitting_batch(model)
+    spec = spec.model_copy(update={"tokenize": spec.tokenize.model_copy(update={"compute_batch": batch})})
     with tempfile.TemporaryDirectory(prefix="dnd-bench-") as folder:
         images = _images(spec, folder)
         shard = open_shards(folder).shard_uris[0]
@@ -37,14 +40,13 @@ def tokenize(preset: str, rounds: int) -> Comparison:
             stage = encode_stage(model, spec, storage.join(folder, f"codes{number}"), "bench")
             return int(stage({"unit": number, "shard": shard, "sha256": "", "split": "val"})["written"])
 
-        return compare(ours, lambda: _bare(model, images, spec), rounds)
+        return compare(ours, lambda: _bare(model, images, spec, batch), rounds)
 
 
 def _images(spec: Spec, folder: str) -> np.ndarray:
-    """Writes a shard of images (a pattern with noise) and returns them, uint8 [N, H, W, 3]."""
+    """Writes a shard of drawn text and returns the images, uint8 [N, H, W, 3]."""
     size = spec.shape.image_size
-    pattern = np.indices((size, size)).sum(0)[None, :, :, None] % 251
-    images = (pattern + np.random.default_rng(0).integers(5, size=(IMAGES, size, size, 3))).astype(np.uint8)
+    images = np.stack([_drawn(number, size) for number in range(max(8, PIXELS // size**2))])
     plan = write_plan(folder, "bench", {"stage": "bench"}, [{"unit": 0}])
     fields = ({"png": png(image), "cls": b"0", "json": b"{}"} for image in images)
     commit(folder, plan.digest, 0, (Sample(f"{number:06d}", part) for number, part in enumerate(fields)))
@@ -52,11 +54,18 @@ def _images(spec: Spec, folder: str) -> np.ndarray:
     return images
 
 
+def _drawn(number: int, size: int) -> np.ndarray:
+    image = Image.new("RGB", (size, size), "white")
+    lines = ("".join(chr(97 + (number + place**2) % 26) for place in range(line, size)) for line in range(size // 12))
+    ImageDraw.Draw(image).multiline_text((2, 2), "\n".join(lines), fill="black")
+    return np.asarray(image)
+
+
 @torch.inference_mode()
-def _bare(model: RQVAE, images: np.ndarray, spec: Spec) -> int:
+def _bare(model: RQVAE, images: np.ndarray, spec: Spec, size: int) -> int:
     device, dtype = next(model.parameters()).device, getattr(torch, spec.tokenize.dtype)
-    for start in range(0, len(images), spec.tokenize.compute_batch):
-        batch = to_tensor(images[start : start + spec.tokenize.compute_batch])
+    for start in range(0, len(images), size):
+        batch = to_tensor(images[start : start + size])
         with autocast(device, dtype):
-            model.encode(batch.to(device, memory_format=torch.channels_last)).cpu()
+            model.encode(batch.to(device, memory_format=layout(device))).cpu()
     return len(images)

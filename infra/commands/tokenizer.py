@@ -6,6 +6,7 @@ from typing import Annotated
 
 import typer
 
+from data_specs import storage
 from infra.commands.options import (
     AddressOpt,
     RanksOpt,
@@ -63,3 +64,30 @@ def decode(
 
     resolved, root = open_root(spec, root, set_)
     print(totals(run(resolved, root, codes, out, compute_workers(ray_address, workers))))
+
+
+@app.command()
+def reconstruct(
+    spec: SpecArg,
+    root: RootOpt,
+    set_: SetOpt = None,
+    ray_address: AddressOpt = None,
+    workers: WorkersOpt = None,
+    split: Annotated[str, typer.Option("--split", help="split whose codes are decoded")] = "val",
+    shown: Annotated[int, typer.Option("--shown", min=1, help="images in the picture")] = 8,
+) -> None:
+    """Reconstructions from 1 ... d codes a position: a picture with differences, and what each depth loses.
+
+    LPIPS is measured where tokenizer.lpips_weights names its weights. ROOT/reconstructions/SPLIT, and
+    ROOT/evaluation/reconstruction-SPLIT.json, which the report shows.
+    """
+    from infra.reconstruct import reconstruct as run
+
+    resolved, root = open_root(spec, root, set_)
+    for row in run(resolved, root, split, compute_workers(ray_address, workers), shown)["depths"]:
+        size = f"{row['bits_per_pixel']:.3f} bits/pixel, {row['information_compression_ratio']:.2%} of the image"
+        used = f"{row['codebook_share_used']:.0%} of the codebook used"
+        psnr = "exact" if row["psnr"] is None else f"PSNR {row['psnr']:.2f} dB"
+        lpips = f", LPIPS {row['lpips']:.4f}" if "lpips" in row else ""
+        print(f"depth {row['depth']}: {psnr}, SSIM {row['ssim']:.4f}{lpips}, {size}, {used}")
+    print(f"picture: {storage.join(root, 'reconstructions', split, 'depths.png')}")

@@ -103,6 +103,10 @@ def _pictures(spec: Spec, root: str) -> list[dict[str, str]]:
             items = open_shards(storage.join(root, name))
             places = np.linspace(0, len(items) - 1, min(SHOWN, len(items))).round().astype(int)
             sheets.append({"title": title, "uri": data_uri([items[int(place)]["image"] for place in places])})
+    depths = storage.join(root, "reconstructions/val/depths.png")
+    if storage.exists(depths):
+        title = "Originals, then reconstructions and differences from 1, 2, … codes a position"
+        sheets.append({"title": title, "uri": png_uri(storage.read_bytes(depths))})
     return sheets
 
 
@@ -110,7 +114,12 @@ def data_uri(images: Sequence[np.ndarray]) -> str:
     """A grid of images, each enlarged to at least 128 px by repeating pixels, as a PNG data URI."""
     factor = max(1, 128 // images[0].shape[0])
     enlarged = [image.repeat(factor, 0).repeat(factor, 1) for image in images]
-    return "data:image/png;base64," + base64.b64encode(png(grid(enlarged, columns=8, gap=4))).decode()
+    return png_uri(png(grid(enlarged, columns=8, gap=4)))
+
+
+def png_uri(data: bytes) -> str:
+    """A PNG as a data URI."""
+    return "data:image/png;base64," + base64.b64encode(data).decode()
 
 
 def _curves(root: str) -> list[dict[str, Any]]:

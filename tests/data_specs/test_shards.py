@@ -14,7 +14,7 @@ from PIL import Image
 
 from data_specs import manifest, receipts
 from data_specs.reader import open_shards
-from data_specs.shards import INDEX_DTYPE, Shard, index_uri, key_hash, write_shard
+from data_specs.shards import INDEX_DTYPE, Shard, _header, index_uri, key_hash, write_shard
 from data_specs.units import Dropped, Sample, write_plan
 
 CODES = np.arange(2 * 4 * 4 * 3, dtype=np.uint16).reshape(2, 4, 4, 3)
@@ -188,3 +188,10 @@ def test_the_manifest_reads_as_a_wids_index(shard_set: Path) -> None:
         data = (shard_set / entry["url"]).read_bytes()
         assert entry["filesize"] == len(data) and entry["md5sum"] == hashlib.md5(data).hexdigest()
     assert [entry["nsamples"] for entry in index["shardlist"]] == [6, 5]
+
+
+@pytest.mark.parametrize(("name", "size"), [("a.png", 0), ("k" * 80 + ".codes.npy", 2**33 - 1), ("x-1_2.json", 511)])
+def test_headers_are_those_of_tarfile(name: str, size: int) -> None:
+    info = tarfile.TarInfo(name)
+    info.size, info.mode, info.mtime = size, 0o644, 0
+    assert _header(name, size) == info.tobuf(tarfile.USTAR_FORMAT)

@@ -86,7 +86,7 @@ def test_the_report_opens_in_a_browser(finished: Path, tmp_path: Path) -> None:
         page.on("request", lambda request: requests.append(request.url))
         page.goto(f"file://{finished}/report/index.html")
         assert page.locator("#figures .figure").count() >= 2
-        assert page.locator("img").count() == 3
+        assert page.locator("img").count() == 4
         assert page.evaluate("[...document.images].every(i => i.complete && i.naturalWidth > 0)")
         page.screenshot(path=str(tmp_path / "report.png"))
         browser.close()

@@ -1,0 +1,96 @@
+"""Codes do not depend on how they are batched, and reconstructions from the first codes are scored depth by depth."""
+
+from __future__ import annotations
+
+import io
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from image_sets import drawn, make_root, tiny_spec
+
+from data_specs import open_shards
+from data_specs.units import read_plan
+from infra.reconstruct import reconstruct
+from pipeline.runner import Workers
+from tokenize_jobs.encode import encode_shard, encode_views, fitting_batch, npy, prepare
+from tokenize_jobs.fit import config_of, fit
+from tokenize_jobs.job import settle_batch, tokenize
+from tokenize_jobs.rqvae import RQVAE, RQVAEConfig
+from train.evaluation.reconstruction import code_size, difference
+
+SPEC = tiny_spec("tokenize.compute_batch=16")
+
+
+@pytest.fixture(scope="module")
+def root(tmp_path_factory: pytest.TempPathFactory) -> str:
+    """A root with images and a tokenizer of 40 steps."""
+    root = make_root(tmp_path_factory.mktemp("encode"))
+    fit(SPEC, root)
+    return root
+
+
+def test_batches_agree_with_single_images(root: str) -> None:
+    from tokenize_jobs.weights import load_tokenizer
+
+    model = prepare(load_tokenizer(f"{root}/tokenizer"), 1)
+    images = [drawn(number, 32) for number in range(1000, 1330)]
+    together = np.stack(list(encode_views(model, iter(images), SPEC)))
+    single = tiny_spec("tokenize.compute_batch=1")
+    alone = np.stack(list(encode_views(model, iter(images), single)))
+    assert together.size > 10_000 and np.mean(together == alone) >= 0.9999
+    again = np.stack(list(encode_views(model, iter(images), SPEC)))
+    assert np.array_equal(together, again)
+
+
+def test_every_sample_of_a_shard_is_encoded_in_order(root: str) -> None:
+    from tokenize_jobs.weights import load_tokenizer
+
+    model, images = prepare(load_tokenizer(f"{root}/tokenizer"), 1), open_shards(f"{root}/images/train")
+    samples = list(encode_shard(model, SPEC, images.shard_uris[0], "train"))
+    assert [sample.key for sample in samples] == [images[i]["__key__"] for i in range(30)]
+    wanted = np.stack(list(encode_views(model, (images[i]["image"] for i in range(30)), SPEC)))
+    codes = [np.load(io.BytesIO(sample.fields["codes.npy"]), allow_pickle=False)[0] for sample in samples]
+    assert np.array_equal(np.stack(codes), wanted)
+
+
+def test_npy_is_numpys() -> None:
+    for array in (np.arange(24, dtype=np.uint16).reshape(1, 2, 3, 4), np.zeros((2, 3))[:, ::2]):
+        buffer = io.BytesIO()
+        np.save(buffer, np.ascontiguousarray(array))
+        assert npy(array) == buffer.getvalue()
+
+
+def test_the_batch_that_fits_is_settled_before_planning(root: str, ray_session: None) -> None:
+    spec = tiny_spec("tokenize.compute_batch=null")
+    assert settle_batch(spec, root, Workers()).tokenize.compute_batch == 32
+    tokenize(spec, root, Workers(num_workers=1))
+    plan = read_plan(f"{root}/codes/train")
+    assert plan and plan.identity["tokenize"]["compute_batch"] == 32
+    with pytest.raises(ValueError, match=r"tokenize\.compute_batch was 32, is now 16"):
+        tokenize(SPEC, root, Workers(num_workers=1))
+    result = reconstruct(spec, root, "val", Workers(num_workers=1), shown=4)
+    first, second = result["depths"]
+    assert second["psnr"] > first["psnr"] and second["ssim"] > first["ssim"] and "lpips" not in first
+    assert first["bits_per_pixel"] == pytest.approx(4 * 4 * 5 / 32**2)
+    assert Path(root, "reconstructions/val/depths.png").stat().st_size > 1000
+    assert Path(root, "evaluation/reconstruction-val.json").is_file()
+
+
+def test_large_images_are_encoded_few_at_a_time() -> None:
+    with torch.device("meta"):
+        large = RQVAE(RQVAEConfig(image_size=512, grid=32, depth=2, codebook_size=16384))
+    small = RQVAE(config_of(SPEC))
+    large.to_empty(device="cpu")
+    assert (fitting_batch(large), fitting_batch(small)) == (2, 32)
+
+
+def test_sizes_and_differences() -> None:
+    from data_specs.spec import load_spec
+
+    size = code_size(load_spec("imagenet_16x16x2").shape, 1)
+    assert size["information_compression_ratio"] == pytest.approx(256 * 14 / (256 * 256 * 24))
+    black, white = np.zeros((2, 2, 3), np.uint8), np.full((2, 2, 3), 255, np.uint8)
+    assert {difference(black, black)[0, 0, 0], difference(white, black)[0, 0, 0]} == {128, 0}
+    assert difference(black, white)[0, 0, 0] == 255

@@ -1,0 +1,84 @@
+"""What the tokenizer loses, code by code: `dnd reconstruct`. PSNR, SSIM, LPIPS, codebook usage and size by depth."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator, Sequence
+from itertools import islice
+from typing import Any
+
+import numpy as np
+import torch
+
+from data_specs.reader import ShardSet
+from data_specs.spec import Shape
+from tokenize_jobs.decode import grid
+from tokenize_jobs.device import to_tensor
+from tokenize_jobs.losses import LPIPS
+from train.evaluation.codes import codebook_usage, count_codes
+from train.evaluation.images import reconstruction_quality
+
+RAW_BITS = 24  # of a pixel
+LPIPS_BATCH = 16
+Pair = tuple[np.ndarray, np.ndarray]
+
+
+def evaluate_by_depth(
+    originals: ShardSet, by_depth: Sequence[ShardSet], codes: ShardSet, shape: Shape, num: int, lpips: LPIPS | None
+) -> dict[str, Any]:
+    """Scores the reconstructions from the first 1 ... d codes of each position, for the first `num` images.
+
+    originals, by_depth: image shard sets of the same keys in the same order; codes: theirs. LPIPS only with weights.
+    Raises ValueError where the sets are not of the same images.
+    """
+    usage = codebook_usage(count_codes((item["codes"] for item in codes), shape.codebook_size))
+    rows = []
+    for depths, copies in enumerate(by_depth, 1):
+        row = {"depth": depths, **reconstruction_quality(pairs(originals, copies, num)), **code_size(shape, depths)}
+        if lpips is not None:
+            row["lpips"] = mean_lpips(pairs(originals, copies, num), lpips)
+        rows.append(row | {f"codebook_{name}": usage[depths - 1][name] for name in ("share_used", "perplexity")})
+    return {"depths": rows, "lpips_weights": "given" if lpips else "none: LPIPS not measured"}
+
+
+def code_size(shape: Shape, depths: int) -> dict[str, float]:
+    """Bits a pixel of the first `depths` codes of each position, and the paper's information compression ratio:
+    bits of the codes for a bit of the image at 24 bits a pixel (16x16 codes of 14 bits at 256 px: 0.23 %)."""
+    bits = shape.grid[0] * shape.grid[1] * depths * math.log2(shape.codebook_size) / shape.image_size**2
+    return {"bits_per_pixel": bits, "information_compression_ratio": bits / RAW_BITS}
+
+
+def pairs(originals: ShardSet, copies: ShardSet, num: int) -> Iterator[Pair]:
+    """(original, copy) uint8 [H, W, 3] of the first `num` images; ValueError where they are not of the same image."""
+    if len(originals) != len(copies):
+        raise ValueError(f"{copies.uri}: {len(copies):,} images of {len(originals):,} originals: reconstruct them all")
+    for index in range(min(num, len(originals))):
+        original, copy = originals[index], copies[index]
+        if original["__key__"] != copy["__key__"]:
+            raise ValueError(f"{copies.uri}: image {index} is {copy['__key__']}, its original {original['__key__']}")
+        yield original["image"], copy["image"]
+
+
+@torch.inference_mode()
+def mean_lpips(of: Iterator[Pair], lpips: LPIPS) -> float:
+    """Mean LPIPS distance of pairs."""
+    total, count = 0.0, 0
+    while batch := list(islice(of, LPIPS_BATCH)):
+        images, copies = (to_tensor(np.stack(side)) for side in zip(*batch, strict=True))
+        total, count = total + float(lpips(images, copies)) * len(batch), count + len(batch)
+    return total / count
+
+
+def depth_picture(originals: ShardSet, by_depth: Sequence[ShardSet], places: Sequence[int]) -> np.ndarray:
+    """Rows of the same images: originals, then for each depth reconstructions and their differences (grey: none)."""
+    real = [originals[place]["image"] for place in places]
+    rows = list(real)
+    for copies in by_depth:
+        made = [copies[place]["image"] for place in places]
+        rows += made + [difference(one, other) for one, other in zip(real, made, strict=True)]
+    return grid(rows, columns=len(places))
+
+
+def difference(original: np.ndarray, copy: np.ndarray) -> np.ndarray:
+    """Half of copy - original around middle grey, uint8."""
+    return (128 + (copy.astype(np.int16) - original) // 2).clip(0, 255).astype(np.uint8)
