@@ -4,8 +4,9 @@ dnd memory SPEC --gpus 8 --memory 80GB
 
 Activations are counted as the tensors that the model's backward keeps, in bytes a position (C width, F hidden width):
 norms 2·(4 + 2 + 2)·C, queries, keys and values 6·C, rotated ones 4·C, attention out 2·C, feed-forward 8·F, dropout
-masks 2·C (a CPU keeps them in the working type); float32 doubles all but the norms' 4 and the masks. Peaks measured on
-a CPU (malloc giving memory back at once) were 0.93 to 1.01 times those predicted at stages 0 to 2, see test_memory.py.
+masks 2·C (a CPU keeps them in the working type); float32 doubles all but the norms' 4 and the masks. Predictions are
+0.88 to 1.00 times the peaks that the kernel counted on a CPU (stages 0 to 3, one and two ranks: test_memory.py), where
+gloo adds its own copies of what travels.
 """
 
 from __future__ import annotations
@@ -45,7 +46,7 @@ def predict(spec: Spec, config: TransformerConfig, gpus: int, stage: int, micro:
     share = parameters / gpus if stage else parameters
     on_cpu = spec.train.offload_optimizer and stage > 0
     parts: Parts = {
-        "weights": low * (parameters / gpus + min(parameters, MAX_LIVE) if stage == 3 and gpus > 1 else parameters),
+        "weights": low * (parameters / gpus + min(parameters, MAX_LIVE) if stage == 3 else parameters),
         "gradients": low * (parameters if stage < 2 else share),
         "buckets": low * min(2 * BUCKET, parameters) if stage else 0,
         "master weights": 0 if on_cpu or not stage else 4 * share,

@@ -1,0 +1,90 @@
+"""Peak memory of a rank's training steps, measured by the kernel (VmHWM), as a rank of the tests takes them."""
+
+from __future__ import annotations
+
+import ctypes
+import gc
+from pathlib import Path
+
+import torch
+import torch.distributed as dist
+import torch.nn.functional as F
+from code_sets import tiny_spec
+
+from data_specs.spec import Spec
+from train.ema import EMA
+from train.engine import before_step, build_engine, config_of
+from train.model import DnDTransformer
+
+M_MMAP_THRESHOLD, M_TRIM_THRESHOLD = -3, -1
+
+
+def resident(key: str) -> int:
+    """VmRSS (now) or VmHWM (the peak) of this process, bytes."""
+    lines = Path("/proc/self/status").read_text().splitlines()
+    return next(1024 * int(line.split()[1]) for line in lines if line.startswith(key))
+
+
+def begin() -> int:
+    """Resident bytes from which on the peak is counted; from here on freed memory goes back to the kernel at once."""
+    libc = ctypes.CDLL(None)
+    libc.mallopt(M_MMAP_THRESHOLD, 1 << 16)
+    libc.mallopt(M_TRIM_THRESHOLD, 1 << 16)
+    warm_up = torch.nn.Linear(64, 64)  # what the first backward of a process loads
+    torch.optim.AdamW(warm_up.parameters(), fused=True)
+    warm_up(torch.randn(64, 64)).sum().backward()
+    gc.collect()
+    Path("/proc/self/clear_refs").write_text("5")
+    return resident("VmRSS")
+
+
+BUCKET = 250_000  # elements: small beside the model, as DeepSpeed's 50 million are beside a real one
+SMALL_BUCKETS = {
+    "zero_optimization": {
+        "reduce_bucket_size": BUCKET,
+        "allgather_bucket_size": BUCKET,
+        "stage3_prefetch_bucket_size": BUCKET,
+        "stage3_param_persistence_threshold": 1000,
+    }
+}
+
+
+def training_peak(root: str, *overrides: str) -> None:
+    """Three steps and their moving average; each rank's peak goes to ROOT/peak_RANK."""
+    train_some(tiny_spec("train.batch_size=2", overrides[-1]), root)  # what the first steps of a process load
+    before = begin()
+    train_some(tiny_spec(*overrides), root)
+    Path(root, f"peak_{dist.get_rank()}").write_text(str(resident("VmHWM") - before))
+
+
+def train_some(spec: Spec, root: str) -> None:
+    """Three steps with all that is kept beside them."""
+    engine = build_engine(spec, root, dist.get_world_size(), SMALL_BUCKETS)
+    ema = EMA(engine, 0.9)
+    codes, classes = batch_of(spec, engine.train_micro_batch_size_per_gpu())
+    for _ in range(3):
+        engine.backward(engine(codes, classes, return_loss=True).mean())
+        before_step(engine, spec.train.clip)
+        engine.step()
+        ema.update()
+    engine.destroy()
+
+
+def loss_peak(root: str, chunked: bool, *overrides: str) -> None:
+    """Forward and backward of the model alone, its loss in chunks or over the logits of all heads at once."""
+    spec = tiny_spec(*overrides)
+    model = DnDTransformer(config_of(spec))
+    codes, classes = batch_of(spec, spec.train.batch_size)
+    before = begin()
+    if chunked:
+        loss = model(codes, classes, return_loss=True).mean()
+    else:
+        loss = F.cross_entropy(model(codes, classes).flatten(0, 2), codes.flatten())
+    loss.backward()
+    Path(root, "peak_0").write_text(str(resident("VmHWM") - before))
+
+
+def batch_of(spec: Spec, images: int) -> tuple[torch.Tensor, torch.Tensor]:
+    rows, columns = spec.shape.grid
+    codes = torch.randint(spec.shape.codebook_size, (images, rows * columns, spec.shape.depth))
+    return codes, torch.zeros(images, dtype=torch.int64)

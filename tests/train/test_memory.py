@@ -1,0 +1,77 @@
+"""What `dnd memory` predicts against what the kernel counted, and what the loss in chunks saves."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+import ranks
+from code_sets import tiny_spec
+from peaks import BUCKET, loss_peak, training_peak
+
+from data_specs.spec import load_spec
+from train import memory
+from train.engine import config_of
+from train.memory import fitting_micro_batch, num_parameters, parse_bytes, predict, table
+from train.model import DnDTransformer
+
+SHAPE = "shape={image_size: 128, grid: [16, 16], depth: 2, codebook_size: 1024}"
+MODEL = "transformer={num_layers: 10, num_heads: 4, width: 256, head_layers: [7, 9]}"
+MANY_CODES = "shape={image_size: 128, grid: [16, 16], depth: 4, codebook_size: 16384}"
+FOUR_HEADS = "transformer={num_layers: 4, num_heads: 4, width: 256, head_layers: [0, 1, 2, 3]}"
+CASES = [(world, stage, images, 0.0) for world in (1, 2) for stage in range(4) for images in (1, 6)]
+CASES = [*CASES, (1, 1, 6, 0.5)]
+SHORT = [(1, 0, 6, 0.0), (2, 3, 1, 0.0)]
+
+
+@pytest.mark.parametrize("case", [c if c in SHORT else pytest.param(c, marks=pytest.mark.long) for c in CASES], ids=str)
+def test_predicted_memory_is_the_measured_peak_within_15_percent(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, case: tuple[int, int, int, float]
+) -> None:
+    world, stage, images, recomputed = case
+    overrides = (SHAPE, MODEL, f"train.batch_size={images * world}", f"train.activation_checkpointing={recomputed}")
+    overrides += (f"train.zero_stage={stage}",)
+    ranks.run(world, training_peak, str(tmp_path), *overrides)
+    peak = max(int((tmp_path / f"peak_{rank}").read_text()) for rank in range(world))
+    monkeypatch.setattr(memory, "BUCKET", BUCKET)
+    spec = tiny_spec(*overrides)
+    total = memory.predict(spec, config_of(spec), world, stage, images)["total"]
+    print(f"{world} ranks, stage {stage}, {images} images: {peak / 1e6:.0f} MB, predicted {total / 1e6:.0f}")
+    assert total == pytest.approx(peak, rel=0.15)
+
+
+def test_logits_of_all_heads_never_exist_at_once(tmp_path: Path) -> None:
+    peaks = []
+    for chunked in (True, False):
+        ranks.run(1, loss_peak, str(tmp_path), chunked, MANY_CODES, FOUR_HEADS, "train.batch_size=4")
+        peaks.append(int((tmp_path / "peak_0").read_text()))
+    logits = 4 * 256 * 4 * 16384 * 4
+    print(f"{peaks[0] / 1e6:.0f} MB in chunks, {peaks[1] / 1e6:.0f} MB at once; the logits are {logits / 1e6:.0f} MB")
+    assert peaks[0] < peaks[1] - logits
+
+
+def test_the_count_of_parameters_is_the_models() -> None:
+    config = config_of(tiny_spec(SHAPE, MODEL))
+    assert num_parameters(config) == sum(p.numel() for p in DnDTransformer(config).parameters())
+
+
+def test_what_fits_grows_with_memory_and_stage() -> None:
+    spec = tiny_spec("train.batch_size=256")
+    config = config_of(spec)
+    fits = [fitting_micro_batch(spec, config, 8, memory) for memory in (1.2e9, 2e9, 80e9)]
+    assert fits == sorted(fits, key=lambda n: n or 0) and fits[-1] == 32
+    large = load_spec("imagenet_16x16x2")
+    one, two, three = (predict(large, config_of(large), 64, stage, 1)["total"] for stage in (1, 2, 3))
+    assert three < two < one
+
+
+@pytest.mark.parametrize(("text", "wanted"), [("80GB", 80e9), ("40 GiB", 40 * 2**30), ("24e9", 24e9), ("1.5t", 1.5e12)])
+def test_sizes_are_read(text: str, wanted: float) -> None:
+    assert parse_bytes(text) == wanted
+
+
+def test_what_is_no_size_or_does_not_divide_is_refused() -> None:
+    with pytest.raises(ValueError, match="80GB or 40GiB"):
+        parse_bytes("much")
+    with pytest.raises(ValueError, match="does not divide over 3"):
+        table(tiny_spec(), config_of(tiny_spec()), 3, 80e9)
