@@ -212,3 +212,53 @@ def test_patches_have_no_released_counterpart(tmp_path: Path) -> None:
     with pytest.raises(ValueError, match="patch is 2"):
         export_tokenizer(tiny("shared", patch=2, grid=4), tmp_path / "model.pt", tmp_path / "config.yaml")
     assert list(tmp_path.iterdir()) == []
+
+
+RELEASED_KINDS = [
+    (24, 1, 4096, 384),
+    (16, 2, 16384, 256),
+    (16, 4, 16384, 256),
+    (16, 8, 16384, 256),
+    (32, 2, 16384, 512),
+]
+SPELLINGS = {
+    "plain": "{arch}",
+    "EasyDict": "!!python/object/new:easydict.EasyDict {{dictitems: {arch}, state: {arch}}}",
+    "object": "!!python/object:omegaconf.dictconfig.DictConfig {arch}",
+    "own tag": "!EasyDict {arch}",
+}
+
+
+@pytest.mark.parametrize("spelling", SPELLINGS)
+@pytest.mark.parametrize(("side", "depth", "rows", "size"), RELEASED_KINDS)
+@pytest.mark.parametrize("shared_codebook", ["true", "false"])
+def test_configs_of_the_released_kinds(
+    tmp_path: Path, side: int, depth: int, rows: int, size: int, spelling: str, shared_codebook: str
+) -> None:
+    """As the authors' trainer writes them: a decay and a codebook size for each depth, tuples, foreign keys."""
+    each = lambda value: f"[{', '.join([str(value)] * depth)}]"  # noqa: E731
+    shape = f"!!python/tuple [{side}, {side}, %d]"
+    hparams = (
+        f"{{bottleneck_type: rq, embed_dim: 256, n_embed: {each(rows)}, latent_shape: {shape % 256}, "
+        f"code_shape: {shape % depth}, shared_codebook: {shared_codebook}, decay: {each(0.99)}, "
+        "restart_unused_codes: true, loss_type: mse, latent_loss_weight: 0.25}"
+    )
+    ddconfig = (
+        f"{{double_z: false, z_channels: 256, resolution: {size}, in_channels: 3, out_ch: 3, ch: 128, "
+        f"ch_mult: [1, 1, 2, 2, 4], num_res_blocks: 2, attn_resolutions: [{side}], dropout: 0.00}}"
+    )
+    arch = f"{{type: rq-vae, code_hier: 1, checkpointing: true, hparams: {hparams}, ddconfig: {ddconfig}}}"
+    (tmp_path / "config.yaml").write_text(
+        "dataset: {type: imagenet}\narch: "
+        + SPELLINGS[spelling].format(arch=arch)
+        + "\noptimizer: {init_lr: 4.0e-05}\n"
+    )
+    content = read_released_yaml(tmp_path / "config.yaml")["arch"]
+    config = RQVAEConfig.from_released(content["hparams"], content["ddconfig"])
+    assert (config.image_size, config.code_shape, config.codebook_size) == ((size, size), (side, side, depth), rows)
+    with torch.device("meta"):
+        state = RQVAE(config).state_dict()
+    books = [name for name in state if name.endswith(".weight") and name.startswith("quantizer")]
+    assert books == [f"quantizer.codebooks.{d}.weight" for d in range(depth)]
+    assert all(state[name].shape == (rows + 1, 256) for name in books)
+    assert config.to_released()[0]["shared_codebook"] is (shared_codebook == "true")
