@@ -72,7 +72,7 @@ def words(images: np.ndarray, texts: list[str]) -> dict[str, float]:
 
 
 def test_more_depth_is_better(tmp_path: Path, ray_session: None) -> None:
-    _, *rows = side_by_side(tmp_path, 120, 300, 12)
+    _, *rows = side_by_side(tmp_path, 80, 200, 8)
     psnr = [row["psnr"] for row in rows]
     assert psnr == sorted(psnr) and psnr[-1] > psnr[0] + 0.5
 
