@@ -7,14 +7,13 @@ from collections import Counter
 
 import numpy as np
 
-from data_specs.spec import Filters
-
 
 def ink(image: np.ndarray) -> float:
     """Share of pixels of uint8 [H, W, 3] that differ from the commonest value by more than 48 of 255."""
     grey = image[..., 1]
-    background = int(np.bincount(grey.ravel(), minlength=256).argmax())
-    return float((np.abs(grey.astype(np.int16) - background) > 48).mean())
+    counts = np.bincount(grey.ravel(), minlength=256)
+    background = int(counts.argmax())
+    return 1 - float(counts[max(0, background - 48) : background + 49].sum()) / grey.size
 
 
 def perceptual_hash(image: np.ndarray) -> int:
@@ -34,21 +33,17 @@ def script_of(text: str) -> str | None:
     return scripts.most_common(1)[0][0] if scripts else None
 
 
-class UnitFilter:
-    """Applies the filters to the pictures of one unit; near duplicates are looked for within the unit."""
+class Duplicates:
+    """Near duplicates among the pictures of one unit: `distance` is the number of bits that hashes may differ in."""
 
-    def __init__(self, filters: Filters) -> None:
-        self.filters, self.seen = filters, np.zeros(0, np.uint64)
+    def __init__(self, distance: int) -> None:
+        self.distance, self.seen = distance, np.zeros(0, np.uint64)
 
-    def reason(self, image: np.ndarray) -> str | None:
-        """Why a picture is dropped, or None; a picture that is kept counts for later near duplicates."""
-        if self.filters.min_ink and ink(image) < self.filters.min_ink:
-            return "too little ink"
-        if self.filters.near_duplicates is None:
-            return None
-        bits = np.uint64(perceptual_hash(image))
+    def holds(self, picture_hash: int) -> bool:
+        """Whether one like it was kept; if not, it is kept."""
+        bits = np.uint64(picture_hash)
         distances = np.bitwise_count(self.seen ^ bits)
-        if len(distances) and int(distances.min()) <= self.filters.near_duplicates:
-            return "near duplicate"
+        if len(distances) and int(distances.min()) <= self.distance:
+            return True
         self.seen = np.append(self.seen, bits)
-        return None
+        return False

@@ -1,7 +1,8 @@
 """Killable children: documents are rendered in a process of its own, with limits on CPU time, memory and wall clock.
 
 A renderer can crash, hang or eat memory; no exception handler catches that. The child is started as
-`python -m pipeline.isolate FD FUNCTION`; it serves many documents and is replaced when it dies.
+`python -m pipeline.isolate FD FUNCTION`; it serves many documents and is replaced when it dies. The next documents wait
+in its pipe while it works, so that isolation costs little.
 """
 
 from __future__ import annotations
@@ -14,11 +15,17 @@ import signal
 import socket
 import subprocess
 import sys
+import threading
+from collections import deque
+from collections.abc import Iterable, Iterator
+from contextlib import suppress
 from multiprocessing.connection import Connection
+from queue import SimpleQueue
 from typing import Any, NamedTuple
 
 from data_specs.spec import Limits
 
+AHEAD = 8  # calls sent before the first is answered
 WALL_FACTOR = 10  # the wall-clock backstop, in units of the CPU limit
 PR_SET_PDEATHSIG = 1
 
@@ -32,26 +39,52 @@ class Answer(NamedTuple):
 
 
 class Child:
-    """One child process that calls `function` ("module:name") with the arguments it is sent."""
+    """One child process that calls `function` ("module:name") with `fixed` and the arguments it is sent."""
 
-    def __init__(self, function: str, limits: Limits) -> None:
-        self.function, self.limits = function, limits
+    def __init__(self, function: str, limits: Limits, *fixed: Any) -> None:
+        self.function, self.limits, self.fixed = function, limits, fixed
         self.process: subprocess.Popen[bytes] | None = None
 
     def call(self, *arguments: Any, factor: float = 1.0) -> Answer:
-        """Runs one call under the limits times `factor`; after a death the next call starts a fresh child."""
-        if self.process is None or self.process.poll() is not None:
-            self._start()
-        assert self.process is not None
-        cpu, memory = self.limits.cpu_seconds * factor, int(self.limits.memory_bytes * factor)
+        """One call under the limits times `factor`; after a death the next call starts a fresh child."""
+        return next(self.map([arguments], factor))
+
+    def map(self, calls: Iterable[tuple[Any, ...]], factor: float = 1.0) -> Iterator[Answer]:
+        """The answers of many calls in order, up to AHEAD of them waiting in the child's pipe.
+
+        A call that ends the child is answered by the reason; those that waited behind it go to a fresh child.
+        """
+        waiting, calls = deque[tuple[Any, ...]](), iter(calls)
+        while True:
+            while len(waiting) < AHEAD and (call := next(calls, None)) is not None:
+                waiting.append(call)
+                if self._lives():
+                    self._send(call, factor)
+            if not waiting:
+                return
+            if not self._lives():
+                self._start()
+                for call in waiting:
+                    self._send(call, factor)
+            answer = self._receive(self.limits.cpu_seconds * factor)
+            waiting.popleft()
+            yield answer
+
+    def _lives(self) -> bool:
+        return self.process is not None and self.process.poll() is None
+
+    def _send(self, call: tuple[Any, ...], factor: float) -> None:
+        """Hands a call to the thread that writes: a full pipe must not keep us from watching the clock."""
+        self.outbox.put((call, self.limits.cpu_seconds * factor, int(self.limits.memory_bytes * factor)))
+
+    def _receive(self, cpu: float) -> Answer:
         try:
-            self.pipe.send((arguments, cpu, memory))
             if self.pipe.poll(cpu * WALL_FACTOR):
                 return Answer(*self.pipe.recv())
-            self.close()
-            return Answer(None, f"took longer than {cpu * WALL_FACTOR:g} s", True)
-        except (EOFError, ConnectionError, BrokenPipeError):
+        except (EOFError, ConnectionError):
             return self._death(cpu)
+        self.close()
+        return Answer(None, f"took longer than {cpu * WALL_FACTOR:g} s", True)
 
     def _start(self) -> None:
         ours, theirs = socket.socketpair()
@@ -59,12 +92,14 @@ class Child:
         command = [sys.executable, "-m", "pipeline.isolate", str(theirs.fileno()), self.function]
         self.process = subprocess.Popen(command, pass_fds=[theirs.fileno()], env=environment, stdin=subprocess.DEVNULL)
         theirs.close()
-        self.pipe = Connection(ours.detach())
+        self.pipe, self.outbox = Connection(ours.detach()), SimpleQueue[Any]()
+        self.outbox.put(self.fixed)
+        threading.Thread(target=_write, args=(self.pipe, self.outbox), daemon=True).start()
 
     def _death(self, cpu: float) -> Answer:
         assert self.process is not None
         code = self.process.wait()
-        self.pipe.close()
+        self._hang_up()
         if -code == signal.SIGXCPU:
             return Answer(None, f"used more than {cpu:g} s of CPU", True)
         if -code == signal.SIGKILL:
@@ -74,10 +109,21 @@ class Child:
 
     def close(self) -> None:
         """Ends the child."""
-        if self.process is not None and self.process.poll() is None:
+        if self.process is not None and self._lives():
             self.process.kill()
             self.process.wait()
-            self.pipe.close()
+            self._hang_up()
+
+    def _hang_up(self) -> None:
+        self.outbox.put(None)
+        self.pipe.close()
+
+
+def _write(pipe: Connection, outbox: SimpleQueue[Any]) -> None:
+    """The thread that writes to a child, until None comes or the child is gone."""
+    with suppress(OSError, ValueError, TypeError):  # closed under our hands: whoever receives has seen why
+        while (message := outbox.get()) is not None:
+            pipe.send(message)
 
 
 def _limit(cpu: float, memory: int) -> None:
@@ -91,6 +137,7 @@ def _limit(cpu: float, memory: int) -> None:
 
 
 def _serve(pipe: Connection, function: Any) -> None:
+    fixed = pipe.recv()
     while True:
         try:
             arguments, cpu, memory = pipe.recv()
@@ -98,7 +145,7 @@ def _serve(pipe: Connection, function: Any) -> None:
             return
         _limit(cpu, memory)
         try:
-            answer = Answer(function(*arguments))
+            answer = Answer(function(*fixed, *arguments))
         except MemoryError:
             answer = Answer(None, "needs more memory than the limit", True)
         except Exception as error:  # the document's boundary: whatever it raised becomes its recorded reason

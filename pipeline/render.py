@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import io
 import json
+from collections import deque
 from collections.abc import Iterator
 from importlib.metadata import version
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import PIL
@@ -17,7 +18,7 @@ from PIL import Image
 from data_specs import storage
 from data_specs.spec import Spec
 from data_specs.units import Dropped, Outcome, Sample, Unit
-from pipeline.filters import UnitFilter, script_of
+from pipeline.filters import Duplicates, ink, perceptual_hash, script_of
 from pipeline.isolate import Answer, Child
 from pipeline.renderers import Lost, Unreadable
 from pipeline.renderers.images import render_image
@@ -27,7 +28,27 @@ from pipeline.splits import key_of
 
 PNG_LEVEL = 1  # higher levels cost three times the time of rendering for a tenth of the bytes
 RETRY_FACTOR = 4.0
-Rendered = list[tuple[str, bytes | None, dict[str, Any] | None, str, str]]
+READ_AHEAD = 8 * 2**20  # bytes of a passage file that are read at a time
+
+
+class Rendered(NamedTuple):
+    """What the child says of one picture: its files, and its hash where near duplicates are looked for; or a reason."""
+
+    suffix: str
+    png: bytes = b""
+    json: bytes = b""
+    hash: int = 0
+    reason: str = ""
+    kind: str = ""
+
+
+class _Document(NamedTuple):
+    id: str
+    key: str
+    origin: str
+    cls: int
+    data: bytes
+    reason: str = ""  # why it is not even tried
 
 
 def versions() -> dict[str, str]:
@@ -41,78 +62,111 @@ def versions() -> dict[str, str]:
 
 
 class Renderer:
-    """Renders units of a spec; holds the child process that does the work."""
+    """Renders units of a spec; holds the child process that does the work, and one for suspects."""
 
     def __init__(self, spec: Spec) -> None:
         self.spec = spec
-        self.child = Child("pipeline.render:render_document", spec.render.limits)
+        function, limits = "pipeline.render:render_document", spec.render.limits
+        self.child, self.alone = Child(function, limits, spec), Child(function, limits, spec)
 
     def close(self) -> None:
-        """Ends the child."""
+        """Ends the children."""
         self.child.close()
+        self.alone.close()
 
     def render(self, unit: Unit) -> Iterator[Outcome]:
         """Samples and what was dropped, in the order of the unit's documents."""
-        files = [storage.FileInfo(*file) for file in unit["files"]]
+        source, waiting = unit["source"], deque[_Document]()
+        distance = self.spec.render.filters.near_duplicates
+        duplicates = None if distance is None else Duplicates(distance)
+
+        def calls() -> Iterator[tuple[Any, ...]]:
+            for document in self._documents(unit):
+                waiting.append(document)
+                if not document.reason:
+                    yield self._call(source, document, "mupdf")
+
+        for answer in self.child.map(calls()):
+            while waiting[0].reason:
+                yield _refused(waiting.popleft())
+            document = waiting.popleft()
+            yield from _outcomes(document, self._second_chance(source, document, answer), duplicates)
+        yield from map(_refused, waiting)
+
+    def _documents(self, unit: Unit) -> Iterator[_Document]:
+        """The unit's documents with their bytes; each file is looked at once: is it the one that was planned?"""
+        files, seen = [storage.FileInfo(*file) for file in unit["files"]], set[str]()
         for file in files:
             if storage.stat(file.uri) != file:
                 raise ValueError(f"{file.uri}: is not the file that was planned (its size or etag changed); plan anew")
-        filters, seen = UnitFilter(self.spec.render.filters), set[str]()
+        window = _Window()
         for document_id, file_number, start, length, cls in unit["documents"]:
             file, key = files[file_number], key_of(document_id)
+            document = _Document(document_id, key, _origin(file, start), cls, b"")
             if key in seen:
-                yield Dropped(key, _origin(file, start), "its id comes twice in one unit")
-                continue
+                yield document._replace(reason="its id comes twice in one unit")
+            elif (length or file.size) > self.spec.render.limits.document_bytes:
+                yield document._replace(reason="larger than render.limits.document_bytes")
+            else:
+                yield document._replace(data=window.read(file, start, length))
             seen.add(key)
-            yield from self._document(unit["source"], document_id, key, file, (start, length), cls, filters)
 
-    def _document(
-        self,
-        source: dict[str, Any],
-        document_id: str,
-        key: str,
-        file: storage.FileInfo,
-        span: tuple[Any, Any],
-        cls: int,
-        filters: UnitFilter,
-    ) -> Iterator[Outcome]:
-        origin = _origin(file, span[0])
-        if (span[1] or file.size) > self.spec.render.limits.document_bytes:
-            yield Dropped(key, origin, "larger than render.limits.document_bytes")
-            return
-        data = storage.read_bytes(file.uri, *span)
-        answer = self._render(source["kind"], data, document_id, source)
-        if answer.reason:
-            yield Dropped(key, origin, answer.reason, environmental=answer.environmental)
-            return
-        about = {"id": document_id, "source": origin, "licence": source.get("licence")}
-        for suffix, png, of_picture, reason, kind in answer.value:
-            if png is None or of_picture is None:
-                yield Dropped(key + suffix, origin, reason, kind)
-                continue
-            image = _decode(png)
-            if dropped := filters.reason(image):
-                yield Dropped(key + suffix, origin, dropped, "filtered")
-                continue
-            text = json.dumps(about | of_picture, sort_keys=True, ensure_ascii=False).encode()
-            yield Sample(key + suffix, {"png": png, "cls": b"%d" % cls, "json": text})
+    def _call(self, source: dict[str, Any], document: _Document, engine: str) -> tuple[Any, ...]:
+        about = {"id": document.id, "source": document.origin, "licence": source.get("licence")}
+        return (source["kind"], document.data, document.id, about, source.get("text_key"), engine)
 
-    def _render(self, kind: str, data: bytes, document_id: str, source: dict[str, Any]) -> Answer:
-        """One document, with a retry alone in a fresh child after a limit or crash, and PDFium where MuPDF fails."""
-        arguments = (kind, data, document_id, source, self.spec)
-        answer = self._retried(*arguments, "mupdf")
-        if kind != "pdf" or answer.reason is None or "%PDF-" in answer.reason or "encrypted" in answer.reason:
+    def _second_chance(self, source: dict[str, Any], document: _Document, answer: Answer) -> Answer:
+        """After a limit or crash: once more, alone in a fresh child; and PDFium where MuPDF fails."""
+        if answer.environmental:
+            answer = self._retried(source, document, "mupdf")
+        if source["kind"] != "pdf" or answer.reason is None:
             return answer
-        second = self._retried(*arguments, "pdfium")
+        if "%PDF-" in answer.reason or "encrypted" in answer.reason:
+            return answer
+        second = self.alone.call(*self._call(source, document, "pdfium"))
+        if second.environmental:
+            second = self._retried(source, document, "pdfium")
         return second if second.reason is None else Answer(None, answer.reason, answer.environmental)
 
-    def _retried(self, *arguments: Any) -> Answer:
-        answer = self.child.call(*arguments)
-        if answer.environmental:
-            self.child.close()
-            answer = self.child.call(*arguments, factor=RETRY_FACTOR)
-            self.child.close()
+    def _retried(self, source: dict[str, Any], document: _Document, engine: str) -> Answer:
+        self.alone.close()
+        answer = self.alone.call(*self._call(source, document, engine), factor=RETRY_FACTOR)
+        self.alone.close()
         return answer
+
+
+def _refused(document: _Document) -> Dropped:
+    return Dropped(document.key, document.origin, document.reason)
+
+
+def _outcomes(document: _Document, answer: Answer, duplicates: Duplicates | None) -> Iterator[Outcome]:
+    key, origin = document.key, document.origin
+    if answer.reason:
+        yield Dropped(key, origin, answer.reason, environmental=answer.environmental)
+        return
+    for made in answer.value:
+        if made.reason:
+            yield Dropped(key + made.suffix, origin, made.reason, made.kind)
+        elif duplicates and duplicates.holds(made.hash):
+            yield Dropped(key + made.suffix, origin, "near duplicate", "filtered")
+        else:
+            yield Sample(key + made.suffix, {"png": made.png, "cls": b"%d" % document.cls, "json": made.json})
+
+
+class _Window:
+    """Reads a file's passages READ_AHEAD bytes at a time: they stand one after the other."""
+
+    def __init__(self) -> None:
+        self.uri, self.start, self.data = "", 0, b""
+
+    def read(self, file: storage.FileInfo, start: int | None, length: int | None) -> bytes:
+        """The whole file, or `length` bytes from `start`."""
+        if start is None or length is None:
+            return storage.read_bytes(file.uri)
+        if file.uri != self.uri or not self.start <= start <= start + length <= self.start + len(self.data):
+            self.data = storage.read_bytes(file.uri, start, min(max(length, READ_AHEAD), file.size - start))
+            self.uri, self.start = file.uri, start
+        return self.data[start - self.start : start - self.start + length]
 
 
 def _origin(file: storage.FileInfo, start: int | None) -> str:
@@ -121,42 +175,46 @@ def _origin(file: storage.FileInfo, start: int | None) -> str:
     return name if start is None else f"{name}#{start}"
 
 
-def _decode(png: bytes) -> np.ndarray:
-    return np.array(Image.open(io.BytesIO(png)))
-
-
 def render_document(
-    kind: str, data: bytes, document_id: str, source: dict[str, Any], spec: Spec, engine: str
-) -> Rendered:
-    """In the child: (suffix, PNG or None, json or None, reason, kind) of each picture of a document."""
-    made: Rendered = []
-    for part in _render_kind(kind, data, document_id, source, spec, engine):
+    spec: Spec, kind: str, data: bytes, document_id: str, about: dict[str, Any], text_key: str | None, engine: str
+) -> list[Rendered]:
+    """In the child: what became of each picture of a document; `about` is what all their json begin with."""
+    filters, made = spec.render.filters, list[Rendered]()
+    for part in _render_kind(kind, data, document_id, text_key, spec, engine):
         if isinstance(part, Lost):
-            made.append((part.suffix, None, None, part.reason, part.kind))
+            made.append(Rendered(part.suffix, reason=part.reason, kind=part.kind))
+        elif filters.min_ink and ink(part.image) < filters.min_ink:
+            made.append(Rendered(part.suffix, reason="too little ink", kind="filtered"))
         else:
-            buffer = io.BytesIO()
-            Image.fromarray(part.image).save(buffer, "PNG", compress_level=PNG_LEVEL)
-            made.append((part.suffix, buffer.getvalue(), part.about, "", ""))
-    if made and all(png is None and kind == "rejected" for _, png, _, _, kind in made):
-        raise Unreadable(f"no page could be rendered: {made[0][3]}")
+            text = json.dumps(about | part.about, sort_keys=True, ensure_ascii=False).encode()
+            wanted = filters.near_duplicates is not None
+            made.append(Rendered(part.suffix, _png(part.image), text, perceptual_hash(part.image) if wanted else 0))
+    if made and all(part.kind == "rejected" for part in made):
+        raise Unreadable(f"no page could be rendered: {made[0].reason}")
     return made
 
 
+def _png(image: np.ndarray) -> bytes:
+    buffer = io.BytesIO()
+    Image.fromarray(image).save(buffer, "PNG", compress_level=PNG_LEVEL)
+    return buffer.getvalue()
+
+
 def _render_kind(
-    kind: str, data: bytes, document_id: str, source: dict[str, Any], spec: Spec, engine: str
+    kind: str, data: bytes, document_id: str, text_key: str | None, spec: Spec, engine: str
 ) -> Iterator[Any]:
     render, size = spec.render, spec.shape.image_size
     if kind == "pdf":
         return render_pdf(data, document_id, render.pages, spec.seed, render.crop_size or size, size, engine)
     if kind == "images":
         return render_image(data, spec.stored_size, render.limits.pixels)
-    text = _passage(data, source["text_key"])
+    text = _passage(data, text_key)
     if render.filters.scripts and script_of(text) not in render.filters.scripts:
         return iter([Lost("", f"script {script_of(text)}", "filtered")])
     return render_text(text, document_id, render.text, spec.seed, render.crop_size or size, size)
 
 
-def _passage(line: bytes, text_key: str) -> str:
+def _passage(line: bytes, text_key: str | None) -> str:
     try:
         return str(json.loads(line)[text_key])
     except (ValueError, KeyError, TypeError) as error:

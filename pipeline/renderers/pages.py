@@ -61,28 +61,32 @@ def _crops(
     if height < cut or width < cut:
         yield Lost(suffix, f"the page is smaller than a crop of {cut} px at {style.dpi:g} dpi", "filtered")
         return
-    rng = random.Random(key)
+    rng, middles = random.Random(key), _middles(words)
     for number in range(style.crops):
         left, top = rng.randint(0, width - cut), rng.randint(0, height - cut)
-        inside = _words_inside(words, left, top, cut, size / cut)
-        if len(inside) < style.min_words:
+        under = (middles >= (left, top)) & (middles < (left + cut, top + cut))
+        chosen = np.flatnonzero(under.all(axis=1))
+        if len(chosen) < style.min_words:
             yield Lost(f"{suffix}-c{number:02d}", "too few words", "filtered")
             continue
         crop = image[top : top + cut, left : left + cut]
         if cut != size:
             crop = np.array(Image.fromarray(crop).resize((size, size), Image.Resampling.BICUBIC))
+        inside = [_clipped(words[index], left, top, cut, size / cut) for index in chosen]
         box = {"box": [left, top, left + cut, top + cut], "text": " ".join(w[4] for w in inside), "words": inside}
         yield Picture(f"{suffix}-c{number:02d}", np.ascontiguousarray(crop), about | box)
 
 
-def _words_inside(words: Words, left: int, top: int, cut: int, scale: float) -> list[list[Any]]:
-    """Words whose middle lies in the crop, with boxes in stored pixels, clipped to it."""
-    inside = []
-    for x0, y0, x1, y1, text in words:
-        if left <= (x0 + x1) / 2 < left + cut and top <= (y0 + y1) / 2 < top + cut:
-            corners = (x0 - left, y0 - top, x1 - left, y1 - top)
-            inside.append([*(round(min(max(c, 0), cut) * scale, 1) for c in corners), text])
-    return inside
+def _middles(words: Words) -> np.ndarray:
+    """Middles of words, float [n, 2]: a word is under the crop that holds its middle."""
+    return np.array([((x0 + x1) / 2, (y0 + y1) / 2) for x0, y0, x1, y1, _ in words]).reshape(-1, 2)
+
+
+def _clipped(word: tuple[float, float, float, float, str], left: int, top: int, cut: int, scale: float) -> list[Any]:
+    """[x0, y0, x1, y1, text] in stored pixels, clipped to the crop."""
+    x0, y0, x1, y1, text = word
+    corners = (x0 - left, y0 - top, x1 - left, y1 - top)
+    return [*(round(min(max(c, 0), cut) * scale, 1) for c in corners), text]
 
 
 Page = tuple[np.ndarray, Words, bool]
