@@ -1,9 +1,14 @@
-"""Judges each step by its loss: which are to be skipped, and when so many were that training must go back."""
+"""What ends or undoes steps: losses that leap, judged here, and ranks that no longer answer."""
 
 from __future__ import annotations
 
 import math
+import os
+import sys
+import threading
+import time
 from collections import deque
+from collections.abc import Callable
 from typing import Any
 
 MEMORY = 100  # accepted losses that the mean is taken over
@@ -38,3 +43,18 @@ class Guard:
     def state(self) -> dict[str, Any]:
         """What a checkpoint keeps, for the constructor."""
         return {"recent": list(self.recent), "skipped": self.skipped}
+
+
+def watch(last_sign: Callable[[], float], seconds: float) -> None:
+    """Ends this process once last_sign(), a time.monotonic(), is so many seconds old: some rank is dead or hangs.
+
+    The launcher then ends the others. Timeouts of process groups do not do: those that DeepSpeed makes have their own.
+    """
+
+    def wait() -> None:
+        while (left := last_sign() + seconds - time.monotonic()) > 0:
+            time.sleep(min(left, 60))
+        print(f"error: no step for {seconds:.0f} s: a rank is dead or hangs; ending", file=sys.stderr, flush=True)
+        os._exit(1)
+
+    threading.Thread(target=wait, daemon=True).start()

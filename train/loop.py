@@ -34,7 +34,7 @@ from tokenize_jobs.fit import rate_factor
 from train import checkpoint, order
 from train.ema import EMA
 from train.engine import before_step, build_engine, config_of, grad_norm, read_user_config, was_applied
-from train.guard import Guard
+from train.guard import Guard, watch
 from train.identity import STOPPED, WRONG, finished_step, identity
 from train.loader import Batch, Loader, positions_of
 from train.metrics import Meter
@@ -82,6 +82,8 @@ class Run:
         """Makes the steps that are left; False where it was told to stop, and has saved."""
         for number in (signal.SIGTERM, signal.SIGUSR1):
             signal.signal(number, lambda *_: setattr(self, "told", True))
+        self.last_sign = time.monotonic()
+        watch(lambda: self.last_sign, self.part.rank_timeout)
         progress = Progress("train", self.part.steps, "steps", self.step)
         batches = self.batches()
         while self.step < self.part.steps:
@@ -90,12 +92,15 @@ class Run:
                 batches = self.batches()
             if self.rank == 0:
                 progress.advance(self.step - progress.done, self.note)
+            self.last_sign = time.monotonic()
             if self._agree_to_stop():
                 self.save()
                 self.finish_saving()
+                self.last_sign = math.inf
                 return False
         self.save()
         self.finish_saving()
+        self.last_sign = math.inf
         if self.rank == 0:
             progress.finish(self.note)
         return True

@@ -11,11 +11,12 @@ from pathlib import Path
 import pytest
 import ranks
 import torch
-from code_sets import make_root, tiny_spec
+from code_sets import make_root, tiny_spec, write_codes
 from golden import golden_batch, golden_spec, golden_steps
 from safetensors import safe_open
 from test_model import load_golden
 
+from data_specs import storage
 from train import checkpoint, order
 from train.engine import parameter_groups
 from train.weights import CONFIG, WEIGHTS, write_safetensors
@@ -110,6 +111,34 @@ def whole_checkpoint(root: str) -> checkpoint.Stored:
         last, piece = stored.runs[kind, name][-1]
         assert stored.read(kind, name, 0, last + piece.get_shape()[0]).isfinite().all()
     return stored
+
+
+# ---- where checkpoints lie, and which stay ------------------------------------------------------------------------
+def test_checkpoints_on_s3_resume_and_the_last_and_every_nth_stay(s3_root: str) -> None:
+    write_codes(f"{s3_root}/codes/train", [20, 17])
+    write_codes(f"{s3_root}/codes/val", [9])
+    options = ("train.checkpoint_every=3", "train.keep_last=1", "train.keep_every=6", "train.validate_every=100")
+    ranks.run(1, ranks.train_plainly, s3_root, *options, "train.steps=8")
+    storage.delete(f"{s3_root}/transformer/done")
+    ranks.run(1, ranks.train_plainly, s3_root, *options, "train.steps=10")
+    assert checkpoint._steps(f"{s3_root}/transformer") == {6, 10}
+    rows = [json.loads(line) for line in storage.read_text(f"{s3_root}/transformer/metrics.jsonl").splitlines()]
+    assert [row["step"] for row in rows if "bits_per_code" in row] == list(range(1, 11))
+    assert [row["position"] for row in rows if "bits_per_code" in row] == list(range(8, 88, 8))
+
+
+# ---- steps that are skipped ----------------------------------------------------------------------------------------
+def test_spikes_are_skipped_counted_and_gone_back_from(tmp_path: Path) -> None:
+    root = make_root(tmp_path)
+    options = ("train.spike=1.0005", "train.max_skips=2", "train.max_rollbacks=1000", "train.checkpoint_every=10")
+    noisy = ("transformer.residual_dropout=0.5", "train.validate_every=1000", "train.steps=300")
+    ranks.run(1, ranks.train_plainly, root, *options, *noisy)
+    rows = [json.loads(line) for line in Path(root, "transformer/metrics.jsonl").read_text().splitlines()]
+    rows = [row for row in rows if "bits_per_code" in row]
+    assert [row["step"] for row in rows] == list(range(1, 301))  # steps gone back from are written once
+    assert rows[-1]["skipped_steps"] >= 2
+    left_out = [row["position"] - 8 * row["step"] for row in rows]
+    assert left_out[49] == 0 and left_out == sorted(left_out) and left_out[-1] > 0
 
 
 # ---- golden gradients ----------------------------------------------------------------------------------------------

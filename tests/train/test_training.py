@@ -54,9 +54,13 @@ def wait_for_step(root: str, step: int, patience: float = 120) -> None:
 
 def kill_a_rank_at(root: str, step: int) -> None:
     wait_for_step(root, step)
+    signal_a_rank(root, signal.SIGKILL)
+
+
+def signal_a_rank(root: str, number: signal.Signals) -> None:
     ranks = [p for p in psutil.process_iter(["cmdline"]) if root in (p.info["cmdline"] or []) and "-m" in p.cmdline()]
     trainers = [p for p in ranks if p.cmdline()[p.cmdline().index("-m") + 1] == "train.loop"]
-    trainers[-1].send_signal(signal.SIGKILL)
+    trainers[-1].send_signal(number)
 
 
 def test_two_ranks_killed_and_restarted_give_the_undisturbed_curve(tmp_path: Path) -> None:
@@ -93,6 +97,21 @@ def test_told_to_stop_it_saves_and_goes_on_later(tmp_path: Path) -> None:
     assert Path(root, f"transformer/step_{last:08d}").is_dir()
     train(tiny_spec("train.checkpoint_every=4", f"train.steps={last + 2}"), root)  # a constant rate: steps are free
     assert rows(root)[-1]["step"] == last + 2
+
+
+@pytest.mark.long
+def test_a_rank_that_hangs_ends_the_job_in_time(tmp_path: Path) -> None:
+    root = make_root(tmp_path)
+    options = ("train.steps=100000", "train.rank_timeout=5", "train.validate_every=100000")
+    process = subprocess.Popen([sys.executable, "-c", RUN, root, "2", *options], stderr=subprocess.PIPE)
+    try:
+        wait_for_step(root, 5)
+        signal_a_rank(root, signal.SIGSTOP)
+        _, errors = process.communicate(timeout=90)
+        assert process.returncode == 1 and b"training died 1 times" in errors
+    finally:
+        process.kill()
+    assert not [p for p in psutil.process_iter(["cmdline"]) if root in (p.info["cmdline"] or [])]
 
 
 def test_a_loss_that_is_not_finite_stops_at_its_step(tmp_path: Path) -> None:
