@@ -87,7 +87,7 @@ def ray_cluster(num_nodes: int = 1, cpus: int = 2, extra: dict[str, str] | None 
 
 
 def _environment(token: Path) -> dict[str, str]:
-    """Both sides of a cluster with token authentication need the two RAY_AUTH variables (docs/guide.md)."""
+    """Both sides of a cluster with token authentication need the two RAY_AUTH variables (README)."""
     environment = {name: value for name, value in os.environ.items() if not name.startswith("RAY_")}
     return environment | {
         "PATH": f"{BIN}:{os.environ['PATH']}",

@@ -1,4 +1,4 @@
-"""`ray job submit` against a real head node with token authentication, as the README and docs/guide.md say."""
+"""`ray job submit` against a real head node with token authentication, as the README says."""
 
 from __future__ import annotations
 
