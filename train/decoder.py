@@ -71,11 +71,15 @@ class Decoder:
 
     def _attend_to(self, cache: Tensor, length: int, rows: int) -> Attend:
         keys, values = cache[:, :rows].unbind()
-        mask = (self.places[:length] <= self.position) if self.device.type == "cuda" else None
+        on_gpu = self.device.type == "cuda"  # where one graph serves several positions
+        mask = (self.places[:length] <= self.position) if on_gpu else None
 
         def attend(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
-            keys.index_copy_(2, self.position, k.transpose(1, 2))
-            values.index_copy_(2, self.position, v.transpose(1, 2))
+            for cache, new in ((keys, k), (values, v)):
+                if on_gpu:
+                    cache.index_copy_(2, self.position, new.transpose(1, 2))
+                else:
+                    cache[:, :, length - 1] = new[:, 0]
             out = F.scaled_dot_product_attention(q.transpose(1, 2), keys[:, :, :length], values[:, :, :length], mask)
             return out.transpose(1, 2)
 

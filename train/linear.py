@@ -1,9 +1,6 @@
-"""Linear maps for sampling, where a step multiplies a few rows with every weight.
+"""Linear maps for sampling, where a step multiplies a few rows with every weight: packed for oneDNN, or int8.
 
-Measured on one core, float32, 2304 x 768 (ms of CPU for 12 such weights): 2 rows 6.7 plain, 6.5 packed, 2.2 int8;
-8 rows 15.8, 9.0, 6.8; 32 rows 18.3, 14.4, 24.2. So weights are packed from 4 rows on, and int8 pays for small batches:
-at size B, batch 1 with guidance, 33 ms a step instead of 46; its most likely code was float32's in 92 % of places, and
-bfloat16's in 96 % (random weights, the hardest case: entropy 8.7 of 9.7 nats; divergence 0.0013 nats).
+docs/sampling.md has what was measured.
 """
 
 from __future__ import annotations
@@ -14,21 +11,35 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from train.model import DnDTransformer
-
-MIN_PACKED_ROWS = 4
+from train.model import DnDTransformer, FeedForward
 
 
 class PackedLinear(nn.Module):
-    """A float32 map with its weight laid out for MKL's product of `rows` rows; any other number of rows works too."""
+    """A map with its weight laid out for oneDNN's product of `rows` rows; any other number of rows works too."""
 
     def __init__(self, linear: nn.Linear, rows: int) -> None:
         super().__init__()
-        self.weight, self.rows = linear.weight, rows
-        self.packed = torch.ops.mkl._mkl_reorder_linear_weight(linear.weight.detach(), rows)
+        self.packed = torch.ops.mkldnn._reorder_linear_weight(linear.weight.detach(), rows)
+
+    def forward(self, x: Tensor, activation: str = "none") -> Tensor:
+        return torch.ops.mkldnn._linear_pointwise(x, self.packed, None, activation, [], "")
+
+    def times(self, x: Tensor, factor: Tensor) -> Tensor:
+        """The product with x, times `factor`."""
+        return torch.ops.mkldnn._linear_pointwise.binary(x, factor, self.packed, None, "mul")
+
+
+class PackedFeedForward(nn.Module):
+    """SwiGLU over packed maps; gate and product are done where the maps' results are written."""
+
+    def __init__(self, feed_forward: FeedForward, rows: int) -> None:
+        super().__init__()
+        self.w1, self.w2, self.w3 = (
+            PackedLinear(linear, rows) for linear in (feed_forward.w1, feed_forward.w2, feed_forward.w3)
+        )
 
     def forward(self, x: Tensor) -> Tensor:
-        return torch.ops.mkl._mkl_linear(x, self.packed, self.weight, None, self.rows)
+        return self.w2(self.w3.times(x, self.w1(x, "swish")))
 
 
 class Int8Linear(nn.Module):
@@ -52,28 +63,44 @@ class Int8Linear(nn.Module):
 
 
 def packed(model: DnDTransformer, rows: int) -> DnDTransformer:
-    """The model for products of `rows` rows, sharing all weights; itself where packing brings nothing."""
+    """The model for products of `rows` rows on a CPU, with copies of its maps; itself where packing brings nothing."""
     weight = model.tok_embeddings.weight
-    # neither int8 already nor a rank's share of the weights
-    whole = getattr(model.output[0], "weight", weight).shape == weight.shape and isinstance(model.output[0], nn.Linear)
-    fits = weight.device.type == "cpu" and weight.dtype == torch.float32 and torch.backends.mkl.is_available()
-    if not (fits and whole and rows >= MIN_PACKED_ROWS):
+    # neither packed or int8 already nor a rank's share of the weights
+    whole = isinstance(model.output[0], nn.Linear) and model.output[0].weight.shape == weight.shape
+    fits = weight.device.type == "cpu" and weight.dtype in _packable() and torch.backends.mkldnn.is_available()
+    if not (fits and whole):
         return model
-    return _twin(model, lambda linear: PackedLinear(linear, rows))
+
+    def pack(module: nn.Module) -> nn.Module | None:
+        if isinstance(module, FeedForward):
+            return PackedFeedForward(module, rows)
+        return PackedLinear(module, rows) if isinstance(module, nn.Linear) else None
+
+    return _twin(model, pack)
+
+
+def _packable() -> tuple[torch.dtype, ...]:
+    fast = torch.ops.mkldnn._is_mkldnn_bf16_supported()
+    return (torch.float32, torch.bfloat16) if fast else (torch.float32,)
 
 
 def quantize_int8(model: DnDTransformer) -> DnDTransformer:
     """The model with int8 weights in its linear maps (weight-only, symmetric, a scale a row), for sampling only."""
-    return _twin(model, Int8Linear)
+    return _twin(model, lambda module: Int8Linear(module) if isinstance(module, nn.Linear) else None)
 
 
-def _twin(model: DnDTransformer, make: Callable[[nn.Linear], nn.Module]) -> DnDTransformer:
-    """A second model over the same tensors, its linear maps replaced."""
+def _twin(model: DnDTransformer, make: Callable[[nn.Module], nn.Module | None]) -> DnDTransformer:
+    """A second model over the same tensors, the modules that `make` has an answer to replaced."""
     with torch.device("meta"):
         twin = DnDTransformer(model.config)
     twin.load_state_dict(model.state_dict(), assign=True)
-    for module in list(twin.modules()):
-        for name, child in module.named_children():
-            if isinstance(child, nn.Linear):
-                setattr(module, name, make(child))
+    _replace(twin, make)
     return twin.eval().requires_grad_(False)
+
+
+def _replace(module: nn.Module, make: Callable[[nn.Module], nn.Module | None]) -> None:
+    for name, child in module.named_children():
+        if (new := make(child)) is not None:
+            setattr(module, name, new)
+        else:
+            _replace(child, make)

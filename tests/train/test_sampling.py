@@ -230,11 +230,12 @@ def test_graphs_sample_what_the_whole_pass_says():
     assert (sample_codes(model.cuda(), classes, seed=9, guidance=1.5).cpu() == on_cpu).float().mean() > 0.99
 
 
-@pytest.mark.parametrize("rows", [4, 9])
+@pytest.mark.parametrize("rows", [1, 4, 9])
 def test_packed_weights_change_nothing(model, rows):
     fast = packed(model, rows)
-    assert (fast is model) == (not torch.backends.mkl.is_available())
+    assert (fast is model) == (not torch.backends.mkldnn.is_available())
     codes = torch.randint(19, (rows, 15, 2))
+    assert packed(fast, rows) is fast
     classes = torch.arange(rows) % 4
     torch.testing.assert_close(fast(codes[:, :1], classes), model(codes[:, :1], classes))
     torch.testing.assert_close(fast(codes, classes), model(codes, classes))  # another number of rows
