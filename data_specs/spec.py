@@ -359,13 +359,23 @@ class Sample(Part):
     temperature: float | list[float] = 1.0
     top_k: int | list[int] = 0
     top_p: float | list[float] = 1.0
-    classes: Literal["uniform", "per_class"] | list[int] = "uniform"
+    classes: Literal["uniform", "per_class"] | Annotated[str, Field(pattern=r"^\d+-\d+$")] | list[int] = Field(
+        "uniform", description="drawn, equally many of each in order, or in turn: a range `0-99` or a list"
+    )
     candidates: int = Field(1, ge=1, description="draws for each image, of which the likeliest is kept")
     given: Given | None = None
     ema: bool = True
-    dtype: Literal["float32", "bfloat16"] = "float32"
+    dtype: Literal["float32", "bfloat16", "int8"] = Field("float32", description="int8: weights only, in bfloat16")
     images_per_unit: int = Field(1024, ge=1)
-    rounding: Literal["truncate", "nearest"] = "nearest"
+    rounding: Literal["truncate", "nearest"] = Field("nearest", description="truncate: as the authors' script")
+
+    @property
+    def listed_classes(self) -> list[int]:
+        """The classes of a list or range, taken in turn; empty where they are drawn or counted."""
+        if isinstance(self.classes, list):
+            return self.classes
+        first, dash, last = self.classes.partition("-")
+        return list(range(int(first), int(last) + 1)) if dash else []
 
 
 class Evaluate(Part):
@@ -410,6 +420,24 @@ class Spec(Part):
             )
         if (self.render.store == "ten_crop") != (self.tokenize.views == "ten_crop"):
             raise ValueError("render.store and tokenize.views must both be ten_crop or neither")
+        return self
+
+    @model_validator(mode="after")
+    def _sample_fits(self) -> Spec:
+        part, number = self.sample, self.transformer.num_classes
+        if outside := [cls for cls in part.listed_classes if not 0 <= cls < number]:
+            raise ValueError(f"sample.classes holds {outside[0]}: the transformer's classes are 0..{number - 1}")
+        if part.classes not in ("uniform", "per_class") and not part.listed_classes:
+            raise ValueError(f"sample.classes {part.classes} names no class: give a list or a rising range such as 0-9")
+        for name in ("guidance", "temperature", "top_k", "top_p"):
+            values = getattr(part, name)
+            if isinstance(values, list) and len(values) != self.shape.depth:
+                raise ValueError(f"sample.{name} {values}: give one number, or {self.shape.depth} (one per depth)")
+        guided = part.guidance if isinstance(part.guidance, list) else [part.guidance]
+        if any(scale != 1 for scale in guided) and not self.transformer.class_dropout:
+            raise ValueError(
+                f"sample.guidance {part.guidance} needs a model trained with transformer.class_dropout: use guidance 1"
+            )
         return self
 
     @property

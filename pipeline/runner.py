@@ -67,16 +67,18 @@ def connect(workers: Workers) -> None:
         ray.init(include_dashboard=False, num_cpus=max(os.cpu_count() or 1, workers.num_workers or 1), **options)
 
 
-def run_plan(plan: Plan, setup: Setup, workers: Workers, kind: str, task: str) -> Manifest:
+def run_plan(plan: Plan, setup: Setup, workers: Workers, kind: str, task: str, counted: str = "units") -> Manifest:
     """Runs every unit without a valid receipt, then merges the manifest.
 
-    kind: "images" or "codes", as the manifest names it; task: what the progress line is called. Raises UnitsFailed
-    where units failed three times, saying which and why.
+    kind: "images" or "codes", as the manifest names it; task: what the progress line is called; counted: what it
+    counts, units or what their `count` says. Raises UnitsFailed where units failed three times, saying which and why.
     """
     done = {receipt["unit"] for receipt in receipts.valid_receipts(plan.set_uri, plan.digest)}
     if len(done) < plan.num_units:
         todo = (unit for unit in plan.units() if unit["unit"] not in done)
-        failures = _run(plan, todo, setup, workers, Progress(task, plan.num_units, "units", len(done)))
+        sizes = {unit["unit"]: _size(unit, counted) for unit in plan.units()}
+        progress = Progress(task, sum(sizes.values()), counted, sum(sizes[unit] for unit in done))
+        failures = _run(plan.set_uri, todo, setup, workers, plan.num_units - len(done), progress)
         if failures:
             shown = "; ".join(f"unit {unit}: {reason}" for unit, reason in sorted(failures.items())[:5])
             raise UnitsFailed(
@@ -85,10 +87,15 @@ def run_plan(plan: Plan, setup: Setup, workers: Workers, kind: str, task: str) -
     return merge(plan, kind)
 
 
-def _run(plan: Plan, todo: Iterator[Unit], setup: Setup, workers: Workers, progress: Progress) -> dict[int, str]:
+def _size(unit: Unit, counted: str) -> int:
+    return 1 if counted == "units" else int(unit["count"])
+
+
+def _run(
+    set_uri: str, todo: Iterator[Unit], setup: Setup, workers: Workers, left: int, progress: Progress
+) -> dict[int, str]:
     """Keeps each actor busy with one unit and one waiting; returns the reasons of units that failed three times."""
     connect(workers)
-    left = plan.num_units - progress.done
     actors = _actors(setup, workers, left)
     idle, running = deque(actors * 2), dict[Any, tuple[Any, Unit]]()
     again, tries, failures = deque[Unit](), dict[int, int](), dict[int, str]()
@@ -104,14 +111,14 @@ def _run(plan: Plan, todo: Iterator[Unit], setup: Setup, workers: Workers, progr
         idle.append(actor)
         reason = _result(ready[0])
         if reason is None:
-            progress.advance()
+            progress.advance(_size(unit, progress.unit))
             continue
         tries[unit["unit"]] = tries.get(unit["unit"], 0) + 1
         if tries[unit["unit"]] < 3:
             again.append(unit)
             continue
         failures[unit["unit"]] = reason
-        receipts.record_failure(plan.set_uri, unit["unit"], reason)
+        receipts.record_failure(set_uri, unit["unit"], reason)
         if len(failures) >= workers.max_failures:
             return failures
 

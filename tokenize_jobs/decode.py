@@ -14,6 +14,7 @@ from PIL import Image
 from torch import Tensor
 
 from data_specs import storage
+from data_specs.progress import Progress
 from data_specs.reader import Item, decode_fields
 from data_specs.receipts import Receipt, commit
 from data_specs.shards import Shard
@@ -64,7 +65,7 @@ def decode_codes(model: RQVAE, codes: np.ndarray, rounding: str = "nearest", pad
 
 def to_uint8(images: Tensor, rounding: str) -> np.ndarray:
     """float [B, 3, H, W] in [-1, 1] -> uint8 [B, H, W, 3]."""
-    scaled = (images.float().clamp(-1, 1) + 1) * 127.5
+    scaled = (images.float() * 0.5 + 0.5).clamp(0, 1) * 255  # the arithmetic of the authors' script
     scaled = scaled.round() if rounding == "nearest" else scaled
     return scaled.to(torch.uint8).permute(0, 2, 3, 1).cpu().numpy()
 
@@ -78,8 +79,10 @@ def png(image: np.ndarray) -> bytes:
 
 def write_pictures(items: Sequence[Item], out_uri: str) -> None:
     """Writes each image as OUT/pictures/KEY.png, all of them as OUT/samples.npz, the first 64 as OUT/grid.png."""
+    progress = Progress("pictures", len(items), "images")
     for item in items:
         storage.write_bytes(storage.join(out_uri, "pictures", f"{item['__key__']}.png"), png(item["image"]))
+        progress.advance()
     write_npz(items, storage.join(out_uri, "samples.npz"))
     storage.write_bytes(storage.join(out_uri, "grid.png"), png(grid([item["image"] for item in items[:64]])))
 

@@ -19,6 +19,7 @@ from tokenize_jobs.decode import decode_codes
 from tokenize_jobs.device import pick_device
 from tokenize_jobs.rqvae import RQVAE
 from tokenize_jobs.weights import load_tokenizer
+from train.linear import packed
 from train.model import DnDTransformer
 from train.sampling import sample_codes
 from train.weights import load_transformer
@@ -43,8 +44,10 @@ class Generator(NamedTuple):
 
 
 def load_root(root: str, ema: bool = True, dtype: torch.dtype = torch.float32) -> Generator:
-    """The models of a root (a folder or s3:// URI), trained there or imported. Raises ValueError where one is missing
-    or they do not fit each other."""
+    """The models of a root (a folder or s3:// URI), trained there or imported, for sampling only.
+
+    Raises ValueError where one is missing or they do not fit each other.
+    """
     root, device = storage.absolute(root), pick_device()
     folders = [storage.local_folder(storage.join(root, name)) for name in ("transformer", "tokenizer")]
     transformer = load_transformer(folders[0], ema=ema, device=device, dtype=dtype)
@@ -55,4 +58,4 @@ def load_root(root: str, ema: bool = True, dtype: torch.dtype = torch.float32) -
             f"{root}: the transformer makes codes {[*ours.grid, ours.depth]} of {ours.codebook_size}, the tokenizer "
             f"reads {list(theirs.code_shape)} of {theirs.codebook_size}: import a pair that belongs together"
         )
-    return Generator(transformer, tokenizer)
+    return Generator(packed(transformer), tokenizer)

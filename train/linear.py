@@ -13,13 +13,15 @@ from torch import Tensor, nn
 
 from train.model import DnDTransformer, FeedForward
 
+PACKED_ROWS = 16  # rows that the layout is chosen for; from 2 to 64 it made no difference
+
 
 class PackedLinear(nn.Module):
-    """A map with its weight laid out for oneDNN's product of `rows` rows; any other number of rows works too."""
+    """A map with its weight laid out for oneDNN's products."""
 
-    def __init__(self, linear: nn.Linear, rows: int) -> None:
+    def __init__(self, linear: nn.Linear) -> None:
         super().__init__()
-        self.packed = torch.ops.mkldnn._reorder_linear_weight(linear.weight.detach(), rows)
+        self.packed = torch.ops.mkldnn._reorder_linear_weight(linear.weight.detach(), PACKED_ROWS)
 
     def forward(self, x: Tensor, activation: str = "none") -> Tensor:
         return torch.ops.mkldnn._linear_pointwise(x, self.packed, None, activation, [], "")
@@ -32,11 +34,9 @@ class PackedLinear(nn.Module):
 class PackedFeedForward(nn.Module):
     """SwiGLU over packed maps; gate and product are done where the maps' results are written."""
 
-    def __init__(self, feed_forward: FeedForward, rows: int) -> None:
+    def __init__(self, feed_forward: FeedForward) -> None:
         super().__init__()
-        self.w1, self.w2, self.w3 = (
-            PackedLinear(linear, rows) for linear in (feed_forward.w1, feed_forward.w2, feed_forward.w3)
-        )
+        self.w1, self.w2, self.w3 = map(PackedLinear, (feed_forward.w1, feed_forward.w2, feed_forward.w3))
 
     def forward(self, x: Tensor) -> Tensor:
         return self.w2(self.w3.times(x, self.w1(x, "swish")))
@@ -62,8 +62,8 @@ class Int8Linear(nn.Module):
         return F.linear(x, self.weight.to(x.dtype)) * self.scale.to(x.dtype)
 
 
-def packed(model: DnDTransformer, rows: int) -> DnDTransformer:
-    """The model for products of `rows` rows on a CPU, with copies of its maps; itself where packing brings nothing."""
+def packed(model: DnDTransformer) -> DnDTransformer:
+    """The model with its maps packed for sampling on a CPU; itself where packing brings nothing."""
     weight = model.tok_embeddings.weight
     # neither packed or int8 already nor a rank's share of the weights
     whole = isinstance(model.output[0], nn.Linear) and model.output[0].weight.shape == weight.shape
@@ -73,8 +73,8 @@ def packed(model: DnDTransformer, rows: int) -> DnDTransformer:
 
     def pack(module: nn.Module) -> nn.Module | None:
         if isinstance(module, FeedForward):
-            return PackedFeedForward(module, rows)
-        return PackedLinear(module, rows) if isinstance(module, nn.Linear) else None
+            return PackedFeedForward(module)
+        return PackedLinear(module) if isinstance(module, nn.Linear) else None
 
     return _twin(model, pack)
 

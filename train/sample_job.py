@@ -19,6 +19,7 @@ from data_specs.units import Plan, Sample, Unit, read_plan, write_plan
 from pipeline.runner import Stage, Workers, run_plan
 from tokenize_jobs.device import pick_device
 from tokenize_jobs.encode import npy
+from train.linear import packed, quantize_int8
 from train.model import DnDTransformer
 from train.sampling import FREE, sample_best, sample_codes
 from train.weights import load_transformer
@@ -27,7 +28,8 @@ from train.weights import load_transformer
 def sample(spec: Spec, root: str, workers: Workers) -> Manifest:
     """Draws spec.sample.num images' codes into ROOT/samples/NAME/codes; image i draws from (seed, i)."""
     plan = _plan(spec, root)
-    return run_plan(plan, partial(_setup, spec, root, plan), workers, "codes", f"sample {spec.sample.name}")
+    _refuse_other_model(spec, storage.join(root, "transformer", "transformer.json"))
+    return run_plan(plan, partial(_setup, spec, root, plan), workers, "codes", f"sample {spec.sample.name}", "images")
 
 
 def _plan(spec: Spec, root: str) -> Plan:
@@ -55,16 +57,32 @@ def _plan(spec: Spec, root: str) -> Plan:
 def _weights_sha256(spec: Spec, root: str) -> str:
     uri = storage.join(root, "transformer", "ema.safetensors" if spec.sample.ema else "transformer.safetensors")
     try:
-        return hashlib.sha256(storage.read_bytes(uri)).hexdigest()
+        found = hashlib.sha256()
+        with storage.open_stream(uri) as file:
+            while chunk := file.read(2**24):
+                found.update(chunk)
+        return found.hexdigest()
     except FileNotFoundError:
         raise ValueError(f"{uri}: no trained transformer; run `dnd train` or `dnd import transformer` first") from None
+
+
+def _refuse_other_model(spec: Spec, uri: str) -> None:
+    made = json.loads(storage.read_text(uri))
+    has = (*made["grid"], len(made["head_layers"])), made["codebook_size"], made["num_classes"]
+    wanted = (*spec.shape.grid, spec.shape.depth), spec.shape.codebook_size, spec.transformer.num_classes
+    if has != wanted:
+        raise ValueError(
+            f"{uri}: makes codes {has[0]} of {has[1]} in {has[2]} classes, by the spec {wanted[0]} of {wanted[1]} in "
+            f"{wanted[2]}: use the preset that it was trained or imported by"
+        )
 
 
 def _setup(spec: Spec, root: str, plan: Plan) -> Stage:
     """Runs once in each worker: loads the transformer and returns the stage."""
     folder = storage.local_folder(storage.join(root, "transformer"))
-    dtype = getattr(torch, spec.sample.dtype)
+    dtype = torch.float32 if spec.sample.dtype == "float32" else torch.bfloat16
     model = load_transformer(folder, ema=spec.sample.ema, device=pick_device(), dtype=dtype)
+    model = quantize_int8(model) if spec.sample.dtype == "int8" else packed(model)
     return sample_stage(model, spec, root, plan.set_uri, plan.digest)
 
 
@@ -82,8 +100,8 @@ def sample_stage(
 def classes_of(spec: Spec, first: int, count: int) -> np.ndarray:
     """Class [count] int64 of images first … first + count - 1, as spec.sample.classes says."""
     index, number = np.arange(first, first + count), spec.transformer.num_classes
-    if isinstance(spec.sample.classes, list):
-        return np.array(spec.sample.classes)[index % len(spec.sample.classes)]
+    if listed := spec.sample.listed_classes:
+        return np.array(listed)[index % len(listed)]
     if spec.sample.classes == "per_class":
         return np.minimum(index * number // spec.sample.num, number - 1)
     return np.array([np.random.default_rng((spec.seed, int(i))).integers(number) for i in index])

@@ -135,7 +135,7 @@ class Sampler:
         self.address = model.tok_embeddings.weight.data_ptr()  # graphs hold addresses: moved weights need new ones
         self.batch, self.settings, self.config = batch, settings, config
         rows = batch * (1 + settings.guided)
-        fast = packed(model, rows)
+        fast = packed(model)
         self.model = cast(DnDTransformer, weakref.proxy(model)) if fast is model else fast  # keeps no model alive
         self.decoder = Decoder(self.model, rows, self._pick)
         self.vocabulary = torch.arange(config.codebook_size, dtype=torch.int32, device=device)
@@ -166,7 +166,8 @@ class Sampler:
         logits = self.model.output[depth](hidden)[:, 0].float()  # [R, V]
         condition, *unguided = logits.split(self.batch)
         if unguided:
-            logits = unguided[0] + (condition - unguided[0]) * self.scales[:, depth].index_select(0, position)
+            scale = self.scales[:, depth].index_select(0, position)
+            logits = (condition - unguided[0]).mul_(scale).add_(unguided[0])
         codes = self._choose(logits, depth, self.keys[:, :, depth].index_select(1, position)[:, 0])
         given = self.given[:, :, depth].index_select(1, position)
         codes = torch.where(given == FREE, codes, given)
@@ -182,10 +183,11 @@ class Sampler:
         settings = self.settings
         if settings.temperature[depth] == 0:
             return logits.argmax(-1, keepdim=True)
-        logits = logits / settings.temperature[depth]
+        if settings.temperature[depth] != 1:
+            logits = logits / settings.temperature[depth]
         top_k, top_p = settings.top_k[depth] or logits.shape[1], settings.top_p[depth]
         if top_k >= logits.shape[1] and top_p == 1:
-            return (logits + gumbel(keys, self.vocabulary)).argmax(-1, keepdim=True)
+            return gumbel(keys, self.vocabulary).add_(logits).argmax(-1, keepdim=True)
         logits, codes = logits.topk(min(top_k, logits.shape[1]))
         if top_p < 1:
             shares = logits.softmax(-1)

@@ -120,12 +120,19 @@ def _released_weights(path: Path, content: Any) -> tuple[dict[str, Tensor], dict
 
 
 def _named_tensors(path: Path, key: str, state: Mapping[Any, Any]) -> dict[str, Tensor]:
+    state = {_unwrapped(str(name)): tensor for name, tensor in state.items()}
+    state = {name: tensor for name, tensor in state.items() if not _is_buffer(name)}
     for name, tensor in state.items():
         if not isinstance(tensor, Tensor) or tensor.dtype not in _DTYPES:
             raise ValueError(
                 f"{path}: {key or 'checkpoint'}[{name!r}] is no tensor of weights: not a transformer's file"
             )
-    return {_unwrapped(str(name)): tensor for name, tensor in state.items()}
+    return dict(state)
+
+
+def _is_buffer(name: str) -> bool:
+    """What the authors' model keeps beside its weights once it has sampled: rotary factors, masks, caches."""
+    return name in ("freqs_cis", "causal_mask") or ".kv_cache." in name
 
 
 def _unwrapped(name: str) -> str:

@@ -24,9 +24,10 @@ class Comparison(NamedTuple):
         return median(self.ratios)
 
 
-def compare(ours: Work, baseline: Work, rounds: int) -> Comparison:
+def compare(ours: Work, baseline: Work, rounds: int, warm_up: bool = True) -> Comparison:
     """Runs both once unmeasured, then `rounds` times in turns, the first of a round changing each time."""
-    ours(), baseline()
+    if warm_up:
+        ours(), baseline()
     rates: list[tuple[float, float]] = []
     for number in range(rounds):
         if number % 2:

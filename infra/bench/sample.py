@@ -1,6 +1,17 @@
-"""Sampling: our decoder against the plain eager loop, the published algorithm over a cache of full length."""
+"""Sampling: our decoder against the plain eager loop (the published algorithm over a masked cache of full length) and,
+given a checkout, against the authors' own code; all with the same weights, dtype and batch.
+
+dnd bench sample --preset imagenet_16x16x2 --set transformer.size=B --set transformer.head_layers=[9,11] --guidance 2
+"""
 
 from __future__ import annotations
+
+import importlib
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import NamedTuple
 
 import torch
 import torch.nn.functional as F
@@ -8,22 +19,132 @@ from torch import Tensor
 
 from data_specs.spec import load_spec
 from infra.bench.rounds import Comparison, compare
+from tokenize_jobs.device import pick_device
 from train.engine import config_of
-from train.model import Attend, DnDTransformer, TransformerConfig, rotary_factors
+from train.linear import packed, quantize_int8
+from train.model import Attend, DnDTransformer, rotary_factors
 from train.sampling import sample_codes
 
 
-def sample(preset: str, rounds: int, batch: int, guidance: float, overrides: list[str]) -> Comparison:
-    """Images/s at the given batch; the same random weights, dtype, guidance and temperature 1 for both."""
+class Result(NamedTuple):
+    """Rates in images/s by baseline, and what bounds a step: bytes of weights and cache read, bytes/s of this memory."""
+
+    comparisons: dict[str, Comparison]
+    codes: int  # of an image
+    batch: int
+    step_bytes: float
+    bandwidth: float
+    steps: int  # for a batch of images
+    agreement: float | None  # share of likeliest codes that are float32's
+
+
+def sample(
+    preset: str, rounds: int, batch: int, guidance: float, dtype: str, overrides: list[str], reference: Path | None
+) -> Result:
+    """The same random weights, guidance and temperature 1 for all; weights are packed once, before."""
+    device = pick_device()
+    model = random_model(preset, overrides).to(device)
+    wide = model
+    if dtype != "float32":
+        model = DnDTransformer(model.config).to(device).eval()
+        model.load_state_dict(wide.state_dict())
+        model = model.to(torch.bfloat16)
+    small = quantize_int8(model) if dtype == "int8" else model
+    ours, classes = packed(small), torch.zeros(batch, dtype=torch.int64, device=device)
+    baselines = {"the plain eager loop": lambda: len(plain_sample(model, classes, guidance).cpu())}
+    if reference:
+        theirs = authors_sampler(reference, model, guidance)
+        baselines = {"the authors' code": lambda: len(theirs(classes).cpu()), **baselines}
+    warm_up = model.config.dim < 512 or device.type == "cuda"  # else an image takes long enough
+    return Result(
+        {
+            name: compare(lambda: len(sample_codes(ours, classes, guidance=guidance)), baseline, rounds, warm_up)
+            for name, baseline in baselines.items()
+        },
+        model.config.num_positions * model.config.depth,
+        batch,
+        step_bytes(small, batch * (1 + (guidance != 1))),
+        memory_bandwidth(device),
+        model.config.num_positions,
+        None if dtype == "float32" else agreement(wide, ours),
+    )
+
+
+def random_model(preset: str, overrides: list[str]) -> DnDTransformer:
+    """The preset's model; its output layers, which start at zero as no trained model's are, drawn as well."""
     torch.manual_seed(0)
     model = DnDTransformer(config_of(load_spec(preset, overrides))).eval()
     for output in model.output.parameters():
-        torch.nn.init.normal_(output, std=0.02)  # they start at zero, which no trained model has
-    classes = torch.zeros(batch, dtype=torch.int64)
-    return compare(
-        lambda: len(sample_codes(model, classes, guidance=guidance)),
-        lambda: len(plain_sample(model, classes, guidance)),
-        rounds,
+        torch.nn.init.normal_(output, std=0.02)
+    return model
+
+
+def step_bytes(model: DnDTransformer, rows: int) -> float:
+    """Bytes that a step must read: all weights but the tables, and the cache at its mean length."""
+    config = model.config
+    weights = sum(t.nbytes for name, t in model.state_dict().items() if "embedding" not in name)
+    item = model.tok_embeddings.weight.itemsize
+    return weights + rows * config.num_layers * 2 * config.dim * item * (config.num_positions + 1) / 2
+
+
+def memory_bandwidth(device: torch.device) -> float:
+    """Bytes/s of reading one buffer that no cache holds; the best of five."""
+    buffer = torch.ones(2**27, device=device)
+
+    def seconds() -> float:
+        started = time.perf_counter()
+        float(buffer.sum())
+        return time.perf_counter() - started
+
+    return buffer.nbytes / min(seconds() for _ in range(5))
+
+
+@torch.inference_mode()
+def agreement(wide: DnDTransformer, narrow: DnDTransformer) -> float:
+    """Share of the places of an image where both models' likeliest codes are the same."""
+    classes = torch.zeros(1, dtype=torch.int64, device=wide.tok_embeddings.weight.device)
+    codes = sample_codes(narrow, classes)
+    assert isinstance(codes, Tensor)
+    return float((wide(codes, classes).argmax(-1) == narrow(codes, classes).argmax(-1)).float().mean())
+
+
+def authors_sampler(path: Path, model: DnDTransformer, guidance: float, greedy: bool = False) -> Callable[..., Tensor]:
+    """The authors' own sampler from a checkout, over the same weights: classes [B] -> codes [B, L, D].
+
+    Raises ValueError where the checkout lacks it.
+    """
+    if not (path / "src/dnd_transformer/generate_multitoken_v3.py").is_file():
+        raise ValueError(
+            f"--reference {path}: no src/dnd_transformer/generate_multitoken_v3.py there; give a checkout of "
+            "https://github.com/chenllliang/DnD-Transformer"
+        )
+    sys.path.insert(0, str(path / "src"))
+    network = importlib.import_module("dnd_transformer.gpt_multitoken_v3")
+    loop = importlib.import_module("dnd_transformer.generate_multitoken_v3")
+    config, weight = model.config, model.tok_embeddings.weight
+    arguments = network.ModelArgs(
+        dim=config.dim,
+        n_layer=config.num_layers,
+        n_head=config.num_heads,
+        num_classes=config.num_classes,
+        class_dropout_prob=config.class_dropout,
+        vocab_size=config.codebook_size,
+        block_size=config.num_positions,
+        num_pred_heads=config.depth,
+        pred_head_positions=list(config.head_layers),
+    )
+    theirs = network.Transformer(arguments).to(weight.device, weight.dtype).eval()
+    theirs.load_state_dict(model.state_dict())
+    return lambda classes: loop.generate(
+        theirs,
+        classes,
+        config.num_positions,
+        num_prediction_heads=config.depth,
+        cfg_scale=guidance,
+        temperature=1.0,
+        top_k=0,
+        top_p=1.0,
+        sample_logits=not greedy,
     )
 
 
@@ -32,8 +153,9 @@ def plain_sample(model: DnDTransformer, classes: Tensor, guidance: float) -> Ten
     """Codes int64 [B, L, D]: each position attends to the whole cache under a mask, codes drawn by multinomial."""
     config, guided = model.config, guidance != 1
     h = model.cls_embedding(torch.cat([classes, torch.full_like(classes, config.num_classes)]) if guided else classes)
-    caches, codes = _caches(config, len(h)), list[Tensor]()
-    cosine, sine = rotary_factors(config, "cpu")
+    shape = (2, len(h), config.num_heads, config.num_positions, config.dim // config.num_heads)
+    caches, codes = [h.new_zeros(shape) for _ in range(config.num_layers)], list[Tensor]()
+    cosine, sine = rotary_factors(config, h.device)
 
     def head(depth: int, hidden: Tensor) -> Tensor:
         logits = model.output[depth](hidden)[:, 0]
@@ -52,13 +174,8 @@ def plain_sample(model: DnDTransformer, classes: Tensor, guidance: float) -> Ten
     return torch.cat(codes, dim=1).unflatten(1, (config.num_positions, config.depth))
 
 
-def _caches(config: TransformerConfig, rows: int) -> list[Tensor]:
-    shape = (2, rows, config.num_heads, config.num_positions, config.dim // config.num_heads)
-    return [torch.zeros(shape) for _ in range(config.num_layers)]
-
-
 def _attend(cache: Tensor, position: int) -> Attend:
-    mask = torch.arange(cache.shape[3])[None] <= position
+    mask = torch.arange(cache.shape[3], device=cache.device)[None] <= position
 
     def attend(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
         cache[0, :, :, position], cache[1, :, :, position] = k[:, 0], v[:, 0]

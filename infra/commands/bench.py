@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Annotated, Literal
 
 import typer
@@ -70,9 +71,25 @@ def sample(
     rounds: RoundsOpt = 5,
     batch: Annotated[int, typer.Option("--batch", min=1, help="images at a time")] = 16,
     guidance: Annotated[float, typer.Option("--guidance", help="1: none")] = 1.0,
+    dtype: Annotated[
+        Literal["float32", "bfloat16", "int8"], typer.Option("--dtype", help="of the weights")
+    ] = "float32",
+    reference: Annotated[
+        Path | None, typer.Option("--reference", help="a checkout of the authors' code, measured as well")
+    ] = None,
     set_: Annotated[list[str] | None, typer.Option("--set", help="override by dotted key")] = None,
 ) -> None:
-    """Our decoder against the plain eager loop, same weights, dtype and batch."""
+    """Our decoder against the plain eager loop, and the authors' own code; same weights, dtype and batch."""
     from infra.bench.sample import sample as run
 
-    _say("sample", "images", "the plain eager sampler", run(preset, rounds, batch, guidance, set_ or []))
+    result = run(preset, rounds, batch, guidance, dtype, set_ or [], reference)
+    rate = next(iter(result.comparisons.values())).ours
+    steps, limit = rate / batch * result.steps, result.bandwidth / result.step_bytes
+    print(
+        f"ours: {rate * result.codes:.4g} tokens/s, {1000 / steps:.4g} ms a step, {steps / limit:.0%} of what memory "
+        f"allows ({result.step_bytes / 1e6:.0f} MB a step at {result.bandwidth / 1e9:.1f} GB/s)"
+    )
+    if result.agreement is not None:
+        print(f"its likeliest codes are those of float32 in {result.agreement:.1%} (random weights: the hardest case)")
+    for against, comparison in result.comparisons.items():
+        _say("sample", "images", against, comparison)

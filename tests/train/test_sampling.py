@@ -75,17 +75,21 @@ def chi_squared(counts, probabilities):
 FILTERS = [{}, {"temperature": 0.6}, {"top_k": 5}, {"top_p": 0.7}, {"top_k": 9, "top_p": 0.8, "temperature": 1.3}]
 
 
-@pytest.mark.parametrize("options", [*FILTERS, {"guidance": 2.5}])
+GUIDED = [{"guidance": 2.5}, {"guidance": [3.0, 0.5], "top_k": [7, 4], "top_p": [1.0, 0.9], "temperature": [1.4, 0.7]}]
+
+
+@pytest.mark.parametrize("options", [*FILTERS, *GUIDED])
 def test_draws_have_the_exact_probabilities(options):
     """20,000 draws of two depths against the probabilities, filtered here in a plain way."""
     model = random_model(TransformerConfig(2, 2, 16, 13, (1, 1), (0, 1), num_classes=4, class_dropout=0.1), scale=0.5)
     classes = torch.full((20_000,), 2)
     codes = sample_codes(model, classes, seed=5, **options)[:, 0]
     for depth, (rows, drawn) in enumerate([(slice(None), codes[:, 0]), (codes[:, 0] == codes[0, 0], codes[:, 1])]):
+        chosen = {k: v[depth] if isinstance(v, list) else v for k, v in options.items()}
         logits = model(codes[:1, None], classes[:1])[0, 0, depth]
         unguided = model(codes[:1, None], torch.tensor([4]))[0, 0, depth]
-        logits = unguided + (logits - unguided) * options.get("guidance", 1.0)
-        expected = plain_filter(logits, **{k: v for k, v in options.items() if k != "guidance"})
+        logits = unguided + (logits - unguided) * chosen.pop("guidance", 1.0)
+        expected = plain_filter(logits, **chosen)
         counts = drawn[rows].bincount(minlength=13)
         assert not counts[expected == 0].any()
         assert chi_squared(counts, expected) < 39  # 99.99 % of chi-squared with 12 degrees
@@ -232,10 +236,10 @@ def test_graphs_sample_what_the_whole_pass_says():
 
 @pytest.mark.parametrize("rows", [1, 4, 9])
 def test_packed_weights_change_nothing(model, rows):
-    fast = packed(model, rows)
+    fast = packed(model)
     assert (fast is model) == (not torch.backends.mkldnn.is_available())
     codes = torch.randint(19, (rows, 15, 2))
-    assert packed(fast, rows) is fast
+    assert packed(fast) is fast
     classes = torch.arange(rows) % 4
     torch.testing.assert_close(fast(codes[:, :1], classes), model(codes[:, :1], classes))
     torch.testing.assert_close(fast(codes, classes), model(codes, classes))  # another number of rows

@@ -32,6 +32,8 @@ def saved(path, content):
 def test_weights_come_in_from_any_key(tmp_path, state, key, wrapper):
     wrapped = {wrapper + name: tensor for name, tensor in state.items()}
     args = argparse.Namespace(num_pred_heads=2, pred_head_positions="0, 2", image_size=32, downsample_size=16)
+    wrapped[wrapper + "layers.0.attention.kv_cache.k_cache"] = torch.zeros(2)
+    wrapped[wrapper + "causal_mask"] = torch.ones(2, dtype=torch.bool)
     content = {key: wrapped, "args": args, "steps": 5, "optimizer": {"lr": 1e-4}} if key else wrapped
     import_transformer(saved(tmp_path / "a.pt", content), tmp_path / "out", TINY)
     for ema in (True, False):
