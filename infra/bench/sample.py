@@ -27,7 +27,7 @@ from train.sampling import sample_codes
 
 
 class Result(NamedTuple):
-    """Rates in images/s by baseline, and what bounds a step: bytes of weights and cache read, bytes/s of this memory."""
+    """Rates in images/s by baseline, and what bounds a step: bytes of weights and cache, bytes/s of this memory."""
 
     comparisons: dict[str, Comparison]
     codes: int  # of an image
