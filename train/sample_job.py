@@ -28,7 +28,7 @@ from train.weights import load_transformer
 def sample(spec: Spec, root: str, workers: Workers) -> Manifest:
     """Draws spec.sample.num images' codes into ROOT/samples/NAME/codes; image i draws from (seed, i)."""
     plan = _plan(spec, root)
-    _refuse_other_model(spec, storage.join(root, "transformer", "transformer.json"))
+    refuse_misfit(spec, storage.join(root, "transformer", "transformer.json"))
     return run_plan(plan, partial(_setup, spec, root, plan), workers, "codes", f"sample {spec.sample.name}", "images")
 
 
@@ -66,14 +66,22 @@ def _weights_sha256(spec: Spec, root: str) -> str:
         raise ValueError(f"{uri}: no trained transformer; run `dnd train` or `dnd import transformer` first") from None
 
 
-def _refuse_other_model(spec: Spec, uri: str) -> None:
-    made = json.loads(storage.read_text(uri))
-    has = (*made["grid"], len(made["head_layers"])), made["codebook_size"], made["num_classes"]
-    wanted = (*spec.shape.grid, spec.shape.depth), spec.shape.codebook_size, spec.transformer.num_classes
+def refuse_misfit(spec: Spec, uri: str) -> None:
+    """Raises ValueError where the model described at `uri`, a transformer.json or tokenizer.json, is not the spec's."""
+    try:
+        made = json.loads(storage.read_text(uri))
+    except FileNotFoundError:
+        name = uri.rpartition("/")[2].removesuffix(".json")
+        raise ValueError(f"{uri}: no {name}; train one or run `dnd import {name}` first") from None
+    depth = len(made["head_layers"]) if "head_layers" in made else made["depth"]
+    has = [*made["grid"], depth, made["codebook_size"]]
+    wanted = [*spec.shape.grid, spec.shape.depth, spec.shape.codebook_size]
+    if "num_classes" in made:
+        has, wanted = [*has, made["num_classes"]], [*wanted, spec.transformer.num_classes]
     if has != wanted:
         raise ValueError(
-            f"{uri}: makes codes {has[0]} of {has[1]} in {has[2]} classes, by the spec {wanted[0]} of {wanted[1]} in "
-            f"{wanted[2]}: use the preset that it was trained or imported by"
+            f"{uri}: grid, depth, codebook and classes are {has}, by the spec {wanted}: use the preset that it was "
+            "trained or imported by"
         )
 
 

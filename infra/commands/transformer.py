@@ -50,9 +50,11 @@ def sample(
 ) -> None:
     """Draws images from the trained model: codes, pictures, samples.npz, grid.png (ROOT/samples/NAME)."""
     from tokenize_jobs.job import decode as run_decode
+    from train.sample_job import refuse_misfit
     from train.sample_job import sample as run
 
     resolved, root = open_root(spec, root, [*(set_ or []), *([f"sample.num={num}"] if num else [])])
+    refuse_misfit(resolved, storage.join(root, resolved.tokenize.tokenizer, "tokenizer.json"))  # before hours of work
     use, out = compute_workers(ray_address, workers), f"samples/{resolved.sample.name}"
     run(resolved, root, use)
     run_decode(resolved, root, f"{out}/codes", out, use)
