@@ -244,9 +244,9 @@ def test_packed_weights_change_nothing(rows, dtype):
     codes = torch.randint(19, (rows, 15, 2))
     assert packed(fast) is fast
     classes = torch.arange(rows) % 4
-    close = {} if dtype == torch.float32 else {"rtol": 0.02, "atol": 0.02}
-    torch.testing.assert_close(fast(codes[:, :1], classes).float(), model(codes[:, :1], classes), **close)
-    torch.testing.assert_close(fast(codes, classes).float(), model(codes, classes), **close)  # another number of rows
+    for part in (codes[:, :1], codes):  # another number of rows
+        wanted, got = model(part, classes), fast(part, classes).float()
+        assert (got - wanted).norm() < (1e-5 if dtype == torch.float32 else 0.03) * wanted.norm()
 
 
 def test_int8_weights_sample_nearly_the_same(model):
