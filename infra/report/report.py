@@ -17,8 +17,8 @@ from data_specs.receipts import valid_receipts
 from data_specs.spec import Spec, parse_spec
 from data_specs.units import read_plan
 from data_specs.verify import find_shard_sets
-from infra.report.published import PUBLISHED
 from tokenize_jobs.decode import grid, png
+from train.evaluation.published import PUBLISHED, SOURCE
 from train.evaluation.results import flatten
 
 SHOWN = 16
@@ -34,12 +34,14 @@ def write_report(root: str) -> str:
         "stages": [_stage(root, uri) for uri in find_shard_sets(root)],
         "evaluation": _json(storage.join(root, "evaluation", "summary.json")),
         "evaluations": list(_evaluations(root)),
+        "published": {"source": SOURCE, "figures": [row._asdict() for row in PUBLISHED]},
         "versions": {package: version(package) for package in PACKAGES},
     }
     storage.write_text(storage.join(root, "report", "metrics.json"), json.dumps(metrics, indent=1) + "\n")
     page = _template().render(
         metrics=metrics,
         published=PUBLISHED,
+        source=SOURCE,
         spec=spec,
         spec_yaml=spec.to_yaml(),
         pictures=_pictures(spec, root),
@@ -62,15 +64,17 @@ def _json(uri: str) -> Any:
 
 
 def _evaluations(root: str) -> Iterator[dict[str, Any]]:
-    """Name, figures and assumptions of every result but the summary."""
+    """Name, figures, assumptions and worst readings of every result but the summary."""
     for file in storage.list_files(storage.join(root, "evaluation")):
         name = file.uri.rpartition("/")[2].removesuffix(".json")
         if file.uri.endswith(".json") and name != "summary":
-            leaves = flatten(_json(file.uri))
+            result = _json(file.uri)
+            leaves = flatten(result)
             yield {
                 "name": name,
                 "figures": {key: value for key, value in leaves.items() if isinstance(value, float)},
                 "assumptions": {key: value for key, value in leaves.items() if isinstance(value, str)},
+                "worst": [example for example in result.get("worst", []) if "reference" in example],
             }
 
 
