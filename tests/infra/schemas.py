@@ -1,6 +1,6 @@
 """Validates Kubernetes manifests against custom resource definitions, as strictly as `kubectl apply --validate=strict`.
 
-    for fault in faults(manifest, definition): ...
+for fault in faults(manifest, definition): ...
 """
 
 from __future__ import annotations
