@@ -144,12 +144,13 @@ def _idle(slurm: Slurm) -> int:
 
 def _end_jobs(slurm: Slurm) -> None:
     """Kills what jobs have left: their processes know the cluster by SLURM_CONF, the daemons are ours to end."""
+    conf = str(slurm.folder / "slurm.conf")
     for process in psutil.process_iter():
         with suppress(psutil.Error):
             environment = process.environ()
-            if environment.get("SLURM_CONF") == str(slurm.folder / "slurm.conf") and process.pid != os.getpid():
-                if "SLURM_JOB_ID" in environment or process.name() == "slurmstepd":
-                    process.kill()
+            of_job = "SLURM_JOB_ID" in environment or process.name() == "slurmstepd"
+            if of_job and environment.get("SLURM_CONF") == conf and process.pid != os.getpid():
+                process.kill()
 
 
 def _free_ports(number: int) -> list[int]:

@@ -9,13 +9,10 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from code_sets import make_root, tiny_spec
 from slurm_cluster import Slurm, missing_binaries, slurm_cluster, wait_for
 
 REPOSITORY = Path(__file__).resolve().parents[2]
-sys.path.insert(0, str(REPOSITORY / "tests/train"))
-
-from code_sets import make_root, tiny_spec  # noqa: E402
-
 STEPS = 150
 FIGURES = ("step", "position", "bits_per_code_by_depth", "grad_norm", "val_ema_bits_per_code_by_depth")
 
