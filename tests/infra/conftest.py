@@ -1,0 +1,6 @@
+"""Lets the tests of this folder import `schemas`, and train's `code_sets`, which pytest's importlib mode does not."""
+
+import sys
+from pathlib import Path
+
+sys.path[:0] = [str(Path(__file__).parent), str(Path(__file__).parents[1] / "train")]

@@ -1,0 +1,116 @@
+"""infra/launch.sh without Slurm: a hostfile's hosts (all of them this machine), signals, exit codes, and its lint."""
+
+from __future__ import annotations
+
+import os
+import re
+import shutil
+import signal
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from code_sets import make_root, tiny_spec
+from ray_cluster import free_ports
+from slurm_cluster import wait_for
+
+REPOSITORY = Path(__file__).resolve().parents[2]
+SCRIPTS = [path for suffix in ("*.sh", "*.sbatch") for path in sorted(REPOSITORY.glob(f"infra/**/{suffix}"))]
+ENVIRONMENT = os.environ | {"DND_WANDB": "0", "PATH": f"{Path(sys.executable).parent}:{os.environ['PATH']}"}
+
+
+def root_of(folder: Path, *overrides: str) -> str:
+    root = make_root(folder)
+    Path(root, "spec.yaml").write_text(tiny_spec("train.validate_every=10000", *overrides).to_yaml())
+    return root
+
+
+def hostfile(folder: Path, slots: int) -> dict[str, str]:
+    """A file of two hosts, both of them this machine, as the launchers take it, and a free port."""
+    folder.mkdir(exist_ok=True)
+    (folder / "hosts").write_text(f"# two\n127.0.0.1 slots={slots}\nlocalhost slots={slots}\n")
+    return {"HOSTFILE": str(folder / "hosts"), "MASTER_PORT": str(free_ports(1)[0])}
+
+
+def launch(root: str, **variables: str) -> subprocess.Popen[str]:
+    command = [str(REPOSITORY / "infra/launch.sh"), "--root", root]
+    environment = ENVIRONMENT | {"OMP_NUM_THREADS": "1"} | variables
+    pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.STDOUT}
+    return subprocess.Popen(command, env=environment, cwd="/", text=True, **pipes)  # type: ignore[call-overload]
+
+
+def has_rows(root: str) -> bool:
+    path = Path(root, "transformer/metrics.jsonl")
+    return path.exists() and len(path.read_text().splitlines()) > 5
+
+
+def test_one_host_told_to_stop_stops_both_which_save_and_end_with_75(tmp_path: Path) -> None:
+    root = root_of(tmp_path / "root", "train.steps=100000", "train.checkpoint_every=100000")
+    hosts = hostfile(tmp_path, slots=1)
+    nodes = [launch(root, NODE_RANK=str(number), **hosts) for number in range(2)]
+    try:
+        wait_for(lambda: has_rows(root) or any(node.poll() is not None for node in nodes), 120, "steps")
+        nodes[1].send_signal(signal.SIGTERM)
+        said = [node.communicate(timeout=60)[0] for node in nodes]
+    finally:
+        for node in nodes:
+            node.kill()
+    assert [node.returncode for node in nodes] == [75, 75], said
+    assert "node 1 of 2, 1 of 2 ranks, master 127.0.0.1" in said[1]
+    assert Path(root, "transformer/latest").exists()
+
+
+def test_a_root_without_spec_ends_with_2(tmp_path: Path) -> None:
+    alone = launch(str(tmp_path / "nowhere"))
+    said, _ = alone.communicate(timeout=120)
+    assert alone.returncode == 2 and "spec.yaml" in said and "node 0 of 1, 1 of 1 ranks" in said
+
+
+@pytest.mark.parametrize(
+    ("text", "complaint"),
+    [("a slots=2\nb\n", "every line"), ("a slots=2\nb slots=1\n", "same number"), ("a slots=1\n", "does not name")],
+)
+def test_a_hostfile_that_does_not_do_is_refused(tmp_path: Path, text: str, complaint: str) -> None:
+    (tmp_path / "hosts").write_text(text)
+    refused = launch(str(tmp_path), HOSTFILE=str(tmp_path / "hosts"))
+    said, _ = refused.communicate(timeout=60)
+    assert refused.returncode == 2 and complaint in said
+
+
+def test_a_rank_that_dies_ends_the_others(tmp_path: Path) -> None:
+    import psutil
+
+    root = root_of(tmp_path / "root", "train.steps=100000")
+    alone = launch(root, RANKS_PER_NODE="2", MASTER_PORT=str(free_ports(1)[0]), GRACE="2")
+    try:
+        wait_for(lambda: has_rows(root) or alone.poll() is not None, 120, "steps")
+        ranks = [p for p in psutil.Process(alone.pid).children() if "train.loop" in " ".join(p.cmdline())]
+        ranks[1].kill()
+        said, _ = alone.communicate(timeout=60)
+    finally:
+        alone.kill()
+    assert alone.returncode not in (0, 2, 75), said
+    assert not any(rank.is_running() for rank in ranks)
+
+
+@pytest.mark.long
+def test_deepspeeds_own_launcher_takes_the_hostfile_without_ssh(tmp_path: Path) -> None:
+    root, hosts = root_of(tmp_path / "root"), hostfile(tmp_path, slots=1)
+    command = ["deepspeed", "--hostfile", hosts["HOSTFILE"], "--no_ssh", "--master_addr", "127.0.0.1"]
+    command += ["--master_port", hosts["MASTER_PORT"]]
+    train = ["--module", "train.loop", "--root", root]
+    environment = ENVIRONMENT | {"OMP_NUM_THREADS": "1", "DS_ACCELERATOR": "cpu", "PYTHONPATH": str(REPOSITORY)}
+    nodes = [subprocess.Popen([*command, "--node_rank", str(n), *train], env=environment) for n in range(2)]
+    assert [node.wait(180) for node in nodes] == [0, 0]
+    assert Path(root, "transformer/done").exists()
+
+
+@pytest.mark.parametrize("script", SCRIPTS, ids=lambda path: path.name)
+def test_scripts_pass_shellcheck_and_name_no_machine(script: Path) -> None:
+    text = script.read_text()
+    assert not re.search(r"/(home|work|users|scratch|lustre)/|--account|-A \w|\b\d{12}\b", text)
+    if shutil.which("shellcheck") is None:
+        pytest.skip("shellcheck not installed: apt-get install shellcheck")
+    done = subprocess.run(["shellcheck", str(script)], capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stdout

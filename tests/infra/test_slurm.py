@@ -1,0 +1,103 @@
+"""infra/slurm/train.sbatch under a real Slurm: two nodes, stopped twice in mid-training, end as if undisturbed."""
+
+from __future__ import annotations
+
+import json
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+from code_sets import make_root, tiny_spec
+from slurm_cluster import Slurm, missing_binaries, slurm_cluster, wait_for
+
+REPOSITORY = Path(__file__).resolve().parents[2]
+STEPS = 150
+FIGURES = ("step", "position", "bits_per_code_by_depth", "grad_norm", "val_ema_bits_per_code_by_depth")
+
+
+@pytest.fixture(scope="module")
+def slurm() -> Iterator[Slurm]:
+    """Four nodes of one CPU; skips where Slurm is not installed."""
+    if missing := missing_binaries():
+        pytest.skip(f"{', '.join(missing)} not installed: apt-get install --no-install-recommends slurm-wlm munge")
+    with slurm_cluster(4) as cluster:
+        yield cluster
+
+
+def root_of(folder: Path, *overrides: str) -> str:
+    root = make_root(folder)
+    rare = ("train.checkpoint_every=100000", "train.validate_every=50")  # only being stopped makes a checkpoint
+    Path(root, "spec.yaml").write_text(tiny_spec(f"train.steps={STEPS}", *rare, *overrides).to_yaml())
+    return root
+
+
+def submit(slurm: Slurm, root: str) -> str:
+    """Number of the job, as a user with the environment's Python on PATH submits it."""
+    variables = {"DND_WANDB": "0", "PATH": f"{Path(sys.executable).parent}:{slurm.environment['PATH']}"}
+    mine = slurm._replace(environment=slurm.environment | variables)
+    command = ("sbatch", "--parsable", "--nodes=2", f"--output={root}/log", "infra/slurm/train.sbatch", "--root", root)
+    return mine.run(*command, cwd=REPOSITORY)
+
+
+def ended(slurm: Slurm, job: str) -> dict[str, str]:
+    wait_for(lambda: slurm.job(job)["JobState"] not in ("PENDING", "RUNNING", "COMPLETING"), 240, f"job {job}'s end")
+    return slurm.job(job)
+
+
+def rows(root: str) -> list[dict[str, Any]]:
+    path = Path(root, "transformer/metrics.jsonl")
+    return [json.loads(line) for line in path.read_text().splitlines()] if path.exists() else []
+
+
+def figures(root: str) -> list[list[Any]]:
+    return [[row.get(name) for name in FIGURES] for row in rows(root)]
+
+
+def after_rows(slurm: Slurm, job: str, root: str, number: int) -> None:
+    wait_for(lambda: len(rows(root)) >= number or slurm.job(job)["JobState"] == "FAILED", 120, f"{number} rows")
+
+
+def test_stopped_by_usr1_and_by_requeue_it_ends_as_the_undisturbed_run(slurm: Slurm, tmp_path: Path) -> None:
+    whole, cut = root_of(tmp_path / "whole"), root_of(tmp_path / "cut")
+    jobs = submit(slurm, whole), submit(slurm, cut)
+    after_rows(slurm, jobs[1], cut, STEPS // 5)
+    slurm.run("scancel", "--batch", "--signal=USR1", jobs[1])  # as Slurm does before the time limit
+    slurm.hurry(jobs[1])
+    first = saved_step(cut)
+    after_rows(slurm, jobs[1], cut, first + STEPS // 5)
+    slurm.run("scontrol", "requeue", jobs[1])  # as a preemption does
+    slurm.hurry(jobs[1])
+    second = saved_step(cut)
+    assert 0 < first < second < STEPS
+    for job, root, restarts in zip(jobs, (whole, cut), ("0", "2"), strict=True):
+        end = ended(slurm, job)
+        assert (end["JobState"], end["Restarts"]) == ("COMPLETED", restarts), Path(root, "log").read_text()[-4000:]
+    assert len(figures(whole)) == STEPS + 3 and figures(cut) == figures(whole)
+    for name in ("transformer.safetensors", "ema.safetensors"):
+        assert Path(cut, "transformer", name).read_bytes() == Path(whole, "transformer", name).read_bytes()
+
+
+def saved_step(root: str) -> int:
+    """The step of the latest checkpoint."""
+    return int(Path(root, "transformer/latest").read_text().strip().removeprefix("step_"))
+
+
+def test_what_no_restart_mends_ends_the_job(slurm: Slurm, tmp_path: Path) -> None:
+    root = root_of(tmp_path / "root", "train.batch_size=7")  # does not divide among two ranks
+    end = ended(slurm, submit(slurm, root))
+    assert (end["JobState"], end["ExitCode"], end["Restarts"]) == ("FAILED", "2:0", "0")
+    log = Path(root, "log").read_text()
+    assert "use a number of ranks that divides 7" in log and "attempt 2" not in log
+
+
+@pytest.mark.long
+def test_a_cancelled_job_saves_and_is_not_requeued(slurm: Slurm, tmp_path: Path) -> None:
+    root = root_of(tmp_path / "root", "train.steps=100000")
+    job = submit(slurm, root)
+    after_rows(slurm, job, root, 5)
+    slurm.run("scancel", job)
+    assert ended(slurm, job)["JobState"] == "CANCELLED"
+    wait_for(lambda: Path(root, "transformer/latest").exists(), 30, "the checkpoint")
+    assert saved_step(root) >= 5 and "back into the queue" not in Path(root, "log").read_text()
