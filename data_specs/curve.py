@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import json
 import os
 from typing import Any
@@ -31,7 +32,15 @@ class Curve:
             with open(self.uri, "a", encoding="utf-8") as file:
                 file.write(json.dumps(row) + "\n")
         if self.wandb:
-            self.wandb.log({k: v for k, v in row.items() if k not in ("step", "time")}, step=row["step"])
+            self.wandb.log(_flat(row), step=row["step"])
+
+    def add_picture(self, step: int, png: bytes) -> None:
+        """Shows a picture of this step in wandb."""
+        if self.wandb:
+            import wandb
+            from PIL import Image
+
+            self.wandb.log({"samples": wandb.Image(Image.open(io.BytesIO(png)))}, step=step)
 
     def cut(self, step: int) -> None:
         """Drops the rows after a step: training went back to it."""
@@ -60,6 +69,17 @@ def read_rows(uri: str) -> list[Row]:
         except json.JSONDecodeError:
             break
     return rows
+
+
+def _flat(row: Row) -> Row:
+    """The row as wandb draws it: numbers only, those of a list (one a depth) as name/1, name/2, …"""
+    flat: Row = {}
+    for name, value in row.items():
+        if isinstance(value, list):
+            flat |= {f"{name}/{number}": one for number, one in enumerate(value, 1)}
+        elif name not in ("step", "time"):
+            flat[name] = value
+    return flat
 
 
 def _start_wandb(folder: str, name: str) -> Any:

@@ -321,10 +321,15 @@ class Train(Part):
     keep_every: int | None = Field(None, ge=1, description="steps whose checkpoint is never removed")
     validate_every: int = Field(500, ge=1)
     validation_images: int = Field(1024, ge=1)
+    sample_every: int | None = Field(
+        None, ge=1, description="steps between pictures drawn from the model (default: none)"
+    )
     log_every: int = Field(20, ge=1)
     max_restarts: int = Field(3, ge=0, description="times a training that died is started again")
     rank_timeout: int = Field(1800, ge=1, description="seconds without a finished step after which a rank ends the job")
-    spike: float | None = Field(1.5, gt=1, description="skip steps whose loss exceeds so many times its recent mean")
+    spike: float | None = Field(
+        6, gt=0, description="standard deviations over the recent mean from which a loss is skipped"
+    )
     max_skips: int = Field(5, ge=1, description="skipped steps in a row after which the last checkpoint is loaded")
     max_rollbacks: int = Field(3, ge=0, description="such returns to a checkpoint after which training stops")
 

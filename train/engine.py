@@ -157,6 +157,20 @@ def _fill(model: nn.Module, folder: str) -> None:
                 parameter.copy_(given[name])
 
 
+def whole_model(engine: Any) -> DnDTransformer:
+    """The engine's model with its present weights, whole on every rank: itself, at stage 3 a copy; collective."""
+    if engine.zero_optimization_stage() < 3:
+        return engine.module
+    state = {}
+    for name, parameter in engine.module.named_parameters():
+        with deepspeed.zero.GatheredParameters(parameter):
+            state[name] = parameter.detach().clone()
+    with torch.device("meta"):
+        model = DnDTransformer(engine.module.config)
+    model.load_state_dict(state, assign=True)
+    return model.eval()
+
+
 def parameter_groups(model: nn.Module, weight_decay: float) -> list[dict[str, Any]]:
     """Weight decay for tensors of two or more dimensions, none for the others."""
     dimensions = lambda p: len(getattr(p, "ds_shape", p.shape))  # noqa: E731

@@ -9,9 +9,11 @@ import threading
 import time
 from collections import deque
 from collections.abc import Callable
+from itertools import pairwise
+from statistics import fmean
 from typing import Any
 
-MEMORY = 100  # accepted losses that the mean is taken over
+MEMORY = 128  # accepted losses that mean and deviation are taken over; window and 6 deviations: OLMo-core
 FEWEST = 50  # losses to know before a spike can be told from the fall of the first steps
 
 
@@ -28,7 +30,8 @@ class Guard:
         """The largest mean loss, nats, with which a step is made."""
         if self.spike is None or len(self.recent) < FEWEST:
             return math.inf
-        return self.spike * sum(self.recent) / len(self.recent)
+        noise = math.sqrt(fmean((b - a) ** 2 for a, b in pairwise(self.recent)) / 2)  # blind to the fall of the loss
+        return fmean(self.recent) + self.spike * noise
 
     def note(self, loss: float, applied: bool) -> bool:
         """Takes in a step's mean loss, nats, and whether it was made; True when it is time to go back."""

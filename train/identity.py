@@ -12,7 +12,15 @@ from data_specs.spec import Spec
 STOPPED, WRONG = 75, 2  # exit codes
 FREE_ON_RESUME = {
     *("micro_batch_size", "zero_stage", "offload_optimizer", "checkpoint_every", "keep_last", "keep_every"),
-    *("validate_every", "validation_images", "log_every", "max_restarts", "activation_checkpointing", "compile"),
+    *(
+        "validate_every",
+        "validation_images",
+        "sample_every",
+        "log_every",
+        "max_restarts",
+        "activation_checkpointing",
+        "compile",
+    ),
     *("rank_timeout", "spike", "max_skips", "max_rollbacks"),
 }
 

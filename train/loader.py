@@ -9,7 +9,7 @@ import hashlib
 import io
 import resource
 from collections.abc import Iterable, Iterator, Sequence
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import Future, ThreadPoolExecutor
 from typing import Any
 
 import numpy as np
@@ -21,6 +21,7 @@ from data_specs.spec import ShardInput, Spec
 from train import order
 
 FETCHES = 8  # shards that a process fetches and verifies at a time
+LOOK_AHEAD = 32  # samples a shard, in the order of the run, that say which shards are needed first
 Batch = tuple[np.ndarray, np.ndarray]  # codes int64 [b, L, D], classes int64 [b]
 
 
@@ -81,6 +82,7 @@ class CodeSet:
         self.set, self.class_offset, self.shape = open_shards(uri), class_offset, shape
         self.ends = np.array(self.set.ends, np.int64)
         self.opened: dict[int, CodeShard] = {}
+        self.fetches: dict[int, Future[None]] = {}  # shards under way or here, not opened yet
         if not len(self.set):
             raise ValueError(f"{uri}: the set has no samples; look at its rejects with `dnd status`")
 
@@ -92,7 +94,7 @@ class CodeSet:
         rows, columns, depth = self.shape
         codes = np.empty((len(samples), rows * columns, depth), np.int64)
         classes = np.empty(len(samples), np.int64)
-        shard_of = np.searchsorted(self.ends, samples, side="right")
+        shard_of = self.shards_of(samples)
         for number in np.unique(shard_of):
             here, shard = np.flatnonzero(shard_of == number), self._shard(int(number))
             inside = samples[here] - (self.ends[number - 1] if number else 0)
@@ -100,7 +102,13 @@ class CodeSet:
             classes[here] = shard.classes[inside]
         return codes, classes + self.class_offset
 
+    def shards_of(self, samples: np.ndarray) -> np.ndarray:
+        """The number of the shard that holds each sample int64 [n], int64 [n]."""
+        return np.searchsorted(self.ends, samples, side="right")
+
     def _shard(self, number: int) -> CodeShard:
+        if fetch := self.fetches.pop(number, None):
+            fetch.result()
         if number not in self.opened:
             entry = self.set.manifest["shardlist"][number]
             shard = CodeShard(self.set.shard_uris[number], self.shape)
@@ -109,12 +117,11 @@ class CodeSet:
             self.opened[number] = shard
         return self.opened[number]
 
-    def verify(self, shards: slice) -> None:
-        """Fetches and verifies some of the shards, several at a time."""
-        with ThreadPoolExecutor(FETCHES) as pool:
-            uris, entries = self.set.shard_uris[shards], self.set.manifest["shardlist"][shards]
-            for done in [pool.submit(verify_shard, uri, entry["sha256"]) for uri, entry in zip(uris, entries)]:
-                done.result()
+    def fetch(self, number: int, pool: ThreadPoolExecutor) -> None:
+        """Has a shard fetched and verified in the background; reading it waits for that and raises what it found."""
+        if number not in self.fetches:
+            entry = self.set.manifest["shardlist"][number]
+            self.fetches[number] = pool.submit(verify_shard, self.set.shard_uris[number], entry["sha256"])
 
     def name(self, sample: int) -> str:
         """Shard and key of a sample, for messages."""
@@ -133,17 +140,29 @@ class Loader:
         self.sets = [CodeSet(storage.join(root, s.manifest), s.class_offset, shape) for s in sets]
         self.codebook_size, self.num_classes = spec.shape.codebook_size, spec.transformer.num_classes
         self.class_dropout = spec.transformer.class_dropout
+        self.pool = ThreadPoolExecutor(FETCHES)
 
     def __len__(self) -> int:
         return sum(len(entry) for entry in self.sets)
 
-    def verify(self, part: int = 0, parts: int = 1) -> None:
-        """Fetches every parts-th shard, from number `part`, to this node, and checks its digest.
+    def fetch_from(self, position: int) -> None:
+        """Begins to fetch all shards to this node, in the order in which they are used from `position` on.
 
-        The ranks of a node share the work. Raises ValueError naming a shard whose bytes are not the manifest's.
+        Each is checked against the manifest's digest; a ValueError that names a bad one comes when it is read. The
+        ranks of a node share the files, and the first batches need not wait for the last shards.
         """
-        for entry in self.sets:
-            entry.verify(slice(part, None, parts))
+        shards = sum(len(entry.ends) for entry in self.sets)
+        chosen, samples = self.samples(position, LOOK_AHEAD * shards)
+        numbers = np.empty_like(samples)
+        for number, entry in enumerate(self.sets):
+            numbers[chosen == number] = entry.shards_of(samples[chosen == number])
+        every = [(number, shard) for number, entry in enumerate(self.sets) for shard in range(len(entry.ends))]
+        for number, shard in dict.fromkeys([*zip(chosen.tolist(), numbers.tolist()), *every]):
+            self.sets[number].fetch(shard, self.pool)
+
+    def close(self) -> None:
+        """Leaves out what is not fetched yet; else the interpreter would wait for it at its end."""
+        self.pool.shutdown(wait=False, cancel_futures=True)
 
     def samples(self, first: int, count: int) -> tuple[np.ndarray, np.ndarray]:
         """(set, sample of it), each int64 [count], that are read at positions first … first + count - 1 of the run."""

@@ -15,6 +15,7 @@ import socket
 import sys
 import time
 from collections.abc import Iterator
+from contextlib import nullcontext
 from dataclasses import asdict
 from datetime import timedelta
 from typing import Any
@@ -29,11 +30,14 @@ from data_specs import digest, storage
 from data_specs.curve import Curve
 from data_specs.progress import Progress
 from data_specs.spec import ShardInput, Spec, parse_spec
+from tokenize_jobs.decode import png
 from tokenize_jobs.device import pick_device
 from tokenize_jobs.fit import rate_factor
+from tokenize_jobs.weights import load_tokenizer
 from train import checkpoint, order
+from train.draw import draw_grid
 from train.ema import EMA
-from train.engine import before_step, build_engine, config_of, grad_norm, read_user_config, was_applied
+from train.engine import before_step, build_engine, config_of, grad_norm, read_user_config, was_applied, whole_model
 from train.guard import Guard, watch
 from train.identity import STOPPED, WRONG, finished_step, identity
 from train.loader import Batch, Loader, positions_of
@@ -54,23 +58,27 @@ class Run:
         self.loader = Loader(self.part.codes, root, spec)
         self.validation = Loader([ShardInput.model_validate({"manifest": self.part.val_codes})], root, spec)
         self.control = dist.new_group(backend="gloo")
-        self._verify_data()
+        self.tokenizer = self._load_tokenizer(root)
         self.engine = build_engine(spec, root, self.world, user_config)
         self.micro = self.engine.train_micro_batch_size_per_gpu()
         self.ema = EMA(self.engine, self.part.ema)
         self.saver = checkpoint.Saver(self.engine, self.ema, self.folder)
         self._take_place(checkpoint.resume(self.engine, self.ema, self.folder) or {})
+        self.loader.fetch_from(self.position)
+        self.validation.fetch_from(0)
         self.rollbacks, self.told, self.note = 0, False, ""
         self.curve = Curve(self.folder, self.step, self.rank == 0, spec.name)
         self.meter = Meter(config_of(spec), self.part.batch_size, self.world, self.device)
         self.bits: list[Tensor] = []  # of each depth [D], steps since the last row
 
-    def _verify_data(self) -> None:
-        """Every node fetches and verifies all shards, its ranks a part each (LOCAL_SIZE: from DeepSpeed's launcher)."""
-        parts = int(os.environ.get("LOCAL_SIZE", "1"))
-        for loader in (self.loader, self.validation):
-            loader.verify(int(os.environ["LOCAL_RANK"]) % parts, parts)
-        dist.barrier(group=self.control)
+    def _load_tokenizer(self, root: str) -> Any:
+        """What decodes the pictures of train.sample_every: on rank 0, where they are wanted, else None."""
+        if self.rank or not self.part.sample_every:
+            return None
+        uri = storage.join(root, self.spec.tokenize.tokenizer)
+        if not storage.exists(storage.join(uri, "tokenizer.json")):
+            raise ValueError(f"{uri}: no tokenizer, which train.sample_every needs: import one, or leave the key out")
+        return load_tokenizer(storage.local_folder(uri), self.device)
 
     def _take_place(self, state: checkpoint.State) -> None:
         self.step, self.position = state.get("step", 0), state.get("position", 0)
@@ -131,13 +139,15 @@ class Run:
         return False
 
     def _periodic(self, rate: float) -> None:
-        """What is due at this step: a row of the log, validation, a checkpoint."""
+        """What is due at this step: a row of the log, validation, a picture, a checkpoint."""
         last = self.step == self.part.steps
         if last or self.step % self.part.log_every == 0:
             self._log(rate)
         started = time.monotonic()
         if last or self.step % self.part.validate_every == 0:
             self._validate()
+        if self.part.sample_every and (last or self.step % self.part.sample_every == 0):
+            self._draw()
         if self.step % self.part.checkpoint_every == 0:
             self.save()
         self.meter.paused += time.monotonic() - started
@@ -233,6 +243,15 @@ class Run:
             }
         )
 
+    def _draw(self) -> None:
+        """Draws a picture of samples: FOLDER/samples/step_XXXXXXXX.png, and wandb."""
+        with self.ema.in_place() if self.spec.sample.ema else nullcontext():
+            picture = draw_grid(whole_model(self.engine), self.spec, self.tokenizer, self.control)
+        if picture is not None:
+            data, name = png(picture), f"{checkpoint.step_name(self.step)}.png"
+            storage.write_bytes(storage.join(self.folder, "samples", name), data)
+            self.curve.add_picture(self.step, data)
+
     @torch.no_grad()
     def _validation_bits(self) -> Tensor:
         """Bits by depth, float64 [D], on the first validation_images of the validation set, the same for any world."""
@@ -303,6 +322,8 @@ def fit(spec: Spec, root: str, user_config: dict[str, Any] | None = None) -> boo
     finished = run.train()
     if finished:
         run.export()
+    run.loader.close()
+    run.validation.close()
     run.curve.finish()
     run.engine.destroy()
     dist.barrier()

@@ -6,7 +6,6 @@ import hashlib
 import json
 from collections.abc import Callable, Iterator
 from functools import partial
-from typing import Any
 
 import numpy as np
 import torch
@@ -19,9 +18,10 @@ from data_specs.units import Plan, Sample, Unit, read_plan, write_plan
 from pipeline.runner import Stage, Workers, run_plan
 from tokenize_jobs.device import pick_device
 from tokenize_jobs.encode import npy
+from train.draw import classes_of, sample_batch
 from train.linear import packed, quantize_int8
 from train.model import DnDTransformer
-from train.sampling import FREE, sample_best, sample_codes
+from train.sampling import FREE
 from train.weights import load_transformer
 
 
@@ -105,16 +105,6 @@ def sample_stage(
     return stage
 
 
-def classes_of(spec: Spec, first: int, count: int) -> np.ndarray:
-    """Class [count] int64 of images first … first + count - 1, as spec.sample.classes says."""
-    index, number = np.arange(first, first + count), spec.transformer.num_classes
-    if listed := spec.sample.listed_classes:
-        return np.array(listed)[index % len(listed)]
-    if spec.sample.classes == "per_class":
-        return np.minimum(index * number // spec.sample.num, number - 1)
-    return np.array([np.random.default_rng((spec.seed, int(i))).integers(number) for i in index])
-
-
 def sample_range(model: DnDTransformer, spec: Spec, first: int, count: int, root: str = "") -> Iterator[Sample]:
     """Code samples of images first … first + count - 1; every batch is full, the last one padded."""
     part, (rows, columns) = spec.sample, spec.shape.grid
@@ -127,26 +117,6 @@ def sample_range(model: DnDTransformer, spec: Spec, first: int, count: int, root
             index, cls = start + offset, int(classes[offset])
             about = json.dumps({"id": str(index), "source": f"sample {part.name}"}, sort_keys=True).encode()
             yield Sample(f"{index:08d}", {"codes.npy": npy(grids[offset]), "cls": b"%d" % cls, "json": about})
-
-
-def sample_batch(
-    model: DnDTransformer, spec: Spec, classes: np.ndarray, first: int, given: torch.Tensor | None = None
-) -> torch.Tensor:
-    """Codes int64 [B, L, D] of images first … first + B - 1 of these classes [B], as spec.sample says."""
-    part = spec.sample
-    options: dict[str, Any] = {
-        name: getattr(part, name)
-        for name in ("guidance", "guidance_schedule", "guidance_interval", "temperature", "top_k", "top_p")
-    }
-    options |= {"seed": spec.seed, "first_index": first}
-    wanted = torch.from_numpy(classes).to(next(model.parameters()).device)
-    if part.candidates > 1:
-        if given is not None:
-            given = given.repeat_interleave(part.candidates, dim=0)
-        return sample_best(model, wanted, candidates=part.candidates, given=given, **options)[0][:, 0]
-    codes = sample_codes(model, wanted, given=given, **options)
-    assert isinstance(codes, torch.Tensor)
-    return codes
 
 
 def given_codes(spec: Spec, root: str, first: int, count: int) -> torch.Tensor | None:

@@ -111,7 +111,15 @@ def _pictures(spec: Spec, root: str) -> list[dict[str, str]]:
     if storage.exists(depths):
         title = "Originals, then reconstructions and differences from 1, 2, … codes a position"
         sheets.append({"title": title, "uri": png_uri(storage.read_bytes(depths))})
-    return sheets
+    return [*sheets, *_drawn_in_training(root)]
+
+
+def _drawn_in_training(root: str) -> Iterator[dict[str, str]]:
+    """The first, a middle and the last of the pictures that training drew (train.sample_every)."""
+    uris = sorted(file.uri for file in storage.list_files(storage.join(root, "transformer", "samples")))
+    for uri in dict.fromkeys(uris[n] for n in (0, len(uris) // 2, len(uris) - 1) if uris):
+        step = int(uri.rpartition("step_")[2].removesuffix(".png"))
+        yield {"title": f"Drawn while training, step {step}", "uri": png_uri(storage.read_bytes(uri))}
 
 
 def data_uri(images: Sequence[np.ndarray]) -> str:
@@ -127,7 +135,7 @@ def png_uri(data: bytes) -> str:
 
 
 def _curves(root: str) -> list[dict[str, Any]]:
-    """Curves to draw: the tokenizer's PSNR, the transformer's bits per code in training and validation."""
+    """Curves to draw: the tokenizer's PSNR; the transformer's bits per code, whole and by depth, and its gradient."""
     tokenizer = _rows(storage.join(root, "tokenizer", "metrics.jsonl"))
     transformer = _rows(storage.join(root, "transformer", "metrics.jsonl"))
     wanted = [
@@ -140,8 +148,21 @@ def _curves(root: str) -> list[dict[str, Any]]:
                 ("validation, EMA", transformer, "val_ema_bits_per_code"),
             ],
         ),
+        ("Transformer: bits per code by depth, training", _by_depth(transformer, "bits_per_code_by_depth")),
+        (
+            "Transformer: bits per code by depth, validation, EMA",
+            _by_depth(transformer, "val_ema_bits_per_code_by_depth"),
+        ),
+        ("Transformer: norm of the gradient", [("before clipping", transformer, "grad_norm")]),
     ]
     return [chart for title, series in wanted if (chart := _chart(title, series))]
+
+
+def _by_depth(rows: list[dict[str, Any]], key: str) -> list[tuple[str, list[dict[str, Any]], str]]:
+    """A series for each depth of a key whose values are lists."""
+    listed = [row for row in rows if key in row]
+    depths = range(len(listed[0][key])) if listed else ()
+    return [(f"depth {d + 1}", [{"step": r["step"], key: r[key][d]} for r in listed], key) for d in depths]
 
 
 def _rows(uri: str) -> list[dict[str, Any]]:

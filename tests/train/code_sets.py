@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Collection
 from pathlib import Path
 
 import numpy as np
@@ -16,16 +17,23 @@ SHAPE = (4, 4, 2)
 
 
 def write_codes(
-    uri: str, shards: list[int], shape: tuple[int, ...] = SHAPE, vocabulary: int = 16, views: int = 1, classes: int = 3
+    uri: str,
+    shards: list[int],
+    shape: tuple[int, ...] = SHAPE,
+    vocabulary: int = 16,
+    views: int = 1,
+    classes: int = 3,
+    noise: Collection[int] = (),
 ) -> None:
-    """A set of shards with the given numbers of samples, whose codes rise: something to learn."""
+    """A set of shards with the given numbers of samples. Codes rise, which can be learned, but for samples `noise`."""
     plan = write_plan(uri, f"digest of {uri}", {"stage": "test"}, ({"unit": n} for n in range(len(shards))))
     number = 0
     for unit, count in enumerate(shards):
         samples = []
         for _ in range(count):
             codes = np.random.default_rng(number).integers(vocabulary, size=(views, *shape)).astype(np.uint16)
-            codes = np.sort(codes.reshape(views, -1), axis=1).reshape(codes.shape)  # something to learn
+            if number not in noise:
+                codes = np.sort(codes.reshape(views, -1), axis=1).reshape(codes.shape)
             samples.append(
                 Sample(f"s{number:06d}", {"codes.npy": npy(codes), "cls": b"%d" % (number % classes), "json": b"{}"})
             )

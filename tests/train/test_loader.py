@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -55,12 +56,29 @@ def test_validation_reads_in_order_and_starts_again(tmp_path: Path) -> None:
 
 def test_a_damaged_shard_is_named(tmp_path: Path) -> None:
     write_codes(str(tmp_path / "codes"), [4])
+    write_codes(str(tmp_path / "whole"), [4])
     tar = next((tmp_path / "codes").glob("*.tar"))
     data = bytearray(tar.read_bytes())
     data[700] ^= 1
     tar.write_bytes(data)
+    loader = Loader([shard_input("codes"), shard_input("whole")], str(tmp_path), tiny_spec())
+    loader.fetch_from(0)
+    loader.sets[1].read(np.arange(4), np.zeros(4))
     with pytest.raises(ValueError, match=tar.name):
-        Loader([shard_input("codes")], str(tmp_path), tiny_spec()).verify()
+        loader.batch(0, 8)
+
+
+def test_shards_are_fetched_in_the_order_of_their_use(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    write_codes(str(tmp_path / "a"), [2] * 12)
+    write_codes(str(tmp_path / "b"), [2] * 8)
+    loader = Loader([shard_input("a"), shard_input("b", weight=2)], str(tmp_path), tiny_spec())
+    asked: list[str] = []
+    monkeypatch.setattr(loader, "pool", SimpleNamespace(submit=lambda _, uri, sha256: asked.append(uri)))
+    loader.fetch_from(5)
+    assert sorted(asked) == sorted(uri for entry in loader.sets for uri in entry.set.shard_uris)
+    used = [loader.samples(position, 1) for position in range(5, 50)]
+    uris = [loader.sets[int(n[0])].set.shard_uris[int(s[0]) // 2] for n, s in used]
+    assert asked[:15] == list(dict.fromkeys(uris))[:15]
 
 
 @pytest.mark.parametrize(

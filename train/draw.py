@@ -1,0 +1,66 @@
+"""Images as the spec's `sample` part asks for them, and pictures of them while training goes on."""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+import numpy as np
+import torch
+import torch.distributed as dist
+
+from data_specs.spec import Spec
+from tokenize_jobs.decode import decode_codes, grid
+from tokenize_jobs.rqvae import RQVAE
+from train.model import DnDTransformer
+from train.sampling import sample_best, sample_codes
+
+SHOWN = 16  # images of a picture
+
+
+def classes_of(spec: Spec, first: int, count: int) -> np.ndarray:
+    """Class [count] int64 of images first … first + count - 1, as spec.sample.classes says."""
+    index, number = np.arange(first, first + count), spec.transformer.num_classes
+    if listed := spec.sample.listed_classes:
+        return np.array(listed)[index % len(listed)]
+    if spec.sample.classes == "per_class":
+        return np.minimum(index * number // spec.sample.num, number - 1)
+    return np.array([np.random.default_rng((spec.seed, int(i))).integers(number) for i in index])
+
+
+def sample_batch(
+    model: DnDTransformer, spec: Spec, classes: np.ndarray, first: int, given: torch.Tensor | None = None
+) -> torch.Tensor:
+    """Codes int64 [B, L, D] of images first … first + B - 1 of these classes [B], as spec.sample says."""
+    part = spec.sample
+    options: dict[str, Any] = {
+        name: getattr(part, name)
+        for name in ("guidance", "guidance_schedule", "guidance_interval", "temperature", "top_k", "top_p")
+    }
+    options |= {"seed": spec.seed, "first_index": first}
+    wanted = torch.from_numpy(classes).to(next(model.parameters()).device)
+    if part.candidates > 1:
+        if given is not None:
+            given = given.repeat_interleave(part.candidates, dim=0)
+        return sample_best(model, wanted, candidates=part.candidates, given=given, **options)[0][:, 0]
+    codes = sample_codes(model, wanted, given=given, **options)
+    assert isinstance(codes, torch.Tensor)
+    return codes
+
+
+def draw_grid(
+    model: DnDTransformer, spec: Spec, tokenizer: RQVAE | None, group: dist.ProcessGroup
+) -> np.ndarray | None:
+    """The first images of a model that every rank has: each rank draws a share, the one with the tokenizer decodes.
+
+    Returns uint8 [H, W, 3], None on ranks without tokenizer; `group` gathers on CPUs.
+    """
+    world, rank = dist.get_world_size(), dist.get_rank()
+    share = math.ceil(SHOWN / world)
+    codes = sample_batch(model, spec, classes_of(spec, rank * share, share), rank * share).cpu()
+    gathered = [torch.empty_like(codes) for _ in range(world)]
+    dist.all_gather(gathered, codes, group=group)
+    if tokenizer is None:
+        return None
+    codes = torch.cat(gathered)[:SHOWN].unflatten(1, spec.shape.grid)
+    return grid(decode_codes(tokenizer, codes.numpy(), spec.sample.rounding))
