@@ -4,9 +4,10 @@ ROOT ?= runs/demo
 PRESET ?= demo
 PDFS ?=
 TEXT ?=
+OUT ?= runs/rehearsal
 BIN := .venv/bin
 
-.PHONY: help demo test lint test-long test-s3 lock clean
+.PHONY: help demo test lint test-long test-s3 rehearsal lock clean
 help:                ## this list
 	@grep -E '^[a-z0-9-]+:.*##' Makefile | sed 's/:.*##/  /'
 
@@ -34,6 +35,9 @@ test-long: .venv/installed  ## the full forms of what CI shows in short
 test-s3: .venv/installed    ## the tests against a real S3 server (installs Debian's Ceph gateway where it can)
 	command -v radosgw >/dev/null || apt-get install -y --no-install-recommends radosgw ceph-mon ceph-osd || true
 	$(BIN)/pytest -m s3
+
+rehearsal: .venv/installed  ## a cluster's life on this machine: Ray nodes die, Slurm preempts, S3 holds all (OUT=folder)
+	$(BIN)/python tests/rehearsal.py --out $(OUT)
 
 lock: .venv/installed  ## writes requirements.lock from what is installed
 	$(BIN)/python -m pip freeze --exclude-editable | sed 's/+cpu$$//' > requirements.lock

@@ -5,6 +5,7 @@ Every cluster has its own ports, folder and token; only processes started here a
 
 from __future__ import annotations
 
+import json
 import os
 import secrets
 import shutil
@@ -43,6 +44,14 @@ class Cluster(NamedTuple):
         """Ends a node as a pulled plug does: SIGKILL for all its processes at once."""
         _kill(self.nodes[number])
 
+    def alive(self) -> int:
+        """Nodes that the head counts as alive."""
+        headers = {"Authorization": f"Bearer {(self.folder / 'token').read_text()}"}
+        request = urllib.request.Request(f"{self.dashboard}/nodes?view=summary", headers=headers)
+        with urllib.request.urlopen(request, timeout=10) as answer:
+            nodes = json.load(answer)["data"]["summary"]
+        return sum(node["raylet"].get("state") == "ALIVE" for node in nodes)
+
     def submit(self, *command: str, cwd: Path, timeout: float = 300) -> subprocess.CompletedProcess[str]:
         """`ray job submit` with a token, as the guide says; waits for the job and returns what it said."""
         submit = [str(BIN / "ray"), "job", "submit", "--address", self.dashboard, "--working-dir", ".", "--", *command]
@@ -56,6 +65,7 @@ class Cluster(NamedTuple):
             *(str(BIN / "ray"), "start", "--block", f"--node-ip-address={LOOPBACK}", f"--num-cpus={cpus}"),
             *("--object-store-memory=100000000", "--min-worker-port=0", "--max-worker-port=0"),
             *(f"--{name}={port}" for name, port in ports),
+            f"--temp-dir={self.folder}/{number}",  # nodes that start at once race for names of sockets in one
             *how,
         ]
         with (self.folder / f"node-{number}.log").open("wb") as log:
@@ -75,7 +85,7 @@ def ray_cluster(num_nodes: int = 1, cpus: int = 2, extra: dict[str, str] | None 
     cluster = Cluster(f"http://{LOOPBACK}:{dashboard}", f"{LOOPBACK}:{port}", environment, folder, [])
     head = ("--head", f"--port={port}", f"--dashboard-port={dashboard}", f"--dashboard-host={LOOPBACK}")
     try:
-        cluster._start(0, cpus, *head, f"--ray-client-server-port={client}", f"--temp-dir={folder}/ray")
+        cluster._start(0, cpus, *head, f"--ray-client-server-port={client}")
         _wait_for(dashboard, cluster)
         for _ in range(num_nodes - 1):
             cluster.add_node(cpus)
