@@ -42,10 +42,11 @@ def limit_bytes() -> int:
     return int(text)
 
 
-def local_copy(key: str, name: str, size: int, fill: Callable[[Path], None]) -> Path:
+def local_copy(key: str, name: str, size: int | None, fill: Callable[[Path], None]) -> Path:
     """The cached file of a key, made by `fill(path)` if it is not there; processes that want the same wait for one.
 
-    key: says where the content comes from and which version it is. name: end of the local file's name. size: bytes.
+    key: says where the content comes from and which version it is. name: end of the local file's name. size: bytes;
+    None where that is not known before.
     Raises OSError if what `fill` made has another size, or the disk is full.
     """
     code = hashlib.sha256(key.encode()).hexdigest()
@@ -67,12 +68,12 @@ def _touch(path: Path) -> bool:
     return True
 
 
-def _fill(path: Path, size: int, fill: Callable[[Path], None]) -> None:
-    make_room(size)
+def _fill(path: Path, size: int | None, fill: Callable[[Path], None]) -> None:
+    make_room(size or 0)
     part = path.with_name(f"{path.name}.part")
     try:
         fill(part)
-        if part.stat().st_size != size:
+        if size not in (None, part.stat().st_size):
             raise OSError(f"{path.name}: got {part.stat().st_size} bytes of {size}")
         os.replace(part, path)
     except OSError as error:

@@ -5,11 +5,12 @@
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
 from typing import Annotated, Any, Literal, get_args
 
 import yaml
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
 
 PRESETS = Path(__file__).parent / "presets"
 
@@ -95,10 +96,11 @@ class TypesetSource(Part):
 
 
 class ImageSource(Part):
-    """Images with classes: folder per class, WebDataset tars, or `datasets:NAME_OR_FOLDER`."""
+    """Images with classes: folder per class, WebDataset tars, Parquet, or `datasets:NAME_OR_FOLDER`."""
 
     kind: Literal["images"]
     uri: str
+    mapping: str | None = Field(None, description="list of a flat folder's images: name and class, a line each")
     partition: str | None = Field(None, description="split of a `datasets` data set")
     image_key: str = "image"
     class_key: str = "label"
@@ -112,11 +114,50 @@ class ArxivSource(Part):
 
     kind: Literal["arxiv"]
     uri: str = "s3://arxiv"
-    months: str | None = Field(None, description="YYMM, a list `0703,2401`, or a range `2101-2312`")
+    months: str | None = Field(None, description="YYMM, a list `0703,2401`, a range `9911-0102`, or a list of both")
     categories: list[str] | None = Field(None, description="keep papers of these categories (needs metadata)")
-    metadata: str | None = Field(None, description="metadata snapshot, JSON Lines with id and license")
-    licences: list[str] = list(OPEN_LICENCES)
-    max_tars: int | None = Field(None, ge=1)
+    metadata: str | None = Field(None, description="metadata snapshot, JSON Lines with id and license, or .gz of it")
+    licences: list[str] | None = Field(
+        list(OPEN_LICENCES), description="allowed ones (needs metadata); null: all papers"
+    )
+    max_tars: int | None = Field(None, ge=1, description="the first of the selected, in the order of months")
+    max_documents: int | None = Field(None, ge=1)
+
+    @field_validator("months", mode="before")
+    @classmethod
+    def _months_are_text(cls, value: Any) -> Any:
+        if isinstance(value, int) and not isinstance(value, bool):
+            if value < 1000:
+                raise ValueError("put it in quotes, '0703': YAML takes digits that begin with 0 for an octal number")
+            return str(value)
+        return value
+
+    @model_validator(mode="after")
+    def _selection_is_possible(self) -> ArxivSource:
+        selects(self.months, "9108")
+        if self.categories and not self.metadata:
+            raise ValueError("categories are known from a metadata snapshot alone: give metadata: FILE.jsonl")
+        return self
+
+
+def month_number(yymm: str) -> int:
+    """Months in their true order: 9108 … 9912 come before 0001. Raises ValueError for what is no month."""
+    if not re.fullmatch(r"\d\d(0[1-9]|1[0-2])", yymm, re.ASCII):
+        raise ValueError(f"{yymm!r} is no month: write YYMM, for instance 0703")
+    year, month = int(yymm[:2]), int(yymm[2:])
+    return (year + (1900 if year >= 91 else 2000)) * 12 + month
+
+
+def selects(months: str | None, yymm: str) -> bool:
+    """Whether `months` (YYMM, lists and ranges of it; None: all) holds a month. Raises ValueError where it is wrong."""
+    ranges = [part.strip().partition("-")[::2] for part in (months or "9101-9012").split(",")]
+    bounds = [(month_number(first.strip()), month_number((last or first).strip())) for first, last in ranges]
+    for (first, last), written in zip(bounds, ranges):
+        if first > last:
+            raise ValueError(
+                f"{'-'.join(written)} ends before it begins: months run from 9108 past 9912 and 0001 to now"
+            )
+    return any(first <= month_number(yymm) <= last for first, last in bounds)
 
 
 Source = Annotated[

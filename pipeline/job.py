@@ -88,6 +88,6 @@ def render_stage(renderer: Renderer, set_uri: str, plan_digest: str) -> Callable
     """The stage `unit -> receipt`."""
 
     def stage(unit: Unit) -> Receipt:
-        return commit(set_uri, plan_digest, unit["unit"], renderer.render(unit))
+        return commit(set_uri, plan_digest, unit["unit"], renderer.render(unit), renderer.facts)
 
     return stage

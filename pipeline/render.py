@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import io
 import json
 from collections import deque
@@ -15,7 +16,6 @@ import pymupdf
 import pypdfium2
 from PIL import Image
 
-from data_specs import storage
 from data_specs.spec import Spec
 from data_specs.units import Dropped, Outcome, Sample, Unit
 from pipeline.filters import Duplicates, ink, perceptual_hash, script_of
@@ -24,11 +24,11 @@ from pipeline.renderers import Lost, Unreadable
 from pipeline.renderers.images import render_image
 from pipeline.renderers.pages import render_pdf
 from pipeline.renderers.text import render_text
-from pipeline.splits import key_of
+from pipeline.sources.document import Offered
+from pipeline.sources.reading import read_unit
 
 PNG_LEVEL = 1  # higher levels cost three times the time of rendering for a tenth of the bytes
 RETRY_FACTOR = 4.0
-READ_AHEAD = 8 * 2**20  # bytes of a passage file that are read at a time
 
 
 class Rendered(NamedTuple):
@@ -40,15 +40,6 @@ class Rendered(NamedTuple):
     hash: int = 0
     reason: str = ""
     kind: str = ""
-
-
-class _Document(NamedTuple):
-    id: str
-    key: str
-    origin: str
-    cls: int
-    data: bytes
-    reason: str = ""  # why it is not even tried
 
 
 def versions() -> dict[str, str]:
@@ -66,6 +57,7 @@ class Renderer:
 
     def __init__(self, spec: Spec) -> None:
         self.spec = spec
+        self.facts: dict[str, Any] = {}  # of the unit that was rendered last: what was read, for its receipt
         function, limits = "pipeline.render:render_document", spec.render.limits
         self.child, self.alone = Child(function, limits, spec), Child(function, limits, spec)
 
@@ -76,12 +68,16 @@ class Renderer:
 
     def render(self, unit: Unit) -> Iterator[Outcome]:
         """Samples and what was dropped, in the order of the unit's documents."""
-        source, waiting = unit["source"], deque[_Document]()
+        source, waiting = unit["source"], deque[Offered]()
+        read, num_bytes = hashlib.sha256(), 0
         distance = self.spec.render.filters.near_duplicates
         duplicates = None if distance is None else Duplicates(distance)
 
         def calls() -> Iterator[tuple[Any, ...]]:
-            for document in self._documents(unit):
+            nonlocal num_bytes
+            for document in read_unit(unit, self.spec.render.limits):
+                read.update(document.data)
+                num_bytes += len(document.data)
                 waiting.append(document)
                 if not document.reason:
                     yield self._call(source, document, "mupdf")
@@ -92,30 +88,13 @@ class Renderer:
             document = waiting.popleft()
             yield from _outcomes(document, self._second_chance(source, document, answer), duplicates)
         yield from map(_refused, waiting)
+        self.facts["read"] = {"bytes": num_bytes, "sha256": read.hexdigest()}
 
-    def _documents(self, unit: Unit) -> Iterator[_Document]:
-        """The unit's documents with their bytes; each file is looked at once: is it the one that was planned?"""
-        files, seen = [storage.FileInfo(*file) for file in unit["files"]], set[str]()
-        for file in files:
-            if storage.stat(file.uri) != file:
-                raise ValueError(f"{file.uri}: is not the file that was planned (its size or etag changed); plan anew")
-        window = _Window()
-        for document_id, file_number, start, length, cls in unit["documents"]:
-            file, key = files[file_number], key_of(document_id)
-            document = _Document(document_id, key, _origin(file, start), cls, b"")
-            if key in seen:
-                yield document._replace(reason="its id comes twice in one unit")
-            elif (length or file.size) > self.spec.render.limits.document_bytes:
-                yield document._replace(reason="larger than render.limits.document_bytes")
-            else:
-                yield document._replace(data=window.read(file, start, length))
-            seen.add(key)
-
-    def _call(self, source: dict[str, Any], document: _Document, engine: str) -> tuple[Any, ...]:
-        about = {"id": document.id, "source": document.origin, "licence": source.get("licence")}
+    def _call(self, source: dict[str, Any], document: Offered, engine: str) -> tuple[Any, ...]:
+        about = {"id": document.id, "source": document.origin, "licence": source.get("licence")} | document.about
         return (source["kind"], document.data, document.id, about, source.get("text_key"), engine)
 
-    def _second_chance(self, source: dict[str, Any], document: _Document, answer: Answer) -> Answer:
+    def _second_chance(self, source: dict[str, Any], document: Offered, answer: Answer) -> Answer:
         """After a limit or crash: once more, alone in a fresh child; and PDFium where MuPDF fails."""
         if answer.environmental:
             answer = self._retried(source, document, "mupdf")
@@ -128,18 +107,18 @@ class Renderer:
             second = self._retried(source, document, "pdfium")
         return second if second.reason is None else Answer(None, answer.reason, answer.environmental)
 
-    def _retried(self, source: dict[str, Any], document: _Document, engine: str) -> Answer:
+    def _retried(self, source: dict[str, Any], document: Offered, engine: str) -> Answer:
         self.alone.close()
         answer = self.alone.call(*self._call(source, document, engine), factor=RETRY_FACTOR)
         self.alone.close()
         return answer
 
 
-def _refused(document: _Document) -> Dropped:
-    return Dropped(document.key, document.origin, document.reason)
+def _refused(document: Offered) -> Dropped:
+    return Dropped(document.key, document.origin, document.reason, document.kind)
 
 
-def _outcomes(document: _Document, answer: Answer, duplicates: Duplicates | None) -> Iterator[Outcome]:
+def _outcomes(document: Offered, answer: Answer, duplicates: Duplicates | None) -> Iterator[Outcome]:
     key, origin = document.key, document.origin
     if answer.reason:
         yield Dropped(key, origin, answer.reason, environmental=answer.environmental)
@@ -151,28 +130,6 @@ def _outcomes(document: _Document, answer: Answer, duplicates: Duplicates | None
             yield Dropped(key + made.suffix, origin, "near duplicate", "filtered")
         else:
             yield Sample(key + made.suffix, {"png": made.png, "cls": b"%d" % document.cls, "json": made.json})
-
-
-class _Window:
-    """Reads a file's passages READ_AHEAD bytes at a time: they stand one after the other."""
-
-    def __init__(self) -> None:
-        self.uri, self.start, self.data = "", 0, b""
-
-    def read(self, file: storage.FileInfo, start: int | None, length: int | None) -> bytes:
-        """The whole file, or `length` bytes from `start`."""
-        if start is None or length is None:
-            return storage.read_bytes(file.uri)
-        if file.uri != self.uri or not self.start <= start <= start + length <= self.start + len(self.data):
-            self.data = storage.read_bytes(file.uri, start, min(max(length, READ_AHEAD), file.size - start))
-            self.uri, self.start = file.uri, start
-        return self.data[start - self.start : start - self.start + length]
-
-
-def _origin(file: storage.FileInfo, start: int | None) -> str:
-    """Where a document stands, without the folders of this machine: file name, and the byte it begins at."""
-    name = file.uri.rpartition("/")[2]
-    return name if start is None else f"{name}#{start}"
 
 
 def render_document(
@@ -216,6 +173,9 @@ def _render_kind(
 
 def _passage(line: bytes, text_key: str | None) -> str:
     try:
-        return str(json.loads(line)[text_key])
-    except (ValueError, KeyError, TypeError) as error:
+        text = json.loads(line)[text_key]
+        if not isinstance(text, str):
+            raise TypeError(f"{text_key} is {type(text).__name__}, not text")
+        return text
+    except (ValueError, KeyError, TypeError, RecursionError) as error:
         raise Unreadable(f"a broken line: {type(error).__name__} {error}"[:160]) from None

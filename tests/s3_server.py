@@ -190,6 +190,7 @@ class FaultProxy:
 
     def __init__(self, endpoint: str, share: float, seed: int = 0, kinds: tuple[str, ...] = FAULTS) -> None:
         self.made: Counter[str] = Counter()
+        self.requests: Counter[str] = Counter()  # "GET /bucket/key"
         self._random, self._lock = random.Random(seed), threading.Lock()
         self._share, self._kinds = share, kinds
         handler = type("Handler", (_Handler,), {"proxy": self, "target": endpoint.removeprefix("http://")})
@@ -224,6 +225,7 @@ class _Handler(BaseHTTPRequestHandler):
 
     def _serve(self) -> None:
         length = int(self.headers.get("Content-Length", 0))
+        self.proxy.requests[f"{self.command} {self.path.partition('?')[0]}"] += 1
         fault = self.proxy.fault(self.command, length > 0)
         if fault == "reset":
             return self._reset()

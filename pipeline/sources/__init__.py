@@ -1,47 +1,59 @@
-"""Sources: documents listed by streaming, split by a hash of their id, and cut into units."""
+"""Sources: documents listed by streaming, split by a hash of their id, and cut into units; see docs/sources.md."""
 
 from __future__ import annotations
 
-import json
 from collections.abc import Iterator, Sequence
-from typing import NamedTuple
 
 from data_specs import storage
-from data_specs.spec import DocstringSource, ImageSource, PdfSource, Render, Source, TextSource, TypesetSource
+from data_specs.spec import (
+    ArxivSource,
+    DocstringSource,
+    ImageSource,
+    PdfSource,
+    Render,
+    Source,
+    TextSource,
+    TypesetSource,
+)
 from data_specs.units import Unit
+from pipeline.sources.arxiv import cut_tars, prepare_arxiv
 from pipeline.sources.docstrings import write_passages
+from pipeline.sources.document import Document
+from pipeline.sources.hub import PREFIX, write_tables
+from pipeline.sources.images import class_names, class_numbers, image_documents
+from pipeline.sources.pdfs import pdf_documents
+from pipeline.sources.text import text_documents
 from pipeline.sources.typeset import write_documents
 from pipeline.splits import split_of
 
-IMAGE_SUFFIXES = (".jpg", ".jpeg", ".png", ".webp", ".bmp")
-
-
-class Document(NamedTuple):
-    """Where a document lies: a file, or `length` bytes of it from `start`; `cls` is its class."""
-
-    id: str
-    file: storage.FileInfo
-    start: int | None = None
-    length: int | None = None
-    cls: int = 0
+__all__ = ["Document", "class_names", "cut", "documents", "prepare"]
 
 
 def prepare(source: Source, inputs_uri: str) -> Source:
-    """Makes the files of a source that is made here (docstrings, typeset) and returns the source that reads them."""
+    """Makes the files of a source that are made here and returns the source that reads them.
+
+    Docstrings and typeset PDFs are written, `datasets` sets copied to Parquet, arXiv's metadata cut into months; URIs
+    become absolute, since workers stand elsewhere.
+    """
     if isinstance(source, DocstringSource):
         return TextSource(kind="text", uri=write_passages(source, inputs_uri))
     if isinstance(source, TypesetSource):
         return PdfSource(kind="pdf", uri=write_documents(source, inputs_uri))
-    return source
+    if isinstance(source, TextSource | ImageSource) and source.uri.startswith(PREFIX):
+        id_key = {"id_key": "id"} if isinstance(source, TextSource) else {}
+        return source.model_copy(update={"uri": write_tables(source, inputs_uri), **id_key})
+    if isinstance(source, ArxivSource):
+        source = prepare_arxiv(source, inputs_uri)
+    return source.model_copy(update={"uri": storage.absolute(source.uri)})
 
 
-def documents(source: Source) -> Iterator[Document]:
-    """The documents of a source in a fixed order. Raises ValueError for a source that is empty or cannot be read."""
-    listing = {TextSource: _lines, PdfSource: _pdfs, ImageSource: _images}.get(type(source))
-    if listing is None:
-        raise ValueError(f"a source of kind {source.kind} cannot be read by this version; use text, pdf or images")
+def documents(source: Source, classes: dict[str, int] | None = None) -> Iterator[Document]:
+    """The documents of a listed source in a fixed order; `classes` gives classes of images their numbers.
+
+    Raises ValueError for a source that is empty or cannot be read.
+    """
     number = 0
-    for number, document in enumerate(listing(source), 1):  # type: ignore[operator]
+    for number, document in enumerate(_listing(source, classes), 1):
         yield document
         if number == source.max_documents:  # type: ignore[union-attr]
             break
@@ -49,17 +61,34 @@ def documents(source: Source) -> Iterator[Document]:
         raise ValueError(f"{source.uri}: there is no document of kind {source.kind} here")  # type: ignore[union-attr]
 
 
+def _listing(source: Source, classes: dict[str, int] | None) -> Iterator[Document]:
+    if isinstance(source, TextSource):
+        return text_documents(source)
+    if isinstance(source, PdfSource):
+        return pdf_documents(source)
+    assert isinstance(source, ImageSource), f"a source of kind {source.kind} is not listed"
+    return image_documents(source, class_numbers([source]) if classes is None else classes)
+
+
 def cut(render: Render, sources: Sequence[Source]) -> Iterator[tuple[str, Unit]]:
     """(split, unit without its number) for all sources; a unit holds at most render.documents_per_unit documents."""
+    classes = class_numbers(sources)
     for source in sources:
-        waiting: dict[str, list[Document]] = {"train": [], "val": []}
-        for document in documents(source):
-            split = _split(source, document, render.val_share)
-            waiting[split].append(document)
-            if len(waiting[split]) == render.documents_per_unit:
-                yield split, _unit(source, waiting[split])
-                waiting[split] = []
-        yield from ((split, _unit(source, rest)) for split, rest in waiting.items() if rest)
+        if isinstance(source, ArxivSource):
+            yield from cut_tars(source, render.documents_per_unit, render.val_share)
+        else:
+            yield from _cut_listed(render, source, classes)
+
+
+def _cut_listed(render: Render, source: Source, classes: dict[str, int]) -> Iterator[tuple[str, Unit]]:
+    waiting: dict[str, list[Document]] = {"train": [], "val": []}
+    for document in documents(source, classes):
+        split = _split(source, document, render.val_share)
+        waiting[split].append(document)
+        if len(waiting[split]) == render.documents_per_unit:
+            yield split, _unit(source, waiting[split])
+            waiting[split] = []
+    yield from ((split, _unit(source, rest)) for split, rest in waiting.items() if rest)
 
 
 def _split(source: Source, document: Document, val_share: float) -> str:
@@ -69,62 +98,15 @@ def _split(source: Source, document: Document, val_share: float) -> str:
 
 
 def _unit(source: Source, of_unit: list[Document]) -> Unit:
-    """Files with size and etag, then documents as [id, file number, start, length, class]."""
+    """Files with size and etag, then documents as [id, file number, start, length, class].
+
+    A unit of a packed file names it as its affinity: each node that works on such units unpacks it once.
+    """
     files = list(dict.fromkeys(document.file for document in of_unit))
     numbers = {file.uri: number for number, file in enumerate(files)}
-    return {
+    unit = {
         "source": source.model_dump(mode="json"),
         "files": [list(file) for file in files],
         "documents": [[d.id, numbers[d.file.uri], d.start, d.length, d.cls] for d in of_unit],
     }
-
-
-def _lines(source: TextSource) -> Iterator[Document]:
-    """Lines of JSON Lines files; one that cannot be parsed is offered by its number, to be rejected with a reason."""
-    for file in storage.list_files(source.uri):
-        if file.uri.endswith((".jsonl", ".json")):
-            yield from _lines_of(file, source.id_key)
-
-
-def _lines_of(file: storage.FileInfo, id_key: str) -> Iterator[Document]:
-    start = 0
-    with storage.open_stream(file.uri) as stream:
-        for number, line in enumerate(stream, 1):
-            if line.strip():
-                yield Document(_line_id(line, id_key, number), file, start, len(line))
-            start += len(line)
-
-
-def _line_id(line: bytes, id_key: str, number: int) -> str:
-    try:
-        return str(json.loads(line)[id_key])
-    except (ValueError, KeyError, TypeError):
-        return f"line-{number}"
-
-
-def _pdfs(source: PdfSource) -> Iterator[Document]:
-    folder = source.uri.rstrip("/") + "/"
-    for file in storage.list_files(source.uri):
-        if file.uri.lower().endswith(".pdf"):
-            yield Document(file.uri.removeprefix(folder).rpartition(".")[0], file)
-
-
-def _images(source: ImageSource) -> Iterator[Document]:
-    classes = {name: number for number, name in enumerate(_classes(source))}
-    folder = source.uri.rstrip("/") + "/"
-    for file in storage.list_files(source.uri):
-        name, _, rest = file.uri.removeprefix(folder).partition("/")
-        if rest and file.uri.lower().endswith(IMAGE_SUFFIXES):
-            yield Document(f"{name}/{rest}", file, cls=classes[name])
-
-
-def _classes(source: ImageSource) -> list[str]:
-    """Names of the classes: the folders under the source, sorted."""
-    folder = source.uri.rstrip("/") + "/"
-    parts = (file.uri.removeprefix(folder).partition("/") for file in storage.list_files(source.uri))
-    return sorted({name for name, slash, _ in parts if slash})
-
-
-def class_names(sources: Sequence[Source]) -> dict[int, str]:
-    """Class number -> name, over all image sources; empty where there is none."""
-    return {number: name for s in sources if isinstance(s, ImageSource) for number, name in enumerate(_classes(s))}
+    return unit | ({"affinity": files[0].uri} if files[0].uri.endswith(".gz") else {})
