@@ -59,11 +59,12 @@ def main() -> None:
             f"rehearsal: {', '.join(missing)} not installed: apt-get install --no-install-recommends "
             "radosgw ceph-mon ceph-osd slurm-wlm munge"
         )
+    data = papers()
     with ExitStack() as stack:
         s3_server = stack.enter_context(step("a Ceph S3 server", ceph_server()))
         os.environ |= aws_environment(s3_server, s3_server.owner) | {"OMP_NUM_THREADS": "1", "DND_WANDB": "0"}
         os.environ["PATH"] = f"{BIN}:{os.environ['PATH']}"
-        upload(papers())
+        upload(data)
         slurm = stack.enter_context(step("a Slurm of two nodes", slurm_cluster(2)))
         places = [Place(f"s3://runs/{name}", out / name) for name in ("disturbed", "undisturbed")]
         disturbed(places[0], slurm)
