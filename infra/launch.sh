@@ -41,10 +41,10 @@ export MASTER_ADDR=${MASTER_ADDR:-127.0.0.1} MASTER_PORT=${MASTER_PORT:-29500}
 [[ $num_nodes == 1 || $MASTER_ADDR != 127.0.0.1 || -n ${HOSTFILE:-} ]] || die "set MASTER_ADDR to the first node's address"
 
 gpus=$(python -c 'import torch; print(torch.cuda.device_count())')
-export LOCAL_SIZE=${RANKS_PER_NODE:-$((gpus > 0 ? gpus : 1))} WORLD_SIZE
-WORLD_SIZE=$((num_nodes * LOCAL_SIZE))
+num_ranks=${RANKS_PER_NODE:-$((gpus > 0 ? gpus : 1))}
+export WORLD_SIZE=$((num_nodes * num_ranks))
 cores=${SLURM_CPUS_ON_NODE:-$(env -u OMP_NUM_THREADS nproc)}
-export OMP_NUM_THREADS=${OMP_NUM_THREADS:-$((cores > LOCAL_SIZE ? cores / LOCAL_SIZE : 1))}  # more: many times slower
+export OMP_NUM_THREADS=${OMP_NUM_THREADS:-$((cores > num_ranks ? cores / num_ranks : 1))}  # more: many times slower
 ((gpus)) || export DS_ACCELERATOR=cpu
 
 # ---- its ranks -------------------------------------------------------------------------------------------------------
@@ -52,11 +52,11 @@ pids=()
 # shellcheck disable=SC2317  # called by traps
 tell() { kill -s USR1 "${pids[@]}" 2>/dev/null || true; }
 trap tell TERM USR1 INT
-for ((local = 0; local < LOCAL_SIZE; local++)); do
-  RANK=$((node_rank * LOCAL_SIZE + local)) LOCAL_RANK=$local python -m train.loop "$@" &
+for ((local = 0; local < num_ranks; local++)); do
+  RANK=$((node_rank * num_ranks + local)) LOCAL_RANK=$local python -m train.loop "$@" &
   pids+=($!)
 done
-echo "launch.sh: node $node_rank of $num_nodes, $LOCAL_SIZE of $WORLD_SIZE ranks, master $MASTER_ADDR:$MASTER_PORT"
+echo "launch.sh: node $node_rank of $num_nodes, $num_ranks of $WORLD_SIZE ranks, master $MASTER_ADDR:$MASTER_PORT"
 
 end_others() {  # they hang in a collective, or end by themselves
   trap 'kill $!; exit' TERM

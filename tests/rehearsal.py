@@ -29,7 +29,7 @@ from data_specs import s3, storage
 
 REPOSITORY = Path(__file__).resolve().parent.parent
 SPEC, BIN = "tests/rehearsal.yaml", Path(sys.executable).parent
-PASSAGES = 240
+PASSAGES, LIMIT = 240, 900  # seconds for a step: a busy machine takes ten times as long as an idle one
 SAME_BYTES = (
     *(f"{made}/{split}/manifest.json" for made in ("images", "codes") for split in ("train", "val")),
     *("tokenizer/tokenizer.safetensors", "transformer/transformer.safetensors", "transformer/ema.safetensors"),
@@ -59,11 +59,12 @@ def main() -> None:
             f"rehearsal: {', '.join(missing)} not installed: apt-get install --no-install-recommends "
             "radosgw ceph-mon ceph-osd slurm-wlm munge"
         )
+    data = papers()
     with ExitStack() as stack:
         s3_server = stack.enter_context(step("a Ceph S3 server", ceph_server()))
         os.environ |= aws_environment(s3_server, s3_server.owner) | {"OMP_NUM_THREADS": "1", "DND_WANDB": "0"}
         os.environ["PATH"] = f"{BIN}:{os.environ['PATH']}"
-        upload(papers())
+        upload(data)
         slurm = stack.enter_context(step("a Slurm of two nodes", slurm_cluster(2)))
         places = [Place(f"s3://runs/{name}", out / name) for name in ("disturbed", "undisturbed")]
         disturbed(places[0], slurm)
@@ -104,7 +105,7 @@ def disturbed(place: Place, slurm: Slurm) -> None:
     """From papers to the report on the clusters; a node dies in each Ray job, and the training is preempted."""
     begin(place)
     with step("a Ray cluster of three nodes, with a token", ray_cluster(3, 1, dict(os.environ))) as ray:
-        wait_for(lambda: ray.alive() == 3, 120, "three Ray nodes")
+        wait_for(lambda: ray.alive() == 3, LIMIT, "three Ray nodes")
         submit(place, ray, "render", "images/train")
         command(place, "train-tokenizer", SPEC)
         submit(place, ray, "tokenize", "codes/train")
@@ -139,7 +140,7 @@ def submit(place: Place, ray: Cluster, verb: str, set_name: str) -> None:
     """`ray job submit -- dnd VERB`, in which a node dies."""
     arguments = ("dnd", verb, SPEC, "--root", place.root)
     with ThreadPoolExecutor(1) as pool, timed(f"ray job submit -- dnd {verb}"):
-        job = pool.submit(ray.submit, *arguments, cwd=REPOSITORY, timeout=300)
+        job = pool.submit(ray.submit, *arguments, cwd=REPOSITORY, timeout=LIMIT)
         kill_a_node(place, ray, set_name, job.done)
         done = job.result()
     if done.returncode:
@@ -150,7 +151,7 @@ def submit(place: Place, ray: Cluster, verb: str, set_name: str) -> None:
 
 def kill_a_node(place: Place, ray: Cluster, set_name: str, over: Callable[[], bool]) -> None:
     """Kills the youngest node when two units have their receipts, and puts a new one in its place."""
-    wait_for(lambda: over() or committed(place.root, set_name) >= 2, 200, f"units of {set_name}")
+    wait_for(lambda: over() or committed(place.root, set_name) >= 2, LIMIT, f"units of {set_name}")
     ray.kill_node(len(ray.nodes) - 1)
     before, planned = committed(place.root, set_name), planned_units(place.root, set_name)
     assert 0 < before < planned and not over(), f"killed too late: {before} of {planned} units were done"
@@ -178,7 +179,7 @@ def train(place: Place, slurm: Slurm) -> None:
         job = slurm.run("sbatch", *options, *script, cwd=REPOSITORY)
         preempt(place, slurm, job)
         running = ("PENDING", "RUNNING", "COMPLETING")
-        wait_for(lambda: slurm.job(job)["JobState"] not in running, 300, "the end of training")
+        wait_for(lambda: slurm.job(job)["JobState"] not in running, LIMIT, "the end of training")
     end = slurm.job(job)
     assert (end["JobState"], end["Restarts"]) == ("COMPLETED", "1"), f"{end}; see {place.folder}/train.log"
 
@@ -186,7 +187,7 @@ def train(place: Place, slurm: Slurm) -> None:
 def preempt(place: Place, slurm: Slurm, job: str) -> None:
     """`scontrol requeue`, once there is a checkpoint."""
     latest = f"{place.root}/transformer/latest"
-    wait_for(lambda: storage.exists(latest), 200, "the first checkpoint")
+    wait_for(lambda: storage.exists(latest), LIMIT, "the first checkpoint")
     slurm.run("scontrol", "requeue", job)
     slurm.hurry(job)
     assert not storage.exists(f"{place.root}/transformer/done"), "preempted too late: training had finished"
@@ -198,7 +199,7 @@ def command(place: Place, *arguments: str) -> None:
     name = "dnd " + " ".join(arguments[: 1 + (arguments[0] == "evaluate")])
     with timed(name):
         words = [str(BIN / "dnd"), *arguments, "--root", place.root]
-        done = subprocess.run(words, cwd=REPOSITORY, capture_output=True, text=True, timeout=300, check=False)
+        done = subprocess.run(words, cwd=REPOSITORY, capture_output=True, text=True, timeout=LIMIT, check=False)
     finish(place, name.replace(" ", "-"), done)
 
 

@@ -1,4 +1,4 @@
-"""Training of the transformer on code shards: `dnd train`, or `deepspeed --module train.loop --root ROOT`.
+"""Training of the transformer on code shards: `dnd train`, or over nodes `infra/launch.sh --root ROOT`.
 
 What a step reads and draws is a function of (seed, position in the data), so a resumed run goes on exactly as it would
 have. Ends with 0 when finished, 75 when told to stop (SIGTERM, SIGUSR1: it saves first), 2 for what no restart mends.

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import json
+import random
 import sys
 from collections.abc import Iterator
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -101,3 +103,25 @@ def test_a_cancelled_job_saves_and_is_not_requeued(slurm: Slurm, tmp_path: Path)
     assert ended(slurm, job)["JobState"] == "CANCELLED"
     wait_for(lambda: Path(root, "transformer/latest").exists(), 30, "the checkpoint")
     assert saved_step(root) >= 5 and "back into the queue" not in Path(root, "log").read_text()
+
+
+@pytest.mark.long
+def test_a_storm_of_preemptions_ends_as_the_undisturbed_run(slurm: Slurm, tmp_path: Path) -> None:
+    moments = random.Random(1)
+    whole, cut = root_of(tmp_path / "whole", "train.steps=600"), root_of(tmp_path / "cut", "train.steps=600")
+    jobs = submit(slurm, whole), submit(slurm, cut)
+    stops = 0
+    while ended_by(slurm, jobs[1], moments.uniform(1, 15)) != "COMPLETED" and stops < 8:  # some before the first step
+        slurm.run("scontrol", "requeue", jobs[1])
+        slurm.hurry(jobs[1])
+        stops += 1
+    assert stops > 2 and ended(slurm, jobs[1])["JobState"] == ended(slurm, jobs[0])["JobState"] == "COMPLETED"
+    assert figures(cut) == figures(whole)
+
+
+def ended_by(slurm: Slurm, job: str, seconds: float) -> str:
+    """The state of a job so many seconds after it began to run, or of its end."""
+    wait_for(lambda: slurm.job(job)["JobState"] != "PENDING", 60, f"job {job}'s start")
+    with suppress(TimeoutError):
+        wait_for(lambda: slurm.job(job)["JobState"] != "RUNNING", seconds, f"job {job}'s end")
+    return slurm.job(job)["JobState"]
