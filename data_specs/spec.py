@@ -348,6 +348,9 @@ class Train(Part):
     learning_rate: float = Field(1e-4, gt=0)
     warmup_steps: int = Field(0, ge=0)
     schedule: Literal["constant", "cosine"] = "constant"
+    optimizer: Literal["adamw", "muon"] = Field(
+        "adamw", description="muon: for the layers' matrices (docs/training.md)"
+    )
     betas: tuple[float, float] = (0.9, 0.95)
     weight_decay: float = Field(0.05, ge=0)
     clip: float = Field(1.0, gt=0)
@@ -373,6 +376,14 @@ class Train(Part):
     )
     max_skips: int = Field(5, ge=1, description="skipped steps in a row after which the last checkpoint is loaded")
     max_rollbacks: int = Field(3, ge=0, description="such returns to a checkpoint after which training stops")
+
+    @model_validator(mode="after")
+    def _muon_has_its_matrices(self) -> Train:
+        if self.optimizer == "muon" and (self.zero_stage == 3 or self.offload_optimizer):
+            raise ValueError(
+                "optimizer muon works at zero_stage 0, 1 and 2 without offload_optimizer: use these, or adamw"
+            )
+        return self
 
 
 class Given(Part):

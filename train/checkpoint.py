@@ -105,9 +105,10 @@ def _snapshot(engine: Any, ema: EMA) -> dict[str, Tensor]:
     """Copies on the CPU of the pieces that this rank answers for, by key."""
     kinds = {WEIGHT: partition.master_weights(engine), AVERAGE: ema.averages, **partition.moments(engine)}
     return {
-        f"{kind}/{piece.name}/{piece.start}": partition.view(tensors, piece).to("cpu", copy=True)
+        f"{kind}/{piece.name}/{piece.start}": partition.view(tensor, piece).to("cpu", copy=True)
         for piece in partition.own_pieces(engine)
         for kind, tensors in kinds.items()
+        if (tensor := tensors[piece.tensor]) is not None
     }
 
 
@@ -186,11 +187,6 @@ class Stored:
         for runs in self.runs.values():
             runs.sort(key=lambda run: run[0])
 
-    @property
-    def moments(self) -> list[str]:
-        """Kinds of optimizer moments there are."""
-        return sorted({kind for kind, _ in self.runs} - {WEIGHT, AVERAGE})
-
     def read(self, kind: str, name: str, start: int, count: int) -> Tensor:
         """Elements start … start + count of a flattened parameter, float32 [count].
 
@@ -226,13 +222,17 @@ def resume(engine: Any, ema: EMA, folder: str) -> State | None:
 @torch.no_grad()
 def load(engine: Any, ema: EMA, stored: Stored) -> None:
     """Fills this rank's weights, averages and moments from a checkpoint, whatever ranks and stage wrote it."""
-    masters = partition.master_weights(engine)
-    moments = {kind: [torch.zeros_like(master) for master in masters] for kind in stored.moments}
-    for kind, tensors in {WEIGHT: masters, AVERAGE: ema.averages, **moments}.items():
-        for piece in partition.pieces(engine):
-            partition.view(tensors, piece).copy_(stored.read(kind, piece.name, piece.start, piece.length))
-    if moments:
-        partition.set_moments(engine, moments, stored.state["optimizer_steps"])
+    masters, pieces = partition.master_weights(engine), partition.pieces(engine)
+    moments: dict[str, list[Tensor | None]] = {kind: [None] * len(masters) for kind in partition.MOMENTS}
+    for kind, tensors in moments.items():
+        for piece in pieces:
+            if (kind, piece.name) in stored.runs and tensors[piece.tensor] is None:
+                tensors[piece.tensor] = torch.zeros_like(masters[piece.tensor])
+    for kind, filled in {WEIGHT: masters, AVERAGE: ema.averages, **moments}.items():
+        for piece in pieces:
+            if (tensor := filled[piece.tensor]) is not None:
+                partition.view(tensor, piece).copy_(stored.read(kind, piece.name, piece.start, piece.length))
+    partition.set_moments(engine, moments, stored.state["optimizer_steps"])
     partition.refresh_model(engine)
 
 

@@ -16,6 +16,7 @@ from data_specs import storage
 from data_specs.spec import Spec
 from train.memory import fitting_micro_batch
 from train.model import DnDTransformer, TransformerConfig
+from train.muon import Muon
 
 CONFIGS = Path(__file__).resolve().parent.parent / "infra" / "deepspeed"
 
@@ -128,13 +129,10 @@ def build_engine(spec: Spec, root: str, world: int, user: dict[str, Any] | None 
         model = DnDTransformer(config_of(spec))
     if spec.train.init_from:
         _fill(model, storage.join(root, spec.train.init_from))
-    optimizer = torch.optim.AdamW(
-        parameter_groups(model, spec.train.weight_decay),
-        lr=spec.train.learning_rate,
-        betas=spec.train.betas,
-        fused=True,
-    )
+    optimizer = build_optimizer(model, spec)
     engine, *_ = deepspeed.initialize(model=model, optimizer=optimizer, config=config)
+    if isinstance(optimizer, Muon):
+        optimizer.place(engine)
     if spec.train.compile:
         engine.compile()
     return engine
@@ -171,14 +169,26 @@ def whole_model(engine: Any) -> DnDTransformer:
     return model.eval()
 
 
-def parameter_groups(model: nn.Module, weight_decay: float) -> list[dict[str, Any]]:
-    """Weight decay for tensors of two or more dimensions, none for the others."""
+def build_optimizer(model: nn.Module, spec: Spec) -> torch.optim.AdamW:
+    """The spec's optimizer over a model's parameters."""
+    part = spec.train
+    muon = part.optimizer == "muon"
+    groups = parameter_groups(model, part.weight_decay, muon)
+    return (Muon if muon else torch.optim.AdamW)(groups, lr=part.learning_rate, betas=part.betas, fused=True)
+
+
+def parameter_groups(model: nn.Module, weight_decay: float, muon: bool = False) -> list[dict[str, Any]]:
+    """Weight decay for tensors of two or more dimensions, none for the others; a group of the layers' for Muon."""
     dimensions = lambda p: len(getattr(p, "ds_shape", p.shape))  # noqa: E731
-    parameters = list(model.parameters())
-    return [
-        {"params": [p for p in parameters if dimensions(p) >= 2], "weight_decay": weight_decay},
-        {"params": [p for p in parameters if dimensions(p) < 2], "weight_decay": 0.0},
+    of_muon = lambda name, p: muon and name.startswith("layers.") and dimensions(p) == 2  # noqa: E731
+    parameters = list(model.named_parameters())
+    wide = [(n, p) for n, p in parameters if dimensions(p) >= 2]
+    groups = [
+        {"params": [p for n, p in wide if of_muon(n, p)], "weight_decay": weight_decay, "muon": True},
+        {"params": [p for n, p in wide if not of_muon(n, p)], "weight_decay": weight_decay, "muon": False},
+        {"params": [p for _, p in parameters if dimensions(p) < 2], "weight_decay": 0.0, "muon": False},
     ]
+    return groups if muon else groups[1:]
 
 
 def before_step(engine: Any, clip: float) -> None:

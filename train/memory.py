@@ -45,20 +45,32 @@ def predict(spec: Spec, config: TransformerConfig, gpus: int, stage: int, micro:
     stage = max(stage, 1) if low == 2 else stage
     share = parameters / gpus if stage else parameters
     on_cpu = spec.train.offload_optimizer and stage > 0
+    gathered = 4 * layer_weights(config) if spec.train.optimizer == "muon" else 0
     parts: Parts = {
         "weights": low * (parameters / gpus + min(parameters, MAX_LIVE) if stage == 3 else parameters),
         "gradients": low * (parameters if stage < 2 else share),
         "buckets": low * min(2 * BUCKET, parameters) if stage else 0,
         "master weights": 0 if on_cpu or not stage else 4 * share,
-        "moments": 0 if on_cpu else 8 * share,
+        "moments": 0 if on_cpu else moments_bytes(spec, config) * share / parameters,
         "moving average": 0 if on_cpu else 4 * share,
-        "step": 0 if on_cpu or not stage else 4 * share,
+        "step": 0 if on_cpu or not stage else 4 * share + gathered,
         "activations": activation_bytes(config, low) * micro,
         "logits": loss_bytes(config, low, micro),
     }
     forward = parts["activations"] + parts["logits"]
     step = parts["gradients"] + parts["buckets"] + parts["step"]
     return {**parts, "total": sum(parts.values()) - min(forward, step)}
+
+
+def layer_weights(config: TransformerConfig) -> int:
+    """Weights in the matrices of the layers."""
+    return config.num_layers * (4 * config.dim**2 + 3 * config.dim * config.ffn_dim)
+
+
+def moments_bytes(spec: Spec, config: TransformerConfig) -> int:
+    """Bytes of the optimizer's moments of all parameters: two a parameter, one for those that Muon steps."""
+    of_muon = layer_weights(config) if spec.train.optimizer == "muon" else 0
+    return 8 * num_parameters(config) - 4 * of_muon
 
 
 def activation_bytes(config: TransformerConfig, low: int) -> float:

@@ -69,26 +69,29 @@ def _stage3(optimizer: Any, names: dict[int, str]) -> Iterator[Piece]:
                 yield Piece(names[id(parameter)], start, length, tensor, offset)
 
 
-def view(tensors: list[Tensor], piece: Piece) -> Tensor:
-    """A piece's elements [length] within tensors like `master_weights`, sharing their memory."""
-    return tensors[piece.tensor].detach().view(-1)[piece.offset : piece.offset + piece.length]
+def view(tensor: Tensor, piece: Piece) -> Tensor:
+    """A piece's elements [length] within its tensor, one like that of `master_weights`, sharing its memory."""
+    return tensor.detach().view(-1)[piece.offset : piece.offset + piece.length]
 
 
-def moments(engine: Any) -> dict[str, list[Tensor]]:
-    """The optimizer's moments by name (exp_avg, exp_avg_sq), each like `master_weights`; {} before any step."""
+MOMENTS = ("exp_avg", "exp_avg_sq")  # AdamW has both, Muon the first
+
+
+def moments(engine: Any) -> dict[str, list[Tensor | None]]:
+    """The optimizer's moments by kind, each like `master_weights`, None where a tensor has none (before any step)."""
     state = basic_optimizer(engine).state
-    masters = master_weights(engine)
-    kinds = [k for k, v in state.get(masters[0], {}).items() if torch.is_tensor(v) and v.shape == masters[0].shape]
-    return {kind: [state[master][kind] for master in masters] for kind in kinds if kind != "step"}
+    held = [state.get(master, {}) for master in master_weights(engine)]
+    return {kind: [tensors.get(kind) for tensors in held] for kind in MOMENTS}
 
 
-def set_moments(engine: Any, given: dict[str, list[Tensor]], steps: int) -> None:
+def set_moments(engine: Any, given: dict[str, list[Tensor | None]], steps: int) -> None:
     """Gives the optimizer its moments, tensors like `master_weights`, and the number of steps it has made."""
     optimizer = basic_optimizer(engine)
     for number, master in enumerate(master_weights(engine)):
         device = master.device if optimizer.defaults.get("fused") else "cpu"
         count = torch.tensor(float(steps), dtype=torch.float32, device=device)
-        optimizer.state[master] = {"step": count, **{kind: tensors[number] for kind, tensors in given.items()}}
+        held = {kind: tensors[number] for kind, tensors in given.items() if tensors[number] is not None}
+        optimizer.state[master] = {"step": count, **held} if held else {}
 
 
 def optimizer_steps(engine: Any) -> int:

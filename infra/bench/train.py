@@ -11,20 +11,21 @@ import torch
 from data_specs.spec import Spec, load_spec
 from infra.bench.codes import random_codes
 from infra.bench.rounds import Comparison, compare
-from train.engine import config_of, parameter_groups
+from train.engine import build_optimizer, config_of
 from train.loop import Run, join_ranks
 from train.model import DnDTransformer
 
 STEPS = 4  # measured at a time
 OWN = ["train.steps=1000000", "train.checkpoint_every=1000000", "train.validate_every=1000000", "train.zero_stage=0"]
+OWN += ["train.optimizer=adamw", "train.sample_every=null"]
 
 
-def train(preset: str, rounds: int, batch: int | None) -> Comparison:
-    """Images/s of one process with all its threads; ours at ZeRO stage 0, the same model, optimizer and batch."""
+def train(preset: str, rounds: int, batch: int | None, overrides: list[str]) -> Comparison:
+    """Images/s of one process with all its threads; ours at ZeRO stage 0, the same model, AdamW and batch."""
     os.environ.setdefault("WANDB_MODE", "disabled")
     if not torch.cuda.is_available():
         os.environ.setdefault("DS_ACCELERATOR", "cpu")
-    spec = load_spec(preset, [*OWN, *([f"train.batch_size={batch}"] if batch else [])])
+    spec = load_spec(preset, [*overrides, *OWN, *([f"train.batch_size={batch}"] if batch else [])])
     with tempfile.TemporaryDirectory(prefix="dnd-bench-") as root:
         random_codes(spec, root, 2048, 2)
         join_ranks(timedelta(minutes=5))
@@ -45,8 +46,7 @@ class _Bare:
     def __init__(self, spec: Spec) -> None:
         part, self.spec = spec.train, spec
         self.model = DnDTransformer(config_of(spec)).train()
-        groups = parameter_groups(self.model, part.weight_decay)
-        self.optimizer = torch.optim.AdamW(groups, lr=part.learning_rate, betas=part.betas, fused=True)
+        self.optimizer = build_optimizer(self.model, spec)
         rows, columns = spec.shape.grid
         shape = (part.batch_size, rows * columns, spec.shape.depth)
         self.codes = torch.randint(spec.shape.codebook_size, shape)

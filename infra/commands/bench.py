@@ -8,6 +8,7 @@ from typing import Annotated, Literal
 import typer
 
 from infra.bench.rounds import Comparison
+from infra.commands.options import SetOpt
 
 app = typer.Typer()
 bench = typer.Typer(no_args_is_help=True, help="Ours against a plain baseline, in turns in one process: a ratio.")
@@ -58,11 +59,12 @@ def train(
     preset: PresetOpt = "demo",
     rounds: RoundsOpt = 5,
     batch: Annotated[int | None, typer.Option("--batch", min=1, help="images a step (default: the preset's)")] = None,
+    set_: SetOpt = None,
 ) -> None:
     """A training step with everything around it, against a bare PyTorch step of the same model."""
     from infra.bench.train import train as run
 
-    _say("train", "images", "a bare PyTorch step", run(preset, rounds, batch))
+    _say("train", "images", "a bare PyTorch step", run(preset, rounds, batch, set_ or []))
 
 
 @bench.command()
@@ -77,7 +79,7 @@ def sample(
     reference: Annotated[
         Path | None, typer.Option("--reference", help="a checkout of the authors' code, measured as well")
     ] = None,
-    set_: Annotated[list[str] | None, typer.Option("--set", help="override by dotted key")] = None,
+    set_: SetOpt = None,
 ) -> None:
     """Our decoder against the plain eager loop, and the authors' own code; same weights, dtype and batch."""
     from infra.bench.sample import sample as run
