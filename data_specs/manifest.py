@@ -1,17 +1,24 @@
-"""Manifests: a shard set's receipts merged into one file that also reads as a wids index. Equal work, equal bytes."""
+"""Manifests: a shard set's receipts merged into one file that also reads as a wids index. Equal work, equal bytes.
+
+Of a set of more than PART_SHARDS shards, manifest.json names parts, manifest-NNNN-<sha256[:8]>.json, each of them a
+wids index; `read_manifest` gives the whole.
+"""
 
 from __future__ import annotations
 
+import hashlib
 import json
 from collections import Counter
 from collections.abc import Iterable
 from typing import Any
 
 from data_specs import storage
+from data_specs.digest import digest_of
 from data_specs.receipts import Receipt, valid_receipts
 from data_specs.units import Plan
 
 Manifest = dict[str, Any]
+PART_SHARDS = 10_000
 
 
 def merge(plan: Plan, kind: str, partial: bool = False) -> Manifest:
@@ -22,9 +29,42 @@ def merge(plan: Plan, kind: str, partial: bool = False) -> Manifest:
     manifest, missing = summarise(plan, kind)
     if missing and not partial:
         raise ValueError(f"{plan.set_uri}: {missing} of {plan.num_units} units have no receipt; run the stage again")
-    text = json.dumps(manifest, indent=1, sort_keys=True) + "\n"
-    storage.write_text(storage.join(plan.set_uri, "manifest.json"), text)
+    _store(plan.set_uri, manifest)
     return manifest
+
+
+def _store(set_uri: str, manifest: Manifest) -> None:
+    """Writes the parts, if it is large, then manifest.json; then takes away parts that it names no more."""
+    uri, old = storage.join(set_uri, "manifest.json"), parts_named(set_uri)
+    shards, parts = manifest["shardlist"], list[dict[str, Any]]()
+    if len(shards) > PART_SHARDS:
+        parts = [_store_part(set_uri, manifest, first) for first in range(0, len(shards), PART_SHARDS)]
+        manifest = {key: value for key, value in manifest.items() if key != "shardlist"} | {"parts": parts}
+    storage.write_bytes(uri, _text(manifest))
+    for name in old - {part["url"] for part in parts}:
+        storage.delete(storage.join(set_uri, name))
+
+
+def parts_named(set_uri: str) -> set[str]:
+    """File names of the parts that a set's manifest names."""
+    try:
+        return {part["url"] for part in json.loads(storage.read_text(storage.join(set_uri, "manifest.json")))["parts"]}
+    except (FileNotFoundError, ValueError, KeyError, TypeError):
+        return set()
+
+
+def _store_part(set_uri: str, manifest: Manifest, first: int) -> dict[str, Any]:
+    shards = manifest["shardlist"][first : first + PART_SHARDS]
+    data = _text({key: manifest[key] for key in ("__kind__", "wids_version", "name")} | {"shardlist": shards})
+    sha256 = hashlib.sha256(data).hexdigest()
+    name = f"manifest-{first // PART_SHARDS:04d}-{sha256[:8]}.json"
+    storage.create_if_absent(storage.join(set_uri, name), data)
+    nsamples = sum(entry["nsamples"] for entry in shards)
+    return {"url": name, "nshards": len(shards), "nsamples": nsamples, "sha256": sha256}
+
+
+def _text(value: Any) -> bytes:
+    return (json.dumps(value, indent=1, sort_keys=True) + "\n").encode()
 
 
 def summarise(plan: Plan, kind: str) -> tuple[Manifest, int]:
@@ -32,27 +72,39 @@ def summarise(plan: Plan, kind: str) -> tuple[Manifest, int]:
     totals: Counter[str] = Counter()
     filtered: Counter[str] = Counter()
     rejects: Counter[str] = Counter()
-    shardlist = []
+    shardlist, emptied = list[dict[str, Any]](), list[str]()
     for receipt in valid_receipts(plan.set_uri, plan.digest):
-        _count(receipt, totals, filtered, rejects)
+        count(receipt, totals, filtered, rejects)
         if receipt["tar"]:
             shardlist.append(_entry(receipt))
+        else:
+            emptied += receipt.get("replaces", [])
     missing = plan.num_units - totals["units"]
-    return {
+    manifest = {
         "__kind__": "wids-shard-index-v1",
         "wids_version": 1,
         "format_version": 1,
         "name": kind,
-        "digest": plan.digest,
+        "digest": _digest(plan, shardlist, emptied),
         "complete": missing == 0,
         "totals": {key: totals[key] for key in ("units", "offered", "written", "filtered", "rejected", "bytes")},
         "filtered": dict(sorted(filtered.items())),
         "rejects": dict(sorted(rejects.items())),
         "shardlist": shardlist,
-    }, missing
+    }
+    return manifest | ({"emptied": emptied} if emptied else {}), missing
 
 
-def _count(receipt: Receipt, totals: Counter[str], filtered: Counter[str], rejects: Counter[str]) -> None:
+def _digest(plan: Plan, shardlist: list[dict[str, Any]], emptied: list[str]) -> str:
+    """The plan's digest as long as the set is what was first planned; another once it has grown or lost samples."""
+    replaced = [name for entry in shardlist for name in entry.get("replaces", [])] + emptied
+    if plan.num_parts == 1 and not replaced:
+        return plan.digest
+    return digest_of({"plan": plan.digest, "last": plan.identity, "units": plan.num_units, "replaced": replaced})
+
+
+def count(receipt: Receipt, totals: Counter[str], filtered: Counter[str], rejects: Counter[str]) -> None:
+    """Adds a receipt to the accounts of a set: totals, filtered and rejected by reason."""
     totals["units"] += 1
     totals["offered"] += receipt["offered"]
     totals["written"] += receipt["written"]
@@ -71,13 +123,14 @@ def _entry(receipt: Receipt) -> dict[str, Any]:
         "filesize": tar["bytes"],
         "md5sum": tar["md5"],
         "sha256": tar["sha256"],
+        **({"replaces": receipt["replaces"]} if "replaces" in receipt else {}),
     }
 
 
 def read_manifest(manifest_uri: str) -> Manifest:
     """Reads a whole manifest. Raises ValueError where it is absent, not a manifest, or partial, with what to do."""
     try:
-        manifest = json.loads(storage.read_text(manifest_uri))
+        manifest = load_manifest(manifest_uri)
     except FileNotFoundError:
         raise ValueError(f"{manifest_uri}: no such manifest; run the stage that makes it first") from None
     except ValueError as error:
@@ -87,6 +140,20 @@ def read_manifest(manifest_uri: str) -> Manifest:
     if not manifest.get("complete", True):
         raise ValueError(f"{manifest_uri}: the shard set is not finished; run the stage that makes it again")
     return manifest
+
+
+def load_manifest(manifest_uri: str) -> Any:
+    """What a manifest holds, its parts put together, unchecked. Raises FileNotFoundError, ValueError for no JSON."""
+    manifest = json.loads(storage.read_text(manifest_uri))
+    if not isinstance(manifest, dict) or "parts" not in manifest:
+        return manifest
+    folder, shardlist = manifest_uri.rpartition("/")[0], list[dict[str, Any]]()
+    for part in manifest.pop("parts"):
+        data = storage.read_bytes(storage.join(folder, part["url"]))
+        if hashlib.sha256(data).hexdigest() != part["sha256"]:
+            raise ValueError(f"its part {part['url']} is damaged")
+        shardlist += json.loads(data)["shardlist"]
+    return manifest | {"shardlist": shardlist}
 
 
 def total_rejects(manifests: Iterable[Manifest]) -> dict[str, int]:

@@ -179,16 +179,26 @@ class _S3:
         if itself:
             yield itself
             return
-        prefix = f"{key.rstrip('/')}/" if key else ""
-        pages = iter(self.client.get_paginator("list_objects_v2").paginate(Bucket=bucket, Prefix=prefix))
+        for page in self._pages(uri):
+            for entry in page.get("Contents", []):
+                if not entry["Key"].endswith("/"):
+                    yield FileInfo(f"s3://{bucket}/{entry['Key']}", entry["Size"], entry["ETag"].strip('"'))
+
+    def list_folders(self, uri: str) -> list[str]:
+        bucket, prefixes = _split(uri)[0], (page.get("CommonPrefixes", []) for page in self._pages(uri, Delimiter="/"))
+        return [f"s3://{bucket}/{entry['Prefix'].rstrip('/')}" for page in prefixes for entry in page]
+
+    def _pages(self, uri: str, **options: str) -> Iterator[Any]:
+        """Pages of the listing of a folder."""
+        bucket, key = _split(uri)
+        options |= {"Bucket": bucket, "Prefix": f"{key.rstrip('/')}/" if key else ""}
+        pages = iter(self.client.get_paginator("list_objects_v2").paginate(**options))
         while True:
             with _plain_errors(uri):
                 page = next(pages, None)
             if page is None:
                 return
-            for entry in page.get("Contents", []):
-                if not entry["Key"].endswith("/"):
-                    yield FileInfo(f"s3://{bucket}/{entry['Key']}", entry["Size"], entry["ETag"].strip('"'))
+            yield page
 
     def stat(self, uri: str) -> FileInfo | None:
         head = self._head(uri)

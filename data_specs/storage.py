@@ -37,6 +37,7 @@ class Backend(Protocol):
     def write_bytes(self, uri: str, data: bytes) -> None: ...
     def create_if_absent(self, uri: str, data: bytes) -> bool: ...
     def list_files(self, uri: str) -> Iterator[FileInfo]: ...
+    def list_folders(self, uri: str) -> list[str]: ...
     def stat(self, uri: str) -> FileInfo | None: ...
     def delete(self, uri: str) -> None: ...
     def local_copy(self, uri: str) -> Path: ...
@@ -131,6 +132,11 @@ def create_from_file(path: Path, uri: str) -> bool:
 def list_files(uri: str) -> Iterator[FileInfo]:
     """All files under a folder, at any depth, in order of name. An absent folder is empty."""
     return _backend(uri).list_files(uri)
+
+
+def list_folders(uri: str) -> list[str]:
+    """Addresses of the folders directly in a folder, in order of name."""
+    return _backend(uri).list_folders(uri)
 
 
 def stat(uri: str) -> FileInfo | None:
@@ -250,6 +256,10 @@ class _LocalFiles:
                 yield from self.list_files(entry.path)
             elif not entry.name.endswith(".part"):
                 yield self._info(entry.path, entry.stat())
+
+    def list_folders(self, uri: str) -> list[str]:
+        entries = os.scandir(uri) if os.path.isdir(uri) else ()
+        return sorted(entry.path for entry in entries if entry.is_dir())
 
     def stat(self, uri: str) -> FileInfo | None:
         return self._info(uri, os.stat(uri)) if os.path.isfile(uri) else None

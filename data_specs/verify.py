@@ -4,22 +4,25 @@ from __future__ import annotations
 
 import hashlib
 import io
-import json
+import re
 from collections.abc import Iterator
 
 import numpy as np
 
 from data_specs import storage
-from data_specs.manifest import summarise
+from data_specs.manifest import load_manifest, parts_named, summarise
 from data_specs.receipts import Receipt, parse_receipt, read_receipt_files, receipt_name
 from data_specs.shards import INDEX_DTYPE, index_uri
 from data_specs.units import Plan, read_plan
 
+_MADE = re.compile(r"\.tar$|\.index\.npy$|^manifest-\d{4,}-[0-9a-f]{8}\.json$")
+
 
 def find_shard_sets(root: str) -> list[str]:
     """Folders under a root that hold a shard set (they have a plan)."""
-    names = (f.uri for f in storage.list_files(root))
-    return [uri.removesuffix("/plan.jsonl") for uri in names if uri.endswith("/plan.jsonl")]
+    if storage.exists(storage.join(root, "plan.jsonl")):
+        return [root]
+    return [found for folder in storage.list_folders(root) for found in find_shard_sets(folder)]
 
 
 def verify_set(set_uri: str) -> Iterator[str]:
@@ -43,10 +46,10 @@ def verify_set(set_uri: str) -> Iterator[str]:
 
 
 def _litter(set_uri: str, tars: set[str]) -> list[str]:
-    """Names of tars and indexes other than these tars and theirs."""
-    named = tars | {index_uri(name) for name in tars}
+    """Names of tars and indexes other than these tars and theirs, and of parts that the manifest does not name."""
+    named = tars | {index_uri(name) for name in tars} | parts_named(set_uri)
     files = (f.uri.rpartition("/")[2] for f in storage.list_files(set_uri))
-    return [name for name in files if name.endswith((".tar", ".index.npy")) and name not in named]
+    return [name for name in files if _MADE.search(name) and name not in named]
 
 
 def clean_litter(set_uri: str) -> list[str]:
@@ -137,8 +140,8 @@ def _verify_manifest(plan: Plan) -> Iterator[str]:
         yield f"{uri}: is missing; run the stage again"
         return
     try:
-        stored = json.loads(storage.read_text(uri))
-    except ValueError:
+        stored = load_manifest(uri)
+    except (ValueError, FileNotFoundError):
         stored = None
     if not isinstance(stored, dict):
         yield f"{uri}: not a manifest; run the stage again"

@@ -1,15 +1,19 @@
 """Puts a plan's units on Ray: actors that set up once, bounded work in flight, retries, failures on record.
 
-Ray carries units and receipts only. A setup is a picklable function that returns the stage's `unit -> receipt`.
+Ray carries units and receipts only. A setup is a picklable function that returns the stage's `unit -> receipt`. Each
+actor has one unit at a time; actors join with the nodes of the cluster and are replaced when they go.
 """
 
 from __future__ import annotations
 
+import itertools
 import logging
 import os
-from collections import deque
-from collections.abc import Callable, Iterator
-from typing import Any, NamedTuple
+import socket
+import time
+from collections import Counter, deque
+from collections.abc import Callable
+from typing import Any, NamedTuple, cast
 
 import ray
 
@@ -18,14 +22,19 @@ from data_specs.manifest import Manifest, merge
 from data_specs.progress import Progress
 from data_specs.receipts import Receipt
 from data_specs.units import Plan, Unit
+from pipeline.board import Board
+from pipeline.waiting import DURATIONS, Run, Waiting, straggler
 
 Stage = Callable[[Unit], Receipt]
 Setup = Callable[[], Stage]
+TRIES = 3  # of a unit, and of workers that cannot start
+TICK = 2.0  # seconds between looks at the cluster's size and at stragglers
 log = logging.getLogger(__name__)
 
 
 class Workers(NamedTuple):
-    """How a job uses a cluster: Ray's address (None: embedded), number of actors, and what each one holds."""
+    """How a job uses a cluster: Ray's address (None: embedded), most actors (None: all that fit, as nodes come and
+    go), what each one holds, and how many units may fail before the run ends."""
 
     address: str | None = None
     num_workers: int | None = None
@@ -38,20 +47,28 @@ class UnitsFailed(RuntimeError):
     """Some units failed for good; their reasons stand in NNNNNN.failed.json. A re-run tries them again."""
 
 
-@ray.remote(max_restarts=-1)
+@ray.remote
 class _Worker:
     def __init__(self, setup: Setup) -> None:
-        self.stage = setup()
+        self.setup = setup
 
-    def run(self, unit: Unit) -> tuple[int, str | None]:
-        """(unit's number, why it failed or None). A dead worker is Ray's to report."""
+    def start(self) -> tuple[str, str, str | None]:
+        """(node, host, why it could not start or None)."""
+        where = ray.get_runtime_context().get_node_id(), socket.gethostname()
         try:
-            self.stage(unit)
+            self.stage = self.setup()
+        except Exception as error:
+            return *where, f"{type(error).__name__}: {error}"
+        return *where, None
+
+    def run(self, unit: Unit) -> tuple[Receipt | None, str]:
+        """(receipt, "") or (None, why the unit failed). A dead worker is Ray's to report."""
+        try:
+            return self.stage(unit), ""
         except Exception as error:
             expected = isinstance(error, (OSError, ValueError))  # says enough by itself: a full disk, a changed source
             log.error("unit %s: %s: %s", unit["unit"], type(error).__name__, error, exc_info=not expected)
-            return unit["unit"], f"{type(error).__name__}: {error}"
-        return unit["unit"], None
+            return None, f"{type(error).__name__}: {error}"
 
 
 def connect(workers: Workers) -> None:
@@ -73,74 +90,173 @@ def run_plan(plan: Plan, setup: Setup, workers: Workers, kind: str, task: str, c
     kind: "images" or "codes", as the manifest names it; task: what the progress line is called; counted: what it
     counts, units or what their `count` says. Raises UnitsFailed where units failed three times, saying which and why.
     """
-    done = {receipt["unit"] for receipt in receipts.valid_receipts(plan.set_uri, plan.digest)}
-    if len(done) < plan.num_units:
-        todo = (unit for unit in plan.units() if unit["unit"] not in done)
-        sizes = {unit["unit"]: _size(unit, counted) for unit in plan.units()}
-        progress = Progress(task, sum(sizes.values()), counted, sum(sizes[unit] for unit in done))
-        failures = _run(plan.set_uri, todo, setup, workers, plan.num_units - len(done), progress)
-        if failures:
+    board = Board(plan, receipts.valid_receipts(plan.set_uri, plan.digest))
+    if len(board.done) < plan.num_units:
+        progress = Progress(task, *_amounts(plan, board.done, counted))
+        connect(workers)
+        if failures := _Job(board, setup, workers, progress).run():
             shown = "; ".join(f"unit {unit}: {reason}" for unit, reason in sorted(failures.items())[:5])
             raise UnitsFailed(
                 f"{plan.set_uri}: {len(failures)} units failed ({shown}); run the command again to retry them"
             )
-    return merge(plan, kind)
+    manifest = merge(plan, kind)
+    board.take_down()
+    return manifest
+
+
+def _amounts(plan: Plan, done: set[int], counted: str) -> tuple[int, str, int]:
+    """(all, what is counted, done) for the progress line."""
+    if counted == "units":
+        return plan.num_units, counted, len(done)
+    sizes = {unit["unit"]: _size(unit, counted) for unit in plan.units()}
+    return sum(sizes.values()), counted, sum(sizes[unit] for unit in done)
 
 
 def _size(unit: Unit, counted: str) -> int:
     return 1 if counted == "units" else int(unit["count"])
 
 
-def _run(
-    set_uri: str, todo: Iterator[Unit], setup: Setup, workers: Workers, left: int, progress: Progress
-) -> dict[int, str]:
-    """Keeps each actor busy with one unit and one waiting; returns the reasons of units that failed three times."""
-    connect(workers)
-    actors = _actors(setup, workers, left)
-    idle, running = deque(actors * 2), dict[Any, tuple[Any, Unit]]()
-    again, tries, failures = deque[Unit](), dict[int, int](), dict[int, str]()
-    while True:
-        while idle and (unit := again.popleft() if again else next(todo, None)):
-            actor = idle.popleft()
-            running[actor.run.remote(unit)] = (actor, unit)
-        if not running:
-            progress.finish(f"{len(failures)} failed" if failures else "")
-            return failures
-        ready, _ = ray.wait(list(running), num_returns=1)
-        actor, unit = running.pop(ready[0])
-        idle.append(actor)
-        reason = _result(ready[0])
-        if reason is None:
-            progress.advance(_size(unit, progress.unit))
-            continue
-        tries[unit["unit"]] = tries.get(unit["unit"], 0) + 1
-        if tries[unit["unit"]] < 3:
-            again.append(unit)
-            continue
-        failures[unit["unit"]] = reason
-        receipts.record_failure(set_uri, unit["unit"], reason)
-        if len(failures) >= workers.max_failures:
-            return failures
+class _Crew:
+    """The actors of a run: as many as are wanted and fit, started and replaced as nodes come and go."""
+
+    def __init__(self, setup: Setup, workers: Workers) -> None:
+        self.setup, self.workers, self.refused, self.next_look = setup, workers, 0, 0.0
+        self.actors, self.starting = dict[int, Any](), dict[Any, int]()
+        self.nodes, self.hosts, self.idle = dict[int, str](), dict[int, str](), deque[int]()
+        self.numbers = itertools.count()
+
+    def resize(self, left: int) -> None:
+        """Now and then: starts workers that are wanted for the `left` units, ends those that wait in vain or idle."""
+        if time.monotonic() < self.next_look:
+            return
+        self.next_look = time.monotonic() + TICK
+        wanted = min(self.workers.num_workers or max(self._fitting(), 1), left)
+        for _ in range(wanted - len(self.actors)):
+            self._start()
+        for reference in list(self.starting)[: max(len(self.actors) - wanted, 0)]:
+            self._end(self.starting.pop(reference))
+        while self.idle and len(self.nodes) > 2 * left:  # as many again may take up stragglers
+            self._end(self.idle.pop())
+
+    def _fitting(self) -> int:
+        """Workers that fit on the nodes that are alive."""
+        resources = [node["Resources"] for node in ray.nodes() if node["Alive"]]
+        if self.workers.gpus:
+            return sum(int(has.get("GPU", 0) // self.workers.gpus) for has in resources)
+        return sum(int(has.get("CPU", 0) // self.workers.cpus) for has in resources)
+
+    def _start(self) -> None:
+        worker, number = cast(Any, _Worker), next(self.numbers)
+        options = {"num_cpus": self.workers.cpus, "num_gpus": self.workers.gpus, "scheduling_strategy": "SPREAD"}
+        self.actors[number] = worker.options(**options).remote(self.setup)
+        self.starting[self.actors[number].start.remote()] = number
+
+    def _end(self, worker: int) -> None:
+        ray.kill(self.actors.pop(worker))
+        self.nodes.pop(worker, None)
+
+    def admit(self, reference: Any) -> None:
+        """A worker has started, and idles from now on; or it could not. Raises UnitsFailed where none can."""
+        worker = self.starting.pop(reference)
+        try:
+            self.nodes[worker], self.hosts[worker], error = ray.get(reference)
+        except ray.exceptions.RayError as lost:
+            error = " ".join(str(lost).split())[:300]
+        if error is None:
+            self.idle.append(worker)
+            return
+        self._end(worker)
+        self.refused += 1
+        if self.refused >= TRIES and not self.nodes:
+            raise UnitsFailed(f"no worker could start: {error}")
+
+    def result(self, reference: Any, worker: int) -> tuple[Receipt | None, str, bool]:
+        """(receipt, "", True), or (None, why the try failed, whether it counts: the loss of a node does not)."""
+        try:
+            receipt, reason = ray.get(reference)
+            self.idle.append(worker)
+            return receipt, reason, True
+        except ray.exceptions.RayError as error:
+            node = self.nodes[worker]
+            self._end(worker)
+            self.next_look = 0.0
+            alive = any(one["Alive"] for one in ray.nodes() if one["NodeID"] == node)
+            return None, f"the worker died: {' '.join(str(error).split())[:300]}", alive
+
+    def close(self) -> None:
+        """Ends all workers, with those that still run a unit which another has finished."""
+        for worker in list(self.actors):
+            self._end(worker)
 
 
-def _result(reference: Any) -> str | None:
-    """Why the unit failed, or None; the death of a worker or node counts as a try that failed."""
-    try:
-        return ray.get(reference)[1]
-    except ray.exceptions.RayActorError as error:
-        return f"the worker died: {' '.join(str(error).split())[:300]}"
-    except ray.exceptions.RayTaskError as error:
-        return f"the worker could not start: {error.cause}"
+class _Job:
+    """One run over what is left of a plan: who works on which unit, what failed and why."""
 
+    def __init__(self, board: Board, setup: Setup, workers: Workers, progress: Progress) -> None:
+        self.board, self.progress, self.max_failures = board, progress, workers.max_failures
+        done = frozenset(board.done)
+        self.waiting = Waiting(unit for unit in board.plan.units() if unit["unit"] not in done)
+        self.crew, self.running = _Crew(setup, workers), dict[Any, Run]()
+        self.tries, self.failures = Counter[int](), dict[int, str]()
+        self.durations = deque[float](maxlen=DURATIONS)
 
-def _actors(setup: Setup, workers: Workers, num_units: int) -> list[Any]:
-    available = ray.cluster_resources()
-    fits = (
-        int(available.get("GPU", 0) // workers.gpus) if workers.gpus else int(available.get("CPU", 1) // workers.cpus)
-    )
-    number = min(workers.num_workers or max(fits, 1), num_units)
-    worker: Any = _Worker
-    return [worker.options(num_cpus=workers.cpus, num_gpus=workers.gpus).remote(setup) for _ in range(number)]
+    def run(self) -> dict[int, str]:
+        """Runs the units; returns the reasons of those that failed for good."""
+        try:
+            while (left := self._left()) and len(self.failures) < self.max_failures:
+                self.crew.resize(left)
+                self._hand_out()
+                self.board.show(self.running.values(), self.crew.hosts, len(self.failures))
+                ready, _ = ray.wait([*self.running, *self.crew.starting], num_returns=1, timeout=TICK)
+                for reference in ready:
+                    self._settle(reference) if reference in self.running else self.crew.admit(reference)
+        finally:
+            self.crew.close()
+        self.board.show([], {}, len(self.failures), ended=True)
+        self.progress.finish(f"{len(self.failures)} failed" if self.failures else "")
+        return self.failures
+
+    def _left(self) -> int:
+        return self.board.plan.num_units - len(self.board.done) - len(self.failures)
+
+    def _hand_out(self) -> None:
+        """Gives each idle worker a unit that waits; where none does, a straggler once more, elsewhere if it can."""
+        idle = self.crew.idle
+        while idle and self.waiting:
+            self._give(worker := idle.popleft(), self.waiting.take(self.crew.nodes[worker]))
+        while idle and (slow := straggler(self.running.values(), self.durations, time.monotonic())):
+            elsewhere = (worker for worker in idle if self.crew.nodes[worker] != self.crew.nodes[slow.worker])
+            idle.remove(worker := next(elsewhere, idle[0]))
+            log.warning("unit %s takes long on %s: started once more", slow.unit["unit"], self.crew.hosts[slow.worker])
+            self._give(worker, slow.unit)
+
+    def _give(self, worker: int, unit: Unit) -> None:
+        self.running[self.crew.actors[worker].run.remote(unit)] = Run(worker, unit, time.monotonic())
+
+    def _settle(self, reference: Any) -> None:
+        """One try of a unit has ended: well, or badly; of two tries the first that ends well counts."""
+        run = self.running.pop(reference)
+        node = self.crew.nodes[run.worker]
+        receipt, reason, counts = self.crew.result(reference, run.worker)
+        if not counts:
+            self.waiting.leave(node)
+        number = run.unit["unit"]
+        if receipt is None:
+            if number not in self.board.done and all(other.unit["unit"] != number for other in self.running.values()):
+                self._fail(run.unit, reason, counts)
+        elif number not in self.board.done:
+            self.board.add(receipt)
+            self.durations.append(time.monotonic() - run.since)
+            self.progress.advance(_size(run.unit, self.progress.unit))
+
+    def _fail(self, unit: Unit, reason: str, counts: bool) -> None:
+        number = unit["unit"]
+        self.tries[number] += counts
+        if self.tries[number] < TRIES:
+            self.waiting.put_back(unit)
+            return
+        self.failures[number] = reason
+        receipts.record_failure(self.board.plan.set_uri, number, reason)
 
 
 def resolve(root: str, uri: str) -> str:

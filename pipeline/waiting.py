@@ -1,0 +1,75 @@
+"""Which unit a worker gets next: those of one affinity to one node where possible, stragglers a second time at the end.
+
+Pure bookkeeping: who runs what, and since when, is told by the runner.
+"""
+
+from __future__ import annotations
+
+from collections import Counter, deque
+from collections.abc import Iterable, Iterator
+from itertools import islice
+from statistics import median
+from typing import NamedTuple
+
+from data_specs.units import Unit
+
+AHEAD = 4096  # units read ahead of the plan, to find some whose affinity is at home on the asking node
+STRAGGLER_FACTOR, STRAGGLER_SECONDS = 3.0, 30.0  # times the median, and at least this long
+DURATIONS = 1000  # latest durations that the median is taken of
+
+
+class Waiting:
+    """Units of a plan that nobody works on yet; memory holds at most AHEAD of them and those put back."""
+
+    def __init__(self, todo: Iterator[Unit]) -> None:
+        self.todo, self.ahead = todo, deque(islice(todo, AHEAD))
+        self.homes: dict[str, str] = {}
+
+    def __bool__(self) -> bool:
+        return bool(self.ahead)
+
+    def put_back(self, unit: Unit) -> None:
+        """A unit to be tried again."""
+        self.ahead.append(unit)
+
+    def take(self, node: str) -> Unit:
+        """A unit for a worker on this node; there must be one.
+
+        The first one that is at home here or nowhere yet, else the first: an idle worker costs more than a second
+        fetch. A unit without `affinity` is at home everywhere.
+        """
+        place = next((n for n, unit in enumerate(self.ahead) if self._suits(unit, node)), 0)
+        unit = self.ahead[place]
+        del self.ahead[place]
+        self.ahead.extend(islice(self.todo, 1))
+        if affinity := unit.get("affinity"):
+            self.homes.setdefault(affinity, node)
+        return unit
+
+    def _suits(self, unit: Unit, node: str) -> bool:
+        affinity = unit.get("affinity")
+        return affinity is None or self.homes.get(affinity, node) == node
+
+    def leave(self, node: str) -> None:
+        """Forgets a node that is gone: what was at home there finds another."""
+        self.homes = {affinity: home for affinity, home in self.homes.items() if home != node}
+
+
+class Run(NamedTuple):
+    """One try of a unit: who works on it, and since when (monotonic seconds)."""
+
+    worker: int
+    unit: Unit
+    since: float
+
+
+def straggler(running: Iterable[Run], durations: deque[float], now: float) -> Run | None:
+    """The run that takes longest, if far longer than others took, and its unit is on one worker only; else None."""
+    runs = list(running)
+    copies = Counter(run.unit["unit"] for run in runs)
+    alone = [run for run in runs if copies[run.unit["unit"]] == 1]
+    if len(durations) < 3 or not alone:
+        return None
+    longest = min(alone, key=lambda run: run.since)
+    limit = max(STRAGGLER_SECONDS, STRAGGLER_FACTOR * median(durations))
+    return longest if now - longest.since > limit else None
