@@ -27,12 +27,18 @@ def decode_fields(key: str, fields: dict[str, bytes]) -> Item:
     """
     item: Item = {"__key__": key}
     if "png" in fields:
-        item["image"] = np.array(Image.open(io.BytesIO(fields["png"])).convert("RGB"))
+        item["image"] = decode_image(fields["png"])
     if "codes.npy" in fields:
         item["codes"] = np.load(io.BytesIO(fields["codes.npy"]), allow_pickle=False)
     item["cls"] = int(fields["cls"])
     item["json"] = json.loads(fields["json"])
     return item
+
+
+def decode_image(data: bytes) -> np.ndarray:
+    """The pixels uint8 [H, W, 3] of an encoded image."""
+    image = Image.open(io.BytesIO(data))
+    return np.array(image if image.mode == "RGB" else image.convert("RGB"))
 
 
 class ShardSet(Sequence[Item]):

@@ -16,7 +16,7 @@ from itertools import islice
 import numpy as np
 import torch
 
-from data_specs.reader import decode_fields
+from data_specs.reader import decode_image
 from data_specs.receipts import Receipt, commit
 from data_specs.shards import Shard
 from data_specs.spec import Spec
@@ -62,7 +62,7 @@ def _view_kind(spec: Spec, split: str) -> ViewKind:
 
 
 def _load(shard: Shard, number: int, size: int, kind: ViewKind) -> np.ndarray:
-    return make_views(decode_fields("", shard.fields(number))["image"], size, kind)
+    return make_views(decode_image(shard.fields(number)["png"]), size, kind)
 
 
 def _ahead(pool: ThreadPoolExecutor, blocks: int, total: int, load: Callable[[int], Views]) -> Iterator[Views]:
