@@ -8,7 +8,7 @@ from __future__ import annotations
 import logging
 import os
 from collections import deque
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any, NamedTuple
 
 import ray
@@ -53,6 +53,10 @@ class _Worker:
             return unit["unit"], f"{type(error).__name__}: {error}"
         return unit["unit"], None
 
+    @ray.method(max_task_retries=2)
+    def call(self, task: Any) -> Any:
+        return self.stage(task)
+
 
 def connect(workers: Workers) -> None:
     """Joins the cluster named by the address or RAY_ADDRESS, else starts an embedded Ray."""
@@ -85,6 +89,29 @@ def run_plan(plan: Plan, setup: Setup, workers: Workers, kind: str, task: str, c
                 f"{plan.set_uri}: {len(failures)} units failed ({shown}); run the command again to retry them"
             )
     return merge(plan, kind)
+
+
+def run_tasks(setup: Callable[[], Callable[[Any], Any]], tasks: Sequence[Any], workers: Workers) -> Iterator[Any]:
+    """What the stage returns for each task, in their order; for results that are small and need no receipt.
+
+    At most two tasks an actor are under way. An error of the stage ends the iteration and is raised as it was there.
+    """
+    connect(workers)
+    actors, waiting = _actors(setup, workers, len(tasks)), deque[Any]()
+    for number, task in enumerate(tasks):
+        waiting.append(actors[number % len(actors)].call.remote(task))
+        if len(waiting) == 2 * len(actors):
+            yield _value(waiting.popleft())
+    yield from map(_value, waiting)
+
+
+def _value(reference: Any) -> Any:
+    try:
+        return ray.get(reference)
+    except ray.exceptions.RayTaskError as error:
+        raise error.cause from None
+    except ray.exceptions.RayActorError as error:
+        raise UnitsFailed(f"a worker died: {' '.join(str(error).split())[:300]}; run the command again") from None
 
 
 def _size(unit: Unit, counted: str) -> int:
