@@ -423,6 +423,7 @@ class Sample(Part):
     given: Given | None = None
     ema: bool = True
     dtype: Literal["float32", "bfloat16", "int8"] = Field("float32", description="int8: weights only, in bfloat16")
+    threads: int = Field(1, ge=1, description="cores of a worker on CPUs; decides bytes")
     images_per_unit: int = Field(1024, ge=1)
     rounding: Literal["truncate", "nearest"] = Field("nearest", description="truncate: as the authors' script")
 

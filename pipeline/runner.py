@@ -12,7 +12,7 @@ import os
 import socket
 import time
 from collections import Counter, deque
-from collections.abc import Callable
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any, NamedTuple, cast
 
 import ray
@@ -50,7 +50,7 @@ class UnitsFailed(RuntimeError):
 @ray.remote
 class _Worker:
     def __init__(self, setup: Setup) -> None:
-        self.setup = setup
+        self.setup, self.stage = setup, cast(Any, None)
 
     def start(self) -> tuple[str, str, str | None]:
         """(node, host, why it could not start or None)."""
@@ -69,6 +69,12 @@ class _Worker:
             expected = isinstance(error, (OSError, ValueError))  # says enough by itself: a full disk, a changed source
             log.error("unit %s: %s: %s", unit["unit"], type(error).__name__, error, exc_info=not expected)
             return None, f"{type(error).__name__}: {error}"
+
+    @ray.method(max_task_retries=2)
+    def call(self, task: Any) -> Any:
+        """For `run_tasks`: what the stage returns. An actor that was restarted sets up anew."""
+        self.stage = self.stage or self.setup()
+        return self.stage(task)
 
 
 def connect(workers: Workers) -> None:
@@ -112,6 +118,43 @@ def _amounts(plan: Plan, done: set[int], counted: str) -> tuple[int, str, int]:
     return sum(sizes.values()), counted, sum(sizes[unit] for unit in done)
 
 
+def run_tasks(setup: Callable[[], Callable[[Any], Any]], tasks: Sequence[Any], workers: Workers) -> Iterator[Any]:
+    """What the stage returns for each task, in their order; for results that are small and need no receipt.
+
+    At most two tasks an actor are under way. An error of the stage ends the iteration and is raised as it was there.
+    """
+    connect(workers)
+    number = min(workers.num_workers or max(_fitting(workers), 1), len(tasks))
+    actors, waiting = [_worker(setup, workers, max_restarts=2) for _ in range(number)], deque[Any]()
+    for number, task in enumerate(tasks):
+        waiting.append(actors[number % len(actors)].call.remote(task))
+        if len(waiting) == 2 * len(actors):
+            yield _value(waiting.popleft())
+    yield from map(_value, waiting)
+
+
+def _value(reference: Any) -> Any:
+    try:
+        return ray.get(reference)
+    except ray.exceptions.RayTaskError as error:
+        raise error.cause from None
+    except ray.exceptions.RayActorError as error:
+        raise UnitsFailed(f"a worker died: {' '.join(str(error).split())[:300]}; run the command again") from None
+
+
+def _worker(setup: Callable[[], Any], workers: Workers, **options: Any) -> Any:
+    resources = {"num_cpus": workers.cpus, "num_gpus": workers.gpus, "scheduling_strategy": "SPREAD"}
+    return cast(Any, _Worker).options(**resources, **options).remote(setup)
+
+
+def _fitting(workers: Workers) -> int:
+    """Workers that fit on the nodes that are alive."""
+    resources = [node["Resources"] for node in ray.nodes() if node["Alive"]]
+    if workers.gpus:
+        return sum(int(has.get("GPU", 0) // workers.gpus) for has in resources)
+    return sum(int(has.get("CPU", 0) // workers.cpus) for has in resources)
+
+
 def _size(unit: Unit, counted: str) -> int:
     return 1 if counted == "units" else int(unit["count"])
 
@@ -130,7 +173,7 @@ class _Crew:
         if time.monotonic() < self.next_look:
             return
         self.next_look = time.monotonic() + TICK
-        wanted = min(self.workers.num_workers or max(self._fitting(), 1), left)
+        wanted = min(self.workers.num_workers or max(_fitting(self.workers), 1), left)
         for _ in range(wanted - len(self.actors)):
             self._start()
         for reference in list(self.starting)[: max(len(self.actors) - wanted, 0)]:
@@ -138,17 +181,9 @@ class _Crew:
         while self.idle and len(self.nodes) > 2 * left:  # as many again may take up stragglers
             self._end(self.idle.pop())
 
-    def _fitting(self) -> int:
-        """Workers that fit on the nodes that are alive."""
-        resources = [node["Resources"] for node in ray.nodes() if node["Alive"]]
-        if self.workers.gpus:
-            return sum(int(has.get("GPU", 0) // self.workers.gpus) for has in resources)
-        return sum(int(has.get("CPU", 0) // self.workers.cpus) for has in resources)
-
     def _start(self) -> None:
-        worker, number = cast(Any, _Worker), next(self.numbers)
-        options = {"num_cpus": self.workers.cpus, "num_gpus": self.workers.gpus, "scheduling_strategy": "SPREAD"}
-        self.actors[number] = worker.options(**options).remote(self.setup)
+        number = next(self.numbers)
+        self.actors[number] = _worker(self.setup, self.workers)
         self.starting[self.actors[number].start.remote()] = number
 
     def _end(self, worker: int) -> None:

@@ -26,8 +26,12 @@ from train.weights import load_transformer
 
 
 def sample(spec: Spec, root: str, workers: Workers) -> Manifest:
-    """Draws spec.sample.num images' codes into ROOT/samples/NAME/codes; image i draws from (seed, i)."""
+    """Draws spec.sample.num images' codes into ROOT/samples/NAME/codes; image i draws from (seed, i).
+
+    A worker holds the whole model: one a GPU, or one a group of spec.sample.threads cores.
+    """
     plan = _plan(spec, root)
+    workers = workers if workers.gpus else workers._replace(cpus=float(spec.sample.threads))
     refuse_misfit(spec, storage.join(root, "transformer", "transformer.json"))
     return run_plan(plan, partial(_setup, spec, root, plan), workers, "codes", f"sample {spec.sample.name}", "images")
 
@@ -87,6 +91,7 @@ def refuse_misfit(spec: Spec, uri: str) -> None:
 
 def _setup(spec: Spec, root: str, plan: Plan) -> Stage:
     """Runs once in each worker: loads the transformer and returns the stage."""
+    torch.set_num_threads(spec.sample.threads)
     folder = storage.local_folder(storage.join(root, "transformer"))
     dtype = torch.float32 if spec.sample.dtype == "float32" else torch.bfloat16
     model = load_transformer(folder, ema=spec.sample.ema, device=pick_device(), dtype=dtype)

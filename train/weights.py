@@ -95,6 +95,14 @@ def import_transformer(checkpoint: str | Path, folder: str | Path, config: Trans
         file.write((json.dumps(asdict(config), indent=1) + "\n").encode())
 
 
+def size_of_released(checkpoint: str | Path) -> str | None:
+    """The size of the table (B ... XXXL) that a released file's weights have; None where they have none of them."""
+    weights, _ = _released_weights(Path(checkpoint), safe_torch_load(Path(checkpoint)))
+    width = tuple(weights["tok_embeddings.weight"].shape)[-1:] if "tok_embeddings.weight" in weights else ()
+    found = (len({name.split(".")[1] for name in weights if name.startswith("layers.")}), *width)
+    return next((name for name, (layers, _, dim) in SIZES.items() if found == (layers, dim)), None)
+
+
 def export_transformer(folder: str | Path, checkpoint: str | Path) -> None:
     """Writes a transformer folder as the released files are: weights under `model`, their moving average under `ema`.
 

@@ -6,13 +6,17 @@ import hashlib
 import json
 import sys
 import tempfile
+from functools import partial
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
 import typer
 
 from data_specs import open_shards, storage
-from infra.commands.options import RootOpt, SetOpt, SpecArg, open_root
+from infra.commands.options import RootOpt, SetOpt, SpecArg, compute_workers, open_root
+from pipeline.runner import Workers
+from train.evaluation.results import compare as compare_results
+from train.evaluation.results import set_inputs, with_provenance
 
 app = typer.Typer()
 evaluate = typer.Typer(no_args_is_help=True, help="Scores: the FID family, rOCR, PPL-OCR, and the report's summary.")
@@ -21,6 +25,9 @@ app.add_typer(evaluate, name="evaluate")
 NameOpt = Annotated[str | None, typer.Option("--name", help="the result is ROOT/evaluation/NAME.json")]
 EngineOpt = Annotated[str, typer.Option("--engine", help="tesseract, or the folder of a Qwen2-VL model")]
 DeviceOpt = Annotated[str, typer.Option("--device", help="cpu, cuda, cuda:1 …")]
+WorkersOpt = Annotated[
+    int | None, typer.Option("--workers", min=1, help="Ray actors that share the work (default: this process alone)")
+]
 SamplesOpt = Annotated[str, typer.Option("--samples", help="image shard set of generated images, under the root")]
 
 
@@ -55,6 +62,7 @@ def images(
     ),
     name: NameOpt = None,
     device: DeviceOpt = "cpu",
+    workers: WorkersOpt = None,
 ) -> None:
     """FID, sFID, Inception Score, precision and recall as the ADM evaluator computes them.
 
@@ -62,6 +70,7 @@ def images(
     """
     from train.evaluation.features import load_extractor
     from train.evaluation.fid import evaluate_images
+    from train.evaluation.job import extract_on
     from train.evaluation.references import open_reference
     from train.evaluation.sources import open_images
 
@@ -72,6 +81,7 @@ def images(
         load_extractor(extractor, device),
         forced=force,
         device=device,
+        extract_set=partial(extract_on, compute_workers(None, workers), extractor) if workers else None,
     )
     _write(root, name or metric, result, result["figures"])
 
@@ -90,20 +100,18 @@ def rocr(
     num: Annotated[int, typer.Option("--num", min=1, help="images read, evenly over the set")] = 1000,
     name: NameOpt = None,
     device: DeviceOpt = "cpu",
+    workers: WorkersOpt = None,
 ) -> None:
     """How much text survives in reconstructions: ROUGE-1/2/L, CER, WER, word accuracy. A killed run goes on."""
     from train.evaluation.ocr import load_engine
     from train.evaluation.reading import evaluate_rocr
 
-    root = storage.absolute(root)
-    result = evaluate_rocr(
-        _open(root, reconstructions),
-        _open(root, originals),
-        load_engine(engine, device),
-        _records(root),
-        against_ocr=against_ocr,
-        num_images=num,
-    )
+    root, reader = storage.absolute(root), load_engine(engine, device)
+    made, truth, records = _open(root, reconstructions), _open(root, originals), _records(root)
+    to_read = {"reconstructed": made, "real": truth} if against_ocr else {"reconstructed": made}
+    _read(root, to_read, reader, engine, num, workers)
+    result = evaluate_rocr(made, truth, reader, records, against_ocr=against_ocr, num_images=num)
+    result["inputs"] = set_inputs({"reconstructions": made, "originals": truth})
     _write(root, name or "rocr", result, {k: v for k, v in result.items() if isinstance(v, float)})
 
 
@@ -120,24 +128,21 @@ def ppl_ocr(
     num: Annotated[int, typer.Option("--num", min=1, help="images of each set")] = 250,
     name: NameOpt = None,
     device: DeviceOpt = "cpu",
+    workers: WorkersOpt = None,
 ) -> None:
     """Perplexity of the text that OCR reads from generated images, and from real ones as the bound."""
     from train.evaluation.ngram import train_ngram
     from train.evaluation.ocr import load_engine
     from train.evaluation.perplexity import TransformersModel
     from train.evaluation.reading import evaluate_ppl_ocr
-    from train.evaluation.words import vocabulary
+    from train.evaluation.words import drawn_texts, vocabulary
 
-    root = storage.absolute(root)
-    texts = [item["json"].get("text", "") for item in _open(root, "images/train")]
-    result = evaluate_ppl_ocr(
-        {"real": _open(root, real), "generated": _open(root, samples)},
-        load_engine(engine, device),
-        TransformersModel(model, device) if model else train_ngram(texts),
-        vocabulary(texts),
-        _records(root),
-        num_images=num,
-    )
+    root, reader = storage.absolute(root), load_engine(engine, device)
+    sets, train = {"real": _open(root, real), "generated": _open(root, samples)}, _open(root, "images/train")
+    language = TransformersModel(model, device) if model else train_ngram(drawn_texts(train))
+    _read(root, sets, reader, engine, num, workers)
+    result = evaluate_ppl_ocr(sets, reader, language, vocabulary(drawn_texts(train)), _records(root), num_images=num)
+    result["inputs"] = set_inputs({**sets, "training text": train})
     figures = {f"{kind} perplexity per {result['unit']}": result[kind]["perplexity"] for kind in ("real", "generated")}
     figures |= {f"{kind} real words": result[kind]["words"]["share"] for kind in ("real", "generated")}
     _write(root, name or "ppl-ocr", result, figures)
@@ -148,10 +153,8 @@ def compare(
     first: Annotated[str, typer.Argument(metavar="ROOT1")], second: Annotated[str, typer.Argument(metavar="ROOT2")]
 ) -> None:
     """The evaluations of two roots side by side, and the assumptions in which they differ."""
-    from train.evaluation.results import compare as run
-
     roots = [_results(storage.absolute(root)) for root in (first, second)]
-    result = run(*roots)
+    result = compare_results(*roots)
     for row in result["figures"]:
         difference = "" if row["difference"] is None else f"{row['difference']:+.4g}"
         print(f"{row['name']:56} {_short(row['a']):>10} {_short(row['b']):>10} {difference:>10}")
@@ -173,6 +176,17 @@ def _open(root: str, name: str) -> Any:
     return open_shards(storage.join(root, name))
 
 
+def _read(root: str, sets: dict[str, Any], reader: Any, engine: str, num: int, workers: int | None) -> None:
+    """Has workers read the first `num` images of each set, where they are asked for."""
+    from train.evaluation.job import read_on
+    from train.evaluation.ocr import TESSERACT
+    from train.evaluation.reading import spread
+
+    if workers:
+        use = Workers(None, workers) if engine == TESSERACT else compute_workers(None, workers)
+        read_on(use, reader, engine, _records(root), {k: (v, spread(len(v), num)) for k, v in sets.items()})
+
+
 def _records(root: str) -> Path:
     """Where what OCR read is remembered: beside the results; for a remote root, in this machine's temporary folder."""
     if not storage.is_remote(root):
@@ -181,8 +195,6 @@ def _records(root: str) -> Path:
 
 
 def _write(root: str, name: str, result: dict[str, Any], figures: dict[str, Any]) -> None:
-    from train.evaluation.results import with_provenance
-
     uri = storage.join(storage.absolute(root), "evaluation", f"{name}.json")
     storage.write_text(uri, json.dumps(with_provenance(result, sys.argv), indent=1) + "\n")
     for figure, value in figures.items():

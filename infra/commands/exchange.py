@@ -8,7 +8,7 @@ from typing import Annotated
 import typer
 
 from data_specs import storage
-from data_specs.spec import load_spec
+from data_specs.spec import SIZES, load_spec
 from infra.commands.options import RootOpt
 
 app = typer.Typer()
@@ -45,13 +45,19 @@ def import_transformer(
     path: PathArg,
     root: RootOpt,
     preset: Annotated[str, typer.Option("--preset", help="preset or YAML file that it was trained by")],
-    size: Annotated[str | None, typer.Option("--size", help="XXL, XXXL …  (default: the preset's)")] = None,
+    size: Annotated[
+        str | None, typer.Option("--size", help="XXL, XXXL …  (default: what the file's weights say)")
+    ] = None,
 ) -> None:
     """A released transformer into ROOT/transformer; refuses one that is not of this preset and size."""
     from train.engine import config_of
     from train.weights import import_transformer as read
+    from train.weights import size_of_released
 
     spec = load_spec(preset, [f"transformer.size={size}"] if size else [])
+    found = size_of_released(path) if not size and spec.transformer.size else None
+    if found and SIZES[found][0] == spec.transformer.dimensions[0]:  # XXL and XXXL share their presets
+        size, spec = found, load_spec(preset, [f"transformer.size={found}"])
     folder = storage.join(storage.absolute(root), "transformer")
     _refuse_used(folder)
     with storage.writable_folder(folder) as local:

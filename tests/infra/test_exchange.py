@@ -14,7 +14,7 @@ from tokenize_jobs.rqvae import RQVAE
 from tokenize_jobs.weights import load_tokenizer, save_tokenizer
 from train.engine import config_of
 from train.model import DnDTransformer
-from train.weights import import_transformer, load_transformer
+from train.weights import import_transformer, load_transformer, size_of_released
 
 TINY = Path(__file__).parent.parent / "tiny.yaml"
 
@@ -42,6 +42,20 @@ def test_a_transformer_goes_out_and_comes_back(root: Path, tmp_path: Path) -> No
     assert all(torch.equal(before[name], after[name]) for name in before)
     again = dnd("import", "transformer", tmp_path / "t.pt", "--preset", TINY, "--root", tmp_path / "new")
     assert again.returncode == 1 and "something already" in again.stderr
+
+
+def test_the_size_is_what_the_weights_say(tmp_path: Path) -> None:
+    for size, heads in (("XXL", "[39,47]"), ("XXXL", "[39,47]"), ("B", "[9,11]")):
+        with torch.device("meta"):
+            changes = [f"transformer.size={size}", f"transformer.head_layers={heads}"]
+            shapes = DnDTransformer(config_of(load_spec("imagenet_16x16x2", changes))).state_dict()
+        state = {f"module.{name}": torch.zeros(1).expand(t.shape) for name, t in shapes.items()}
+        torch.save({"module": state}, tmp_path / f"{size}.pt")
+        assert size_of_released(tmp_path / f"{size}.pt") == size
+    torch.save({"layers.0.w": torch.zeros(1)}, tmp_path / "other.pt")
+    assert size_of_released(tmp_path / "other.pt") is None
+    wrong = dnd("import", "transformer", tmp_path / "B.pt", "--preset", "imagenet_16x16x2", "--root", tmp_path / "r")
+    assert wrong.returncode == 1 and "12 layers of width 768" in wrong.stderr and "Traceback" not in wrong.stderr
 
 
 def test_a_tokenizer_goes_out_and_comes_back(root: Path, tmp_path: Path) -> None:

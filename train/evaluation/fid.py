@@ -1,67 +1,65 @@
-"""The FID family over sets of images: features on slices (one a rank), merged, and every figure with its true name."""
+"""The FID family over sets of images: features of pieces of a set, merged, and every figure with its true name."""
 
 from __future__ import annotations
 
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
+from itertools import islice
 from typing import Any
 
 import numpy as np
 
-from train.evaluation.features import Extractor, load_extractor
-from train.evaluation.frechet import Moments, frechet_distance
+from train.evaluation.features import Extractor, Features
+from train.evaluation.frechet import Moments, frechet_distance, moments_of
 from train.evaluation.inception_score import ScoreSums
 from train.evaluation.manifolds import NEIGHBOURS, precision_recall
 from train.evaluation.references import Gaussian, Reference, check_reference
-from train.evaluation.sources import ImageSet, open_images, slice_of
+from train.evaluation.sources import ImageSet
 
 BATCH = 64
+PIECE = 16 * BATCH  # images whose features go into the moments together; what a worker takes at a time
 MANIFOLD_IMAGES = 50_000  # larger sets are thinned evenly to this many for precision and recall
 
 
 @dataclass
 class SetFeatures:
-    """What is kept of (a slice of) a set: moments of pool and spatial features, score sums, and pool rows [n, D]."""
+    """What is kept of (a piece of) a set: moments of pool and spatial features, score sums, and pool rows [n, D]."""
 
     pool: Moments
     spatial: Moments | None
     scores: ScoreSums | None
     rows: np.ndarray
 
-    def merge(self, other: SetFeatures) -> None:
-        """Take in the slice that follows this one."""
-        self.pool.merge(other.pool)
-        if self.spatial is not None and other.spatial is not None:
-            self.spatial.merge(other.spatial)
-        if self.scores is not None and other.scores is not None:
-            self.scores.merge(other.scores)
-        self.rows = np.concatenate([self.rows, other.rows])
+
+def extract(images: ImageSet, extractor: Extractor) -> SetFeatures:
+    """Features of a whole set, here.
+
+    Memory: features of 1,024 images, the moments, and at most 50,000 pool rows."""
+    return merge(pieces(images, extractor, 0, len(images)))
 
 
-def extract(images: ImageSet, extractor: Extractor, rank: int = 0, num_ranks: int = 1) -> SetFeatures:
-    """Features of one rank's slice of a set; `merge` the ranks' results in their order.
+def pieces(images: ImageSet, extractor: Extractor, start: int, stop: int) -> Iterator[SetFeatures]:
+    """Features of images start ... stop - 1, 1,024 at a time."""
+    passes = map(extractor, images.batches(start, stop, BATCH))
+    for first in range(start, stop, PIECE):
+        yield _piece(_joined(islice(passes, PIECE // BATCH)), first, len(images))
 
-    Memory: one batch of 64 images, the moments, and at most 50,000 pool rows over all ranks."""
-    start, stop = slice_of(len(images), rank, num_ranks)
-    result: SetFeatures | None = None
+
+def merge(parts: Iterable[SetFeatures]) -> SetFeatures:
+    """The pieces of one set, in their order, as one; the same pieces give the same bits whoever made them."""
+    whole: SetFeatures | None = None
     rows: list[np.ndarray] = []
-    for number, batch in enumerate(images.batches(start, stop, BATCH)):
-        features, first = extractor(batch), start + number * BATCH
-        result = result or _empty(features.pool, features.spatial, features.logits)
-        result.pool.add(features.pool)
-        if result.spatial is not None and features.spatial is not None:
-            result.spatial.add(features.spatial)
-        if result.scores is not None and features.logits is not None:
-            result.scores.add(features.logits, first)
-        rows.append(features.pool[_kept(first, len(batch), len(images))])
-    if result is None:
-        raise ValueError(f"{images.uri}: rank {rank} of {num_ranks} has no images; use fewer ranks")
-    result.rows = np.concatenate(rows)
-    return result
-
-
-def extract_slice(uri: str, extractor: str, rank: int, num_ranks: int, device: str = "cpu") -> SetFeatures:
-    """`extract` by names alone, to run in another process: a set's URI and an extractor as load_extractor takes it."""
-    return extract(open_images(uri), load_extractor(extractor, device), rank, num_ranks)
+    for part in parts:
+        whole = whole or _empty(part)
+        whole.pool.merge(part.pool)
+        if whole.spatial is not None and part.spatial is not None:
+            whole.spatial.merge(part.spatial)
+        if whole.scores is not None and part.scores is not None:
+            whole.scores.merge(part.scores)
+        rows.append(part.rows)
+    assert whole is not None, "a set of images is never empty"
+    whole.rows = np.concatenate(rows)
+    return whole
 
 
 def evaluate_images(
@@ -72,22 +70,20 @@ def evaluate_images(
     *,
     forced: bool = False,
     device: str = "cpu",
-    sample_features: SetFeatures | None = None,
-    reference_features: SetFeatures | None = None,
+    extract_set: Callable[[ImageSet], SetFeatures] | None = None,
 ) -> dict[str, Any]:
     """FID, sFID, Inception Score, precision and recall of samples against a reference, with all that was assumed.
 
-    metric: "gfid" (against the training set) or "rfid" (against the same-crop originals). Features that ranks have
-    extracted already are taken as they are. Figures are called FID only where the extractor is the published
+    metric: "gfid" (against the training set) or "rfid" (against the same-crop originals). extract_set: how a set's
+    features are made (default: here, by `extract`). Figures are called FID only where the extractor is the published
     Inception; else its name stands in theirs. What cannot be computed is left out and said in `notes`.
     Raises ValueError for a reference of the wrong kind unless forced, and for fewer images than features."""
     problems = check_reference(metric, reference, samples, forced)
     if reference.pool is not None and reference.extractor not in (None, extractor.name):
         raise ValueError(f"{reference.uri}: statistics of {reference.extractor}, but the extractor is {extractor.name}")
-    made = sample_features or extract(samples, extractor)
-    real = reference_features
-    if real is None and reference.images is not None:
-        real = extract(reference.images, extractor)
+    make = extract_set or (lambda images: extract(images, extractor))
+    made = make(samples)
+    real = make(reference.images) if reference.images is not None else None
     figures, notes = _figures(made, real, reference, device)
     return {
         "metric": metric,
@@ -131,12 +127,28 @@ def _figure_name(name: str, metric: str, extractor: Extractor) -> str:
     return f"{plain}[{extractor.name}]"
 
 
-def _empty(pool: np.ndarray, spatial: np.ndarray | None, logits: np.ndarray | None) -> SetFeatures:
+def _joined(passes: Iterable[Features]) -> Features:
+    """Features of consecutive batches as one."""
+    kinds = zip(*passes, strict=True)
+    return Features(*(None if kind[0] is None else np.concatenate(kind) for kind in kinds))  # type: ignore[arg-type]
+
+
+def _piece(features: Features, first: int, total: int) -> SetFeatures:
+    """What is kept of the features of the images `first`, first + 1, ... of `total`."""
+    scores = None if features.logits is None else ScoreSums(features.logits.shape[1])
+    if scores is not None and features.logits is not None:
+        scores.add(features.logits, first)
+    spatial = None if features.spatial is None else moments_of([features.spatial])
+    rows = features.pool[_kept(first, len(features.pool), total)]
+    return SetFeatures(moments_of([features.pool]), spatial, scores, rows)
+
+
+def _empty(like: SetFeatures) -> SetFeatures:
     return SetFeatures(
-        Moments(pool.shape[1]),
-        None if spatial is None else Moments(spatial.shape[1]),
-        None if logits is None else ScoreSums(logits.shape[1]),
-        np.zeros((0, pool.shape[1]), np.float32),
+        Moments(len(like.pool.mean)),
+        None if like.spatial is None else Moments(len(like.spatial.mean)),
+        None if like.scores is None else ScoreSums(like.scores.num_classes),
+        like.rows[:0],
     )
 
 

@@ -10,6 +10,7 @@ import shutil
 import subprocess
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
+from functools import cached_property
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -18,10 +19,12 @@ from PIL import Image
 
 from train.evaluation.vision_ops import import_torchvision
 
+TESSERACT = "tesseract"
 READABLE_SIDE, MAX_ENLARGEMENT, PADDING = 512, 4, 16
 SECONDS_PER_IMAGE = 120
 QWEN_PROMPT = "What is the text in the image? Your answer should exactly be the text in the image."
 QWEN_MAX_NEW_TOKENS = 1024
+MODEL_FILES = (".json", ".jinja", ".txt", ".model", ".safetensors", ".bin")
 
 
 class OcrEngine(Protocol):
@@ -34,11 +37,11 @@ class OcrEngine(Protocol):
         ...
 
 
-def load_engine(name_or_path: str = "tesseract", device: str = "cpu") -> OcrEngine:
+def load_engine(name_or_path: str = TESSERACT, device: str = "cpu") -> OcrEngine:
     """The engine of this name ("tesseract") or the Qwen2-VL model in this folder.
 
     Raises ValueError, with the remedy, where it is not there."""
-    return Tesseract() if name_or_path == "tesseract" else Qwen2VL(name_or_path, device)
+    return Tesseract() if name_or_path == TESSERACT else Qwen2VL(name_or_path, device)
 
 
 def ocr_available() -> bool:
@@ -75,15 +78,27 @@ class Qwen2VL:
     def __init__(self, path: str, device: str = "cpu", batch_size: int = 8):
         if not (Path(path) / "config.json").is_file():
             raise ValueError(f"{path}: no Qwen2-VL model here (no config.json); give its folder, or 'tesseract'")
-        import_torchvision()
-        from transformers import AutoProcessor, Qwen2VLForConditionalGeneration
+        self.path, self.device, self.batch_size = path, device, batch_size
+        digest = folder_digest(path)[:8]
+        self.name = f"qwen2-vl {Path(path).resolve().name} {digest} greedy {QWEN_MAX_NEW_TOKENS}"
 
-        self.processor: Any = AutoProcessor.from_pretrained(path, local_files_only=True)
-        self.processor.tokenizer.padding_side = "left"  # generation continues from the right end of every row
-        model = Qwen2VLForConditionalGeneration.from_pretrained(path, dtype="auto", local_files_only=True)
-        self.model: Any = model.eval().to(device)
-        self.batch_size = batch_size
-        self.name = f"qwen2-vl {Path(path).resolve().name} greedy {QWEN_MAX_NEW_TOKENS}"
+    @cached_property
+    def processor(self) -> Any:
+        """Images and prompts to the model's inputs."""
+        import_torchvision()
+        from transformers import AutoProcessor
+
+        processor = AutoProcessor.from_pretrained(self.path, local_files_only=True)
+        processor.tokenizer.padding_side = "left"  # generation continues from the right end of every row
+        return processor
+
+    @cached_property
+    def model(self) -> Any:
+        """The network, loaded when the first image is read: a run that finds all of them read never loads it."""
+        from transformers import Qwen2VLForConditionalGeneration
+
+        model = Qwen2VLForConditionalGeneration.from_pretrained(self.path, dtype="auto", local_files_only=True)
+        return model.eval().to(self.device)
 
     def read(self, images: Sequence[np.ndarray]) -> list[str]:
         """Texts of uint8 images [H, W, 3], `batch_size` at a time."""
@@ -100,6 +115,16 @@ class Qwen2VL:
         tokens = self.model.generate(**inputs, max_new_tokens=QWEN_MAX_NEW_TOKENS, do_sample=False)
         answers = tokens[:, inputs["input_ids"].shape[1] :]
         return self.processor.batch_decode(answers, skip_special_tokens=True, clean_up_tokenization_spaces=True)
+
+
+def folder_digest(path: str | Path) -> str:
+    """SHA-256 (hex) over the names and bytes of a model folder's configurations, tokenizers and weights."""
+    digest = hashlib.sha256()
+    for file in sorted(Path(path).iterdir()):
+        if file.suffix in MODEL_FILES:
+            with file.open("rb") as stream:
+                digest.update(f"{file.name} {hashlib.file_digest(stream, 'sha256').hexdigest()}\n".encode())
+    return digest.hexdigest()
 
 
 def enlarge(image: np.ndarray) -> np.ndarray:

@@ -8,6 +8,7 @@ from typing import Any, Protocol
 
 import numpy as np
 
+from train.evaluation.ocr import folder_digest
 from train.evaluation.vision_ops import import_torchvision
 
 MIN_WORDS = 5
@@ -72,7 +73,7 @@ class TransformersModel:
         model = AutoModelForCausalLM.from_pretrained(path, dtype="auto", local_files_only=True)
         self.model: Any = model.eval().to(device)
         self.window = getattr(self.model.config, "max_position_embeddings", None) or 2048
-        self.name = Path(path).resolve().name
+        self.name = f"{Path(path).resolve().name} {folder_digest(path)[:8]}"
 
     def score(self, texts: Iterable[str]) -> list[tuple[float, int]]:
         """(negative log-likelihood in nats, tokens scored) of each text."""

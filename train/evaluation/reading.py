@@ -8,7 +8,8 @@ import numpy as np
 
 from train.evaluation.ocr import OcrEngine
 from train.evaluation.perplexity import LanguageModel, ppl_ocr
-from train.evaluation.rocr import read_resumable, rocr
+from train.evaluation.records import read_resumable
+from train.evaluation.rocr import rocr
 from train.evaluation.words import real_word_share
 
 Item = dict[str, Any]

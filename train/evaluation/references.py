@@ -3,6 +3,8 @@ mixing them is the field's commonest mistake, so the kind, count, crop and diges
 
 import io
 import re
+import zipfile
+import zlib
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
@@ -96,12 +98,15 @@ def _read_statistics(uri: str) -> dict[str, Any]:
     """Everything but arr_0 of an `.npz`, and the names of all it holds."""
     if not storage.exists(uri):
         raise ValueError(f"{uri}: no such file")
+    path = storage.local_copy(uri)
+    if not zipfile.is_zipfile(path):
+        raise ValueError(f"{uri}: not an .npz file")
     try:
-        with np.load(storage.local_copy(uri), allow_pickle=False) as file:
+        with np.load(path, allow_pickle=False) as file:
             stored: dict[str, Any] = {name: file[name] for name in STATISTICS if name in file}
             stored |= {name: file[name].item() for name in ("kind", "crop", "extractor", "count") if name in file}
             return {**stored, "names": file.files}
-    except (OSError, ValueError) as error:
+    except (OSError, ValueError, EOFError, zlib.error, zipfile.BadZipFile) as error:
         raise ValueError(f"{uri}: not an .npz of plain arrays ({error})") from error
 
 

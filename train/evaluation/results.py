@@ -1,10 +1,14 @@
 """What every result carries besides its figures (command, versions), and the comparison of two results."""
 
+import hashlib
 import platform
 import subprocess
 from collections.abc import Sequence
 from importlib.metadata import PackageNotFoundError, version
 from typing import Any, TypeGuard
+
+from data_specs import storage
+from data_specs.reader import ShardSet
 
 PACKAGES = (
     "numpy",
@@ -25,6 +29,18 @@ def with_provenance(result: dict[str, Any], command: Sequence[str]) -> dict[str,
     versions = {"python": platform.python_version(), "dnd-transformer": _version("dnd-transformer")}
     versions |= {name: _version(name) for name in PACKAGES}
     return {**result, "command": list(command), "versions": versions | {"commit": _commit()}}
+
+
+def set_inputs(sets: dict[str, ShardSet]) -> dict[str, dict[str, Any]]:
+    """{name: address, images and SHA-256 of the manifest, which holds every tar's} of the shard sets that were read."""
+    return {
+        name: {
+            "uri": items.uri,
+            "count": len(items),
+            "digest": hashlib.sha256(storage.read_bytes(items.uri)).hexdigest(),
+        }
+        for name, items in sets.items()
+    }
 
 
 def compare(a: dict[str, Any], b: dict[str, Any]) -> dict[str, list[dict[str, Any]]]:

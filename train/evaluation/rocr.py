@@ -1,23 +1,14 @@
 """rOCR: how much of the text survives in reconstructed pictures. OCR of each, against the text drawn (or OCR of the
 originals): ROUGE-1/2/L as published, character and word error rates, word accuracy, and the worst examples."""
 
-import hashlib
-import json
 import unicodedata
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Sequence
 from functools import lru_cache
-from itertools import islice
-from pathlib import Path
-from typing import Any
 
-import numpy as np
 from rapidfuzz.distance import LCSseq, Levenshtein
 from rouge_score.rouge_scorer import RougeScorer
 
-from train.evaluation.ocr import OcrEngine
-
 ROUGE = ("rouge1", "rouge2", "rougeL")
-READ_AT_ONCE = 32
 
 
 def normalise(text: str) -> str:
@@ -52,7 +43,7 @@ def rocr(references: Sequence[str], texts: Sequence[str], keys: Sequence[str], n
     ROUGE is the mean over images, as published; cer, wer and word_accuracy are over the whole set's characters and
     words. References without a word are counted, not scored. `worst` lists the images of lowest ROUGE-L.
     Raises ValueError where nothing can be scored."""
-    scored = [(i, score_text(r, t)) for i, (r, t) in enumerate(zip(references, texts, strict=True)) if r.split()]
+    scored = [(i, score_text(r, t)) for i, (r, t) in enumerate(zip(references, texts, strict=True)) if normalise(r)]
     if not scored:
         raise ValueError("no reference text to score against: the images carry no text, or OCR read none in originals")
     total = {name: sum(score[name] for _, score in scored) for name in scored[0][1]}
@@ -72,63 +63,6 @@ def rocr(references: Sequence[str], texts: Sequence[str], keys: Sequence[str], n
     }
 
 
-def read_resumable(items: Iterable[tuple[str, np.ndarray]], engine: OcrEngine, record_file: Path) -> list[dict]:
-    """OCR of (key, uint8 image [H, W, 3]) pairs, remembered in a JSON Lines file, so that a killed run goes on.
-
-    A record is {key, image (SHA-256 of shape and pixels), engine, text}; one is used again only where all of key,
-    image and engine agree. Returns the records in the order of `items`."""
-    known = {_identity(record): record for record in _read_records(record_file)}
-    record_file.parent.mkdir(parents=True, exist_ok=True)
-    records = []
-    with record_file.open("a+b") as log:
-        _end_line(log)
-        for batch in _batches(items, READ_AT_ONCE):
-            wanted = [{"key": key, "image": image_digest(image), "engine": engine.name} for key, image in batch]
-            missing = [i for i, record in enumerate(wanted) if _identity(record) not in known]
-            texts = engine.read([batch[i][1] for i in missing]) if missing else []
-            for i, text in zip(missing, texts, strict=True):
-                known[_identity(wanted[i])] = {**wanted[i], "text": text}
-                log.write(json.dumps(known[_identity(wanted[i])], ensure_ascii=False).encode() + b"\n")
-            log.flush()
-            records += [known[_identity(record)] for record in wanted]
-    return records
-
-
-def image_digest(image: np.ndarray) -> str:
-    """SHA-256 (hex) of a uint8 image's shape and pixels."""
-    return hashlib.sha256(str(image.shape).encode() + np.ascontiguousarray(image).tobytes()).hexdigest()
-
-
 @lru_cache(1)
 def _rouge() -> RougeScorer:
     return RougeScorer(list(ROUGE), use_stemmer=True)
-
-
-def _identity(record: dict[str, Any]) -> tuple[str, str, str]:
-    return record["key"], record["image"], record["engine"]
-
-
-def _read_records(path: Path) -> Iterator[dict[str, Any]]:
-    """The whole records of a file that a killed run may have left with half a last line."""
-    for line in path.read_bytes().splitlines() if path.exists() else []:
-        try:
-            record = json.loads(line)
-        except ValueError:
-            continue
-        if isinstance(record, dict) and {"key", "image", "engine", "text"} <= record.keys():
-            yield record
-
-
-def _end_line(log: Any) -> None:
-    """After half a line start a new one, so that the next record is not glued to it."""
-    size = log.seek(0, 2)
-    if size:
-        log.seek(size - 1)
-        if log.read(1) != b"\n":
-            log.write(b"\n")
-
-
-def _batches(items: Iterable[tuple[str, np.ndarray]], size: int) -> Iterator[list[tuple[str, np.ndarray]]]:
-    iterator = iter(items)
-    while batch := list(islice(iterator, size)):
-        yield batch

@@ -4,8 +4,10 @@ import hashlib
 import io
 import re
 import zipfile
-from collections.abc import Iterator
+import zlib
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
+from functools import cached_property
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -22,8 +24,9 @@ class ImageSet(Protocol):
     """Images of one size, in one order; `digest` is over their names and bytes."""
 
     uri: str
-    digest: str
 
+    @property
+    def digest(self) -> str: ...
     def __len__(self) -> int: ...
 
     def keys(self) -> list[str] | None:
@@ -46,20 +49,19 @@ def open_images(uri: str) -> ImageSet:
     return FolderImages(uri)
 
 
-def slice_of(count: int, rank: int, num_ranks: int) -> tuple[int, int]:
-    """The contiguous slice (start, stop) of `count` images that `rank` of `num_ranks` reads."""
-    return count * rank // num_ranks, count * (rank + 1) // num_ranks
-
-
 class NpzImages:
     """arr_0 of an `.npz`, streamed: the file may be larger than memory."""
 
     def __init__(self, uri: str):
         self.uri, self.path = uri, _local_file(uri)
-        self.digest = file_digest(self.path)
         with open_array(self.path, uri) as (_, shape, dtype):
             check_array(uri, shape, dtype)
             self.shape = shape
+
+    @cached_property
+    def digest(self) -> str:
+        """SHA-256 of the file."""
+        return file_digest(self.path)
 
     def __len__(self) -> int:
         return self.shape[0]
@@ -74,14 +76,18 @@ class NpzImages:
             stream.seek(start * image_bytes, io.SEEK_CUR)
             for first in range(start, stop, size):
                 count = min(size, stop - first)
-                data = stream.read(count * image_bytes)
+                try:
+                    data = stream.read(count * image_bytes)
+                except (EOFError, zlib.error, zipfile.BadZipFile) as error:
+                    raise ValueError(f"{self.uri}: arr_0 is damaged after image {first} ({error})") from error
                 if len(data) != count * image_bytes:
                     raise ValueError(f"{self.uri}: arr_0 ends within image {first + len(data) // image_bytes}")
                 yield np.frombuffer(data, np.uint8).reshape(count, *self.shape[1:])
 
 
 class FolderImages:
-    """Pictures under a folder, in the order of their paths with numbers counted (2.png before 10.png)."""
+    """Pictures under a folder, in the order of their paths with numbers counted (2.png before 10.png), as RGB: greys
+    and palettes are spread over three channels, transparency is dropped, as pytorch-fid does."""
 
     def __init__(self, uri: str):
         self.uri, folder = uri, Path(uri)
@@ -90,8 +96,12 @@ class FolderImages:
         self.paths = sorted((p for p in folder.rglob("*") if p.suffix.lower() in PICTURES), key=_natural)
         if not self.paths:
             raise ValueError(f"{uri}: the folder holds no picture ({', '.join(PICTURES)}) and no shard set")
-        listing = "".join(f"{path.relative_to(folder)} {file_digest(path)}\n" for path in self.paths)
-        self.digest = hashlib.sha256(listing.encode()).hexdigest()
+
+    @cached_property
+    def digest(self) -> str:
+        """SHA-256 over the pictures' paths and files."""
+        listing = "".join(f"{path.relative_to(self.uri)} {file_digest(path)}\n" for path in self.paths)
+        return hashlib.sha256(listing.encode()).hexdigest()
 
     def __len__(self) -> int:
         return len(self.paths)
@@ -104,7 +114,12 @@ class FolderImages:
         """Images start ... stop - 1 as uint8 arrays [<= size, H, W, 3]."""
         for first in range(start, stop, size):
             paths = self.paths[first : min(first + size, stop)]
-            yield _stack([_read_picture(path) for path in paths], self.uri)
+            yield _stack(((str(path), _read_picture(path)) for path in paths), self.shape)
+
+    @cached_property
+    def shape(self) -> tuple[int, ...]:
+        """Of the first picture, and so of all."""
+        return _read_picture(self.paths[0]).shape
 
 
 class ShardImages:
@@ -130,7 +145,13 @@ class ShardImages:
     def batches(self, start: int, stop: int, size: int) -> Iterator[np.ndarray]:
         """Images start ... stop - 1 as uint8 arrays [<= size, H, W, 3]."""
         for first in range(start, stop, size):
-            yield _stack([self.items[i]["image"] for i in range(first, min(first + size, stop))], self.uri)
+            items = map(self.items.__getitem__, range(first, min(first + size, stop)))
+            yield _stack(((f"{self.uri}: {item['__key__']}", item["image"]) for item in items), self.shape)
+
+    @cached_property
+    def shape(self) -> tuple[int, ...]:
+        """Of the first image, and so of all."""
+        return tuple(self.items[0]["image"].shape)
 
 
 def check_array(uri: str, shape: tuple[int, ...], dtype: np.dtype) -> None:
@@ -164,20 +185,29 @@ def open_array(path: Path, uri: str) -> Iterator[tuple[Any, tuple[int, ...], np.
         if ARRAY not in archive.namelist():
             raise ValueError(f"{uri}: no arr_0 in it, only {', '.join(archive.namelist()) or 'nothing'}")
         with archive.open(ARRAY) as stream:
-            version = np.lib.format.read_magic(stream)
-            read_header = {(1, 0): np.lib.format.read_array_header_1_0, (2, 0): np.lib.format.read_array_header_2_0}
-            if version not in read_header:
-                raise ValueError(f"{uri}: arr_0 is of the npy format {version}; save it again with numpy.savez")
-            shape, fortran, dtype = read_header[version](stream)
+            shape, fortran, dtype = _read_header(stream, uri)
             if fortran and len(shape) > 1:
                 raise ValueError(f"{uri}: arr_0 is in Fortran order; save numpy.ascontiguousarray of it")
             yield stream, shape, dtype
 
 
-def _read_picture(path: Path) -> np.ndarray:
+def _read_header(stream: Any, uri: str) -> tuple[tuple[int, ...], bool, np.dtype]:
+    """(shape, Fortran order, dtype) of the array that begins here."""
+    readers = {(1, 0): np.lib.format.read_array_header_1_0, (2, 0): np.lib.format.read_array_header_2_0}
     try:
-        return np.asarray(Image.open(path).convert("RGB"))
-    except (OSError, Image.DecompressionBombError) as error:
+        return readers[np.lib.format.read_magic(stream)](stream)
+    except (KeyError, ValueError, EOFError, zlib.error, zipfile.BadZipFile) as error:
+        raise ValueError(f"{uri}: arr_0 is no readable array ({error}); save it again with numpy.savez") from error
+
+
+def _read_picture(path: Path) -> np.ndarray:
+    """uint8 [H, W, 3]. Raises ValueError for what is no picture of eight bits a channel."""
+    try:
+        with Image.open(path) as picture:
+            if picture.mode.startswith(("I", "F")):
+                raise ValueError(f"pixels of mode {picture.mode}, not of eight bits: convert it first")
+            return np.asarray(picture.convert("RGB"))
+    except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
         raise ValueError(f"{path}: cannot be read as a picture ({error})") from error
 
 
@@ -197,8 +227,14 @@ def _natural(path: Path) -> list[tuple[int, str]]:
     return [(int(part), "") if part.isdecimal() else (0, part) for part in parts]
 
 
-def _stack(images: list[np.ndarray], uri: str) -> np.ndarray:
-    shapes = {image.shape for image in images}
-    if len(shapes) > 1:
-        raise ValueError(f"{uri}: images of several sizes ({sorted(shapes)[:3]} ...); crop them to one size first")
+def _stack(named: Iterable[tuple[str, np.ndarray]], shape: tuple[int, ...]) -> np.ndarray:
+    """Images of one shape as one array."""
+    images = []
+    for name, image in named:
+        if image.shape != shape:
+            raise ValueError(
+                f"{name}: {image.shape[1]}x{image.shape[0]} px in a set of {shape[1]}x{shape[0]} px (images of several "
+                "sizes); crop them to one size first"
+            )
+        images.append(image)
     return np.stack(images)

@@ -6,19 +6,19 @@ PSNR and codebook usage of the tokenizer, bits per code of the transformer, and 
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable
 from typing import Any
 
 import numpy as np
 
 from data_specs import open_shards, storage
-from data_specs.reader import Item, ShardSet
+from data_specs.reader import ShardSet
 from data_specs.spec import Spec
 from train.evaluation.codes import codebook_usage, count_codes, histogram_baseline
 from train.evaluation.images import reconstruction_quality
 from train.evaluation.ocr import load_engine, ocr_available
 from train.evaluation.reading import spread
-from train.evaluation.words import real_word_share, vocabulary
+from train.evaluation.words import drawn_texts, real_word_share, vocabulary
 
 AIM = 0.6  # share of generated words that should be real (demo)
 
@@ -75,7 +75,7 @@ def _pairs(originals: ShardSet, copies: ShardSet, limit: int) -> Iterable[tuple[
 
 def _words(spec: Spec, root: str, sets: dict[str, ShardSet]) -> dict[str, Any]:
     """Shares of real words by kind of image; says so where OCR is absent or no text is known."""
-    known = vocabulary(_drawn_texts(open_shards(storage.join(root, "images/train"))))
+    known = vocabulary(drawn_texts(open_shards(storage.join(root, "images/train"))))
     if not ocr_available() or not known:
         return {"missing": "tesseract is not installed" if known else "the images have no text"}
     engine = load_engine()
@@ -84,7 +84,3 @@ def _words(spec: Spec, root: str, sets: dict[str, ShardSet]) -> dict[str, Any]:
         texts = engine.read([items[i]["image"] for i in spread(len(items), spec.evaluate.ocr_images)])
         shares[kind] = real_word_share(texts, known) | {"texts": texts[:32]}
     return {"engine": engine.name, "aim": AIM, "vocabulary": len(known), **shares}
-
-
-def _drawn_texts(items: Sequence[Item]) -> Iterable[str]:
-    return (item["json"].get("text", "") for item in items)

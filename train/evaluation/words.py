@@ -1,7 +1,10 @@
 """How many of the words that OCR reads are real: found in the vocabulary of the training text."""
 
+import json
 import re
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
+
+from data_specs.reader import ShardSet
 
 LETTERS = re.compile(r"[^\W\d_]+")
 MIN_LETTERS = 4
@@ -15,6 +18,14 @@ def letter_words(text: str) -> list[str]:
 def vocabulary(texts: Iterable[str]) -> frozenset[str]:
     """Every word of at least four letters in these texts: the vocabulary that generated words are looked up in."""
     return frozenset(word for text in texts for word in letter_words(text) if len(word) >= MIN_LETTERS)
+
+
+def drawn_texts(items: ShardSet) -> Iterator[str]:
+    """The text drawn on each image of a shard set, "" where none was; pictures are not read."""
+    for number in range(len(items.shard_uris)):
+        shard = items.shard(number)
+        for row in shard.field_rows("json"):
+            yield json.loads(shard.map[row["offset"] : row["offset"] + row["size"]]).get("text", "")
 
 
 def real_word_share(texts: Iterable[str], known: frozenset[str] | set[str]) -> dict:

@@ -152,7 +152,7 @@ from train.evaluation.manifolds import precision_recall
 count, dim = int(sys.argv[1]), int(sys.argv[2])
 rng = np.random.default_rng(0)
 real, made = (rng.standard_normal((count, dim), np.float32) for _ in range(2))
-x, y = (moments_of(f[i : i + 64] for i in range(0, count, 64)) for f in (real, made))
+x, y = (moments_of(f[i : i + 1024] for i in range(0, count, 1024)) for f in (real, made))
 distance = frechet_distance(x.mean, x.covariance(), y.mean, y.covariance())
 scores = precision_recall(real, made)
 # this program's own peak; ru_maxrss would be the parent's, inherited over exec

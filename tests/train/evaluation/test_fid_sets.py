@@ -74,17 +74,30 @@ def test_the_built_in_extractor_is_the_same_everywhere(builtin):
     assert builtin.digest[:16] == "9ede519e8f0bf84a"
 
 
-@pytest.mark.parametrize("num_ranks", [2, 5])
-def test_ranks_merge_to_the_whole(two_sets, builtin, num_ranks, monkeypatch):
+def test_pieces_merge_to_the_whole_and_thin_the_rows_evenly(two_sets, builtin, monkeypatch):
     monkeypatch.setattr(fid, "MANIFOLD_IMAGES", 100)
-    whole = fid.extract(sources.open_images(two_sets[0]), builtin)
-    parts = [fid.extract_slice(two_sets[0], "builtin", rank, num_ranks) for rank in range(num_ranks)]
-    for part in parts[1:]:
-        parts[0].merge(part)
-    assert whole.rows.shape == (100, 64)
-    np.testing.assert_allclose(parts[0].rows, whole.rows, rtol=1e-5)
-    assert parts[0].pool.count == 150
-    np.testing.assert_allclose(parts[0].pool.covariance(), whole.pool.covariance(), rtol=1e-4, atol=1e-7)
+    monkeypatch.setattr(fid, "PIECE", 64)
+    images = sources.open_images(two_sets[0])
+    parts = [part for start in (0, 64, 128) for part in fid.pieces(images, builtin, start, min(start + 64, 150))]
+    whole, merged = fid.extract(images, builtin), fid.merge(parts)
+    assert whole.rows.shape == (100, 64) and whole.pool.count == 150
+    assert np.array_equal(merged.rows, whole.rows) and np.array_equal(merged.pool.scatter, whole.pool.scatter)
+    rows = np.concatenate([builtin(batch).pool for batch in images.batches(0, 150, 64)]).astype(np.float64)
+    np.testing.assert_allclose(whole.pool.covariance(), np.cov(rows, rowvar=False), rtol=1e-6)
+
+
+def test_workers_give_the_figures_of_one_process(tmp_path, builtin, ray_session, monkeypatch):
+    from pipeline.runner import Workers
+    from train.evaluation.job import extract_on
+
+    uri = npz(tmp_path / "many.npz", arr_0=pictures(0, 1100))
+    images = sources.open_images(uri)
+    whole, shared = fid.extract(images, builtin), extract_on(Workers(None, 2), "builtin", images)
+    np.testing.assert_allclose(shared.rows, whole.rows, rtol=1e-5)  # workers compute with one thread
+    np.testing.assert_allclose(shared.pool.covariance(), whole.pool.covariance(), rtol=1e-5, atol=1e-9)
+    assert shared.pool.count == 1100
+    one = extract_on(Workers(None, 1), "builtin", images)
+    assert np.array_equal(one.pool.scatter, shared.pool.scatter) and np.array_equal(one.rows, shared.rows)
 
 
 def test_folder_npz_and_shards_of_the_same_pictures_give_the_same_figure(tmp_path, two_sets, builtin):
@@ -108,7 +121,7 @@ def shard_set(folder, images):
     plan = write_plan(str(folder), "digest", {"stage": "images"}, ({"unit": i} for i in range(2)))
     for unit in range(2):
         samples = []
-        for i in range(*sources.slice_of(len(images), unit, 2)):
+        for i in range(len(images) * unit // 2, len(images) * (unit + 1) // 2):
             png = io.BytesIO()
             Image.fromarray(images[i]).save(png, "png")
             samples.append(Sample(f"k{i}", {"png": png.getvalue(), "cls": b"0", "json": b"{}"}))
@@ -220,8 +233,43 @@ def test_missing_empty_and_broken_sources_are_named(tmp_path):
 def test_pictures_of_several_sizes_are_refused(tmp_path):
     for size in (8, 9):
         Image.new("RGB", (size, 8)).save(tmp_path / f"{size}.png")
-    with pytest.raises(ValueError, match="several sizes"):
-        list(sources.open_images(str(tmp_path)).batches(0, 2, 2))
+    for batch in (1, 2):
+        with pytest.raises(ValueError, match=r"9.png: 9x8 px in a set of 8x8 px \(images of several sizes\)"):
+            list(sources.open_images(str(tmp_path)).batches(0, 2, batch))
+
+
+def test_greys_palettes_and_transparency_become_rgb_and_deep_pixels_are_refused(tmp_path):
+    rgba = np.dstack([pictures(0, 1)[0], np.full((16, 16), 7, np.uint8)])
+    Image.fromarray(rgba).save(tmp_path / "a.png")
+    Image.fromarray(rgba[..., 0]).save(tmp_path / "b.PNG")
+    Image.fromarray(rgba[..., :3]).quantize(8).save(tmp_path / "c.png")
+    images = next(sources.open_images(str(tmp_path)).batches(0, 3, 3))
+    assert (images[0] == rgba[..., :3]).all() and (images[1] == rgba[..., :1]).all() and images[2].std() > 0
+    (tmp_path / "deep").mkdir()
+    Image.fromarray(np.zeros((8, 8), np.uint16)).save(tmp_path / "deep" / "x.png")
+    with pytest.raises(ValueError, match="eight bits"):
+        next(sources.open_images(str(tmp_path / "deep")).batches(0, 1, 1))
+
+
+def test_compressed_and_damaged_archives(tmp_path):
+    whole = pictures(0, 40)
+    np.savez_compressed(tmp_path / "small.npz", arr_0=whole)
+    images = sources.open_images(str(tmp_path / "small.npz"))
+    assert (np.concatenate(list(images.batches(5, 40, 16))) == whole[5:]).all()
+    assert sources.open_images(npz(tmp_path / "one.npz", arr_0=whole[:1])).keys() is None
+    data = bytearray((tmp_path / "small.npz").read_bytes())
+    data[len(data) // 2 : len(data) // 2 + 64] = bytes(64)
+    (tmp_path / "damaged.npz").write_bytes(data)
+    with pytest.raises(ValueError, match=r"damaged\.npz: arr_0 is damaged after image"):
+        list(sources.open_images(str(tmp_path / "damaged.npz")).batches(0, 40, 16))
+    np.save(tmp_path / "array.npy", whole)
+    (tmp_path / "array.npy").rename(tmp_path / "array.npz")
+    for open_it in (sources.open_images, references.open_reference):
+        with pytest.raises(ValueError, match=r"array\.npz: not an .npz"):
+            open_it(str(tmp_path / "array.npz"))
+    objects = npz(tmp_path / "objects.npz", arr_0=np.array([{"a": 1}]))
+    with pytest.raises(ValueError, match="arr_0 is object"):
+        sources.open_images(objects)
 
 
 def test_fewer_images_than_features_are_refused(tmp_path, builtin):

@@ -8,7 +8,7 @@ import pytest
 from PIL import Image, ImageDraw, ImageFont
 from rouge_score.rouge_scorer import RougeScorer
 
-from train.evaluation import ocr, rocr
+from train.evaluation import ocr, records, rocr
 
 
 def edit_distance(a, b):
@@ -73,25 +73,25 @@ def grey(values):
 def test_reading_goes_on_after_a_kill_in_the_middle_of_a_line(tmp_path):
     file = tmp_path / "records" / "ocr.jsonl"
     first, second = CountingEngine(), CountingEngine()
-    rocr.read_resumable(grey(range(40)), first, file)
+    records.read_resumable(grey(range(40)), first, file)
     whole = file.read_bytes()
     file.write_bytes(whole[: whole.rindex(b"grey 35") + 3])
-    records = rocr.read_resumable(iter(grey(range(40))), second, file)
+    found = records.read_resumable(iter(grey(range(40))), second, file)
     assert (first.num_read, second.num_read) == (40, 5)
-    assert [(r["key"], r["text"]) for r in records] == [(f"k{i}", f"grey {i}") for i in range(40)]
+    assert [(r["key"], r["text"]) for r in found] == [(f"k{i}", f"grey {i}") for i in range(40)]
     third = CountingEngine()
-    assert rocr.read_resumable(grey(range(40)), third, file) == records and third.num_read == 0
+    assert records.read_resumable(grey(range(40)), third, file) == found and third.num_read == 0
 
 
 def test_another_image_or_engine_is_read_again(tmp_path):
     file = tmp_path / "ocr.jsonl"
-    rocr.read_resumable(grey([1, 2]), CountingEngine(), file)
+    records.read_resumable(grey([1, 2]), CountingEngine(), file)
     changed, other = CountingEngine(), CountingEngine()
     other.name = "counting 2"
     images = [("k1", np.full((4, 4, 3), 9, np.uint8)), grey([2])[0]]
-    assert [r["text"] for r in rocr.read_resumable(images, changed, file)] == ["grey 9", "grey 2"]
+    assert [r["text"] for r in records.read_resumable(images, changed, file)] == ["grey 9", "grey 2"]
     assert changed.num_read == 1
-    rocr.read_resumable(images, other, file)
+    records.read_resumable(images, other, file)
     assert other.num_read == 2
     assert all(json.loads(line) for line in file.read_text().splitlines())
 
@@ -131,7 +131,7 @@ def test_clean_pages_read_over_nine_words_in_ten_and_garbage_under_one(pages, tm
     engine = ocr.load_engine()
     keys = [f"p{i}" for i in range(4)]
     for name, pictures, low, high in (("clean", images, 0.9, 1.0), ("noise", noise, 0.0, 0.1)):
-        records = rocr.read_resumable(zip(keys, pictures, strict=True), engine, tmp_path / f"{name}.jsonl")
-        result = rocr.rocr(texts, [r["text"] for r in records], keys)
+        found = records.read_resumable(zip(keys, pictures, strict=True), engine, tmp_path / f"{name}.jsonl")
+        result = rocr.rocr(texts, [r["text"] for r in found], keys)
         assert low <= result["word_accuracy"] <= high, (name, result)
     assert rocr.rocr(texts, engine.read(other), keys)["rouge2"] < 0.1
