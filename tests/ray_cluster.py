@@ -52,6 +52,15 @@ class Cluster(NamedTuple):
             nodes = json.load(answer)["data"]["summary"]
         return sum(node["raylet"].get("state") == "ALIVE" for node in nodes)
 
+    def gather(self, number: int, cpus: int = 1, seconds: float = 300) -> None:
+        """Waits until so many nodes are alive; starts another for one that gave up (Ray's 30 s, on a busy machine)."""
+        deadline = time.monotonic() + seconds
+        while self.alive() < number:
+            assert time.monotonic() < deadline, f"{self.alive()} of {number} nodes came up: see {self.folder}"
+            for _ in range(number - sum(node.poll() is None for node in self.nodes)):
+                self.add_node(cpus)
+            time.sleep(0.5)
+
     def submit(self, *command: str, cwd: Path, timeout: float = 300) -> subprocess.CompletedProcess[str]:
         """`ray job submit` with a token, as the guide says; waits for the job and returns what it said."""
         submit = [str(BIN / "ray"), "job", "submit", "--address", self.dashboard, "--working-dir", ".", "--", *command]

@@ -12,7 +12,6 @@ import logging
 import os
 import subprocess
 import sys
-import tarfile
 import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
@@ -21,7 +20,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from ray_cluster import Cluster, ray_cluster
-from s3_server import aws_environment, ceph_server, missing_binaries
+from s3_server import Server, aws_environment, ceph_server, missing_binaries
 from slurm_cluster import Slurm, slurm_cluster, wait_for
 from slurm_cluster import missing_binaries as missing_slurm
 
@@ -61,10 +60,10 @@ def main() -> None:
         )
     data = papers()
     with ExitStack() as stack:
-        s3_server = stack.enter_context(step("a Ceph S3 server", ceph_server()))
-        os.environ |= aws_environment(s3_server, s3_server.owner) | {"OMP_NUM_THREADS": "1", "DND_WANDB": "0"}
+        server = stack.enter_context(step("a Ceph S3 server", ceph_server()))
+        os.environ |= aws_environment(server, server.owner) | {"OMP_NUM_THREADS": "1", "DND_WANDB": "0"}
         os.environ["PATH"] = f"{BIN}:{os.environ['PATH']}"
-        upload(data)
+        upload(data, server)
         slurm = stack.enter_context(step("a Slurm of two nodes", slurm_cluster(2)))
         places = [Place(f"s3://runs/{name}", out / name) for name in ("disturbed", "undisturbed")]
         disturbed(places[0], slurm)
@@ -84,20 +83,20 @@ def papers() -> Path:
     return shared / "data"
 
 
-def upload(data: Path) -> None:
-    """Puts the papers and passages into a bucket of their own, and makes that of the runs."""
-    for bucket in ("papers", "runs"):
+def upload(data: Path, server: Server) -> None:
+    """The bulk bucket of somebody else, where the requester pays, and ours with passages; makes that of the runs."""
+    for bucket in ("texts", "runs"):
         s3.backend().client.create_bucket(Bucket=bucket)
-    papers = 0
-    for path in sorted((data / "arxiv_bulk/pdf").glob("*.tar")):
-        with tarfile.open(path) as tar:
-            for member in tar:
-                if file := tar.extractfile(member):
-                    storage.write_bytes(f"s3://papers/pdf/{member.name}", file.read())
-                    papers += 1
     lines = (data / "text/passages.jsonl").read_text(encoding="utf-8").split("\n")[:PASSAGES]
-    storage.write_text("s3://papers/passages.jsonl", "\n".join(lines) + "\n")
-    say(f"uploaded {papers} papers and {len(lines)} passages to s3://papers")
+    storage.write_text("s3://texts/passages.jsonl", "\n".join(lines) + "\n")
+    os.environ |= aws_environment(server, server.other)
+    client, files = s3.backend().client, sorted((data / "arxiv_bulk/pdf").iterdir())
+    client.create_bucket(Bucket="arxiv", ACL="public-read")
+    for path in files:
+        client.upload_file(str(path), "arxiv", f"pdf/{path.name}", ExtraArgs={"ACL": "public-read"})
+    client.put_bucket_request_payment(Bucket="arxiv", RequestPaymentConfiguration={"Payer": "Requester"})
+    os.environ |= aws_environment(server, server.owner)
+    say(f"uploaded {len(files)} files to s3://arxiv, where the requester pays, and {len(lines)} passages to s3://texts")
 
 
 # ---- the two runs --------------------------------------------------------------------------------------------------
@@ -105,7 +104,7 @@ def disturbed(place: Place, slurm: Slurm) -> None:
     """From papers to the report on the clusters; a node dies in each Ray job, and the training is preempted."""
     begin(place)
     with step("a Ray cluster of three nodes, with a token", ray_cluster(3, 1, dict(os.environ))) as ray:
-        wait_for(lambda: ray.alive() == 3, LIMIT, "three Ray nodes")
+        ray.gather(3)
         submit(place, ray, "render", "images/train")
         command(place, "train-tokenizer", SPEC)
         submit(place, ray, "tokenize", "codes/train")
