@@ -10,6 +10,7 @@ import argparse
 import json
 import logging
 import os
+import signal
 import subprocess
 import sys
 import time
@@ -59,6 +60,7 @@ def main() -> None:
             "radosgw ceph-mon ceph-osd slurm-wlm munge"
         )
     data = papers()
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(1))  # and ends what it started
     with ExitStack() as stack:
         server = stack.enter_context(step("a Ceph S3 server", ceph_server()))
         os.environ |= aws_environment(server, server.owner) | {"OMP_NUM_THREADS": "1", "DND_WANDB": "0"}
