@@ -7,13 +7,16 @@ TEXT ?=
 OUT ?= runs/rehearsal
 BIN := .venv/bin
 
-.PHONY: help demo test lint test-long test-s3 rehearsal lock clean
+.PHONY: help demo test lint test-long test-s3 rehearsal image-cpu image-cuda lock clean
 help:                ## this list
 	@grep -E '^[a-z0-9-]+:.*##' Makefile | sed 's/:.*##/  /'
 
-.venv/installed: requirements.lock pyproject.toml
+.venv/packages: requirements.lock
 	$(PYTHON) -m venv .venv
 	$(BIN)/python -m pip install -q --disable-pip-version-check -r requirements.lock
+	touch $@
+
+.venv/installed: .venv/packages pyproject.toml
 	$(BIN)/python -m pip install -q --disable-pip-version-check --no-deps -e .
 	touch $@
 
@@ -38,6 +41,10 @@ test-s3: .venv/installed    ## the tests against a real S3 server (installs Debi
 
 rehearsal: .venv/installed  ## a cluster's life on this machine: Ray nodes die, Slurm preempts, S3 holds all (OUT=folder)
 	$(BIN)/python tests/rehearsal.py --out $(OUT)
+
+image-cpu image-cuda:  ## container images dnd-transformer:cpu and dnd-transformer:cuda
+	docker build -f infra/docker/Dockerfile.$(@:image-%=%) -t dnd-transformer:$(@:image-%=%) \
+	  --build-arg COMMIT=$$(git describe --always --dirty --abbrev=40 --exclude '*') .
 
 lock: .venv/installed  ## writes requirements.lock from what is installed
 	$(BIN)/python -m pip freeze --exclude-editable | sed 's/+cpu$$//' > requirements.lock

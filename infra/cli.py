@@ -10,7 +10,7 @@ from typing import Annotated
 import typer
 
 from data_specs.spec import presets
-from infra.commands import bench, data, evaluation, exchange, tokenizer, transformer
+from infra.commands import bench, clusters, data, evaluation, exchange, tokenizer, transformer
 from infra.commands.options import (
     AddressOpt,
     RanksOpt,
@@ -30,7 +30,7 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
     help="From PDFs, text or images to a trained DnD-Transformer and its pictures. Try: dnd demo --root runs/demo",
 )
-for part in (data, tokenizer, transformer, evaluation, exchange, bench):
+for part in (data, clusters, tokenizer, transformer, evaluation, exchange, bench):
     app.add_typer(part.app)
 
 

@@ -42,6 +42,11 @@ class Workers(NamedTuple):
     gpus: float = 0.0
     max_failures: int = 100
 
+    @property
+    def device(self) -> str:
+        """Kind of device that the workers compute on; it decides bytes, so it is part of digests."""
+        return "cuda" if self.gpus else "cpu"
+
 
 class UnitsFailed(RuntimeError):
     """Some units failed for good; their reasons stand in NNNNNN.failed.json. A re-run tries them again."""

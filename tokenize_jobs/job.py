@@ -17,7 +17,6 @@ from data_specs.spec import Spec
 from data_specs.units import Plan, read_plan, write_plan
 from pipeline.runner import Stage, Workers, connect, run_plan
 from tokenize_jobs.decode import decode_stage, write_pictures
-from tokenize_jobs.device import pick_device
 from tokenize_jobs.encode import encode_stage, fitting_batch, prepare
 from tokenize_jobs.rqvae import RQVAE
 from tokenize_jobs.weights import load_tokenizer
@@ -29,7 +28,7 @@ def tokenize(spec: Spec, root: str, workers: Workers) -> dict[str, Manifest]:
     parts: dict[str, Any] = {"tokenize": spec.tokenize.model_dump(mode="json", exclude={"images", "tokenizer"})}
     made: dict[str, Manifest] = {}
     for split, images in spec.tokenize.images.items():
-        plan = _plan(spec, root, "encode", storage.join(root, images), f"codes/{split}", split, parts)
+        plan = _plan(spec, root, "encode", storage.join(root, images), f"codes/{split}", split, parts, workers)
         made[split] = run_plan(plan, partial(_setup, spec, root, plan), workers, "codes", f"tokenize {split}")
     return made
 
@@ -44,7 +43,7 @@ def decode(
     spec = settle_batch(spec, root, workers)
     parts: dict[str, Any] = {"rounding": spec.sample.rounding, "compute_batch": spec.tokenize.compute_batch}
     parts |= {"threads": spec.tokenize.threads} | ({"depths": depths} if depths else {})
-    plan = _plan(spec, root, "decode", storage.join(root, codes), f"{out}/images", "val", parts)
+    plan = _plan(spec, root, "decode", storage.join(root, codes), f"{out}/images", "val", parts, workers)
     task = f"decode {codes}" + (f" to depth {depths}" if depths else "")
     manifest = run_plan(plan, partial(_setup, spec, root, plan), workers, "images", task)
     grid_uri = storage.join(root, out, "grid.png")
@@ -85,7 +84,9 @@ def _probe(spec: Spec, root: str, workers: Workers) -> int:
     return int(ray.get(probe.options(num_cpus=workers.cpus, num_gpus=workers.gpus).remote()))
 
 
-def _plan(spec: Spec, root: str, stage: str, source: str, target: str, split: str, parts: dict[str, Any]) -> Plan:
+def _plan(
+    spec: Spec, root: str, stage: str, source: str, target: str, split: str, parts: dict[str, Any], workers: Workers
+) -> Plan:
     """The plan of a stage that turns each shard of `source` into one of ROOT/`target`."""
     manifest_uri = source if source.endswith(".json") else storage.join(source, "manifest.json")
     manifest, target_uri = read_manifest(manifest_uri), storage.join(root, target)
@@ -94,7 +95,7 @@ def _plan(spec: Spec, root: str, stage: str, source: str, target: str, split: st
         "shape": spec.shape.model_dump(mode="json"),
         "input": _content(manifest),
         "tokenizer": _tokenizer_sha256(spec, root),
-        "versions": {"torch": torch.__version__, "pillow": pillow_version, "device": pick_device().type},
+        "versions": {"torch": torch.__version__, "pillow": pillow_version, "device": workers.device},
         **parts,
     }
     if plan := read_plan(target_uri):

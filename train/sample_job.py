@@ -30,13 +30,13 @@ def sample(spec: Spec, root: str, workers: Workers) -> Manifest:
 
     A worker holds the whole model: one a GPU, or one a group of spec.sample.threads cores.
     """
-    plan = _plan(spec, root)
+    plan = _plan(spec, root, workers)
     workers = workers if workers.gpus else workers._replace(cpus=float(spec.sample.threads))
     refuse_misfit(spec, storage.join(root, "transformer", "transformer.json"))
     return run_plan(plan, partial(_setup, spec, root, plan), workers, "codes", f"sample {spec.sample.name}", "images")
 
 
-def _plan(spec: Spec, root: str) -> Plan:
+def _plan(spec: Spec, root: str, workers: Workers) -> Plan:
     set_uri = storage.join(root, "samples", spec.sample.name, "codes")
     part = spec.sample.model_dump(mode="json", exclude={"name", "rounding"})
     identity = {
@@ -47,7 +47,7 @@ def _plan(spec: Spec, root: str) -> Plan:
         "given": read_manifest(storage.join(root, part["given"]["codes"], "manifest.json"))["digest"]
         if part["given"]
         else None,
-        "versions": {"torch": torch.__version__, "device": pick_device().type},
+        "versions": {"torch": torch.__version__, "device": workers.device},
     }
     if plan := read_plan(set_uri):
         digest.require_same(set_uri, plan.identity, identity)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from typing import Annotated, Any
 
 import typer
@@ -30,18 +31,27 @@ RanksOpt = Annotated[
 
 def open_root(spec: str, root: str, overrides: list[str] | None) -> tuple[Spec, str]:
     """Reads the spec, makes the root absolute, and writes the resolved spec into it."""
-    resolved, root = load_spec(spec, overrides or []), storage.absolute(root)
+    resolved, root = read_spec(spec, overrides), storage.absolute(root)
     uri = storage.join(root, "spec.yaml")
     if not storage.exists(uri) or storage.read_text(uri) != resolved.to_yaml():
         storage.write_text(uri, resolved.to_yaml())
     return resolved, root
 
 
+def read_spec(spec: str, overrides: list[str] | None) -> Spec:
+    """The spec of a preset, a file, or another root's s3://…/spec.yaml, with overrides."""
+    return load_spec(storage.local_copy(spec) if storage.is_remote(spec) else spec, overrides or [])
+
+
 def compute_workers(address: str | None, number: int | None) -> Workers:
-    """Workers for stages that compute: one GPU each where there are GPUs."""
+    """Workers for stages that compute: one GPU each where there are GPUs.
+
+    DND_WORKER_GPUS says so where this process runs beside the workers, on a Ray head without GPUs.
+    """
     import torch
 
-    return Workers(address, number, gpus=1.0 if torch.cuda.is_available() else 0.0)
+    gpus = os.environ.get("DND_WORKER_GPUS") or ("1" if torch.cuda.is_available() else "0")
+    return Workers(address, number, gpus=float(gpus))
 
 
 def totals(manifest: dict[str, Any]) -> str:

@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import json
+import subprocess
+import sys
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 from ray_cluster import Cluster, ray_cluster
+from slurm_cluster import wait_for
 
 REPOSITORY = Path(__file__).resolve().parents[2]
 
@@ -25,6 +28,38 @@ def test_a_submitted_job_renders(cluster: Cluster, tmp_path: Path) -> None:
     manifest = json.loads((tmp_path / "root/images/train/manifest.json").read_text())
     assert manifest["totals"]["written"] > 50
     assert "succeeded" in result.stdout + result.stderr
+
+
+def test_dnd_submit_hands_the_job_over(cluster: Cluster, tmp_path: Path) -> None:
+    from ray.job_submission import JobStatus, JobSubmissionClient
+
+    lines = (json.dumps({"id": f"p{i}", "text": f"passage number {i}"}) for i in range(40))
+    (tmp_path / "passages.jsonl").write_text("\n".join(lines))
+    few = f"render.sources=[{{kind: text, uri: '{tmp_path}/passages.jsonl'}}]"
+    root = str(tmp_path / "root")
+    options = ("--on", "ray", "--stage", "render", "--workers", "2", "--ray-address", cluster.dashboard, "--set", few)
+    submit = [sys.executable, "-m", "infra.cli", "submit", "tests/tiny.yaml", "--root", root, *options]
+    told = subprocess.run(submit, cwd=REPOSITORY, env=cluster.environment, capture_output=True, text=True, check=False)
+    assert told.returncode == 0 and "ray job logs --follow" in told.stdout, told.stderr[-3000:]
+    with pytest.MonkeyPatch.context() as patch:
+        for name in ("RAY_AUTH_MODE", "RAY_AUTH_TOKEN_PATH"):
+            patch.setenv(name, cluster.environment[name])
+        client, number = JobSubmissionClient(cluster.dashboard), told.stdout.split()[1].rstrip(";")
+        wait_for(lambda: client.get_job_status(number).is_terminal(), 300, "the job's end")
+        assert client.get_job_status(number) == JobStatus.SUCCEEDED, client.get_job_logs(number)[-3000:]
+        assert client.get_job_info(number).metadata == {"stage": "render", "root": root}
+    assert json.loads((tmp_path / "root/images/train/manifest.json").read_text())["totals"]["written"] > 10
+    assert json.loads((tmp_path / "root/code.json").read_text())["render"]["on"] == "ray"
+
+
+def test_the_doctor_knows_the_cluster_and_its_token(cluster: Cluster, tmp_path: Path) -> None:
+    (tmp_path / "token").write_text("0" * 64)
+    check = f"from infra.doctor.clusters import ray_finding; print(ray_finding({cluster.dashboard!r}))"
+    for token, said in ((None, "ok   ray: "), (str(tmp_path / "token"), "refuses our token: set RAY_AUTH_MODE=token")):
+        environment = cluster.environment | ({"RAY_AUTH_TOKEN_PATH": token} if token else {})
+        command = [sys.executable, "-c", check]
+        done = subprocess.run(command, cwd=REPOSITORY, env=environment, capture_output=True, text=True, check=False)
+        assert said in done.stdout, done.stdout + done.stderr
 
 
 def test_a_job_without_the_token_is_refused(cluster: Cluster, tmp_path: Path) -> None:

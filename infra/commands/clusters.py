@@ -1,0 +1,62 @@
+"""`dnd submit`, `doctor`: where it runs, and whether it can run there."""
+
+from __future__ import annotations
+
+from typing import Annotated
+
+import typer
+
+from data_specs import storage
+from infra.commands.options import AddressOpt, RootOpt, SetOpt, SpecArg, WorkersOpt, open_root, read_spec
+from infra.submit.engines import Engine
+from infra.submit.job import Stage
+
+app = typer.Typer()
+
+
+@app.command()
+def submit(
+    spec: SpecArg,
+    root: RootOpt,
+    on: Annotated[Engine, typer.Option("--on", help="what runs it")],
+    stage: Annotated[Stage, typer.Option("--stage", help="what runs")],
+    set_: SetOpt = None,
+    workers: WorkersOpt = None,
+    nodes: Annotated[int, typer.Option("--nodes", min=1, help="nodes that train together")] = 1,
+    gpus: Annotated[int, typer.Option("--gpus", min=0, help="GPUs of each node (training) or worker; 0: none")] = 1,
+    image: Annotated[str | None, typer.Option("--image", help="container image, for kubernetes")] = None,
+    ray_address: AddressOpt = None,
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="print the job; write and send nothing")] = False,
+) -> None:
+    """One stage as a job on Ray, Slurm, Kubernetes or here; spec and code version go into the root.
+
+    ROOT/spec.yaml and ROOT/code.json are all that is needed to run it again. Submit again what was interrupted.
+    """
+    from infra.submit.code_version import record
+    from infra.submit.engines import request
+    from infra.submit.job import Job
+
+    read_spec(spec, set_)  # a mistake is told before anything is asked for
+    wanted = request(Job(stage, storage.absolute(root), workers, nodes, gpus, image, ray_address), on)
+    if dry_run:
+        print(wanted.text, end="")
+        return
+    _, root = open_root(spec, root, set_)
+    record(root, stage, {"on": on, "image": image, "job": wanted.text})
+    print(wanted.send())
+
+
+@app.command()
+def doctor(
+    root: Annotated[str | None, typer.Option("--root", help="its rights, its disk, its spec's sources")] = None,
+    ray: Annotated[str | None, typer.Option("--ray", help="a Ray dashboard: http://127.0.0.1:8265")] = None,
+    slurm: Annotated[bool, typer.Option("--slurm", help="Slurm's controller and nodes")] = False,
+) -> None:
+    """Whether a run can work here: one line for each thing, ok or what to do; exit code 1 where something is wrong."""
+    from infra.doctor.doctor import findings
+
+    bad = 0
+    for finding in findings(storage.absolute(root) if root else None, ray, slurm):
+        bad += not finding.ok
+        print(finding, flush=True)
+    raise typer.Exit(1 if bad else 0)

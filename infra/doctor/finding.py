@@ -1,0 +1,16 @@
+"""What a check found."""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+
+class Finding(NamedTuple):
+    """One line: what was looked at, whether it is right, and what was found or is to be done."""
+
+    name: str
+    ok: bool
+    text: str
+
+    def __str__(self) -> str:
+        return f"{'ok ' if self.ok else 'BAD'}  {self.name}: {self.text}"

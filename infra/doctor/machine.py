@@ -1,0 +1,167 @@
+"""This machine: Python and its packages, the build of torch and the GPUs, NCCL, disks, shared memory, limits."""
+
+from __future__ import annotations
+
+import os
+import platform
+import re
+import resource
+import shutil
+import subprocess
+import sys
+import tempfile
+from collections.abc import Iterator
+from importlib import metadata
+from pathlib import Path
+
+import psutil
+
+from data_specs import cache
+from infra.doctor.finding import Finding
+
+LOCK = Path(__file__).resolve().parents[2] / "requirements.lock"
+SHOWN = ("torch", "deepspeed", "ray", "pymupdf", "pillow", "numpy", "boto3")  # what decides bytes, or must agree
+FREE_BYTES = 4 << 30  # a unit's tar, an arXiv tar (0.5 GB) for each of some workers
+SHM_BYTES = 1 << 30  # Docker's and Kubernetes' own is 64 MiB
+OPEN_FILES = 8192
+
+
+def machine_findings(root: str | None) -> Iterator[Finding]:
+    """Everything that can be told without a network; `root` adds its disk where it is a folder."""
+    yield _python()
+    yield _packages()
+    yield from gpu_findings()
+    yield _tesseract()
+    yield from (_disk(name, Path(folder)) for name, folder in _folders(root).items())
+    yield _shared_memory()
+    yield _open_files()
+
+
+def _python() -> Finding:
+    found = f"{platform.python_version()}, {sys.executable}"
+    return Finding("python", sys.version_info >= (3, 11), found + ("" if sys.version_info >= (3, 11) else ": use 3.11"))
+
+
+def _packages() -> Finding:
+    """Versions beside those of requirements.lock, where this is a checkout or an image."""
+    pins = dict(re.findall(r"^([\w.-]+)==(\S+)$", LOCK.read_text(), re.M)) if LOCK.exists() else {}
+    found = {name: _version(name) for name in SHOWN}
+    wrong = [
+        f"{name} {version or 'is missing'}" + (f" (locked: {pins[name]})" if version and name in pins else "")
+        for name, version in found.items()
+        if version is None or _public(version) != pins.get(name, _public(version))
+    ]
+    if wrong:
+        return Finding("packages", False, f"{', '.join(wrong)}: pip install -r requirements.lock")
+    return Finding("packages", True, ", ".join(f"{name} {version}" for name, version in found.items()))
+
+
+def _version(name: str) -> str | None:
+    try:
+        return metadata.version(name)
+    except metadata.PackageNotFoundError:
+        return None
+
+
+def _public(version: str) -> str:
+    """Without the build: 2.13.0+cu130 and 2.13.0+cpu are both the locked 2.13.0."""
+    return version.partition("+")[0]
+
+
+# ---- GPUs ------------------------------------------------------------------------------------------------------------
+def gpu_findings(devices: Path = Path("/dev")) -> Iterator[Finding]:
+    """The build of torch against the GPUs whose device nodes are under `devices`, the driver, and NCCL."""
+    gpus = len([node for node in devices.glob("nvidia*") if node.name[6:].isdigit()])
+    try:
+        import torch
+    except (ImportError, OSError) as error:
+        yield Finding("torch", False, f"cannot be imported ({error}): install it anew from requirements.lock")
+        return
+    build = f"CUDA {torch.version.cuda}" if torch.version.cuda else "CPU"
+    if gpus and not torch.version.cuda:
+        remedy = f"pip install torch=={_public(torch.__version__)} --index-url https://download.pytorch.org/whl/cu130"
+        yield Finding("torch", False, f"{torch.__version__} is a CPU build on a machine with {gpus} GPUs: {remedy}")
+        return
+    yield Finding("torch", True, f"{torch.__version__}, {build} build")
+    if not gpus:
+        yield Finding("gpu", True, "none here")
+    elif not torch.cuda.is_available():
+        remedy = "update the driver (nvidia-smi names the newest CUDA that it serves) or give the container its GPUs"
+        yield Finding("gpu", False, f"{gpus} devices that torch cannot use with {_driver()}: {remedy}")
+    else:
+        names = sorted({torch.cuda.get_device_name(i) for i in range(torch.cuda.device_count())})
+        yield Finding("gpu", True, f"{torch.cuda.device_count()} x {', '.join(names)}, {_driver()}")
+    yield _nccl(bool(gpus))
+
+
+def _driver() -> str:
+    path = Path("/proc/driver/nvidia/version")
+    found = re.search(r"Module\s+(?:for \S+\s+)?([\d.]+)", path.read_text()) if path.exists() else None
+    return f"driver {found[1]}" if found else "no driver loaded"
+
+
+def _nccl(gpus: bool) -> Finding:
+    """NCCL's version, and that the networks named for the collectives exist here."""
+    import torch
+
+    for name in ("NCCL_SOCKET_IFNAME", "GLOO_SOCKET_IFNAME"):
+        wanted = os.environ.get(name, "")
+        prefixes = tuple(filter(None, wanted.lstrip("=").split(",")))
+        if prefixes and wanted[0] != "^" and not any(there.startswith(prefixes) for there in psutil.net_if_addrs()):
+            return Finding(
+                "nccl", False, f"{name}={wanted}, but here are {', '.join(psutil.net_if_addrs())}: correct it"
+            )
+    if not gpus or not torch.cuda.is_available():
+        return Finding("nccl", True, "not needed: ranks on CPUs use gloo")
+    return Finding("nccl", True, ".".join(map(str, torch.cuda.nccl.version())))
+
+
+def _tesseract() -> Finding:
+    if shutil.which("tesseract") is None:
+        return Finding(
+            "tesseract", True, "none; `dnd evaluate rocr` and `ppl-ocr` need it: apt-get install tesseract-ocr"
+        )
+    said = subprocess.run(["tesseract", "--version"], capture_output=True, text=True, check=False)
+    return Finding("tesseract", True, (said.stdout or said.stderr).splitlines()[0].removeprefix("tesseract "))
+
+
+# ---- room ------------------------------------------------------------------------------------------------------------
+def _folders(root: str | None) -> dict[str, str]:
+    """What is written to on this machine: where shards are built, where remote ones are kept, and the root."""
+    found = {"temporary files": tempfile.gettempdir(), "cache": str(cache.folder())}
+    return found | ({"root": root} if root and "://" not in root else {})
+
+
+def _disk(name: str, folder: Path) -> Finding:
+    """Room, and that a mebibyte can be written there: quotas and read-only mounts show in nothing else."""
+    remedy = {"temporary files": "set TMPDIR", "cache": "set DND_CACHE"}.get(name, "choose another root")
+    there = next(path for path in (folder, *folder.parents) if path.exists())
+    try:
+        with tempfile.TemporaryFile(dir=there) as file:
+            file.write(bytes(1 << 20))
+            file.flush()
+            os.fsync(file.fileno())
+    except OSError as error:
+        return Finding(f"disk of {name}", False, f"{folder}: {error.strerror}: free some of it or {remedy}")
+    free = shutil.disk_usage(there).free
+    if free < FREE_BYTES:
+        text = f"{folder}: {free / 2**30:.1f} GiB free of the {FREE_BYTES >> 30} needed: free some of it or {remedy}"
+        return Finding(f"disk of {name}", False, text)
+    return Finding(f"disk of {name}", True, f"{free / 2**30:.0f} GiB free at {folder}")
+
+
+def _shared_memory(folder: Path = Path("/dev/shm")) -> Finding:  # noqa: S108
+    size = shutil.disk_usage(folder).total
+    if size < SHM_BYTES:
+        remedy = "docker run --shm-size=8g, or an emptyDir of medium Memory on it as in infra/kubernetes"
+        return Finding("shared memory", False, f"{size >> 20} MiB at {folder}, Ray and NCCL need more: {remedy}")
+    return Finding("shared memory", True, f"{size / 2**30:.0f} GiB")
+
+
+def _open_files() -> Finding:
+    """The hard limit: Ray and deepspeed raise the soft one themselves."""
+    hard = resource.getrlimit(resource.RLIMIT_NOFILE)[1]
+    enough = hard == resource.RLIM_INFINITY or hard >= OPEN_FILES
+    text = "unlimited" if hard == resource.RLIM_INFINITY else str(hard)
+    remedy = "" if enough else ": ulimit -n 65536, or LimitNOFILE of the service that starts this"
+    return Finding("open files", enough, text + remedy)

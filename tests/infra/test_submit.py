@@ -1,0 +1,203 @@
+"""`dnd submit`: what it prints, what it runs here and under Slurm, and that a root alone is enough to run again."""
+
+from __future__ import annotations
+
+import json
+import os
+import shlex
+import shutil
+import subprocess
+import sys
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+from command import dnd
+from slurm_cluster import Slurm, missing_binaries, slurm_cluster, wait_for
+
+import infra.cli
+from data_specs import storage
+from infra.submit import code_version
+from infra.submit.engines import request
+from infra.submit.job import Job
+
+TINY = Path(__file__).parent.parent / "tiny.yaml"
+
+
+@pytest.fixture
+def few(tmp_path: Path) -> tuple[str, str]:
+    """Options that render forty passages."""
+    lines = (json.dumps({"id": f"p{i}", "text": f"passage number {i}"}) for i in range(40))
+    (tmp_path / "passages.jsonl").write_text("\n".join(lines))
+    return "--set", f"render.sources=[{{kind: text, uri: '{tmp_path}/passages.jsonl'}}]"
+
+
+@pytest.fixture
+def submit(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> Callable[..., tuple[int, str, str]]:
+    """submit(arguments …) -> exit code, what it printed, what it complained of; the command in this process."""
+
+    def run(*arguments: object) -> tuple[int, str, str]:
+        monkeypatch.setattr(sys, "argv", ["dnd", "submit", *map(str, arguments)])
+        with pytest.raises(SystemExit) as end:
+            infra.cli.main()
+        return int(end.value.code or 0), *capsys.readouterr()
+
+    return run
+
+
+Submit = Callable[..., tuple[int, str, str]]
+
+
+@pytest.mark.parametrize(
+    ("options", "said"),
+    [
+        (("--on", "local", "--stage", "render"), "python -m infra.cli render s3://bucket/run/spec.yaml"),
+        (("--on", "ray", "--stage", "tokenize", "--workers", "8"), "DND_WORKER_GPUS: '1'"),
+        (("--on", "ray", "--stage", "train", "--gpus", "4"), "entrypoint_num_gpus: 4"),
+        (("--on", "slurm", "--stage", "train", "--nodes", "4", "--gpus", "8"), "sbatch --nodes=4 --gpus-per-node=8"),
+        (("--on", "kubernetes", "--stage", "train", "--nodes", "4", "--image", "r/dnd:7"), "image: r/dnd:7"),
+    ],
+)
+def test_a_dry_run_prints_the_job(submit: Submit, options: tuple[str, ...], said: str) -> None:
+    code, out, complaint = submit(TINY, "--root", "s3://bucket/run", *options, "--dry-run")  # no bucket: none is asked
+    assert code == 0 and said in out, out + complaint
+
+
+@pytest.mark.parametrize(
+    ("options", "said"),
+    [
+        (("--on", "ray", "--stage", "render"), "give --workers"),
+        (("--on", "kubernetes", "--stage", "train"), "give an s3:// address"),
+        (("--on", "slurm", "--stage", "render", "--nodes", "2"), "only `train` spreads over nodes"),
+        (("--on", "local", "--stage", "render", "--set", "seed=x"), "seed"),
+    ],
+)
+def test_what_cannot_run_is_refused_and_leaves_nothing(
+    submit: Submit, options: tuple[str, ...], said: str, tmp_path: Path
+) -> None:
+    code, _, complaint = submit(TINY, "--root", tmp_path / "root", *options)
+    assert code == 1 and said in complaint
+    assert not (tmp_path / "root").exists()
+
+
+def test_jobs_carry_where_the_data_is_and_never_who_we_are(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("AWS_ACCESS_KEY_ID", "AKIASECRET")
+    monkeypatch.setenv("AWS_SECRET_ACCESS_KEY", "verysecret")
+    monkeypatch.setenv("AWS_ENDPOINT_URL", "https://storage.example")
+    for on in ("ray", "slurm", "kubernetes", "local"):
+        text = request(Job("train", "s3://bucket/run"), on).text
+        assert "SECRET" not in text.upper().replace("SECRETNAME", ""), on
+    for on in ("ray", "kubernetes"):
+        assert "https://storage.example" in request(Job("train", "s3://bucket/run"), on).text
+
+
+def test_a_root_alone_is_enough_to_run_again(tmp_path: Path, few: tuple[str, str]) -> None:
+    first, again = tmp_path / "first", tmp_path / "again"
+    done = dnd("submit", TINY, "--root", first, "--on", "local", "--stage", "render", *few)
+    assert done.returncode == 0, done.stderr[-2000:]
+    noted = json.loads((first / "code.json").read_text())["render"]
+    assert noted["packages"]["ray"] and noted["python"] and noted["on"] == "local"
+    assert noted["dirty"] == bool(noted["patch"]) and (not noted["patch"] or (first / noted["patch"]).is_file())
+    shutil.copytree(first, again, ignore=shutil.ignore_patterns("images", "inputs"))
+    words = shlex.split(noted["job"])[3:]
+    repeated = dnd(*(word.replace(str(first), str(again)) for word in words))
+    assert repeated.returncode == 0, repeated.stderr[-2000:]
+    manifests = [(root / "images/train/manifest.json").read_bytes() for root in (first, again)]
+    assert manifests[0] == manifests[1]
+
+
+def git(folder: Path, *arguments: str) -> str:
+    identity = ("-c", "user.name=test", "-c", "user.email=test@localhost")
+    done = subprocess.run(["git", *identity, *arguments], cwd=folder, capture_output=True, text=True, check=True)
+    return done.stdout
+
+
+def test_the_patch_brings_back_what_was_not_committed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    work, fresh = tmp_path / "work", tmp_path / "fresh"
+    work.mkdir()
+    git(work, "init", "-q")
+    (work / "model.py").write_text("layers = 1\n")
+    (work / ".gitignore").write_text("runs\n")
+    git(work, "add", "-A")
+    git(work, "commit", "-qm", "first")
+    monkeypatch.setattr(code_version, "REPOSITORY", work)
+    clean = code_version.code_version(str(tmp_path / "root"))
+    assert clean["dirty"] is False and clean["patch"] is None and clean["commit"] == git(work, "rev-parse", "HEAD")[:-1]
+    (work / "model.py").write_text("layers = 2\n")
+    (work / "new.py").write_bytes(bytes(range(256)))
+    (work / "runs").write_text("not code")
+    before = git(work, "status", "--porcelain")
+    found = code_version.code_version(str(tmp_path / "root"))
+    assert found["dirty"] and git(work, "status", "--porcelain") == before
+    git(tmp_path, "clone", "-q", str(work), str(fresh))
+    git(fresh, "apply", str(tmp_path / "root" / found["patch"]))
+    assert (fresh / "model.py").read_text() == "layers = 2\n" and (fresh / "new.py").read_bytes() == bytes(range(256))
+    assert not (fresh / "runs").exists()
+
+
+def test_code_json_keeps_the_stages_apart(tmp_path: Path) -> None:
+    code_version.record(str(tmp_path), "render", {"on": "ray"})
+    code_version.record(str(tmp_path), "train", {"on": "slurm"})
+    noted = json.loads((tmp_path / "code.json").read_text())
+    assert {stage: facts["on"] for stage, facts in noted.items()} == {"render": "ray", "train": "slurm"}
+
+
+@pytest.fixture(scope="module")
+def slurm() -> Iterator[Slurm]:
+    """One node of one CPU; skips where Slurm is not installed."""
+    if missing := missing_binaries():
+        pytest.skip(f"{', '.join(missing)} not installed: apt-get install --no-install-recommends slurm-wlm munge")
+    with slurm_cluster(1) as cluster:
+        yield cluster
+
+
+def test_slurm_runs_what_was_submitted(
+    slurm: Slurm, submit: Submit, tmp_path: Path, few: tuple[str, str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for name in ("SLURM_CONF", "PATH"):
+        monkeypatch.setenv(name, slurm.environment[name])
+    monkeypatch.chdir(tmp_path)  # the log lies where it was submitted
+    root = tmp_path / "root"
+    code, out, complaint = submit(TINY, "--root", root, "--on", "slurm", "--stage", "render", *few)
+    assert code == 0 and "Submitted batch job" in out, complaint
+    number = out.split()[-1]
+    over = ("COMPLETED", "FAILED", "CANCELLED", "TIMEOUT")
+    wait_for(lambda: slurm.job(number)["JobState"] in over, 600, "the job's end")
+    log = (tmp_path / f"dnd-render-{number}.log").read_text()
+    assert slurm.job(number)["JobState"] == "COMPLETED", log[-2000:]
+    assert json.loads((root / "images/train/manifest.json").read_text())["totals"]["written"] > 10
+    code, _, complaint = submit(
+        TINY, "--root", root, "--on", "slurm", "--stage", "train", "--nodes", 9, "--gpus", 0, *few
+    )
+    assert code == 1 and complaint.startswith("dnd: sbatch: ") and complaint.count("\n") == 1, complaint
+
+
+def test_a_cluster_out_of_reach_is_told_in_one_line(submit: Submit, tmp_path: Path) -> None:
+    where = ("--on", "ray", "--stage", "train", "--ray-address", "http://127.0.0.1:9")
+    code, _, complaint = submit(TINY, "--root", tmp_path, *where)
+    assert code == 1 and "127.0.0.1:9" in complaint and complaint.count("\n") == 1, complaint
+
+
+def test_kubectl_out_of_reach_is_told_in_one_line(
+    submit: Submit, s3_root: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    if shutil.which("kubectl") is None:
+        pytest.skip("kubectl is not installed: see kubernetes.io/docs/tasks/tools")
+    monkeypatch.setenv("KUBECONFIG", os.devnull)
+    code, _, complaint = submit(TINY, "--root", f"{s3_root}/run", "--on", "kubernetes", "--stage", "train")
+    assert code == 1 and complaint.startswith("dnd: kubectl: ") and complaint.count("\n") == 1, complaint
+
+
+def test_the_spec_of_another_root_serves(submit: Submit, s3_root: str) -> None:
+    storage.write_text(f"{s3_root}/old/spec.yaml", "base: demo\nname: old\n")
+    options = ("--root", f"{s3_root}/new", "--on", "local", "--stage", "render", "--dry-run")
+    code, out, complaint = submit(f"{s3_root}/old/spec.yaml", *options)
+    assert code == 0 and f"{s3_root}/new/spec.yaml" in out, complaint
+
+
+def test_a_ray_request_sends_the_checkout_without_tests_and_history() -> None:
+    wanted: dict[str, Any] = yaml.safe_load(request(Job("render", "s3://bucket/run", 4), "ray").text)
+    assert wanted["runtime_env"]["working_dir"] == str(TINY.parents[1]) and ".git" in wanted["runtime_env"]["excludes"]
+    assert wanted["metadata"] == {"stage": "render", "root": "s3://bucket/run"}
