@@ -17,6 +17,8 @@ def render_image(data: bytes, size: int, max_pixels: int) -> Iterator[Picture]:
         image = Image.open(io.BytesIO(data))
         if image.width * image.height > max_pixels:
             raise Unreadable(f"{image.width}x{image.height} pixels, over the limit of {max_pixels}")
+        if max(image.size) * size**2 > min(image.size) * max_pixels:
+            raise Unreadable(f"{image.width}x{image.height} pixels: enlarged to {size}, over the limit of {max_pixels}")
         yield Picture("", center_crop(image, size), {"text": "", "words": [], "box": [0, 0, *image.size]})
     except (OSError, SyntaxError, Image.DecompressionBombError) as error:
         raise Unreadable(f"not an image: {error}") from None
@@ -25,9 +27,9 @@ def render_image(data: bytes, size: int, max_pixels: int) -> Iterator[Picture]:
 def center_crop(image: Image.Image, size: int) -> np.ndarray:
     """ADM centre crop uint8 [size, size, 3]: halve with a box filter while possible, then bicubic, then cut the middle.
 
-    Equal to the pixel to `center_crop_arr` of guided-diffusion.
+    Equal to the pixel to `center_crop_arr` of guided-diffusion, which leaves EXIF orientation and transparency aside.
     """
-    image = image.convert("RGB")
+    image = _rgb(image)
     while min(image.size) >= 2 * size:
         image = image.resize((image.width // 2, image.height // 2), Image.Resampling.BOX)
     scale = size / min(image.size)
@@ -35,3 +37,10 @@ def center_crop(image: Image.Image, size: int) -> np.ndarray:
     pixels = np.asarray(image.resize(shape, Image.Resampling.BICUBIC))
     top, left = (pixels.shape[0] - size) // 2, (pixels.shape[1] - size) // 2
     return pixels[top : top + size, left : left + size].copy()
+
+
+def _rgb(image: Image.Image) -> Image.Image:
+    """Eight bits RGB; of 16-bit grey the upper byte, where Pillow's own conversion makes nearly everything white."""
+    if image.mode.startswith("I;16"):
+        image = Image.fromarray((np.asarray(image) >> 8).astype(np.uint8))
+    return image.convert("RGB")

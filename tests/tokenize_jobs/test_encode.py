@@ -89,8 +89,10 @@ def test_large_images_are_encoded_few_at_a_time() -> None:
 def test_sizes_and_differences() -> None:
     from data_specs.spec import load_spec
 
-    size = code_size(load_spec("imagenet_16x16x2").shape, 1)
-    assert size["information_compression_ratio"] == pytest.approx(256 * 14 / (256 * 256 * 24))
+    shape = load_spec("imagenet_16x16x2").shape
+    assert code_size(shape, 1)["information_compression_ratio"] == pytest.approx(256 * 14 / (256 * 256 * 24))
+    paper = code_size(shape.model_copy(update={"codebook_size": 8192}), 1)  # its example: f = 16, N = 8192
+    assert f"{paper['information_compression_ratio']:.2%}" == "0.21%"
     black, white = np.zeros((2, 2, 3), np.uint8), np.full((2, 2, 3), 255, np.uint8)
     assert {difference(black, black)[0, 0, 0], difference(white, black)[0, 0, 0]} == {128, 0}
     assert difference(black, white)[0, 0, 0] == 255

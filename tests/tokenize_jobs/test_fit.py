@@ -6,6 +6,7 @@ import json
 import logging
 import os
 import signal
+import socket
 import subprocess
 import sys
 import time
@@ -108,6 +109,29 @@ def test_two_ranks_learn_what_one_learns(tmp_path: Path) -> None:
         assert two[40][name] == pytest.approx(one[40][name], rel=1e-3)
     assert [row["mse"] for row in two] == pytest.approx([row["mse"] for row in one], rel=3e-2)
     assert sum(map(sum, (row["restarts"] for row in one))) > 0
+
+
+LAUNCHERS = {
+    "torchrun": ("--nproc_per_node", "2", "--master_port", "{port}", "-m"),
+    "deepspeed": ("--num_gpus", "2", "--master_port", "{port}", "--module"),
+}
+
+
+@pytest.mark.parametrize("launcher", LAUNCHERS)
+def test_two_ranks_by_each_launcher(tmp_path: Path, launcher: str) -> None:
+    spec = tiny_spec("tokenizer.steps=3", "tokenizer.batch_size=5")
+    alone, root = make_root(tmp_path / "alone"), make_root(tmp_path / "two")
+    fit(spec, alone)
+    Path(root, "spec.yaml").write_text(spec.to_yaml())
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port = probe.getsockname()[1]
+    options = [option.format(port=port) for option in LAUNCHERS[launcher]]
+    command = [Path(sys.executable).with_name(launcher), *options, "tokenize_jobs.fit", "--root", root]
+    paths = os.pathsep.join([str(Path(sys.executable).parent), os.environ["PATH"]])  # deepspeed starts `python`
+    environment = os.environ | {"PYTHONPATH": str(Path(__file__).parents[2]), "PATH": paths, "OMP_NUM_THREADS": "1"}
+    subprocess.run(command, env=environment, check=True, timeout=300)
+    assert [row["mse"] for row in curve(root)] == pytest.approx([row["mse"] for row in curve(alone)], rel=1e-4)
 
 
 def test_a_mistake_on_many_ranks_is_said_and_ends_them(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:

@@ -262,3 +262,17 @@ def test_configs_of_the_released_kinds(
     assert books == [f"quantizer.codebooks.{d}.weight" for d in range(depth)]
     assert all(state[name].shape == (rows + 1, 256) for name in books)
     assert config.to_released()[0]["shared_codebook"] is (shared_codebook == "true")
+
+
+def test_attention_counts_by_the_resolution_of_the_config() -> None:
+    """As released for 24x24x1: trained at 384 px under `resolution: 256` and `attn_resolutions: [8]`, which no level
+    of the encoder has; the middle alone attends."""
+    hparams = {"embed_dim": 256, "n_embed": 4096, "latent_shape": [24, 24, 256], "code_shape": [24, 24, 1]}
+    hparams |= {"shared_codebook": True, "decay": 0.99, "use_padding_idx": False, "masked_dropout": 0.0}
+    ddconfig = {"double_z": False, "z_channels": 256, "resolution": 256, "in_channels": 3, "out_ch": 3, "ch": 128}
+    ddconfig |= {"ch_mult": [1, 1, 2, 2, 4], "num_res_blocks": 2, "attn_resolutions": [8], "dropout": 0.0}
+    config = RQVAEConfig.from_released(hparams, ddconfig)
+    assert config.image_size == (384, 384)
+    with torch.device("meta"):
+        names = RQVAE(config).state_dict()
+    assert {name.rpartition("attn")[0] for name in names if "attn" in name} == {"encoder.mid.", "decoder.mid."}
