@@ -11,12 +11,12 @@ import socket
 import tempfile
 import time
 from collections import Counter
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
 from data_specs import storage
-from data_specs.shards import ShardFacts, index_uri, write_shard
+from data_specs.shards import Shard, ShardFacts, index_uri, write_shard
 from data_specs.units import Dropped, Outcome, Sample
 
 Receipt = dict[str, Any]
@@ -49,6 +49,57 @@ def commit(
     receipt = _create_or_adopt(storage.join(set_uri, receipt_name(unit)), digest, receipt)
     storage.delete(storage.join(set_uri, f"{unit:06d}.failed.json"))
     return receipt
+
+
+def remake(set_uri: str, receipt: Receipt, gone: Callable[[Sample], bool], reason: str) -> Receipt:
+    """Makes a unit's shard anew without the samples for which `gone` is true, counted as filtered for that reason.
+
+    The new shard is there before the receipt names it, the old one goes last, and `replaces` keeps its name: a remake
+    that was killed is finished by the next. Returns the receipt that holds then. Not while a job writes the set.
+    """
+    if receipt["tar"] is not None:
+        with tempfile.TemporaryDirectory(prefix="dnd-remake-") as folder:
+            tar, index = Path(folder, "shard.tar"), Path(folder, "shard.index.npy")
+            old = Shard(storage.join(set_uri, receipt["tar"]["name"]))
+            samples = (Sample(old.key(number), old.fields(number)) for number in range(len(old)))
+            shard = write_shard((sample for sample in samples if not gone(sample)), tar, index)
+            if shard.nsamples < receipt["written"]:
+                receipt = _remade(receipt, shard, reason)
+                if shard.nsamples:
+                    tar_uri = storage.join(set_uri, receipt["tar"]["name"])
+                    _place(tar, tar_uri)
+                    _place(index, index_uri(tar_uri))
+                storage.write_bytes(storage.join(set_uri, receipt_name(receipt["unit"])), _bytes(receipt))
+    for name in receipt.get("replaces", []):
+        storage.delete(storage.join(set_uri, name))
+        storage.delete(index_uri(storage.join(set_uri, name)))
+    return receipt
+
+
+def _remade(receipt: Receipt, shard: ShardFacts, reason: str) -> Receipt:
+    taken = receipt["written"] - shard.nsamples
+    now = _receipt(receipt["digest"], receipt["unit"], shard, [])
+    filtered = receipt["filtered"] | {reason: receipt["filtered"].get(reason, 0) + taken}
+    return receipt | {
+        "written": shard.nsamples,
+        "filtered": dict(sorted(filtered.items())),
+        "tar": now["tar"],
+        "index": now["index"],
+        "replaces": [*receipt.get("replaces", []), receipt["tar"]["name"]],
+    }
+
+
+def discard(set_uri: str, unit: int) -> None:
+    """Takes back a unit: its shard, then its receipt, so that the next run makes it anew. Not while a job writes."""
+    uri = storage.join(set_uri, receipt_name(unit))
+    try:
+        tar = parse_receipt(storage.read_bytes(uri))["tar"]
+    except (FileNotFoundError, ValueError):
+        return
+    if tar:
+        storage.delete(storage.join(set_uri, tar["name"]))
+        storage.delete(index_uri(storage.join(set_uri, tar["name"])))
+    storage.delete(uri)
 
 
 def _place(path: Path, uri: str) -> None:
@@ -89,13 +140,17 @@ def _receipt(digest: str, unit: int, shard: ShardFacts, dropped: list[Dropped]) 
 
 def _create_or_adopt(uri: str, digest: str, ours: Receipt) -> Receipt:
     """Creates the receipt, or takes the one already there if it is valid; a damaged one is replaced by ours."""
-    data = (json.dumps(ours, sort_keys=True) + "\n").encode()
+    data = _bytes(ours)
     if not storage.create_if_absent(uri, data):
         there = read_receipt(uri, digest)
         if there is not None:
             return there
         storage.write_bytes(uri, data)
     return ours
+
+
+def _bytes(receipt: Receipt) -> bytes:
+    return (json.dumps(receipt, sort_keys=True) + "\n").encode()
 
 
 def read_receipt(uri: str, digest: str) -> Receipt | None:

@@ -1,15 +1,18 @@
-"""What `dnd status` says of a root, from plans, receipts and failures: it works from any machine while jobs run."""
+"""What `dnd status` says of a root: two or three small reads a shard set, from any machine, also while jobs run."""
 
 from __future__ import annotations
 
 import json
+import time
 from collections.abc import Iterator
+from typing import Any
 
 from data_specs import storage
 from data_specs.manifest import summarise
-from data_specs.receipts import valid_receipts
 from data_specs.units import Plan, read_plan
 from data_specs.verify import find_shard_sets
+
+SILENT_SECONDS = 90
 
 
 def status_lines(root: str) -> Iterator[str]:
@@ -26,22 +29,53 @@ def status_lines(root: str) -> Iterator[str]:
 
 
 def _set_lines(root: str, plan: Plan) -> Iterator[str]:
-    manifest, missing = summarise(plan, "")
-    total, done = manifest["totals"], plan.num_units - missing
-    failed = sum(1 for f in storage.list_files(plan.set_uri) if f.uri.endswith(".failed.json"))
+    state, name = _state(plan), plan.set_uri.removeprefix(root.rstrip("/") + "/")
+    total = {key: state["totals"].get(key, 0) for key in ("written", "filtered", "rejected")}
     yield (
-        f"{plan.set_uri.removeprefix(root + '/')}: {done}/{plan.num_units} units done, {failed} failed; "
-        f"{total['written']} written, {total['filtered']} filtered, {total['rejected']} rejected{_rate(plan, missing)}"
+        f"{name}: {state['done']}/{plan.num_units} units done, {state['failed']} failed; {total['written']} written, "
+        f"{total['filtered']} filtered, {total['rejected']} rejected"
     )
+    yield from _running(state)
     for kind in ("filtered", "rejects"):
-        for reason, count in sorted(manifest[kind].items(), key=lambda pair: -pair[1]):
+        for reason, count in sorted(state[kind].items(), key=lambda pair: -pair[1]):
             yield f"    {kind}: {count} {reason}"
 
 
-def _rate(plan: Plan, missing: int) -> str:
-    """Units a minute since the first receipt, and the time left at that rate."""
-    ended = sorted(receipt["ran"]["ended"] for receipt in valid_receipts(plan.set_uri, plan.digest))
-    if not missing or len(ended) < 2 or ended[-1] == ended[0]:
-        return ""
-    rate = (len(ended) - 1) / (ended[-1] - ended[0])
-    return f"; {rate * 60:.1f} units/min, about {missing / rate / 60:.0f} min left"
+def _state(plan: Plan) -> dict[str, Any]:
+    """A set's account: from its manifest if it is whole, from what the running job wrote, else from all receipts."""
+    manifest = _json(storage.join(plan.set_uri, "manifest.json"))
+    progress = _json(storage.join(plan.set_uri, "progress.json"))
+    if manifest and manifest["complete"] and manifest["totals"]["units"] == plan.num_units:
+        return manifest | {"done": plan.num_units, "failed": 0}
+    if progress and progress["units"] == plan.num_units:
+        return progress
+    found, missing = summarise(plan, "")
+    failed = sum(1 for f in storage.list_files(plan.set_uri) if f.uri.endswith(".failed.json"))
+    return found | {"done": plan.num_units - missing, "failed": failed}
+
+
+def _running(state: dict[str, Any]) -> Iterator[str]:
+    """What a job says of itself: workers, rate, time left, the longest units; or how long it has been silent."""
+    if "written" not in state:
+        return
+    silent = time.time() - state["written"]
+    if state["ended"] or silent > SILENT_SECONDS:
+        ended = (
+            "the run has ended" if state["ended"] else f"nothing heard from {state['host']} for {silent / 60:.0f} min"
+        )
+        yield f"    {ended}: run the command again to finish"
+        return
+    left = "" if state["seconds_left"] is None else f", about {state['seconds_left'] / 60:.0f} min left"
+    yield (
+        f"    {state['running']} units running on {state['workers']} workers, "
+        f"{state['units_per_minute']:.1f} units/min{left}"
+    )
+    for unit, seconds, host in state["longest"][:3]:
+        yield f"    unit {unit}: for {seconds} s on {host}"
+
+
+def _json(uri: str) -> Any:
+    try:
+        return json.loads(storage.read_text(uri))
+    except FileNotFoundError:
+        return None

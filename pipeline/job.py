@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import itertools
 import json
+import logging
+import sys
 import tempfile
 from collections.abc import Callable
 from contextlib import ExitStack
@@ -12,22 +14,29 @@ from pathlib import Path
 
 from data_specs import digest, storage
 from data_specs.manifest import Manifest
-from data_specs.receipts import Receipt, commit
+from data_specs.receipts import Receipt, commit, valid_receipts
 from data_specs.spec import Spec
-from data_specs.units import Plan, Unit, read_plan, write_plan
+from data_specs.units import Plan, Unit, extend_plan, read_plan, write_plan
+from pipeline.extend import new_units, require_extension, without
+from pipeline.removal import read_removed, rendered_without
 from pipeline.render import Renderer, versions
 from pipeline.runner import Stage, Workers, run_plan
 from pipeline.sources import class_names, cut, prepare
 
 SPLITS = ("train", "val")
+log = logging.getLogger(__name__)
 
 
-def render(spec: Spec, root: str, workers: Workers) -> dict[str, Manifest]:
+def render(
+    spec: Spec, root: str, workers: Workers, extend: bool = False, retry_rejected: bool = False
+) -> dict[str, Manifest]:
     """Renders every source of the spec; returns the manifests by split.
 
+    extend: lists the sources anew and adds units for new documents; retry_rejected: and for documents that were
+    rejected as a whole. What is there stays as it is.
     Raises ValueError for an empty source or a root made for another spec, UnitsFailed where units failed for good.
     """
-    plans = _plans(spec, root)
+    plans = _extended(spec, root, retry_rejected) if extend or retry_rejected else _plans(spec, root)
     run = lambda split: run_plan(  # noqa: E731
         plans[split], partial(_setup, spec, plans[split]), workers, "images", f"render {split}"
     )
@@ -48,17 +57,62 @@ def _plans(spec: Spec, root: str) -> dict[str, Plan]:
         return {split: stored[split] or _write(spec, uri, split, units[split]) for split, uri in set_uris.items()}
 
 
+def _extended(spec: Spec, root: str, retry_rejected: bool) -> dict[str, Plan]:
+    """The stored plans, each with one more part for what the sources hold now and no unit has.
+
+    A split that was extended for this spec already and is not done yet stays as it is: what was interrupted goes on.
+    """
+    plans = {split: read_plan(storage.join(root, "images", split)) for split in SPLITS}
+    if not all(plans.values()):
+        raise ValueError(f"{root}/images: there is no image set to extend; run `dnd render` without --extend first")
+    stored = {split: plan for split, plan in plans.items() if plan}
+    done = {split: sum(1 for _ in valid_receipts(p.set_uri, p.digest)) == p.num_units for split, p in stored.items()}
+    for split, plan in stored.items():
+        require_extension(plan, _identity(spec, split))
+        if not done[split] and plan.identity != _identity(spec, split):
+            raise ValueError(f"{plan.set_uri}: not all units are done; run `dnd render` as before, then extend")
+    with tempfile.TemporaryDirectory(prefix="dnd-plan-") as folder:
+        listed = _list(spec, root, Path(folder))
+        grow = partial(_grow, spec, retry_rejected=retry_rejected)
+        return {split: grow(plan, split, listed[split]) if done[split] else plan for split, plan in stored.items()}
+
+
+def _grow(spec: Spec, plan: Plan, split: str, listed: Path, retry_rejected: bool) -> Plan:
+    """The plan with a part for new documents; as it is where there are none and the spec is the same."""
+    identity = _identity(spec, split)
+    with listed.open(encoding="utf-8") as lines:
+        units = new_units(plan, map(json.loads, lines), spec.render.documents_per_unit, retry_rejected)
+        first = list(itertools.islice(units, 1))
+        if not first and plan.identity == identity:
+            return plan
+        grown = extend_plan(plan, identity, itertools.chain(first, units))
+    print(f"images/{split}: {grown.num_units - plan.num_units} units added", file=sys.stderr)
+    return grown
+
+
 def _list(spec: Spec, root: str, folder: Path) -> dict[str, Path]:
     """Lists and cuts the sources once, by streaming: a file of units, one a line, for each split."""
     sources = [prepare(source, storage.join(root, "inputs")) for source in spec.render.sources]
     if names := class_names(sources):
-        storage.create_if_absent(storage.join(root, "images", "classes.json"), json.dumps(names).encode())
+        _keep_classes(storage.join(root, "images", "classes.json"), names)
     numbers = {split: itertools.count() for split in SPLITS}
     with ExitStack() as stack:
         files = {split: stack.enter_context(open(folder / split, "w", encoding="utf-8")) for split in SPLITS}
         for split, unit in cut(spec.render, sources):
             files[split].write(json.dumps(unit | {"unit": next(numbers[split])}) + "\n")
     return {split: folder / split for split in SPLITS}
+
+
+def _keep_classes(uri: str, names: dict[int, str]) -> None:
+    """Writes the classes' names; more may come behind those there. Raises ValueError if one would change its number."""
+    data = json.dumps(names).encode()
+    if storage.create_if_absent(uri, data):
+        return
+    there = json.loads(storage.read_text(uri))
+    if moved := [name for number, name in there.items() if names.get(int(number)) != name]:
+        raise ValueError(f"{uri}: class {moved[0]} would change its number; new classes must sort behind the old ones")
+    if len(there) < len(names):
+        storage.write_bytes(uri, data)
 
 
 def _write(spec: Spec, set_uri: str, split: str, units: Path) -> Plan:
@@ -85,9 +139,22 @@ def _setup(spec: Spec, plan: Plan) -> Stage:
 
 
 def render_stage(renderer: Renderer, set_uri: str, plan_digest: str) -> Callable[[Unit], Receipt]:
-    """The stage `unit -> receipt`."""
+    """The stage `unit -> receipt`. What was removed from the set once is left out."""
+    images_uri, _, split = set_uri.rpartition("/")
+    removed = read_removed(images_uri)
 
     def stage(unit: Unit) -> Receipt:
-        return commit(set_uri, plan_digest, unit["unit"], renderer.render(unit), renderer.facts)
+        here = removed.of_unit(split, unit["unit"])
+        outcomes = rendered_without(unit, here, renderer.render(without(unit, here.ids)))
+        receipt = commit(set_uri, plan_digest, unit["unit"], outcomes, renderer.facts)
+        _log_rejects(receipt)
+        return receipt
 
     return stage
+
+
+def _log_rejects(receipt: Receipt) -> None:
+    """Names the documents that ran over a limit or crashed; the receipt has all others too."""
+    for reject in receipt["rejected"]:
+        if reject["environmental"]:
+            log.warning("unit %d: %s (%s): %s", receipt["unit"], reject["key"], reject["source"], reject["reason"])

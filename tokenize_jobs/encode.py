@@ -33,9 +33,14 @@ KEPT_JSON = ("id", "source", "page", "licence", "text")
 
 
 def encode_stage(model: RQVAE, spec: Spec, set_uri: str, digest: str) -> Callable[[Unit], Receipt]:
-    """The stage `unit -> receipt` for a loaded tokenizer; a unit names an image shard (`shard`) and its `sha256`."""
+    """The stage `unit -> receipt` for a loaded tokenizer; a unit names an image shard (`shard`) and its `sha256`.
+
+    A shard that is None has lost all its samples.
+    """
 
     def stage(unit: Unit) -> Receipt:
+        if unit["shard"] is None:
+            return commit(set_uri, digest, unit["unit"], ())
         facts = {"read": [{"uri": unit["shard"], "sha256": unit["sha256"]}]}
         return commit(set_uri, digest, unit["unit"], encode_shard(model, spec, unit["shard"], unit["split"]), facts)
 

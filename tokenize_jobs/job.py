@@ -13,8 +13,9 @@ from PIL import __version__ as pillow_version
 
 from data_specs import digest, open_shards, storage
 from data_specs.manifest import Manifest, read_manifest
+from data_specs.receipts import discard
 from data_specs.spec import Spec
-from data_specs.units import Plan, read_plan, write_plan
+from data_specs.units import Plan, Unit, extend_plan, read_plan, write_plan
 from pipeline.runner import Stage, Workers, connect, run_plan
 from tokenize_jobs.decode import decode_stage, write_pictures
 from tokenize_jobs.encode import encode_stage, fitting_batch, prepare
@@ -98,15 +99,41 @@ def _plan(
         "versions": {"torch": torch.__version__, "pillow": pillow_version, "device": workers.device},
         **parts,
     }
-    if plan := read_plan(target_uri):
-        digest.require_same(target_uri, plan.identity, identity)
-        return plan
     folder = manifest_uri.rpartition("/")[0]
-    units = (
-        {"unit": number, "split": split, "shard": storage.join(folder, entry["url"]), "sha256": entry["sha256"]}
-        for number, entry in enumerate(manifest["shardlist"])
-    )
+    if plan := read_plan(target_uri):
+        digest.require_same(target_uri, plan.identity | {"input": identity["input"]}, identity)
+        return plan if plan.identity == identity else _followed(plan, identity, manifest, folder, split)
+    units = ({"unit": n, "split": split} | _input(folder, entry) for n, entry in enumerate(manifest["shardlist"]))
     return write_plan(target_uri, digest.digest_of(identity), identity, units)
+
+
+def _followed(plan: Plan, identity: digest.Identity, manifest: Manifest, folder: str, split: str) -> Plan:
+    """The plan after its input was extended or lost samples: shards made anew are done again, new ones appended.
+
+    Raises ValueError where the input is another one: a shard of the plan is neither in its manifest nor replaced there.
+    """
+    now: dict[str, Any] = dict.fromkeys(manifest.get("emptied", []))
+    now |= {name: entry for entry in manifest["shardlist"] for name in [entry["url"], *entry.get("replaces", [])]}
+    restated, seen = list[Unit](), set[str]()
+    for unit in plan.units():
+        name = (unit["shard"] or "").rpartition("/")[2]
+        if name and name not in now:
+            digest.require_same(plan.set_uri, plan.identity, identity)
+        reads = _input(folder, now.get(name))
+        seen.add(reads["shard"])
+        if name and reads["sha256"] != unit["sha256"]:
+            restated.append(unit | reads)
+    inputs = [_input(folder, entry) for entry in manifest["shardlist"]]
+    new = [reads for reads in inputs if reads["shard"] not in seen]
+    for unit in restated:
+        discard(plan.set_uri, unit["unit"])
+    appended = [{"unit": n, "split": split} | reads for n, reads in enumerate(new, plan.num_units)]
+    return extend_plan(plan, identity, restated + appended)
+
+
+def _input(folder: str, entry: Any) -> dict[str, Any]:
+    """What a unit reads: a shard of the input's manifest, or nothing where that shard has lost all its samples."""
+    return {"shard": entry and storage.join(folder, entry["url"]), "sha256": entry and entry["sha256"]}
 
 
 def _content(manifest: Manifest) -> str:

@@ -7,7 +7,17 @@ from typing import Annotated
 import typer
 
 from data_specs import storage
-from infra.commands.options import AddressOpt, RootOpt, SetOpt, SpecArg, WorkersOpt, open_root, totals
+from infra.commands.options import (
+    AddressOpt,
+    MaxFailuresOpt,
+    RootArg,
+    RootOpt,
+    SetOpt,
+    SpecArg,
+    WorkersOpt,
+    open_root,
+    totals,
+)
 from pipeline.runner import Workers
 
 app = typer.Typer()
@@ -20,12 +30,20 @@ def render(
     set_: SetOpt = None,
     ray_address: AddressOpt = None,
     workers: WorkersOpt = None,
+    max_failures: MaxFailuresOpt = 100,
+    extend: Annotated[
+        bool, typer.Option("--extend", help="list the sources anew and add what is new, also of a changed spec")
+    ] = False,
+    retry_rejected: Annotated[
+        bool, typer.Option("--retry-rejected", help="extend, and try documents again that were rejected as a whole")
+    ] = False,
 ) -> None:
     """Documents -> image shards (ROOT/images/{train,val}). Run it again to finish what was interrupted."""
     from pipeline.job import render as run
 
     resolved, root = open_root(spec, root, set_)
-    for split, manifest in run(resolved, root, Workers(ray_address, workers)).items():
+    crew = Workers(ray_address, workers, max_failures=max_failures)
+    for split, manifest in run(resolved, root, crew, extend, retry_rejected).items():
         print(f"images/{split}: {totals(manifest)}")
 
 
@@ -49,6 +67,64 @@ def verify(
         raise ValueError(f"{root}: there is no shard set here")
     print(f"{len(sets)} shard sets, {faults} faults")
     raise typer.Exit(1 if faults else 0)
+
+
+@app.command()
+def remove(
+    root: RootArg,
+    ids: Annotated[str | None, typer.Option("--ids", help="file of document ids, one a line")] = None,
+    samples: Annotated[
+        str | None, typer.Option("--samples", help="file of samples, SPLIT/UNIT/KEY, one a line (dnd duplicates --out)")
+    ] = None,
+) -> None:
+    """Takes documents or samples out of ROOT/images for good, with the codes and reconstructions made from them."""
+    from pipeline.removal import remove as run
+
+    if not ids and not samples:
+        raise ValueError("give --ids FILE or --samples FILE")
+    names = [[line for line in storage.read_text(uri).splitlines() if line] if uri else [] for uri in (ids, samples)]
+    for line in run(storage.absolute(root), *names):
+        print(line)
+
+
+@app.command()
+def duplicates(
+    root: RootArg,
+    distance: Annotated[
+        int, typer.Option("--distance", min=0, max=32, help="bits in which the hashes of near duplicates may differ")
+    ] = 3,
+    out: Annotated[str | None, typer.Option("--out", help="write all but the first of each group there")] = None,
+) -> None:
+    """Near duplicates over all image shards of a root, by perceptual hash; a group a line, the first one is kept."""
+    from pipeline.duplicates import near_duplicates
+
+    surplus = list[str]()
+    for group in near_duplicates(storage.absolute(root), distance):
+        print(" ".join(group))
+        surplus += group[1:]
+    if out:
+        storage.write_text(out, "".join(f"{name}\n" for name in surplus))
+    print(f"{len(surplus)} near duplicates of others")
+
+
+@app.command()
+def look(
+    root: RootArg,
+    set_: Annotated[str, typer.Option("--set", help="image shard set, relative to the root")] = "images/train",
+    shard: Annotated[int, typer.Option("--shard", min=0, help="number of the shard")] = 0,
+) -> None:
+    """A contact sheet of a shard: what was kept, and what was filtered or rejected, with the reasons."""
+    from infra.look import look as run
+
+    print(run(storage.absolute(root), set_, shard))
+
+
+@app.command()
+def card(root: RootArg) -> None:
+    """ROOT/images/README.md: counts, sources, licences, attribution, the command and versions, to publish with it."""
+    from infra.card import write_card
+
+    print(write_card(storage.absolute(root)))
 
 
 @app.command()

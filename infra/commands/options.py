@@ -24,6 +24,10 @@ AddressOpt = Annotated[
 WorkersOpt = Annotated[
     int | None, typer.Option("--workers", min=1, help="number of workers (default: one a CPU or GPU)")
 ]
+RootArg = Annotated[str, typer.Argument(help="the root of a run: a folder or s3://bucket/prefix", metavar="ROOT")]
+MaxFailuresOpt = Annotated[
+    int, typer.Option("--max-failures", min=1, help="end the run when so many units have failed three times")
+]
 RanksOpt = Annotated[
     int, typer.Option("--ranks", min=1, help="training processes on this machine (GPUs, or CPU ranks)")
 ]

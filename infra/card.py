@@ -1,0 +1,145 @@
+"""ROOT/images/README.md (`dnd card ROOT`): what a published image set must say of itself, read by streaming.
+
+The head is what Hugging Face's hub reads. Who is to be named stands in attribution.jsonl, a document a line.
+"""
+
+from __future__ import annotations
+
+import json
+import tempfile
+from collections import Counter
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any, TextIO
+
+import yaml
+
+from data_specs import storage
+from data_specs.manifest import read_manifest
+from data_specs.shards import Shard
+from data_specs.spec import Spec, parse_spec
+from data_specs.units import read_plan
+
+SPLITS = ("train", "val")
+SHOWN = 10  # attributions on the card itself
+NAMED = ("id", "title", "authors", "licence", "url")  # what an attribution says
+UNKNOWN = "not known"
+
+
+def write_card(root: str) -> str:
+    """Writes card and attribution of ROOT/images and returns the card's address.
+
+    Raises ValueError where a split is unfinished.
+    """
+    images = storage.join(root, "images")
+    manifests = {split: read_manifest(storage.join(images, split, "manifest.json")) for split in SPLITS}
+    spec = parse_spec(storage.read_text(storage.join(root, "spec.yaml")), f"{root}/spec.yaml")
+    documents, samples, shown = Counter[str](), Counter[str](), list[dict[str, Any]]()
+    with tempfile.TemporaryDirectory(prefix="dnd-card-") as folder:
+        path = Path(folder, "attribution.jsonl")
+        with path.open("w", encoding="utf-8") as file:
+            _account(images, manifests, file, (documents, samples), shown)
+        storage.write_file(path, storage.join(images, "attribution.jsonl"))
+    plan = read_plan(storage.join(images, "train"))
+    assert plan is not None
+    head = yaml.safe_dump(_head(spec, manifests, samples), sort_keys=False, allow_unicode=True)
+    body = "\n".join(_body(spec, manifests, documents, samples, shown, plan.identity["versions"]))
+    storage.write_text(storage.join(images, "README.md"), f"---\n{head}---\n{body}\n")
+    return storage.join(images, "README.md")
+
+
+def _account(
+    images: str,
+    manifests: dict[str, Any],
+    file: TextIO,
+    counts: tuple[Counter[str], Counter[str]],
+    shown: list[dict[str, Any]],
+) -> None:
+    """Counts documents and samples by licence, and writes a line for each document that says whose it is."""
+    documents, samples = counts
+    for split, manifest in manifests.items():
+        for entry in manifest["shardlist"]:
+            last = None
+            for about in _abouts(storage.join(images, split, entry["url"])):
+                licence = about.get("licence") or UNKNOWN
+                samples[licence] += 1
+                if about["id"] != last:  # a document's samples stand together
+                    documents[licence] += 1
+                    named = {key: about[key] for key in NAMED if about.get(key)}
+                    file.write(json.dumps(named, ensure_ascii=False) + "\n")
+                    shown += [named] if len(shown) < SHOWN else []
+                last = about["id"]
+
+
+def _abouts(shard_uri: str) -> Iterator[dict[str, Any]]:
+    shard = Shard(shard_uri)
+    for number in range(len(shard)):
+        yield json.loads(shard.fields(number)["json"])
+
+
+def _head(spec: Spec, manifests: dict[str, Any], samples: Counter[str]) -> dict[str, Any]:
+    licences = sorted(name.lower() for name in samples if name != UNKNOWN) or ["unknown"]
+    total = sum(manifest["totals"]["written"] for manifest in manifests.values())
+    files = [{"split": "validation" if s == "val" else s, "path": f"{s}/*.tar"} for s in SPLITS]
+    return {
+        "pretty_name": spec.name,
+        "license": licences[0] if len(licences) == 1 else licences,
+        "task_categories": ["unconditional-image-generation"],
+        "tags": ["webdataset", "text-image"],
+        "size_categories": [_size_category(total)],
+        "configs": [{"config_name": "default", "data_files": files}],
+    }
+
+
+def _size_category(total: int) -> str:
+    bounds = [(10**3, "1K"), (10**4, "10K"), (10**5, "100K"), (10**6, "1M"), (10**7, "10M"), (10**8, "100M")]
+    below = "n"
+    for bound, name in bounds:
+        if total < bound:
+            return f"n<{name}" if below == "n" else f"{below}<n<{name}"
+        below = name
+    return "100M<n<1B"
+
+
+def _body(
+    spec: Spec,
+    manifests: dict[str, Any],
+    documents: Counter[str],
+    samples: Counter[str],
+    shown: list[dict[str, Any]],
+    versions: dict[str, str],
+) -> Iterator[str]:
+    yield f"# {spec.name}\n"
+    size = spec.shape.image_size
+    yield f"Images of {size} x {size} px in WebDataset shards: `png`, `cls`, `json`.\n"
+    yield "| split | shards | images | filtered | rejected | bytes |\n| --- | --- | --- | --- | --- | --- |"
+    for split, manifest in manifests.items():
+        counts = [manifest["totals"][key] for key in ("written", "filtered", "rejected", "bytes")]
+        yield f"| {split} | {len(manifest['shardlist'])} | {' | '.join(map(str, counts))} |"
+    yield "\nNot written, by reason:\n"
+    for kind in ("filtered", "rejects"):
+        counted = sum((Counter(manifest[kind]) for manifest in manifests.values()), Counter[str]())
+        yield from (f"- {kind}: {count} {reason}" for reason, count in counted.most_common(20))
+    yield "\n## Sources\n"
+    yield from (f"- {source.kind}: {_origin(source)}" for source in spec.render.sources)
+    yield "\n## Licences\n\n| licence | documents | images |\n| --- | --- | --- |"
+    yield from (f"| {name} | {documents[name]} | {count} |" for name, count in samples.most_common())
+    yield f"\n## Attribution\n\n`attribution.jsonl` names all {sum(documents.values())} documents; the first of them:\n"
+    yield from (f"- {_attribution(named)}" for named in shown)
+    yield "\n## How it was made\n"
+    yield "    dnd render spec.yaml --root ROOT\n"
+    yield "with " + ", ".join(f"{name} {number}" for name, number in versions.items()) + " and this spec:\n"
+    yield "```yaml\n" + spec.to_yaml() + "```"
+
+
+def _origin(source: Any) -> str:
+    """Where a source is, without this machine's folders; a remote one in full."""
+    uri = getattr(source, "uri", None)
+    return "made by dnd" if uri is None else uri if "://" in uri else uri.rstrip("/").rpartition("/")[2]
+
+
+def _attribution(named: dict[str, Any]) -> str:
+    authors = named.get("authors", "")
+    authors = ", ".join(authors) if isinstance(authors, list) else authors
+    parts = [named.get("title", named["id"]), authors, named.get("url", ""), named.get("licence", "")]
+    return " · ".join(" ".join(str(part).split()) for part in parts if part)

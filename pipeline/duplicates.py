@@ -1,0 +1,140 @@
+"""Near duplicates over a whole image set (`dnd duplicates ROOT`): hashes of the stored pictures, compared in bands.
+
+Two hashes of 64 bits that differ in at most d bits agree on at least two of d + 2 bands, so only those that do are
+compared. Hashes lie in a file; memory holds one share of one band at a time.
+"""
+
+from __future__ import annotations
+
+import io
+import os
+import tempfile
+from collections.abc import Iterator
+from concurrent.futures import ProcessPoolExecutor
+from itertools import combinations, pairwise
+from multiprocessing import get_context
+from pathlib import Path
+
+import numpy as np
+from PIL import Image
+
+from data_specs import storage
+from data_specs.manifest import read_manifest
+from data_specs.progress import Progress
+from data_specs.shards import Shard
+from pipeline.filters import perceptual_hash
+
+ENTRY = np.dtype([("hash", "<u8"), ("shard", "<u4"), ("number", "<u4")])
+SHARE = 1 << 22  # hashes that are sorted at a time
+PAIRS = 1 << 22  # hashes that are compared at a time
+
+
+def near_duplicates(root: str, distance: int) -> Iterator[list[str]]:
+    """Groups of near duplicates of ROOT/images as SPLIT/UNIT/KEY, the first in the order of the set at the head.
+
+    A group is a chain: each member is within `distance` bits of another one. Raises ValueError where a set is unfinished.
+    """
+    shards = [uri for split in ("train", "val") for uri in _shards(storage.join(root, "images", split))]
+    with tempfile.TemporaryDirectory(prefix="dnd-duplicates-") as folder:
+        entries = _hash_all(shards, Path(folder, "hashes"))
+        for group in groups(entries["hash"], distance, Path(folder)):
+            yield [_name(shards, entries[int(place)]) for place in group]
+
+
+def _shards(set_uri: str) -> list[str]:
+    manifest = read_manifest(storage.join(set_uri, "manifest.json"))
+    return [storage.join(set_uri, entry["url"]) for entry in manifest["shardlist"]]
+
+
+def _name(shards: list[str], entry: np.void) -> str:
+    uri = shards[int(entry["shard"])]
+    split, name = uri.split("/")[-2:]
+    return f"{split}/{int(name.partition('-')[0])}/{Shard(uri).key(int(entry['number']))}"
+
+
+def _hash_all(shards: list[str], path: Path) -> np.ndarray:
+    """ENTRY [n] in a memory map: the hash of every picture, in the order of the set."""
+    progress = Progress("hashing", len(shards), "shards")
+    with path.open("wb") as file, ProcessPoolExecutor(os.cpu_count(), get_context("spawn")) as pool:
+        for number, hashes in enumerate(pool.map(hash_shard, shards)):
+            entries = np.zeros(len(hashes), ENTRY)
+            entries["hash"], entries["shard"], entries["number"] = hashes, number, np.arange(len(hashes))
+            file.write(entries.tobytes())
+            progress.advance()
+    progress.finish()
+    return np.memmap(path, ENTRY, "r") if path.stat().st_size else np.zeros(0, ENTRY)
+
+
+def hash_shard(uri: str) -> np.ndarray:
+    """Perceptual hash uint64 [n] of each picture of an image shard."""
+    shard = Shard(uri)
+    pictures = (Image.open(io.BytesIO(shard.fields(number)["png"])).convert("RGB") for number in range(len(shard)))
+    return np.array([perceptual_hash(np.asarray(picture)) for picture in pictures], np.uint64)
+
+
+def groups(hashes: np.ndarray, distance: int, folder: Path) -> Iterator[np.ndarray]:
+    """Places int64, rising, of each group of at least two of uint64 [n] hashes that chains of `distance` bits connect."""
+    first = np.memmap(folder / "first", np.int64, "w+", shape=(max(len(hashes), 1),))
+    first[:] = np.arange(len(first))
+    for bits in _bands(distance):
+        for share in _shares(hashes, bits):
+            for one, other in _close(hashes, share, bits, distance):
+                _join(first, one, other)
+    roots = np.array([_root(first, place) for place in np.flatnonzero(first[: len(hashes)] != np.arange(len(hashes)))])
+    members = np.flatnonzero(first[: len(hashes)] != np.arange(len(hashes)))
+    for root in np.unique(roots):
+        yield np.append(root, members[roots == root]) if len(roots) else members
+
+
+def _bands(distance: int) -> list[np.uint64]:
+    """Masks of two bands each, of distance + 2 bands of the 64 bits."""
+    edges = np.linspace(0, 64, distance + 3).round().astype(int)
+    masks = [sum(1 << bit for bit in range(low, high)) for low, high in pairwise(edges)]
+    return [np.uint64(one | other) for one, other in combinations(masks, 2)]
+
+
+def _shares(hashes: np.ndarray, bits: np.uint64) -> Iterator[np.ndarray]:
+    """Places whose bits agree come in the same share; a share has about SHARE of them."""
+    number = len(hashes) // SHARE + 1
+    for share in range(number):
+        blocks = range(0, len(hashes), SHARE)
+        of = [
+            start + np.flatnonzero(_mixed(hashes[start : start + SHARE] & bits) % number == share) for start in blocks
+        ]
+        yield np.concatenate(of) if of else np.zeros(0, np.int64)
+
+
+def _mixed(values: np.ndarray) -> np.ndarray:
+    """Spreads uint64 values evenly (a step of splitmix64)."""
+    mixed = (values ^ (values >> np.uint64(31))) * np.uint64(0x7FB5D329728EA185)
+    return mixed ^ (mixed >> np.uint64(27))
+
+
+def _close(hashes: np.ndarray, share: np.ndarray, bits: np.uint64, distance: int) -> Iterator[tuple[int, int]]:
+    """Pairs of places of a share that agree on the bits and differ in at most `distance` of all."""
+    of_share = np.asarray(hashes[share])
+    keys = of_share & bits
+    order = np.lexsort((of_share, keys))
+    edges = np.flatnonzero(np.diff(keys[order])) + 1
+    for bucket in np.split(order, edges) if len(edges) < len(order) - 1 else []:
+        values, firsts, counts = np.unique(of_share[bucket], return_index=True, return_counts=True)
+        for start, count in zip(firsts[counts > 1], counts[counts > 1]):  # equal hashes stand side by side
+            equal = share[bucket[start : start + count]]
+            yield from ((int(equal[0]), int(other)) for other in equal[1:])
+        for place, value in enumerate(values[:-1] if distance else ()):
+            rest = values[place + 1 :]
+            near = place + 1 + np.flatnonzero(np.bitwise_count(rest ^ value) <= distance)
+            yield from ((int(share[bucket[firsts[place]]]), int(share[bucket[firsts[n]]])) for n in near)
+
+
+def _join(first: np.ndarray, one: int, other: int) -> None:
+    low, high = sorted((_root(first, one), _root(first, other)))
+    first[high] = low
+
+
+def _root(first: np.ndarray, place: int) -> int:
+    """The first member of the group that a place belongs to; the way there becomes shorter."""
+    while first[place] != place:
+        first[place] = first[first[place]]
+        place = int(first[place])
+    return int(place)

@@ -1,0 +1,155 @@
+"""Taking documents or single samples out of a finished set: `dnd remove ROOT --ids FILE`, `--samples FILE`.
+
+What is to go is first written down under ROOT/images/removed/, which every later rendering heeds; then the shards that
+hold it are made anew without it. Each step can be killed and repeated. Not while a job writes the same root.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import re
+from collections.abc import Iterable, Iterator
+from typing import NamedTuple
+
+from data_specs import storage
+from data_specs.manifest import merge
+from data_specs.receipts import discard, read_receipt, receipt_name, remake
+from data_specs.units import Dropped, Outcome, Plan, Sample, Unit, read_plan
+from data_specs.verify import find_shard_sets
+from pipeline.splits import key_of
+
+REASON = "removed"
+
+
+class Removed(NamedTuple):
+    """What must not be in a set: documents by id, samples as SPLIT/UNIT/KEY."""
+
+    ids: frozenset[str]
+    samples: frozenset[str]
+
+    def of_unit(self, split: str, unit: int) -> Removed:
+        """The same for one unit: its samples as bare keys."""
+        prefix = f"{split}/{unit}/"
+        return Removed(self.ids, frozenset(s.removeprefix(prefix) for s in self.samples if s.startswith(prefix)))
+
+    def holds(self, sample: Sample) -> bool:
+        """Whether a sample must go; `samples` are bare keys here."""
+        return sample.key in self.samples or (bool(self.ids) and json.loads(sample.fields["json"])["id"] in self.ids)
+
+
+def read_removed(images_uri: str) -> Removed:
+    """All that was ever removed from ROOT/images."""
+    found = [json.loads(storage.read_text(f.uri)) for f in storage.list_files(storage.join(images_uri, "removed"))]
+    ids, samples = (frozenset(name for one in found for name in one[kind]) for kind in ("ids", "samples"))
+    return Removed(ids, samples)
+
+
+def rendered_without(unit: Unit, removed: Removed, outcomes: Iterable[Outcome]) -> Iterator[Outcome]:
+    """The outcomes of `without(unit, removed.ids)`, with what is removed among them as counted drops."""
+    for document in unit.get("documents", []):
+        if document[0] in removed.ids:
+            yield Dropped(key_of(document[0]), "", REASON, "filtered")
+    for outcome in outcomes:
+        if isinstance(outcome, Sample) and removed.holds(outcome):
+            yield Dropped(outcome.key, "", REASON, "filtered")
+        else:
+            yield outcome
+
+
+def remove(root: str, ids: Iterable[str], samples: Iterable[str]) -> Iterator[str]:
+    """Takes documents and samples out of ROOT/images and of what was made from it; yields lines that say what it did.
+
+    Raises ValueError where there is no image set, or a sample is not given as SPLIT/UNIT/KEY.
+    """
+    images = storage.join(root, "images")
+    plans = {split: plan for split in ("train", "val") if (plan := read_plan(storage.join(images, split)))}
+    if not plans:
+        raise ValueError(f"{images}: there is no image set here")
+    wanted = Removed(frozenset(ids), frozenset(samples))
+    if wrong := [name for name in wanted.samples if not re.fullmatch(r"(train|val)/\d+/[A-Za-z0-9_-]+", name)]:
+        raise ValueError(f"{wrong[0]!r} names no sample: write SPLIT/UNIT/KEY, for instance train/12/2301-00001-p0001")
+    _record(images, wanted)
+    replaced = set[str]()
+    for split, plan in plans.items():
+        for line, names in _remake_set(plan, split, wanted):
+            replaced.update(storage.join(plan.set_uri, name) for name in names)
+            yield line
+        if storage.exists(storage.join(plan.set_uri, "manifest.json")):
+            merge(plan, "images", partial=True)
+    yield from _derived(root, replaced)
+
+
+def _record(images_uri: str, wanted: Removed) -> None:
+    text = json.dumps({kind: sorted(names) for kind, names in wanted._asdict().items()}) + "\n"
+    name = hashlib.sha256(text.encode()).hexdigest()[:16]
+    storage.create_if_absent(storage.join(images_uri, "removed", f"{name}.json"), text.encode())
+
+
+def _remake_set(plan: Plan, split: str, wanted: Removed) -> Iterator[tuple[str, list[str]]]:
+    """(line, names that the shard had before) for each shard of a set that holds, or held, something to remove."""
+    named = {int(name.split("/")[1]) for name in wanted.samples if name.startswith(f"{split}/")}
+    months = {_month(document_id) for document_id in wanted.ids}
+    for unit in plan.units():
+        if unit["unit"] not in named and not _may_hold(unit, wanted.ids, months):
+            continue
+        receipt = read_receipt(storage.join(plan.set_uri, receipt_name(unit["unit"])), plan.digest)
+        if receipt is None:
+            continue
+        here, before = wanted.of_unit(split, unit["unit"]), receipt["written"]
+        receipt = remake(plan.set_uri, receipt, here.holds, REASON)
+        if "replaces" in receipt:
+            taken = before - receipt["written"]
+            yield f"images/{split}: unit {unit['unit']}: {taken} samples removed", receipt["replaces"]
+
+
+def _may_hold(unit: Unit, ids: frozenset[str], months: set[str]) -> bool:
+    if "documents" in unit:
+        return not ids.isdisjoint(document[0] for document in unit["documents"])
+    return any(f"_{month}_" in unit["files"][0][0] for month in months)
+
+
+def _month(arxiv_id: str) -> str:
+    """YYMM of an arXiv id, as it stands in the names of tars."""
+    found = re.search(r"\d{4}", arxiv_id.rpartition("/")[2])
+    return found.group() if found else "none"
+
+
+def _derived(root: str, replaced: set[str]) -> Iterator[str]:
+    """Takes away what was encoded from the replaced shards, and decoded from that; names what learned of it."""
+    plans = [plan for uri in find_shard_sets(root) if (plan := read_plan(uri))]
+    old_codes = set[str]()
+    for plan in (plan for plan in plans if plan.identity.get("stage") == "encode"):
+        units = [unit["unit"] for unit in plan.units() if unit["shard"] in replaced]
+        if units:
+            storage.delete(storage.join(plan.set_uri, "manifest.json"))
+            name = _short(root, plan.set_uri)
+            yield f"{name}: {len(units)} code shards removed; run `dnd tokenize` to make them anew"
+        for number in units:
+            discard(plan.set_uri, number)
+            old_codes.add(storage.join(plan.set_uri, f"{number:06d}-"))
+    for plan in (plan for plan in plans if plan.identity.get("stage") == "decode"):
+        if any(unit["shard"] and unit["shard"].rpartition("-")[0] + "-" in old_codes for unit in plan.units()):
+            folder = plan.set_uri.rpartition("/")[0]
+            _delete_all(folder)
+            yield f"{_short(root, folder)}: removed, since it was decoded from those; run `dnd reconstruct` again"
+    if replaced:
+        yield from _learned(root)
+
+
+def _learned(root: str) -> Iterator[str]:
+    for name in ("tokenizer", "transformer"):
+        if storage.exists(storage.join(root, name, "stage.json")):
+            yield f"{name}: was trained on what is removed now; the next training under this root is refused"
+    for folder in storage.list_folders(storage.join(root, "samples")):
+        yield f"{_short(root, folder)}: was drawn from that transformer"
+
+
+def _delete_all(folder: str) -> None:
+    """Deletes a folder's files, plans last: what is left of a killed deletion is still found as a set."""
+    for file in sorted(storage.list_files(folder), key=lambda file: file.uri.endswith("plan.jsonl")):
+        storage.delete(file.uri)
+
+
+def _short(root: str, uri: str) -> str:
+    return uri.removeprefix(root.rstrip("/") + "/")
