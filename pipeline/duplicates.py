@@ -32,7 +32,7 @@ PAIRS = 1 << 22  # hashes that are compared at a time
 def near_duplicates(root: str, distance: int) -> Iterator[list[str]]:
     """Groups of near duplicates of ROOT/images as SPLIT/UNIT/KEY, the first in the order of the set at the head.
 
-    A group is a chain: each member is within `distance` bits of another one. Raises ValueError where a set is unfinished.
+    A group is a chain: each member is within `distance` bits of another. Raises ValueError where a set is unfinished.
     """
     shards = [uri for split in ("train", "val") for uri in _shards(storage.join(root, "images", split))]
     with tempfile.TemporaryDirectory(prefix="dnd-duplicates-") as folder:
@@ -73,7 +73,7 @@ def hash_shard(uri: str) -> np.ndarray:
 
 
 def groups(hashes: np.ndarray, distance: int, folder: Path) -> Iterator[np.ndarray]:
-    """Places int64, rising, of each group of at least two of uint64 [n] hashes that chains of `distance` bits connect."""
+    """Places int64, rising, of each group of at least two of uint64 [n] hashes, connected by chains of `distance` bits."""
     first = np.memmap(folder / "first", np.int64, "w+", shape=(max(len(hashes), 1),))
     first[:] = np.arange(len(first))
     for bits in _bands(distance):
