@@ -40,7 +40,7 @@ export MASTER_ADDR=${MASTER_ADDR:-127.0.0.1} MASTER_PORT=${MASTER_PORT:-29500}
 ((node_rank < num_nodes)) || die "node rank $node_rank, but there are $num_nodes nodes"
 [[ $num_nodes == 1 || $MASTER_ADDR != 127.0.0.1 || -n ${HOSTFILE:-} ]] || die "set MASTER_ADDR to the first node's address"
 
-gpus=$(python -c 'import torch; print(torch.cuda.device_count())')
+gpus=$(python -c 'import torch; print(torch.cuda.device_count())') || die "activate the environment first: see above"
 num_ranks=${RANKS_PER_NODE:-$((gpus > 0 ? gpus : 1))}
 export WORLD_SIZE=$((num_nodes * num_ranks))
 cores=${SLURM_CPUS_ON_NODE:-$(env -u OMP_NUM_THREADS nproc)}

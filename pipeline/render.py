@@ -27,6 +27,7 @@ from pipeline.renderers.text import render_text
 from pipeline.sources.document import Offered
 from pipeline.sources.reading import read_unit
 
+PDFS = ("pdf", "arxiv")  # kinds of sources whose documents are PDFs
 PNG_LEVEL = 1  # higher levels cost three times the time of rendering for a tenth of the bytes
 RETRY_FACTOR = 4.0
 
@@ -98,7 +99,7 @@ class Renderer:
         """After a limit or crash: once more, alone in a fresh child; and PDFium where MuPDF fails."""
         if answer.environmental:
             answer = self._retried(source, document, "mupdf")
-        if source["kind"] != "pdf" or answer.reason is None:
+        if source["kind"] not in PDFS or answer.reason is None:
             return answer
         if "%PDF-" in answer.reason or "encrypted" in answer.reason:
             return answer
@@ -161,7 +162,7 @@ def _render_kind(
     kind: str, data: bytes, document_id: str, text_key: str | None, spec: Spec, engine: str
 ) -> Iterator[Any]:
     render, size = spec.render, spec.shape.image_size
-    if kind == "pdf":
+    if kind in PDFS:
         return render_pdf(data, document_id, render.pages, spec.seed, render.crop_size or size, size, engine)
     if kind == "images":
         return render_image(data, spec.stored_size, render.limits.pixels)

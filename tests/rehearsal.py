@@ -29,7 +29,7 @@ from data_specs import s3, storage
 
 REPOSITORY = Path(__file__).resolve().parent.parent
 SPEC, BIN = "tests/rehearsal.yaml", Path(sys.executable).parent
-PASSAGES, LIMIT = 240, 900  # seconds for a step: a busy machine takes ten times as long as an idle one
+PASSAGES, LIMIT = 120, 900  # seconds for a step: a busy machine takes ten times as long as an idle one
 SAME_BYTES = (
     *(f"{made}/{split}/manifest.json" for made in ("images", "codes") for split in ("train", "val")),
     *("tokenizer/tokenizer.safetensors", "transformer/transformer.safetensors", "transformer/ema.safetensors"),
@@ -188,7 +188,8 @@ def train(place: Place, slurm: Slurm) -> None:
 def preempt(place: Place, slurm: Slurm, job: str) -> None:
     """`scontrol requeue`, once there is a checkpoint."""
     latest = f"{place.root}/transformer/latest"
-    wait_for(lambda: storage.exists(latest), LIMIT, "the first checkpoint")
+    wait_for(lambda: storage.exists(latest) or slurm.job(job)["JobState"] == "FAILED", LIMIT, "the first checkpoint")
+    assert storage.exists(latest), f"training failed: see {place.folder}/train.log"
     slurm.run("scontrol", "requeue", job)
     slurm.hurry(job)
     assert not storage.exists(f"{place.root}/transformer/done"), "preempted too late: training had finished"

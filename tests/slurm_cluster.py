@@ -23,7 +23,6 @@ from typing import NamedTuple
 import psutil
 
 BINARIES = ("munged", "slurmctld", "slurmd", "sbatch", "srun", "scontrol")
-SBIN = f"{os.environ.get('PATH', '')}:/usr/sbin:/sbin"
 CONF = """ClusterName=test
 SlurmctldHost={host}(127.0.0.1)
 SlurmctldPort={control}
@@ -77,7 +76,12 @@ class Slurm(NamedTuple):
 
 def missing_binaries() -> list[str]:
     """What of Slurm is not installed."""
-    return [name for name in BINARIES if shutil.which(name, path=SBIN) is None]
+    return [name for name in BINARIES if shutil.which(name, path=_path()) is None]
+
+
+def _path() -> str:
+    """Where commands are found, the daemons as well."""
+    return f"{os.environ['PATH']}:/usr/sbin:/sbin"
 
 
 def wait_for(what: object, seconds: float, name: str) -> None:
@@ -93,7 +97,7 @@ def wait_for(what: object, seconds: float, name: str) -> None:
 def slurm_cluster(num_nodes: int = 2) -> Iterator[Slurm]:
     """A cluster of so many one-CPU nodes; its jobs and daemons end with the block, and with this process."""
     folder = Path(tempfile.mkdtemp(prefix="dnd-slurm-", dir="/tmp"))  # short: socket paths end at 107 characters
-    slurm = Slurm(folder, os.environ | {"SLURM_CONF": str(folder / "slurm.conf"), "PATH": SBIN})
+    slurm = Slurm(folder, os.environ | {"SLURM_CONF": str(folder / "slurm.conf"), "PATH": _path()})
     children: list[subprocess.Popen[bytes]] = []
     try:
         _start(slurm, num_nodes, children)
