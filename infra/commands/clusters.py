@@ -14,8 +14,9 @@ from infra.submit.job import Stage
 app = typer.Typer()
 
 
-@app.command()
+@app.command(context_settings={"allow_extra_args": True})
 def submit(
+    context: typer.Context,
     spec: SpecArg,
     root: RootOpt,
     on: Annotated[Engine, typer.Option("--on", help="what runs it")],
@@ -31,13 +32,15 @@ def submit(
     """One stage as a job on Ray, Slurm, Kubernetes or here; spec and code version go into the root.
 
     ROOT/spec.yaml and ROOT/code.json are all that is needed to run it again. Submit again what was interrupted.
+    What stands after `--` goes to the stage's own command: `-- --extend`.
     """
     from infra.submit.code_version import record
     from infra.submit.engines import request
     from infra.submit.job import Job
 
     read_spec(spec, set_)  # a mistake is told before anything is asked for
-    wanted = request(Job(stage, storage.absolute(root), workers, nodes, gpus, image, ray_address), on)
+    options = tuple(context.args)
+    wanted = request(Job(stage, storage.absolute(root), workers, nodes, gpus, image, ray_address, options), on)
     if dry_run:
         print(wanted.text, end="")
         return

@@ -16,7 +16,10 @@ PASSED_ON = ("AWS_ENDPOINT_URL", "AWS_ENDPOINT_URL_S3", "AWS_REGION", "AWS_DEFAU
 
 
 class Job(NamedTuple):
-    """What is to run. gpus: of each node for trainings, of each worker for the other stages; rendering takes none."""
+    """What is to run. gpus: of each node for trainings, of each worker for the other stages; rendering takes none.
+
+    options: more words for the stage's own command (for `train` on several nodes: train.loop's).
+    """
 
     stage: Stage
     root: str
@@ -25,6 +28,7 @@ class Job(NamedTuple):
     gpus: int = 1
     image: str | None = None
     ray_address: str | None = None
+    options: tuple[str, ...] = ()
 
 
 def settled(job: Job, on: str) -> Job:
@@ -46,8 +50,8 @@ def command(job: Job) -> list[str]:
     """What runs the stage, from the root alone."""
     words = ["python", "-m", "infra.cli", job.stage, storage.join(job.root, "spec.yaml"), "--root", job.root]
     if job.stage not in DISTRIBUTED:
-        return [*words, "--ranks", str(max(job.gpus, 1))]
-    return [*words, *(["--workers", str(job.workers)] if job.workers else [])]
+        return [*words, "--ranks", str(max(job.gpus, 1)), *job.options]
+    return [*words, *(["--workers", str(job.workers)] if job.workers else []), *job.options]
 
 
 def variables(job: Job) -> dict[str, str]:

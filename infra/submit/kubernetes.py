@@ -66,7 +66,7 @@ def _jobset(job: Job) -> Manifest:
     node = made["spec"]["replicatedJobs"][0]["template"]["spec"]
     node |= {"parallelism": job.nodes, "completions": job.nodes}
     container = _container(node["template"])
-    container["command"] = ["infra/launch.sh", "--root", job.root]
+    container["command"] = ["infra/launch.sh", "--root", job.root, *job.options]
     container["image"] = job.image or container["image"]
     container["resources"]["limits"]["nvidia.com/gpu"] = str(job.gpus)
     container["env"] = [variable for variable in container["env"] if variable["name"] != "NUM_NODES"]

@@ -9,8 +9,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from ray_cluster import Cluster, ray_cluster
-from slurm_cluster import wait_for
+from ray_cluster import BIN, Cluster, ray_cluster
 
 REPOSITORY = Path(__file__).resolve().parents[2]
 
@@ -31,8 +30,6 @@ def test_a_submitted_job_renders(cluster: Cluster, tmp_path: Path) -> None:
 
 
 def test_dnd_submit_hands_the_job_over(cluster: Cluster, tmp_path: Path) -> None:
-    from ray.job_submission import JobStatus, JobSubmissionClient
-
     lines = (json.dumps({"id": f"p{i}", "text": f"passage number {i}"}) for i in range(40))
     (tmp_path / "passages.jsonl").write_text("\n".join(lines))
     few = f"render.sources=[{{kind: text, uri: '{tmp_path}/passages.jsonl'}}]"
@@ -41,13 +38,10 @@ def test_dnd_submit_hands_the_job_over(cluster: Cluster, tmp_path: Path) -> None
     submit = [sys.executable, "-m", "infra.cli", "submit", "tests/tiny.yaml", "--root", root, *options]
     told = subprocess.run(submit, cwd=REPOSITORY, env=cluster.environment, capture_output=True, text=True, check=False)
     assert told.returncode == 0 and "ray job logs --follow" in told.stdout, told.stderr[-3000:]
-    with pytest.MonkeyPatch.context() as patch:
-        for name in ("RAY_AUTH_MODE", "RAY_AUTH_TOKEN_PATH"):
-            patch.setenv(name, cluster.environment[name])
-        client, number = JobSubmissionClient(cluster.dashboard), told.stdout.split()[1].rstrip(";")
-        wait_for(lambda: client.get_job_status(number).is_terminal(), 300, "the job's end")
-        assert client.get_job_status(number) == JobStatus.SUCCEEDED, client.get_job_logs(number)[-3000:]
-        assert client.get_job_info(number).metadata == {"stage": "render", "root": root}
+    number = told.stdout.split()[1].rstrip(";")
+    follow = [str(BIN / "ray"), "job", "logs", "--address", cluster.dashboard, "--follow", number]
+    said = subprocess.run(follow, env=cluster.environment, capture_output=True, text=True, timeout=500, check=False)
+    assert "succeeded" in said.stdout + said.stderr, said.stdout[-3000:] + said.stderr[-2000:]
     assert json.loads((tmp_path / "root/images/train/manifest.json").read_text())["totals"]["written"] > 10
     assert json.loads((tmp_path / "root/code.json").read_text())["render"]["on"] == "ray"
 

@@ -58,10 +58,11 @@ Submit = Callable[..., tuple[int, str, str]]
         (("--on", "ray", "--stage", "train", "--gpus", "4"), "entrypoint_num_gpus: 4"),
         (("--on", "slurm", "--stage", "train", "--nodes", "4", "--gpus", "8"), "sbatch --nodes=4 --gpus-per-node=8"),
         (("--on", "kubernetes", "--stage", "train", "--nodes", "4", "--image", "r/dnd:7"), "image: r/dnd:7"),
+        (("--on", "ray", "--stage", "render", "--workers", "8", "--", "--extend"), "--workers 8 --extend"),
     ],
 )
 def test_a_dry_run_prints_the_job(submit: Submit, options: tuple[str, ...], said: str) -> None:
-    code, out, complaint = submit(TINY, "--root", "s3://bucket/run", *options, "--dry-run")  # no bucket: none is asked
+    code, out, complaint = submit(TINY, "--root", "s3://bucket/run", "--dry-run", *options)  # no bucket: none is asked
     assert code == 0 and said in out, out + complaint
 
 
