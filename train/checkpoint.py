@@ -14,7 +14,7 @@ import shutil
 import tempfile
 import threading
 from bisect import bisect_right
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -33,6 +33,7 @@ STEP = re.compile(r"step_(\d{8,})")
 WEIGHT, AVERAGE = "weight", "ema"  # kinds; the others are the optimizer's moments
 
 State = dict[str, Any]
+Kinds = Mapping[str, Sequence[Tensor | None]]  # tensors like the master weights by kind
 
 
 # ---- writing -------------------------------------------------------------------------------------------------------
@@ -103,7 +104,7 @@ def rank_name(rank: int, world: int) -> str:
 @torch.no_grad()
 def _snapshot(engine: Any, ema: EMA) -> dict[str, Tensor]:
     """Copies on the CPU of the pieces that this rank answers for, by key."""
-    kinds = {WEIGHT: partition.master_weights(engine), AVERAGE: ema.averages, **partition.moments(engine)}
+    kinds: Kinds = {WEIGHT: partition.master_weights(engine), AVERAGE: ema.averages, **partition.moments(engine)}
     return {
         f"{kind}/{piece.name}/{piece.start}": partition.view(tensor, piece).to("cpu", copy=True)
         for piece in partition.own_pieces(engine)
@@ -228,7 +229,8 @@ def load(engine: Any, ema: EMA, stored: Stored) -> None:
         for piece in pieces:
             if (kind, piece.name) in stored.runs and tensors[piece.tensor] is None:
                 tensors[piece.tensor] = torch.zeros_like(masters[piece.tensor])
-    for kind, filled in {WEIGHT: masters, AVERAGE: ema.averages, **moments}.items():
+    kinds: Kinds = {WEIGHT: masters, AVERAGE: ema.averages, **moments}
+    for kind, filled in kinds.items():
         for piece in pieces:
             if (tensor := filled[piece.tensor]) is not None:
                 partition.view(tensor, piece).copy_(stored.read(kind, piece.name, piece.start, piece.length))

@@ -63,4 +63,4 @@ def draw_grid(
     if tokenizer is None:
         return None
     codes = torch.cat(gathered)[:SHOWN].unflatten(1, spec.shape.grid)
-    return grid(decode_codes(tokenizer, codes.numpy(), spec.sample.rounding))
+    return grid(list(decode_codes(tokenizer, codes.numpy(), spec.sample.rounding)))

@@ -49,7 +49,7 @@ class Muon(torch.optim.AdamW):
         found: dict[tuple[int, ...], list[tuple[Tensor, Tensor, Piece]]] = {}  # by shape: update, weights, place
         for master in group["params"]:
             if master.grad is not None:
-                update = self._gather(self._momentum(master))
+                update = self._gather(self._momentum(master, master.grad))
                 for piece, shape in self.pieces.get(id(master), []):
                     start = piece.offset - piece.start + (dist.get_rank() * master.numel() if self.shared else 0)
                     matrix = update[start : start + math.prod(shape)].view(shape)
@@ -62,14 +62,14 @@ class Muon(torch.optim.AdamW):
                 own.mul_(1 - group["lr"] * group["weight_decay"])
                 own.sub_(direction.reshape(-1)[piece.start : piece.start + piece.length].to(own.dtype), alpha=rate)
 
-    def _momentum(self, master: Tensor) -> Tensor:
+    def _momentum(self, master: Tensor, gradient: Tensor) -> Tensor:
         """Takes in the gradient and returns Nesterov's momentum, flat."""
         state = self.state[master]
         if not state:
             state |= {"step": torch.zeros((), device=master.device), "exp_avg": torch.zeros_like(master)}
         state["step"] += 1
-        average = state["exp_avg"].lerp_(master.grad, 1 - MOMENTUM)
-        return master.grad.lerp(average, MOMENTUM).view(-1)
+        average = state["exp_avg"].lerp_(gradient, 1 - MOMENTUM)
+        return gradient.lerp(average, MOMENTUM).view(-1)
 
     def _gather(self, update: Tensor) -> Tensor:
         if not self.shared:
