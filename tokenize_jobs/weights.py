@@ -8,7 +8,7 @@ import os
 import pickle
 import re
 import zipfile
-from collections import OrderedDict
+from collections import OrderedDict, defaultdict
 from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 from typing import Any
@@ -24,6 +24,13 @@ from tokenize_jobs.rqvae import RQVAE, RQVAEConfig
 
 WEIGHTS, CONFIG = "tokenizer.safetensors", "tokenizer.json"
 MAX_CONFIG_BYTES = 2**20
+CONFIGURATION = (  # what a ListConfig in the optimizer's state (its betas) drags along
+    *(f"omegaconf.{name}" for name in ("listconfig.ListConfig", "dictconfig.DictConfig")),
+    *(f"omegaconf.base.{name}" for name in ("ContainerMetadata", "Metadata")),
+    *(f"omegaconf.nodes.{name}Node" for name in ("Any", "String", "Boolean", "Integer", "Float")),
+    *(f"builtins.{name}" for name in ("dict", "list", "str", "bool", "int", "float")),
+    *("typing.Any", "rqvae.utils.dist.DistEnv"),
+)
 SHOWN = 5  # names listed in a message
 
 
@@ -139,7 +146,8 @@ def _released_state(path: Path, key: str) -> dict[str, Tensor]:
 def safe_torch_load(path: Path) -> Any:
     """What a torch.save file holds, tensors on the CPU, mapped and not read where the format allows it.
 
-    Only tensors and plain data (numbers of numpy, Namespace and EasyDict as such) are made; ValueError, one line,
+    Only tensors and plain data (numbers of numpy, Namespace and EasyDict as such) are made; the authors' optimizer
+    state carries their whole configuration as objects of omegaconf, which become empty shells. ValueError, one line,
     names any other object, and a file that cannot be read.
     """
     try:
@@ -158,7 +166,13 @@ def _plain_types() -> list[Any]:
     numbers = [type(np.dtype(kind)) for kind in ("f2", "f4", "f8", "i4", "i8", "u1", "?")]
     scalar = np.float64(0).__reduce__()[0]
     named = [(scalar, f"numpy.{core}.multiarray.scalar") for core in ("core", "_core")]
-    return [argparse.Namespace, (OrderedDict, "easydict.EasyDict"), np.dtype, *named, *numbers]
+    shells = [(_Shell, name) for name in CONFIGURATION]
+    plain = [argparse.Namespace, (OrderedDict, "easydict.EasyDict"), defaultdict]
+    return [*plain, np.dtype, *named, *numbers, *shells]
+
+
+class _Shell:
+    """Takes the place of an object, or of a type, of the authors' configuration; it can do nothing."""
 
 
 def _refuse_misfit(path: Path, given: Mapping[str, list[int]], wanted: Mapping[str, list[int]]) -> None:

@@ -5,7 +5,9 @@ import json
 import os
 import sys
 import types
+from collections import defaultdict
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -110,6 +112,33 @@ def test_easydict_in_a_checkpoint_is_plain(tmp_path: Path, monkeypatch: pytest.M
     paths = released(tmp_path, tiny("shared"), config=module.EasyDict(optimizer=inner))
     monkeypatch.delitem(sys.modules, "easydict")
     import_tokenizer(*paths)
+
+
+def test_the_configuration_in_an_optimizers_betas_is_read_past(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The authors' trainer hands Adam an omegaconf list: with it the file holds all of their configuration."""
+
+    def made(path: str, **content: object) -> Any:
+        module, _, name = path.rpartition(".")
+        for end in [place for place, letter in enumerate(f"{module}.") if letter == "."]:
+            monkeypatch.setitem(
+                sys.modules, module[:end], sys.modules.get(module[:end], types.ModuleType(module[:end]))
+            )
+        kind = getattr(sys.modules[module], name, None) or type(name, (), {"__module__": module})
+        monkeypatch.setattr(sys.modules[module], name, kind, raising=False)
+        thing = kind()
+        thing.__dict__.update(content)
+        return thing
+
+    about = {"ref_type": Any, "key_type": int, "element_type": Any, "flags": {}, "resolver_cache": defaultdict(dict)}
+    environment = type(made("rqvae.utils.dist.DistEnv"))
+    metadata = made("omegaconf.base.ContainerMetadata", object_type=environment, **about)
+    node = made("omegaconf.nodes.AnyNode", _metadata=made("omegaconf.base.Metadata", key="betas"), _val=0.5)
+    parent = made("omegaconf.dictconfig.DictConfig", _metadata=metadata, _content={"x": node})
+    betas = made("omegaconf.listconfig.ListConfig", _metadata=metadata, _parent=parent, _content=[node])
+    model = tiny("shared")
+    paths = released(tmp_path, model, optimizer={"state": {}, "param_groups": [{"lr": 4e-5, "betas": betas}]})
+    monkeypatch.undo()
+    assert_same(import_tokenizer(*paths), model)
 
 
 class Hostile:
