@@ -11,7 +11,7 @@ import os
 import tempfile
 from collections.abc import Iterator
 from concurrent.futures import ProcessPoolExecutor
-from itertools import combinations
+from itertools import combinations, pairwise
 from multiprocessing import get_context
 from pathlib import Path
 
@@ -26,13 +26,12 @@ from pipeline.filters import perceptual_hash
 
 ENTRY = np.dtype([("hash", "<u8"), ("shard", "<u4"), ("number", "<u4")])
 SHARE = 1 << 22  # hashes that are sorted at a time
-PAIRS = 1 << 22  # hashes that are compared at a time
 
 
 def near_duplicates(root: str, distance: int) -> Iterator[list[str]]:
     """Groups of near duplicates of ROOT/images as SPLIT/UNIT/KEY, the first in the order of the set at the head.
 
-    A group is a chain: each member is within `distance` bits of another one. Raises ValueError where a set is unfinished.
+    A group is a chain: each member is within `distance` bits of another. Raises ValueError where a set is unfinished.
     """
     shards = [uri for split in ("train", "val") for uri in _shards(storage.join(root, "images", split))]
     with tempfile.TemporaryDirectory(prefix="dnd-duplicates-") as folder:
@@ -73,23 +72,24 @@ def hash_shard(uri: str) -> np.ndarray:
 
 
 def groups(hashes: np.ndarray, distance: int, folder: Path) -> Iterator[np.ndarray]:
-    """Places int64, rising, of each group of at least two of uint64 [n] hashes that chains of `distance` bits connect."""
+    """Places int64, rising, of each group of two or more of uint64 [n] hashes that chains of `distance` bits connect."""
     first = np.memmap(folder / "first", np.int64, "w+", shape=(max(len(hashes), 1),))
     first[:] = np.arange(len(first))
     for bits in _bands(distance):
         for share in _shares(hashes, bits):
             for one, other in _close(hashes, share, bits, distance):
                 _join(first, one, other)
-    roots = np.array([_root(first, place) for place in np.flatnonzero(first[: len(hashes)] != np.arange(len(hashes)))])
-    members = np.flatnonzero(first[: len(hashes)] != np.arange(len(hashes)))
-    for root in np.unique(roots):
-        yield np.append(root, members[roots == root]) if len(roots) else members
+    members = np.flatnonzero(first != np.arange(len(first)))
+    roots = np.array([_root(first, int(place)) for place in members])
+    order = np.argsort(roots, kind="stable")
+    for of_group in np.split(order, np.flatnonzero(np.diff(roots[order])) + 1) if len(members) else []:
+        yield np.append(roots[of_group[0]], members[of_group])
 
 
 def _bands(distance: int) -> list[np.uint64]:
     """Masks of two bands each, of distance + 2 bands of the 64 bits."""
     edges = np.linspace(0, 64, distance + 3).round().astype(int)
-    masks = [sum(1 << bit for bit in range(low, high)) for low, high in zip(edges[:-1], edges[1:])]
+    masks = [sum(1 << bit for bit in range(low, high)) for low, high in pairwise(edges.tolist())]
     return [np.uint64(one | other) for one, other in combinations(masks, 2)]
 
 
