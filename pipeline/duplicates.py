@@ -72,7 +72,7 @@ def hash_shard(uri: str) -> np.ndarray:
 
 
 def groups(hashes: np.ndarray, distance: int, folder: Path) -> Iterator[np.ndarray]:
-    """Places int64, rising, of each group of two or more of uint64 [n] hashes that chains of `distance` bits connect."""
+    """Places int64, rising, of each group (two or more) of uint64 [n] hashes in chains of `distance` bits."""
     first = np.memmap(folder / "first", np.int64, "w+", shape=(max(len(hashes), 1),))
     first[:] = np.arange(len(first))
     for bits in _bands(distance):
