@@ -137,9 +137,8 @@ def _draw_tile(
     if picture is None:
         draw.text((left + GAP, top + TILE // 2), "no picture", "#cf222e", font)
     else:
-        small = picture.resize(
-            (TILE - 2, TILE - 2), Image.Resampling.BOX if picture.width > TILE else Image.Resampling.NEAREST
-        )
+        how = Image.Resampling.BOX if picture.width > TILE else Image.Resampling.NEAREST
+        small = picture.resize((TILE - 2, TILE - 2), how)
         sheet.paste(small, (left + 1, top + 1))
     while draw.textlength(text, font) > TILE:
         text = text[:-2]

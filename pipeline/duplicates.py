@@ -26,7 +26,6 @@ from pipeline.filters import perceptual_hash
 
 ENTRY = np.dtype([("hash", "<u8"), ("shard", "<u4"), ("number", "<u4")])
 SHARE = 1 << 22  # hashes that are sorted at a time
-PAIRS = 1 << 22  # hashes that are compared at a time
 
 
 def near_duplicates(root: str, distance: int) -> Iterator[list[str]]:
@@ -73,23 +72,24 @@ def hash_shard(uri: str) -> np.ndarray:
 
 
 def groups(hashes: np.ndarray, distance: int, folder: Path) -> Iterator[np.ndarray]:
-    """Places int64, rising, of each group of at least two of uint64 [n] hashes, in chains of `distance` bits."""
+    """Places int64, rising, of each group (two or more) of uint64 [n] hashes in chains of `distance` bits."""
     first = np.memmap(folder / "first", np.int64, "w+", shape=(max(len(hashes), 1),))
     first[:] = np.arange(len(first))
     for bits in _bands(distance):
         for share in _shares(hashes, bits):
             for one, other in _close(hashes, share, bits, distance):
                 _join(first, one, other)
-    roots = np.array([_root(first, place) for place in np.flatnonzero(first[: len(hashes)] != np.arange(len(hashes)))])
-    members = np.flatnonzero(first[: len(hashes)] != np.arange(len(hashes)))
-    for root in np.unique(roots):
-        yield np.append(root, members[roots == root]) if len(roots) else members
+    members = np.flatnonzero(first != np.arange(len(first)))
+    roots = np.array([_root(first, int(place)) for place in members])
+    order = np.argsort(roots, kind="stable")
+    for of_group in np.split(order, np.flatnonzero(np.diff(roots[order])) + 1) if len(members) else []:
+        yield np.append(roots[of_group[0]], members[of_group])
 
 
 def _bands(distance: int) -> list[np.uint64]:
     """Masks of two bands each, of distance + 2 bands of the 64 bits."""
     edges = np.linspace(0, 64, distance + 3).round().astype(int)
-    masks = [sum(1 << bit for bit in range(low, high)) for low, high in pairwise(edges)]
+    masks = [sum(1 << bit for bit in range(low, high)) for low, high in pairwise(edges.tolist())]
     return [np.uint64(one | other) for one, other in combinations(masks, 2)]
 
 

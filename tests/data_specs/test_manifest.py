@@ -15,6 +15,7 @@ from data_specs.manifest import merge, read_manifest, summarise, total_rejects
 from data_specs.reader import open_shards
 from data_specs.receipts import commit
 from data_specs.units import Dropped, Outcome, Plan, Sample, write_plan
+from data_specs.verify import verify_set
 
 
 def outcomes(unit: int) -> list[Outcome]:
@@ -134,3 +135,25 @@ def test_a_manifest_of_100_000_shards(tmp_path: Path) -> None:
 def test_status_of_an_unfinished_set(tmp_path: Path) -> None:
     manifest, missing = summarise(make(str(tmp_path), [1], 3), "images")
     assert missing == 2 and manifest["totals"]["written"] == 1
+
+
+def test_a_large_manifest_comes_in_parts_that_are_indexes_themselves(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    plan = make(str(tmp_path), list(range(9)), 9)
+    whole = merge(plan, "images")
+    monkeypatch.setattr("data_specs.manifest.PART_SHARDS", 4)
+    assert merge(plan, "images") == whole == read_manifest(str(tmp_path / "manifest.json"))
+    stored = json.loads((tmp_path / "manifest.json").read_text())
+    assert "shardlist" not in stored and [part["nshards"] for part in stored["parts"]] == [4, 2]
+    part = json.loads((tmp_path / stored["parts"][1]["url"]).read_text())
+    assert part["__kind__"] == "wids-shard-index-v1" and part["shardlist"] == whole["shardlist"][4:]
+    assert [item["__key__"] for item in open_shards(str(tmp_path))][-1] == "8-1" and list(
+        verify_set(str(tmp_path))
+    ) == []
+    (tmp_path / stored["parts"][0]["url"]).write_text("{}")
+    with pytest.raises(ValueError, match="is damaged"):
+        read_manifest(str(tmp_path / "manifest.json"))
+    monkeypatch.undo()
+    merge(plan, "images")
+    assert not list(tmp_path.glob("manifest-*")), "parts that are named no more are gone"

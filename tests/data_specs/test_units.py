@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 from data_specs import storage
-from data_specs.units import read_plan, write_plan
+from data_specs.units import extend_plan, read_plan, write_plan
 
 
 def test_the_first_plan_wins(tmp_path: Path) -> None:
@@ -70,3 +70,15 @@ def test_plans_stream(tmp_path: Path) -> None:
 def test_a_plan_of_ten_million_documents(tmp_path: Path) -> None:
     measured = _measure_plan(tmp_path, 10_000_000 // 64)
     assert measured["seconds"] < 120 and measured["gib"] < 1
+
+
+def test_a_plan_grows_by_parts_and_states_units_anew(tmp_path: Path, s3_root: str) -> None:
+    for root in (str(tmp_path), f"{s3_root}/set"):
+        plan = write_plan(root, "d", {"seed": 1}, ({"unit": i, "of": 0} for i in range(3)))
+        grown = extend_plan(plan, {"seed": 2}, ({"unit": i, "of": 1} for i in (1, 3, 4)))
+        again = extend_plan(grown, {"seed": 3}, ({"unit": i, "of": 2} for i in (3, 5)))
+        assert again == read_plan(root) and (again.num_units, again.num_parts, again.digest) == (6, 3, "d")
+        assert [(u["unit"], u["of"]) for u in again.units()] == [(0, 0), (1, 1), (2, 0), (3, 2), (4, 1), (5, 2)]
+        assert extend_plan(plan, {"seed": 3}, [{"unit": 3}]) == again, "the part that is there wins"
+        with pytest.raises(ValueError, match="seed was 3, is now 9"):
+            extend_plan(plan, {"seed": 9}, [])

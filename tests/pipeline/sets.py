@@ -1,0 +1,53 @@
+"""A small text set, rendered in this process: what is under test is plans, shards and receipts, not Ray."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+from data_specs.manifest import Manifest, merge
+from data_specs.receipts import valid_receipts
+from data_specs.spec import Spec, load_spec
+from pipeline import job
+from pipeline.render import Renderer
+
+TINY = Path(__file__).parent.parent / "tiny.yaml"
+WORDS = ["alpha", "beta", "gamma", "delta", "omega", "sigma", "theta", "kappa", "lambda", "zeta"]
+
+
+def write_texts(path: Path, ids: list[str]) -> None:
+    """A JSON Lines file of short passages; one whose id begins with `empty` has no text, and is rejected."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    texts = ["" if i.startswith("empty") else f"{WORDS[n % 10]} {WORDS[len(i) % 10]}" for n, i in enumerate(ids)]
+    path.write_text("".join(json.dumps({"id": i, "text": t}) + "\n" for i, t in zip(ids, texts)))
+
+
+def text_spec(folder: Path, *overrides: str) -> Spec:
+    """The tiny spec over a folder of texts, four documents a unit."""
+    source = json.dumps([{"kind": "text", "uri": str(folder), "licence": "CC-BY-4.0"}])
+    given = [f"render.sources={source}", "render.documents_per_unit=4", "render.val_share=0.3", *overrides]
+    return load_spec(TINY, given)
+
+
+def render_here(spec: Spec, root: Path, extend: bool = False, retry_rejected: bool = False) -> dict[str, Manifest]:
+    """What `pipeline.job.render` makes, unit after unit in this process."""
+    (root / "spec.yaml").parent.mkdir(parents=True, exist_ok=True)
+    (root / "spec.yaml").write_text(spec.to_yaml())
+    grown = extend or retry_rejected
+    plans = job._extended(spec, str(root), retry_rejected) if grown else job._plans(spec, str(root))
+    renderer, made = Renderer(spec), {}
+    for split, plan in plans.items():
+        stage = job.render_stage(renderer, plan.set_uri, plan.digest)
+        done = {receipt["unit"] for receipt in valid_receipts(plan.set_uri, plan.digest)}
+        for unit in plan.units():
+            if unit["unit"] not in done:
+                stage(unit)
+        made[split] = merge(plan, "images")
+    renderer.close()
+    return made
+
+
+def contents(root: Path) -> dict[str, bytes]:
+    """Bytes of every file of a root's images but what a growing set must rewrite."""
+    files = (path for path in (root / "images").rglob("*") if path.is_file())
+    return {str(path.relative_to(root)): path.read_bytes() for path in files if path.name != "manifest.json"}

@@ -1,0 +1,72 @@
+"""A set grows by what is new, or was rejected; what is there keeps its bytes, and no document comes twice."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+from sets import contents, render_here, text_spec, write_texts
+
+from data_specs import open_shards
+from data_specs.units import read_plan
+from data_specs.verify import verify_set
+
+SPLITS = ("train", "val")
+
+
+def ids_in(root: Path) -> list[str]:
+    return sorted(item["json"]["id"] for split in SPLITS for item in open_shards(str(root / "images" / split)))
+
+
+def test_new_documents_become_new_units_and_the_rest_keeps_its_bytes(tmp_path: Path) -> None:
+    root, texts = tmp_path / "run", tmp_path / "texts"
+    first, later = [f"a{i}" for i in range(20)], [f"b{i}" for i in range(9)]
+    write_texts(texts / "a.jsonl", first)
+    spec = text_spec(texts)
+    digests = [manifest["digest"] for manifest in render_here(spec, root).values()]
+    before = contents(root)
+    write_texts(texts / "b.jsonl", later)
+    grown = render_here(spec, root, extend=True)
+    after = contents(root)
+    assert {name: after[name] for name in before} == before
+    assert ids_in(root) == sorted(first + later)
+    assert [fault for split in SPLITS for fault in verify_set(str(root / "images" / split))] == []
+    assert all(manifest["digest"] not in digests for manifest in grown.values()), "what was trained on it must see"
+    assert render_here(spec, root, extend=True) == grown and contents(root) == after, "nothing is new now"
+    assert render_here(spec, root) == grown
+
+
+def test_rejected_documents_are_taken_up_again(tmp_path: Path) -> None:
+    root, texts = tmp_path / "run", tmp_path / "texts"
+    write_texts(texts / "a.jsonl", ["a0", "empty1", "a2", "empty3", "a4"])
+    spec = text_spec(texts, "render.val_share=0")
+    render_here(spec, root)
+    assert render_here(spec, root, extend=True)["train"]["totals"]["offered"] == 5
+    manifest = render_here(spec, root, retry_rejected=True)["train"]
+    assert manifest["totals"]["offered"] == 7 and manifest["totals"]["rejected"] == 4
+    plan = read_plan(str(root / "images/train"))
+    assert plan is not None and [d[0] for d in list(plan.units())[-1]["documents"]] == ["empty1", "empty3"]
+
+
+def test_an_unfinished_set_and_another_spec_are_not_extended(tmp_path: Path) -> None:
+    root, texts = tmp_path / "run", tmp_path / "texts"
+    write_texts(texts / "a.jsonl", [f"a{i}" for i in range(9)])
+    with pytest.raises(ValueError, match="no image set to extend"):
+        render_here(text_spec(texts), root, extend=True)
+    render_here(text_spec(texts), root)
+    with pytest.raises(ValueError, match=r"margin was 1, is now 2"):
+        render_here(text_spec(texts, "render.text.margin=2"), root, extend=True)
+    (root / "images/train/000000.json").unlink()
+    with pytest.raises(ValueError, match="not all units are done"):
+        render_here(text_spec(texts, "render.sources.0.max_documents=5"), root, extend=True)
+
+
+def test_another_source_is_an_extension_and_the_old_spec_is_refused_then(tmp_path: Path) -> None:
+    root = tmp_path / "run"
+    for name in ("one", "two"):
+        write_texts(tmp_path / name / "a.jsonl", [f"{i}" for i in range(8)])
+    render_here(text_spec(tmp_path / "one"), root)
+    render_here(text_spec(tmp_path / "two"), root, extend=True)
+    assert len(ids_in(root)) == 16
+    with pytest.raises(ValueError, match="was made for something else"):
+        render_here(text_spec(tmp_path / "one"), root)

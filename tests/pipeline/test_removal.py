@@ -1,0 +1,104 @@
+"""Takedowns: gone from every shard, never to come back, whatever kills the command midway."""
+
+from __future__ import annotations
+
+import json
+import multiprocessing
+import os
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+from sets import contents, render_here, text_spec, write_texts
+
+from data_specs import open_shards, storage
+from data_specs.verify import verify_set
+from pipeline.removal import remove
+
+SPLITS = ("train", "val")
+IDS = [f"doc{i}" for i in range(24)]
+GONE = ["doc3", "doc4", "doc20", "unheard-of"]
+
+
+@pytest.fixture
+def root(tmp_path: Path) -> Path:
+    """A rendered set of 24 documents."""
+    write_texts(tmp_path / "texts/a.jsonl", IDS)
+    render_here(text_spec(tmp_path / "texts"), tmp_path / "run")
+    return tmp_path / "run"
+
+
+def ids_in(root: Path) -> list[str]:
+    return sorted(item["json"]["id"] for split in SPLITS for item in open_shards(str(root / "images" / split)))
+
+
+def faults(root: Path) -> list[str]:
+    return [fault for split in SPLITS for fault in verify_set(str(root / "images" / split))]
+
+
+def totals(root: Path) -> dict[str, int]:
+    both = [json.loads((root / "images" / split / "manifest.json").read_text())["totals"] for split in SPLITS]
+    return {key: sum(one[key] for one in both) for key in both[0]}
+
+
+def test_documents_go_and_do_not_come_back(root: Path, tmp_path: Path) -> None:
+    before, offered = contents(root), totals(root)["offered"]
+    lines = list(remove(str(root), GONE, []))
+    assert len([line for line in lines if "samples removed" in line]) >= 2
+    assert ids_in(root) == sorted(set(IDS) - set(GONE)) and faults(root) == []
+    assert totals(root)["offered"] == offered == totals(root)["written"] + totals(root)["filtered"]
+    untouched = [name for name in before if contents(root).get(name) == before[name]]
+    assert any(name.endswith(".tar") for name in untouched), "shards without them stay"
+    after = contents(root)
+    list(remove(str(root), GONE, []))
+    assert contents(root) == after
+    for path in (root / "images").glob("*/00*.json"):
+        path.unlink()  # all receipts are lost: everything is rendered anew
+    render_here(text_spec(tmp_path / "texts"), root)
+    assert ids_in(root) == sorted(set(IDS) - set(GONE))
+    assert all(contents(root)[name] == after[name] for name in after if name.endswith(".tar"))
+
+
+def test_single_samples_and_whole_shards_go(root: Path) -> None:
+    shards = sorted((root / "images/train").glob("*.tar"))
+    first = [item["__key__"] for item in open_shards(str(root / "images/train"))][:4]
+    list(remove(str(root), [], [f"train/0/{key}" for key in first]))
+    assert faults(root) == [] and not shards[0].exists()
+    manifest = json.loads((root / "images/train/manifest.json").read_text())
+    assert manifest["emptied"] == [shards[0].name] and len(manifest["shardlist"]) == len(shards) - 1
+    with pytest.raises(ValueError, match="write SPLIT/UNIT/KEY"):
+        list(remove(str(root), [], ["doc3"]))
+
+
+def _dies_at(count: int, function: Callable[..., Any]) -> Callable[..., Any]:
+    """Lets a function be called so often, then ends the process as a SIGKILL would."""
+    left = [count]
+
+    def counted(*arguments: Any) -> Any:
+        if left[0] == 0:
+            os._exit(9)
+        left[0] -= 1
+        return function(*arguments)
+
+    return counted
+
+
+def _remove_and_die(root: str, name: str, count: int) -> None:
+    setattr(storage, name, _dies_at(count, getattr(storage, name)))
+    list(remove(root, GONE, []))
+
+
+@pytest.mark.parametrize(
+    ("name", "count"), [("create_from_file", 1), ("write_bytes", 0), ("write_bytes", 2), ("delete", 0), ("delete", 3)]
+)
+def test_a_killed_removal_is_finished_by_the_next(root: Path, tmp_path: Path, name: str, count: int) -> None:
+    shutil.copytree(root, tmp_path / "whole")
+    list(remove(str(tmp_path / "whole"), GONE, []))
+    child = multiprocessing.get_context("fork").Process(target=_remove_and_die, args=(str(root), name, count))
+    child.start()
+    child.join(120)
+    assert child.exitcode == 9
+    list(remove(str(root), GONE, []))
+    assert contents(root) == contents(tmp_path / "whole") and faults(root) == []
