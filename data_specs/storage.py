@@ -17,6 +17,7 @@ from typing import BinaryIO, NamedTuple, Protocol
 from uuid import uuid4
 
 READS_IN_FLIGHT = 16
+PART = ".part"  # ends the names of what is still being written
 
 
 class FileInfo(NamedTuple):
@@ -187,12 +188,18 @@ def _link(path: Path, target: Path) -> None:
 
 @contextmanager
 def writable_folder(uri: str) -> Iterator[Path]:
-    """A local folder to write into, whose files are placed under `uri`, each whole, when the block ends well."""
-    with tempfile.TemporaryDirectory(prefix="dnd-write-") as name:
+    """A local folder to write into, whose files are placed under `uri`, each whole, when the block ends well.
+
+    Where `uri` is local they are moved, not copied: large ones need room once, and hard links stay links.
+    """
+    if not is_remote(uri):
+        Path(uri).mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryDirectory(PART, ".dnd-write-", None if is_remote(uri) else uri) as name:
         folder = Path(name)
         yield folder
+        place = write_file if is_remote(uri) else _LOCAL.move
         for path in sorted(p for p in folder.rglob("*") if p.is_file()):
-            write_file(path, join(uri, str(path.relative_to(folder))))
+            place(path, join(uri, str(path.relative_to(folder))))
 
 
 def _backend(uri: str) -> Backend:
@@ -218,6 +225,13 @@ class _LocalFiles:
     def write_file(self, path: Path, uri: str) -> None:
         self._place(uri, lambda target: shutil.copyfile(path, target), os.replace)
 
+    def move(self, path: Path, uri: str) -> None:
+        """A file of the same file system, brought to disk and then into place."""
+        Path(uri).parent.mkdir(parents=True, exist_ok=True)
+        with path.open("rb") as file:
+            os.fsync(file.fileno())
+        os.replace(path, uri)
+
     def create_if_absent(self, uri: str, data: bytes) -> bool:
         return self._create(uri, lambda path: path.write_bytes(data))
 
@@ -237,7 +251,7 @@ class _LocalFiles:
         """Fills a file beside the target, brings it to disk, then moves it into place (os.replace or os.link)."""
         target = Path(uri)
         target.parent.mkdir(parents=True, exist_ok=True)
-        beside = target.parent / f".{target.name}.{uuid4().hex}.part"
+        beside = target.parent / f".{target.name}.{uuid4().hex}{PART}"
         try:
             fill(beside)
             with open(beside, "rb") as file:
@@ -252,9 +266,11 @@ class _LocalFiles:
             return
         entries = list(os.scandir(uri)) if os.path.isdir(uri) else []
         for entry in sorted(entries, key=lambda e: e.name + "/" * e.is_dir()):  # the order of whole names, as on S3
+            if entry.name.endswith(PART):
+                continue
             if entry.is_dir():
                 yield from self.list_files(entry.path)
-            elif not entry.name.endswith(".part"):
+            else:
                 yield self._info(entry.path, entry.stat())
 
     def list_folders(self, uri: str) -> list[str]:

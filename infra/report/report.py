@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import base64
 import json
+import shlex
+import sys
 from collections.abc import Iterator, Sequence
 from importlib.metadata import version
 from pathlib import Path
@@ -17,30 +19,36 @@ from data_specs.receipts import valid_receipts
 from data_specs.spec import Spec, parse_spec
 from data_specs.units import read_plan
 from data_specs.verify import find_shard_sets
+from infra.report.tables import against_published, table_of
 from tokenize_jobs.decode import grid, png
 from train.evaluation.published import PUBLISHED, SOURCE
-from train.evaluation.results import flatten
+from train.evaluation.results import flatten, with_provenance
 
 SHOWN = 16
+KEPT = ("digest", "totals", "filtered", "rejects", "complete")  # of a manifest
 PACKAGES = ("torch", "deepspeed", "ray", "pymupdf", "pillow", "webdataset")
 
 
 def write_report(root: str) -> str:
     """Writes the report and returns the page's address; the page says which stages have not run."""
     spec = parse_spec(storage.read_text(storage.join(root, "spec.yaml")), f"{root}/spec.yaml")
+    provenance = with_provenance({}, sys.argv)
+    evaluations = list(_evaluations(root))
     metrics = {
         "name": spec.name,
         "root": root,
         "stages": [_stage(root, uri) for uri in find_shard_sets(root)],
         "evaluation": _json(storage.join(root, "evaluation", "summary.json")),
-        "evaluations": list(_evaluations(root)),
+        "evaluations": evaluations,
         "published": {"source": SOURCE, "figures": [row._asdict() for row in PUBLISHED]},
-        "versions": {package: version(package) for package in PACKAGES},
+        "command": provenance["command"],
+        "versions": {package: version(package) for package in PACKAGES} | provenance["versions"],
     }
     storage.write_text(storage.join(root, "report", "metrics.json"), json.dumps(metrics, indent=1) + "\n")
     page = _template().render(
         metrics=metrics,
-        published=PUBLISHED,
+        results=[(one, table_of(one["result"])) for one in evaluations],
+        published=against_published(evaluations, spec.shape.depth),
         source=SOURCE,
         spec=spec,
         spec_yaml=spec.to_yaml(),
@@ -64,16 +72,18 @@ def _json(uri: str) -> Any:
 
 
 def _evaluations(root: str) -> Iterator[dict[str, Any]]:
-    """Name, figures, assumptions and worst readings of every result but the summary."""
+    """Name, result, assumptions, command and worst readings of every result but the summary."""
     for file in storage.list_files(storage.join(root, "evaluation")):
         name = file.uri.rpartition("/")[2].removesuffix(".json")
         if file.uri.endswith(".json") and name != "summary":
             result = _json(file.uri)
-            leaves = flatten(result)
             yield {
                 "name": name,
-                "figures": {key: value for key, value in leaves.items() if isinstance(value, float)},
-                "assumptions": {key: value for key, value in leaves.items() if isinstance(value, str)},
+                "result": result,
+                "assumptions": {
+                    k: v for k, v in flatten(result).items() if isinstance(v, str | bool | int) and v != ""
+                },
+                "command": shlex.join(["dnd", *result.get("command", [])[1:]]),
                 "worst": [example for example in result.get("worst", []) if "reference" in example],
             }
 
@@ -86,10 +96,13 @@ def _stage(root: str, set_uri: str) -> dict[str, Any]:
     rejects = [reject for receipt in receipts for reject in receipt["rejected"]]
     return {
         "name": set_uri.removeprefix(root.rstrip("/") + "/"),
+        "identity": plan.identity,
         "units": plan.num_units,
         "done": len(receipts),
         "seconds": sum(receipt["ran"]["seconds"] for receipt in receipts),
-        "manifest": {k: v for k, v in (manifest or {}).items() if k in ("totals", "filtered", "rejects", "complete")},
+        "manifest": {
+            k: v for k, v in (manifest or {}).items() if k in ("digest", "totals", "filtered", "rejects", "complete")
+        },
         "rejected": rejects[:200],
     }
 
@@ -97,9 +110,9 @@ def _stage(root: str, set_uri: str) -> dict[str, Any]:
 def _pictures(spec: Spec, root: str) -> list[dict[str, str]]:
     """Contact sheets as data URIs: real, reconstructed and generated images."""
     rows = [
-        ("Real (validation)", "images/val"),
-        ("Their reconstructions", "reconstructions/val/images"),
         ("Generated", f"samples/{spec.sample.name}/images"),
+        ("Real, of the validation split", "images/val"),
+        ("Their reconstructions", "reconstructions/val/images"),
     ]
     sheets = []
     for title, name in rows:
@@ -170,14 +183,17 @@ def _rows(uri: str) -> list[dict[str, Any]]:
 
 
 def _chart(title: str, series: list[tuple[str, list[dict[str, Any]], str]]) -> dict[str, Any] | None:
-    """A chart's lines as SVG points in a box of 600 x 220, with the range of its axes; None without data."""
+    """A chart's lines as SVG points in a box of 600 x 220, and the marks of its axes; None without data."""
     lines = [(name, [(r["step"], r[key]) for r in rows if r.get(key) is not None]) for name, rows, key in series]
     points = [point for _, line in lines for point in line]
     if not points:
         return None
-    last_step = max(step for step, _ in points)
+    last_step = max(step for step, _ in points) or 1
     low, high = min(v for _, v in points), max(v for _, v in points)
     span = (high - low) or 1.0
-    place = lambda s, v: f"{600 * s / max(last_step, 1):.1f},{220 - 220 * (v - low) / span:.1f}"  # noqa: E731
+    place = lambda s, v: f"{600 * s / last_step:.1f},{220 - 220 * (v - low) / span:.1f}"  # noqa: E731
     drawn = [{"name": n, "points": " ".join(place(*p) for p in line), "last": line[-1][1]} for n, line in lines if line]
-    return {"title": title, "low": low, "high": high, "last_step": last_step, "lines": drawn}
+    shares = (0, 0.25, 0.5, 0.75, 1)
+    rows = [{"y": 220 - 220 * share, "value": low + span * share} for share in shares]
+    columns = [{"x": 600 * share, "step": round(last_step * share)} for share in shares]
+    return {"title": title, "rows": rows, "columns": columns, "lines": drawn}

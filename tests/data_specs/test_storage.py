@@ -95,6 +95,8 @@ def test_folders_come_and_go_whole(root: str) -> None:
         (folder / "part").mkdir()
         (folder / "part" / "weights").write_bytes(b"w")
         assert not storage.exists(storage.join(root, "model", "part", "weights"))
+        assert list(storage.list_files(storage.join(root, "model"))) == []
+    assert [file.uri.rpartition("/")[2] for file in storage.list_files(storage.join(root, "model"))] == ["weights"]
     assert (storage.local_folder(storage.join(root, "model")) / "part" / "weights").read_bytes() == b"w"
 
 

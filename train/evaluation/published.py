@@ -25,6 +25,7 @@ PUBLISHED = [
     Published("reconstruction", "ImageNet", "RQ-VAE", 2, "rfid", 0.93, _RFID),
     Published("reconstruction", "ImageNet", "RQ-VAE", 4, "rfid", 0.60, _RFID),
     Published("reconstruction", "ImageNet", "RQ-VAE", 8, "rfid", 0.42, _RFID),
+    Published("reconstruction", "ImageNet 512", "RQ-VAE", 2, "rfid", 0.42, "ImageNet 512 validation, f=16 (README)"),
     Published("generation", "ImageNet", "DnD XXL 16x16x2", 2, "gfid", 2.58, "ImageNet 256, guidance 2"),
     Published("generation", "ImageNet", "DnD XXXL 16x16x2", 2, "gfid", 2.21, "ImageNet 256, guidance 1.7"),
     Published("reading", "Text-Image", "RQ-VAE", 1, "rougeL", 0.73, _TEXT),

@@ -6,6 +6,7 @@ PSNR and codebook usage of the tokenizer, bits per code of the transformer, and 
 from __future__ import annotations
 
 import json
+import sys
 from collections.abc import Iterable
 from typing import Any
 
@@ -18,6 +19,7 @@ from train.evaluation.codes import codebook_usage, count_codes, histogram_baseli
 from train.evaluation.images import reconstruction_quality
 from train.evaluation.ocr import load_engine, ocr_available
 from train.evaluation.reading import spread
+from train.evaluation.results import with_provenance
 from train.evaluation.words import drawn_texts, real_word_share, vocabulary
 
 AIM = 0.6  # share of generated words that should be real (demo)
@@ -44,7 +46,7 @@ def summarise(spec: Spec, root: str) -> str:
         "transformer": last_validation(root),
         "words": _words(spec, root, {"real": originals, "reconstructed": reconstructions, "generated": samples}),
     }
-    storage.write_text(uri, json.dumps(result, indent=1) + "\n")
+    storage.write_text(uri, json.dumps(with_provenance(result, sys.argv), indent=1) + "\n")
     return uri
 
 
