@@ -20,6 +20,7 @@ from data_specs.spec import Spec
 from data_specs.units import Dropped, Outcome, Sample, Unit
 from pipeline.filters import Duplicates, ink, perceptual_hash, script_of
 from pipeline.isolate import Answer, Child
+from pipeline.png import ENCODER, encode_png
 from pipeline.renderers import Lost, Unreadable
 from pipeline.renderers.images import render_image
 from pipeline.renderers.pages import render_pdf
@@ -28,8 +29,9 @@ from pipeline.sources.document import Offered
 from pipeline.sources.reading import read_unit
 
 PDFS = ("pdf", "arxiv")  # kinds of sources whose documents are PDFs
-PNG_LEVEL = 1  # higher levels cost three times the time of rendering for a tenth of the bytes
+PHOTO_LEVEL = 1  # of Pillow's PNGs of photographs; higher levels take three times the time for a tenth of the bytes
 RETRY_FACTOR = 4.0
+FUNCTION = "pipeline.render:render_document"  # what the children run
 
 
 class Rendered(NamedTuple):
@@ -50,6 +52,7 @@ def versions() -> dict[str, str]:
         "pypdfium2": str(pypdfium2.version.PYPDFIUM_INFO),
         "pillow": PIL.__version__,
         "fonts": version("pymupdf-fonts"),
+        "png": ENCODER,
     }
 
 
@@ -59,8 +62,7 @@ class Renderer:
     def __init__(self, spec: Spec) -> None:
         self.spec = spec
         self.facts: dict[str, Any] = {}  # of the unit that was rendered last: what was read, for its receipt
-        function, limits = "pipeline.render:render_document", spec.render.limits
-        self.child, self.alone = Child(function, limits, spec), Child(function, limits, spec)
+        self.child, self.alone = (Child(FUNCTION, spec.render.limits, spec) for _ in range(2))
 
     def close(self) -> None:
         """Ends the children."""
@@ -144,17 +146,18 @@ def render_document(
         elif filters.min_ink and ink(part.image) < filters.min_ink:
             made.append(Rendered(part.suffix, reason="too little ink", kind="filtered"))
         else:
-            text = json.dumps(about | part.about, sort_keys=True, ensure_ascii=False).encode()
+            text = json.dumps(about | part.about, sort_keys=True, ensure_ascii=False).encode("utf-8", "replace")
+            png = _photo_png(part.image) if kind == "images" else encode_png(part.image)
             wanted = filters.near_duplicates is not None
-            made.append(Rendered(part.suffix, _png(part.image), text, perceptual_hash(part.image) if wanted else 0))
+            made.append(Rendered(part.suffix, png, text, perceptual_hash(part.image) if wanted else 0))
     if made and all(part.kind == "rejected" for part in made):
         raise Unreadable(f"no page could be rendered: {made[0].reason}")
     return made
 
 
-def _png(image: np.ndarray) -> bytes:
+def _photo_png(image: np.ndarray) -> bytes:
     buffer = io.BytesIO()
-    Image.fromarray(image).save(buffer, "PNG", compress_level=PNG_LEVEL)
+    Image.fromarray(image).save(buffer, "PNG", compress_level=PHOTO_LEVEL)
     return buffer.getvalue()
 
 

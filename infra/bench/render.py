@@ -1,4 +1,7 @@
-"""Rendering: the stage of one worker against a bare loop of PyMuPDF, or of Pillow, that makes the same pictures."""
+"""Rendering: the stage of one worker against bare loops that make the same pictures, and what isolation costs.
+
+The stage has two processes, the worker and the child that renders: `taskset -c 0 dnd bench render` gives it one core.
+"""
 
 from __future__ import annotations
 
@@ -6,8 +9,9 @@ import io
 import json
 import random
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pymupdf
@@ -17,7 +21,8 @@ from data_specs import storage
 from data_specs.spec import Spec, load_spec
 from infra.bench.rounds import Comparison, compare
 from pipeline.job import render_stage
-from pipeline.render import PNG_LEVEL, Renderer
+from pipeline.png import encode_png
+from pipeline.render import Renderer, render_document
 from pipeline.renderers import Picture
 from pipeline.renderers.pages import POINTS
 from pipeline.renderers.text import render_text
@@ -28,61 +33,95 @@ SOURCES = {
     "pages": "{kind: typeset, documents: 6, vocabulary: 200}",
     "text": "{kind: docstrings, passages: 1500, min_words: 6, max_words: 12, vocabulary: 200}",
 }
+Encode = Callable[[np.ndarray], object]
 
 
-def render(kind: str, preset: str, rounds: int) -> Comparison:
-    """Pictures/s of `kind` "pages" or "text": documents to a committed shard, against drawing and PNG encoding alone.
+def render(kind: str, preset: str, rounds: int) -> dict[str, Comparison]:
+    """Pictures/s of `kind` "pages" or "text" against each baseline, by the name of what is compared.
 
-    The bare loop reads no words, filters nothing, isolates nothing and writes no shard.
+    The stage reads documents, renders in a child, reads words and boxes, and commits a shard. Against it: drawing and
+    Pillow's PNG alone, as one would write it; and the same with words read and with our PNG encoder, the stage's limit.
     """
     spec = load_spec(preset, [f"render.sources=[{SOURCES[kind]}]", *KEEP_ALL])
     with tempfile.TemporaryDirectory(prefix="dnd-bench-") as folder:
         sources = [prepare(source, storage.join(folder, "inputs")) for source in spec.render.sources]
         (_, unit), *_ = cut(spec.render, sources)
+        calls, inputs = list(_calls(kind, Path(folder, "inputs"))), Path(folder, "inputs")
         renderer, numbers = Renderer(spec), iter(range(10**9))
         bare = {"pages": _bare_pages, "text": _bare_text}[kind]
 
-        def ours() -> int:
+        def stage() -> int:
             number = next(numbers)
-            stage = render_stage(renderer, storage.join(folder, f"set{number}"), "bench")
-            return int(stage(unit | {"unit": number})["written"])
+            run = render_stage(renderer, storage.join(folder, f"set{number}"), "bench")
+            return int(run(unit | {"unit": number})["written"])
 
+        pairs = {
+            "the stage x a bare loop with Pillow's PNG": (stage, lambda: bare(spec, inputs, _pillow_png, words=False)),
+            "the stage x the same work without child and shard": (
+                stage,
+                lambda: bare(spec, inputs, encode_png, words=True),
+            ),
+            "in a child x in this process": (
+                lambda: sum(len(answer.value) for answer in renderer.child.map(calls)),
+                lambda: sum(len(render_document(spec, *call)) for call in calls),
+            ),
+        }
         try:
-            return compare(ours, lambda: _encode(bare(spec, Path(folder, "inputs"))), rounds)
+            return {name: compare(ours, baseline, rounds) for name, (ours, baseline) in pairs.items()}
         finally:
             renderer.close()
 
 
-def _encode(pictures: Iterator[Image.Image]) -> int:
-    made = 0
-    for picture in pictures:
-        picture.save(io.BytesIO(), "PNG", compress_level=PNG_LEVEL)
-        made += 1
-    return made
+def _calls(kind: str, inputs: Path) -> Iterator[tuple[Any, ...]]:
+    """The arguments of render_document for every document."""
+    about = {"id": "id", "source": "file", "licence": None}
+    if kind == "pages":
+        for path in sorted(inputs.rglob("*.pdf")):
+            yield "pdf", path.read_bytes(), path.stem, about, None, "mupdf"
+    else:
+        for number, line in enumerate(_lines(inputs)):
+            yield "text", line, str(number), about, "text", "mupdf"
 
 
-def _bare_pages(spec: Spec, inputs: Path) -> Iterator[Image.Image]:
-    style, size, rng = spec.render.pages, spec.shape.image_size, random.Random(0)
+def _lines(inputs: Path) -> Iterator[bytes]:
+    for path in sorted(inputs.rglob("*.jsonl")):
+        yield from path.read_bytes().splitlines()
+
+
+def _pillow_png(image: np.ndarray) -> None:
+    Image.fromarray(image).save(io.BytesIO(), "PNG", compress_level=1)
+
+
+def _bare_pages(spec: Spec, inputs: Path, encode: Encode, words: bool) -> int:
+    """Pages rendered once, crops cut at random and encoded; with `words`, those of each page are read."""
+    style, size, rng, made = spec.render.pages, spec.shape.image_size, random.Random(0), 0
     side, scale = spec.render.crop_size or size, style.dpi / POINTS
     for path in sorted(inputs.rglob("*.pdf")):
         with pymupdf.open(path) as document:
             for page in document:
                 pixmap = page.get_pixmap(matrix=pymupdf.Matrix(scale, scale), colorspace=pymupdf.csRGB, alpha=False)
                 image = np.frombuffer(pixmap.samples, np.uint8).reshape(pixmap.height, pixmap.width, 3)
+                if words:
+                    page.get_text("words")
                 for _ in range(style.crops):
                     top, left = rng.randint(0, pixmap.height - side), rng.randint(0, pixmap.width - side)
-                    crop = Image.fromarray(image[top : top + side, left : left + side])
-                    yield crop if side == size else crop.resize((size, size), Image.Resampling.BICUBIC)
+                    crop = image[top : top + side, left : left + side]
+                    if side != size:
+                        crop = np.asarray(Image.fromarray(crop).resize((size, size), Image.Resampling.BICUBIC))
+                    encode(crop)
+                    made += 1
+    return made
 
 
-def _bare_text(spec: Spec, inputs: Path) -> Iterator[Image.Image]:
-    """The renderer of one passage alone: no child, no shard."""
-    size = spec.shape.image_size
-    for path in sorted(inputs.rglob("*.jsonl")):
-        for number, line in enumerate(path.read_text(encoding="utf-8").splitlines()):
-            text = json.loads(line)["text"]
-            for part in render_text(
-                text, str(number), spec.render.text, spec.seed, spec.render.crop_size or size, size
-            ):
-                if isinstance(part, Picture):
-                    yield Image.fromarray(part.image)
+def _bare_text(spec: Spec, inputs: Path, encode: Encode, words: bool) -> int:
+    """The renderer of passages alone: no child, no shard; with `words`, their boxes as JSON."""
+    size, canvas, made = spec.shape.image_size, spec.render.crop_size or spec.shape.image_size, 0
+    for number, line in enumerate(_lines(inputs)):
+        text = json.loads(line)["text"]
+        for part in render_text(text, str(number), spec.render.text, spec.seed, canvas, size):
+            if isinstance(part, Picture):
+                encode(part.image)
+                if words:
+                    json.dumps(part.about)
+                made += 1
+    return made

