@@ -255,8 +255,6 @@ class Tokenizer(Part):
     decay: float = Field(0.99, gt=0, lt=1)
     commitment: float = Field(0.25, ge=0)
     restart_unused: bool = True
-    rotation_trick: bool = False
-    kmeans_init: bool = False
     reconstruction: Literal["l2", "l1"] = "l2"
     lpips_weights: str | None = Field(
         None, description="VGG16 + LPIPS weights, relative to the root; without them that loss is off"

@@ -72,8 +72,6 @@ def _learning(spec: Spec) -> dict[str, Any]:
         "decay": part.decay,
         "commitment_weight": part.commitment,
         "restart_unused_codes": part.restart_unused,
-        "gradient": "rotation" if part.rotation_trick else "straight_through",
-        "codebook_init": "kmeans" if part.kmeans_init else "normal",
     }
 
 
@@ -229,7 +227,7 @@ class Run:
             depths = ", ".join(map(str, row["collapsed"]))
             log.warning(
                 f"step {self.step}: the codebook has collapsed at depth {depths}: less than 5 % of its rows are used. "
-                "Try tokenizer.restart_unused=true, tokenizer.kmeans_init=true or a lower tokenizer.learning_rate"
+                "Try tokenizer.restart_unused=true or a lower tokenizer.learning_rate"
             )
         self.warned = bool(row["collapsed"])
 

@@ -5,7 +5,7 @@ codebook, E = C * (H/h) * (W/w) numbers a row, N = vectors to quantize (B * h * 
 """
 
 from collections.abc import Iterable
-from typing import Literal, cast
+from typing import cast
 
 import torch
 import torch.distributed as dist
@@ -13,7 +13,6 @@ from torch import Tensor, nn
 
 MAX_DISTANCES = 2**25  # distances held at once, so that 16,384 rows do not need gigabytes
 SMOOTHING = 1e-5  # keeps a row without any vectors from dividing by zero
-KMEANS_ROUNDS = 10
 
 
 class Draws:
@@ -88,19 +87,6 @@ class Codebook(nn.Module):
         self._refresh_weight()
         return unused.sum()
 
-    @torch.no_grad()
-    def kmeans(self, vectors: Tensor, draws: Draws) -> None:
-        """Start from the k-means of the first batch instead of from noise; a codebook in use is left alone."""
-        if self.cluster_size_ema.any() or draws.total == 0:
-            return
-        self.weight[:-1] = draws.vectors(vectors, self.num_rows)
-        for _ in range(KMEANS_ROUNDS):
-            sizes, sums = self._statistics(vectors, self.nearest(vectors))
-            means = sums / sizes.clamp(min=1)[:, None]
-            self.weight[:-1] = torch.where(sizes[:, None] > 0, means, self.weight[:-1])
-        self.cluster_size_ema.copy_(sizes.clamp(min=1))
-        self.embed_ema.copy_(self.weight[:-1] * self.cluster_size_ema[:, None])
-
     def _statistics(self, vectors: Tensor, codes: Tensor) -> tuple[Tensor, Tensor]:
         """Number [V] and sum [V, E] of the vectors at each row, over all ranks, in one collective."""
         ones = vectors.new_ones(len(vectors), 1)
@@ -133,11 +119,9 @@ class ResidualQuantizer(nn.Module):
         shared_codebook: bool = True,
         decay: float = 0.99,
         restart_unused_codes: bool = True,
-        gradient: Literal["straight_through", "rotation"] = "straight_through",
-        codebook_init: Literal["normal", "kmeans"] = "normal",
     ):
         super().__init__()
-        self.fold, self.gradient, self.codebook_init = fold, gradient, codebook_init
+        self.fold = fold
         dim = channels * fold[0] * fold[1]
         books = [Codebook(num_rows, dim, decay, restart_unused_codes) for _ in range(1 if shared_codebook else depth)]
         self.codebooks = nn.ModuleList(books * depth if shared_codebook else books)
@@ -155,7 +139,7 @@ class ResidualQuantizer(nn.Module):
             codes, partial_sums = self._learn(vectors) if self.training else self._quantize(vectors)
             partial_sums = [partial.view(x.shape) for partial in partial_sums]
             loss = torch.stack([(x - partial).square().mean() for partial in partial_sums]).mean()
-            passed = PASS_GRADIENT[self.gradient](x, partial_sums[-1])
+            passed = x + (partial_sums[-1] - x).detach()
         return self.to_latent_shape(passed), loss, codes.view(*x.shape[:3], len(self.codebooks))
 
     @torch.no_grad()
@@ -209,8 +193,6 @@ class ResidualQuantizer(nn.Module):
         total, codes, partial_sums = torch.zeros_like(vectors), [], []
         for depth, book in enumerate(self._books):
             residual = vectors - total
-            if self.codebook_init == "kmeans":
-                book.kmeans(residual, draws)
             codes.append(book.nearest(residual))
             total = total + book.embed(codes[-1])
             partial_sums.append(total)
@@ -236,22 +218,3 @@ def all_sum(tensor: Tensor) -> Tensor:
     if dist.is_initialized():
         dist.all_reduce(tensor)
     return tensor
-
-
-def straight_through(x: Tensor, quantized: Tensor) -> Tensor:
-    """`quantized`, whose gradient goes to `x` unchanged."""
-    return x + (quantized - x).detach()
-
-
-def rotate_through(x: Tensor, quantized: Tensor) -> Tensor:
-    """`quantized`, as `x` [..., E] rotated and scaled onto it: the gradient turns with it (arXiv 2410.06424)."""
-    from_norm = x.detach().norm(dim=-1, keepdim=True).clamp(min=1e-6)
-    to_norm = quantized.norm(dim=-1, keepdim=True).clamp(min=1e-6)
-    start, end = x.detach() / from_norm, quantized / to_norm
-    middle = nn.functional.normalize(start + end, dim=-1)
-    reflected = x - 2 * middle * (middle * x).sum(-1, keepdim=True)
-    rotated = reflected + 2 * end * (start * x).sum(-1, keepdim=True)
-    return rotated * (to_norm / from_norm)
-
-
-PASS_GRADIENT = {"straight_through": straight_through, "rotation": rotate_through}

@@ -7,13 +7,15 @@ Shapes: B images of H x W pixels, h x w code positions, D codes a position.
 import dataclasses
 import itertools
 import json
-from typing import Any, Literal
+from typing import Any
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from tokenize_jobs.quantizer import PASS_GRADIENT, ResidualQuantizer
+from tokenize_jobs.quantizer import ResidualQuantizer
+
+FORMER = ("gradient", "codebook_init")  # keys of older files: ways to train that brought nothing and are gone
 
 
 @dataclasses.dataclass(frozen=True)
@@ -38,8 +40,6 @@ class RQVAEConfig:
     decay: float = 0.99
     commitment_weight: float = 0.25
     restart_unused_codes: bool = True
-    gradient: Literal["straight_through", "rotation"] = "straight_through"
-    codebook_init: Literal["normal", "kmeans"] = "normal"
 
     def __post_init__(self) -> None:
         put = lambda name, value: object.__setattr__(self, name, value)  # noqa: E731
@@ -63,10 +63,6 @@ class RQVAEConfig:
             raise ValueError(f"ch {self.ch} times ch_mult {self.ch_mult} must be multiples of 32 (group normalization)")
         if not 1 <= self.codebook_size <= 65536:
             raise ValueError(f"codebook_size is {self.codebook_size}: codes are 16 bits, at most 65536")
-        if self.gradient not in PASS_GRADIENT:
-            raise ValueError(f"gradient is {self.gradient!r}: must be one of {', '.join(PASS_GRADIENT)}")
-        if self.codebook_init not in ("normal", "kmeans"):
-            raise ValueError(f"codebook_init is {self.codebook_init!r}: must be normal or kmeans")
 
     @property
     def downsampling(self) -> int:
@@ -92,8 +88,8 @@ class RQVAEConfig:
     def from_json(cls, text: str) -> "RQVAEConfig":
         """The inverse of `to_json`; ValueError for text that is no such configuration."""
         try:
-            return cls(**json.loads(text))
-        except TypeError as error:
+            return cls(**{name: value for name, value in json.loads(text).items() if name not in FORMER})
+        except (TypeError, AttributeError) as error:
             raise ValueError(f"not a tokenizer configuration: {error}") from None
 
     @classmethod
@@ -195,8 +191,6 @@ class RQVAE(nn.Module):
             shared_codebook=config.shared_codebook,
             decay=config.decay,
             restart_unused_codes=config.restart_unused_codes,
-            gradient=config.gradient,
-            codebook_init=config.codebook_init,
         )
         self.quant_conv = nn.Conv2d(config.z_channels, config.embed_dim, 1)
         self.post_quant_conv = nn.Conv2d(config.embed_dim, config.z_channels, 1)

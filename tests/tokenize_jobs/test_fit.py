@@ -98,7 +98,7 @@ def test_killed_and_resumed_gives_the_undisturbed_losses_and_weights(tmp_path: P
 def test_two_ranks_learn_what_one_learns(tmp_path: Path) -> None:
     """50 steps of 7 images: one rank has 4 of them, the other 3, and nothing hangs; with adversary and restarts."""
     steps = ("tokenizer.steps=50", "tokenizer.batch_size=7", "tokenizer.gan_start=40")
-    spec = tiny_spec(*GAN[1:], *steps, "tokenizer.kmeans_init=true")
+    spec = tiny_spec(*GAN[1:], *steps)
     roots = [make_root(tmp_path / name) for name in ("one", "two")]
     train_tokenizer(spec, roots[0])
     train_tokenizer(spec, roots[1], ranks=2)

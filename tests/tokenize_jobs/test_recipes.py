@@ -24,12 +24,7 @@ SOURCES = {
     "text": "{kind: docstrings, passages: %d, min_words: 6, max_words: 12, vocabulary: 200}",
     "pages": "{kind: typeset, documents: %d, vocabulary: 200}",
 }
-RECIPES = {
-    "plain": ["tokenizer.shortcut=false"],
-    "shortcut": [],
-    "shortcut, k-means": ["tokenizer.kmeans_init=true"],
-    "shortcut, rotation": ["tokenizer.rotation_trick=true"],
-}
+RECIPES = {"plain": ["tokenizer.shortcut=false"], "shortcut": []}
 SEEDS, SCORED = (0, 1), 128
 
 
