@@ -65,7 +65,7 @@ class TransformersModel:
 
     def __init__(self, path: str, device: str = "cpu"):
         if not (Path(path) / "config.json").is_file():
-            raise ValueError(f"{path}: no language model here (no config.json); give a folder, or 'ngram'")
+            raise ValueError(f"{path}: no language model here (no config.json); give its folder, or leave --model out")
         import_torchvision()
         from transformers import AutoModelForCausalLM, AutoTokenizer
 
