@@ -200,7 +200,8 @@ def command(place: Place, *arguments: str) -> None:
     """A `dnd` command on this machine, with the S3 root."""
     name = "dnd " + " ".join(arguments[: 1 + (arguments[0] == "evaluate")])
     with timed(name):
-        words = [str(BIN / "dnd"), *arguments, "--root", place.root]
+        where = [place.root] if arguments == ("verify",) else ["--root", place.root]
+        words = [str(BIN / "dnd"), *arguments, *where]
         done = subprocess.run(words, cwd=REPOSITORY, capture_output=True, text=True, timeout=LIMIT, check=False)
     finish(place, name.replace(" ", "-"), done)
 

@@ -49,7 +49,7 @@ def render(
 
 @app.command()
 def verify(
-    root: RootOpt,
+    root: RootArg,
     clean: Annotated[bool, typer.Option("--clean", help="remove tars that belong to no receipt")] = False,
 ) -> None:
     """Re-reads every byte of every shard set against its receipts; exit code 1 where something is wrong."""
@@ -128,7 +128,7 @@ def card(root: RootArg) -> None:
 
 
 @app.command()
-def status(root: RootOpt) -> None:
+def status(root: RootArg) -> None:
     """Units done and failed, rejects by reason and rate of each shard set; works while jobs run, from any machine."""
     from infra.status import status_lines
 

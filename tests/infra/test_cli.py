@@ -56,7 +56,7 @@ def test_a_second_run_finds_everything_done(finished: Path) -> None:
 
 
 def test_verify_and_status_speak_of_every_set(finished: Path) -> None:
-    verified, status = dnd("verify", "--root", finished), dnd("status", "--root", finished)
+    verified, status = dnd("verify", finished), dnd("status", finished)
     assert verified.returncode == 0 and "0 faults" in verified.stdout, verified.stdout
     for name in ("images/train", "codes/val", "samples/default/codes"):
         assert name in status.stdout
@@ -69,7 +69,7 @@ def test_verify_finds_a_flipped_byte(finished: Path, tmp_path: Path) -> None:
     data = bytearray(tar.read_bytes())
     data[700] ^= 1
     tar.write_bytes(data)
-    result = dnd("verify", "--root", root)
+    result = dnd("verify", root)
     assert result.returncode == 1 and tar.name in result.stdout
 
 
@@ -172,7 +172,7 @@ def test_a_full_disk_ends_in_one_line_and_the_job_goes_on_with_room(tmp_path: Pa
         subprocess.run([*mount[:4], "size=64m,remount", *mount[5:]], check=True)
         again = dnd("render", TINY, "--root", tmp_path / "small/run")
         assert again.returncode == 0, again.stderr[-2000:]
-        assert dnd("verify", "--root", tmp_path / "small/run").returncode == 0
+        assert dnd("verify", tmp_path / "small/run").returncode == 0
     finally:
         subprocess.run(["umount", "-l", str(tmp_path / "small")], check=True)
 
