@@ -22,6 +22,7 @@ from train.evaluation.published import PUBLISHED, SOURCE
 from train.evaluation.results import flatten
 
 SHOWN = 16
+LOOKED = 4  # contact sheets shown
 PACKAGES = ("torch", "deepspeed", "ray", "pymupdf", "pillow", "webdataset")
 
 
