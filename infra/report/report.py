@@ -26,6 +26,7 @@ from train.evaluation.results import flatten, with_provenance
 
 SHOWN = 16
 KEPT = ("digest", "totals", "filtered", "rejects", "complete")  # of a manifest
+LOOKED = 4  # contact sheets shown
 PACKAGES = ("torch", "deepspeed", "ray", "pymupdf", "pillow", "webdataset")
 
 

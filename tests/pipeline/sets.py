@@ -12,7 +12,7 @@ from pipeline import job
 from pipeline.render import Renderer
 
 TINY = Path(__file__).parent.parent / "tiny.yaml"
-WORDS = ["alpha", "beta", "gamma", "delta", "omega", "sigma", "theta", "kappa", "lambda", "zeta"]
+WORDS = ["an", "be", "cat", "do", "elf", "fun", "go", "hat", "it", "jar"]
 
 
 def write_texts(path: Path, ids: list[str]) -> None:
