@@ -8,6 +8,7 @@ import shlex
 import sys
 from collections.abc import Iterator, Sequence
 from importlib.metadata import version
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
@@ -125,7 +126,14 @@ def _pictures(spec: Spec, root: str) -> list[dict[str, str]]:
     if storage.exists(depths):
         title = "Originals, then reconstructions and differences from 1, 2, … codes a position"
         sheets.append({"title": title, "uri": png_uri(storage.read_bytes(depths))})
-    return [*sheets, *_drawn_in_training(root)]
+    return [*sheets, *_drawn_in_training(root), *_looked_at(root)]
+
+
+def _looked_at(root: str) -> Iterator[dict[str, str]]:
+    """The first of the contact sheets that `dnd look` drew."""
+    for file in islice(storage.list_files(storage.join(root, "look")), LOOKED):
+        title = f"Kept and dropped: {file.uri.rpartition('/')[2].removesuffix('.png')}"
+        yield {"title": title, "uri": png_uri(storage.read_bytes(file.uri))}
 
 
 def _drawn_in_training(root: str) -> Iterator[dict[str, str]]:

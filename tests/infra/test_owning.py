@@ -24,7 +24,7 @@ from sets import render_here, text_spec, write_texts
 def root(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A rendered set of ten documents, one of them rejected, and all those in another script filtered."""
     folder = tmp_path_factory.mktemp("owning")
-    write_texts(folder / "texts/a.jsonl", [*(f"a{i}" for i in range(9)), "empty"])
+    write_texts(folder / "texts/a.jsonl", [*(f"a{i}" for i in range(9)), "broken"])
     with (folder / "texts/a.jsonl").open("a") as file:
         file.write(json.dumps({"id": "greek", "text": "αβ γδ"}) + "\n")
     render_here(text_spec(folder / "texts", "render.filters.scripts=[LATIN]", "render.val_share=0.1"), folder / "run")

@@ -16,10 +16,11 @@ WORDS = ["an", "be", "cat", "do", "elf", "fun", "go", "hat", "it", "jar"]
 
 
 def write_texts(path: Path, ids: list[str]) -> None:
-    """A JSON Lines file of short passages; one whose id begins with `empty` has no text, and is rejected."""
+    """A JSON Lines file of short passages; one whose id begins with `broken` has no text, and is rejected."""
     path.parent.mkdir(parents=True, exist_ok=True)
-    texts = ["" if i.startswith("empty") else f"{WORDS[n % 10]} {WORDS[len(i) % 10]}" for n, i in enumerate(ids)]
-    path.write_text("".join(json.dumps({"id": i, "text": t}) + "\n" for i, t in zip(ids, texts)))
+    passages = [{"id": i, "text": f"{WORDS[n % 10]} {WORDS[len(i) % 10]}"} for n, i in enumerate(ids)]
+    lines = [{"id": p["id"]} if p["id"].startswith("broken") else p for p in passages]
+    path.write_text("".join(json.dumps(line) + "\n" for line in lines))
 
 
 def text_spec(folder: Path, *overrides: str) -> Spec:

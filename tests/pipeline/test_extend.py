@@ -38,14 +38,14 @@ def test_new_documents_become_new_units_and_the_rest_keeps_its_bytes(tmp_path: P
 
 def test_rejected_documents_are_taken_up_again(tmp_path: Path) -> None:
     root, texts = tmp_path / "run", tmp_path / "texts"
-    write_texts(texts / "a.jsonl", ["a0", "empty1", "a2", "empty3", "a4"])
+    write_texts(texts / "a.jsonl", ["a0", "broken1", "a2", "broken3", "a4"])
     spec = text_spec(texts, "render.val_share=0")
     render_here(spec, root)
     assert render_here(spec, root, extend=True)["train"]["totals"]["offered"] == 5
     manifest = render_here(spec, root, retry_rejected=True)["train"]
     assert manifest["totals"]["offered"] == 7 and manifest["totals"]["rejected"] == 4
     plan = read_plan(str(root / "images/train"))
-    assert plan is not None and [d[0] for d in list(plan.units())[-1]["documents"]] == ["empty1", "empty3"]
+    assert plan is not None and [d[0] for d in list(plan.units())[-1]["documents"]] == ["broken1", "broken3"]
 
 
 def test_an_unfinished_set_and_another_spec_are_not_extended(tmp_path: Path) -> None:
