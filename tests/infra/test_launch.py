@@ -50,9 +50,9 @@ def test_one_host_told_to_stop_stops_both_which_save_and_end_with_75(tmp_path: P
     hosts = hostfile(tmp_path, slots=1)
     nodes = [launch(root, NODE_RANK=str(number), **hosts) for number in range(2)]
     try:
-        wait_for(lambda: has_rows(root) or any(node.poll() is not None for node in nodes), 120, "steps")
+        wait_for(lambda: has_rows(root) or any(node.poll() is not None for node in nodes), 400, "steps")
         nodes[1].send_signal(signal.SIGTERM)
-        said = [node.communicate(timeout=60)[0] for node in nodes]
+        said = [node.communicate(timeout=200)[0] for node in nodes]
     finally:
         for node in nodes:
             node.kill()
@@ -63,7 +63,7 @@ def test_one_host_told_to_stop_stops_both_which_save_and_end_with_75(tmp_path: P
 
 def test_a_root_without_spec_ends_with_2(tmp_path: Path) -> None:
     alone = launch(str(tmp_path / "nowhere"))
-    said, _ = alone.communicate(timeout=120)
+    said, _ = alone.communicate(timeout=400)
     assert alone.returncode == 2 and "spec.yaml" in said and "node 0 of 1, 1 of 1 ranks" in said
 
 
@@ -74,7 +74,7 @@ def test_a_root_without_spec_ends_with_2(tmp_path: Path) -> None:
 def test_a_hostfile_that_does_not_do_is_refused(tmp_path: Path, text: str, complaint: str) -> None:
     (tmp_path / "hosts").write_text(text)
     refused = launch(str(tmp_path), HOSTFILE=str(tmp_path / "hosts"))
-    said, _ = refused.communicate(timeout=60)
+    said, _ = refused.communicate(timeout=200)
     assert refused.returncode == 2 and complaint in said
 
 
@@ -84,10 +84,10 @@ def test_a_rank_that_dies_ends_the_others(tmp_path: Path) -> None:
     root = root_of(tmp_path / "root", "train.steps=100000")
     alone = launch(root, RANKS_PER_NODE="2", MASTER_PORT=str(free_ports(1)[0]), GRACE="2")
     try:
-        wait_for(lambda: has_rows(root) or alone.poll() is not None, 120, "steps")
+        wait_for(lambda: has_rows(root) or alone.poll() is not None, 400, "steps")
         ranks = [p for p in psutil.Process(alone.pid).children() if "train.loop" in " ".join(p.cmdline())]
         ranks[1].kill()
-        said, _ = alone.communicate(timeout=60)
+        said, _ = alone.communicate(timeout=200)
     finally:
         alone.kill()
     assert alone.returncode not in (0, 2, 75), said

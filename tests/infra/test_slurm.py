@@ -44,7 +44,7 @@ def submit(slurm: Slurm, root: str) -> str:
 
 
 def ended(slurm: Slurm, job: str) -> dict[str, str]:
-    wait_for(lambda: slurm.job(job)["JobState"] not in ("PENDING", "RUNNING", "COMPLETING"), 240, f"job {job}'s end")
+    wait_for(lambda: slurm.job(job)["JobState"] not in ("PENDING", "RUNNING", "COMPLETING"), 400, f"job {job}'s end")
     return slurm.job(job)
 
 
@@ -58,7 +58,7 @@ def figures(root: str) -> list[list[Any]]:
 
 
 def after_rows(slurm: Slurm, job: str, root: str, number: int) -> None:
-    wait_for(lambda: len(rows(root)) >= number or slurm.job(job)["JobState"] == "FAILED", 120, f"{number} rows")
+    wait_for(lambda: len(rows(root)) >= number or slurm.job(job)["JobState"] == "FAILED", 400, f"{number} rows")
 
 
 def test_stopped_by_usr1_and_by_requeue_it_ends_as_the_undisturbed_run(slurm: Slurm, tmp_path: Path) -> None:
