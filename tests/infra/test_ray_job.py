@@ -30,7 +30,7 @@ def test_a_submitted_job_renders(cluster: Cluster, tmp_path: Path) -> None:
 
 
 def test_dnd_submit_hands_the_job_over(cluster: Cluster, tmp_path: Path) -> None:
-    lines = (json.dumps({"id": f"p{i}", "text": f"passage number {i}"}) for i in range(40))
+    lines = (json.dumps({"id": f"p{i}", "text": f"a b {i}"}) for i in range(40))
     (tmp_path / "passages.jsonl").write_text("\n".join(lines))
     few = f"render.sources=[{{kind: text, uri: '{tmp_path}/passages.jsonl'}}]"
     root = str(tmp_path / "root")
