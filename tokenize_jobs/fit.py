@@ -32,7 +32,7 @@ from data_specs.spec import Spec, parse_spec
 from tokenize_jobs.batches import Place, deal, draw, read_batches
 from tokenize_jobs.device import layout, pick_device, to_tensor, training_dtype
 from tokenize_jobs.learner import Learner
-from tokenize_jobs.losses import load_lpips
+from tokenize_jobs.losses import LPIPS, load_lpips
 from tokenize_jobs.rqvae import RQVAE, RQVAEConfig
 from tokenize_jobs.views import Pixels
 from tokenize_jobs.weights import WEIGHTS, load_tokenizer, save_tokenizer
@@ -92,6 +92,12 @@ def initial_model(spec: Spec, root: str) -> RQVAE:
     return model
 
 
+def lpips_of(spec: Spec, root: str) -> LPIPS | None:
+    """LPIPS with the weights that the spec names; ValueError or FileNotFoundError where they are not there."""
+    weights = spec.tokenizer.lpips_weights
+    return load_lpips(local(storage.join(root, weights))) if weights else None
+
+
 def identity(spec: Spec, root: str) -> digest.Identity:
     """What the trained tokenizer depends on. Steps count only where the schedule of the rate depends on them."""
     part = spec.tokenizer
@@ -129,6 +135,7 @@ def fit(spec: Spec, root: str) -> None:
     if is_imported(folder):
         print(f"{folder}: imported, not trained; to fine-tune it, name it as tokenizer.init_from under another root")
         return
+    lpips_of(spec, root)  # refused before the folder is claimed
     digest.claim(folder, identity(spec, root))
     if _finished_step(folder) >= spec.tokenizer.steps:
         return
@@ -157,7 +164,7 @@ class Run:
         self.dealt = deal(self.part.batch_size, self.world, self.part.micro_batch_size)
         self.sets = [open_shards(storage.join(root, entry.manifest)) for entry in self.part.images]
         torch.manual_seed(spec.seed)
-        lpips = load_lpips(local(storage.join(root, self.part.lpips_weights))) if self.part.lpips_weights else None
+        lpips = lpips_of(spec, root)
         model = initial_model(spec, root)
         lpips = lpips.to(self.device) if lpips else None
         self.learner = Learner(model, self.part, self.device, training_dtype(spec, self.device), lpips)

@@ -189,7 +189,8 @@ def test_lpips_is_part_of_the_loss_and_never_pretended(tmp_path: Path) -> None:
     fit(tiny_spec("tokenizer.lpips_weights=lpips.safetensors", "tokenizer.steps=2", "tokenizer.gan_start=0"), root)
     assert all(row["lpips"] > 0 and row["adaptive_weight"] > 0 for row in rows(root))
     with pytest.raises((ValueError, FileNotFoundError), match="absent"):
-        Run(tiny_spec("tokenizer.lpips_weights=absent"), root)
+        fit(tiny_spec("tokenizer.lpips_weights=absent"), make_root(tmp_path / "other"))
+    assert not (tmp_path / "other/tokenizer").exists()  # nothing that would refuse the corrected run
 
 
 def test_a_collapsed_codebook_is_reported_once(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
