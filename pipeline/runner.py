@@ -92,6 +92,7 @@ def connect(workers: Workers) -> None:
     if address:
         ray.init(address=address, **options)
     else:
+        os.environ.setdefault("RAY_worker_niceness", "0")  # niced, workers starve on a machine that does anything else
         ray.init(include_dashboard=False, num_cpus=max(os.cpu_count() or 1, workers.num_workers or 1), **options)
 
 
