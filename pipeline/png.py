@@ -25,7 +25,7 @@ def encode_png(image: np.ndarray) -> bytes:
     rows = np.zeros((height, 1 + pixels.size // height), np.uint8)  # each begins with its filter: 0, none
     rows[:, 1:] = pixels.reshape(height, -1)
     header = struct.pack(">IIBBBBB", width, height, 8, _RGB if plane is None else _GREY, 0, 0, 0)
-    body = zlib.compress(rows, LEVEL)
+    body = zlib.compress(rows.data, LEVEL)
     return b"".join((_SIGNATURE, *_chunk(b"IHDR", header), *_chunk(b"IDAT", body), *_chunk(b"IEND", b"")))
 
 
