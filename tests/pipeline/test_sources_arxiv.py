@@ -29,6 +29,7 @@ from pipeline.sources.arxiv import MANIFEST, read_manifest
 from pipeline.sources.document import Offered
 from pipeline.sources.licences import licence_name, month_of, paper_id, papers_of, write_months
 from pipeline.sources.reading import read_unit
+from pipeline.splits import key_of
 
 TINY = Path(__file__).parent.parent / "tiny.yaml"
 LIMITS = Limits()
@@ -366,7 +367,7 @@ def spec_file(folder: Path, source: dict[str, Any]) -> Path:
     text = yaml.safe_load(TINY.read_text())
     text["base"] = "demo"
     text["render"] |= {"sources": [{"kind": "arxiv"} | source], "documents_per_unit": 2, "val_share": 0.4}
-    text["render"]["pages"] = {"dpi": 36, "crops": 1, "max_pages": 2}
+    text["render"]["pages"] = {"dpi": 36, "crops": 1, "max_pages": 2, "min_words": 0}
     path = folder / "spec.yaml"
     path.write_text(yaml.safe_dump(text))
     load_spec(path)
@@ -390,8 +391,9 @@ def check_root(root: Path) -> None:
         "no metadata": 2,
     }
     about = [item["json"] for split in ("train", "val") for item in open_shards(str(root / "images" / split))]
-    rejected = {d["source"].partition("#")[0] for r in receipts for d in r["rejected"]}
-    assert {a["id"] for a in about} == ALLOWED - {"2401.00005"} and rejected == {"arXiv_pdf_2401_001.tar"}
+    rejected = [d["key"] for r in receipts for d in r["rejected"]]
+    assert {a["id"] for a in about} == ALLOWED - {"hep-ph/0703007", "2401.00005"}, "the two that are bad PDFs"
+    assert sorted(rejected) == ["2401-00005", key_of("hep-ph/0703007")]
     assert len(receipts) == len({r["read"]["sha256"] for r in receipts if r["read"]["bytes"]}) + sum(
         not r["read"]["bytes"] for r in receipts
     )
