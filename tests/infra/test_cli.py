@@ -89,7 +89,7 @@ def test_the_report_opens_in_a_browser(finished: Path, tmp_path: Path) -> None:
         assert page.locator("img").count() == 6  # four of the stages, two of the training
         assert page.evaluate("[...document.images].every(i => i.complete && i.naturalWidth > 0)")
         assert page.locator("svg").count() == 5
-        assert page.locator("svg", has_text="depth 2").count() == 2
+        assert page.locator(".charts > div", has_text="depth 2").count() == 2
         page.screenshot(path=str(tmp_path / "report.png"))
         browser.close()
     assert [url for url in requests if not url.startswith(("file:", "data:"))] == []

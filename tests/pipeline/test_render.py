@@ -104,11 +104,11 @@ def test_a_broken_line_is_a_counted_reject(tmp_path: Path) -> None:
 
 def test_an_id_that_comes_twice_gives_two_samples_with_keys_of_their_own(tmp_path: Path) -> None:
     path = tmp_path / "passages.jsonl"
-    path.write_text('{"id": "a", "text": "one two"}\n{"id": "a", "text": "three"}\n')
+    path.write_text('{"id": "a", "text": "one"}\n{"id": "a", "text": "three"}\n')
     spec = load_spec(TINY, [f'render.sources=[{{kind: text, uri: "{path}"}}]', "render.val_share=0"])
     first, second = render_all(spec)
     assert isinstance(first, Sample) and isinstance(second, Sample) and first.key == "a" != second.key
-    assert [json.loads(s.fields["json"])["text"] for s in (first, second)] == ["one two", "three"]
+    assert [json.loads(s.fields["json"])["text"] for s in (first, second)] == ["one", "three"]
 
 
 def test_a_file_that_changed_since_planning_fails_the_unit(tmp_path: Path) -> None:
