@@ -130,8 +130,8 @@ def run_tasks(setup: Callable[[], Callable[[Any], Any]], tasks: Sequence[Any], w
     At most two tasks an actor are under way. An error of the stage ends the iteration and is raised as it was there.
     """
     connect(workers)
-    number = min(workers.num_workers or max(_fitting(workers), 1), len(tasks))
-    actors, waiting = [_worker(setup, workers, max_restarts=2) for _ in range(number)], deque[Any]()
+    num_actors = min(workers.num_workers or max(_fitting(workers), 1), len(tasks))
+    actors, waiting = [_worker(setup, workers, max_restarts=2) for _ in range(num_actors)], deque[Any]()
     for number, task in enumerate(tasks):
         waiting.append(actors[number % len(actors)].call.remote(task))
         if len(waiting) == 2 * len(actors):
