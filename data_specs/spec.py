@@ -199,8 +199,8 @@ class Filters(Part):
 
     min_ink: float = Field(0.002, ge=0, le=1, description="least share of pixels that differ from the background")
     near_duplicates: int | None = Field(None, ge=0, le=64, description="Hamming distance of the 64-bit perceptual hash")
-    scripts: list[str] | None = Field(None, description="keep documents mostly in these scripts, e.g. [LATIN]")
-    scanned: Literal["keep", "drop"] = "keep"
+    scripts: list[str] | None = Field(None, description="keep passages and pages mostly in these scripts, e.g. [LATIN]")
+    scanned: Literal["keep", "drop"] = Field("keep", description="pages that are a picture without words")
 
 
 class Limits(Part):

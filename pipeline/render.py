@@ -143,8 +143,8 @@ def render_document(
     for part in _render_kind(kind, data, document_id, text_key, spec, engine):
         if isinstance(part, Lost):
             made.append(Rendered(part.suffix, reason=part.reason, kind=part.kind))
-        elif filters.min_ink and ink(part.image) < filters.min_ink:
-            made.append(Rendered(part.suffix, reason="too little ink", kind="filtered"))
+        elif filters.min_ink and (share := ink(part.image)) < filters.min_ink:
+            made.append(Rendered(part.suffix, reason="too little ink" if share else "blank", kind="filtered"))
         else:
             text = json.dumps(about | part.about, sort_keys=True, ensure_ascii=False).encode("utf-8", "replace")
             png = _photo_png(part.image) if kind == "images" else encode_png(part.image)
@@ -166,7 +166,7 @@ def _render_kind(
 ) -> Iterator[Any]:
     render, size = spec.render, spec.shape.image_size
     if kind in PDFS:
-        return render_pdf(data, document_id, render.pages, spec.seed, render.crop_size or size, size, engine)
+        return render_pdf(data, document_id, render, spec.seed, size, engine)
     if kind == "images":
         return render_image(data, spec.stored_size, render.limits.pixels)
     text = _passage(data, text_key)

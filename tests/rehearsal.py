@@ -29,7 +29,7 @@ from data_specs import s3, storage
 
 REPOSITORY = Path(__file__).resolve().parent.parent
 SPEC, BIN = "tests/rehearsal.yaml", Path(sys.executable).parent
-PASSAGES, LIMIT = 120, 900  # seconds for a step: a busy machine takes ten times as long as an idle one
+PASSAGES, LIMIT = 240, 900  # seconds for a step: a busy machine takes ten times as long as an idle one
 SAME_BYTES = (
     *(f"{made}/{split}/manifest.json" for made in ("images", "codes") for split in ("train", "val")),
     *("tokenizer/tokenizer.safetensors", "transformer/transformer.safetensors", "transformer/ema.safetensors"),
@@ -153,8 +153,8 @@ def submit(place: Place, ray: Cluster, verb: str, set_name: str) -> None:
 def kill_a_node(place: Place, ray: Cluster, set_name: str, over: Callable[[], bool]) -> None:
     """Kills the youngest node when two units have their receipts, and puts a new one in its place."""
     wait_for(lambda: over() or committed(place.root, set_name) >= 2, LIMIT, f"units of {set_name}")
-    ray.kill_node(len(ray.nodes) - 1)
     before, planned = committed(place.root, set_name), planned_units(place.root, set_name)
+    ray.kill_node(len(ray.nodes) - 1)
     assert 0 < before < planned and not over(), f"killed too late: {before} of {planned} units were done"
     say(f"killed a node: {before} of {planned} units of {set_name} were done")
     ray.add_node(1)

@@ -131,6 +131,8 @@ def build_engine(spec: Spec, root: str, world: int, user: dict[str, Any] | None 
         _fill(model, storage.join(root, spec.train.init_from))
     optimizer = build_optimizer(model, spec)
     engine, *_ = deepspeed.initialize(model=model, optimizer=optimizer, config=config)
+    if world == 1 and not engine.zero_optimization_stage():
+        engine.enable_backward_allreduce = False  # it would copy all gradients to and fro: a quarter of a small step
     if isinstance(optimizer, Muon):
         optimizer.place(engine)
     if spec.train.compile:

@@ -7,7 +7,7 @@ pypdfium2 for what PyMuPDF cannot read. Both may crash or hang: call only in a c
 from __future__ import annotations
 
 import random
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -15,13 +15,14 @@ import pymupdf
 import pypdfium2
 from PIL import Image
 
-from data_specs.spec import PageStyle
-from pipeline.filters import ink
+from data_specs.spec import Filters, PageStyle, Render
+from pipeline.filters import ink, script_of
 from pipeline.png import from_plane, grey_plane
 from pipeline.renderers import Lost, Picture, Unreadable
 
 ENGINES = {"mupdf": f"PyMuPDF {pymupdf.__version__}", "pdfium": f"pypdfium2 {pypdfium2.version.PYPDFIUM_INFO}"}
 POINTS = 72.0
+SCANNED = 0.8  # share of a page without words under one picture, from which it counts as scanned
 
 
 class Words(NamedTuple):
@@ -31,6 +32,15 @@ class Words(NamedTuple):
     texts: list[str]
 
 
+class Page(NamedTuple):
+    """A rendered page: uint8 [H, W, 3], its words, and what the engine says of it."""
+
+    image: np.ndarray
+    words: Words
+    repaired: bool
+    pictured: float  # share of the page under its largest picture; 0 where it has words
+
+
 def _words(found: list[tuple[Any, ...]], scale: float) -> Words:
     """Words from (x0, y0, x1, y1, text, …) in points."""
     boxes = np.array([word[:4] for word in found], dtype=np.float64).reshape(-1, 4)
@@ -38,39 +48,44 @@ def _words(found: list[tuple[Any, ...]], scale: float) -> Words:
 
 
 def render_pdf(
-    data: bytes, document_id: str, style: PageStyle, seed: int, cut: int, size: int, engine: str
+    data: bytes, document_id: str, render: Render, seed: int, size: int, engine: str
 ) -> Iterator[Picture | Lost]:
-    """Crops [size, size, 3], cut at `cut` pixels, of a PDF's pages; a page that fails is one Lost.
+    """Crops [size, size, 3] of a PDF's pages, cut at the spec's crop_size; a page that fails, or is not wanted, is one
+    Lost.
 
     Raises Unreadable where the document as a whole gives nothing: not a PDF, encrypted, no page, or only blank pages
     after a repair.
     """
     if b"%PDF-" not in data[:1024]:
         raise Unreadable("not a PDF: no %PDF- header")
-    pages = _mupdf(data, style) if engine == "mupdf" else _pdfium(data, style)
-    about, blank, seen = {"engine": ENGINES[engine]}, 0, 0
-    for number, page in pages:
-        seen += 1
+    style, cut, number = render.pages, render.crop_size or size, -1
+    for number, page in _mupdf(data, style) if engine == "mupdf" else _pdfium(data, style):
         suffix = f"-p{number:04d}"
         if isinstance(page, str):
             yield Lost(suffix, page)
-            continue
-        image, words, repaired = page
-        if repaired and ink(image) == 0:
-            blank += 1
+        elif page.repaired and ink(page.image) == 0:
             yield Lost(suffix, "a repair left the page blank")
-            continue
-        yield from _crops(
-            image, words, f"{seed}/{document_id}/{number}", style, cut, size, suffix, about | {"page": number}
-        )
-    if seen == 0:
+        elif unwanted := _unwanted(page, render.filters):
+            yield Lost(suffix, unwanted, "filtered")
+        else:
+            about = {"engine": ENGINES[engine], "page": number}
+            yield from _crops(page, f"{seed}/{document_id}/{number}", style, cut, size, suffix, about)
+    if number < 0:
         raise Unreadable("the document has no page")
 
 
+def _unwanted(page: Page, filters: Filters) -> str | None:
+    """Why the spec's filters take a whole page, or None. A page without letters has no script, and stays."""
+    if filters.scanned == "drop" and page.pictured >= SCANNED:
+        return "scanned"
+    script = script_of(" ".join(page.words.texts)) if filters.scripts else None
+    return f"script {script}" if script and script not in (filters.scripts or ()) else None
+
+
 def _crops(
-    image: np.ndarray, words: Words, key: str, style: PageStyle, cut: int, size: int, suffix: str, about: dict[str, Any]
+    page: Page, key: str, style: PageStyle, cut: int, size: int, suffix: str, about: dict[str, Any]
 ) -> Iterator[Picture | Lost]:
-    height, width = image.shape[:2]
+    (height, width), words = page.image.shape[:2], page.words
     if height < cut or width < cut:
         yield Lost(suffix, f"the page is smaller than a crop of {cut} px at {style.dpi:g} dpi", "filtered")
         return
@@ -83,7 +98,7 @@ def _crops(
             yield Lost(f"{suffix}-c{number:02d}", "too few words", "filtered")
             continue
         box = {"box": [left, top, left + cut, top + cut]} | _under(words, chosen, left, top, cut, size / cut)
-        crop = _reduced(image[top : top + cut, left : left + cut], size)
+        crop = _reduced(page.image[top : top + cut, left : left + cut], size)
         yield Picture(f"{suffix}-c{number:02d}", crop, about | box)
 
 
@@ -101,9 +116,6 @@ def _under(words: Words, chosen: np.ndarray, left: int, top: int, cut: int, scal
     boxes = np.clip(words.boxes[chosen] - (left, top, left, top), 0, cut) * scale
     texts = [words.texts[index] for index in chosen]
     return {"text": " ".join(texts), "words": [[*b, t] for b, t in zip(boxes.round(1).tolist(), texts, strict=True)]}
-
-
-Page = tuple[np.ndarray, Words, bool]
 
 
 def _check_pixels(width: float, height: float, style: PageStyle) -> str | None:
@@ -139,7 +151,14 @@ def _mupdf_page(document: Any, number: int, style: PageStyle) -> Page | str:
     pixmap = drawing.get_pixmap(pymupdf.Matrix(scale, scale), pymupdf.csRGB, 0)
     image = np.frombuffer(pixmap.samples, np.uint8).reshape(pixmap.height, pixmap.width, 3)  # a copy that outlives it
     found = pymupdf.TextPage(drawing.get_textpage(pymupdf.TEXTFLAGS_WORDS)).extractWORDS()
-    return image, _words(found, scale), bool(document.is_repaired)
+    pictures = () if found else pymupdf.TextPage(drawing.get_textpage(pymupdf.TEXT_PRESERVE_IMAGES)).extractIMGINFO()
+    pictured = _share((picture["bbox"] for picture in pictures), page.rect.width * page.rect.height)
+    return Page(image, _words(found, scale), bool(document.is_repaired), pictured)
+
+
+def _share(boxes: Iterable[tuple[float, ...]], area: float) -> float:
+    """Share of an area under the largest of some boxes (x0, y0, x1, y1)."""
+    return max(((x1 - x0) * (y1 - y0) / area for x0, y0, x1, y1 in boxes), default=0.0)
 
 
 def _pdfium(data: bytes, style: PageStyle) -> Iterator[tuple[int, Page | str]]:
@@ -162,7 +181,9 @@ def _pdfium_page(document: Any, number: int, style: PageStyle) -> Page | str:
         return fault
     scale = style.dpi / POINTS
     image = np.ascontiguousarray(page.render(scale=scale, rev_byteorder=True).to_numpy()[..., :3])
-    return image, _pdfium_words(page, height, scale), True
+    words = _pdfium_words(page, height, scale)
+    pictures = () if words.texts else page.get_objects(filter=(pypdfium2.raw.FPDF_PAGEOBJ_IMAGE,), max_depth=4)
+    return Page(image, words, True, _share((picture.get_bounds() for picture in pictures), width * height))
 
 
 def _pdfium_words(page: Any, height: float, scale: float) -> Words:

@@ -1,13 +1,15 @@
-"""Words lie where the picture shows them, also on pages that are shown turned."""
+"""Words lie where the picture shows them, also on pages that are shown turned; filters take whole pages."""
 
 from __future__ import annotations
 
 import hostile_pdfs
 import pymupdf
+import pymupdf_fonts
 import pytest
 
-from data_specs.spec import PageStyle
-from pipeline.renderers.pages import _mupdf
+from data_specs.spec import Filters, PageStyle, Render, TypesetSource
+from pipeline.renderers import Lost
+from pipeline.renderers.pages import _mupdf, render_pdf
 
 
 @pytest.mark.parametrize("rotation", [0, 90, 180, 270])
@@ -16,8 +18,36 @@ def test_boxes_of_a_turned_page_hold_its_ink(rotation: int) -> None:
     document[0].set_rotation(rotation)
     [(_, page)] = _mupdf(document.tobytes(), PageStyle(dpi=72))
     assert not isinstance(page, str)
-    image, words, _ = page
+    image, words = page.image, page.words
     assert words.texts == ["Hello,", "reader"]
     dark = image[..., 1] < 128
     inside = sum(dark[int(y0) : int(y1) + 1, int(x0) : int(x1) + 1].sum() for x0, y0, x1, y1 in words.boxes)
     assert dark.any() and inside == dark.sum()
+
+
+@pytest.mark.parametrize("engine", ["mupdf", "pdfium"])
+def test_scanned_pages_and_other_scripts_are_filtered_where_the_spec_says_so(engine: str) -> None:
+    document = pymupdf.open()
+    latin = document.new_page()
+    latin.insert_text((72, 72), "A page of Latin words")
+    picture = latin.get_pixmap()
+    russian = document.new_page()
+    russian.insert_font("russian", fontbuffer=pymupdf_fonts.myfont("notos"))
+    russian.insert_text((72, 72), "Страница русских слов", fontname="russian")
+    scan = document.new_page()
+    scan.insert_image(scan.rect, pixmap=picture)
+    document.new_page().insert_image((72, 72, 172, 172), pixmap=picture)  # a figure on a page of its own
+
+    def lost(**filters: object) -> dict[str, str]:
+        render = Render(
+            sources=[TypesetSource(kind="typeset", documents=1)],
+            pages=PageStyle(dpi=72, crops=1),
+            filters=Filters.model_validate(filters),
+        )
+        made = list(render_pdf(document.tobytes(), "it", render, seed=0, size=64, engine=engine))
+        assert len(made) == 4 and all(part.kind == "filtered" for part in made if isinstance(part, Lost))
+        return {part.suffix: part.reason for part in made if isinstance(part, Lost)}
+
+    assert lost() == {}
+    assert lost(scripts=["LATIN"]) == {"-p0001": "script CYRILLIC"}
+    assert lost(scanned="drop") == {"-p0002": "scanned"}
