@@ -37,7 +37,7 @@ test-long: .venv/installed  ## the full forms of what CI shows in short
 
 test-s3: .venv/installed    ## the tests against a real S3 server (installs Debian's Ceph gateway where it can)
 	command -v radosgw >/dev/null || apt-get install -y --no-install-recommends radosgw ceph-mon ceph-osd || true
-	$(BIN)/pytest -m s3
+	$(BIN)/pytest -m "s3 and not long"
 
 rehearsal: .venv/installed  ## a cluster's life on this machine: Ray nodes die, Slurm preempts, S3 holds all (OUT=folder)
 	$(BIN)/python tests/rehearsal.py --out $(OUT)

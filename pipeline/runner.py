@@ -16,6 +16,7 @@ from collections.abc import Callable, Iterator, Sequence
 from typing import Any, NamedTuple, cast
 
 import ray
+from ray.exceptions import RayError
 
 from data_specs import receipts, storage
 from data_specs.manifest import Manifest, merge
@@ -83,17 +84,38 @@ class _Worker:
 
 
 def connect(workers: Workers) -> None:
-    """Joins the cluster named by the address or RAY_ADDRESS, else starts an embedded Ray."""
+    """Joins the cluster named by the address or RAY_ADDRESS, else starts an embedded Ray.
+
+    Raises ConnectionError where that fails, saying what to look at.
+    """
     os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
     if ray.is_initialized():
         return
     address = workers.address or os.environ.get("RAY_ADDRESS")
     options: dict[str, Any] = {"log_to_driver": True, "logging_level": logging.WARNING}
     if address:
-        ray.init(address=address, **options)
+        _knock(address)
+        options["address"] = address
     else:
         os.environ.setdefault("RAY_worker_niceness", "0")  # niced, workers starve on a machine that does anything else
-        ray.init(include_dashboard=False, num_cpus=max(os.cpu_count() or 1, workers.num_workers or 1), **options)
+        options |= {"include_dashboard": False, "num_cpus": max(os.cpu_count() or 1, workers.num_workers or 1)}
+    try:
+        ray.init(**options)
+    except (OSError, RuntimeError, RayError) as error:
+        reason = " ".join(str(error).split())[:300]
+        raise ConnectionError(
+            f"Ray at {address or 'this machine'} did not start: {reason}; try `dnd doctor`"
+        ) from error
+
+
+def _knock(address: str) -> None:
+    """Raises ConnectionError where nobody listens at host:port: Ray itself would try for four minutes."""
+    host, colon, port = address.removeprefix("ray://").rpartition(":")
+    if colon and port.isdigit():
+        try:
+            socket.create_connection((host, int(port)), 10).close()
+        except OSError as error:
+            raise ConnectionError(f"no Ray head at {address} ({error}): is it up, and the port open?") from None
 
 
 def run_plan(plan: Plan, setup: Setup, workers: Workers, kind: str, task: str, counted: str = "units") -> Manifest:

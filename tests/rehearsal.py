@@ -108,7 +108,7 @@ def disturbed(place: Place, slurm: Slurm) -> None:
     with step("a Ray cluster of three nodes, with a token", ray_cluster(3, 1, dict(os.environ))) as ray:
         ray.gather(3)
         submit(place, ray, "render", "images/train")
-        command(place, "train-tokenizer", SPEC)
+        command(place, "train-tokenizer", SPEC, "--ranks", "2")
         submit(place, ray, "tokenize", "codes/train")
     train(place, slurm)
     command(place, "run", SPEC)  # what is left: samples, pictures, reconstructions, the evaluation's summary

@@ -28,9 +28,14 @@ from pipeline.renderers.pages import POINTS
 from pipeline.renderers.text import render_text
 from pipeline.sources import cut, prepare
 
-KEEP_ALL = ["render.pages.min_words=0", "render.filters={}", "render.val_share=0", "render.documents_per_unit=100000"]
+KEEP_ALL = [
+    "render.pages.min_words=0",
+    "render.filters.min_ink=0",
+    "render.val_share=0",
+    "render.documents_per_unit=100000",
+]
 SOURCES = {
-    "pages": "{kind: typeset, documents: 6, vocabulary: 200}",
+    "pages": "{kind: typeset, documents: 12, vocabulary: 200}",
     "text": "{kind: docstrings, passages: 1500, min_words: 6, max_words: 12, vocabulary: 200}",
 }
 Encode = Callable[[np.ndarray], object]

@@ -47,7 +47,7 @@ def read_spec(spec: str, overrides: list[str] | None) -> Spec:
     return load_spec(storage.local_copy(spec) if storage.is_remote(spec) else spec, overrides or [])
 
 
-def compute_workers(address: str | None, number: int | None) -> Workers:
+def compute_workers(address: str | None, number: int | None, max_failures: int = 100) -> Workers:
     """Workers for stages that compute: one GPU each where there are GPUs.
 
     DND_WORKER_GPUS says so where this process runs beside the workers, on a Ray head without GPUs.
@@ -55,7 +55,7 @@ def compute_workers(address: str | None, number: int | None) -> Workers:
     import torch
 
     gpus = os.environ.get("DND_WORKER_GPUS") or ("1" if torch.cuda.is_available() else "0")
-    return Workers(address, number, gpus=float(gpus))
+    return Workers(address, number, gpus=float(gpus), max_failures=max_failures)
 
 
 def totals(manifest: dict[str, Any]) -> str:

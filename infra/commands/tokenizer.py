@@ -9,6 +9,7 @@ import typer
 from data_specs import storage
 from infra.commands.options import (
     AddressOpt,
+    MaxFailuresOpt,
     RanksOpt,
     RootOpt,
     SetOpt,
@@ -38,12 +39,13 @@ def tokenize(
     set_: SetOpt = None,
     ray_address: AddressOpt = None,
     workers: WorkersOpt = None,
+    max_failures: MaxFailuresOpt = 100,
 ) -> None:
     """Image shards -> code shards (ROOT/codes/{train,val}), one to one."""
     from tokenize_jobs.job import tokenize as run
 
     resolved, root = open_root(spec, root, set_)
-    for split, manifest in run(resolved, root, compute_workers(ray_address, workers)).items():
+    for split, manifest in run(resolved, root, compute_workers(ray_address, workers, max_failures)).items():
         print(f"codes/{split}: {totals(manifest)}")
 
 
@@ -54,6 +56,7 @@ def decode(
     set_: SetOpt = None,
     ray_address: AddressOpt = None,
     workers: WorkersOpt = None,
+    max_failures: MaxFailuresOpt = 100,
     codes: Annotated[str, typer.Option("--codes", help="code shard set, relative to the root")] = "codes/val",
     out: Annotated[
         str, typer.Option("--out", help="folder for the pictures, relative to the root")
@@ -63,7 +66,7 @@ def decode(
     from tokenize_jobs.job import decode as run
 
     resolved, root = open_root(spec, root, set_)
-    print(totals(run(resolved, root, codes, out, compute_workers(ray_address, workers))))
+    print(totals(run(resolved, root, codes, out, compute_workers(ray_address, workers, max_failures))))
 
 
 @app.command()

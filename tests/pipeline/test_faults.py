@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import signal
+import subprocess
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -65,3 +66,23 @@ def test_a_killed_node(cluster: Cluster, undisturbed: str, tmp_path: Path, capsy
     runs.at(root, 2, run, lambda: cluster.kill_node(len(cluster.nodes) - 1))
     runs.end(run)
     tell(capsys, "SIGKILL of a whole node", "the other node does its units", root, undisturbed)
+
+
+@pytest.fixture
+def small_disk(tmp_path: Path) -> Iterator[Path]:
+    """A file system of 384 kB."""
+    mount = ["mount", "-t", "tmpfs", "-o", "size=384k", "tmpfs", str(tmp_path)]
+    if subprocess.run(mount, capture_output=True, check=False).returncode:
+        pytest.skip("may not mount a small file system here: needs root")
+    yield tmp_path
+    subprocess.run(["umount", "-l", str(tmp_path)], check=True)
+
+
+def test_a_full_disk(small_disk: Path, undisturbed: str, capsys: pytest.CaptureFixture[str]) -> None:
+    root = str(small_disk / "run")
+    said = runs.end(runs.start(root, "--workers", "2"), 1)
+    assert "No space left" in said and "Traceback" not in said
+    done = runs.receipts(root)
+    subprocess.run(["mount", "-o", "remount,size=64m", str(small_disk)], check=True)
+    runs.end(runs.start(root, "--workers", "2"))
+    tell(capsys, "a full disk", f"ends in one line; with room, the rest of {done} units", root, undisturbed)
