@@ -36,7 +36,7 @@ KEEP_ALL = [
 ]
 SOURCES = {
     "pages": "{kind: typeset, documents: 12, vocabulary: 200}",
-    "text": "{kind: docstrings, passages: 1500, min_words: 6, max_words: 12, vocabulary: 200}",
+    "text": "{kind: docstrings, passages: 400, min_words: 6, max_words: 12, vocabulary: 200}",
 }
 Encode = Callable[[np.ndarray], object]
 

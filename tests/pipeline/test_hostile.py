@@ -10,6 +10,7 @@ from collections.abc import Iterable
 from pathlib import Path
 
 import hostile_pdfs
+import psutil
 import pytest
 
 from data_specs.receipts import Receipt, commit
@@ -109,6 +110,34 @@ def test_a_thousand_fuzzed_documents_are_accounted_for(
     reasons = Counter(reject["reason"].partition(":")[0] for reject in receipt["rejected"])
     with capsys.disabled():
         print(f"\nfuzz: {receipt['offered']} offered, {receipt['written']} written, rejected: {dict(reasons)}")
+
+
+@pytest.mark.long
+def test_memory_stays_flat_over_two_thousand_documents(
+    shared: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """40 good PDFs 50 times over: what worker and child hold after 400 documents is what they hold after 2,000."""
+    good = sorted((shared / "data/pdf/good").glob("*.pdf"))
+    links = ((f"{number:04d}", good[number % len(good)]) for number in range(2000))
+    folder = tmp_path / "pdfs"
+    folder.mkdir()
+    for name, path in links:
+        (folder / f"{name}.pdf").symlink_to(path)
+    spec = spec_of(folder, "render.limits.cpu_seconds=20", "render.limits.memory_bytes=2000000000")
+    renderer, held, seen = Renderer(spec), list[tuple[float, float]](), set[str]()
+    for _, unit in cut(spec.render, spec.render.sources):
+        for outcome in renderer.render(unit | {"unit": 0}):
+            seen.add(source_of(outcome))
+            if len(seen) > 400 * (len(held) + 1):
+                assert renderer.child.process
+                processes = (psutil.Process(), psutil.Process(renderer.child.process.pid))
+                held.append(tuple(process.memory_info().rss / 2**20 for process in processes))  # type: ignore[arg-type]
+    renderer.close()
+    with capsys.disabled():
+        print(f"\nMiB of worker and child after 400, 800 … documents: {[(round(a), round(b)) for a, b in held]}")
+    assert len(held) == 4
+    for process in range(2):
+        assert held[-1][process] < 1.1 * held[0][process], held
 
 
 def fuzz(shared: Path, tmp_path: Path, number: int) -> Receipt:
