@@ -34,7 +34,7 @@ SAME_BYTES = (
     *(f"{made}/{split}/manifest.json" for made in ("images", "codes") for split in ("train", "val")),
     *("tokenizer/tokenizer.safetensors", "transformer/transformer.safetensors", "transformer/ema.safetensors"),
     *("samples/default/codes/manifest.json", "samples/default/images/manifest.json"),
-    *("reconstructions/val/images/manifest.json", "evaluation/summary.json", "evaluation/gfid.json"),
+    *("reconstructions/val/images/manifest.json", "evaluation/gfid.json"),
 )
 LOSSES = ("step", "position", "bits_per_code_by_depth", "grad_norm", "val_ema_bits_per_code_by_depth")
 
@@ -219,6 +219,7 @@ def compare(first: str, second: str) -> bool:
     """Whether what the design promises to be equal is equal in two roots; says it of each."""
     same = {name: read(first, name) == read(second, name) for name in SAME_BYTES}
     same["transformer/metrics.jsonl, losses"] = losses(first) == losses(second)
+    same["evaluation/summary.json, figures"] = figures(first) == figures(second)
     for name, equal in same.items():
         say(f"{'equal' if equal else 'DIFFERENT'}: {name}")
     return all(same.values())
@@ -233,6 +234,13 @@ def losses(root: str) -> list[list[Any]]:
     """Rows of the training's metrics, without what the clock put in."""
     rows = [json.loads(line) for line in storage.read_text(f"{root}/transformer/metrics.jsonl").splitlines()]
     return [[row.get(name) for name in LOSSES] for row in rows]
+
+
+def figures(root: str) -> dict[str, Any]:
+    """The evaluation's summary, without the command that made it and the time of the row it took from the training."""
+    summary: dict[str, Any] = json.loads(read(root, "evaluation/summary.json"))
+    del summary["command"], summary["transformer"]["time"]
+    return summary
 
 
 # ---- the log -------------------------------------------------------------------------------------------------------
