@@ -1,8 +1,9 @@
 """Killable children: documents are rendered in a process of its own, with limits on CPU time, memory and wall clock.
 
 A renderer can crash, hang or eat memory; no exception handler catches that. The child is started as
-`python -m pipeline.isolate FD FUNCTION`; it serves many documents and is replaced when it dies. The next documents wait
-in its pipe while it works, so that isolation costs little.
+`python -m pipeline.isolate FD COUNTER FUNCTION`; it serves many documents and is replaced when it dies. The next
+documents wait in its pipe while it works and answers travel together, so that isolation costs little; which document it
+has begun stands in memory that both see.
 """
 
 from __future__ import annotations
@@ -11,14 +12,17 @@ import ctypes
 import importlib
 import os
 import resource
+import select
 import signal
 import socket
 import subprocess
 import sys
 import threading
+import time
 from collections import deque
 from collections.abc import Iterable, Iterator
 from contextlib import suppress
+from mmap import mmap
 from multiprocessing.connection import Connection
 from queue import SimpleQueue
 from typing import Any, NamedTuple
@@ -26,6 +30,7 @@ from typing import Any, NamedTuple
 from data_specs.spec import Limits
 
 AHEAD = 8  # calls sent before the first is answered
+TOGETHER, PATIENCE = 4, 0.05  # answers that travel together, and seconds that the first of them may wait
 WALL_FACTOR = 10  # the wall-clock backstop, in units of the CPU limit
 PR_SET_PDEATHSIG = 1
 
@@ -36,6 +41,14 @@ class Answer(NamedTuple):
     value: Any
     reason: str | None = None
     environmental: bool = False
+
+
+class _Call:
+    """A call that was made of a child, and what came of it so far."""
+
+    def __init__(self, arguments: tuple[Any, ...]) -> None:
+        self.arguments = arguments
+        self.answer: Answer | None = None
 
 
 class Child:
@@ -52,23 +65,36 @@ class Child:
     def map(self, calls: Iterable[tuple[Any, ...]], factor: float = 1.0) -> Iterator[Answer]:
         """The answers of many calls in order, up to AHEAD of them waiting in the child's pipe.
 
-        A call that ends the child is answered by the reason; those that waited behind it go to a fresh child.
+        A call that ends the child is answered by the reason; those that waited behind it, or were answered into the
+        void, go to a fresh child.
         """
-        waiting, calls = deque[tuple[Any, ...]](), iter(calls)
+        waiting, calls = deque[_Call](), iter(calls)
         while True:
-            while len(waiting) < AHEAD and (call := next(calls, None)) is not None:
-                waiting.append(call)
+            while len(waiting) < AHEAD and (arguments := next(calls, None)) is not None:
+                waiting.append(_Call(arguments))
                 if self._lives():
-                    self._send(call, factor)
+                    self._send(arguments, factor)
             if not waiting:
                 return
+            open_calls = [call for call in waiting if call.answer is None]
             if not self._lives():
                 self._start()
-                for call in waiting:
-                    self._send(call, factor)
-            answer = self._receive(self.limits.cpu_seconds * factor)
-            waiting.popleft()
-            yield answer
+                for call in open_calls:
+                    self._send(call.arguments, factor)
+            answers = self._receive(self.limits.cpu_seconds * factor)
+            if isinstance(answers, Answer):
+                open_calls[max(0, self._begun() - self.answered - 1)].answer = answers
+            else:
+                self.answered += len(answers)
+                for call, answer in zip(open_calls, answers):
+                    call.answer = answer
+            while waiting and (answer := waiting[0].answer) is not None:
+                waiting.popleft()
+                yield answer
+
+    def _begun(self) -> int:
+        """Calls that the present child, or the one that just ended, has taken up."""
+        return int.from_bytes(self.count[:8], sys.byteorder)
 
     def _lives(self) -> bool:
         return self.process is not None and self.process.poll() is None
@@ -77,21 +103,26 @@ class Child:
         """Hands a call to the thread that writes: a full pipe must not keep us from watching the clock."""
         self.outbox.put((call, self.limits.cpu_seconds * factor, int(self.limits.memory_bytes * factor)))
 
-    def _receive(self, cpu: float) -> Answer:
+    def _receive(self, cpu: float) -> list[Answer] | Answer:
+        """The child's next answers, or why it ended."""
         try:
             if self.pipe.poll(cpu * WALL_FACTOR):
-                return Answer(*self.pipe.recv())
+                return [Answer(*answer) for answer in self.pipe.recv()]
         except (EOFError, ConnectionError):
             return self._death(cpu)
         self.close()
         return Answer(None, f"took longer than {cpu * WALL_FACTOR:g} s", True)
 
     def _start(self) -> None:
-        ours, theirs = socket.socketpair()
+        (ours, theirs), counter = socket.socketpair(), os.memfd_create("dnd-begun")
+        os.truncate(counter, 8)
+        self.count, self.answered = mmap(counter, 8), 0
         environment = os.environ | {"PYTHONPATH": os.pathsep.join(p for p in sys.path if p), "OMP_NUM_THREADS": "1"}
-        command = [sys.executable, "-m", "pipeline.isolate", str(theirs.fileno()), self.function]
-        self.process = subprocess.Popen(command, pass_fds=[theirs.fileno()], env=environment, stdin=subprocess.DEVNULL)
+        passed = (theirs.fileno(), counter)
+        command = [sys.executable, "-m", "pipeline.isolate", *map(str, passed), self.function]
+        self.process = subprocess.Popen(command, pass_fds=passed, env=environment, stdin=subprocess.DEVNULL)
         theirs.close()
+        os.close(counter)
         self.pipe, self.outbox = Connection(ours.detach()), SimpleQueue[Any]()
         self.outbox.put(self.fixed)
         threading.Thread(target=_write, args=(self.pipe, self.outbox), daemon=True).start()
@@ -136,30 +167,41 @@ def _limit(cpu: float, memory: int) -> None:
     resource.setrlimit(resource.RLIMIT_AS, (mapped + memory, resource.RLIM_INFINITY))
 
 
-def _serve(pipe: Connection, function: Any) -> None:
-    fixed = pipe.recv()
+def _serve(pipe: Connection, count: mmap, function: Any) -> None:
+    """Answers calls until the pipe closes; several answers travel together, so that two processes wake up seldom."""
+    fixed, more = pipe.recv(), select.poll()
+    more.register(pipe.fileno(), select.POLLIN)
+    answers, said, number = list[tuple[Any, ...]](), time.monotonic(), 0
     while True:
         try:
             arguments, cpu, memory = pipe.recv()
         except EOFError:
             return
+        number += 1
+        count[:8] = number.to_bytes(8, sys.byteorder)
         _limit(cpu, memory)
-        try:
-            answer = Answer(function(*fixed, *arguments))
-        except MemoryError:
-            answer = Answer(None, "needs more memory than the limit", True)
-        except Exception as error:  # the document's boundary: whatever it raised becomes its recorded reason
-            answer = Answer(None, f"{type(error).__name__}: {' '.join(str(error).split())}"[:200])
-        pipe.send(tuple(answer))
+        answers.append(tuple(_answer(function, *fixed, *arguments)))
+        if len(answers) >= TOGETHER or time.monotonic() - said > PATIENCE or not more.poll(0):
+            pipe.send(answers)
+            answers, said = [], time.monotonic()
+
+
+def _answer(function: Any, *arguments: Any) -> Answer:
+    try:
+        return Answer(function(*arguments))
+    except MemoryError:
+        return Answer(None, "needs more memory than the limit", True)
+    except Exception as error:  # the document's boundary: whatever it raised becomes its recorded reason
+        return Answer(None, f"{type(error).__name__}: {' '.join(str(error).split())}"[:200])
 
 
 def main() -> None:
     """Entry of the child: dies with its parent, writes no core file, serves until the pipe closes."""
     ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, signal.SIGKILL)
     resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
-    descriptor, function = sys.argv[1:]
+    descriptor, counter, function = sys.argv[1:]
     module, _, name = function.partition(":")
-    _serve(Connection(int(descriptor)), getattr(importlib.import_module(module), name))
+    _serve(Connection(int(descriptor)), mmap(int(counter), 8), getattr(importlib.import_module(module), name))
 
 
 if __name__ == "__main__":
