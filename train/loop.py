@@ -133,7 +133,10 @@ class Run:
         self.position += self.part.batch_size
         self.meter.steps += 1
         self.bits.append(losses / math.log(2))
-        if self.guard.note(float(losses.mean()), applied):
+        loss = float(losses.mean())
+        if not applied and self.rank == 0:
+            print(f"train: step {self.step} left out: loss {loss:.4g}, limit {self.guard.limit:.4g}", file=sys.stderr)
+        if self.guard.note(loss, applied):
             return True
         self._periodic(rate)
         return False
