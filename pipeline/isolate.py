@@ -88,9 +88,9 @@ class Child:
                 self.answered += len(answers)
                 for call, answer in zip(open_calls, answers):
                     call.answer = answer
-            while waiting and (answer := waiting[0].answer) is not None:
+            while waiting and (first := waiting[0].answer) is not None:
                 waiting.popleft()
-                yield answer
+                yield first
 
     def _begun(self) -> int:
         """Calls that the present child, or the one that just ended, has taken up."""
