@@ -11,6 +11,7 @@ from pathlib import Path
 import fault_runs as runs
 import pytest
 from ray_cluster import Cluster, ray_cluster
+from slurm_cluster import wait_for
 
 
 @pytest.fixture(scope="module")
@@ -66,6 +67,36 @@ def test_a_killed_node(cluster: Cluster, undisturbed: str, tmp_path: Path, capsy
     runs.at(root, 2, run, lambda: cluster.kill_node(len(cluster.nodes) - 1))
     runs.end(run)
     tell(capsys, "SIGKILL of a whole node", "the other node does its units", root, undisturbed)
+
+
+@pytest.mark.long
+def test_a_killed_head(undisturbed: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    root = str(tmp_path)
+    with ray_cluster(2, 1) as lost:
+        lost.gather(2)
+        run = runs.start(root, *runs.on(lost), environment=lost.environment)
+        runs.at(root, 2, run, lambda: lost.kill_node(0))
+        run.wait(300)
+        assert run.returncode != 0
+    done = runs.receipts(root)
+    with ray_cluster(2, 1) as another:
+        another.gather(2)
+        runs.end(runs.start(root, *runs.on(another), environment=another.environment))
+    happened = f"the run ends; on another cluster: {done} units were done, the rest is made"
+    tell(capsys, "SIGKILL of the head", happened, root, undisturbed)
+
+
+@pytest.mark.long
+def test_a_node_that_joins(undisturbed: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    root = str(tmp_path)
+    with ray_cluster(cpus=0) as growing:
+        growing.add_node()
+        run = runs.start(root, "--ray-address", growing.address, environment=growing.environment)
+        runs.at(root, 2, run, growing.add_node)
+        wait_for(lambda: len(runs.processes(growing, "ray::_Worker")) == 2 or run.poll() is not None, 120, "a worker")
+        assert run.poll() is None, "the run was over before the node was there"
+        runs.end(run)
+    tell(capsys, "a node that joins", "it gets a worker", root, undisturbed)
 
 
 @pytest.fixture

@@ -7,15 +7,18 @@ import signal
 import subprocess
 import sys
 import time
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 
-from data_specs import storage
+from data_specs import receipts, storage
+from data_specs.receipts import Receipt
 from data_specs.spec import load_spec
+from data_specs.units import Sample, Unit, write_plan
 from data_specs.verify import verify_set
 from pipeline.job import render
-from pipeline.runner import Workers
+from pipeline.runner import Workers, run_plan
 
 TINY = Path(__file__).parent.parent / "tiny.yaml"
 SPLITS = ("images/train", "images/val")
@@ -79,3 +82,25 @@ def test_two_jobs_on_one_root_end_in_one_valid_set(undisturbed: Path, tmp_path: 
     assert [run.wait(timeout=800) for run in runs] == [0, 0]
     assert manifests(tmp_path) == manifests(undisturbed)
     assert [fault for split in SPLITS for fault in verify_set(str(tmp_path / split)) if "litter" not in fault] == []
+
+
+@pytest.mark.long
+def test_a_unit_that_hangs_is_made_elsewhere(ray_session: None, tmp_path: Path) -> None:
+    """The first try of one unit sleeps for ten minutes; the run takes one, and nothing is there twice."""
+    root, hung = str(tmp_path / "set"), tmp_path / "hung"
+    plan = write_plan(root, "d" * 64, {"stage": "test"}, ({"unit": number} for number in range(12)))
+
+    def setup() -> Callable[[Unit], Receipt]:
+        def stage(unit: Unit) -> Receipt:
+            if unit["unit"] == 3 and not hung.exists():
+                hung.touch()
+                time.sleep(600)
+            fields = {"txt": b"%d" % unit["unit"], "json": b"{}"}
+            return receipts.commit(root, plan.digest, unit["unit"], [Sample(f"{unit['unit']}", fields)])
+
+        return stage
+
+    started = time.monotonic()
+    manifest = run_plan(plan, setup, Workers(num_workers=2), "images", "test")
+    assert hung.exists() and time.monotonic() - started < 120
+    assert manifest["totals"]["written"] == 12 and [fault for fault in verify_set(root) if "(litter" not in fault] == []
