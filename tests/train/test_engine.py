@@ -70,7 +70,7 @@ def compare_configurations(root: Path, configurations: dict[str, tuple[str, ...]
     wanted = losses_of(root, ())
     assert wanted[2] == wanted[3] < wanted[1] < wanted[0]
     for name, overrides in configurations.items():
-        tolerance = 0.01 if "bfloat16" in name else 1e-4
+        tolerance = 0.01 if "bfloat16" in name else 1e-3 if name in COMPILED else 1e-4  # compiled kernels round anew
         assert losses_of(root, overrides) == pytest.approx(wanted, abs=tolerance), name
 
 
