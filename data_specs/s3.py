@@ -281,8 +281,7 @@ class _Body(io.RawIOBase):
 
     def _connect(self) -> None:
         try:
-            with _plain_errors(self.uri, but=("InvalidRange",)):
-                answer = self.client.get_object(**_address(self.uri), **self._range())
+            answer = self._get()
         except ClientError:  # the object ends before `start`
             self.end = self.position
             return
@@ -290,6 +289,17 @@ class _Body(io.RawIOBase):
         if self.etag not in (None, etag):
             raise OSError(f"{self.uri}: was replaced while it was read")
         self.etag, self.body, self.end = etag, answer["Body"], self.position + answer["ContentLength"]
+
+    def _get(self) -> Any:
+        """The server's answer; botocore itself does not try again where the body of an error is cut."""
+        for attempt in range(TRIES):
+            try:
+                with _plain_errors(self.uri, but=("InvalidRange",)):
+                    return self.client.get_object(**_address(self.uri), **self._range())
+            except HTTPError as error:
+                broken = error
+                _wait(attempt)
+        raise ConnectionError(f"{self.uri}: the connection kept breaking ({broken})")
 
     def _range(self) -> dict[str, str]:
         if not self.position and self.stop is None:

@@ -97,7 +97,7 @@ def test_the_report_opens_in_a_browser(finished: Path, tmp_path: Path) -> None:
 
 def test_python_gives_the_pictures_that_the_command_gives(finished: Path) -> None:
     model = load_root(str(finished))
-    pictures = model.pictures(8, temperature=0.4, seed=load_spec(TINY).seed)
+    pictures = model.pictures(8, temperature=0.3, seed=load_spec(TINY).seed)
     made = np.load(finished / "samples/default/samples.npz", allow_pickle=False)["arr_0"]
     assert np.array_equal(np.stack([np.array(picture) for picture in pictures]), made)
 

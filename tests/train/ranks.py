@@ -37,7 +37,7 @@ def run(world: int, work: Callable[..., None], *arguments: Any) -> None:
     """`start`, and waits until all have ended well."""
     ranks = start(world, work, *arguments)
     for process in ranks:
-        process.join(120)
+        process.join(300)
     assert [process.exitcode for process in ranks] == [0] * world
 
 

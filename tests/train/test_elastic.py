@@ -47,7 +47,7 @@ def copy(root: str, name: str) -> str:
 def killed_behind_step_20(root: str, *overrides: str) -> None:
     """Trains on two ranks and kills both with SIGKILL, once the checkpoint of step 20 is whole and training went on."""
     processes = ranks.start(2, ranks.train, root, *overrides, "train.steps=100000")
-    deadline = time.monotonic() + 60
+    deadline = time.monotonic() + 180
     while checkpoint.latest(f"{root}/transformer") is None or len(losses(root)) < 23:
         assert time.monotonic() < deadline and all(process.is_alive() for process in processes)
         time.sleep(0.01)
@@ -92,7 +92,7 @@ def test_a_kill_while_a_checkpoint_is_written_leaves_a_whole_one(tmp_path: Path,
     seen = reached = unfinished = 0
     for _ in range(kills):
         processes = ranks.start(1, ranks.train, root, *options)
-        deadline = time.monotonic() + 60
+        deadline = time.monotonic() + 180
         while not Path(root, f"transformer/step_{reached + 2:08d}").exists():
             assert time.monotonic() < deadline and processes[0].is_alive()
             time.sleep(0.002)
