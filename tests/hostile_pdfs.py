@@ -52,7 +52,7 @@ def _bomb(times: int) -> bytes:
     """Zeros deflated `times` over: each time a thousandth of the size."""
     data = bytes(1 << 20)
     deflate = zlib.compressobj(1)
-    data = b"".join(deflate.compress(data) for _ in range(1 << 10)) + deflate.flush()  # 1 GiB in 5 MB
+    data = b"".join(deflate.compress(data) for _ in range(1 << 13)) + deflate.flush()  # 8 GiB in 40 MB
     for _ in range(times - 1):
         data = zlib.compress(data, 9)
     return data

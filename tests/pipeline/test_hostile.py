@@ -94,7 +94,7 @@ def test_bombs_are_accounted_for(tmp_path: Path) -> None:
     outcomes = render_all(spec_of(folder))
     hold(outcomes, folder, tmp_path / "set")
     reasons = {o.source.removesuffix(".pdf"): o.reason for o in outcomes if isinstance(o, Dropped)}
-    assert "forms-of-forms" in reasons  # a gigabyte of zeros is read within the limits where the CPU is fast
+    assert {"forms-of-forms", "bomb-in-contents"} <= reasons.keys()
     assert "harmless.pdf" in {source_of(o) for o in outcomes if isinstance(o, Sample)}
 
 

@@ -42,6 +42,9 @@ def write_codes(
     merge(plan, "codes")
 
 
+NO_DROPOUT = ("transformer.token_dropout=0", "transformer.residual_dropout=0", "transformer.ffn_dropout=0")
+
+
 def tiny_spec(*overrides: str) -> Spec:
     """Two layers of width 32 over 4x4x2 codes of 16, float32, eight images a step."""
     tiny = [

@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 import ranks
 import torch
-from code_sets import make_root, tiny_spec, write_codes
+from code_sets import NO_DROPOUT, make_root, tiny_spec, write_codes
 from golden import golden_batch, golden_spec, golden_steps
 from safetensors import safe_open
 from test_model import load_golden
@@ -21,7 +21,6 @@ from train import checkpoint, order
 from train.engine import parameter_groups
 from train.weights import CONFIG, WEIGHTS, write_safetensors
 
-NO_DROPOUT = ("transformer.token_dropout=0", "transformer.residual_dropout=0", "transformer.ffn_dropout=0")
 EVERY_20 = ("train.checkpoint_every=20", "train.validate_every=1000", "train.keep_last=3")
 EVERY_PAIR = [(before, after) for before in range(4) for after in range(4) if (before, after) != (1, 3)]
 long = pytest.mark.long

@@ -7,8 +7,8 @@ from pathlib import Path
 import pytest
 import ranks
 import torch
-from code_sets import make_root, tiny_spec
-from test_elastic import NO_DROPOUT, copy, losses
+from code_sets import NO_DROPOUT, make_root, tiny_spec
+from test_elastic import copy, losses
 
 from train.muon import orthogonal
 
