@@ -14,7 +14,7 @@ from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager, suppress
 from pathlib import Path
-from typing import Any, BinaryIO, cast
+from typing import Any, BinaryIO, TypeVar, cast
 from uuid import uuid4
 
 import boto3
@@ -33,6 +33,7 @@ _BLOCK = 1 << 20
 _DENIED = ("AccessDenied", "InvalidAccessKeyId", "SignatureDoesNotMatch", "ExpiredToken", "InvalidToken")
 _CONDITION_FAILED = ("PreconditionFailed", "ConditionalRequestConflict", "NoSuchUpload", "NotImplemented")
 _clients: dict[tuple[Any, ...], Any] = {}
+_Made = TypeVar("_Made")
 
 
 def backend() -> _S3:
@@ -247,25 +248,28 @@ class _Body(io.RawIOBase):
         self.end: int | None = start if start == stop else None  # known after the first answer
         self.body: Any = None
         if self.end is None:
-            self._connect()
+            self._again(self._connect)
 
     def readable(self) -> bool:
         return True
 
     def readinto(self, buffer: Any) -> int:
+        if self.position == self.end:
+            return 0
+        data = self._again(lambda: self._read(len(buffer)))
+        buffer[: len(data)] = data
+        self.position += len(data)
+        return len(data)
+
+    def _again(self, work: Callable[[], _Made]) -> _Made:
+        """What work() makes, on a new connection where one breaks: botocore tries again only until an answer begins."""
         for attempt in range(TRIES):
-            if self.position == self.end:
-                return 0
             try:
-                data = self._read(len(buffer))
+                return work()
             except (BotoCoreError, HTTPError) as error:
                 self._disconnect()
                 broken = error
                 _wait(attempt)
-                continue
-            buffer[: len(data)] = data
-            self.position += len(data)
-            return len(data)
         raise ConnectionError(f"{self.uri}: the connection kept breaking at byte {self.position} ({broken})")
 
     def readall(self) -> bytes:
@@ -281,7 +285,8 @@ class _Body(io.RawIOBase):
 
     def _connect(self) -> None:
         try:
-            answer = self._get()
+            with _plain_errors(self.uri, but=("InvalidRange",)):
+                answer = self.client.get_object(**_address(self.uri), **self._range())
         except ClientError:  # the object ends before `start`
             self.end = self.position
             return
@@ -289,17 +294,6 @@ class _Body(io.RawIOBase):
         if self.etag not in (None, etag):
             raise OSError(f"{self.uri}: was replaced while it was read")
         self.etag, self.body, self.end = etag, answer["Body"], self.position + answer["ContentLength"]
-
-    def _get(self) -> Any:
-        """The server's answer; botocore itself does not try again where the body of an error is cut."""
-        for attempt in range(TRIES):
-            try:
-                with _plain_errors(self.uri, but=("InvalidRange",)):
-                    return self.client.get_object(**_address(self.uri), **self._range())
-            except HTTPError as error:
-                broken = error
-                _wait(attempt)
-        raise ConnectionError(f"{self.uri}: the connection kept breaking ({broken})")
 
     def _range(self) -> dict[str, str]:
         if not self.position and self.stop is None:

@@ -170,8 +170,8 @@ def _render_kind(
     if kind == "images":
         return render_image(data, spec.stored_size, render.limits.pixels)
     text = _passage(data, text_key)
-    if render.filters.scripts and script_of(text) not in render.filters.scripts:
-        return iter([Lost("", f"script {script_of(text)}", "filtered")])
+    if render.filters.scripts and (script := script_of(text)) not in render.filters.scripts:
+        return iter([Lost("", f"script {script}", "filtered")])
     return render_text(text, document_id, render.text, spec.seed, render.crop_size or size, size)
 
 

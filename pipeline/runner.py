@@ -29,6 +29,7 @@ from pipeline.waiting import DURATIONS, Run, Waiting, straggler
 Stage = Callable[[Unit], Receipt]
 Setup = Callable[[], Stage]
 TRIES = 3  # of a unit, and of workers that cannot start
+MAX_FAILURES = 100  # units that fail for good before a run ends
 TICK = 2.0  # seconds between looks at the cluster's size and at stragglers
 log = logging.getLogger(__name__)
 
@@ -41,7 +42,7 @@ class Workers(NamedTuple):
     num_workers: int | None = None
     cpus: float = 1.0
     gpus: float = 0.0
-    max_failures: int = 100
+    max_failures: int = MAX_FAILURES
 
     @property
     def device(self) -> str:
@@ -113,7 +114,7 @@ def _knock(address: str) -> None:
     host, colon, port = address.removeprefix("ray://").rpartition(":")
     if colon and port.isdigit():
         try:
-            socket.create_connection((host, int(port)), 10).close()
+            socket.create_connection((host.strip("[]"), int(port)), 10).close()
         except OSError as error:
             raise ConnectionError(f"no Ray head at {address} ({error}): is it up, and the port open?") from None
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import os
+import signal
 import subprocess
 import sys
 import tarfile
@@ -14,6 +15,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 import psutil
+import pytest
 from ray_cluster import Cluster
 
 from data_specs import storage
@@ -118,3 +120,21 @@ def _keys(root: str) -> Counter[str]:
             with tarfile.open(fileobj=io.BytesIO(storage.read_bytes(f"{root}/{split}/{shard['url']}"))) as tar:
                 keys.update(f"{split}/{name}" for name in tar.getnames() if name.endswith(".png"))
     return keys
+
+
+def tell(capsys: pytest.CaptureFixture[str], fault: str, happened: str, root: str, undisturbed: str) -> None:
+    """Prints the fault's line of the table in docs/faults.md, and holds what it says."""
+    ended = compare(root, undisturbed)
+    with capsys.disabled():
+        print(f"\n| {fault} | {happened} | {ended.lost} | {ended.twice} |")
+    assert ended == Ended(lost=0, twice=0, identical=True, faults=[])
+
+
+def kill_the_driver(root: str, *more: str, environment: dict[str, str] | None = None) -> int:
+    """Kills a run when two units are done, and runs the command again; returns the units that were done."""
+    run = start(root, *more, environment=environment)
+    at(root, 2, run, lambda: os.killpg(run.pid, signal.SIGKILL))
+    end(run, -signal.SIGKILL)
+    done = receipts(root)
+    end(start(root, *more, environment=environment))
+    return done

@@ -18,7 +18,7 @@ from infra.commands.options import (
     open_root,
     totals,
 )
-from pipeline.runner import Workers
+from pipeline.runner import MAX_FAILURES, Workers
 
 app = typer.Typer()
 
@@ -30,7 +30,7 @@ def render(
     set_: SetOpt = None,
     ray_address: AddressOpt = None,
     workers: WorkersOpt = None,
-    max_failures: MaxFailuresOpt = 100,
+    max_failures: MaxFailuresOpt = MAX_FAILURES,
     extend: Annotated[
         bool, typer.Option("--extend", help="list the sources anew and add what is new, also of a changed spec")
     ] = False,

@@ -9,7 +9,7 @@ import typer
 
 from data_specs import storage
 from data_specs.spec import Spec, load_spec
-from pipeline.runner import Workers
+from pipeline.runner import MAX_FAILURES, Workers
 
 SpecArg = Annotated[str, typer.Argument(help="a preset (see `dnd presets`) or a YAML file", metavar="SPEC")]
 RootOpt = Annotated[
@@ -47,7 +47,7 @@ def read_spec(spec: str, overrides: list[str] | None) -> Spec:
     return load_spec(storage.local_copy(spec) if storage.is_remote(spec) else spec, overrides or [])
 
 
-def compute_workers(address: str | None, number: int | None, max_failures: int = 100) -> Workers:
+def compute_workers(address: str | None, number: int | None, max_failures: int = MAX_FAILURES) -> Workers:
     """Workers for stages that compute: one GPU each where there are GPUs.
 
     DND_WORKER_GPUS says so where this process runs beside the workers, on a Ray head without GPUs.

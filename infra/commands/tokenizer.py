@@ -19,6 +19,7 @@ from infra.commands.options import (
     open_root,
     totals,
 )
+from pipeline.runner import MAX_FAILURES
 
 app = typer.Typer()
 
@@ -39,7 +40,7 @@ def tokenize(
     set_: SetOpt = None,
     ray_address: AddressOpt = None,
     workers: WorkersOpt = None,
-    max_failures: MaxFailuresOpt = 100,
+    max_failures: MaxFailuresOpt = MAX_FAILURES,
 ) -> None:
     """Image shards -> code shards (ROOT/codes/{train,val}), one to one."""
     from tokenize_jobs.job import tokenize as run
@@ -56,7 +57,7 @@ def decode(
     set_: SetOpt = None,
     ray_address: AddressOpt = None,
     workers: WorkersOpt = None,
-    max_failures: MaxFailuresOpt = 100,
+    max_failures: MaxFailuresOpt = MAX_FAILURES,
     codes: Annotated[str, typer.Option("--codes", help="code shard set, relative to the root")] = "codes/val",
     out: Annotated[
         str, typer.Option("--out", help="folder for the pictures, relative to the root")

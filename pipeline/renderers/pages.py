@@ -38,7 +38,7 @@ class Page(NamedTuple):
     image: np.ndarray
     words: Words
     repaired: bool
-    pictured: float  # share of the page under its largest picture; 0 where it has words
+    pictured: float  # share of the page under its largest picture; 0 where it has words, or nobody asks
 
 
 def _words(found: list[tuple[Any, ...]], scale: float) -> Words:
@@ -59,7 +59,8 @@ def render_pdf(
     if b"%PDF-" not in data[:1024]:
         raise Unreadable("not a PDF: no %PDF- header")
     style, cut, number = render.pages, render.crop_size or size, -1
-    for number, page in _mupdf(data, style) if engine == "mupdf" else _pdfium(data, style):
+    pages, scans = _mupdf if engine == "mupdf" else _pdfium, render.filters.scanned == "drop"
+    for number, page in pages(data, style, scans):
         suffix = f"-p{number:04d}"
         if isinstance(page, str):
             yield Lost(suffix, page)
@@ -76,10 +77,11 @@ def render_pdf(
 
 def _unwanted(page: Page, filters: Filters) -> str | None:
     """Why the spec's filters take a whole page, or None. A page without letters has no script, and stays."""
-    if filters.scanned == "drop" and page.pictured >= SCANNED:
+    if page.pictured >= SCANNED:
         return "scanned"
-    script = script_of(" ".join(page.words.texts)) if filters.scripts else None
-    return f"script {script}" if script and script not in (filters.scripts or ()) else None
+    if filters.scripts and (script := script_of(" ".join(page.words.texts))) not in (*filters.scripts, None):
+        return f"script {script}"
+    return None
 
 
 def _crops(
@@ -125,7 +127,7 @@ def _check_pixels(width: float, height: float, style: PageStyle) -> str | None:
     return None
 
 
-def _mupdf(data: bytes, style: PageStyle) -> Iterator[tuple[int, Page | str]]:
+def _mupdf(data: bytes, style: PageStyle, scans: bool = False) -> Iterator[tuple[int, Page | str]]:
     pymupdf.TOOLS.mupdf_display_errors(False)
     try:
         document = pymupdf.open(stream=data, filetype="pdf")
@@ -136,13 +138,13 @@ def _mupdf(data: bytes, style: PageStyle) -> Iterator[tuple[int, Page | str]]:
             raise Unreadable("encrypted: needs a password")
         for number in range(min(document.page_count, style.max_pages)):
             try:
-                yield number, _mupdf_page(document, number, style)
+                yield number, _mupdf_page(document, number, style, scans)
             except (RuntimeError, ValueError, IndexError) as error:
                 yield number, _short(error)
         pymupdf.TOOLS.store_shrink(100)
 
 
-def _mupdf_page(document: Any, number: int, style: PageStyle) -> Page | str:
+def _mupdf_page(document: Any, number: int, style: PageStyle, scans: bool) -> Page | str:
     page = document[number]
     if fault := _check_pixels(page.rect.width, page.rect.height, style):
         return fault
@@ -151,8 +153,10 @@ def _mupdf_page(document: Any, number: int, style: PageStyle) -> Page | str:
     pixmap = drawing.get_pixmap(pymupdf.Matrix(scale, scale), pymupdf.csRGB, 0)
     image = np.frombuffer(pixmap.samples, np.uint8).reshape(pixmap.height, pixmap.width, 3)  # a copy that outlives it
     found = pymupdf.TextPage(drawing.get_textpage(pymupdf.TEXTFLAGS_WORDS)).extractWORDS()
-    pictures = () if found else pymupdf.TextPage(drawing.get_textpage(pymupdf.TEXT_PRESERVE_IMAGES)).extractIMGINFO()
-    pictured = _share((picture["bbox"] for picture in pictures), page.rect.width * page.rect.height)
+    pictured = 0.0
+    if scans and not found:
+        pictures = pymupdf.TextPage(drawing.get_textpage(pymupdf.TEXT_PRESERVE_IMAGES)).extractIMGINFO()
+        pictured = _share((picture["bbox"] for picture in pictures), page.rect.width * page.rect.height)
     return Page(image, _words(found, scale), bool(document.is_repaired), pictured)
 
 
@@ -161,7 +165,7 @@ def _share(boxes: Iterable[tuple[float, ...]], area: float) -> float:
     return max(((x1 - x0) * (y1 - y0) / area for x0, y0, x1, y1 in boxes), default=0.0)
 
 
-def _pdfium(data: bytes, style: PageStyle) -> Iterator[tuple[int, Page | str]]:
+def _pdfium(data: bytes, style: PageStyle, scans: bool = False) -> Iterator[tuple[int, Page | str]]:
     try:
         document = pypdfium2.PdfDocument(data)
     except pypdfium2.PdfiumError as error:
@@ -169,21 +173,23 @@ def _pdfium(data: bytes, style: PageStyle) -> Iterator[tuple[int, Page | str]]:
     with document:
         for number in range(min(len(document), style.max_pages)):
             try:
-                yield number, _pdfium_page(document, number, style)
+                yield number, _pdfium_page(document, number, style, scans)
             except (pypdfium2.PdfiumError, ValueError) as error:
                 yield number, _short(error)
 
 
-def _pdfium_page(document: Any, number: int, style: PageStyle) -> Page | str:
+def _pdfium_page(document: Any, number: int, style: PageStyle, scans: bool) -> Page | str:
     page = document[number]
     width, height = page.get_size()
     if fault := _check_pixels(width, height, style):
         return fault
     scale = style.dpi / POINTS
     image = np.ascontiguousarray(page.render(scale=scale, rev_byteorder=True).to_numpy()[..., :3])
-    words = _pdfium_words(page, height, scale)
-    pictures = () if words.texts else page.get_objects(filter=(pypdfium2.raw.FPDF_PAGEOBJ_IMAGE,), max_depth=4)
-    return Page(image, words, True, _share((picture.get_bounds() for picture in pictures), width * height))
+    words, pictured = _pdfium_words(page, height, scale), 0.0
+    if scans and not words.texts:
+        pictures = page.get_objects(filter=(pypdfium2.raw.FPDF_PAGEOBJ_IMAGE,), max_depth=4)
+        pictured = _share((picture.get_bounds() for picture in pictures), width * height)
+    return Page(image, words, True, pictured)
 
 
 def _pdfium_words(page: Any, height: float, scale: float) -> Words:

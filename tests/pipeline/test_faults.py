@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import os
-import signal
 import subprocess
 from collections.abc import Iterator
 from pathlib import Path
@@ -31,14 +29,6 @@ def undisturbed(cluster: Cluster, tmp_path_factory: pytest.TempPathFactory) -> s
     return root
 
 
-def tell(capsys: pytest.CaptureFixture[str], fault: str, happened: str, root: str, undisturbed: str) -> None:
-    """Prints the fault's line of the table in docs/faults.md, and holds what it says."""
-    ended = runs.compare(root, undisturbed)
-    with capsys.disabled():
-        print(f"\n| {fault} | {happened} | {ended.lost} | {ended.twice} |")
-    assert ended == runs.Ended(lost=0, twice=0, identical=True, faults=[])
-
-
 def test_a_killed_worker(
     cluster: Cluster, undisturbed: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -46,19 +36,15 @@ def test_a_killed_worker(
     run = runs.start(root, *runs.on(cluster), environment=cluster.environment)
     runs.at(root, 2, run, lambda: runs.processes(cluster, "ray::_Worker")[0].kill())
     runs.end(run)
-    tell(capsys, "SIGKILL of a worker", "Ray starts it anew; its units are given out again", root, undisturbed)
+    runs.tell(capsys, "SIGKILL of a worker", "Ray starts it anew; its units are given out again", root, undisturbed)
 
 
 def test_a_killed_driver(
     cluster: Cluster, undisturbed: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     root = str(tmp_path)
-    run = runs.start(root, *runs.on(cluster), environment=cluster.environment)
-    runs.at(root, 2, run, lambda: os.killpg(run.pid, signal.SIGKILL))
-    runs.end(run, -signal.SIGKILL)
-    done = runs.receipts(root)
-    runs.end(runs.start(root, *runs.on(cluster), environment=cluster.environment))
-    tell(capsys, "SIGKILL of the driver", f"run again: {done} units were done, the rest is made", root, undisturbed)
+    done = runs.kill_the_driver(root, *runs.on(cluster), environment=cluster.environment)
+    runs.tell(capsys, "SIGKILL of the driver", f"run again: {done} units were done", root, undisturbed)
 
 
 def test_a_killed_node(cluster: Cluster, undisturbed: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -66,7 +52,7 @@ def test_a_killed_node(cluster: Cluster, undisturbed: str, tmp_path: Path, capsy
     run = runs.start(root, *runs.on(cluster), environment=cluster.environment)
     runs.at(root, 2, run, lambda: cluster.kill_node(len(cluster.nodes) - 1))
     runs.end(run)
-    tell(capsys, "SIGKILL of a whole node", "the other node does its units", root, undisturbed)
+    runs.tell(capsys, "SIGKILL of a whole node", "the other node does its units", root, undisturbed)
 
 
 @pytest.mark.long
@@ -83,7 +69,7 @@ def test_a_killed_head(undisturbed: str, tmp_path: Path, capsys: pytest.CaptureF
         another.gather(2)
         runs.end(runs.start(root, *runs.on(another), environment=another.environment))
     happened = f"the run ends; on another cluster: {done} units were done, the rest is made"
-    tell(capsys, "SIGKILL of the head", happened, root, undisturbed)
+    runs.tell(capsys, "SIGKILL of the head", happened, root, undisturbed)
 
 
 @pytest.mark.long
@@ -96,7 +82,7 @@ def test_a_node_that_joins(undisturbed: str, tmp_path: Path, capsys: pytest.Capt
         wait_for(lambda: len(runs.processes(growing, "ray::_Worker")) == 2 or run.poll() is not None, 120, "a worker")
         assert run.poll() is None, "the run was over before the node was there"
         runs.end(run)
-    tell(capsys, "a node that joins", "it gets a worker", root, undisturbed)
+    runs.tell(capsys, "a node that joins", "it gets a worker", root, undisturbed)
 
 
 @pytest.fixture
@@ -116,4 +102,4 @@ def test_a_full_disk(small_disk: Path, undisturbed: str, capsys: pytest.CaptureF
     done = runs.receipts(root)
     subprocess.run(["mount", "-o", "remount,size=64m", str(small_disk)], check=True)
     runs.end(runs.start(root, "--workers", "2"))
-    tell(capsys, "a full disk", f"ends in one line; with room, the rest of {done} units", root, undisturbed)
+    runs.tell(capsys, "a full disk", f"ends in one line; with room, the rest of {done} units", root, undisturbed)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import signal
 
 import fault_runs as runs
 import pytest
@@ -27,14 +26,6 @@ def root(ceph_root: str) -> str:
     return f"{ceph_root}/run"
 
 
-def tell(capsys: pytest.CaptureFixture[str], fault: str, happened: str, root: str, undisturbed: str) -> None:
-    """Prints the fault's line of the table in docs/faults.md, and holds what it says."""
-    ended = runs.compare(root, undisturbed)
-    with capsys.disabled():
-        print(f"\n| {fault} | {happened} | {ended.lost} | {ended.twice} |")
-    assert ended == runs.Ended(lost=0, twice=0, identical=True, faults=[])
-
-
 def rendered_through(kinds: tuple[str, ...], share: float, root: str) -> FaultProxy:
     """Renders a root through a network that spoils a share of requests; returns what it did."""
     with FaultProxy(os.environ["AWS_ENDPOINT_URL"], share, seed=7, kinds=kinds) as proxy:
@@ -46,7 +37,7 @@ def test_a_network_with_every_fault(root: str, undisturbed: str, capsys: pytest.
     proxy = rendered_through(FAULTS, 0.15, root)
     assert set(proxy.made) == set(FAULTS)
     made, of = sum(proxy.made.values()), sum(proxy.requests.values())
-    tell(capsys, "S3: all of these", f"{made} of {of} requests spoiled, each tried again", root, undisturbed)
+    runs.tell(capsys, "S3: all of these", f"{made} of {of} requests spoiled, each tried again", root, undisturbed)
 
 
 @pytest.mark.long
@@ -55,20 +46,16 @@ def test_a_network_with_one_fault(kind: str, root: str, undisturbed: str, capsys
     proxy = rendered_through((kind,), 0.2, root)
     made, of = proxy.made[kind], sum(proxy.requests.values())
     assert made > 10
-    tell(capsys, f"S3: {kind}", f"{made} of {of} requests, each tried again", root, undisturbed)
+    runs.tell(capsys, f"S3: {kind}", f"{made} of {of} requests, each tried again", root, undisturbed)
 
 
 def test_two_jobs_on_one_root(root: str, undisturbed: str, capsys: pytest.CaptureFixture[str]) -> None:
     for run in [runs.start(root, *HERE) for _ in range(2)]:
         runs.end(run)
-    tell(capsys, "two jobs on one root", "who is second adopts the other's receipts", root, undisturbed)
+    runs.tell(capsys, "two jobs on one root", "who is second adopts the other's receipts", root, undisturbed)
 
 
 @pytest.mark.long
 def test_a_killed_driver(root: str, undisturbed: str, capsys: pytest.CaptureFixture[str]) -> None:
-    run = runs.start(root, *HERE)
-    runs.at(root, 2, run, lambda: os.killpg(run.pid, signal.SIGKILL))
-    runs.end(run, -signal.SIGKILL)
-    done = runs.receipts(root)
-    runs.end(runs.start(root, *HERE))
-    tell(capsys, "SIGKILL of the driver, S3", f"run again: {done} units were done, the rest is made", root, undisturbed)
+    done = runs.kill_the_driver(root, *HERE)
+    runs.tell(capsys, "SIGKILL of the driver, S3", f"run again: {done} units were done", root, undisturbed)
