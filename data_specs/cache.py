@@ -11,12 +11,13 @@ import hashlib
 import os
 import re
 import shutil
-import tempfile
 import time
 from collections.abc import Callable
 from pathlib import Path
 
 from filelock import FileLock
+
+from data_specs.scratch import private_folder
 
 IN_USE_SECONDS = 60.0  # a file handed out this recently stays; one that is open or mapped outlives its removal (Unix)
 STALE_SECONDS = 3600.0  # a part file this old belongs to a process that died
@@ -25,11 +26,7 @@ _LOCKS = 64
 
 def folder() -> Path:
     """The cache's folder, made on demand for this user only. Raises ValueError if it is another user's."""
-    path = Path(os.environ.get("DND_CACHE") or Path(tempfile.gettempdir(), f"dnd-cache-{os.getuid()}"))
-    path.mkdir(mode=0o700, parents=True, exist_ok=True)
-    if path.stat().st_uid != os.getuid():
-        raise ValueError(f"{path}: the cache folder belongs to another user; set DND_CACHE to one of yours")
-    return path
+    return private_folder(os.environ.get("DND_CACHE") or f"dnd-cache-{os.getuid()}")
 
 
 def limit_bytes() -> int:

@@ -8,7 +8,6 @@ from __future__ import annotations
 import json
 import re
 import socket
-import tempfile
 import time
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator
@@ -16,6 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from data_specs import storage
+from data_specs.scratch import scratch_folder
 from data_specs.shards import Shard, ShardFacts, index_uri, write_shard
 from data_specs.units import Dropped, Outcome, Sample
 
@@ -36,8 +36,8 @@ def commit(
     The loser of a race adopts the winner's receipt. `facts` are further entries (what was read, with which sha256).
     """
     started, dropped = time.time(), list[Dropped]()
-    with tempfile.TemporaryDirectory(prefix=f"dnd-{unit:06d}-") as folder:
-        tar, index = Path(folder, "shard.tar"), Path(folder, "shard.index.npy")
+    with scratch_folder() as folder:
+        tar, index = folder / "shard.tar", folder / "shard.index.npy"
         shard = write_shard(_samples(outcomes, dropped), tar, index)
         receipt = _receipt(digest, unit, shard, dropped) | (facts or {})
         if shard.nsamples:
@@ -58,8 +58,8 @@ def remake(set_uri: str, receipt: Receipt, gone: Callable[[Sample], bool], reaso
     that was killed is finished by the next. Returns the receipt that holds then. Not while a job writes the set.
     """
     if receipt["tar"] is not None:
-        with tempfile.TemporaryDirectory(prefix="dnd-remake-") as folder:
-            tar, index = Path(folder, "shard.tar"), Path(folder, "shard.index.npy")
+        with scratch_folder() as folder:
+            tar, index = folder / "shard.tar", folder / "shard.index.npy"
             old = Shard(storage.join(set_uri, receipt["tar"]["name"]))
             samples = (Sample(old.key(number), old.fields(number)) for number in range(len(old)))
             shard = write_shard((sample for sample in samples if not gone(sample)), tar, index)

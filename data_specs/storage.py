@@ -5,19 +5,24 @@ Writes are whole or absent: a reader never sees half a file. `create_*` never ov
 
 from __future__ import annotations
 
+import atexit
 import os
 import shutil
 import tempfile
 from collections import deque
 from collections.abc import Iterable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, ExitStack, contextmanager
 from pathlib import Path
 from typing import BinaryIO, NamedTuple, Protocol
 from uuid import uuid4
 
+from data_specs.scratch import scratch_folder
+
 READS_IN_FLIGHT = 16
 PART = ".part"  # ends the names of what is still being written
+_AT_EXIT = ExitStack()
+atexit.register(_AT_EXIT.close)
 
 
 class FileInfo(NamedTuple):
@@ -161,13 +166,13 @@ def local_copy(uri: str) -> Path:
 
 
 def local_folder(uri: str) -> Path:
-    """A local folder with all files of a folder: itself, or links to cached downloads.
+    """A local folder with all files of a folder: itself, or links to cached downloads for as long as the process lives.
 
     Raises FileNotFoundError if it is empty, ValueError for names that would lie outside.
     """
     if not is_remote(uri):
         return Path(uri)
-    folder = Path(tempfile.mkdtemp(prefix="dnd-folder-"))
+    folder = _AT_EXIT.enter_context(scratch_folder())
     for file in list_files(uri):
         name = file.uri.removeprefix(uri.rstrip("/") + "/")
         if ".." in name.split("/") or name.startswith("/"):
@@ -192,11 +197,13 @@ def writable_folder(uri: str) -> Iterator[Path]:
 
     Where `uri` is local they are moved, not copied: large ones need room once, and hard links stay links.
     """
-    if not is_remote(uri):
+    if is_remote(uri):
+        made: AbstractContextManager[Path | str] = scratch_folder()
+    else:
         Path(uri).mkdir(parents=True, exist_ok=True)
-    with tempfile.TemporaryDirectory(PART, ".dnd-write-", None if is_remote(uri) else uri) as name:
-        folder = Path(name)
-        yield folder
+        made = tempfile.TemporaryDirectory(PART, ".dnd-write-", uri)
+    with made as name:
+        yield (folder := Path(name))
         place = write_file if is_remote(uri) else _LOCAL.move
         for path in sorted(p for p in folder.rglob("*") if p.is_file()):
             place(path, join(uri, str(path.relative_to(folder))))

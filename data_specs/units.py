@@ -7,15 +7,14 @@ grows by parts, plan-0001.jsonl and so on, which append units or state earlier o
 from __future__ import annotations
 
 import json
-import tempfile
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from itertools import count
-from pathlib import Path
 from typing import Any, NamedTuple
 
 from data_specs import storage
 from data_specs.digest import Identity, require_same
+from data_specs.scratch import scratch_folder
 
 Unit = dict[str, Any]
 
@@ -93,8 +92,8 @@ def extend_plan(plan: Plan, identity: Identity, units: Iterable[Unit]) -> Plan:
 
 def _write_part(set_uri: str, part: int, header: dict[str, Any], units: Iterable[Unit]) -> Plan:
     uri, first = _part_uri(set_uri, part), header.get("first", 0)
-    with tempfile.TemporaryDirectory(prefix="dnd-plan-") as folder:
-        body, whole = Path(folder, "body"), Path(folder, "plan.jsonl")
+    with scratch_folder() as folder:
+        body, whole = folder / "body", folder / "plan.jsonl"
         num_lines = num_restated = 0
         with body.open("w", encoding="utf-8") as file:
             for unit in units:

@@ -6,16 +6,15 @@ The head is what Hugging Face's hub reads. Who is to be named stands in attribut
 from __future__ import annotations
 
 import json
-import tempfile
 from collections import Counter
 from collections.abc import Iterator
-from pathlib import Path
 from typing import Any, TextIO
 
 import yaml
 
 from data_specs import storage
 from data_specs.manifest import read_manifest
+from data_specs.scratch import scratch_folder
 from data_specs.shards import Shard
 from data_specs.spec import Spec, parse_spec
 from data_specs.units import read_plan
@@ -35,8 +34,8 @@ def write_card(root: str) -> str:
     manifests = {split: read_manifest(storage.join(images, split, "manifest.json")) for split in SPLITS}
     spec = parse_spec(storage.read_text(storage.join(root, "spec.yaml")), f"{root}/spec.yaml")
     documents, samples, shown = Counter[str](), Counter[str](), list[dict[str, Any]]()
-    with tempfile.TemporaryDirectory(prefix="dnd-card-") as folder:
-        path = Path(folder, "attribution.jsonl")
+    with scratch_folder() as folder:
+        path = folder / "attribution.jsonl"
         with path.open("w", encoding="utf-8") as file:
             _account(images, manifests, file, (documents, samples), shown)
         storage.write_file(path, storage.join(images, "attribution.jsonl"))

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import io
 import os
-import tempfile
 from collections.abc import Iterator
 from concurrent.futures import ProcessPoolExecutor
 from itertools import combinations, pairwise
@@ -21,6 +20,7 @@ from PIL import Image
 from data_specs import storage
 from data_specs.manifest import read_manifest
 from data_specs.progress import Progress
+from data_specs.scratch import scratch_folder
 from data_specs.shards import Shard
 from pipeline.filters import perceptual_hash
 
@@ -34,9 +34,9 @@ def near_duplicates(root: str, distance: int) -> Iterator[list[str]]:
     A group is a chain: each member is within `distance` bits of another. Raises ValueError where a set is unfinished.
     """
     shards = [uri for split in ("train", "val") for uri in _shards(storage.join(root, "images", split))]
-    with tempfile.TemporaryDirectory(prefix="dnd-duplicates-") as folder:
-        entries = _hash_all(shards, Path(folder, "hashes"))
-        for group in groups(entries["hash"], distance, Path(folder)):
+    with scratch_folder() as folder:
+        entries = _hash_all(shards, folder / "hashes")
+        for group in groups(entries["hash"], distance, folder):
             yield [_name(shards, entries[int(place)]) for place in group]
 
 

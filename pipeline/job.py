@@ -6,7 +6,6 @@ import itertools
 import json
 import logging
 import sys
-import tempfile
 from collections.abc import Callable
 from contextlib import ExitStack
 from functools import partial
@@ -15,6 +14,7 @@ from pathlib import Path
 from data_specs import digest, storage
 from data_specs.manifest import Manifest
 from data_specs.receipts import Receipt, commit, valid_receipts
+from data_specs.scratch import scratch_folder
 from data_specs.spec import Spec
 from data_specs.units import Plan, Unit, extend_plan, read_plan, write_plan
 from pipeline.extend import new_units, require_extension, without
@@ -52,8 +52,8 @@ def _plans(spec: Spec, root: str) -> dict[str, Plan]:
             digest.require_same(plan.set_uri, plan.identity, _identity(spec, split))
     if all(stored.values()):
         return {split: plan for split, plan in stored.items() if plan}
-    with tempfile.TemporaryDirectory(prefix="dnd-plan-") as folder:
-        units = _list(spec, root, Path(folder))
+    with scratch_folder() as folder:
+        units = _list(spec, root, folder)
         return {split: stored[split] or _write(spec, uri, split, units[split]) for split, uri in set_uris.items()}
 
 
@@ -71,8 +71,8 @@ def _extended(spec: Spec, root: str, retry_rejected: bool) -> dict[str, Plan]:
         require_extension(plan, _identity(spec, split))
         if not done[split] and plan.identity != _identity(spec, split):
             raise ValueError(f"{plan.set_uri}: not all units are done; run `dnd render` as before, then extend")
-    with tempfile.TemporaryDirectory(prefix="dnd-plan-") as folder:
-        listed = _list(spec, root, Path(folder))
+    with scratch_folder() as folder:
+        listed = _list(spec, root, folder)
         grow = partial(_grow, spec, retry_rejected=retry_rejected)
         return {split: grow(plan, split, listed[split]) if done[split] else plan for split, plan in stored.items()}
 

@@ -80,7 +80,7 @@ def initial_model(spec: Spec, root: str) -> RQVAE:
     wanted, source = config_of(spec), spec.tokenizer.init_from
     if source is None:
         return RQVAE(wanted)
-    loaded = load_tokenizer(storage.local_folder(storage.join(root, source)))
+    loaded = load_tokenizer(storage.join(root, source))
     config = loaded.config
     if (config.code_shape, config.codebook_size) != (wanted.code_shape, wanted.codebook_size):
         raise ValueError(

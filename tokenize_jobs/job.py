@@ -160,5 +160,4 @@ def _setup(spec: Spec, root: str, plan: Plan) -> Stage:
 
 
 def _model(spec: Spec, root: str) -> RQVAE:
-    folder = storage.local_folder(storage.join(root, spec.tokenize.tokenizer))
-    return prepare(load_tokenizer(folder), spec.tokenize.threads)
+    return prepare(load_tokenizer(storage.join(root, spec.tokenize.tokenizer)), spec.tokenize.threads)

@@ -20,6 +20,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor
 
+from data_specs import storage
 from tokenize_jobs.rqvae import RQVAE, RQVAEConfig
 
 WEIGHTS, CONFIG = "tokenizer.safetensors", "tokenizer.json"
@@ -48,27 +49,29 @@ def save_tokenizer(model: RQVAE, folder: str | Path) -> None:
 
 
 def load_tokenizer(folder: str | Path, device: str | torch.device = "cpu", dtype: torch.dtype = torch.float32) -> RQVAE:
-    """The tokenizer of a folder, in eval mode; codebooks stay float32 whatever `dtype`. ValueError names a bad file."""
-    folder = Path(folder)
-    path = folder / WEIGHTS
-    model = _empty_model(_read_config(folder / CONFIG), device, dtype)
+    """The tokenizer of a folder or URI, in eval mode; codebooks stay float32 whatever `dtype`.
+
+    Fetches no other file than these weights. ValueError names a bad file.
+    """
+    uri = storage.join(str(folder), WEIGHTS)
+    model = _empty_model(_read_config(storage.join(str(folder), CONFIG)), device, dtype)
     try:
-        with safe_open(path, "pt") as file:
+        with safe_open(storage.local_copy(uri), "pt") as file:
             wanted = model.state_dict()
             names = list(file.keys())
-            _refuse_misfit(path, {name: file.get_slice(name).get_shape() for name in names}, _stored_names(model))
+            _refuse_misfit(uri, {name: file.get_slice(name).get_shape() for name in names}, _stored_names(model))
             for name in names:  # one tensor at a time
                 wanted[name].copy_(file.get_tensor(name))
     except (OSError, SafetensorError) as error:
-        raise ValueError(f"{path}: no readable tokenizer weights ({error})") from None
+        raise ValueError(f"{uri}: no readable tokenizer weights ({error})") from None
     return model
 
 
-def _read_config(path: Path) -> RQVAEConfig:
+def _read_config(uri: str) -> RQVAEConfig:
     try:
-        return RQVAEConfig.from_json(path.read_text())
+        return RQVAEConfig.from_json(storage.read_text(uri))
     except (OSError, ValueError) as error:
-        raise ValueError(f"{path}: no readable tokenizer configuration ({error})") from None
+        raise ValueError(f"{uri}: no readable tokenizer configuration ({error})") from None
 
 
 def _empty_model(config: RQVAEConfig, device: str | torch.device, dtype: torch.dtype) -> RQVAE:
@@ -175,7 +178,7 @@ class _Shell:
     """Takes the place of an object, or of a type, of the authors' configuration; it can do nothing."""
 
 
-def _refuse_misfit(path: Path, given: Mapping[str, list[int]], wanted: Mapping[str, list[int]]) -> None:
+def _refuse_misfit(path: Path | str, given: Mapping[str, list[int]], wanted: Mapping[str, list[int]]) -> None:
     missing, unknown = wanted.keys() - given.keys(), given.keys() - wanted.keys()
     other = [
         f"{name} is {given[name]}, the configuration says {shape}"

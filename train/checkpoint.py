@@ -11,7 +11,6 @@ import json
 import os
 import re
 import shutil
-import tempfile
 import threading
 from bisect import bisect_right
 from collections.abc import Iterable, Iterator, Mapping, Sequence
@@ -24,6 +23,7 @@ from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
 from data_specs import storage
+from data_specs.scratch import scratch_folder
 from train import partition
 from train.ema import EMA
 from train.weights import write_safetensors
@@ -115,8 +115,8 @@ def _snapshot(engine: Any, ema: EMA) -> dict[str, Tensor]:
 
 def _write_file(uri: str, tensors: dict[str, Tensor]) -> None:
     if storage.is_remote(uri):
-        with tempfile.TemporaryDirectory(prefix="dnd-checkpoint-") as folder:
-            path = Path(folder, "part")
+        with scratch_folder() as folder:
+            path = folder / "part"
             write_safetensors(path, tensors)
             storage.write_file(path, uri)
         return
@@ -179,9 +179,8 @@ class Stored:
     def __init__(self, uri: str, state: State) -> None:
         self.uri, self.state = uri, state
         self.runs: dict[tuple[str, str], list[tuple[int, Any]]] = {}  # (kind, name) -> (first element, slice)
-        folder = storage.local_folder(uri)
         for file_name in state["files"]:
-            file = safe_open(folder / file_name, "pt").__enter__()
+            file = safe_open(storage.local_copy(storage.join(uri, file_name)), "pt").__enter__()
             for key in file.keys():  # noqa: SIM118
                 kind, name, start = key.split("/")
                 self.runs.setdefault((kind, name), []).append((int(start), file.get_slice(key)))

@@ -144,7 +144,7 @@ def _fill(model: nn.Module, folder: str) -> None:
     """Copies the weights of a transformer folder into the model, parameter by parameter where they are partitioned."""
     from train.weights import load_transformer
 
-    given = dict(load_transformer(storage.local_folder(folder)).named_parameters())
+    given = dict(load_transformer(folder).named_parameters())
     for name, parameter in model.named_parameters():
         shape = getattr(parameter, "ds_shape", parameter.shape)
         if name not in given or given[name].shape != shape:

@@ -49,9 +49,8 @@ def load_root(root: str, ema: bool = True, dtype: torch.dtype = torch.float32) -
     Raises ValueError where one is missing or they do not fit each other.
     """
     root, device = storage.absolute(root), pick_device()
-    folders = [storage.local_folder(storage.join(root, name)) for name in ("transformer", "tokenizer")]
-    transformer = load_transformer(folders[0], ema=ema, device=device, dtype=dtype)
-    tokenizer = load_tokenizer(folders[1], device=device)
+    transformer = load_transformer(storage.join(root, "transformer"), ema=ema, device=device, dtype=dtype)
+    tokenizer = load_tokenizer(storage.join(root, "tokenizer"), device=device)
     ours, theirs = transformer.config, tokenizer.config
     if (*ours.grid, ours.depth, ours.codebook_size) != (*theirs.code_shape, theirs.codebook_size):
         raise ValueError(

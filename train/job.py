@@ -7,7 +7,6 @@ import signal
 import socket
 import subprocess
 import sys
-import tempfile
 import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -17,6 +16,7 @@ import psutil
 import torch
 
 from data_specs import digest, storage
+from data_specs.scratch import scratch_folder
 from data_specs.spec import Spec
 from train.identity import STOPPED, WRONG, finished_step, identity
 
@@ -63,8 +63,8 @@ def _write_spec(spec: Spec, root: str) -> None:
 
 def _run_once(arguments: list[str], ranks: int) -> tuple[int, str]:
     """Runs the launcher once; its exit code and the message the run left, if any."""
-    with tempfile.TemporaryDirectory(prefix="dnd-train-") as folder:
-        errors = Path(folder, "error")
+    with scratch_folder() as folder:
+        errors = folder / "error"
         environment = _environment(ranks) | {"DND_ERROR_FILE": str(errors)}
         process = subprocess.Popen(arguments, env=environment)
         try:

@@ -78,7 +78,7 @@ class Run:
         uri = storage.join(root, self.spec.tokenize.tokenizer)
         if not storage.exists(storage.join(uri, "tokenizer.json")):
             raise ValueError(f"{uri}: no tokenizer, which train.sample_every needs: import one, or leave the key out")
-        return load_tokenizer(storage.local_folder(uri), self.device)
+        return load_tokenizer(uri, self.device)
 
     def _take_place(self, state: checkpoint.State) -> None:
         self.step, self.position = state.get("step", 0), state.get("position", 0)

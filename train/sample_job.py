@@ -92,9 +92,9 @@ def refuse_misfit(spec: Spec, uri: str) -> None:
 def _setup(spec: Spec, root: str, plan: Plan) -> Stage:
     """Runs once in each worker: loads the transformer and returns the stage."""
     torch.set_num_threads(spec.sample.threads)
-    folder = storage.local_folder(storage.join(root, "transformer"))
+    uri = storage.join(root, "transformer")
     dtype = torch.float32 if spec.sample.dtype == "float32" else torch.bfloat16
-    model = load_transformer(folder, ema=spec.sample.ema, device=pick_device(), dtype=dtype)
+    model = load_transformer(uri, ema=spec.sample.ema, device=pick_device(), dtype=dtype)
     model = quantize_int8(model) if spec.sample.dtype == "int8" else packed(model)
     return sample_stage(model, spec, root, plan.set_uri, plan.digest)
 

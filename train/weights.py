@@ -18,6 +18,7 @@ import torch
 from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
+from data_specs import storage
 from data_specs.spec import SIZES
 from tokenize_jobs.weights import safe_torch_load
 from train.model import DnDTransformer, TransformerConfig
@@ -34,34 +35,32 @@ Shapes = Mapping[str, tuple[int, ...]]
 def load_transformer(
     folder: str | Path, ema: bool = True, device: torch.device | str = "cpu", dtype: torch.dtype = torch.float32
 ) -> DnDTransformer:
-    """The transformer of a local folder (ROOT/transformer), in eval mode; `ema` takes the moving average.
+    """The transformer of a folder or URI (ROOT/transformer), in eval mode; `ema` takes the moving average.
 
-    Reads one tensor at a time, so that only the model itself takes memory. Raises ValueError naming the file.
+    Fetches no other file than these weights and reads one tensor at a time, so that only the model itself takes
+    memory. Raises ValueError naming the file.
     """
-    folder = Path(folder)
-    config = _read_config(folder / CONFIG)
-    path = folder / (EMA_WEIGHTS if ema else WEIGHTS)
+    config = _read_config(storage.join(str(folder), CONFIG))
+    uri = storage.join(str(folder), EMA_WEIGHTS if ema else WEIGHTS)
     try:
-        with safe_open(path, "pt", device=str(device)) as file:
+        with safe_open(storage.local_copy(uri), "pt", device=str(device)) as file:
             names = list(file.keys())
-            _refuse_misfit(
-                path, {n: tuple(file.get_slice(n).get_shape()) for n in names}, config, f"{CONFIG} beside it"
-            )
+            _refuse_misfit(uri, {n: tuple(file.get_slice(n).get_shape()) for n in names}, config, f"{CONFIG} beside it")
             state = {name: file.get_tensor(name).to(dtype) for name in names}
     except (OSError, SafetensorError) as error:
-        raise ValueError(f"{path}: no readable transformer weights ({error}): train or import it again") from None
+        raise ValueError(f"{uri}: no readable transformer weights ({error}): train or import it again") from None
     model = _skeleton(config)
     model.load_state_dict(state, assign=True)
     return model.eval()
 
 
-def _read_config(path: Path) -> TransformerConfig:
+def _read_config(uri: str) -> TransformerConfig:
     try:
-        values = json.loads(path.read_text(encoding="utf-8"))
+        values = json.loads(storage.read_text(uri))
         tuples: dict[str, Any] = {k: tuple(v) if isinstance(v, list) else v for k, v in values.items()}
         return TransformerConfig(**tuples)
     except (OSError, ValueError, TypeError, AttributeError) as error:
-        raise ValueError(f"{path}: no readable transformer configuration ({error}): train or import it again") from None
+        raise ValueError(f"{uri}: no readable transformer configuration ({error}): train or import it again") from None
 
 
 def _skeleton(config: TransformerConfig) -> DnDTransformer:
@@ -104,13 +103,12 @@ def size_of_released(checkpoint: str | Path) -> str | None:
 
 
 def export_transformer(folder: str | Path, checkpoint: str | Path) -> None:
-    """Writes a transformer folder as the released files are: weights under `model`, their moving average under `ema`.
+    """Writes a transformer as the released files are: weights under `model`, their moving average under `ema`.
 
-    Raises ValueError naming what is wrong with the folder.
+    folder: a local one or a URI. Raises ValueError naming what is wrong with the folder.
     """
-    folder = Path(folder)
     content = {"model": dict(load_transformer(folder, ema=False).state_dict())}
-    if (folder / EMA_WEIGHTS).exists():
+    if storage.exists(storage.join(str(folder), EMA_WEIGHTS)):
         content["ema"] = dict(load_transformer(folder, ema=True).state_dict())
     with _whole(Path(checkpoint)) as file:
         torch.save(content, file)
@@ -175,7 +173,7 @@ def _plain_list(value: Any) -> str:
     return ",".join(map(str, value)) if isinstance(value, list | tuple) else str(value).replace(" ", "")
 
 
-def _refuse_misfit(path: Path, given: Shapes, config: TransformerConfig, source: str) -> None:
+def _refuse_misfit(path: Path | str, given: Shapes, config: TransformerConfig, source: str) -> None:
     wanted = {name: tuple(tensor.shape) for name, tensor in _skeleton(config).state_dict().items()}
     for name in [*wanted, *given]:
         if given.get(name) != wanted.get(name):

@@ -76,7 +76,7 @@ def export_tokenizer(
     from tokenize_jobs.weights import load_tokenizer
 
     folder = storage.join(storage.absolute(root), "tokenizer")
-    write(load_tokenizer(storage.local_folder(folder)), path, config or path.with_name("config.yaml"))
+    write(load_tokenizer(folder), path, config or path.with_name("config.yaml"))
     print(path)
 
 
@@ -85,7 +85,7 @@ def export_transformer(path: OutArg, root: RootOpt) -> None:
     """ROOT/transformer as the released ones are: weights under `model`, their moving average under `ema`."""
     from train.weights import export_transformer as write
 
-    write(storage.local_folder(storage.join(storage.absolute(root), "transformer")), path)
+    write(storage.join(storage.absolute(root), "transformer"), path)
     print(path)
 
 

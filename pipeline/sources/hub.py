@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import hashlib
 import json
-import tempfile
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -16,6 +15,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from data_specs import storage
+from data_specs.scratch import scratch_folder
 from data_specs.spec import ImageSource, TextSource
 
 PREFIX = "datasets:"
@@ -101,8 +101,8 @@ def _write_parts(rows: Iterator[dict[str, Any]], folder: str) -> int:
     groups, part = _groups(rows), 0
     group = next(groups, None)
     while group is not None:
-        with tempfile.TemporaryDirectory(prefix="dnd-part-") as scratch:
-            path = Path(scratch, "part.parquet")
+        with scratch_folder() as scratch:
+            path = scratch / "part.parquet"
             with pq.ParquetWriter(path, group.schema) as writer:
                 while group is not None and path.stat().st_size < PART_BYTES:
                     writer.write_table(group.cast(writer.schema))

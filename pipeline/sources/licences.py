@@ -8,13 +8,13 @@ from __future__ import annotations
 import hashlib
 import json
 import re
-import tempfile
 from collections.abc import Callable, Collection, Iterator
 from contextlib import ExitStack
 from pathlib import Path
 from typing import Any, BinaryIO
 
 from data_specs import storage
+from data_specs.scratch import scratch_folder
 from pipeline.sources.text import unpacked
 
 Paper = dict[str, str]
@@ -65,10 +65,10 @@ def write_months(metadata_uri: str, inputs_uri: str, wanted: Callable[[str], boo
     code = hashlib.sha256(json.dumps([*info, selection]).encode()).hexdigest()[:8]
     folder = storage.join(inputs_uri, f"arxiv-{code}")
     if not storage.exists(f"{folder}.json"):
-        with tempfile.TemporaryDirectory(prefix="dnd-months-") as scratch:
-            counts = _sort_by_month(metadata_uri, wanted, Path(scratch))
+        with scratch_folder() as scratch:
+            counts = _sort_by_month(metadata_uri, wanted, scratch)
             for month in counts["papers"]:
-                storage.create_from_file(Path(scratch, month), storage.join(folder, f"{month}.jsonl"))
+                storage.create_from_file(scratch / month, storage.join(folder, f"{month}.jsonl"))
         storage.create_if_absent(f"{folder}.json", json.dumps({"metadata": metadata_uri} | counts).encode())
     return folder
 

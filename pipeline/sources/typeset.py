@@ -4,8 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import html
-import tempfile
-from pathlib import Path
+import io
 
 import pymupdf
 
@@ -48,20 +47,19 @@ def write_documents(source: TypesetSource, inputs_uri: str) -> str:
 def typeset(texts: list[str], number: int) -> bytes:
     """One PDF of A4 pages in two columns; every third passage brings a heading, a table or a formula."""
     story = pymupdf.Story(html=_html(texts, number), user_css=CSS)
-    with tempfile.TemporaryDirectory(prefix="dnd-typeset-") as folder:
-        path = Path(folder, "typeset.pdf")
-        writer, more = pymupdf.DocumentWriter(str(path)), 1
-        while more:
-            device = writer.begin_page(PAGE)
-            for column in COLUMNS:
-                if more:
-                    more, _ = story.place(column)
-                    story.draw(device)
-            writer.end_page()
-        writer.close()
-        with pymupdf.open(path) as document:
-            document.set_metadata({})
-            return document.tobytes(garbage=3, deflate=True, no_new_id=True)  # type: ignore[no-any-return]
+    file = io.BytesIO()
+    writer, more = pymupdf.DocumentWriter(file), 1
+    while more:
+        device = writer.begin_page(PAGE)
+        for column in COLUMNS:
+            if more:
+                more, _ = story.place(column)
+                story.draw(device)
+        writer.end_page()
+    writer.close()
+    with pymupdf.open(stream=file.getvalue()) as document:
+        document.set_metadata({})
+        return document.tobytes(garbage=3, deflate=True, no_new_id=True)  # type: ignore[no-any-return]
 
 
 def _html(texts: list[str], number: int) -> str:
