@@ -78,17 +78,20 @@ def test_a_node_that_joins(undisturbed: str, tmp_path: Path, capsys: pytest.Capt
     with ray_cluster(cpus=0) as growing:
         growing.add_node()
         run = runs.start(root, "--ray-address", growing.address, environment=growing.environment)
-        runs.at(root, 2, run, growing.add_node)
-        wait_for(lambda: len(runs.processes(growing, "ray::_Worker")) == 2 or run.poll() is not None, 120, "a worker")
-        assert run.poll() is None, "the run was over before the node was there"
+        crew = lambda: runs.processes(growing, "ray::_Worker")  # noqa: E731
+        runs.at(root, 2, run, lambda: crew()[0].suspend())  # or the run would be over before the node is there
+        growing.add_node()
+        wait_for(lambda: len(crew()) == 2, 120, "a worker on the new node")
+        for worker in crew():
+            worker.resume()
         runs.end(run)
-    runs.tell(capsys, "a node that joins", "it gets a worker", root, undisturbed)
+    runs.tell(capsys, "a node that joins", "it gets a worker and units", root, undisturbed)
 
 
 @pytest.fixture
 def small_disk(tmp_path: Path) -> Iterator[Path]:
-    """A file system of 384 kB."""
-    mount = ["mount", "-t", "tmpfs", "-o", "size=384k", "tmpfs", str(tmp_path)]
+    """A file system of 2.6 MB: room for the inputs and half the units."""
+    mount = ["mount", "-t", "tmpfs", "-o", "size=2600k", "tmpfs", str(tmp_path)]
     if subprocess.run(mount, capture_output=True, check=False).returncode:
         pytest.skip("may not mount a small file system here: needs root")
     yield tmp_path
@@ -102,4 +105,5 @@ def test_a_full_disk(small_disk: Path, undisturbed: str, capsys: pytest.CaptureF
     done = runs.receipts(root)
     subprocess.run(["mount", "-o", "remount,size=64m", str(small_disk)], check=True)
     runs.end(runs.start(root, "--workers", "2"))
-    runs.tell(capsys, "a full disk", f"ends in one line; with room, the rest of {done} units", root, undisturbed)
+    happened = f"ends in one line after {done} units; with room, the rest is made"
+    runs.tell(capsys, "a full disk", happened, root, undisturbed)
