@@ -7,6 +7,7 @@ DND_REQUESTER_PAYS lists buckets (with commas) whose requests are paid by us; `a
 from __future__ import annotations
 
 import io
+import logging
 import os
 import random
 import time
@@ -19,7 +20,15 @@ from uuid import uuid4
 
 import boto3
 from botocore.config import Config
-from botocore.exceptions import BotoCoreError, ClientError, NoCredentialsError, PartialCredentialsError, ProfileNotFound
+from botocore.exceptions import (
+    BotoCoreError,
+    ClientError,
+    HTTPClientError,
+    NoCredentialsError,
+    PartialCredentialsError,
+    ProfileNotFound,
+)
+from botocore.exceptions import ConnectionError as ConnectionFault
 from urllib3.exceptions import HTTPError
 
 from data_specs import cache
@@ -28,12 +37,16 @@ from data_specs.storage import FileInfo
 MULTIPART_ABOVE = 32 << 20  # bytes; a larger file goes up, and comes down, in parts of PART_BYTES
 PART_BYTES = 16 << 20
 THREADS = 8  # requests in flight for one file
-TRIES = 10
+TRIES = 14  # of a request: about a minute
+WARN_AFTER = 8  # tries: about six seconds
 _BLOCK = 1 << 20
 _DENIED = ("AccessDenied", "InvalidAccessKeyId", "SignatureDoesNotMatch", "ExpiredToken", "InvalidToken")
+_TRANSIENT_STATUS = (429, 500, 502, 503, 504)
+_TRANSIENT_CODES = ("RequestTimeout", "SlowDown", "Throttling", "ThrottlingException", "RequestLimitExceeded")
 _CONDITION_FAILED = ("PreconditionFailed", "ConditionalRequestConflict", "NoSuchUpload", "NotImplemented")
 _clients: dict[tuple[Any, ...], Any] = {}
 _Made = TypeVar("_Made")
+log = logging.getLogger(__name__)
 
 
 def backend() -> _S3:
@@ -53,8 +66,9 @@ def pays(bucket: str) -> bool:
 def _connect() -> Any:
     """A client with retries; custom endpoints get path-style addresses and no checksums beyond what they must have."""
     settings: dict[str, Any] = {"max_pool_connections": 64, "connect_timeout": 10, "tcp_keepalive": True}
-    if not {"AWS_MAX_ATTEMPTS", "AWS_RETRY_MODE"} & os.environ.keys():
-        settings["retries"] = {"mode": "standard", "total_max_attempts": TRIES}  # backoff with jitter, at most 20 s
+    ours = not {"AWS_MAX_ATTEMPTS", "AWS_RETRY_MODE"} & os.environ.keys()
+    if ours:
+        settings["retries"] = {"total_max_attempts": 1}
     with _plain_errors("s3"):
         session = boto3.session.Session()
         client = session.client("s3", config=Config(**settings))
@@ -65,7 +79,29 @@ def _connect() -> Any:
                 settings |= dict.fromkeys(names, "when_required")
             client = session.client("s3", config=Config(**settings))
     client.meta.events.register("provide-client-params.s3", _add_payer)
+    if ours:
+        client.meta.events.register("needs-retry.s3", _seconds_until_retry)
     return client
+
+
+def _seconds_until_retry(
+    response: Any, operation: Any, attempts: int, caught_exception: Exception | None, **_: Any
+) -> float | None:
+    """When a request that failed is sent again, None where it is not: a handler of botocore's event `needs-retry`.
+
+    Its own modes end too soon for a bad hour: "standard" has a budget for retries which answers of 404 and 412, that
+    are none of the server's faults, never fill up again.
+    """
+    status = response[0].status_code if response else None
+    code = response[1].get("Error", {}).get("Code", "") if response else ""
+    broken = isinstance(caught_exception, (HTTPClientError, ConnectionFault))
+    if attempts >= TRIES or not (broken or status in _TRANSIENT_STATUS or code in _TRANSIENT_CODES):
+        return None
+    if attempts == WARN_AFTER:
+        log.warning(
+            "S3: %s failed %d times (%s), trying on", operation.name, attempts, caught_exception or code or status
+        )
+    return _backoff(attempts - 1)
 
 
 def _add_payer(params: dict[str, Any], model: Any, **_: Any) -> dict[str, Any] | None:
@@ -346,8 +382,12 @@ def _in_threads(work: Callable[[tuple[int, int]], Any], spans: list[tuple[int, i
 
 
 def _wait(attempt: int) -> None:
-    """Backoff with full jitter: up to 0.1 s, 0.2 s, … 20 s."""
-    time.sleep(random.random() * min(0.1 * 2**attempt, 20))
+    time.sleep(_backoff(attempt))
+
+
+def _backoff(attempt: int) -> float:
+    """Seconds to wait, with full jitter: up to 0.1, 0.2, … 20."""
+    return random.random() * min(0.1 * 2**attempt, 20)
 
 
 def _code(error: ClientError) -> str:

@@ -266,6 +266,15 @@ def test_streams_survive_cut_connections(
     assert proxy.made["cut download"] > 2
 
 
+def test_a_bad_hour_uses_up_no_budget(s3_root: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """botocore's own modes stop after 100 retries of questions that are rightly answered by 404."""
+    with FaultProxy(os.environ["AWS_ENDPOINT_URL"], 0.35, kinds=("503", "lost answer")) as proxy:
+        monkeypatch.setenv("AWS_ENDPOINT_URL", proxy.endpoint)
+        with ThreadPoolExecutor(16) as pool:
+            assert set(pool.map(storage.stat, [f"{s3_root}/nothing"] * 300)) == {None}
+    assert sum(proxy.made.values()) > 120
+
+
 @servers
 def test_a_shard_set_written_through_faults_equals_a_local_one(
     root: str, small_parts: None, tmp_path: Path, request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch
