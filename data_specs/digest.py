@@ -27,13 +27,16 @@ def claim(folder_uri: str, identity: Identity) -> str:
     return digest_of(identity)
 
 
-def require_same(where: str, stored: Identity, wanted: Identity) -> None:
-    """Raises ValueError naming each key in which a stored identity differs from the wanted one."""
+def require_same(where: str, stored: Identity, wanted: Identity, remedy: str = "") -> None:
+    """Raises ValueError naming each key in which a stored identity differs from the wanted one.
+
+    remedy: what this stage offers besides going back and starting anew.
+    """
     if _canonical(stored) == _canonical(wanted):
         return
     changes = "; ".join(f"{key} was {was}, is now {now}" for key, was, now in differences(stored, wanted))
     raise ValueError(
-        f"{where} was made for something else: {changes}. Change it back, or use another --root "
+        f"{where} was made for something else: {changes}. Change it back, {remedy}or use another --root "
         "(this stage and those after it have to be made anew)"
     )
 
@@ -44,8 +47,14 @@ def differences(stored: Any, wanted: Any, prefix: str = "") -> list[tuple[str, s
         keys = sorted(stored.keys() | wanted.keys())
         found = [differences(stored.get(k, "absent"), wanted.get(k, "absent"), f"{prefix}{k}.") for k in keys]
         return [change for changes in found for change in changes]
+    if _are_parts(stored) and _are_parts(wanted) and len(stored) == len(wanted):
+        return differences(dict(enumerate(stored)), dict(enumerate(wanted)), prefix)
     same = _canonical(stored) == _canonical(wanted)
     return [] if same else [(prefix.rstrip("."), _short(stored), _short(wanted))]
+
+
+def _are_parts(value: Any) -> bool:
+    return isinstance(value, list) and all(isinstance(entry, dict) for entry in value)
 
 
 def _short(value: Any) -> str:

@@ -49,7 +49,8 @@ def _plans(spec: Spec, root: str) -> dict[str, Plan]:
     stored = {split: read_plan(uri) for split, uri in set_uris.items()}
     for split, plan in stored.items():
         if plan:
-            digest.require_same(plan.set_uri, plan.identity, _identity(spec, split))
+            remedy = "add what is new in render.sources with --extend, "
+            digest.require_same(plan.set_uri, plan.identity, _identity(spec, split), remedy)
     if all(stored.values()):
         return {split: plan for split, plan in stored.items() if plan}
     with scratch_folder() as folder:

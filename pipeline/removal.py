@@ -134,10 +134,14 @@ def _derived(root: str, replaced: set[str]) -> Iterator[str]:
             _delete_all(folder)
             yield f"{_short(root, folder)}: removed, since it was decoded from those; run `dnd reconstruct` again"
     if replaced:
-        yield from _learned(root)
+        yield from _describing(root)
 
 
-def _learned(root: str) -> Iterator[str]:
+def _describing(root: str) -> Iterator[str]:
+    """Lines for what still names, shows or has learned from what is removed."""
+    for name, remedy in (("images/README.md", "dnd card"), ("look", "dnd look"), ("report/index.html", "dnd report")):
+        if next(storage.list_files(storage.join(root, name)), None):
+            yield f"{name}: shows or names what is removed, perhaps; delete it, or make it anew by `{remedy}`"
     for name in ("tokenizer", "transformer"):
         if storage.exists(storage.join(root, name, "stage.json")):
             yield f"{name}: was trained on what is removed now; the next training under this root is refused"

@@ -31,6 +31,12 @@ def test_differences_name_each_leaf() -> None:
     ]
 
 
+def test_differences_within_a_list_of_parts_name_the_part() -> None:
+    was, now = ([{"kind": "arxiv", "months": "0703"}, {"kind": kind}] for kind in ("pdf", "text"))
+    assert differences({"sources": was}, {"sources": now}) == [("sources.1.kind", '"pdf"', '"text"')]
+    assert differences({"sources": was}, {"sources": now[:1]})[0][0] == "sources"
+
+
 def test_long_values_are_shortened() -> None:
     ((_, was, now),) = differences({"a": "x" * 500}, {"a": 1})
     assert len(was) == 80 and was.endswith("...") and now == "1"

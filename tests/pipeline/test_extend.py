@@ -68,5 +68,5 @@ def test_another_source_is_an_extension_and_the_old_spec_is_refused_then(tmp_pat
     render_here(text_spec(tmp_path / "one"), root)
     render_here(text_spec(tmp_path / "two"), root, extend=True)
     assert len(ids_in(root)) == 16
-    with pytest.raises(ValueError, match="was made for something else"):
+    with pytest.raises(ValueError, match=r"something else: render.sources.0.uri was .*--extend.*--root"):
         render_here(text_spec(tmp_path / "one"), root)

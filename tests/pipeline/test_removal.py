@@ -72,6 +72,15 @@ def test_single_samples_and_whole_shards_go(root: Path) -> None:
         list(remove(str(root), [], ["doc3"]))
 
 
+def test_what_shows_or_names_the_removed_is_said(root: Path) -> None:
+    sheet = root / "look" / "images-train-000000.png"
+    sheet.parent.mkdir()
+    sheet.touch()
+    said = list(remove(str(root), GONE, []))
+    assert [line for line in said if line.startswith("look: ") and "dnd look" in line]
+    assert not [line for line in said if line.startswith(("images/README.md", "report"))]
+
+
 def _dies_at(count: int, function: Callable[..., Any]) -> Callable[..., Any]:
     """Lets a function be called so often, then ends the process as a SIGKILL would."""
     left = [count]
