@@ -5,21 +5,31 @@ from __future__ import annotations
 from collections import deque
 from collections.abc import Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
+from typing import NamedTuple
 
 import numpy as np
 
 from data_specs.reader import ShardSet
-from tokenize_jobs.views import Pixels, center_view
+from tokenize_jobs.views import Pixels, random_view
 
 STEPS_AHEAD = 2
-Place = tuple[int, int]  # number of the set, index of the image in it
+
+
+class Place(NamedTuple):
+    """An image of a step: number of its set, the image in it, and where in it the view is cut (`views.random_view`)."""
+
+    shard_set: int
+    image: int
+    at: tuple[float, float, float]
 
 
 def draw(sets: Sequence[ShardSet], weights: Sequence[float], batch: int, seed: int, step: int) -> list[Place]:
-    """(set, index) of each image of a step; a function of (seed, step). Sets are taken by weight, images evenly."""
+    """The images of a step; a function of (seed, step). Sets are taken by weight, images and cuts evenly."""
     rng = np.random.default_rng((seed, step))
     numbers = rng.choice(len(sets), size=batch, p=np.array(weights) / sum(weights))
-    return [(int(n), int(rng.integers(len(sets[n])))) for n in numbers]
+    indices = [int(rng.integers(len(sets[number]))) for number in numbers]
+    cuts = rng.random((batch, 3)).tolist()
+    return [Place(int(n), index, tuple(at)) for n, index, at in zip(numbers, indices, cuts, strict=True)]
 
 
 def deal(batch: int, world: int, micro: int | None) -> list[list[list[int]]]:
@@ -58,5 +68,4 @@ def _collect(step: list[list[Future[Pixels]]]) -> list[Pixels]:
 
 
 def _image(sets: Sequence[ShardSet], place: Place, size: int) -> Pixels:
-    number, index = place
-    return center_view(sets[number][index]["image"], size)
+    return random_view(sets[place.shard_set][place.image]["image"], size, place.at)

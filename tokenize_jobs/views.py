@@ -1,4 +1,4 @@
-"""The views of a stored image that are encoded, equal to the pixel to torchvision's TenCrop.
+"""The views of a stored image: those that are encoded, equal to the pixel to torchvision's TenCrop; one in training.
 
 Arrays are uint8 [side, side, 3]; S is the stored side, `size` the side of a view.
 """
@@ -37,6 +37,19 @@ def center_view(stored: Pixels, size: int) -> Pixels:
     _check_size(stored, size)
     top, left = (round((side - size) / 2) for side in stored.shape[:2])
     return _cut(stored, top, left, size)
+
+
+def random_view(stored: Pixels, size: int, at: tuple[float, float, float]) -> Pixels:
+    """A view [size, size, 3] for training: cut at two shares of the room there is, mirrored where at[2] is below 0.5.
+
+    An image of that size is taken as it is: only images for ten crops are stored larger, text never is.
+    """
+    _check_size(stored, size)
+    if stored.shape[:2] == (size, size):
+        return stored
+    top, left = (int(share * (side - size + 1)) for share, side in zip(at[:2], stored.shape[:2], strict=True))
+    view = _cut(stored, top, left, size)
+    return view[:, ::-1] if at[2] < 0.5 else view
 
 
 def five_views(stored: Pixels, size: int) -> Pixels:

@@ -9,6 +9,7 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 from PIL import Image
+from slurm_cluster import wait_for
 
 from data_specs.curve import Curve, read_rows
 
@@ -54,5 +55,5 @@ def test_an_offline_run_of_wandb_holds_rows_and_pictures(tmp_path: Path, monkeyp
     curve.add_picture(1, picture())
     curve.finish()
     (run,) = tmp_path.glob("wandb/offline-run-*/*.wandb")
-    assert b"bits_by_depth/2" in run.read_bytes()
+    wait_for(lambda: b"bits_by_depth/2" in run.read_bytes(), 30, "the rows")  # wandb's service writes after finish()
     assert len(list(run.parent.glob("files/media/images/samples_1_*.png"))) == 1
