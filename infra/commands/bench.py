@@ -29,13 +29,16 @@ def _say(what: str, unit: str, against: str, result: Comparison) -> None:
 @bench.command()
 def render(
     kind: Annotated[Literal["pages", "text"], typer.Option("--kind", help="PDF pages, or rich text")] = "pages",
-    preset: PresetOpt = "demo",
+    preset: Annotated[
+        str | None, typer.Option("--preset", help="preset or YAML file whose sizes are used (default: the published)")
+    ] = None,
     rounds: RoundsOpt = 5,
 ) -> None:
     """Documents to a committed shard in one worker, against bare loops that draw and encode the same pictures."""
+    from infra.bench.render import PUBLISHED
     from infra.bench.render import render as run
 
-    for what, result in run(kind, preset, rounds).items():
+    for what, result in run(kind, preset or PUBLISHED[kind], rounds).items():
         ours, _, baseline = what.partition(" x ")
         _say(f"render {kind}, {ours}", "pictures", baseline, result)
 
