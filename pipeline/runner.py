@@ -98,6 +98,7 @@ def connect(workers: Workers) -> None:
         _knock(address)
         options["address"] = address
     else:
+        logging.getLogger("ray._private.authentication").setLevel(logging.ERROR)  # it says that it made itself a token
         os.environ.setdefault("RAY_worker_niceness", "0")  # niced, workers starve on a machine that does anything else
         options |= {"include_dashboard": False, "num_cpus": max(os.cpu_count() or 1, workers.num_workers or 1)}
     try:
