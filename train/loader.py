@@ -10,7 +10,8 @@ import io
 import resource
 from collections.abc import Iterable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
-from typing import Any
+from functools import lru_cache
+from typing import Any, NamedTuple
 
 import numpy as np
 from numpy.lib.stride_tricks import sliding_window_view
@@ -22,6 +23,7 @@ from train import order
 
 FETCHES = 8  # shards that a process fetches and verifies at a time
 LOOK_AHEAD = 32  # samples a shard, in the order of the run, that say which shards are needed first
+BLOCK = 8192  # positions whose order is worked out at once: for a batch alone NumPy's calls cost more than its sums
 Batch = tuple[np.ndarray, np.ndarray]  # codes int64 [b, L, D], classes int64 [b]
 
 
@@ -34,15 +36,16 @@ class CodeShard:
     def __init__(self, uri: str, shape: tuple[int, int, int]) -> None:
         self.uri, self.shape = uri, shape
         self.shard = shard = Shard(uri)
-        rows, self.bytes = shard.field_rows("codes.npy"), np.frombuffer(shard.map, np.uint8)
+        rows, content = shard.field_rows("codes.npy"), np.frombuffer(shard.map, np.uint8)
         header, self.views = self._header(shard.map[int(rows["offset"][0]) :][:4096])
         self.view_bytes = 2 * int(np.prod(shape))
         if (rows["size"] != header + self.views * self.view_bytes).any():
             raise ValueError(f"{uri}: samples have different numbers of codes; make the set again")
-        heads = sliding_window_view(self.bytes, header)[rows["offset"]]
+        heads = sliding_window_view(content, header)[rows["offset"]]
         if (heads != heads[0]).any():
             raise ValueError(f"{uri}: samples have codes of different shapes; make the set again")
         self.starts = rows["offset"].astype(np.int64) + header
+        self.windows = sliding_window_view(content, self.view_bytes)  # the codes of a view that begin at each byte
         classes = shard.field_rows("cls")
         self.classes = np.array([int(shard.map[o : o + n]) for o, n in classes[["offset", "size"]].tolist()], np.int64)
 
@@ -61,8 +64,7 @@ class CodeShard:
     def codes(self, numbers: np.ndarray, view_draws: np.ndarray) -> np.ndarray:
         """Codes uint16 [n, L, D] of samples int64 [n], each of the view that its draw in [0, 1) picks."""
         views = (view_draws * self.views).astype(np.int64)
-        windows = sliding_window_view(self.bytes, self.view_bytes)
-        raw = windows[self.starts[numbers] + views * self.view_bytes]
+        raw = self.windows[self.starts[numbers] + views * self.view_bytes]
         return raw.view("<u2").reshape(len(numbers), -1, self.shape[2])
 
 
@@ -90,9 +92,9 @@ class CodeSet:
         return len(self.set)
 
     def read(self, samples: np.ndarray, view_draws: np.ndarray) -> Batch:
-        """Codes and classes of samples int64 [b]; view_draws float64 [b] in [0, 1) pick the views."""
+        """Codes uint16 and classes of samples int64 [b]; view_draws float64 [b] in [0, 1) pick the views."""
         rows, columns, depth = self.shape
-        codes = np.empty((len(samples), rows * columns, depth), np.int64)
+        codes = np.empty((len(samples), rows * columns, depth), np.uint16)
         classes = np.empty(len(samples), np.int64)
         shard_of = self.shards_of(samples)
         for number in np.unique(shard_of):
@@ -130,6 +132,15 @@ class CodeSet:
         return f"{shard.uri}: sample {shard.shard.key(inside)}"
 
 
+class Order(NamedTuple):
+    """What is read at some positions: set and sample of it int64 [n], draws in [0, 1) of view and class dropout."""
+
+    chosen: np.ndarray
+    samples: np.ndarray
+    views: np.ndarray
+    dropout: np.ndarray
+
+
 class Loader:
     """Batches of a mixture of code sets. Every sample of a set is read once an epoch, on any number of ranks."""
 
@@ -141,6 +152,7 @@ class Loader:
         self.codebook_size, self.num_classes = spec.shape.codebook_size, spec.transformer.num_classes
         self.class_dropout = spec.transformer.class_dropout
         self.pool = ThreadPoolExecutor(FETCHES)
+        self.block = lru_cache(2)(self._block)
 
     def __len__(self) -> int:
         return sum(len(entry) for entry in self.sets)
@@ -152,7 +164,7 @@ class Loader:
         ranks of a node share the files, and the first batches need not wait for the last shards.
         """
         shards = sum(len(entry.ends) for entry in self.sets)
-        chosen, samples = self.samples(position, LOOK_AHEAD * shards)
+        chosen, samples, *_ = self.order(position, LOOK_AHEAD * shards)
         numbers = np.empty_like(samples)
         for number, entry in enumerate(self.sets):
             numbers[chosen == number] = entry.shards_of(samples[chosen == number])
@@ -164,37 +176,47 @@ class Loader:
         """Leaves out what is not fetched yet; else the interpreter would wait for it at its end."""
         self.pool.shutdown(wait=False, cancel_futures=True)
 
-    def samples(self, first: int, count: int) -> tuple[np.ndarray, np.ndarray]:
-        """(set, sample of it), each int64 [count], that are read at positions first … first + count - 1 of the run."""
-        chosen, places = order.choose_sets(np.arange(first, first + count, dtype=np.int64), self.weights)
-        samples = np.empty(count, np.int64)
-        for number, entry in enumerate(self.sets):
-            mine = chosen == number
-            samples[mine] = order.positions_to_samples(self.seed + number, places[mine], len(entry))
-        return chosen, samples
+    def order(self, first: int, count: int) -> Order:
+        """What is read at positions first … first + count - 1 of the run."""
+        start, stop = first // BLOCK, (first + count - 1) // BLOCK + 1
+        blocks = [self.block(number) for number in range(start, stop)]
+        inside = slice(first - start * BLOCK, first - start * BLOCK + count)
+        return Order(*(np.concatenate(parts)[inside] for parts in zip(*blocks)))
+
+    def _block(self, number: int) -> Order:
+        positions = np.arange(number * BLOCK, (number + 1) * BLOCK, dtype=np.int64)
+        chosen, places = order.choose_sets(positions, self.weights)
+        samples = np.empty(BLOCK, np.int64)
+        for which, entry in enumerate(self.sets):
+            mine = chosen == which
+            samples[mine] = order.positions_to_samples(self.seed + which, places[mine], len(entry))
+        draws = (order.draw_uniform(self.seed, positions, stream) for stream in (order.VIEW, order.CLASS_DROPOUT))
+        return Order(chosen, samples, *draws)
 
     def batch(self, first: int, count: int) -> Batch:
         """Codes int64 [count, L, D] and classes int64 [count] at positions first … first + count - 1 of the run.
 
         Class num_classes stands for a class that was dropped. Raises ValueError for damaged or unfitting shards.
         """
-        positions = np.arange(first, first + count, dtype=np.int64)
-        chosen, samples = self.samples(first, count)
-        views = order.draw_uniform(self.seed, positions, order.VIEW)
+        chosen, samples, views, dropout = self.order(first, count)
         rows, columns, depth = self.sets[0].shape
         codes, classes = np.empty((count, rows * columns, depth), np.int64), np.empty(count, np.int64)
         for number in np.unique(chosen):
             mine = np.flatnonzero(chosen == number)
             codes[mine], classes[mine] = self._read(number, samples[mine], views[mine])
-        dropped = order.draw_uniform(self.seed, positions, order.CLASS_DROPOUT) < self.class_dropout
-        return codes, np.where(dropped, self.num_classes, classes)
+        return codes, np.where(dropout < self.class_dropout, self.num_classes, classes)
 
     def in_order(self, first: int, count: int) -> Batch:
         """First views of samples first … first + count - 1 of the first set, from its start again at its end."""
-        return self._read(0, np.arange(first, first + count, dtype=np.int64) % len(self.sets[0]), np.zeros(count))
+        places = np.arange(first, first + count, dtype=np.int64) % len(self.sets[0])
+        codes, classes = self._read(0, places, np.zeros(count))
+        return codes.astype(np.int64), classes
 
     def _read(self, number: int, samples: np.ndarray, views: np.ndarray) -> Batch:
-        """Reads samples of a set. Raises ValueError naming shard and key of one with codes or a class out of range."""
+        """Reads samples of a set, codes uint16.
+
+        Raises ValueError naming shard and key of one with codes or a class out of range.
+        """
         entry = self.sets[number]
         codes, classes = entry.read(samples, views)
         if codes.max() >= self.codebook_size:
