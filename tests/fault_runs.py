@@ -26,7 +26,7 @@ from data_specs.verify import verify_set
 TINY = Path(__file__).parent / "tiny.yaml"
 SPLITS = ("images/train", "images/val")
 SOURCES = (
-    "[{kind: docstrings, passages: 160, min_words: 3, max_words: 6, vocabulary: 50}, {kind: typeset, documents: 24}]"
+    "[{kind: docstrings, passages: 80, min_words: 3, max_words: 6, vocabulary: 50}, {kind: typeset, documents: 12}]"
 )
 OVERRIDES = [
     *("--set", f"render.sources={SOURCES}", "--set", "render.documents_per_unit=2"),

@@ -90,8 +90,8 @@ def test_a_node_that_joins(undisturbed: str, tmp_path: Path, capsys: pytest.Capt
 
 @pytest.fixture
 def small_disk(tmp_path: Path) -> Iterator[Path]:
-    """A file system of 2.6 MB: room for the inputs and half the units."""
-    mount = ["mount", "-t", "tmpfs", "-o", "size=2600k", "tmpfs", str(tmp_path)]
+    """A file system of 1.3 MB: room for the inputs and half the units."""
+    mount = ["mount", "-t", "tmpfs", "-o", "size=1300k", "tmpfs", str(tmp_path)]
     if subprocess.run(mount, capture_output=True, check=False).returncode:
         pytest.skip("may not mount a small file system here: needs root")
     yield tmp_path
