@@ -80,8 +80,10 @@ def test_a_node_that_joins(undisturbed: str, tmp_path: Path, capsys: pytest.Capt
         run = runs.start(root, "--ray-address", growing.address, environment=growing.environment)
         crew = lambda: runs.processes(growing, "ray::_Worker")  # noqa: E731
         runs.at(root, 2, run, lambda: crew()[0].suspend())  # or the run would be over before the node is there
+        done = runs.receipts(root)
         growing.add_node()
         wait_for(lambda: len(crew()) == 2, 120, "a worker on the new node")
+        wait_for(lambda: runs.receipts(root) > done, 120, "a unit made by the new node, the other stands still")
         for worker in crew():
             worker.resume()
         runs.end(run)

@@ -216,8 +216,8 @@ def test_rows_are_means_over_their_steps(tmp_path: Path) -> None:
 
 def test_bfloat16_trains(tmp_path: Path) -> None:
     root = make_root(tmp_path)
-    fit(tiny_spec("tokenizer.dtype=bfloat16", "tokenizer.steps=12", "tokenizer.gan_start=8"), root)
-    assert rows(root)[-1]["mse"] < rows(root)[0]["mse"] / 1.5
+    fit(tiny_spec("tokenizer.dtype=bfloat16", "tokenizer.steps=30", "tokenizer.gan_start=5"), root)
+    assert rows(root)[-1]["mse"] < rows(root)[0]["mse"] / 2
     assert load_tokenizer(tmp_path / "tokenizer").quant_conv.weight.dtype == torch.float32
 
 
