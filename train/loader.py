@@ -164,7 +164,7 @@ class Loader:
         ranks of a node share the files, and the first batches need not wait for the last shards.
         """
         shards = sum(len(entry.ends) for entry in self.sets)
-        chosen, samples, *_ = self.order(position, LOOK_AHEAD * shards)
+        chosen, samples, *_ = self.read_order(position, LOOK_AHEAD * shards)
         numbers = np.empty_like(samples)
         for number, entry in enumerate(self.sets):
             numbers[chosen == number] = entry.shards_of(samples[chosen == number])
@@ -176,7 +176,7 @@ class Loader:
         """Leaves out what is not fetched yet; else the interpreter would wait for it at its end."""
         self.pool.shutdown(wait=False, cancel_futures=True)
 
-    def order(self, first: int, count: int) -> Order:
+    def read_order(self, first: int, count: int) -> Order:
         """What is read at positions first … first + count - 1 of the run."""
         start, stop = first // BLOCK, (first + count - 1) // BLOCK + 1
         blocks = [self.block(number) for number in range(start, stop)]
@@ -198,7 +198,7 @@ class Loader:
 
         Class num_classes stands for a class that was dropped. Raises ValueError for damaged or unfitting shards.
         """
-        chosen, samples, views, dropout = self.order(first, count)
+        chosen, samples, views, dropout = self.read_order(first, count)
         rows, columns, depth = self.sets[0].shape
         codes, classes = np.empty((count, rows * columns, depth), np.int64), np.empty(count, np.int64)
         for number in np.unique(chosen):

@@ -76,7 +76,7 @@ def test_shards_are_fetched_in_the_order_of_their_use(tmp_path: Path, monkeypatc
     monkeypatch.setattr(loader, "pool", SimpleNamespace(submit=lambda _, uri, sha256: asked.append(uri)))
     loader.fetch_from(5)
     assert sorted(asked) == sorted(uri for entry in loader.sets for uri in entry.set.shard_uris)
-    used = [loader.order(position, 1) for position in range(5, 50)]
+    used = [loader.read_order(position, 1) for position in range(5, 50)]
     uris = [loader.sets[int(n[0])].set.shard_uris[int(s[0]) // 2] for n, s, *_ in used]
     assert asked[:15] == list(dict.fromkeys(uris))[:15]
 
