@@ -368,6 +368,17 @@ class Progress(Record):
     rejects: dict[ReasonKey, Count] = {}
 
 
+class LeaseHolder(Record):
+    """FOLDER/lease/NNNNNN.json: who writes there, and when it last said so. Times are in seconds since 1970."""
+
+    host: str
+    pid: Count
+    pid_space: str = Field(description="the kernel's number of the namespace that `pid` counts in")
+    command: str
+    since: float
+    beat: float
+
+
 class Removed(Record):
     """What must not be in ROOT/images: documents by id, samples as SPLIT/UNIT/KEY."""
 

@@ -1,0 +1,163 @@
+"""Leases: one writer a folder. `with lease.hold(FOLDER, "dnd train"): …` refuses while another process writes there.
+
+A holder is FOLDER/lease/NNNNNN.json, created only if absent; the highest number holds. Its holder rewrites it every
+BEAT seconds; whoever finds one that is dead creates the next number, so that of two that try one wins, on S3 too
+(If-None-Match alone). A holder that slept while another took over sees the higher number and must stop.
+"""
+
+from __future__ import annotations
+
+import os
+import re
+import socket
+import threading
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+import psutil
+
+from data_specs import storage
+from data_specs.records import LeaseHolder
+
+BEAT = 10.0  # seconds between two heartbeats
+LAPSE = 45.0  # seconds without a heartbeat after which a holder counts as dead
+LONG_AGO = 20 * LAPSE  # no two clocks differ by so much: a beat this old needs no watching
+
+
+class Lease:
+    """A folder's lease, held by this process until `release`; a thread keeps it alive."""
+
+    def __init__(self, folder: str, number: int, holder: LeaseHolder) -> None:
+        self.folder, self.number, self.holder = folder, number, holder
+        self.lost = False
+        self.ended = threading.Event()
+        self.thread = threading.Thread(target=self._beat, daemon=True)
+        self.thread.start()
+
+    def check(self) -> None:
+        """Raise ValueError where another process has taken the lease over: nothing more may be written."""
+        if self.lost:
+            raise ValueError(f"{self.folder}: another process took over, since this one stood still for {LAPSE:.0f} s")
+
+    def release(self) -> None:
+        """Give the lease back."""
+        self.ended.set()
+        self.thread.join()
+        storage.delete(_uri(self.folder, self.number))
+
+    def _beat(self) -> None:
+        while not self.ended.wait(BEAT) and not self.lost:
+            try:
+                self.lost = max(_numbers(self.folder), default=0) > self.number
+                if not self.lost:
+                    alive = self.holder.model_copy(update={"beat": time.time()})
+                    storage.write_bytes(_uri(self.folder, self.number), alive.to_json())
+            except OSError:  # storage that is gone for a while: the next beat tries again
+                continue
+
+
+def acquire(folder: str, command: str) -> Lease:
+    """Take the lease of a folder for this process.
+
+    Args:
+        folder: the folder, local or on S3.
+        command: what this process does, to be shown to others, for instance `dnd train`.
+
+    Raises:
+        ValueError: another process holds it; the message names its host, pid, command and start.
+    """
+    before = _newest(folder)
+    if before and not _is_dead(folder, *before):
+        raise _refusal(folder, before[1])
+    mine, number = _this_process(command), before[0] + 1 if before else 1
+    if not storage.create_if_absent(_uri(folder, number), mine.to_json()):
+        raise _refusal(folder, holder(folder))
+    others = [other for other in _numbers(folder) if other not in (number, before and before[0])]
+    if others:  # somebody came and went meanwhile, and another came
+        storage.delete(_uri(folder, number))
+        raise _refusal(folder, holder(folder))
+    if before:
+        storage.delete(_uri(folder, before[0]))
+    return Lease(folder, number, mine)
+
+
+@contextmanager
+def hold(folder: str, command: str) -> Iterator[Lease]:
+    """Hold the lease of a folder inside the block; raises as `acquire` does."""
+    lease = acquire(folder, command)
+    try:
+        yield lease
+    finally:
+        lease.release()
+
+
+def holder(folder: str) -> LeaseHolder | None:
+    """Return who holds a folder's lease, or held it when it died; None where nobody does."""
+    newest = _newest(folder)
+    return newest[1] if newest else None
+
+
+def _this_process(command: str) -> LeaseHolder:
+    now = time.time()
+    return LeaseHolder(
+        host=socket.gethostname(), pid=os.getpid(), pid_space=_pid_space(), command=command, since=now, beat=now
+    )
+
+
+def _pid_space() -> str:
+    try:
+        return os.readlink("/proc/self/ns/pid")
+    except OSError:
+        return ""
+
+
+def _refusal(folder: str, by: LeaseHolder | None) -> ValueError:
+    if by is None:
+        return ValueError(f"{folder}: another process came first and has just ended: try again")
+    since = time.strftime("%Y-%m-%d %H:%M:%S", time.localtime(by.since))
+    return ValueError(
+        f"{folder}: `{by.command}` writes here since {since} (host {by.host}, process {by.pid}): wait for it, end it, "
+        "or use another --root"
+    )
+
+
+def _is_dead(folder: str, number: int, found: LeaseHolder) -> bool:
+    """Whether a holder is gone: its process on this machine, or else its heartbeat, watched for as long as it takes."""
+    here = (found.host, found.pid_space) == (socket.gethostname(), _pid_space())
+    if here and not psutil.pid_exists(found.pid):
+        return True
+    if here and time.time() - found.beat < LAPSE:
+        return False
+    if time.time() - found.beat > LONG_AGO:
+        return True
+    deadline = time.monotonic() + LAPSE
+    while time.monotonic() < deadline:
+        if _read(folder, number) != found:  # it beats, or has just ended
+            return False
+        time.sleep(BEAT / 20)
+    return True
+
+
+def _newest(folder: str) -> tuple[int, LeaseHolder] | None:
+    for number in sorted(_numbers(folder), reverse=True):
+        if found := _read(folder, number):
+            return number, found
+    return None
+
+
+def _numbers(folder: str) -> list[int]:
+    names = (file.uri.rpartition("/")[2] for file in storage.list_files(storage.join(folder, "lease")))
+    return [int(match[1]) for name in names if (match := re.fullmatch(r"(\d{6})\.json", name))]
+
+
+def _uri(folder: str, number: int) -> str:
+    return storage.join(folder, "lease", f"{number:06d}.json")
+
+
+def _read(folder: str, number: int) -> LeaseHolder | None:
+    uri = _uri(folder, number)
+    try:
+        return LeaseHolder.parse(storage.read_bytes(uri), uri)
+    except FileNotFoundError:
+        return None
