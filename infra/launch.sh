@@ -1,12 +1,15 @@
 #!/usr/bin/env bash
-# Trains on this node: one call a node, with Slurm, a Kubernetes JobSet or a hostfile; alone, on this machine.
+# Trains on this node: one call a node, with Slurm, a Kubernetes JobSet, SkyPilot or a hostfile; alone, on this machine.
 #
-#   launch.sh --root ROOT [--deepspeed_config FILE]              arguments are train.loop's
-#   HOSTFILE=hosts NODE_RANK=1 launch.sh --root ROOT             on the second host of the file
+#   launch.sh [train] --root ROOT [--deepspeed_config FILE]      the transformer; arguments are train.loop's
+#   launch.sh train-tokenizer --root ROOT                        the tokenizer
+#   launch.sh check                                              a short all-reduce over all ranks, and its speed
+#   HOSTFILE=hosts NODE_RANK=1 launch.sh train --root ROOT       on the second host of the file
 #
 # Starts one rank for every GPU (one where there is none) and passes SIGTERM and SIGUSR1 on to them: they save, and all
-# end with 75. Ends with 0: finished; 75: stopped and saved, start it again; 2: what no restart mends; else a rank died. (torchrun and deepspeed both end with 1 for all of these, and kill
-# a rank 30 s after SIGTERM, in the middle of its checkpoint.)
+# end with 75. Ends with 0: finished; 75: stopped and saved, start it again; 2: what no restart mends; else a rank died.
+# (torchrun and deepspeed both end with 1 for all of these, and kill a rank 30 s after SIGTERM, in the middle of its
+# checkpoint.)
 #
 # Taken from the environment where set, else from Slurm, the JobSet or the hostfile:
 #   NUM_NODES  NODE_RANK  MASTER_ADDR  MASTER_PORT  RANKS_PER_NODE  OMP_NUM_THREADS  GRACE (seconds to end in)
@@ -20,8 +23,16 @@ trap 'exit 75' TERM USR1  # no rank runs yet
 die() { echo "launch.sh: $*" >&2; exit 2; }
 
 ((BASH_VERSINFO[0] * 100 + BASH_VERSINFO[1] >= 501)) || die "needs bash 5.1 or newer, this is $BASH_VERSION"
+stage=train
+if [[ ${1:-} != -* && $# -gt 0 ]]; then stage=$1; shift; fi
+case $stage in
+  train) module=train.loop ;;
+  train-tokenizer) module=tokenize_jobs.fit ;;
+  check) module=infra.doctor.collective ;;
+  *) die "$stage: give train, train-tokenizer or check" ;;
+esac
 
-# ---- who is here -----------------------------------------------------------------------------------------------------
+# ---- which node this is ----------------------------------------------------------------------------------------------
 node_rank=${NODE_RANK:-${SLURM_NODEID:-${JOB_COMPLETION_INDEX:-}}}
 if [[ -n ${HOSTFILE:-} ]]; then  # lines of `host slots=N`
   mapfile -t hosts < <(sed -n 's/#.*//; s/^[[:space:]]*\([^[:space:]]\+\).*/\1/p' "$HOSTFILE")
@@ -40,23 +51,27 @@ export MASTER_ADDR=${MASTER_ADDR:-127.0.0.1} MASTER_PORT=${MASTER_PORT:-29500}
 ((node_rank < num_nodes)) || die "node rank $node_rank, but there are $num_nodes nodes"
 [[ $num_nodes == 1 || $MASTER_ADDR != 127.0.0.1 || -n ${HOSTFILE:-} ]] || die "set MASTER_ADDR to the first node's address"
 
+# ---- what it has -----------------------------------------------------------------------------------------------------
 gpus=$(python -c 'import torch; print(torch.cuda.device_count())') || die "activate the environment first: see above"
+((gpus >= ${SLURM_GPUS_ON_NODE:-0})) || die "Slurm gave $SLURM_GPUS_ON_NODE GPUs, torch sees $gpus: \`dnd doctor\` says why"
 num_ranks=${RANKS_PER_NODE:-$((gpus > 0 ? gpus : 1))}
+cores=$(env -u OMP_NUM_THREADS nproc)
+((cores <= ${SLURM_CPUS_ON_NODE:-$cores})) || cores=$SLURM_CPUS_ON_NODE  # where Slurm counts cores but binds nobody
+((cores >= num_ranks)) || die "$cores cores for $num_ranks ranks on $(hostname): ask for whole nodes (sbatch --exclusive) or for cores with each GPU (--cpus-per-gpu)"
 export WORLD_SIZE=$((num_nodes * num_ranks))
-cores=${SLURM_CPUS_ON_NODE:-$(env -u OMP_NUM_THREADS nproc)}
-export OMP_NUM_THREADS=${OMP_NUM_THREADS:-$((cores > num_ranks ? cores / num_ranks : 1))}  # more: many times slower
+export OMP_NUM_THREADS=${OMP_NUM_THREADS:-$((cores / num_ranks))}  # more threads than cores: many times slower
 ((gpus)) || export DS_ACCELERATOR=cpu
 
 # ---- its ranks -------------------------------------------------------------------------------------------------------
 pids=()
 # shellcheck disable=SC2317  # called by traps
-tell() { kill -s USR1 "${pids[@]}" 2>/dev/null || true; }
-trap tell TERM USR1 INT
-for ((local = 0; local < num_ranks; local++)); do
-  RANK=$((node_rank * num_ranks + local)) LOCAL_RANK=$local python -m train.loop "$@" &
+pass_on() { kill -s USR1 "${pids[@]}" 2>/dev/null || true; }
+trap pass_on TERM USR1 INT
+for ((local_rank = 0; local_rank < num_ranks; local_rank++)); do
+  RANK=$((node_rank * num_ranks + local_rank)) LOCAL_RANK=$local_rank python -m "$module" "$@" &
   pids+=($!)
 done
-echo "launch.sh: node $node_rank of $num_nodes, $num_ranks of $WORLD_SIZE ranks, master $MASTER_ADDR:$MASTER_PORT"
+echo "launch.sh: $stage, node $node_rank of $num_nodes, $num_ranks of $WORLD_SIZE ranks on $cores cores, master $MASTER_ADDR:$MASTER_PORT"
 
 end_others() {  # they hang in a collective, or end by themselves
   trap 'kill $!; exit' TERM

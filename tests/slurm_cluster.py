@@ -1,4 +1,7 @@
-"""A real Slurm on loopback for tests: munged, slurmctld and nodes of one CPU each (`apt-get install slurm-wlm munge`).
+"""A real Slurm on loopback for tests: munged, slurmctld and nodes with all cores (`apt-get install slurm-wlm munge`).
+
+Each node says that it has every core of this machine, and binds tasks to the cores it gives them; and two GPUs, which
+Slurm counts and nobody has.
 
 Every cluster has its own ports, key and folder, and is up in about two seconds; only what was started here is ever
 ended. By hand: `python tests/slurm_cluster.py` starts one and prints the SLURM_CONF to export; Ctrl-C stops it.
@@ -38,9 +41,10 @@ SlurmdPidFile={folder}/slurmd-%n.pid
 SlurmctldLogFile={folder}/slurmctld.log
 SlurmdLogFile={folder}/slurmd-%n.log
 ProctrackType=proctrack/pgid
-TaskPlugin=task/none
+TaskPlugin=task/affinity
 SelectType=select/cons_tres
-SelectTypeParameters=CR_CPU
+SelectTypeParameters=CR_Core_Memory
+GresTypes=gpu
 SchedulerType=sched/backfill
 MpiDefault=none
 ReturnToService=2
@@ -48,7 +52,10 @@ KillWait=30
 {nodes}
 PartitionName=main Nodes=ALL Default=YES MaxTime=60 State=UP
 """
-NODE = "NodeName=n{number} NodeHostname={host} NodeAddr=127.0.0.1 Port={port} CPUs=1 RealMemory=2000 State=UNKNOWN"
+NODE = (
+    "NodeName=n{number} NodeHostname={host} NodeAddr=127.0.0.1 Port={port} CoresPerSocket={cores} RealMemory=2000 "
+    "Gres=gpu:2 State=UNKNOWN"
+)
 
 
 class Slurm(NamedTuple):
@@ -95,7 +102,7 @@ def wait_for(what: object, seconds: float, name: str) -> None:
 
 @contextmanager
 def slurm_cluster(num_nodes: int = 2) -> Iterator[Slurm]:
-    """A cluster of so many one-CPU nodes; its jobs and daemons end with the block, and with this process."""
+    """A cluster of so many nodes; its jobs and daemons end with the block, and with this process."""
     folder = Path(tempfile.mkdtemp(prefix="dnd-slurm-", dir="/tmp"))  # short: socket paths end at 107 characters
     slurm = Slurm(folder, os.environ | {"SLURM_CONF": str(folder / "slurm.conf"), "PATH": _path()})
     children: list[subprocess.Popen[bytes]] = []
@@ -135,9 +142,11 @@ def _configure(slurm: Slurm, num_nodes: int) -> None:
     (folder / "munge.key").write_bytes(secrets.token_bytes(64))
     (folder / "munge.key").chmod(0o400)
     control, *ports = _free_ports(1 + num_nodes)
-    nodes = "\n".join(NODE.format(number=number, host=host, port=port) for number, port in enumerate(ports))
+    same = {"host": host, "cores": os.cpu_count()}
+    nodes = "\n".join(NODE.format(number=number, port=port, **same) for number, port in enumerate(ports))
     text = CONF.format(host=host, user=getpass.getuser(), folder=folder, control=control, nodes=nodes)
     (folder / "slurm.conf").write_text(text)
+    (folder / "gres.conf").write_text("Name=gpu File=/dev/null,/dev/zero\n")
 
 
 def _idle(slurm: Slurm) -> int:

@@ -33,8 +33,8 @@ def hostfile(folder: Path, slots: int) -> dict[str, str]:
     return {"HOSTFILE": str(folder / "hosts"), "MASTER_PORT": str(free_ports(1)[0])}
 
 
-def launch(root: str, **variables: str) -> subprocess.Popen[str]:
-    command = [str(REPOSITORY / "infra/launch.sh"), "--root", root]
+def launch(*arguments: str, **variables: str) -> subprocess.Popen[str]:
+    command = [str(REPOSITORY / "infra/launch.sh"), *arguments]
     environment = ENVIRONMENT | {"OMP_NUM_THREADS": "1"} | variables
     pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.STDOUT}
     return subprocess.Popen(command, env=environment, cwd="/", text=True, **pipes)  # type: ignore[call-overload]
@@ -48,7 +48,7 @@ def has_rows(root: str) -> bool:
 def test_one_host_told_to_stop_stops_both_which_save_and_end_with_75(tmp_path: Path) -> None:
     root = root_of(tmp_path / "root", "train.steps=100000", "train.checkpoint_every=100000")
     hosts = hostfile(tmp_path, slots=1)
-    nodes = [launch(root, NODE_RANK=str(number), **hosts) for number in range(2)]
+    nodes = [launch("train", "--root", root, NODE_RANK=str(number), **hosts) for number in range(2)]
     try:
         wait_for(lambda: has_rows(root) or any(node.poll() is not None for node in nodes), 400, "steps")
         nodes[1].send_signal(signal.SIGTERM)
@@ -62,9 +62,30 @@ def test_one_host_told_to_stop_stops_both_which_save_and_end_with_75(tmp_path: P
 
 
 def test_a_root_without_spec_ends_with_2(tmp_path: Path) -> None:
-    alone = launch(str(tmp_path / "nowhere"))
+    alone = launch("--root", str(tmp_path / "nowhere"))
     said, _ = alone.communicate(timeout=400)
-    assert alone.returncode == 2 and "spec.yaml" in said and "node 0 of 1, 1 of 1 ranks" in said
+    assert alone.returncode == 2 and "spec.yaml" in said and "train, node 0 of 1, 1 of 1 ranks" in said
+
+
+def test_what_cannot_train_is_refused_before_a_rank_starts(tmp_path: Path) -> None:
+    cases = {
+        "give train, train-tokenizer or check": (("render", "--root", str(tmp_path)), {}),
+        "cores for 1024 ranks": (("train", "--root", str(tmp_path)), {"RANKS_PER_NODE": "1024"}),
+        "1 cores for 2 ranks": (("train", "--root", str(tmp_path)), {"RANKS_PER_NODE": "2", "SLURM_CPUS_ON_NODE": "1"}),
+        "Slurm gave 99 GPUs": (("train", "--root", str(tmp_path)), {"SLURM_GPUS_ON_NODE": "99"}),
+    }
+    refused = {said: launch(*arguments, **variables) for said, (arguments, variables) in cases.items()}
+    for said, process in refused.items():
+        output, _ = process.communicate(timeout=200)
+        assert process.returncode == 2 and said in output and "ranks on" not in output.replace(said, ""), output
+
+
+def test_the_check_reduces_over_all_ranks_and_says_how_fast(tmp_path: Path) -> None:
+    checked = launch("check", RANKS_PER_NODE="2", MASTER_PORT=str(free_ports(1)[0]))
+    output, _ = checked.communicate(timeout=300)
+    assert checked.returncode == 0 and "all-reduce of 64 MiB over 2 ranks by gloo: " in output, output
+    lonely = launch("check", NODE_RANK="5", NUM_NODES="2", MASTER_ADDR="localhost")
+    assert "node rank 5, but there are 2 nodes" in lonely.communicate(timeout=300)[0] and lonely.returncode == 2
 
 
 @pytest.mark.parametrize(
@@ -73,7 +94,7 @@ def test_a_root_without_spec_ends_with_2(tmp_path: Path) -> None:
 )
 def test_a_hostfile_that_does_not_do_is_refused(tmp_path: Path, text: str, complaint: str) -> None:
     (tmp_path / "hosts").write_text(text)
-    refused = launch(str(tmp_path), HOSTFILE=str(tmp_path / "hosts"))
+    refused = launch("--root", str(tmp_path), HOSTFILE=str(tmp_path / "hosts"))
     said, _ = refused.communicate(timeout=200)
     assert refused.returncode == 2 and complaint in said
 
@@ -82,7 +103,7 @@ def test_a_rank_that_dies_ends_the_others(tmp_path: Path) -> None:
     import psutil
 
     root = root_of(tmp_path / "root", "train.steps=100000")
-    alone = launch(root, RANKS_PER_NODE="2", MASTER_PORT=str(free_ports(1)[0]), GRACE="2")
+    alone = launch("train", "--root", root, RANKS_PER_NODE="2", MASTER_PORT=str(free_ports(1)[0]), GRACE="2")
     try:
         wait_for(lambda: has_rows(root) or alone.poll() is not None, 400, "steps")
         ranks = [p for p in psutil.Process(alone.pid).children() if "train.loop" in " ".join(p.cmdline())]

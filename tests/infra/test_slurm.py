@@ -1,8 +1,9 @@
-"""infra/slurm/train.sbatch under a real Slurm: two nodes, stopped twice in mid-training, end as if undisturbed."""
+"""infra/slurm/train.sbatch under a real Slurm: whole nodes; two nodes stopped twice end as if undisturbed."""
 
 from __future__ import annotations
 
 import json
+import os
 import random
 import sys
 from collections.abc import Iterator
@@ -21,7 +22,7 @@ FIGURES = ("step", "position", "bits_per_code_by_depth", "grad_norm", "val_ema_b
 
 @pytest.fixture(scope="module")
 def slurm() -> Iterator[Slurm]:
-    """Four nodes of one CPU; skips where Slurm is not installed."""
+    """Four nodes; skips where Slurm is not installed."""
     if missing := missing_binaries():
         pytest.skip(f"{', '.join(missing)} not installed: apt-get install --no-install-recommends slurm-wlm munge")
     with slurm_cluster(4) as cluster:
@@ -35,12 +36,13 @@ def root_of(folder: Path, *overrides: str) -> str:
     return root
 
 
-def submit(slurm: Slurm, root: str) -> str:
-    """Number of the job, as a user with the environment's Python on PATH submits it."""
-    variables = {"DND_WANDB": "0", "PATH": f"{Path(sys.executable).parent}:{slurm.environment['PATH']}"}
+def submit(slurm: Slurm, root: str, *options: str, stage: str = "train", **variables: str) -> str:
+    """Number of the job, as a user with the environment's Python on PATH submits it; four share this machine."""
+    variables = {"DND_WANDB": "0", "OMP_NUM_THREADS": "1"} | variables
+    variables["PATH"] = f"{Path(sys.executable).parent}:{slurm.environment['PATH']}"
     mine = slurm._replace(environment=slurm.environment | variables)
-    command = ("sbatch", "--parsable", "--nodes=2", f"--output={root}/log", "infra/slurm/train.sbatch", "--root", root)
-    return mine.run(*command, cwd=REPOSITORY)
+    where = ("--parsable", "--nodes=2", *options, f"--output={root}/log")
+    return mine.run("sbatch", *where, "infra/slurm/train.sbatch", stage, "--root", root, cwd=REPOSITORY)
 
 
 def ended(slurm: Slurm, job: str) -> dict[str, str]:
@@ -92,6 +94,26 @@ def test_what_no_restart_mends_ends_the_job(slurm: Slurm, tmp_path: Path) -> Non
     assert (end["JobState"], end["ExitCode"], end["Restarts"]) == ("FAILED", "2:0", "0")
     log = Path(root, "log").read_text()
     assert "use a number of ranks that divides 7" in log and "attempt 2" not in log
+
+
+def test_a_job_has_all_cores_of_its_nodes(slurm: Slurm, tmp_path: Path) -> None:
+    cores = os.cpu_count() or 1
+    job = submit(slurm, str(tmp_path), "--nodes=1", stage="check", RANKS_PER_NODE=str(cores))
+    assert ended(slurm, job)["JobState"] == "COMPLETED", (tmp_path / "log").read_text()
+    log = (tmp_path / "log").read_text()
+    assert f"{cores} of {cores} ranks on {cores} cores" in log and f"over {cores} ranks by gloo" in log
+    shared = ("--oversubscribe", "--gpus-per-node=1", "--cpus-per-gpu=1", "--mem=500")
+    ended(slurm, submit(slurm, str(tmp_path), *shared, stage="check", RANKS_PER_NODE="1"))
+    assert "Slurm gave 1 GPUs, torch sees 0" in (tmp_path / "log").read_text()  # this Slurm's GPUs are not there
+
+
+def test_a_run_that_makes_no_checkpoint_is_not_requeued_for_ever(slurm: Slurm, tmp_path: Path) -> None:
+    root = root_of(tmp_path / "root", "train.steps=100000")
+    job = submit(slurm, root, SLURM_RESTART_COUNT="3")
+    wait_for(lambda: Path(root, "log").exists() and "launch.sh: train" in Path(root, "log").read_text(), 200, "ranks")
+    slurm.run("scancel", "--batch", "--signal=USR1", job)
+    assert ended(slurm, job)["JobState"] == "FAILED"
+    assert "no new checkpoint in this run" in Path(root, "log").read_text()
 
 
 @pytest.mark.long
