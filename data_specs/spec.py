@@ -6,6 +6,7 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Annotated, Any, Literal, get_args
 
@@ -13,6 +14,7 @@ import yaml
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
 
 PRESETS = Path(__file__).parent / "presets"
+PARTS = ("render", "tokenizer", "tokenize", "transformer", "train", "sample", "evaluate")  # of a spec, by stage
 
 # Layers, heads, width (paper, table of model sizes; 1B … 7B as in the released code).
 SIZES: dict[str, tuple[int, int, int]] = {
@@ -442,26 +444,37 @@ class Evaluate(Part):
 
 
 class Spec(Part):
-    """A whole run."""
+    """A whole run. The parts of stages that are not used may be missing; `require` says which a command needs."""
 
     name: str = Field(pattern=r"^[A-Za-z0-9_-]+$")
     seed: int = Field(0, ge=0, lt=2**31)
     shape: Shape
-    render: Render
-    tokenizer: Tokenizer
+    render: Render = Field(default=None, description="documents to image shards")
+    tokenizer: Tokenizer = Field(default=None, description="the RQ-VAE and its training")
     tokenize: Tokenize = Tokenize()
-    transformer: Transformer
-    train: Train
+    transformer: Transformer = Field(default=None, description="the DnD transformer")
+    train: Train = Field(default=None, description="training of the transformer")
     sample: Sample = Sample()
     evaluate: Evaluate = Evaluate()
 
     @model_validator(mode="after")
     def _stages_agree(self) -> Spec:
-        if len(self.transformer.head_layers) != self.shape.depth:
+        if self.transformer and len(self.transformer.head_layers) != self.shape.depth:
             raise ValueError(
                 f"transformer.head_layers has {len(self.transformer.head_layers)} entries for shape.depth "
                 f"{self.shape.depth}: give one layer for each depth"
             )
+        if self.tokenizer:
+            self._reduction_fits()
+        if self.render and self.render.crop_size and self.render.crop_size < self.shape.image_size:
+            raise ValueError(
+                f"render.crop_size {self.render.crop_size} is below shape.image_size {self.shape.image_size}"
+            )
+        if self.render and (self.render.store == "ten_crop") != (self.tokenize.views == "ten_crop"):
+            raise ValueError("render.store and tokenize.views must both be ten_crop or neither")
+        return self
+
+    def _reduction_fits(self) -> None:
         reduction = self.shape.image_size // self.shape.grid[0]
         levels = len(self.tokenizer.channel_multipliers)
         reduces = self.tokenizer.patch * 2 ** (levels - 1)
@@ -470,31 +483,39 @@ class Spec(Part):
                 f"tokenizer.patch and the {levels} levels of channel_multipliers reduce by {reduces}, but image_size / "
                 f"grid is {reduction}: patch * 2^(levels - 1) must divide that"
             )
-        if self.render.crop_size and self.render.crop_size < self.shape.image_size:
-            raise ValueError(
-                f"render.crop_size {self.render.crop_size} is below shape.image_size {self.shape.image_size}"
-            )
-        if (self.render.store == "ten_crop") != (self.tokenize.views == "ten_crop"):
-            raise ValueError("render.store and tokenize.views must both be ten_crop or neither")
-        return self
 
     @model_validator(mode="after")
     def _sample_fits(self) -> Spec:
-        part, number = self.sample, self.transformer.num_classes
-        if outside := [cls for cls in part.listed_classes if not 0 <= cls < number]:
-            raise ValueError(f"sample.classes holds {outside[0]}: the transformer's classes are 0..{number - 1}")
+        part = self.sample
         if part.classes not in ("uniform", "per_class") and not part.listed_classes:
             raise ValueError(f"sample.classes {part.classes} names no class: give a list or a rising range such as 0-9")
         for name in ("guidance", "temperature", "top_k", "top_p"):
             values = getattr(part, name)
             if isinstance(values, list) and len(values) != self.shape.depth:
                 raise ValueError(f"sample.{name} {values}: give one number, or {self.shape.depth} (one per depth)")
+        if self.transformer:
+            self._sample_fits_transformer()
+        return self
+
+    def _sample_fits_transformer(self) -> None:
+        part, number = self.sample, self.transformer.num_classes
+        if outside := [cls for cls in part.listed_classes if not 0 <= cls < number]:
+            raise ValueError(f"sample.classes holds {outside[0]}: the transformer's classes are 0..{number - 1}")
         guided = part.guidance if isinstance(part.guidance, list) else [part.guidance]
         if any(scale != 1 for scale in guided) and not self.transformer.class_dropout:
             raise ValueError(
                 f"sample.guidance {part.guidance} needs a model trained with transformer.class_dropout: use guidance 1"
             )
-        return self
+
+    def require(self, *parts: str) -> None:
+        """Refuses a spec that lacks a part which a command works by.
+
+        Raises:
+            ValueError: names the first part that is missing.
+        """
+        for part in parts:
+            if getattr(self, part) is None:
+                raise ValueError(f"spec {self.name}: {part}: is missing, and this command works by it; add it")
 
     @property
     def stored_size(self) -> int:
@@ -503,7 +524,11 @@ class Spec(Part):
 
     def to_yaml(self) -> str:
         """The resolved spec, as ROOT/spec.yaml holds it."""
-        return yaml.safe_dump(self.model_dump(mode="json"), sort_keys=False)
+        return yaml.safe_dump(self.tree(), sort_keys=False)
+
+    def tree(self) -> dict[str, Any]:
+        """The resolved spec as YAML's plain types, without the parts that are missing."""
+        return self.model_dump(mode="json", exclude={part for part in PARTS if getattr(self, part) is None})
 
 
 def presets() -> list[str]:
@@ -511,7 +536,7 @@ def presets() -> list[str]:
     return sorted(path.stem for path in PRESETS.glob("*.yaml"))
 
 
-def load_spec(name_or_path: str | Path, overrides: tuple[str, ...] | list[str] = ()) -> Spec:
+def load_spec(name_or_path: str | Path, overrides: Sequence[str] = ()) -> Spec:
     """Reads a preset by name or a YAML file, with `a.b=c` overrides.
 
     A file may name another spec under `base:`; its own keys are laid over that one.
@@ -527,10 +552,13 @@ def load_spec(name_or_path: str | Path, overrides: tuple[str, ...] | list[str] =
         raise ValueError(_explain(path, error)) from None
 
 
-def parse_spec(text: str, origin: str) -> Spec:
+def parse_spec(text: str, origin: str, overrides: Sequence[str] = ()) -> Spec:
     """Reads a spec from its YAML text (ROOT/spec.yaml, local or on S3); `origin` names it in errors."""
+    tree = _mapping(text, origin)
+    for override in overrides:
+        _set(tree, override)
     try:
-        return Spec.model_validate(_mapping(text, origin))
+        return Spec.model_validate(tree)
     except ValidationError as error:
         raise ValueError(_explain(origin, error)) from None
 

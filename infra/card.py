@@ -14,9 +14,10 @@ import yaml
 
 from data_specs import storage
 from data_specs.manifest import read_manifest
+from data_specs.root import spec_of
 from data_specs.scratch import scratch_folder
 from data_specs.shards import Shard
-from data_specs.spec import Spec, parse_spec
+from data_specs.spec import Spec
 from data_specs.units import read_plan
 
 SPLITS = ("train", "val")
@@ -32,7 +33,7 @@ def write_card(root: str) -> str:
     """
     images = storage.join(root, "images")
     manifests = {split: read_manifest(storage.join(images, split, "manifest.json")) for split in SPLITS}
-    spec = parse_spec(storage.read_text(storage.join(root, "spec.yaml")), f"{root}/spec.yaml")
+    spec = spec_of(root, "images")
     documents, samples, shown = Counter[str](), Counter[str](), list[dict[str, Any]]()
     with scratch_folder() as folder:
         path = folder / "attribution.jsonl"
@@ -126,7 +127,7 @@ def _body(
     yield f"\n## Attribution\n\n`attribution.jsonl` names all {sum(documents.values())} documents; the first of them:\n"
     yield from (f"- {_attribution(named)}" for named in shown)
     yield "\n## How it was made\n"
-    yield "    dnd render spec.yaml --root ROOT\n"
+    yield "    dnd render images/spec.yaml --root ROOT\n"
     yield "with " + ", ".join(f"{name} {number}" for name, number in versions.items()) + " and this spec:\n"
     yield "```yaml\n" + spec.to_yaml() + "```"
 

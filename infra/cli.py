@@ -9,7 +9,7 @@ from typing import Annotated
 
 import typer
 
-from data_specs.spec import presets
+from data_specs.spec import PARTS, presets
 from infra.commands import bench, clusters, data, evaluation, exchange, tokenizer, transformer
 from infra.commands.options import (
     AddressOpt,
@@ -36,8 +36,8 @@ for part in (data, clusters, tokenizer, transformer, evaluation, exchange, bench
 
 @app.command()
 def run(
-    spec: SpecArg,
     root: RootOpt,
+    spec: SpecArg = None,
     set_: SetOpt = None,
     ray_address: AddressOpt = None,
     workers: WorkersOpt = None,
@@ -46,7 +46,7 @@ def run(
     """All stages in order, from documents to the report; finished ones are recognised and passed over."""
     from infra.demo import run_all
 
-    resolved, root = open_root(spec, root, set_)
+    resolved, root = open_root(spec, root, set_, *PARTS)
     print(f"report: {run_all(resolved, root, compute_workers(ray_address, workers), ranks)}")
 
 

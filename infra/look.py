@@ -14,8 +14,9 @@ from PIL import Image, ImageDraw, ImageFont
 
 from data_specs import storage
 from data_specs.receipts import Receipt, read_receipt, receipt_name
+from data_specs.root import spec_of
 from data_specs.shards import Shard
-from data_specs.spec import Filters, Spec, parse_spec
+from data_specs.spec import Filters, Spec
 from data_specs.units import Dropped, Plan, Sample, Unit, read_plan
 from pipeline.extend import without
 from pipeline.removal import read_removed
@@ -37,7 +38,7 @@ def look(root: str, set_name: str, number: int) -> str:
     receipt = read_receipt(storage.join(set_uri, receipt_name(number)), plan.digest)
     if unit is None or receipt is None:
         raise ValueError(f"{set_uri}: unit {number} of {plan.num_units} is not done")
-    spec = parse_spec(storage.read_text(storage.join(root, "spec.yaml")), f"{root}/spec.yaml")
+    spec = spec_of(root, "images")
     rows = list(_rows(spec, plan, unit, receipt))
     uri = storage.join(root, "look", f"{set_name.replace('/', '-')}-{number:06d}.png")
     buffer = io.BytesIO()

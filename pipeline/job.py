@@ -14,6 +14,7 @@ from pathlib import Path
 from data_specs import digest, storage
 from data_specs.manifest import Manifest
 from data_specs.receipts import Receipt, commit, valid_receipts
+from data_specs.root import record_spec
 from data_specs.scratch import scratch_folder
 from data_specs.spec import Spec
 from data_specs.units import Plan, Unit, extend_plan, read_plan, write_plan
@@ -37,6 +38,7 @@ def render(
     Raises ValueError for an empty source or a root made for another spec, UnitsFailed where units failed for good.
     """
     plans = _extended(spec, root, retry_rejected) if extend or retry_rejected else _plans(spec, root)
+    record_spec(spec, root, "images", ("render",))
     run = lambda split: run_plan(  # noqa: E731
         plans[split], partial(_setup, spec, plans[split]), workers, "images", f"render {split}"
     )

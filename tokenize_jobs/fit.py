@@ -28,7 +28,8 @@ from data_specs import digest, open_shards, storage
 from data_specs.curve import Curve
 from data_specs.manifest import read_manifest
 from data_specs.progress import Progress
-from data_specs.spec import Spec, parse_spec
+from data_specs.root import read_spec, record_spec, spec_of
+from data_specs.spec import Spec
 from tokenize_jobs.batches import Place, deal, draw, read_batches
 from tokenize_jobs.device import layout, pick_device, to_tensor, training_dtype
 from tokenize_jobs.learner import Learner
@@ -137,6 +138,8 @@ def fit(spec: Spec, root: str) -> None:
         return
     lpips_of(spec, root)  # refused before the folder is claimed
     digest.claim(folder, identity(spec, root))
+    if not (dist.is_initialized() and dist.get_rank()):
+        record_spec(spec, root, "tokenizer", ("tokenizer",))
     if _finished_step(folder) >= spec.tokenizer.steps:
         return
     run = Run(spec, root)
@@ -292,14 +295,16 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--root", required=True)
     parser.add_argument("--local_rank", help=argparse.SUPPRESS)  # DeepSpeed's launcher gives it
-    root = parser.parse_args().root
+    parser.add_argument("--spec", help="a YAML file (default: what the training began with, else ROOT/spec.yaml)")
+    arguments = parser.parse_args()
+    root = arguments.root
     logging.basicConfig(level=logging.WARNING, format="%(levelname)s %(name)s: %(message)s")
     if "RANK" in os.environ:
         dist.init_process_group("nccl" if torch.cuda.is_available() else "gloo")
     if torch.cuda.is_available():
         torch.cuda.set_device(pick_device())
     try:
-        fit(parse_spec(storage.read_text(storage.join(root, "spec.yaml")), f"{root}/spec.yaml"), root)
+        fit(read_spec(arguments.spec, root) if arguments.spec else spec_of(root, "tokenizer"), root)
     except (ValueError, OSError) as error:
         if os.environ.get("RANK", "0") == "0":
             print(f"train-tokenizer: {error}", file=sys.stderr, flush=True)

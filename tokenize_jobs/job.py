@@ -14,6 +14,7 @@ from PIL import __version__ as pillow_version
 from data_specs import digest, open_shards, storage
 from data_specs.manifest import Manifest, read_manifest
 from data_specs.receipts import discard
+from data_specs.root import record_spec
 from data_specs.spec import Spec
 from data_specs.units import Plan, Unit, extend_plan, read_plan, write_plan
 from pipeline.runner import Stage, Workers, connect, run_plan
@@ -30,6 +31,7 @@ def tokenize(spec: Spec, root: str, workers: Workers) -> dict[str, Manifest]:
     made: dict[str, Manifest] = {}
     for split, images in spec.tokenize.images.items():
         plan = _plan(spec, root, "encode", storage.join(root, images), f"codes/{split}", split, parts, workers)
+        record_spec(spec, root, "codes", ("tokenize",))
         made[split] = run_plan(plan, partial(_setup, spec, root, plan), workers, "codes", f"tokenize {split}")
     return made
 

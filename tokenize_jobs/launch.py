@@ -10,6 +10,7 @@ from pathlib import Path
 import torch
 
 from data_specs import storage
+from data_specs.scratch import scratch_folder
 from data_specs.spec import Spec
 from tokenize_jobs.fit import fit
 
@@ -25,10 +26,12 @@ def train_tokenizer(spec: Spec, root: str, *, ranks: int = 1) -> None:
         fit(spec, root)
         return
     root = storage.absolute(root)
-    storage.write_text(storage.join(root, "spec.yaml"), spec.to_yaml())  # the ranks read it
     launcher = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node", str(ranks)]
-    command = [*launcher, "-m", "tokenize_jobs.fit", "--root", root]
-    code = subprocess.run(command, env=_environment(ranks), check=False).returncode
+    with scratch_folder() as folder:
+        spec_file = folder / "spec.yaml"
+        spec_file.write_text(spec.to_yaml(), encoding="utf-8")
+        command = [*launcher, "-m", "tokenize_jobs.fit", "--root", root, "--spec", str(spec_file)]
+        code = subprocess.run(command, env=_environment(ranks), check=False).returncode
     if code:
         raise ValueError(f"{root}/tokenizer: training ended with code {code}; see the output above")
 

@@ -38,9 +38,8 @@ def train(spec: Spec, root: str, *, ranks: int = 1, deepspeed_config: str | None
     digest.claim(storage.join(root, "transformer"), identity(spec, root))
     if finished_step(root) >= spec.train.steps:
         return
-    _write_spec(spec, root)
     for left in range(spec.train.max_restarts, -1, -1):
-        code, message = _run_once(command(root, ranks, deepspeed_config), ranks)
+        code, message = _run_once(spec, root, ranks, deepspeed_config)
         if code == 0 or finished_step(root) >= spec.train.steps:
             return
         if code == STOPPED:
@@ -54,17 +53,12 @@ def train(spec: Spec, root: str, *, ranks: int = 1, deepspeed_config: str | None
     )
 
 
-def _write_spec(spec: Spec, root: str) -> None:
-    """The ranks read ROOT/spec.yaml: it must say what this call says."""
-    uri, text = storage.join(root, "spec.yaml"), spec.to_yaml()
-    if not storage.exists(uri) or storage.read_text(uri) != text:
-        storage.write_text(uri, text)
-
-
-def _run_once(arguments: list[str], ranks: int) -> tuple[int, str]:
+def _run_once(spec: Spec, root: str, ranks: int, deepspeed_config: str | None) -> tuple[int, str]:
     """Runs the launcher once; its exit code and the message the run left, if any."""
     with scratch_folder() as folder:
-        errors = folder / "error"
+        errors, spec_file = folder / "error", folder / "spec.yaml"
+        spec_file.write_text(spec.to_yaml(), encoding="utf-8")
+        arguments = [*command(root, ranks, deepspeed_config), "--spec", str(spec_file)]
         environment = _environment(ranks) | {"DND_ERROR_FILE": str(errors)}
         process = subprocess.Popen(arguments, env=environment)
         try:

@@ -29,7 +29,8 @@ from torch import Tensor
 from data_specs import digest, storage
 from data_specs.curve import Curve
 from data_specs.progress import Progress
-from data_specs.spec import ShardInput, Spec, parse_spec
+from data_specs.root import read_spec, record_spec, spec_of
+from data_specs.spec import ShardInput, Spec
 from tokenize_jobs.decode import png
 from tokenize_jobs.device import pick_device
 from tokenize_jobs.fit import rate_factor
@@ -319,6 +320,8 @@ def fit(spec: Spec, root: str, user_config: dict[str, Any] | None = None) -> boo
     Raises ValueError for a root made for something else, damaged data, and a loss that is not finite.
     """
     digest.claim(storage.join(root, "transformer"), identity(spec, root))
+    if dist.get_rank() == 0:
+        record_spec(spec, root, "transformer", ("transformer", "train"))
     if finished_step(root) >= spec.train.steps:
         return True
     run = Run(spec, root, user_config)
@@ -351,12 +354,13 @@ def main() -> None:
     """Entry of the launcher: every rank trains on its share of each batch."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--root", required=True)
+    parser.add_argument("--spec", help="a YAML file (default: what the training began with, else ROOT/spec.yaml)")
     parser.add_argument("--local_rank", type=int, default=0, help="given by the launcher")
     parser.add_argument("--deepspeed_config", help="JSON that adds what the spec does not own")
     arguments = parser.parse_args()
     root = storage.absolute(arguments.root)
     try:
-        spec = parse_spec(storage.read_text(storage.join(root, "spec.yaml")), f"{root}/spec.yaml")
+        spec = read_spec(arguments.spec, root) if arguments.spec else spec_of(root, "transformer")
         join_ranks(timedelta(seconds=spec.train.rank_timeout))
         finished = fit(spec, root, read_user_config(arguments.deepspeed_config))
     except (ValueError, FileNotFoundError) as error:

@@ -13,6 +13,7 @@ import torch
 from data_specs import digest, open_shards, storage
 from data_specs.manifest import Manifest, read_manifest
 from data_specs.receipts import Receipt, commit
+from data_specs.root import record_spec
 from data_specs.spec import Spec
 from data_specs.units import Plan, Sample, Unit, read_plan, write_plan
 from pipeline.runner import Stage, Workers, run_plan
@@ -33,6 +34,7 @@ def sample(spec: Spec, root: str, workers: Workers) -> Manifest:
     plan = _plan(spec, root, workers)
     workers = workers if workers.gpus else workers._replace(cpus=float(spec.sample.threads))
     refuse_misfit(spec, storage.join(root, "transformer", "transformer.json"))
+    record_spec(spec, root, f"samples/{spec.sample.name}", ())
     return run_plan(plan, partial(_setup, spec, root, plan), workers, "codes", f"sample {spec.sample.name}", "images")
 
 

@@ -7,7 +7,7 @@ from typing import Annotated
 import typer
 
 from data_specs import storage
-from infra.commands.options import AddressOpt, RootOpt, SetOpt, SpecArg, WorkersOpt, open_root, read_spec
+from infra.commands.options import AddressOpt, RootOpt, SetOpt, SpecArg, WorkersOpt, open_root
 from infra.submit.engines import Engine
 from infra.submit.job import Stage
 
@@ -17,10 +17,10 @@ app = typer.Typer()
 @app.command(context_settings={"allow_extra_args": True})
 def submit(
     context: typer.Context,
-    spec: SpecArg,
     root: RootOpt,
     on: Annotated[Engine, typer.Option("--on", help="what runs it")],
     stage: Annotated[Stage, typer.Option("--stage", help="what runs")],
+    spec: SpecArg = None,
     set_: SetOpt = None,
     workers: WorkersOpt = None,
     nodes: Annotated[int, typer.Option("--nodes", min=1, help="nodes that train together")] = 1,
@@ -29,22 +29,23 @@ def submit(
     ray_address: AddressOpt = None,
     dry_run: Annotated[bool, typer.Option("--dry-run", help="print the job; write and send nothing")] = False,
 ) -> None:
-    """One stage as a job on Ray, Slurm, Kubernetes or here; spec and code version go into the root.
+    """One stage as a job on Ray, Slurm, Kubernetes or here; its spec and the code's version go into the root.
 
-    ROOT/spec.yaml and ROOT/code.json are all that is needed to run it again. Submit again what was interrupted.
+    ROOT/submitted/STAGE.yaml and ROOT/code.json are all that is needed to run it again. Submit again what was
+    interrupted.
     What stands after `--` goes to the stage's own command: `-- --extend`.
     """
     from infra.submit.code_version import record
     from infra.submit.engines import request
-    from infra.submit.job import Job
+    from infra.submit.job import Job, submitted
 
-    read_spec(spec, set_)  # a mistake is told before anything is asked for
+    resolved, root = open_root(spec, root, set_)
     options = tuple(context.args)
-    wanted = request(Job(stage, storage.absolute(root), workers, nodes, gpus, image, ray_address, options), on)
+    wanted = request(Job(stage, root, workers, nodes, gpus, image, ray_address, options), on)
     if dry_run:
         print(wanted.text, end="")
         return
-    _, root = open_root(spec, root, set_)
+    storage.write_text(submitted(root, stage), resolved.to_yaml())
     record(root, stage, {"on": on, "image": image, "job": wanted.text})
     print(wanted.send())
 

@@ -25,8 +25,8 @@ app = typer.Typer()
 
 @app.command()
 def render(
-    spec: SpecArg,
     root: RootOpt,
+    spec: SpecArg = None,
     set_: SetOpt = None,
     ray_address: AddressOpt = None,
     workers: WorkersOpt = None,
@@ -41,7 +41,7 @@ def render(
     """Documents -> image shards (ROOT/images/{train,val}). Run it again to finish what was interrupted."""
     from pipeline.job import render as run
 
-    resolved, root = open_root(spec, root, set_)
+    resolved, root = open_root(spec, root, set_, "render")
     crew = Workers(ray_address, workers, max_failures=max_failures)
     for split, manifest in run(resolved, root, crew, extend, retry_rejected).items():
         print(f"images/{split}: {totals(manifest)}")

@@ -32,7 +32,7 @@ SamplesOpt = Annotated[str, typer.Option("--samples", help="image shard set of g
 
 
 @evaluate.command()
-def summary(spec: SpecArg, root: RootOpt, set_: SetOpt = None) -> None:
+def summary(root: RootOpt, spec: SpecArg = None, set_: SetOpt = None) -> None:
     """The report's figures on reconstructions and samples (ROOT/evaluation/summary.json)."""
     from train.evaluation.summary import summarise
 

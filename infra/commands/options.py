@@ -8,10 +8,14 @@ from typing import Annotated, Any
 import typer
 
 from data_specs import storage
-from data_specs.spec import Spec, load_spec
+from data_specs.root import read_spec
+from data_specs.spec import Spec
 from pipeline.runner import MAX_FAILURES, Workers
 
-SpecArg = Annotated[str, typer.Argument(help="a preset (see `dnd presets`) or a YAML file", metavar="SPEC")]
+SpecArg = Annotated[
+    str | None,
+    typer.Argument(help="a preset (see `dnd presets`) or a YAML file (default: ROOT/spec.yaml)", metavar="[SPEC]"),
+]
 RootOpt = Annotated[
     str, typer.Option("--root", help="where everything of this run lies: a folder or s3://bucket/prefix")
 ]
@@ -33,18 +37,16 @@ RanksOpt = Annotated[
 ]
 
 
-def open_root(spec: str, root: str, overrides: list[str] | None) -> tuple[Spec, str]:
-    """Reads the spec, makes the root absolute, and writes the resolved spec into it."""
-    resolved, root = read_spec(spec, overrides), storage.absolute(root)
-    uri = storage.join(root, "spec.yaml")
-    if not storage.exists(uri) or storage.read_text(uri) != resolved.to_yaml():
-        storage.write_text(uri, resolved.to_yaml())
+def open_root(spec: str | None, root: str, overrides: list[str] | None, *parts: str) -> tuple[Spec, str]:
+    """Reads the spec of a command, by default the root's own, and makes the root absolute; writes nothing.
+
+    Args:
+        parts: keys of the spec without which the command cannot work.
+    """
+    root = storage.absolute(root)
+    resolved = read_spec(spec, root, overrides or [])
+    resolved.require(*parts)
     return resolved, root
-
-
-def read_spec(spec: str, overrides: list[str] | None) -> Spec:
-    """The spec of a preset, a file, or another root's s3://…/spec.yaml, with overrides."""
-    return load_spec(storage.local_copy(spec) if storage.is_remote(spec) else spec, overrides or [])
 
 
 def compute_workers(address: str | None, number: int | None, max_failures: int = MAX_FAILURES) -> Workers:

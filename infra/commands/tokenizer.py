@@ -25,18 +25,18 @@ app = typer.Typer()
 
 
 @app.command("train-tokenizer")
-def train_tokenizer(spec: SpecArg, root: RootOpt, set_: SetOpt = None, ranks: RanksOpt = 1) -> None:
+def train_tokenizer(root: RootOpt, spec: SpecArg = None, set_: SetOpt = None, ranks: RanksOpt = 1) -> None:
     """Trains the RQ-VAE on the image shards (ROOT/tokenizer); resumes from its last checkpoint."""
     from tokenize_jobs.launch import train_tokenizer as run
 
-    resolved, root = open_root(spec, root, set_)
+    resolved, root = open_root(spec, root, set_, "tokenizer")
     run(resolved, root, ranks=ranks)
 
 
 @app.command()
 def tokenize(
-    spec: SpecArg,
     root: RootOpt,
+    spec: SpecArg = None,
     set_: SetOpt = None,
     ray_address: AddressOpt = None,
     workers: WorkersOpt = None,
@@ -52,8 +52,8 @@ def tokenize(
 
 @app.command()
 def decode(
-    spec: SpecArg,
     root: RootOpt,
+    spec: SpecArg = None,
     set_: SetOpt = None,
     ray_address: AddressOpt = None,
     workers: WorkersOpt = None,
@@ -72,8 +72,8 @@ def decode(
 
 @app.command()
 def reconstruct(
-    spec: SpecArg,
     root: RootOpt,
+    spec: SpecArg = None,
     set_: SetOpt = None,
     ray_address: AddressOpt = None,
     workers: WorkersOpt = None,

@@ -24,8 +24,8 @@ app = typer.Typer()
 
 @app.command()
 def train(
-    spec: SpecArg,
     root: RootOpt,
+    spec: SpecArg = None,
     set_: SetOpt = None,
     ranks: RanksOpt = 1,
     deepspeed_config: Annotated[
@@ -35,14 +35,14 @@ def train(
     """Trains the transformer with DeepSpeed (ROOT/transformer); resumes from its last checkpoint."""
     from train.job import train as run
 
-    resolved, root = open_root(spec, root, set_)
+    resolved, root = open_root(spec, root, set_, "transformer", "train")
     run(resolved, root, ranks=ranks, deepspeed_config=deepspeed_config)
 
 
 @app.command()
 def sample(
-    spec: SpecArg,
     root: RootOpt,
+    spec: SpecArg = None,
     set_: SetOpt = None,
     ray_address: AddressOpt = None,
     workers: WorkersOpt = None,
@@ -53,7 +53,8 @@ def sample(
     from train.sample_job import refuse_misfit
     from train.sample_job import sample as run
 
-    resolved, root = open_root(spec, root, [*(set_ or []), *([f"sample.num={num}"] if num else [])])
+    overrides = [*(set_ or []), *([f"sample.num={num}"] if num else [])]
+    resolved, root = open_root(spec, root, overrides, "transformer")
     refuse_misfit(resolved, storage.join(root, resolved.tokenize.tokenizer, "tokenizer.json"))  # before hours of work
     use, out = compute_workers(ray_address, workers), f"samples/{resolved.sample.name}"
     run(resolved, root, use)
@@ -63,7 +64,7 @@ def sample(
 
 @app.command()
 def memory(
-    spec: SpecArg,
+    spec: Annotated[str, typer.Argument(help="a preset (see `dnd presets`) or a YAML file", metavar="SPEC")],
     gpus: Annotated[int, typer.Option("--gpus", min=1, help="GPUs that train together")] = 8,
     size: Annotated[str, typer.Option("--memory", help="memory of one GPU: 80GB, 141GB, 40GiB")] = "80GB",
     set_: SetOpt = None,
@@ -73,4 +74,5 @@ def memory(
     from train.memory import parse_bytes, table
 
     resolved = load_spec(spec, set_ or [])
+    resolved.require("transformer", "train")
     print("\n".join(table(resolved, config_of(resolved), gpus, parse_bytes(size))))

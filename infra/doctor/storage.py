@@ -28,7 +28,7 @@ def storage_findings(root: str) -> Iterator[Finding]:
     if not all(right.ok for right in rights) or not storage.exists(uri):
         return
     spec = parse_spec(storage.read_text(uri), uri)
-    for source in spec.render.sources:
+    for source in spec.render.sources if spec.render else ():
         if storage.is_remote(getattr(source, "uri", "")):
             yield _source(source)
 

@@ -17,7 +17,8 @@ import numpy as np
 
 from data_specs import open_shards, storage
 from data_specs.receipts import valid_receipts
-from data_specs.spec import Spec, parse_spec
+from data_specs.root import read_spec
+from data_specs.spec import Spec
 from data_specs.units import read_plan
 from data_specs.verify import find_shard_sets
 from infra.report.tables import against_published, table_of
@@ -33,7 +34,7 @@ PACKAGES = ("torch", "deepspeed", "ray", "pymupdf", "pillow", "webdataset")
 
 def write_report(root: str) -> str:
     """Writes the report and returns the page's address; the page says which stages have not run."""
-    spec = parse_spec(storage.read_text(storage.join(root, "spec.yaml")), f"{root}/spec.yaml")
+    spec = read_spec(None, root)
     provenance = with_provenance({}, sys.argv)
     evaluations = list(_evaluations(root))
     metrics = {

@@ -1,6 +1,6 @@
-"""What code a job ran, written into the root: with ROOT/spec.yaml it is all that is needed to run the stage again.
+"""What code a job ran, written into the root: with ROOT/submitted/STAGE.yaml all that is needed to run it again.
 
-git checkout COMMIT && git apply code-PATCH.patch && make test    # then: dnd STAGE ROOT/spec.yaml --root NEW
+git checkout COMMIT && git apply code-PATCH.patch && make test    # dnd STAGE ROOT/submitted/STAGE.yaml --root NEW
 """
 
 from __future__ import annotations

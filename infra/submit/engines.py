@@ -12,7 +12,7 @@ from typing import Any, Literal, NamedTuple
 import yaml
 
 from infra.submit import kubernetes
-from infra.submit.job import DISTRIBUTED, REPOSITORY, Job, command, environment, settled, variables
+from infra.submit.job import DISTRIBUTED, REPOSITORY, Job, command, environment, settled, submitted, variables
 
 Engine = Literal["local", "ray", "slurm", "kubernetes"]
 
@@ -85,7 +85,8 @@ def slurm_command(job: Job) -> list[str]:
     gpus = [f"--gpus-per-node={job.gpus}"] if job.gpus else []
     if job.stage == "train":
         script = str(REPOSITORY / "infra/slurm/train.sbatch")
-        return ["sbatch", f"--nodes={job.nodes}", *gpus, script, "--root", job.root, *job.options]
+        spec = ["--spec", submitted(job.root, job.stage)]
+        return ["sbatch", f"--nodes={job.nodes}", *gpus, script, "--root", job.root, *spec, *job.options]
     cpus = [f"--cpus-per-task={job.workers}"] if job.workers else []
     options = (f"--job-name=dnd-{job.stage}", "--requeue", "--open-mode=append", "--output=%x-%j.log", "--nodes=1")
     return ["sbatch", *options, *gpus, *cpus, f"--wrap=exec {shlex.join(command(job))}"]

@@ -46,9 +46,14 @@ def settled(job: Job, on: str) -> Job:
     return job
 
 
+def submitted(root: str, stage: str) -> str:
+    """Where a stage's job finds the spec that it was submitted with; the root's own record changes when it accepts."""
+    return storage.join(root, "submitted", f"{stage}.yaml")
+
+
 def command(job: Job) -> list[str]:
     """What runs the stage, from the root alone."""
-    words = ["python", "-m", "infra.cli", job.stage, storage.join(job.root, "spec.yaml"), "--root", job.root]
+    words = ["python", "-m", "infra.cli", job.stage, submitted(job.root, job.stage), "--root", job.root]
     if job.stage not in DISTRIBUTED:
         return [*words, "--ranks", str(max(job.gpus, 1)), *job.options]
     return [*words, *(["--workers", str(job.workers)] if job.workers else []), *job.options]

@@ -12,7 +12,7 @@ from typing import Any
 
 import yaml
 
-from infra.submit.job import DISTRIBUTED, Job, command, variables
+from infra.submit.job import DISTRIBUTED, Job, command, submitted, variables
 
 MANIFESTS = Path(__file__).resolve().parents[1] / "kubernetes"
 Manifest = dict[str, Any]
@@ -66,7 +66,14 @@ def _jobset(job: Job) -> Manifest:
     node = made["spec"]["replicatedJobs"][0]["template"]["spec"]
     node |= {"parallelism": job.nodes, "completions": job.nodes}
     container = _container(node["template"])
-    container["command"] = ["infra/launch.sh", "--root", job.root, *job.options]
+    container["command"] = [
+        "infra/launch.sh",
+        "--root",
+        job.root,
+        "--spec",
+        submitted(job.root, job.stage),
+        *job.options,
+    ]
     container["image"] = job.image or container["image"]
     container["resources"]["limits"]["nvidia.com/gpu"] = str(job.gpus)
     container["env"] = [variable for variable in container["env"] if variable["name"] != "NUM_NODES"]

@@ -10,8 +10,10 @@ import numpy as np
 import pytest
 from command import dnd
 from PIL import Image
+from typer.testing import CliRunner
 
 from data_specs import load_spec, open_shards
+from infra.cli import app
 from train.generate import load_root
 
 TINY = Path(__file__).parent.parent / "tiny.yaml"
@@ -52,6 +54,31 @@ def test_a_second_run_finds_everything_done(finished: Path) -> None:
     result = dnd("run", TINY, "--root", finished)
     assert result.returncode == 0, result.stderr[-3000:]
     assert {path: path.stat().st_mtime_ns for path in finished.rglob("*.tar")} == before
+
+
+@pytest.mark.parametrize(
+    "refused",
+    [
+        ("render", "arxiv_image_16x16x8"),
+        ("train-tokenizer", str(TINY), "--set", "tokenizer.learning_rate=1"),
+        ("tokenize", str(TINY), "--set", "tokenize.compute_batch=3"),
+        ("train", str(TINY), "--set", "train.batch_size=2"),
+        ("train", "--set", "train.nonsense=2"),
+        ("sample", str(TINY), "--set", "sample.temperature=0.77"),
+        ("sample", "demo"),
+    ],
+    ids=lambda refused: "-".join(refused[:2]),
+)
+def test_a_refused_command_writes_nothing(finished: Path, refused: tuple[str, ...]) -> None:
+    before = {path: path.read_bytes() for path in finished.rglob("*") if path.is_file()}
+    result = CliRunner().invoke(app, [refused[0], *refused[1:], "--root", str(finished)])
+    assert isinstance(result.exception, ValueError), result.output
+    assert {path: path.read_bytes() for path in finished.rglob("*") if path.is_file()} == before
+
+
+def test_the_roots_own_spec_serves_where_none_is_named(finished: Path) -> None:
+    result = CliRunner().invoke(app, ["render", "--root", str(finished)])
+    assert result.exit_code == 0 and "images/train: " in result.output, result.output
 
 
 def test_verify_and_status_speak_of_every_set(finished: Path) -> None:

@@ -53,7 +53,7 @@ Submit = Callable[..., tuple[int, str, str]]
 @pytest.mark.parametrize(
     ("options", "said"),
     [
-        (("--on", "local", "--stage", "render"), "python -m infra.cli render s3://bucket/run/spec.yaml"),
+        (("--on", "local", "--stage", "render"), "python -m infra.cli render s3://bucket/run/submitted/render.yaml"),
         (("--on", "ray", "--stage", "tokenize", "--workers", "8"), "DND_WORKER_GPUS: '1'"),
         (("--on", "ray", "--stage", "train", "--gpus", "4"), "entrypoint_num_gpus: 4"),
         (("--on", "slurm", "--stage", "train", "--nodes", "4", "--gpus", "8"), "sbatch --nodes=4 --gpus-per-node=8"),
@@ -194,7 +194,7 @@ def test_the_spec_of_another_root_serves(submit: Submit, s3_root: str) -> None:
     storage.write_text(f"{s3_root}/old/spec.yaml", "base: demo\nname: old\n")
     options = ("--root", f"{s3_root}/new", "--on", "local", "--stage", "render", "--dry-run")
     code, out, complaint = submit(f"{s3_root}/old/spec.yaml", *options)
-    assert code == 0 and f"{s3_root}/new/spec.yaml" in out, complaint
+    assert code == 0 and f"{s3_root}/new/submitted/render.yaml" in out, complaint
 
 
 def test_a_ray_request_sends_the_checkout_without_tests_and_history() -> None:

@@ -1,0 +1,74 @@
+"""A root's spec: what a command runs by, and what each stage was made with.
+
+ROOT/spec.yaml is the record of the run. A stage writes its parts there once it has accepted them, and the whole spec
+that it was made with as spec.yaml into its own folder; a command that is refused writes nothing.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from data_specs import storage
+from data_specs.spec import PARTS, Spec, load_spec, parse_spec
+
+NAME = "spec.yaml"
+
+
+def read_spec(spec: str | None, root: str | None = None, overrides: Sequence[str] = ()) -> Spec:
+    """Reads the spec of a command; nothing is written.
+
+    Args:
+        spec: a preset, a YAML file or the s3:// address of one; None takes the root's own record.
+        overrides: `a.b=c`, laid over what was read.
+
+    Raises:
+        ValueError: there is no such spec, or it cannot work.
+    """
+    if spec is not None:
+        return load_spec(storage.local_copy(spec) if storage.is_remote(spec) else spec, overrides)
+    assert root is not None, "a command without SPEC has a root"
+    uri = storage.join(root, NAME)
+    try:
+        return parse_spec(storage.read_text(uri), uri, overrides)
+    except FileNotFoundError:
+        raise ValueError(f"{uri}: there is none yet: name a SPEC, a preset (`dnd presets`) or a YAML file") from None
+
+
+def spec_of(root: str, folder: str) -> Spec:
+    """The spec by which ROOT/FOLDER was made; the root's record where the folder keeps none.
+
+    Raises:
+        ValueError: there is neither.
+    """
+    kept = storage.join(root, folder, NAME)
+    return read_spec(None, storage.join(root, folder) if storage.exists(kept) else root)
+
+
+def record_spec(spec: Spec, root: str, folder: str, parts: Sequence[str]) -> None:
+    """Keeps the spec of a stage that has accepted it: whole in ROOT/FOLDER, its `parts` in the record of the run.
+
+    Args:
+        parts: keys of the spec that the stage answers for; none of them leaves the record of the run as it is.
+    """
+    _write(storage.join(root, folder, NAME), spec)
+    if parts:
+        _write(storage.join(root, NAME), _laid_over(storage.join(root, NAME), spec, parts))
+
+
+def _laid_over(uri: str, spec: Spec, parts: Sequence[str]) -> Spec:
+    """The record with these parts, and those that it lacks, from `spec`; a record of another shape is replaced."""
+    try:
+        record = parse_spec(storage.read_text(uri), uri)
+    except (FileNotFoundError, ValueError):
+        return spec
+    kept = {part: tree for part, tree in record.tree().items() if part in PARTS and part not in parts}
+    try:
+        return Spec.model_validate(spec.tree() | kept)
+    except ValueError:  # the parts that were kept do not go with this spec: nothing was made by them
+        return spec
+
+
+def _write(uri: str, spec: Spec) -> None:
+    text = spec.to_yaml()
+    if not storage.exists(uri) or storage.read_text(uri) != text:
+        storage.write_text(uri, text)
