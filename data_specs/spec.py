@@ -304,6 +304,11 @@ class Transformer(Part):
     head_layers: tuple[Annotated[int, Field(ge=0)], ...] = Field(
         min_length=1, description="0-based layers after which a head sits; one a depth"
     )
+    heads: Literal["dnd", "vertical", "parallel"] = Field(
+        "dnd",
+        description="dnd: where head_layers says; the paper's ablations put all heads on the last layer: vertical "
+        "predicts a position's codes one after the other there, parallel at once",
+    )
     num_classes: int = Field(1, ge=1)
     class_dropout: float = Field(0.0, ge=0, lt=1)
     token_dropout: float = Field(0.1, ge=0, lt=1)

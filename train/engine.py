@@ -32,6 +32,7 @@ def config_of(spec: Spec) -> TransformerConfig:
         codebook_size=spec.shape.codebook_size,
         grid=spec.shape.grid,
         head_layers=part.head_layers,
+        heads=part.heads,
         num_classes=part.num_classes,
         class_dropout=part.class_dropout,
         token_dropout=part.token_dropout,

@@ -12,7 +12,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Literal
 
 import torch
 import torch.nn.functional as F
@@ -39,7 +39,8 @@ class TransformerConfig:
     dim: int
     codebook_size: int
     grid: tuple[int, int]  # rows, columns
-    head_layers: tuple[int, ...]  # 0-based layers after which a head sits; the last is the last layer
+    head_layers: tuple[int, ...]  # 0-based layers after which a head sits, one a code; the last is the last layer
+    heads: Literal["dnd", "vertical", "parallel"] = "dnd"  # the paper's arms: see head_positions
     num_classes: int = 1
     class_dropout: float = 0.0  # over 0 adds the row "no class" to the class table; the training loop draws it
     token_dropout: float = 0.1
@@ -54,6 +55,15 @@ class TransformerConfig:
             raise ValueError(
                 f"head_layers {self.head_layers} must rise and end at the last layer {self.num_layers - 1}"
             )
+
+    @property
+    def head_positions(self) -> tuple[int, ...]:
+        """Layers after which the heads really sit: head_layers, or, in the paper's ablations (table 3), all the last.
+
+        "vertical" predicts the codes one after the other on the last layer, each seeing those before it; "parallel"
+        predicts them there at once, none seeing another.
+        """
+        return self.head_layers if self.heads == "dnd" else (self.num_layers - 1,) * self.depth
 
     @property
     def depth(self) -> int:
@@ -275,7 +285,7 @@ class ChunkedCrossEntropy(torch.autograd.Function):
 
 class DnDTransformer(nn.Module):
     """The model. Position t of the sequence holds the class (t = 0) or the sum of the codes at grid position t - 1,
-    and predicts the codes at grid position t: head d after layer head_layers[d], later heads seeing earlier codes."""
+    and predicts the codes at grid position t: head d after layer head_positions[d], later heads seeing earlier codes."""
 
     def __init__(self, config: TransformerConfig) -> None:
         super().__init__()
@@ -314,6 +324,7 @@ class DnDTransformer(nn.Module):
         `head(depth, normed h)` gives the codes [B, T] of that depth, the true or the sampled ones, which are added to h
         for the heads that follow. `attends` holds one attention function a layer (default: causal).
         """
+        positions = self.config.head_positions
         for index, layer in enumerate(self.layers):
             if attends:
                 h = layer(h, rotary, attends[index])
@@ -321,10 +332,9 @@ class DnDTransformer(nn.Module):
                 h = checkpoint(layer, h, rotary, use_reentrant=True)
             else:
                 h = layer(h, rotary)
-            if index in self.config.head_layers:
-                depth = self.config.head_layers.index(index)
+            for depth in (depth for depth, position in enumerate(positions) if position == index):
                 codes = head(depth, self.norm[depth](h))
-                if depth + 1 < self.config.depth:
+                if depth + 1 < self.config.depth and self.config.heads != "parallel":
                     h = h + self.tok_embeddings(codes)
 
     def _recomputed(self, index: int) -> bool:

@@ -2,6 +2,7 @@
 
 import json
 import math
+from typing import Literal
 
 import pytest
 import torch
@@ -10,6 +11,7 @@ from safetensors import safe_open
 
 from train import model as model_module
 from train.model import DnDTransformer, TransformerConfig
+from train.sampling import sample_codes
 
 GOLDEN = ["transformer_1head_uncond", "transformer_2head_cfg"]
 TINY = TransformerConfig(4, 2, 32, 19, (3, 5), (1, 3), num_classes=4, class_dropout=0.1)
@@ -114,3 +116,35 @@ def test_impossible_shapes_are_refused(change):
 def test_unknown_preset_is_refused():
     with pytest.raises(ValueError, match="GPT-XXL"):
         TransformerConfig.from_released({"preset": "GPT-XXM"})
+
+
+@pytest.mark.parametrize(("heads", "seen"), [("dnd", True), ("vertical", True), ("parallel", False)])
+def test_which_heads_see_the_codes_before_them(heads: Literal["dnd", "vertical", "parallel"], seen: bool) -> None:
+    model = random_model(heads)
+    codes = torch.randint(16, (2, 4, 3), generator=torch.Generator().manual_seed(1))
+    changed = codes.clone()
+    changed[:, 2, 0] = (codes[:, 2, 0] + 1) % 16
+    classes = torch.zeros(2, dtype=torch.int64)
+    difference = (model(codes, classes) - model(changed, classes)).abs().amax(dim=(0, 3))  # [L, D]
+    assert bool(difference[2, 1] > 1e-4) is bool(difference[2, 2] > 1e-4) is seen
+    assert difference[2, 0] == 0 and difference[:2].max() == 0  # nothing looks at itself or ahead
+    assert difference[3].min() > 1e-4  # later positions see it
+
+
+@pytest.mark.parametrize("heads", ["dnd", "vertical", "parallel"])
+def test_greedy_samples_are_the_likeliest_codes_of_each_arm(heads: Literal["dnd", "vertical", "parallel"]) -> None:
+    model = random_model(heads)
+    codes = sample_codes(model, [0, 0], temperature=0)
+    assert isinstance(codes, torch.Tensor)
+    assert torch.equal(model(codes, torch.zeros(2, dtype=torch.int64)).argmax(-1), codes)
+
+
+def random_model(heads: Literal["dnd", "vertical", "parallel"]) -> DnDTransformer:
+    torch.manual_seed(0)
+    config = TransformerConfig(3, 2, 16, 16, (2, 2), (0, 1, 2), heads=heads)
+    model = DnDTransformer(config).eval()
+    for output in model.output:
+        torch.nn.init.normal_(output.weight, std=1.0)
+    for table in (model.tok_embeddings, model.cls_embedding.embedding_table):
+        torch.nn.init.normal_(table.weight, std=1.0)
+    return model
