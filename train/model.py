@@ -285,7 +285,7 @@ class ChunkedCrossEntropy(torch.autograd.Function):
 
 class DnDTransformer(nn.Module):
     """The model. Position t of the sequence holds the class (t = 0) or the sum of the codes at grid position t - 1,
-    and predicts the codes at grid position t: head d after layer head_positions[d], later heads seeing earlier codes."""
+    and predicts the codes at grid position t: head d after layer head_positions[d], later ones seeing earlier codes."""
 
     def __init__(self, config: TransformerConfig) -> None:
         super().__init__()

