@@ -37,7 +37,7 @@ def decode_fields(key: str, fields: dict[str, bytes]) -> Item:
 
 def decode_image(data: bytes) -> np.ndarray:
     """The pixels uint8 [H, W, 3] of an encoded image."""
-    image = Image.open(io.BytesIO(data))
+    image = Image.open(io.BytesIO(data), formats=("PNG",))
     return np.array(image if image.mode == "RGB" else image.convert("RGB"))
 
 

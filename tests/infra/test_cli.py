@@ -164,8 +164,6 @@ def test_a_reference_of_the_wrong_kind_is_refused(finished: Path) -> None:
 
 
 def test_text_evaluations_need_words_to_read(finished: Path) -> None:
-    if shutil.which("tesseract") is None:
-        pytest.skip("tesseract is not installed: apt-get install tesseract-ocr")
     rocr = dnd("evaluate", "rocr", "--root", finished, "--num", 4)
     ppl = dnd("evaluate", "ppl-ocr", "--root", finished, "--num", 4)
     assert rocr.returncode == 0 and "word_accuracy: " in rocr.stdout, rocr.stderr

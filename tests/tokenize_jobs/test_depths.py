@@ -21,7 +21,7 @@ from tokenize_jobs.encode import encode_views, prepare
 from tokenize_jobs.fit import fit
 from tokenize_jobs.weights import load_tokenizer
 from train.evaluation.images import reconstruction_quality
-from train.evaluation.ocr import load_engine, ocr_available
+from train.evaluation.ocr import find_engine, load_engine
 from train.evaluation.rocr import rocr
 
 DEPTHS, SHOWN = (1, 2, 4), 8
@@ -65,9 +65,9 @@ def side_by_side(folder: Path, steps: int, passages: int, num: int) -> list[dict
 
 def words(images: np.ndarray, texts: list[str]) -> dict[str, float]:
     """Share of the drawn words that OCR reads, where OCR is installed."""
-    if not ocr_available():
+    if find_engine() is None:
         return {}
-    read = load_engine().read(list(images))
+    read = [reading.text for reading in load_engine().read(list(images))]
     return {"word_accuracy": rocr(texts, read, [str(n) for n in range(len(texts))])["word_accuracy"]}
 
 

@@ -3,20 +3,18 @@ the workers open the sets themselves (`dnd evaluate … --workers N`)."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+import socket
+from collections.abc import Callable, Iterator, Mapping
 from functools import lru_cache, partial
 from pathlib import Path
-from typing import Any
 
-from data_specs import open_shards
 from data_specs.progress import Progress
-from data_specs.reader import ShardSet
 from pipeline.runner import Workers, run_tasks
 from tokenize_jobs.device import pick_device
 from train.evaluation.features import load_extractor
 from train.evaluation.fid import PIECE, SetFeatures, merge, pieces
-from train.evaluation.ocr import TESSERACT, OcrEngine, Tesseract, load_engine
-from train.evaluation.records import append_records, missing_records
+from train.evaluation.ocr import OcrEngine, Reading, load_engine
+from train.evaluation.reading_cache import missing_pictures, remember
 from train.evaluation.sources import ImageSet, open_images
 
 IMAGES_AT_ONCE = 8  # read by a worker at a time
@@ -32,18 +30,25 @@ def extract_on(workers: Workers, extractor: str, images: ImageSet) -> SetFeature
     )
 
 
-def read_on(workers: Workers, engine: OcrEngine, name_or_path: str, record_file: Path, sets: dict[str, Any]) -> None:
-    """Has workers read what the records lack; sets: {kind: (shard set, chosen indices)}. What they read is written down
-    as it comes, so that a killed run goes on, and reading here afterwards finds it all."""
-    for kind, (items, chosen) in sets.items():
-        missing = missing_records(items, chosen, kind, engine.name, record_file)
+def read_on(workers: Workers, engine: OcrEngine, cache: Path, sets: Mapping[str, tuple[ImageSet, list[int]]]) -> None:
+    """Has workers read what the cache lacks of the chosen pictures of each set. What they read is written down as it
+    comes, so that a killed run goes on, and reading here afterwards finds it all.
+
+    Args:
+        workers: where to read.
+        engine: what reads; the workers load the same.
+        cache: JSON Lines file of what was read.
+        sets: {kind: (pictures, chosen indices)}.
+    """
+    for kind, (pictures, chosen) in sets.items():
+        missing = missing_pictures(pictures, chosen, engine, cache)
         groups = [missing[i : i + IMAGES_AT_ONCE] for i in range(0, len(missing), IMAGES_AT_ONCE)]
-        tasks = [(items.uri, [index for index, _ in group]) for group in groups]
+        tasks = [(pictures.uri, [wanted.number for wanted in group]) for group in groups]
         progress = Progress(f"read {kind}", len(missing), "images")
-        for group, texts in zip(groups, run_tasks(partial(_read_stage, name_or_path), tasks, workers), strict=True):
-            append_records(
-                record_file, [{**record, "text": text} for (_, record), text in zip(group, texts, strict=True)]
-            )
+        stage = partial(_read_stage, engine.spec, engine.version)
+        for group, readings in zip(groups, run_tasks(stage, tasks, workers), strict=True):
+            found = zip(group, readings, strict=True)
+            remember(cache, engine, [(wanted.key, wanted.image, reading) for wanted, reading in found])
             progress.advance(len(group))
 
 
@@ -66,14 +71,19 @@ def _extract_stage(extractor: str) -> Callable[[tuple[str, int, int]], SetFeatur
     return stage
 
 
-def _read_stage(name_or_path: str) -> Callable[[tuple[str, list[int]]], list[str]]:
-    """Runs once in each worker: loads the engine and returns the stage (shard set, indices) -> texts."""
-    one_core = name_or_path == TESSERACT
-    engine = Tesseract(num_workers=1) if one_core else load_engine(name_or_path, pick_device().type)
-    open_once = lru_cache(4)(open_shards)
+def _read_stage(spec: str, version: str) -> Callable[[tuple[str, list[int]]], list[Reading]]:
+    """Runs once in each worker: loads the engine and returns the stage (set, indices) -> readings.
 
-    def stage(task: tuple[str, list[int]]) -> list[str]:
-        items: ShardSet = open_once(task[0])
-        return engine.read([items[index]["image"] for index in task[1]])
+    Raises:
+        ValueError: the engine here is not of the version that the results will name.
+    """
+    engine = load_engine(spec, pick_device().type, num_workers=1)
+    if engine.version != version:
+        raise ValueError(f"{engine.name} is {engine.version} on {socket.gethostname()}, but {version} where it began")
+    open_once = lru_cache(4)(open_images)
+
+    def stage(task: tuple[str, list[int]]) -> list[Reading]:
+        pictures = open_once(task[0])
+        return engine.read([pictures[index].image for index in task[1]])
 
     return stage

@@ -8,7 +8,7 @@ from typing import Any, Protocol
 
 import numpy as np
 
-from train.evaluation.ocr import folder_digest
+from train.evaluation.sources import folder_digest
 from train.evaluation.vision_ops import import_torchvision
 
 MIN_WORDS = 5

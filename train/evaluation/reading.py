@@ -1,4 +1,6 @@
-"""rOCR and PPL-OCR over shard sets: which images are read, what they are measured against, and what the result says."""
+"""rOCR and PPL-OCR over sets of images: which are read, what they are measured against, and what the result says."""
+
+from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -8,63 +10,113 @@ import numpy as np
 
 from train.evaluation.ocr import OcrEngine
 from train.evaluation.perplexity import LanguageModel, ppl_ocr
-from train.evaluation.records import read_resumable
-from train.evaluation.rocr import rocr
+from train.evaluation.reading_cache import read_pictures, unread_counts
+from train.evaluation.rocr import FIGURES, normalise, rocr
+from train.evaluation.sources import ImageSet
 from train.evaluation.words import real_word_share
 
-Item = dict[str, Any]
+REPETITIVE = "perplexity of the generated text below that of real text: too repetitive"
 
 
 def evaluate_rocr(
-    pictures: Sequence[Item],
-    originals: Sequence[Item],
+    pictures: ImageSet,
+    originals: ImageSet,
     engine: OcrEngine,
-    records: Path,
+    cache: Path,
     *,
     against_ocr: bool = False,
     num_images: int = 1000,
 ) -> dict[str, Any]:
-    """rOCR of `num_images` reconstructions, spread evenly over the set, against their originals.
+    """rOCR of reconstructions, spread evenly over the set, against their originals.
 
-    pictures, originals: items {__key__, image uint8 [H, W, 3], json} of the same keys in the same order. The
-    reference is the text drawn (`json["text"]`) or, `against_ocr`, what the engine reads in the original: then what
-    OCR itself gets wrong is not held against the reconstruction. records: a JSON Lines file of what was read, from
-    which a killed run goes on. Raises ValueError where the keys differ or no original carries text."""
-    if len(pictures) != len(originals):
-        raise ValueError(
-            f"{len(pictures):,} reconstructions of {len(originals):,} originals: reconstruct them all first"
-        )
-    chosen = spread(len(pictures), num_images)
-    for i in chosen:
-        if pictures[i]["__key__"] != originals[i]["__key__"]:
-            raise ValueError(f"image {i} is {pictures[i]['__key__']}, but its original {originals[i]['__key__']}")
-    texts = _read(pictures, chosen, engine, records, "reconstructed")
-    if against_ocr:
-        references = _read(originals, chosen, engine, records, "real")
-    else:
-        references = [originals[i]["json"].get("text", "") for i in chosen]
-    keys = [pictures[i]["__key__"] for i in chosen]
-    kind = "OCR of the originals" if against_ocr else "the text drawn"
-    return {**rocr(references, texts, keys), "reference": kind, "engine": engine.name, "num_offered": len(pictures)}
+    The originals are read too: their own score against the text drawn, in `originals`, is the ceiling of every figure.
+
+    Args:
+        pictures: reconstructions; a picture without a name belongs to the original of the same number.
+        originals: pictures with the text drawn on them, where it is known.
+        engine: reads both.
+        cache: JSON Lines file of what was read, from which a killed run goes on.
+        against_ocr: the reference is what the engine reads in the original instead of the text drawn: what OCR itself
+            gets wrong is then not held against the reconstruction.
+        num_images: how many are read.
+
+    Raises:
+        ValueError: the sets are not of the same images, or there is no text to score against.
+    """
+    pairs = pair_up(pictures, originals)
+    chosen = [pairs[place] for place in spread(len(pairs), num_images)]
+    made = read_pictures(pictures, [index for index, _ in chosen], engine, cache)
+    real = read_pictures(originals, [index for _, index in chosen], engine, cache)
+    drawn = [_drawn(originals, index) for _, index in chosen]
+    texts, own = [reading.text for reading in made], [reading.text for reading in real]
+    names = originals.keys() or [str(index) for index in range(len(originals))]
+    keys = [names[index] for _, index in chosen]
+    return {
+        **rocr(own if against_ocr else drawn, texts, keys),
+        "reference": "OCR of the originals" if against_ocr else "the text drawn",
+        "originals": _ceiling(drawn, own, keys),
+        **engine_facts(engine),
+        "num_offered": len(pairs),
+        **unread_counts(made),
+    }
 
 
 def evaluate_ppl_ocr(
-    sets: Mapping[str, Sequence[Item]],
+    sets: Mapping[str, ImageSet],
     engine: OcrEngine,
     model: LanguageModel,
     known: frozenset[str],
-    records: Path,
+    cache: Path,
     *,
     num_images: int = 250,
 ) -> dict[str, Any]:
     """PPL-OCR and the share of real words for each named set ("real" is the bound of "generated").
 
-    `num_images` of each set, spread evenly, are read; known: the vocabulary of the training text."""
-    result: dict[str, Any] = {"engine": engine.name, "model": model.name, "unit": model.unit}
-    for name, items in sets.items():
-        texts = _read(items, spread(len(items), num_images), engine, records, name)
-        result[name] = {**ppl_ocr(texts, model), "words": real_word_share(texts, known), "texts": texts[:8]}
+    A generated set below the bound says the same over and over; the result says so. `num_images` of each set, spread
+    evenly, are read; known: the vocabulary of the training text, empty where there is none.
+    """
+    result: dict[str, Any] = {**engine_facts(engine), "model": model.name, "unit": model.unit, "notes": []}
+    for name, pictures in sets.items():
+        readings = read_pictures(pictures, spread(len(pictures), num_images), engine, cache)
+        texts = [reading.text for reading in readings]
+        words = real_word_share(texts, known) if known else None
+        result[name] = {**ppl_ocr(texts, model), "words": words, "texts": texts[:8], **unread_counts(readings)}
+    result["too_repetitive"] = is_too_repetitive(result.get("real"), result.get("generated"))
+    if result["too_repetitive"]:
+        result["notes"].append(REPETITIVE)
     return result
+
+
+def is_too_repetitive(real: Mapping[str, Any] | None, generated: Mapping[str, Any] | None) -> bool:
+    """Whether a result of `ppl_ocr` lies below the one of real images."""
+    if not real or not generated or real["perplexity"] is None or generated["perplexity"] is None:
+        return False
+    return bool(generated["perplexity"] < real["perplexity"])
+
+
+def pair_up(pictures: ImageSet, originals: ImageSet) -> list[tuple[int, int]]:
+    """(index of a reconstruction, index of its original), by name where both sets have names, else by order.
+
+    Raises:
+        ValueError: their numbers or names differ.
+    """
+    if len(pictures) != len(originals):
+        raise ValueError(
+            f"{len(pictures):,} reconstructions of {len(originals):,} originals: reconstruct them all first"
+        )
+    names, real = pictures.keys(), originals.keys()
+    if names is None or real is None:
+        return [(index, index) for index in range(len(pictures))]
+    place = {name: index for index, name in enumerate(real)}
+    for index, name in enumerate(names):
+        if name not in place:
+            raise ValueError(f"image {index} is {name}, but its original {real[index]}: no original has that name")
+    return [(index, place[name]) for index, name in enumerate(names)]
+
+
+def engine_facts(engine: OcrEngine) -> dict[str, str]:
+    """What stands beside every figure that OCR had a part in."""
+    return {"engine": engine.name, "engine_version": engine.version}
 
 
 def spread(number: int, limit: int) -> list[int]:
@@ -72,7 +124,17 @@ def spread(number: int, limit: int) -> list[int]:
     return [int(i) for i in np.linspace(0, number - 1, min(limit, number)).round()]
 
 
-def _read(items: Sequence[Item], chosen: list[int], engine: OcrEngine, records: Path, kind: str) -> list[str]:
-    """The texts of the chosen images, remembered as "kind/key"."""
-    named = ((f"{kind}/{items[i]['__key__']}", items[i]["image"]) for i in chosen)
-    return [record["text"] for record in read_resumable(named, engine, records)]
+def _drawn(originals: ImageSet, index: int) -> str:
+    """The text drawn on an original, "" where it cannot be opened."""
+    try:
+        return originals[index].text
+    except ValueError:
+        return ""
+
+
+def _ceiling(drawn: Sequence[str], own: Sequence[str], keys: Sequence[str]) -> dict[str, float] | None:
+    """The originals' own figures, None where the text drawn is not known."""
+    if not any(map(normalise, drawn)):
+        return None
+    score = rocr(drawn, own, keys)
+    return {name: score[name] for name in FIGURES}

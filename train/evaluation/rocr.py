@@ -9,24 +9,31 @@ from rapidfuzz.distance import LCSseq, Levenshtein
 from rouge_score.rouge_scorer import RougeScorer
 
 ROUGE = ("rouge1", "rouge2", "rougeL")
+INVISIBLE = ("Cc", "Cf", "Cn")  # categories of control, format and unassigned characters
+FIGURES = (*ROUGE, "cer", "wer", "word_accuracy")
 
 
 def normalise(text: str) -> str:
-    """NFKC, every run of white space one blank, none at the ends: where lines break says nothing about reading."""
-    return " ".join(unicodedata.normalize("NFKC", text).split())
+    """What every score sees: NFKC (ligatures become letters), without control and format characters, every run of white
+    space one blank, none at the ends: where lines break says nothing about reading."""
+    folded = unicodedata.normalize("NFKC", text)
+    return " ".join("".join(c for c in folded if c.isspace() or unicodedata.category(c) not in INVISIBLE).split())
 
 
 def score_text(reference: str, text: str) -> dict[str, float]:
-    """How well `text`, as OCR read it, gives `reference`, as it was drawn.
+    """How well `text`, as OCR read it, gives `reference`, as it was drawn; both are normalised first.
 
-    ROUGE F-measures with Porter's stemmer (rouge_score, on the texts as they are); edit distances in characters and
-    words, case and punctuation kept; words_right: the reference's words read exactly, in order.
-    Raises ValueError for a reference without a word."""
+    ROUGE F-measures with Porter's stemmer (rouge_score); edit distances in characters and words, case and punctuation
+    kept; words_right: the reference's words read exactly, in order.
+
+    Raises:
+        ValueError: the reference has no word.
+    """
     wanted, got = normalise(reference), normalise(text)
     words = wanted.split()
     if not words:
         raise ValueError("a reference text without a word cannot be scored")
-    rouge = _rouge().score(reference, text)
+    rouge = _rouge().score(wanted, got)
     return {
         **{name: rouge[name].fmeasure for name in ROUGE},
         "char_errors": Levenshtein.distance(wanted, got),
@@ -42,7 +49,10 @@ def rocr(references: Sequence[str], texts: Sequence[str], keys: Sequence[str], n
 
     ROUGE is the mean over images, as published; cer, wer and word_accuracy are over the whole set's characters and
     words. References without a word are counted, not scored. `worst` lists the images of lowest ROUGE-L.
-    Raises ValueError where nothing can be scored."""
+
+    Raises:
+        ValueError: nothing can be scored.
+    """
     scored = [(i, score_text(r, t)) for i, (r, t) in enumerate(zip(references, texts, strict=True)) if normalise(r)]
     if not scored:
         raise ValueError("no reference text to score against: the images carry no text, or OCR read none in originals")

@@ -1,4 +1,8 @@
-"""Sets of images to score: an `.npz` (arr_0, uint8, NHWC), a folder of pictures, or a shard set, read in batches."""
+"""Sets of images to score: an `.npz` (arr_0, uint8, NHWC), a folder of pictures, or a shard set.
+
+The FID family takes them in batches of one size; reading takes them one by one, of any size, each with its text where
+it is known: from a shard set's json, or from NAME.txt beside a folder's picture.
+"""
 
 import hashlib
 import io
@@ -9,19 +13,35 @@ from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from functools import cached_property
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any, NamedTuple, Protocol
 
 import numpy as np
 from PIL import Image
 
 from data_specs import open_shards, storage
+from data_specs.records import Box
 
 PICTURES = (".png", ".jpg", ".jpeg", ".webp", ".bmp")
+FORMATS = ("PNG", "JPEG", "WEBP", "BMP")  # whatever a file is called, no other decoder is tried
 ARRAY = "arr_0.npy"
+MODEL_FILES = (".json", ".jinja", ".txt", ".model", ".safetensors", ".bin")
+
+
+class Picture(NamedTuple):
+    """An image uint8 [H, W, 3] with its name and, where it is known, the text drawn on it.
+
+    `words` and `boxes` (x0, y0, x1, y1 in pixels) are parallel and hold the words that are wholly on the picture.
+    """
+
+    key: str
+    image: np.ndarray
+    text: str = ""
+    words: tuple[str, ...] = ()
+    boxes: tuple[Box, ...] = ()
 
 
 class ImageSet(Protocol):
-    """Images of one size, in one order; `digest` is over their names and bytes."""
+    """Images in one order; `digest` is over their names and bytes."""
 
     uri: str
 
@@ -29,12 +49,16 @@ class ImageSet(Protocol):
     def digest(self) -> str: ...
     def __len__(self) -> int: ...
 
+    def __getitem__(self, index: int) -> Picture:
+        """One picture, of any size. Raises ValueError, naming it, where it cannot be read."""
+        ...
+
     def keys(self) -> list[str] | None:
         """The images' names in their order, None where they have none."""
         ...
 
     def batches(self, start: int, stop: int, size: int) -> Iterator[np.ndarray]:
-        """Images start ... stop - 1 as uint8 arrays [<= size, H, W, 3]."""
+        """Images start ... stop - 1 as uint8 arrays [<= size, H, W, 3]; ValueError where they differ in size."""
         ...
 
 
@@ -65,6 +89,10 @@ class NpzImages:
 
     def __len__(self) -> int:
         return self.shape[0]
+
+    def __getitem__(self, index: int) -> Picture:
+        """Image `index` under its number."""
+        return Picture(str(index), next(self.batches(index, index + 1, 1))[0])
 
     def keys(self) -> None:
         """None: an array's images have no names."""
@@ -106,9 +134,19 @@ class FolderImages:
     def __len__(self) -> int:
         return len(self.paths)
 
+    def __getitem__(self, index: int) -> Picture:
+        """Picture `index`, with the text of NAME.txt beside it."""
+        path = self.paths[index]
+        text = path.with_suffix(".txt")
+        drawn = text.read_text(encoding="utf-8", errors="replace") if text.is_file() else ""
+        return Picture(self._key(path), _read_picture(path), drawn)
+
     def keys(self) -> list[str]:
         """The pictures' paths below the folder, without suffix."""
-        return [str(path.relative_to(self.uri).with_suffix("")) for path in self.paths]
+        return [self._key(path) for path in self.paths]
+
+    def _key(self, path: Path) -> str:
+        return str(path.relative_to(self.uri).with_suffix(""))
 
     def batches(self, start: int, stop: int, size: int) -> Iterator[np.ndarray]:
         """Images start ... stop - 1 as uint8 arrays [<= size, H, W, 3]."""
@@ -137,6 +175,24 @@ class ShardImages:
 
     def __len__(self) -> int:
         return len(self.items)
+
+    def __getitem__(self, index: int) -> Picture:
+        """Sample `index` with the text, and the words that its edge does not cut."""
+        key = _key(self.items, index)
+        try:
+            item = self.items[index]
+        except (OSError, SyntaxError) as error:
+            raise ValueError(f"{self.uri}: {key} cannot be read as a picture ({error})") from error
+        drawn = item["json"]
+        words, boxes = drawn.get("words", ()), drawn.get("boxes", ())
+        whole = [n for n, clipped in enumerate(drawn.get("clipped", ())) if not clipped]
+        return Picture(
+            key,
+            item["image"],
+            drawn.get("text", ""),
+            tuple(words[n] for n in whole),
+            tuple(tuple(boxes[n]) for n in whole),
+        )
 
     def keys(self) -> list[str]:
         """The samples' keys, read from the shards' member names."""
@@ -174,6 +230,12 @@ def file_digest(path: Path) -> str:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
 
+def folder_digest(path: str | Path) -> str:
+    """SHA-256 (hex) over the names and bytes of a model folder's configurations, tokenizers and weights."""
+    files = sorted(file for file in Path(path).iterdir() if file.suffix in MODEL_FILES)
+    return hashlib.sha256("".join(f"{file.name} {file_digest(file)}\n" for file in files).encode()).hexdigest()
+
+
 @contextmanager
 def open_array(path: Path, uri: str) -> Iterator[tuple[Any, tuple[int, ...], np.dtype]]:
     """Opens arr_0 of an `.npz` without reading it: (stream at its first value, shape, dtype)."""
@@ -203,7 +265,7 @@ def _read_header(stream: Any, uri: str) -> tuple[tuple[int, ...], bool, np.dtype
 def _read_picture(path: Path) -> np.ndarray:
     """uint8 [H, W, 3]. Raises ValueError for what is no picture of eight bits a channel."""
     try:
-        with Image.open(path) as picture:
+        with Image.open(path, formats=FORMATS) as picture:
             if picture.mode.startswith(("I", "F")):
                 raise ValueError(f"pixels of mode {picture.mode}, not of eight bits: convert it first")
             return np.asarray(picture.convert("RGB"))

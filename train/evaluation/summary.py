@@ -17,7 +17,7 @@ from data_specs.reader import ShardSet
 from data_specs.spec import Spec
 from train.evaluation.codes import codebook_usage, count_codes, histogram_baseline
 from train.evaluation.images import reconstruction_quality
-from train.evaluation.ocr import load_engine, ocr_available
+from train.evaluation.ocr import find_engine, load_engine
 from train.evaluation.reading import spread
 from train.evaluation.results import with_provenance
 from train.evaluation.words import drawn_texts, real_word_share, vocabulary
@@ -78,11 +78,12 @@ def _pairs(originals: ShardSet, copies: ShardSet, limit: int) -> Iterable[tuple[
 def _words(spec: Spec, root: str, sets: dict[str, ShardSet]) -> dict[str, Any]:
     """Shares of real words by kind of image; says so where OCR is absent or no text is known."""
     known = vocabulary(drawn_texts(open_shards(storage.join(root, "images/train"))))
-    if not ocr_available() or not known:
-        return {"missing": "tesseract is not installed" if known else "the images have no text"}
+    if find_engine() is None or not known:
+        return {"missing": "no OCR engine is installed" if known else "the images have no text"}
     engine = load_engine()
     shares = {}
     for kind, items in sets.items():
-        texts = engine.read([items[i]["image"] for i in spread(len(items), spec.evaluate.ocr_images)])
+        readings = engine.read([items[i]["image"] for i in spread(len(items), spec.evaluate.ocr_images)])
+        texts = [reading.text for reading in readings]
         shares[kind] = real_word_share(texts, known) | {"texts": texts[:32]}
     return {"engine": engine.name, "aim": AIM, "vocabulary": len(known), **shares}

@@ -2,10 +2,14 @@
 
 torch-fidelity and transformers import torchvision for its Python parts only; nothing here calls its operators."""
 
+from __future__ import annotations
+
 import sys
 from importlib.util import find_spec
+from typing import TYPE_CHECKING
 
-import torch
+if TYPE_CHECKING:
+    import torch
 
 _declared: list[torch.library.Library] = []  # a library undoes its declarations when it is collected
 
@@ -23,6 +27,8 @@ def import_torchvision() -> None:
             raise
         for name in [name for name in sys.modules if name.split(".")[0] == "torchvision"]:
             del sys.modules[name]
+        import torch
+
         _declared.append(torch.library.Library("torchvision", "DEF"))
         for name in ("nms", "qnms"):
             _declared[-1].define(f"{name}(Tensor dets, Tensor scores, float iou_threshold) -> Tensor")

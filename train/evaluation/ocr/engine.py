@@ -1,0 +1,160 @@
+"""What all OCR engines share: their interface, the preparation of small pictures, and a child process for libraries.
+
+A library that reads in process can crash or hang; it runs in a killable child, and the picture on which it failed
+counts as unread, with the reason.
+"""
+
+from __future__ import annotations
+
+import os
+from abc import ABC, abstractmethod
+from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
+from typing import ClassVar, NamedTuple
+
+import numpy as np
+from PIL import Image
+
+from data_specs.records import Box
+from data_specs.spec import Limits
+from pipeline.isolate import Answer, Child
+
+READABLE_SIDE, MAX_ENLARGEMENT, PADDING = 512, 4, 16
+SECONDS_PER_IMAGE = 120
+
+
+class ReadWord(NamedTuple):
+    """A word as it was read, and where: (x0, y0, x1, y1) in pixels of the picture."""
+
+    text: str
+    box: Box
+
+
+class Reading(NamedTuple):
+    """What an engine read in a picture: lines separated by newlines, words where it gives them.
+
+    `failure` says why a picture is unread; its text is then "".
+    """
+
+    text: str
+    words: tuple[ReadWord, ...] = ()
+    failure: str = ""
+
+
+class OcrEngine(ABC):
+    """An OCR engine; `name` and `version` stand beside every figure.
+
+    `version` holds all that decides what is read: version of the engine, digest of its model, settings.
+    """
+
+    name: ClassVar[str]
+    on_device: ClassVar[bool] = False  # whether it computes on the device that it is given
+    version: str
+
+    @property
+    def spec(self) -> str:
+        """What load_engine makes the same engine of, on another machine."""
+        return self.name
+
+    @classmethod
+    @abstractmethod
+    def missing(cls, path: str = "") -> str | None:
+        """Why the engine cannot be used here, with the remedy; None where it can."""
+
+    @abstractmethod
+    def __init__(self, path: str = "", device: str = "cpu", num_workers: int | None = None) -> None: ...
+
+    @abstractmethod
+    def read(self, images: Sequence[np.ndarray]) -> list[Reading]:
+        """Reads uint8 images [H, W, 3] of any size, one reading each; what one holds does not depend on the others."""
+
+
+class IsolatedEngine(OcrEngine):
+    """An engine whose library runs in killable children, one a worker."""
+
+    function: ClassVar[str]  # "module:name" of image -> Reading, called in the child
+    limits: ClassVar[Limits] = Limits(cpu_seconds=SECONDS_PER_IMAGE / 10)
+
+    def __init__(self, path: str = "", device: str = "cpu", num_workers: int | None = None) -> None:
+        self.children = [Child(self.function, self.limits) for _ in range(num_workers or num_cores())]
+        # a child dies with the thread that started it, so the threads live as long as the engine
+        self.threads = [ThreadPoolExecutor(1) for _ in self.children]
+
+    def read(self, images: Sequence[np.ndarray]) -> list[Reading]:
+        """Reads uint8 images [H, W, 3], dealt in turn to the children."""
+        num_children = len(self.children)
+        running = [
+            thread.submit(_answers, child, images[number::num_children])
+            for number, (child, thread) in enumerate(zip(self.children, self.threads, strict=True))
+        ]
+        readings = [Reading("")] * len(images)
+        for number, share in enumerate(running):
+            readings[number::num_children] = [_reading(answer) for answer in share.result()]
+        return readings
+
+    def close(self) -> None:
+        """Ends the children."""
+        for child, thread in zip(self.children, self.threads, strict=True):
+            child.close()
+            thread.shutdown()
+
+
+def num_cores() -> int:
+    """Cores that this process may use."""
+    return len(os.sched_getaffinity(0))
+
+
+def enlarge(image: np.ndarray) -> np.ndarray:
+    """Makes a small picture readable: enlarged by a whole factor (at most 4) until its short side has 512 pixels, in a
+    frame of 16 pixels of its border's median colour.
+
+    Measured on clean prose at 384 px, this takes word accuracy from .26 to .90 for 8 px type, from .78 to .96 for
+    10 px, and leaves 14 px and more as it is.
+
+    Args:
+        image: uint8 [H, W, 3].
+
+    Returns:
+        uint8 [H', W', 3].
+    """
+    height, width = image.shape[:2]
+    factor = enlargement(image)
+    large = Image.fromarray(image).resize((width * factor, height * factor), Image.Resampling.BICUBIC)
+    border = np.concatenate([image[0], image[-1], image[:, 0], image[:, -1]])
+    red, green, blue = np.median(border, axis=0).astype(int).tolist()
+    frame = Image.new("RGB", (large.width + 2 * PADDING, large.height + 2 * PADDING), (red, green, blue))
+    frame.paste(large, (PADDING, PADDING))
+    return np.asarray(frame)
+
+
+def enlargement(image: np.ndarray) -> int:
+    """The factor by which `enlarge` enlarges a picture."""
+    return min(MAX_ENLARGEMENT, max(1, -(-READABLE_SIDE // min(image.shape[:2]))))
+
+
+def box_before(box: Sequence[float], factor: int) -> Box:
+    """A box on an enlarged picture, in pixels of the picture that it was made from."""
+    x0, y0, x1, y1 = ((edge - PADDING) / factor for edge in box)
+    return x0, y0, x1, y1
+
+
+def reading_of_tsv(table: str, factor: int) -> Reading:
+    """The reading in tesseract's TSV; its columns: level, page, block, paragraph, line, word, left, top, width, height,
+    confidence, text."""
+    lines: dict[tuple[str, ...], list[str]] = {}
+    words: list[ReadWord] = []
+    for row in table.splitlines():
+        fields = row.split("\t")
+        if fields[0] == "5" and fields[11].strip():
+            left, top, width, height = map(float, fields[6:10])
+            lines.setdefault(tuple(fields[1:5]), []).append(fields[11].strip())
+            words.append(ReadWord(fields[11].strip(), box_before((left, top, left + width, top + height), factor)))
+    return Reading("\n".join(" ".join(line) for line in lines.values()), tuple(words))
+
+
+def _answers(child: Child, images: Sequence[np.ndarray]) -> list[Answer]:
+    return list(child.map((image,) for image in images))
+
+
+def _reading(answer: Answer) -> Reading:
+    return Reading("", failure=str(answer.reason)) if answer.value is None else Reading(*answer.value)
