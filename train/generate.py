@@ -8,6 +8,7 @@ pictures[0].save("first.png")
 
 from __future__ import annotations
 
+import json
 from collections.abc import Sequence
 from typing import Any, NamedTuple
 
@@ -26,21 +27,38 @@ from train.weights import load_transformer
 
 
 class Generator(NamedTuple):
-    """A transformer and the tokenizer whose codes it speaks."""
+    """A transformer, the tokenizer whose codes it speaks, and the names of its classes where the root has them."""
 
     transformer: DnDTransformer
     tokenizer: RQVAE
+    class_names: dict[str, int] = {}  # noqa: RUF012 (never changed)
 
-    def pictures(self, num: int, classes: Sequence[int] | None = None, **options: Any) -> list[Image.Image]:
-        """`num` pictures; classes: one each, in turn where there are fewer (default: class 0).
+    def pictures(self, num: int, classes: Sequence[int | str] | None = None, **options: Any) -> list[Image.Image]:
+        """Draws pictures.
 
-        Options are those of train.sampling.sample_codes: guidance, temperature, top_k, top_p, seed, first_index …
+        Args:
+            num: how many.
+            classes: numbers or names, taken in turn (default: evenly over all classes).
+            options: those of train.sampling.sample_codes: guidance, temperature, top_k, top_p, seed, first_index …
+
+        Raises:
+            ValueError: a class that the model does not have.
         """
-        wanted = [classes[i % len(classes)] if classes else 0 for i in range(num)]
+        given = [self._class(cls) for cls in classes or ()]
+        number = self.transformer.config.num_classes
+        wanted = [given[i % len(given)] if given else i * number // max(num, 1) for i in range(num)]
         codes = sample_codes(self.transformer, wanted, **options)
         assert isinstance(codes, torch.Tensor)
         grids = codes.unflatten(1, self.tokenizer.config.grid).cpu().numpy()
         return [Image.fromarray(image) for image in decode_codes(self.tokenizer, grids)]
+
+    def _class(self, cls: int | str) -> int:
+        if isinstance(cls, int):
+            return cls
+        if cls not in self.class_names:
+            known = ", ".join(list(self.class_names)[:10]) or "none: give numbers"
+            raise ValueError(f"class {cls!r}: there is none of that name; names: {known}")
+        return self.class_names[cls]
 
 
 def load_root(root: str, ema: bool = True, dtype: torch.dtype = torch.float32) -> Generator:
@@ -57,4 +75,6 @@ def load_root(root: str, ema: bool = True, dtype: torch.dtype = torch.float32) -
             f"{root}: the transformer makes codes {[*ours.grid, ours.depth]} of {ours.codebook_size}, the tokenizer "
             f"reads {list(theirs.code_shape)} of {theirs.codebook_size}: import a pair that belongs together"
         )
-    return Generator(packed(transformer), tokenizer)
+    names = storage.join(root, "images", "classes.json")
+    stored: dict[str, str] = json.loads(storage.read_text(names)) if storage.exists(names) else {}
+    return Generator(packed(transformer), tokenizer, {name: int(number) for number, name in stored.items()})

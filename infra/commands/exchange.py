@@ -8,8 +8,7 @@ from typing import Annotated
 import typer
 
 from data_specs import storage
-from data_specs.spec import SIZES, load_spec
-from infra.commands.options import RootOpt
+from infra.commands.options import RootArg, RootOpt
 
 app = typer.Typer()
 import_ = typer.Typer(no_args_is_help=True, help="Released checkpoints (.pt) into a root.")
@@ -17,8 +16,11 @@ export = typer.Typer(no_args_is_help=True, help="A root's weights as released ch
 app.add_typer(import_, name="import")
 app.add_typer(export, name="export")
 
-PathArg = Annotated[Path, typer.Argument(metavar="PATH.pt", help="the released checkpoint")]
+PathArg = Annotated[
+    str, typer.Argument(metavar="PATH", help="the released checkpoint: a .pt file, its folder, or hf://owner/repo/path")
+]
 OutArg = Annotated[Path, typer.Argument(metavar="PATH.pt", help="file to write")]
+SizeOpt = Annotated[str | None, typer.Option("--size", help="XXL, XXXL …  (default: what the file's weights say)")]
 
 
 @import_.command("tokenizer")
@@ -29,15 +31,9 @@ def import_tokenizer(
     ema: Annotated[bool, typer.Option("--ema", help="take the moving average of the weights")] = False,
 ) -> None:
     """A released RQ-VAE into ROOT/tokenizer."""
-    from tokenize_jobs.weights import import_tokenizer as read
-    from tokenize_jobs.weights import save_tokenizer
+    from infra import pretrained as run
 
-    model = read(path, config or path.with_name("config.yaml"), ema=ema)
-    folder = storage.join(storage.absolute(root), "tokenizer")
-    _refuse_used(folder)
-    with storage.writable_folder(folder) as local:
-        save_tokenizer(model, local)
-    print(f"{folder}: codes {list(model.config.code_shape)}, codebook of {model.config.codebook_size}")
+    print(run.import_tokenizer(run.checkpoint_in(run.fetch(path).path), config, storage.absolute(root), ema))
 
 
 @import_.command("transformer")
@@ -45,24 +41,47 @@ def import_transformer(
     path: PathArg,
     root: RootOpt,
     preset: Annotated[str, typer.Option("--preset", help="preset or YAML file that it was trained by")],
-    size: Annotated[
-        str | None, typer.Option("--size", help="XXL, XXXL …  (default: what the file's weights say)")
-    ] = None,
+    size: SizeOpt = None,
 ) -> None:
     """A released transformer into ROOT/transformer; refuses one that is not of this preset and size."""
-    from train.engine import config_of
-    from train.weights import import_transformer as read
-    from train.weights import size_of_released
+    from infra import pretrained as run
 
-    spec = load_spec(preset, [f"transformer.size={size}"] if size else [])
-    found = size_of_released(path) if not size and spec.transformer.size else None
-    if found and SIZES[found][0] == spec.transformer.dimensions[0]:  # XXL and XXXL share their presets
-        size, spec = found, load_spec(preset, [f"transformer.size={found}"])
-    folder = storage.join(storage.absolute(root), "transformer")
-    _refuse_used(folder)
-    with storage.writable_folder(folder) as local:
-        read(path, local, config_of(spec))
-    print(f"{folder}: {size or spec.transformer.size} of {preset}")
+    print(run.import_transformer(run.checkpoint_in(run.fetch(path).path), preset, size, storage.absolute(root)))
+
+
+@app.command()
+def pretrained(
+    name: Annotated[str | None, typer.Argument(help="a release (none: list them) or hf://owner/repo")] = None,
+    root: Annotated[str | None, typer.Option("--root", help="a new root for both halves and eight pictures")] = None,
+    size: Annotated[str | None, typer.Option("--size", help="XXL or XXXL (default: the first that there is)")] = None,
+    source: Annotated[
+        str | None, typer.Option("--from", help="another repository, or a local copy of it, with the same folders")
+    ] = None,
+) -> None:
+    """Lists the authors' released models, or fetches one by name (or what `dnd push` published) and draws with it."""
+    from infra import pretrained as run
+
+    if name is None:
+        for release in run.RELEASES:
+            print(f"{release.preset:22} transformer {', '.join(release.transformers) or 'none':10} {release.figures}")
+        return
+    if root is None:
+        raise ValueError(f"dnd pretrained {name}: give --root, a new folder for it")
+    for line in run.pretrained(name, size, storage.absolute(root), source or run.RELEASED):
+        print(line)
+
+
+@app.command()
+def push(
+    root: RootArg,
+    repo: Annotated[str, typer.Option("--to", help="owner/name of a repository on the hub")],
+    shards: Annotated[bool, typer.Option("--shards", help="publish image and code shards as well")] = False,
+    public: Annotated[bool, typer.Option("--public", help="a new repository can be seen by all")] = False,
+) -> None:
+    """Publishes a root on the Hugging Face hub; `dnd pretrained hf://owner/name --root NEW` reads it."""
+    from infra.pretrained import push as run
+
+    print(f"published: {run(storage.absolute(root), repo, shards, private=not public)}")
 
 
 @export.command("tokenizer")
@@ -87,9 +106,3 @@ def export_transformer(path: OutArg, root: RootOpt) -> None:
 
     write(storage.join(storage.absolute(root), "transformer"), path)
     print(path)
-
-
-def _refuse_used(folder: str) -> None:
-    """Never over something that was trained or imported before."""
-    if next(iter(storage.list_files(folder)), None):
-        raise ValueError(f"{folder}: there is something already; choose another --root or remove it first")

@@ -1,0 +1,269 @@
+"""Checkpoints by name: `dnd pretrained` fetches released ones, or what `dnd push` published, into a root.
+
+An address is `hf://owner/repo[/path][@revision]` (HF_ENDPOINT names a mirror), a folder or a file. Files come through
+huggingface_hub's cache; which commit and which bytes they were stands in ROOT/pretrained.json.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import shutil
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from data_specs import storage
+from data_specs.root import read_spec, record_spec
+from data_specs.spec import SIZES, load_spec
+
+HUB = "hf://"
+RELEASED = "hf://leonardPKU/DnD-Transformer"
+PICTURES = 8
+
+
+class Release(NamedTuple):
+    """What the authors released for a preset: folders of their repository, transformers by size ("" stands for the
+    preset's own), and the published figures."""
+
+    preset: str
+    tokenizer: str
+    transformers: dict[str, str]
+    figures: str
+
+
+RELEASES = (
+    Release(
+        "imagenet_16x16x2",
+        "2d_tokenzier_imagenet",  # spelt so there
+        {
+            "XXL": "trained_dnd_transformer_imagenet_2layer/XXL",
+            "XXXL": "trained_dnd_transformer_imagenet_2layer/XXXL",
+        },
+        "rFID .93; gFID 2.58 (XXL, guidance 2), 2.21 (XXXL, guidance 1.7)",
+    ),
+    Release("imagenet_16x16x4", "2d_tokenizer_imagenet_depth4", {}, "rFID .60; no transformer was released"),
+    Release("imagenet512_32x32x2", "2d_tokenizer_imagenet512", {}, "rFID .42; no transformer was released"),
+    Release(
+        "text_image_24x24x1",
+        "2d_tokenizer_text_image",
+        {"XXL": "trained_dnd_transformer_text_image_1layer/XXL"},
+        "sampled at temperature .1",
+    ),
+    Release(
+        "arxiv_image_16x16x8",
+        "2d_tokenizer_arxiv_image",
+        {"XXL": "trained_dnd_transformer_arxiv_image_8layer/XXL"},
+        "sampled at temperature .1",
+    ),
+)
+
+
+# ---- addresses -----------------------------------------------------------------------------------------------------
+class Fetched(NamedTuple):
+    """A local file or folder, and what is known of where it came from."""
+
+    path: Path
+    origin: dict[str, str]
+
+
+def fetch(address: str) -> Fetched:
+    """Brings what an address names onto this machine.
+
+    Raises:
+        ValueError: there is nothing there, or the hub is out of reach: with the command to run elsewhere.
+    """
+    if not address.startswith(HUB):
+        path = Path(address)
+        if not path.exists():
+            raise ValueError(f"{address}: no such file or folder")
+        return Fetched(path, {"address": str(path.absolute())})
+    repo, path_in_repo, revision = _split(address)
+    from huggingface_hub import snapshot_download
+    from huggingface_hub.errors import (
+        HfHubHTTPError,
+        HFValidationError,
+        IncompleteSnapshotError,
+        LocalEntryNotFoundError,
+    )
+
+    wanted = [path_in_repo, f"{path_in_repo}/*"] if path_in_repo else None
+    try:
+        snapshot = Path(snapshot_download(repo, revision=revision, allow_patterns=wanted))
+    except (LocalEntryNotFoundError, IncompleteSnapshotError):
+        include = f" --include '{path_in_repo}/*'" if path_in_repo else ""
+        raise ValueError(
+            f"{address}: the hub is out of reach: on a machine that reaches it run `hf download {repo}{include} "
+            "--local-dir FOLDER`, bring FOLDER here and give it as --from FOLDER; a mirror is named by HF_ENDPOINT"
+        ) from None
+    except (HfHubHTTPError, HFValidationError) as error:
+        raise ValueError(f"{address}: {' '.join(str(error).split())[:300]}") from None
+    path = snapshot / path_in_repo if path_in_repo else snapshot
+    if not path.exists():
+        raise ValueError(f"{address}: there is no {path_in_repo} in {repo} at {snapshot.name}")
+    return Fetched(path, {"address": address, "commit": snapshot.name})
+
+
+def _split(address: str) -> tuple[str, str, str | None]:
+    """(owner/repo, path in it, revision or None)."""
+    where, _, revision = address.removeprefix(HUB).partition("@")
+    owner, repo, path = [*where.strip("/").split("/", 2), "", ""][:3]
+    if not owner or not repo:
+        raise ValueError(f"{address}: write hf://owner/repo or hf://owner/repo/path")
+    return f"{owner}/{repo}", path, revision or None
+
+
+def checkpoint_in(path: Path) -> Path:
+    """The checkpoint that a file or a folder is: the folder's one .pt file."""
+    if path.is_file():
+        return path
+    found = sorted(path.glob("*.pt"))
+    if len(found) != 1:
+        names = ", ".join(file.name for file in found) or "none"
+        raise ValueError(f"{path}: a folder with one .pt file is wanted; here: {names}")
+    return found[0]
+
+
+# ---- into a root ---------------------------------------------------------------------------------------------------
+def import_tokenizer(path: Path, config: Path | None, root: str, ema: bool = False) -> str:
+    """Puts a released RQ-VAE into ROOT/tokenizer and says what it is."""
+    from tokenize_jobs.weights import import_tokenizer as read
+    from tokenize_jobs.weights import save_tokenizer
+
+    model = read(path, config or path.with_name("config.yaml"), ema=ema)
+    folder = unused(storage.join(root, "tokenizer"))
+    with storage.writable_folder(folder) as local:
+        save_tokenizer(model, local)
+    return f"{folder}: codes {list(model.config.code_shape)}, codebook of {model.config.codebook_size}"
+
+
+def import_transformer(path: Path, preset: str, size: str | None, root: str) -> str:
+    """Puts a released transformer into ROOT/transformer and says what it is; refuses one of another preset or size."""
+    from train.engine import config_of
+    from train.weights import import_transformer as read
+    from train.weights import size_of_released
+
+    spec = load_spec(preset, [f"transformer.size={size}"] if size else [])
+    spec.require("transformer")
+    found = size_of_released(path) if not size and spec.transformer.size else None
+    if found and SIZES[found][0] == spec.transformer.dimensions[0]:  # XXL and XXXL share their presets
+        size, spec = found, load_spec(preset, [f"transformer.size={found}"])
+    folder = unused(storage.join(root, "transformer"))
+    with storage.writable_folder(folder) as local:
+        read(path, local, config_of(spec))
+    record_spec(spec, root, "transformer", ("transformer",))
+    return f"{folder}: {size or spec.transformer.size} of {preset}"
+
+
+def unused(folder: str) -> str:
+    """The folder, where nothing was trained or imported before; ValueError else."""
+    if next(iter(storage.list_files(folder)), None):
+        raise ValueError(f"{folder}: there is something already; choose another --root or remove it first")
+    return folder
+
+
+def pretrained(name: str, size: str | None, root: str, source: str = RELEASED) -> list[str]:
+    """Fetches both halves of a release, or a root that `dnd push` published, into ROOT, and draws eight pictures.
+
+    Args:
+        name: the preset of a release, or the address of a published root.
+        source: where the releases' folders lie: another repository, or a local copy of it.
+
+    Returns:
+        Lines that say what was done.
+    """
+    release = next((release for release in RELEASES if release.preset == name), None)
+    if release is None:
+        return _published_root(name, root)
+    sizes = release.transformers
+    chosen = size or next(iter(sizes), None)
+    if size and size not in sizes:
+        raise ValueError(f"{name}: no transformer of size {size} was released; there is {', '.join(sizes) or 'none'}")
+    for folder in ("tokenizer", *(["transformer"] if chosen is not None else [])):
+        unused(storage.join(root, folder))
+    tokenizer = fetch(f"{source.rstrip('/')}/{release.tokenizer}")
+    path = checkpoint_in(tokenizer.path)
+    lines, origins = [import_tokenizer(path, None, root)], {"tokenizer": _origin(tokenizer, path)}
+    if chosen is not None:
+        transformer = fetch(f"{source.rstrip('/')}/{sizes[chosen]}")
+        path = checkpoint_in(transformer.path)
+        lines.append(import_transformer(path, name, chosen or None, root))
+        origins["transformer"] = _origin(transformer, path)
+    else:
+        record_spec(load_spec(name), root, "tokenizer", ("tokenizer",))
+        lines.append(f"{name}: {release.figures}")
+    storage.write_text(storage.join(root, "pretrained.json"), json.dumps(origins, indent=1, sort_keys=True) + "\n")
+    return [*lines, *([draw_first(root)] if chosen is not None else [])]
+
+
+def _origin(fetched: Fetched, path: Path) -> dict[str, Any]:
+    with path.open("rb") as file:
+        digest = hashlib.file_digest(file, "sha256").hexdigest()
+    return {**fetched.origin, "file": path.name, "bytes": path.stat().st_size, "sha256": digest}
+
+
+def _published_root(address: str, root: str) -> list[str]:
+    """What `dnd push` published: tokenizer, transformer and spec of a root."""
+    fetched, lines = fetch(address), list[str]()
+    names = [name for name in ("tokenizer", "transformer") if (fetched.path / name).is_dir()]
+    if not names:
+        known = ", ".join(release.preset for release in RELEASES)
+        raise ValueError(f"{address}: neither a release ({known}) nor a root that `dnd push` published")
+    origins: dict[str, Any] = {}
+    for name in names:
+        folder = unused(storage.join(root, name))
+        with storage.writable_folder(folder) as local:
+            shutil.copytree(fetched.path / name, local, dirs_exist_ok=True)
+        origins[name] = {**fetched.origin, "file": name}
+        lines.append(f"{folder}: from {address}")
+    if (fetched.path / "spec.yaml").is_file() and not storage.exists(storage.join(root, "spec.yaml")):
+        storage.write_text(storage.join(root, "spec.yaml"), (fetched.path / "spec.yaml").read_text("utf-8"))
+    storage.write_text(storage.join(root, "pretrained.json"), json.dumps(origins, indent=1, sort_keys=True) + "\n")
+    return [*lines, *([draw_first(root)] if len(names) == 2 else [])]
+
+
+def draw_first(root: str) -> str:
+    """Draws eight pictures by the root's sampling options into ROOT/samples/first.png."""
+    import numpy as np
+
+    from tokenize_jobs.decode import grid, png
+    from train.generate import load_root
+
+    part = read_spec(None, root).sample
+    options = {name: getattr(part, name) for name in ("guidance", "temperature", "top_k", "top_p")}
+    pictures = load_root(root, ema=part.ema).pictures(PICTURES, **options)
+    uri = storage.join(root, "samples", "first.png")
+    storage.write_bytes(uri, png(grid([np.asarray(picture) for picture in pictures])))
+    return f"pictures: {uri}"
+
+
+# ---- out of a root -------------------------------------------------------------------------------------------------
+PUBLISHED = (
+    *("spec.yaml", "tokenizer/tokenizer.*", "transformer/transformer.*", "transformer/ema.safetensors"),
+    *("tokenizer/metrics.jsonl", "transformer/metrics.jsonl", "evaluation/*", "report/*", "samples/*/grid.png"),
+)
+SHARDS = ("images/*", "codes/*")
+
+
+def push(root: str, repo: str, shards: bool, private: bool) -> str:
+    """Publishes a root on the hub: tokenizer, transformer, figures and pictures; with `shards` the data as well.
+
+    Returns:
+        The address under which `dnd pretrained` finds it.
+
+    Raises:
+        ValueError: the root holds nothing to publish, or the hub refused.
+    """
+    from huggingface_hub import HfApi
+    from huggingface_hub.errors import HfHubHTTPError, HFValidationError
+
+    folder = storage.local_folder(root)
+    patterns = [*PUBLISHED, *(SHARDS if shards else ())]
+    if not any(next(folder.glob(pattern), None) for pattern in patterns):
+        raise ValueError(f"{root}: holds neither models nor shards to publish")
+    hub = HfApi()
+    try:
+        hub.create_repo(repo, private=private, exist_ok=True)
+        done = hub.upload_folder(repo_id=repo, folder_path=folder, allow_patterns=patterns, commit_message="dnd push")
+    except (HfHubHTTPError, HFValidationError, OSError) as error:
+        raise ValueError(f"{repo}: {' '.join(str(error).split())[:300]}") from None
+    return f"{HUB}{repo}@{done.oid}"
