@@ -21,7 +21,7 @@ from infra.commands.options import (
     compute_workers,
     open_root,
 )
-from pipeline.runner import UnitsFailed, Workers
+from pipeline.workers import UnitsFailed, Workers
 
 app = typer.Typer(
     name="dnd",

@@ -9,7 +9,7 @@ from data_specs.spec import DocstringSource, Spec, TypesetSource, load_spec
 from infra.reconstruct import reconstruct
 from infra.report.report import write_report
 from pipeline.job import render
-from pipeline.runner import Workers
+from pipeline.workers import Workers
 from tokenize_jobs.job import decode, tokenize
 from tokenize_jobs.launch import train_tokenizer
 from train.evaluation.summary import summarise

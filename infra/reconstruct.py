@@ -8,7 +8,7 @@ from typing import Any
 
 from data_specs import open_shards, storage
 from data_specs.spec import Spec
-from pipeline.runner import Workers
+from pipeline.workers import Workers
 from tokenize_jobs.decode import png
 from tokenize_jobs.fit import local
 from tokenize_jobs.job import reconstruct as write

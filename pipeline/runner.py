@@ -13,7 +13,7 @@ import socket
 import time
 from collections import Counter, deque
 from collections.abc import Callable, Iterator, Sequence
-from typing import Any, NamedTuple, cast
+from typing import Any, cast
 
 import ray
 from ray.exceptions import RayError
@@ -25,33 +25,13 @@ from data_specs.receipts import Receipt
 from data_specs.units import Plan, Unit
 from pipeline.board import Board
 from pipeline.waiting import DURATIONS, Run, Waiting, straggler
+from pipeline.workers import UnitsFailed, Workers
 
 Stage = Callable[[Unit], Receipt]
 Setup = Callable[[], Stage]
 TRIES = 3  # of a unit, and of workers that cannot start
-MAX_FAILURES = 100  # units that fail for good before a run ends
 TICK = 2.0  # seconds between looks at the cluster's size and at stragglers
 log = logging.getLogger(__name__)
-
-
-class Workers(NamedTuple):
-    """How a job uses a cluster: Ray's address (None: embedded), most actors (None: all that fit, as nodes come and
-    go), what each one holds, and how many units may fail before the run ends."""
-
-    address: str | None = None
-    num_workers: int | None = None
-    cpus: float = 1.0
-    gpus: float = 0.0
-    max_failures: int = MAX_FAILURES
-
-    @property
-    def device(self) -> str:
-        """Kind of device that the workers compute on; it decides bytes, so it is part of digests."""
-        return "cuda" if self.gpus else "cpu"
-
-
-class UnitsFailed(RuntimeError):
-    """Some units failed for good; their reasons stand in NNNNNN.failed.json. A re-run tries them again."""
 
 
 @ray.remote

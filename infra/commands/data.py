@@ -18,7 +18,7 @@ from infra.commands.options import (
     open_root,
     totals,
 )
-from pipeline.runner import MAX_FAILURES, Workers
+from pipeline.workers import MAX_FAILURES, Workers
 
 app = typer.Typer()
 

@@ -12,9 +12,9 @@ from typing import Annotated, Any, Literal
 
 import typer
 
-from data_specs import open_shards, storage
+from data_specs import storage
 from infra.commands.options import RootOpt, SetOpt, SpecArg, compute_workers, open_root
-from pipeline.runner import Workers
+from pipeline.workers import Workers
 from train.evaluation.results import compare as compare_results
 from train.evaluation.results import set_inputs, with_provenance
 

@@ -10,7 +10,7 @@ import typer
 from data_specs import storage
 from data_specs.root import read_spec
 from data_specs.spec import Spec
-from pipeline.runner import MAX_FAILURES, Workers
+from pipeline.workers import MAX_FAILURES, Workers
 
 SpecArg = Annotated[
     str | None,

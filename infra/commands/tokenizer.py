@@ -19,7 +19,7 @@ from infra.commands.options import (
     open_root,
     totals,
 )
-from pipeline.runner import MAX_FAILURES
+from pipeline.workers import MAX_FAILURES
 
 app = typer.Typer()
 

@@ -96,19 +96,26 @@ def test_killed_and_resumed_gives_the_undisturbed_losses_and_weights(tmp_path: P
 
 
 def test_two_ranks_learn_what_one_learns(tmp_path: Path) -> None:
-    """50 steps of 7 images: one rank has 4 of them, the other 3, and nothing hangs; with adversary and restarts."""
-    steps = ("tokenizer.steps=50", "tokenizer.batch_size=7", "tokenizer.gan_start=40")
-    spec = tiny_spec(*GAN[1:], *steps)
+    """50 steps of 7 images: one rank has 4 of them, the other 3, and nothing hangs; with adversary and restarts.
+
+    The ranks' sums differ in the last bits of float32 (2e-7), ten steps keep that within 5e-7 with the kernels of SSE,
+    AVX2 and AVX512, and the adversary's gradients, which begin near 0, lose two digits more. Then some vector lies
+    between two rows by less than that, or the sign of a gradient near 0 turns in Adam, and the runs are two draws of
+    one process: from there on they agree in what they reach.
+    """
+    spec = tiny_spec(*GAN, "tokenizer.steps=50", "tokenizer.batch_size=7")
     roots = [make_root(tmp_path / name) for name in ("one", "two")]
     train_tokenizer(spec, roots[0])
     train_tokenizer(spec, roots[1], ranks=2)
     one, two = (curve(root) for root in roots)
     assert len(one) == len(two) == 50 and one[-1]["mse"] < one[0]["mse"] / 3
-    assert [row["mse"] for row in two[:40]] == pytest.approx([row["mse"] for row in one[:40]], rel=1e-3)
+    assert [row["mse"] for row in two[:10]] == pytest.approx([row["mse"] for row in one[:10]], rel=2e-5)
     for name in ("gen", "disc", "adaptive_weight"):  # the adversary normalizes over both ranks' images
-        assert two[40][name] == pytest.approx(one[40][name], rel=1e-3)
-    assert [row["mse"] for row in two] == pytest.approx([row["mse"] for row in one], rel=3e-2)
-    assert sum(map(sum, (row["restarts"] for row in one))) > 0
+        assert two[10][name] == pytest.approx(one[10][name], rel=1e-3)
+    late = [np.mean([row["mse"] for row in run[40:]]) for run in (one, two)]
+    assert late[1] == pytest.approx(late[0], rel=5e-2)
+    restarts = [[row["restarts"] for row in run[:10]] for run in (one, two)]
+    assert restarts[0] == restarts[1] and sum(map(sum, restarts[0])) > 0
 
 
 LAUNCHERS = {

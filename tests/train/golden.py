@@ -16,6 +16,8 @@ from train.ema import EMA
 from train.engine import before_step, build_engine, was_applied
 from train.model import TransformerConfig
 
+EPSILON = 1e-3  # AdamW's in the golden steps: with its usual 1e-8, the sign of a gradient near 0 moves a weight by 2 lr
+
 
 def golden_spec(config: TransformerConfig, *overrides: str) -> Spec:
     """The tiny spec in the shape of a golden model, which training starts from."""
@@ -37,6 +39,8 @@ def golden_steps(root: str, golden: str, number: int) -> None:
     spec = golden_spec(start.config, f"train.zero_stage={number}")
     engine, mine = build_engine(spec, root, 2), slice(2 * dist.get_rank(), 2 * dist.get_rank() + 2)
     codes, classes = golden_batch(tensors)
+    for group in engine.optimizer.param_groups:
+        group["eps"] = EPSILON
     ema = EMA(engine, 0.9)
     for factor in (1.0, 1.0, 1.0, torch.nan):
         engine.backward(engine(codes[mine], classes[mine], return_loss=True).mean() * factor)

@@ -1,14 +1,18 @@
 """What every result carries besides its figures (command, versions), and the comparison of two results."""
 
+from __future__ import annotations
+
 import hashlib
 import platform
 import subprocess
 from collections.abc import Sequence
 from importlib.metadata import PackageNotFoundError, version
-from typing import Any, TypeGuard
+from typing import TYPE_CHECKING, Any, TypeGuard
 
 from data_specs import storage
-from data_specs.reader import ShardSet
+
+if TYPE_CHECKING:
+    from data_specs.reader import ShardSet
 
 PACKAGES = (
     "numpy",
