@@ -143,6 +143,7 @@ def ppl_ocr(
     workers: WorkersOpt = None,
 ) -> None:
     """Perplexity of the text that OCR reads from generated images, and from real ones as the bound."""
+    from data_specs import open_shards
     from train.evaluation.ngram import train_ngram
     from train.evaluation.ocr import load_engine
     from train.evaluation.perplexity import TransformersModel
