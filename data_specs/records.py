@@ -435,6 +435,33 @@ class OcrRecord(Record):
     boxes: tuple[Box, ...] = ()
 
 
+# ---- code ----------------------------------------------------------------------------------------------------------
+class CodeEntry(Record):
+    """What code something was done with: a job that was `submitted`, or a folder of the root whose making `began`.
+
+    `patch` names the file under the root that holds what was not committed, where that is not too much to keep; `image`
+    is a container's reference.
+    """
+
+    at: str
+    submitted: str = ""
+    began: str = ""
+    on: str = ""
+    job: str = ""
+    image: str = ""
+    commit: str | None = None
+    dirty: bool = False
+    patch: Annotated[str, Field(pattern=r"^code-[0-9a-f]{8}\.patch$")] | None = None
+    python: str
+    packages: dict[str, str]
+
+
+class CodeHistory(Record):
+    """ROOT/code.json: entries in the order of their time."""
+
+    entries: tuple[CodeEntry, ...] = ()
+
+
 # ---- training ------------------------------------------------------------------------------------------------------
 class CheckpointFile(Record):
     """Size and digest of a file of a checkpoint."""

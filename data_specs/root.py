@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from data_specs import storage
+from data_specs.code_version import record_code
 from data_specs.spec import PARTS, Spec, load_spec, parse_spec
 
 NAME = "spec.yaml"
@@ -47,10 +48,13 @@ def spec_of(root: str, folder: str) -> Spec:
 def record_spec(spec: Spec, root: str, folder: str, parts: Sequence[str]) -> None:
     """Keeps the spec of a stage that has accepted it: whole in ROOT/FOLDER, its `parts` in the record of the run.
 
+    ROOT/code.json says by which code it began.
+
     Args:
         parts: keys of the spec that the stage answers for; none of them leaves the record of the run as it is.
     """
     _write(storage.join(root, folder, NAME), spec)
+    record_code(root, began=folder)
     if parts:
         _write(storage.join(root, NAME), _laid_over(storage.join(root, NAME), spec, parts))
 

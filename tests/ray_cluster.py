@@ -12,6 +12,7 @@ import shutil
 import socket
 import subprocess
 import sys
+import sysconfig
 import tempfile
 import time
 import urllib.error
@@ -35,6 +36,7 @@ class Cluster(NamedTuple):
     environment: dict[str, str]
     folder: Path
     nodes: list[subprocess.Popen[bytes]]
+    bin: Path = BIN
 
     def add_node(self, cpus: int = 1) -> subprocess.Popen[bytes]:
         """Starts one more node; it takes work after a few seconds."""
@@ -63,7 +65,17 @@ class Cluster(NamedTuple):
 
     def submit(self, *command: str, cwd: Path, timeout: float = 300) -> subprocess.CompletedProcess[str]:
         """`ray job submit` with a token, as the guide says; waits for the job and returns what it said."""
-        submit = [str(BIN / "ray"), "job", "submit", "--address", self.dashboard, "--working-dir", ".", "--", *command]
+        submit = [
+            str(self.bin / "ray"),
+            "job",
+            "submit",
+            "--address",
+            self.dashboard,
+            "--working-dir",
+            ".",
+            "--",
+            *command,
+        ]
         return subprocess.run(
             submit, cwd=cwd, env=self.environment, capture_output=True, text=True, timeout=timeout, check=False
         )
@@ -71,7 +83,7 @@ class Cluster(NamedTuple):
     def _start(self, number: int, cpus: int, *how: str) -> subprocess.Popen[bytes]:
         ports = zip(("runtime-env-agent-port", "dashboard-agent-listen-port", "metrics-export-port"), free_ports(3))
         command = [
-            *(str(BIN / "ray"), "start", "--block", f"--node-ip-address={LOOPBACK}", f"--num-cpus={cpus}"),
+            *(str(self.bin / "ray"), "start", "--block", f"--node-ip-address={LOOPBACK}", f"--num-cpus={cpus}"),
             *("--object-store-memory=100000000", "--min-worker-port=0", "--max-worker-port=0"),
             *(f"--{name}={port}" for name, port in ports),
             f"--temp-dir={self.folder}/{number}",  # nodes that start at once race for names of sockets in one
@@ -84,14 +96,21 @@ class Cluster(NamedTuple):
 
 
 @contextmanager
-def ray_cluster(num_nodes: int = 1, cpus: int = 2, extra: dict[str, str] | None = None) -> Iterator[Cluster]:
-    """A cluster of a head and num_nodes - 1 further nodes of `cpus` CPUs; `extra`: environment of all of it."""
+def ray_cluster(
+    num_nodes: int = 1, cpus: int = 2, extra: dict[str, str] | None = None, bin: Path = BIN
+) -> Iterator[Cluster]:
+    """A cluster of a head and num_nodes - 1 further nodes of `cpus` CPUs.
+
+    Args:
+        extra: environment of all of it.
+        bin: where its Python and `ray` are.
+    """
     folder = Path(tempfile.mkdtemp(prefix="dnd-ray-", dir="/tmp"))  # short: socket paths end at 107 characters
     (folder / "token").write_text(secrets.token_hex(32))
     (folder / "token").chmod(0o600)
     port, dashboard, client = free_ports(3)
-    environment = _environment(folder / "token") | (extra or {})
-    cluster = Cluster(f"http://{LOOPBACK}:{dashboard}", f"{LOOPBACK}:{port}", environment, folder, [])
+    environment = _environment(folder / "token", bin) | (extra or {})
+    cluster = Cluster(f"http://{LOOPBACK}:{dashboard}", f"{LOOPBACK}:{port}", environment, folder, [], bin)
     head = ("--head", f"--port={port}", f"--dashboard-port={dashboard}", f"--dashboard-host={LOOPBACK}")
     try:
         cluster._start(0, cpus, *head, f"--ray-client-server-port={client}")
@@ -105,11 +124,28 @@ def ray_cluster(num_nodes: int = 1, cpus: int = 2, extra: dict[str, str] | None 
         shutil.rmtree(folder, ignore_errors=True)
 
 
-def _environment(token: Path) -> dict[str, str]:
+def locked_environment(folder: Path) -> Path:
+    """The bin of a new environment in which everything that the lock installs is found, and this project is not.
+
+    A node of infra/ray/cluster.yaml has no more. The packages are those of the environment that runs this: of its
+    site-packages only the modules are seen, not the .pth file by which an editable project is found.
+    """
+    subprocess.run([sys.executable, "-m", "venv", "--without-pip", str(folder)], check=True)
+    (site,) = folder.glob("lib/python*/site-packages")
+    (site / "lock.pth").write_text(sysconfig.get_path("purelib") + "\n")
+    ray = folder / "bin/ray"
+    ray.write_text(f"#!{folder}/bin/python\nfrom ray.scripts.scripts import main\nmain()\n")
+    ray.chmod(0o755)
+    return folder / "bin"
+
+
+def _environment(token: Path, bin: Path) -> dict[str, str]:
     """Both sides of a cluster with token authentication need the two RAY_AUTH variables (README)."""
-    environment = {name: value for name, value in os.environ.items() if not name.startswith("RAY_")}
+    environment = {
+        name: value for name, value in os.environ.items() if not name.startswith("RAY_") and name != "PYTHONPATH"
+    }
     return environment | {
-        "PATH": f"{BIN}:{os.environ['PATH']}",
+        "PATH": f"{bin}:{os.environ['PATH']}",
         "RAY_USAGE_STATS_ENABLED": "0",
         "RAY_worker_niceness": "0",  # Ray's 15 starves the workers where other tests are busy
         "RAY_AUTH_MODE": "token",

@@ -8,8 +8,7 @@ import typer
 
 from data_specs import storage
 from infra.commands.options import AddressOpt, RootOpt, SetOpt, SpecArg, WorkersOpt, open_root
-from infra.submit.engines import Engine
-from infra.submit.job import Stage
+from infra.submit.job import Engine, Stage
 
 app = typer.Typer()
 
@@ -23,9 +22,17 @@ def submit(
     spec: SpecArg = None,
     set_: SetOpt = None,
     workers: WorkersOpt = None,
-    nodes: Annotated[int, typer.Option("--nodes", min=1, help="nodes that train together")] = 1,
-    gpus: Annotated[int, typer.Option("--gpus", min=0, help="GPUs of each node (training) or worker; 0: none")] = 1,
-    image: Annotated[str | None, typer.Option("--image", help="container image, for kubernetes")] = None,
+    nodes: Annotated[
+        int, typer.Option("--nodes", min=1, help="machines that train together; under slurm, or share a stage")
+    ] = 1,
+    gpus: Annotated[int, typer.Option("--gpus", min=0, help="GPUs of each machine or pod; 0: none")] = 1,
+    image: Annotated[
+        str | None, typer.Option("--image", help="container image, for kubernetes (default: that of DND_REGISTRY)")
+    ] = None,
+    patch: Annotated[str | None, typer.Option("--patch", help="YAML laid over the manifest, for kubernetes")] = None,
+    autoscale: Annotated[
+        bool, typer.Option("--autoscale/--no-autoscale", help="pods come and go with the work, for kubernetes")
+    ] = True,
     ray_address: AddressOpt = None,
     dry_run: Annotated[bool, typer.Option("--dry-run", help="print the job; write and send nothing")] = False,
 ) -> None:
@@ -35,19 +42,22 @@ def submit(
     interrupted.
     What stands after `--` goes to the stage's own command: `-- --extend`.
     """
-    from infra.submit.code_version import record
+    from data_specs.code_version import record_code
     from infra.submit.engines import request
-    from infra.submit.job import Job, submitted
+    from infra.submit.job import Job, checked, code_of, left_alone_if_refused, submitted
+    from infra.submit.overlay import read_overlay
 
     resolved, root = open_root(spec, root, set_)
-    options = tuple(context.args)
-    wanted = request(Job(stage, root, workers, nodes, gpus, image, ray_address, options), on)
+    overlay, options = (read_overlay(patch) if patch else {}), tuple(context.args)
+    job = Job(stage, root, workers, nodes, gpus, image, ray_address, options, overlay, autoscale)
+    wanted, code = request(checked(job, on, resolved), on), code_of(on)
     if dry_run:
         print(wanted.text, end="")
         return
-    storage.write_text(submitted(root, stage), resolved.to_yaml())
-    record(root, stage, {"on": on, "image": image, "job": wanted.text})
-    print(wanted.send())
+    with left_alone_if_refused(submitted(root, stage)):
+        storage.write_text(submitted(root, stage), resolved.to_yaml())
+        print(wanted.send())
+    record_code(root, code, submitted=stage, on=on, job=wanted.text, image=image or "")
 
 
 @app.command()

@@ -4,17 +4,24 @@ from __future__ import annotations
 
 import json
 import shlex
-import shutil
 import subprocess
 from collections.abc import Callable
-from typing import Any, Literal, NamedTuple
+from typing import Any, NamedTuple
 
 import yaml
 
+from data_specs.code_version import REPOSITORY, patch_name, this_code
 from infra.submit import kubernetes
-from infra.submit.job import DISTRIBUTED, REPOSITORY, Job, command, environment, settled, submitted, variables
-
-Engine = Literal["local", "ray", "slurm", "kubernetes"]
+from infra.submit.job import (
+    TRAININGS,
+    Engine,
+    Job,
+    command,
+    environment,
+    run_tool,
+    training_arguments,
+    variables,
+)
 
 
 class Request(NamedTuple):
@@ -25,8 +32,7 @@ class Request(NamedTuple):
 
 
 def request(job: Job, on: Engine) -> Request:
-    """The job for an engine; nothing is sent yet. Raises ValueError for what the engine cannot run."""
-    job = settled(job, on)
+    """Return the request for a job that `job.checked` has passed; nothing is sent yet."""
     makers = {"local": _local, "ray": _ray, "slurm": _slurm, "kubernetes": _kubernetes}
     return makers[on](job)
 
@@ -45,68 +51,70 @@ def _local(job: Job) -> Request:
 
 # ---- Ray -------------------------------------------------------------------------------------------------------------
 def _ray(job: Job) -> Request:
-    wanted = ray_request(job)
+    arguments = ray_arguments(job)
 
     def send() -> str:
         from ray.job_submission import JobSubmissionClient
 
         try:
             client = JobSubmissionClient(job.ray_address)
-            number = client.submit_job(**wanted)
+            number = client.submit_job(**arguments)
         except RuntimeError as error:
             raise ValueError(f"{job.ray_address or 'Ray'}: {' '.join(str(error).split())}") from None
         return f"submitted {number}; follow it with: ray job logs --follow {number}"
 
-    return Request(_yaml(wanted), send)
+    return Request(_yaml(arguments), send)
 
 
-def ray_request(job: Job) -> dict[str, Any]:
-    """Arguments of JobSubmissionClient.submit_job: the code of this checkout travels as the working directory."""
-    wanted: dict[str, Any] = {
+def ray_arguments(job: Job) -> dict[str, Any]:
+    """Return those of JobSubmissionClient.submit_job: the code of this checkout travels as the working directory."""
+    arguments: dict[str, Any] = {
         "entrypoint": shlex.join(command(job)),
-        "runtime_env": {"env_vars": variables(job)},
+        "runtime_env": {"env_vars": variables(job) | _code_variables()},
         "metadata": {"stage": job.stage, "root": job.root},
     }
     if (REPOSITORY / "pyproject.toml").exists():
-        wanted["runtime_env"] |= {"working_dir": str(REPOSITORY), "excludes": [".git", "/docs", "/tests"]}
-    if job.stage not in DISTRIBUTED:
-        wanted["entrypoint_num_gpus"] = job.gpus
-    return wanted
+        arguments["runtime_env"] |= {"working_dir": str(REPOSITORY), "excludes": [".git", "/docs", "/tests"]}
+    if job.stage in TRAININGS:
+        arguments |= {"entrypoint_num_gpus": job.gpus, "entrypoint_num_cpus": job.ranks}
+    return arguments
+
+
+def _code_variables() -> dict[str, str]:
+    """What the job cannot see by itself: a working directory travels without its history."""
+    code = this_code()
+    known = {"DND_COMMIT": code.commit, "DND_PATCH": patch_name(code)}
+    return {name: value for name, value in known.items() if value}
 
 
 # ---- Slurm -----------------------------------------------------------------------------------------------------------
 def _slurm(job: Job) -> Request:
     words = slurm_command(job)
-    return Request(shlex.join(words) + "\n", lambda: _tool(words, "apt-get install slurm-client"))
+    return Request(shlex.join(words) + "\n", lambda: run_tool(words, "apt-get install slurm-client"))
 
 
 def slurm_command(job: Job) -> list[str]:
-    """sbatch with the job; account, partition and time come from SBATCH_ACCOUNT, SBATCH_PARTITION, SBATCH_TIMELIMIT."""
-    gpus = [f"--gpus-per-node={job.gpus}"] if job.gpus else []
-    if job.stage == "train":
+    """Return sbatch with the job, on whole nodes: a training over all of them, or an array of one-node parts.
+
+    Account, partition and time come from SBATCH_ACCOUNT, SBATCH_PARTITION, SBATCH_TIMELIMIT.
+    """
+    options = [f"--job-name=dnd-{job.stage}", *([f"--gpus-per-node={job.gpus}"] if job.gpus else [])]
+    if job.stage in TRAININGS:
         script = str(REPOSITORY / "infra/slurm/train.sbatch")
-        spec = ["--spec", submitted(job.root, job.stage)]
-        return ["sbatch", f"--nodes={job.nodes}", *gpus, script, "--root", job.root, *spec, *job.options]
-    cpus = [f"--cpus-per-task={job.workers}"] if job.workers else []
-    options = (f"--job-name=dnd-{job.stage}", "--requeue", "--open-mode=append", "--output=%x-%j.log", "--nodes=1")
-    return ["sbatch", *options, *gpus, *cpus, f"--wrap=exec {shlex.join(command(job))}"]
+        return ["sbatch", f"--nodes={job.nodes}", *options, script, *training_arguments(job)]
+    options += ["--requeue", "--open-mode=append", "--exclusive", "--mem=0", "--nodes=1", "--ntasks=1"]
+    words = shlex.join(command(job))
+    if job.nodes == 1:
+        return ["sbatch", *options, "--output=%x-%j.log", f"--wrap=exec {words}"]
+    array = [f"--array=1-{job.nodes}", "--output=%x-%A_%a.log"]
+    return ["sbatch", *options, *array, f"--wrap=exec {words} --part $SLURM_ARRAY_TASK_ID/{job.nodes}"]
 
 
 # ---- Kubernetes ------------------------------------------------------------------------------------------------------
 def _kubernetes(job: Job) -> Request:
-    text = _yaml(kubernetes.manifest(job))
-    words = ["kubectl", "create", "--filename=-"]
-    return Request(text, lambda: _tool(words, "see kubernetes.io/docs/tasks/tools", text))
-
-
-def _tool(words: list[str], remedy: str, given: str | None = None) -> str:
-    """What a command-line tool says. Raises ValueError with its complaint."""
-    if shutil.which(words[0]) is None:
-        raise ValueError(f"{words[0]} is not on PATH: {remedy}")
-    done = subprocess.run(words, input=given, env=environment(), capture_output=True, text=True, check=False)
-    if done.returncode:
-        raise ValueError(f"{words[0]}: {' '.join(done.stderr.split())}")
-    return done.stdout.strip()
+    wanted = kubernetes.manifest(job)
+    text = _yaml(wanted)
+    return Request(text, lambda: kubernetes.send(wanted, text))
 
 
 def _yaml(tree: dict[str, Any]) -> str:

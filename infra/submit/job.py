@@ -3,22 +3,34 @@
 from __future__ import annotations
 
 import os
+import shutil
+import subprocess
 import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
-from typing import Literal, NamedTuple
+from typing import Any, Literal, NamedTuple
 
 from data_specs import storage
+from data_specs.code_version import MAX_PATCH_BYTES, REPOSITORY, Code, this_code
+from data_specs.spec import Spec
 
-REPOSITORY = Path(__file__).resolve().parents[2]
+Engine = Literal["local", "ray", "slurm", "kubernetes"]
 Stage = Literal["render", "train-tokenizer", "tokenize", "train", "sample", "decode", "reconstruct"]
-DISTRIBUTED = ("render", "tokenize", "sample", "decode", "reconstruct")  # units over --workers
+TRAININGS = ("train-tokenizer", "train")  # ranks over --nodes x --gpus; the other stages: units over --workers
 PASSED_ON = ("AWS_ENDPOINT_URL", "AWS_ENDPOINT_URL_S3", "AWS_REGION", "AWS_DEFAULT_REGION", "DND_REQUESTER_PAYS")
 
 
 class Job(NamedTuple):
-    """What is to run. gpus: of each node for trainings, of each worker for the other stages; rendering takes none.
+    """What is to run.
 
-    options: more words for the stage's own command (for `train` on several nodes: train.loop's).
+    Attributes:
+        workers: most workers of a stage that is not a training; one a GPU, or one a core.
+        nodes: machines that train together; under Slurm also parts of another stage, each a job of an array.
+        gpus: GPUs of each machine or pod, whatever the stage and the engine; rendering takes none.
+        options: more words for the stage's own command.
+        overlay: what is laid over a Kubernetes manifest.
+        autoscale: whether pods of a Ray cluster come and go with the work; Kueue wants all of them at once.
     """
 
     stage: Stage
@@ -29,21 +41,49 @@ class Job(NamedTuple):
     image: str | None = None
     ray_address: str | None = None
     options: tuple[str, ...] = ()
+    overlay: dict[str, Any] = {}  # noqa: RUF012
+    autoscale: bool = True
+
+    @property
+    def ranks(self) -> int:
+        """Processes of a training on each machine."""
+        return max(self.gpus, 1)
 
 
-def settled(job: Job, on: str) -> Job:
-    """The job as its engine will take it. Raises ValueError for what that engine cannot run."""
+def checked(job: Job, on: Engine, spec: Spec) -> Job:
+    """Return the job as its engine will take it.
+
+    Raises:
+        ValueError: that engine cannot run it, or the spec's batch does not divide among its ranks.
+    """
     job = job._replace(gpus=0 if job.stage == "render" else job.gpus)
-    if job.nodes > 1 and (job.stage != "train" or on in ("ray", "local")):
-        raise ValueError(f"--nodes {job.nodes}: only `train` spreads over nodes, and by slurm or kubernetes")
-    if on == "kubernetes" and not storage.is_remote(job.root):
-        raise ValueError(f"--root {job.root}: pods do not see this folder; give an s3:// address")
-    if on in ("ray", "kubernetes") and job.stage in DISTRIBUTED and not job.workers:
+    if job.stage in TRAININGS:
+        _check_training(job, on, spec)
+    elif job.nodes > 1 and on != "slurm":
+        raise ValueError(f"--nodes {job.nodes}: `{job.stage}` spreads over --workers; nodes come with them")
+    elif on in ("ray", "kubernetes") and not job.workers:
         raise ValueError(
             f"--on {on} --stage {job.stage}: give --workers, the number that the pool has CPUs or GPUs for when it is "
             "full; an empty pool grows by what is asked for"
         )
+    if on == "kubernetes" and not storage.is_remote(job.root):
+        raise ValueError(f"--root {job.root}: pods do not see this folder; give an s3:// address")
     return job
+
+
+def _check_training(job: Job, on: Engine, spec: Spec) -> None:
+    if job.workers:
+        raise ValueError(f"--workers {job.workers}: `{job.stage}` has a rank for each GPU: give --nodes and --gpus")
+    if job.nodes > 1 and on in ("ray", "local"):
+        raise ValueError(f"--nodes {job.nodes}: training spreads over nodes by slurm or kubernetes")
+    key, batch = ("train", spec.train.batch_size)
+    if job.stage == "train-tokenizer":
+        key, batch = "tokenizer", spec.tokenizer.batch_size
+    if batch % (job.nodes * job.ranks):
+        raise ValueError(
+            f"{key}.batch_size {batch} does not divide among {job.nodes} nodes of {job.ranks} ranks: change --nodes or "
+            "--gpus"
+        )
 
 
 def submitted(root: str, stage: str) -> str:
@@ -52,22 +92,72 @@ def submitted(root: str, stage: str) -> str:
 
 
 def command(job: Job) -> list[str]:
-    """What runs the stage, from the root alone."""
+    """Return what runs the stage, from the root alone."""
     words = ["python", "-m", "infra.cli", job.stage, submitted(job.root, job.stage), "--root", job.root]
-    if job.stage not in DISTRIBUTED:
-        return [*words, "--ranks", str(max(job.gpus, 1)), *job.options]
+    if job.stage in TRAININGS:
+        return [*words, "--ranks", str(job.ranks), *job.options]
     return [*words, *(["--workers", str(job.workers)] if job.workers else []), *job.options]
 
 
+def training_arguments(job: Job) -> list[str]:
+    """Return what infra/launch.sh and infra/slurm/train.sbatch are given."""
+    return [job.stage, "--root", job.root, "--spec", submitted(job.root, job.stage), *job.options]
+
+
+def code_of(on: Engine) -> Code:
+    """Return the code that a job will run: that of this checkout; in a container the image's, which is not known here.
+
+    Raises:
+        ValueError: more is not committed than is kept.
+    """
+    code = Code(None, b"") if on == "kubernetes" else this_code()
+    if len(code.patch) > MAX_PATCH_BYTES:
+        raise ValueError(
+            f"{REPOSITORY}: {len(code.patch) >> 20} MiB are not committed: commit them, or name them in .gitignore"
+        )
+    return code
+
+
+@contextmanager
+def left_alone_if_refused(uri: str) -> Iterator[None]:
+    """Put a file back as it was where the block raises."""
+    before = storage.read_text(uri) if storage.exists(uri) else None
+    try:
+        yield
+    except Exception:
+        if before is None:
+            storage.delete(uri)
+        else:
+            storage.write_text(uri, before)
+        raise
+
+
 def variables(job: Job) -> dict[str, str]:
-    """Environment of a job on other machines: where buckets are and who pays, never who we are."""
+    """Return the environment of a job on other machines: where buckets are and who pays, never who we are."""
     found = {name: os.environ[name] for name in PASSED_ON if name in os.environ}
-    gpus = {"DND_WORKER_GPUS": str(job.gpus)} if job.stage in DISTRIBUTED and job.stage != "render" else {}
-    return found | gpus
+    if job.image:
+        found["DND_IMAGE"] = job.image
+    if job.stage not in TRAININGS and job.stage != "render":
+        found["DND_WORKER_GPUS"] = str(min(job.gpus, 1))
+    return found
 
 
 def environment() -> dict[str, str]:
-    """Of commands started from here: our Python first on PATH, and the code that this process runs."""
+    """Return that of commands started from here: our Python first on PATH, and the code that this process runs."""
     paths = [str(REPOSITORY), os.environ.get("PYTHONPATH", "")]
     path = f"{Path(sys.executable).parent}{os.pathsep}{os.environ.get('PATH', '')}"
     return os.environ | {"PATH": path, "PYTHONPATH": os.pathsep.join(filter(None, paths))}
+
+
+def run_tool(words: list[str], remedy: str, given: str | None = None) -> str:
+    """Return what a command-line tool says.
+
+    Raises:
+        ValueError: it is not there, with the remedy; or it fails, with its complaint in one line.
+    """
+    if shutil.which(words[0]) is None:
+        raise ValueError(f"{words[0]} is not on PATH: {remedy}")
+    done = subprocess.run(words, input=given, env=environment(), capture_output=True, text=True, check=False)
+    if done.returncode:
+        raise ValueError(f"{words[0]}: {' '.join(done.stderr.split())}")
+    return done.stdout.strip()

@@ -1,10 +1,11 @@
-"""Manifests of jobs: a RayJob of the pods of infra/kubernetes/raycluster.yaml, or the JobSet that trains."""
+"""Jobs on Kubernetes: a JobSet that trains, or a RayJob of the pods of infra/kubernetes/raycluster.yaml."""
 
 from __future__ import annotations
 
 import hashlib
 import json
 import math
+import os
 import re
 import shlex
 from pathlib import Path
@@ -12,36 +13,70 @@ from typing import Any
 
 import yaml
 
-from infra.submit.job import DISTRIBUTED, Job, command, submitted, variables
+from infra.submit.job import TRAININGS, Job, command, run_tool, training_arguments, variables
+from infra.submit.overlay import laid_over
 
 MANIFESTS = Path(__file__).resolve().parents[1] / "kubernetes"
+RESOURCES = {"RayJob": "rayjobs.ray.io", "JobSet": "jobsets.jobset.x-k8s.io"}
+ENDED = ("Complete", "Failed", "ValidationFailed", "Completed")  # RayJob's jobDeploymentStatus, JobSet's terminalState
+DELETE_SECONDS = 300
 Manifest = dict[str, Any]
 
 
 def manifest(job: Job) -> Manifest:
-    """The object for `kubectl create`: a JobSet for `train`, a RayJob with a cluster of its own for other stages."""
-    return _jobset(job) if job.stage == "train" else _rayjob(job)
+    """Return the object for `kubectl create`: a JobSet for trainings, else a RayJob with a cluster of its own.
+
+    Raises:
+        ValueError: there is no image that a cluster could pull.
+    """
+    image = image_of(job)
+    job = job._replace(image=image)
+    return laid_over(_jobset(job) if job.stage in TRAININGS else _rayjob(job), job.overlay)
+
+
+def image_of(job: Job) -> str:
+    """Return --image, or that of the registry that DND_REGISTRY names."""
+    kind, registry = ("cuda" if job.gpus else "cpu"), os.environ.get("DND_REGISTRY")
+    if not job.image and not registry:
+        raise ValueError(
+            f"--on kubernetes: give --image, what `make image-{kind}` built and you pushed, best by its digest "
+            "(REGISTRY/dnd-transformer@sha256:…), or set DND_REGISTRY"
+        )
+    return job.image or f"{registry}/dnd-transformer:{kind}"
 
 
 def _name(job: Job) -> str:
-    """The same for the same stage and root, so that a second submission is refused; KubeRay allows 47 characters."""
+    """The same for the same stage and root: a second submission meets the first. KubeRay allows 47 characters."""
     run = re.sub("[^a-z0-9]+", "-", job.root.rpartition("/")[2].lower())[:14].strip("-")
     return f"dnd-{job.stage}-{run}-{hashlib.sha256(job.root.encode()).hexdigest()[:6]}"
 
 
+# ---- the other stages ------------------------------------------------------------------------------------------------
 def _rayjob(job: Job) -> Manifest:
-    wanted: Manifest = {
+    cluster = _cluster(job)
+    spec: Manifest = {
         "entrypoint": shlex.join(command(job)),
         "runtimeEnvYAML": yaml.safe_dump({"env_vars": variables(job)}),
         "submissionMode": "K8sJobMode",
-        "backoffLimit": 3,  # a head that is lost: again, and done units stay done
+        "backoffLimit": 10,  # a head that is lost: again, and done units stay done
         "shutdownAfterJobFinishes": True,
         "ttlSecondsAfterFinished": 3600,
-        "rayClusterSpec": _cluster(job),
+        "submitterPodTemplate": {"spec": _submitter(cluster["headGroupSpec"]["template"]["spec"], job)},
+        "rayClusterSpec": cluster,
     }
-    if job.stage not in DISTRIBUTED:
-        wanted["entrypointNumGpus"] = job.gpus
-    return {"apiVersion": "ray.io/v1", "kind": "RayJob", "metadata": {"name": _name(job)}, "spec": wanted}
+    return {"apiVersion": "ray.io/v1", "kind": "RayJob", "metadata": {"name": _name(job)}, "spec": spec}
+
+
+def _submitter(head: Manifest, job: Job) -> Manifest:
+    """The pod that hands the job to the head; KubeRay fills its command in."""
+    requests = {"cpu": "100m", "memory": "512Mi"}
+    container = {
+        "name": "ray-job-submitter",
+        "image": job.image,
+        "resources": {"requests": requests, "limits": {"memory": "1Gi"}},
+        "securityContext": head["containers"][0]["securityContext"],
+    }
+    return {"restartPolicy": "Never", "securityContext": head["securityContext"], "containers": [container]}
 
 
 def _cluster(job: Job) -> Manifest:
@@ -50,36 +85,42 @@ def _cluster(job: Job) -> Manifest:
     (pool,) = (group for group in spec["workerGroupSpecs"] if group["groupName"] == ("gpu" if job.gpus else "cpu"))
     container, head = _container(pool["template"]), _container(spec["headGroupSpec"]["template"])
     if job.gpus:
-        for limits in container["resources"].values():
-            limits["nvidia.com/gpu"] = job.gpus
-    if job.image:
-        container["image"] = job.image
-    head["image"] = container["image"]  # the driver's torch is part of the digest: one image for all
-    each = 1 if job.gpus else int(container["resources"]["limits"]["cpu"])
-    pool["maxReplicas"] = math.ceil((job.workers or 1) / each)
+        _multiply(container["resources"], job.gpus)
+    container["image"] = head["image"] = job.image  # the driver's torch is part of the digest: one image for all
+    workers_of_pod = job.gpus or int(container["resources"]["requests"]["cpu"])
+    pool["maxReplicas"] = math.ceil((job.workers or 1) / workers_of_pod)
+    if not job.autoscale:
+        pool["replicas"] = pool["minReplicas"] = pool["maxReplicas"]
+        del spec["enableInTreeAutoscaling"], spec["autoscalerOptions"]
     return spec | {"workerGroupSpecs": [pool]}
 
 
+# ---- trainings -------------------------------------------------------------------------------------------------------
 def _jobset(job: Job) -> Manifest:
     made = _read("train-jobset.yaml")
     made["metadata"]["name"] = _name(job)
     node = made["spec"]["replicatedJobs"][0]["template"]["spec"]
     node |= {"parallelism": job.nodes, "completions": job.nodes}
     container = _container(node["template"])
-    container["command"] = [
-        "infra/launch.sh",
-        "--root",
-        job.root,
-        "--spec",
-        submitted(job.root, job.stage),
-        *job.options,
-    ]
-    container["image"] = job.image or container["image"]
-    container["resources"]["limits"]["nvidia.com/gpu"] = str(job.gpus)
+    container["command"] = ["infra/launch.sh", *training_arguments(job)]
+    container["image"] = job.image
     container["env"] = [variable for variable in container["env"] if variable["name"] != "NUM_NODES"]
     for name, value in {"NUM_NODES": str(job.nodes), **variables(job)}.items():
         container["env"].append({"name": name, "value": value})
+    _multiply(container["resources"], job.ranks)
+    if not job.gpus:
+        for amounts in container["resources"].values():
+            amounts.pop("nvidia.com/gpu", None)
     return made
+
+
+def _multiply(resources: Manifest, gpus: int) -> None:
+    """Makes cores, memory and GPUs, which the files have for one GPU, those of so many; disks are a pod's."""
+    for amounts in resources.values():
+        for name in ("cpu", "memory", "nvidia.com/gpu"):
+            if name in amounts:
+                number, unit = re.fullmatch(r"(\d+)(\D*)", str(amounts[name])).groups()  # type: ignore[union-attr]
+                amounts[name] = f"{int(number) * gpus}{unit}"
 
 
 def _container(template: Manifest) -> Manifest:
@@ -92,3 +133,28 @@ def _read(name: str) -> Manifest:
     """A manifest; parts that its anchors share are copies, so that each can be edited."""
     made: Manifest = json.loads(json.dumps(yaml.safe_load((MANIFESTS / name).read_text(encoding="utf-8"))))
     return made
+
+
+# ---- sending ---------------------------------------------------------------------------------------------------------
+def send(wanted: Manifest, text: str) -> str:
+    """Create the object that `text` says; one of its name that has ended makes room.
+
+    Raises:
+        ValueError: one of its name has not ended; or what kubectl complains of.
+    """
+    name, resource = wanted["metadata"]["name"], RESOURCES[wanted["kind"]]
+    space = [f"--namespace={wanted['metadata']['namespace']}"] if "namespace" in wanted["metadata"] else []
+    found = _kubectl("get", resource, name, *space, "--ignore-not-found", "--output=json")
+    if found:
+        status = json.loads(found).get("status", {})
+        if not {status.get("jobDeploymentStatus"), status.get("terminalState")} & set(ENDED):
+            raise ValueError(
+                f"{wanted['kind']} {name} has not ended: wait for it, or end it: "
+                f"{shlex.join(['kubectl', 'delete', resource, name, *space])}"
+            )
+        _kubectl("delete", resource, name, *space, f"--timeout={DELETE_SECONDS}s")
+    return _kubectl("create", "--filename=-", given=text)
+
+
+def _kubectl(*words: str, given: str | None = None) -> str:
+    return run_tool(["kubectl", *words], "see kubernetes.io/docs/tasks/tools", given)

@@ -1,49 +1,54 @@
-"""`ray job submit` against a real head node with token authentication, as the README says."""
+"""Jobs on a real head with token authentication, whose environment is that of our clusters: the lock, and no `dnd`."""
 
 from __future__ import annotations
 
 import json
+import os
 import subprocess
 import sys
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from ray_cluster import BIN, Cluster, ray_cluster
+from ray_cluster import BIN, Cluster, locked_environment, ray_cluster
 
 REPOSITORY = Path(__file__).resolve().parents[2]
 
 
 @pytest.fixture(scope="module")
-def cluster() -> Iterator[Cluster]:
+def cluster(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Cluster]:
     """A head node of its own on loopback."""
-    with ray_cluster() as running:
+    with ray_cluster(bin=locked_environment(tmp_path_factory.mktemp("locked") / "venv")) as running:
         yield running
 
 
-def test_a_submitted_job_renders(cluster: Cluster, tmp_path: Path) -> None:
-    result = cluster.submit("dnd", "render", "tests/tiny.yaml", "--root", str(tmp_path / "root"), cwd=REPOSITORY)
-    assert result.returncode == 0, result.stdout[-3000:] + result.stderr[-2000:]
-    manifest = json.loads((tmp_path / "root/images/train/manifest.json").read_text())
-    assert manifest["totals"]["written"] > 50
-    assert "succeeded" in result.stdout + result.stderr
+def test_there_is_no_dnd_on_the_nodes(cluster: Cluster) -> None:
+    for words in (["python", "-c", "import ray; import infra"], ["python", "-c", "import torch, ray"]):
+        command = [str(cluster.bin / words[0]), *words[1:]]
+        done = subprocess.run(command, cwd="/", env=cluster.environment, capture_output=True, text=True, check=False)
+        assert (done.returncode != 0) == ("infra" in words[2]), done.stderr
+        assert done.returncode == 0 or "No module named 'infra'" in done.stderr
+    assert not (cluster.bin / "dnd").exists()
 
 
-def test_dnd_submit_hands_the_job_over(cluster: Cluster, tmp_path: Path) -> None:
+def test_the_readmes_command_renders_on_nodes_that_hold_the_lock_only(cluster: Cluster, tmp_path: Path) -> None:
     lines = (json.dumps({"id": f"p{i}", "text": f"a b {i}"}) for i in range(40))
     (tmp_path / "passages.jsonl").write_text("\n".join(lines))
     few = f"render.sources=[{{kind: text, uri: '{tmp_path}/passages.jsonl'}}]"
     root = str(tmp_path / "root")
     options = ("--on", "ray", "--stage", "render", "--workers", "2", "--ray-address", cluster.dashboard, "--set", few)
     submit = [sys.executable, "-m", "infra.cli", "submit", "tests/tiny.yaml", "--root", root, *options]
-    told = subprocess.run(submit, cwd=REPOSITORY, env=cluster.environment, capture_output=True, text=True, check=False)
+    ours = cluster.environment | {"PATH": f"{BIN}:{os.environ['PATH']}"}
+    told = subprocess.run(submit, cwd=REPOSITORY, env=ours, capture_output=True, text=True, check=False)
     assert told.returncode == 0 and "ray job logs --follow" in told.stdout, told.stderr[-3000:]
     number = told.stdout.split()[1].rstrip(";")
     follow = [str(BIN / "ray"), "job", "logs", "--address", cluster.dashboard, "--follow", number]
     said = subprocess.run(follow, env=cluster.environment, capture_output=True, text=True, timeout=500, check=False)
     assert "succeeded" in said.stdout + said.stderr, said.stdout[-3000:] + said.stderr[-2000:]
     assert json.loads((tmp_path / "root/images/train/manifest.json").read_text())["totals"]["written"] > 10
-    assert json.loads((tmp_path / "root/code.json").read_text())["render"]["on"] == "ray"
+    entries = json.loads((tmp_path / "root/code.json").read_text())["entries"]
+    assert {entry["on"] or entry["began"] for entry in entries} == {"ray", "images"}
+    assert entries[0]["commit"] and entries[0]["commit"] == entries[1]["commit"]  # the job says it by itself
 
 
 def test_the_doctor_knows_the_cluster_and_its_token(cluster: Cluster, tmp_path: Path) -> None:

@@ -18,8 +18,7 @@ from command import dnd
 from slurm_cluster import Slurm, missing_binaries, slurm_cluster, wait_for
 
 import infra.cli
-from data_specs import storage
-from infra.submit import code_version
+from data_specs import code_version, storage
 from infra.submit.engines import request
 from infra.submit.job import Job
 
@@ -56,7 +55,13 @@ Submit = Callable[..., tuple[int, str, str]]
         (("--on", "local", "--stage", "render"), "python -m infra.cli render s3://bucket/run/submitted/render.yaml"),
         (("--on", "ray", "--stage", "tokenize", "--workers", "8"), "DND_WORKER_GPUS: '1'"),
         (("--on", "ray", "--stage", "train", "--gpus", "4"), "entrypoint_num_gpus: 4"),
-        (("--on", "slurm", "--stage", "train", "--nodes", "4", "--gpus", "8"), "sbatch --nodes=4 --gpus-per-node=8"),
+        (
+            ("--on", "slurm", "--stage", "train", "--gpus", "8"),
+            "sbatch --nodes=1 --job-name=dnd-train --gpus-per-node=8",
+        ),
+        (("--on", "slurm", "--stage", "train-tokenizer"), "train.sbatch train-tokenizer --root s3://bucket/run --spec"),
+        (("--on", "slurm", "--stage", "render"), "--exclusive --mem=0 --nodes=1 --ntasks=1"),
+        (("--on", "slurm", "--stage", "tokenize", "--nodes", "3"), "--part $SLURM_ARRAY_TASK_ID/3"),
         (("--on", "kubernetes", "--stage", "train", "--nodes", "4", "--image", "r/dnd:7"), "image: r/dnd:7"),
         (("--on", "ray", "--stage", "render", "--workers", "8", "--", "--extend"), "--workers 8 --extend"),
     ],
@@ -71,7 +76,11 @@ def test_a_dry_run_prints_the_job(submit: Submit, options: tuple[str, ...], said
     [
         (("--on", "ray", "--stage", "render"), "give --workers"),
         (("--on", "kubernetes", "--stage", "train"), "give an s3:// address"),
-        (("--on", "slurm", "--stage", "render", "--nodes", "2"), "only `train` spreads over nodes"),
+        (("--on", "ray", "--stage", "render", "--nodes", "2"), "`render` spreads over --workers"),
+        (("--on", "ray", "--stage", "train", "--nodes", "2"), "training spreads over nodes by slurm or kubernetes"),
+        (("--on", "slurm", "--stage", "train", "--nodes", "3"), "train.batch_size 8 does not divide among 3 nodes"),
+        (("--on", "slurm", "--stage", "train-tokenizer", "--gpus", "7"), "tokenizer.batch_size 8 does not divide"),
+        (("--on", "slurm", "--stage", "train", "--workers", "7"), "a rank for each GPU: give --nodes and --gpus"),
         (("--on", "local", "--stage", "render", "--set", "seed=x"), "seed"),
     ],
 )
@@ -88,19 +97,25 @@ def test_jobs_carry_where_the_data_is_and_never_who_we_are(monkeypatch: pytest.M
     monkeypatch.setenv("AWS_SECRET_ACCESS_KEY", "verysecret")
     monkeypatch.setenv("AWS_ENDPOINT_URL", "https://storage.example")
     for on in ("ray", "slurm", "kubernetes", "local"):
-        text = request(Job("train", "s3://bucket/run"), on).text
-        assert "SECRET" not in text.upper().replace("SECRETNAME", ""), on
+        text = request(Job("train", "s3://bucket/run", image="i"), on).text
+        assert "AKIASECRET" not in text and "verysecret" not in text, on
     for on in ("ray", "kubernetes"):
-        assert "https://storage.example" in request(Job("train", "s3://bucket/run"), on).text
+        assert "https://storage.example" in request(Job("train", "s3://bucket/run", image="i"), on).text
 
 
 def test_a_root_alone_is_enough_to_run_again(tmp_path: Path, few: tuple[str, str]) -> None:
     first, again = tmp_path / "first", tmp_path / "again"
     done = dnd("submit", TINY, "--root", first, "--on", "local", "--stage", "render", *few)
     assert done.returncode == 0, done.stderr[-2000:]
-    noted = json.loads((first / "code.json").read_text())["render"]
-    assert noted["packages"]["ray"] and noted["python"] and noted["on"] == "local"
-    assert noted["dirty"] == bool(noted["patch"]) and (not noted["patch"] or (first / noted["patch"]).is_file())
+    began, noted = json.loads((first / "code.json").read_text())["entries"]
+    assert (began["began"], noted["submitted"], noted["on"]) == (
+        "images",
+        "render",
+        "local",
+    )  # it runs, then it is sent
+    for entry in (began, noted):
+        assert entry["packages"]["ray"] and entry["python"] and entry["commit"] == began["commit"]
+        assert entry["dirty"] == bool(entry["patch"]) and (not entry["patch"] or (first / entry["patch"]).is_file())
     shutil.copytree(first, again, ignore=shutil.ignore_patterns("images", "inputs"))
     words = shlex.split(noted["job"])[3:]
     repeated = dnd(*(word.replace(str(first), str(again)) for word in words))
@@ -123,31 +138,62 @@ def test_the_patch_brings_back_what_was_not_committed(tmp_path: Path, monkeypatc
     (work / ".gitignore").write_text("runs\n")
     git(work, "add", "-A")
     git(work, "commit", "-qm", "first")
-    monkeypatch.setattr(code_version, "REPOSITORY", work)
-    clean = code_version.code_version(str(tmp_path / "root"))
-    assert clean["dirty"] is False and clean["patch"] is None and clean["commit"] == git(work, "rev-parse", "HEAD")[:-1]
+    assert code_version.checkout(work) == (git(work, "rev-parse", "HEAD")[:-1], b"")
     (work / "model.py").write_text("layers = 2\n")
     (work / "new.py").write_bytes(bytes(range(256)))
     (work / "runs").write_text("not code")
     before = git(work, "status", "--porcelain")
-    found = code_version.code_version(str(tmp_path / "root"))
-    assert found["dirty"] and git(work, "status", "--porcelain") == before
+    code = code_version.checkout(work)
+    code_version.record_code(str(tmp_path / "root"), code, began="images")
+    (entry,) = json.loads((tmp_path / "root/code.json").read_text())["entries"]
+    assert entry["dirty"] and git(work, "status", "--porcelain") == before
     git(tmp_path, "clone", "-q", str(work), str(fresh))
-    git(fresh, "apply", str(tmp_path / "root" / found["patch"]))
+    git(fresh, "apply", str(tmp_path / "root" / entry["patch"]))
     assert (fresh / "model.py").read_text() == "layers = 2\n" and (fresh / "new.py").read_bytes() == bytes(range(256))
     assert not (fresh / "runs").exists()
 
 
-def test_code_json_keeps_the_stages_apart(tmp_path: Path) -> None:
-    code_version.record(str(tmp_path), "render", {"on": "ray"})
-    code_version.record(str(tmp_path), "train", {"on": "slurm"})
-    noted = json.loads((tmp_path / "code.json").read_text())
-    assert {stage: facts["on"] for stage, facts in noted.items()} == {"render": "ray", "train": "slurm"}
+def test_code_json_only_grows_and_says_nothing_twice(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    one, two = code_version.Code("1" * 40, b""), code_version.Code("2" * 40, b"+ line")
+    for code in (one, one, two, one):
+        code_version.record_code(str(tmp_path), code, began="images")
+    monkeypatch.setenv("DND_IMAGE", "registry/dnd@sha256:12")
+    code_version.record_code(str(tmp_path), one, began="transformer")
+    code_version.record_code(str(tmp_path), one, submitted="train", on="slurm", job="sbatch")
+    entries = json.loads((tmp_path / "code.json").read_text())["entries"]
+    assert [entry["commit"][0] for entry in entries] == ["1", "2", "1", "1", "1"]
+    assert [entry["image"] for entry in entries] == ["", "", ""] + 2 * ["registry/dnd@sha256:12"]
+    assert (tmp_path / entries[1]["patch"]).read_bytes() == b"+ line"
+
+
+def test_a_job_without_history_says_what_its_submission_told_it(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(code_version, "REPOSITORY", tmp_path)
+    monkeypatch.setenv("DND_COMMIT", "3" * 40)
+    monkeypatch.setenv("DND_PATCH", "code-01234567.patch")
+    code_version.this_code.cache_clear()
+    try:
+        code_version.record_code(str(tmp_path), began="codes")
+    finally:
+        code_version.this_code.cache_clear()
+    (entry,) = json.loads((tmp_path / "code.json").read_text())["entries"]
+    assert (entry["commit"], entry["patch"], entry["dirty"]) == ("3" * 40, "code-01234567.patch", True)
+
+
+def test_a_submission_that_is_refused_leaves_the_root_as_it_was(submit: Submit, tmp_path: Path) -> None:
+    where = ("--root", tmp_path, "--on", "ray", "--stage", "train", "--ray-address", "http://127.0.0.1:9")
+    (tmp_path / "submitted").mkdir()
+    (tmp_path / "submitted/train.yaml").write_text("before")
+    code, _, complaint = submit(TINY, *where)
+    assert code == 1 and "127.0.0.1:9" in complaint and complaint.count("\n") == 1, complaint
+    assert [path.name for path in tmp_path.rglob("*")] == ["submitted", "train.yaml"]
+    assert (tmp_path / "submitted/train.yaml").read_text() == "before"
 
 
 @pytest.fixture(scope="module")
 def slurm() -> Iterator[Slurm]:
-    """One node of one CPU; skips where Slurm is not installed."""
+    """One node; skips where Slurm is not installed."""
     if missing := missing_binaries():
         pytest.skip(f"{', '.join(missing)} not installed: apt-get install --no-install-recommends slurm-wlm munge")
     with slurm_cluster(1) as cluster:
@@ -174,19 +220,15 @@ def test_slurm_runs_what_was_submitted(
     assert code == 1 and complaint.startswith("dnd: sbatch: ") and complaint.count("\n") == 1, complaint
 
 
-def test_a_cluster_out_of_reach_is_told_in_one_line(submit: Submit, tmp_path: Path) -> None:
-    where = ("--on", "ray", "--stage", "train", "--ray-address", "http://127.0.0.1:9")
-    code, _, complaint = submit(TINY, "--root", tmp_path, *where)
-    assert code == 1 and "127.0.0.1:9" in complaint and complaint.count("\n") == 1, complaint
-
-
 def test_kubectl_out_of_reach_is_told_in_one_line(
     submit: Submit, s3_root: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     if shutil.which("kubectl") is None:
         pytest.skip("kubectl is not installed: see kubernetes.io/docs/tasks/tools")
     monkeypatch.setenv("KUBECONFIG", os.devnull)
-    code, _, complaint = submit(TINY, "--root", f"{s3_root}/run", "--on", "kubernetes", "--stage", "train")
+    code, _, complaint = submit(
+        TINY, "--root", f"{s3_root}/run", "--on", "kubernetes", "--stage", "train", "--image", "i"
+    )
     assert code == 1 and complaint.startswith("dnd: kubectl: ") and complaint.count("\n") == 1, complaint
 
 
@@ -198,6 +240,9 @@ def test_the_spec_of_another_root_serves(submit: Submit, s3_root: str) -> None:
 
 
 def test_a_ray_request_sends_the_checkout_without_tests_and_history() -> None:
-    wanted: dict[str, Any] = yaml.safe_load(request(Job("render", "s3://bucket/run", 4), "ray").text)
-    assert wanted["runtime_env"]["working_dir"] == str(TINY.parents[1]) and ".git" in wanted["runtime_env"]["excludes"]
-    assert wanted["metadata"] == {"stage": "render", "root": "s3://bucket/run"}
+    sent: dict[str, Any] = yaml.safe_load(request(Job("render", "s3://bucket/run", 4), "ray").text)
+    assert sent["runtime_env"]["working_dir"] == str(TINY.parents[1]) and ".git" in sent["runtime_env"]["excludes"]
+    assert sent["runtime_env"]["env_vars"]["DND_COMMIT"] and sent["metadata"] == {
+        "stage": "render",
+        "root": "s3://bucket/run",
+    }

@@ -1,0 +1,107 @@
+"""What code a root was made by: ROOT/code.json, a list that only grows.
+
+A submission that was accepted and every stage that begins its work add to it: commit, the patch of what was not
+committed (ROOT/code-….patch), Python, packages, image. With ROOT/submitted/STAGE.yaml that is enough to run it again:
+
+    git checkout COMMIT && git apply code-….patch && make test    # dnd STAGE ROOT/submitted/STAGE.yaml --root NEW
+"""
+
+from __future__ import annotations
+
+import functools
+import hashlib
+import os
+import platform
+import subprocess
+import tempfile
+import time
+from importlib import metadata
+from pathlib import Path
+from typing import NamedTuple
+
+from data_specs import storage
+from data_specs.records import CodeEntry, CodeHistory
+
+NAME = "code.json"
+REPOSITORY = Path(__file__).resolve().parents[1]
+MAX_PATCH_BYTES = 8 << 20
+
+
+class Code(NamedTuple):
+    """A state of the code: its commit, where that is known, and what a checkout of it lacks."""
+
+    commit: str | None
+    patch: bytes
+
+
+def record_code(root: str, code: Code | None = None, **event: str) -> None:
+    """Add an entry to ROOT/code.json; what the last entry of the same event says is not said again.
+
+    Args:
+        code: that of a job which was sent elsewhere; by default the code that this process runs.
+        event: what happened: `began` a folder of the root, or `submitted` a stage with `on`, `job` and `image`.
+    """
+    code = code or this_code()
+    uri = storage.join(root, NAME)
+    history = CodeHistory.parse(storage.read_bytes(uri), uri) if storage.exists(uri) else CodeHistory()
+    entry = _entry(code, event)
+    same = [old for old in history.entries if (old.began, old.submitted) == (entry.began, entry.submitted)]
+    if same and same[-1].model_copy(update={"at": entry.at}) == entry:
+        return
+    if name := patch_name(code):
+        storage.create_if_absent(storage.join(root, name), code.patch)
+    storage.write_bytes(uri, CodeHistory(entries=(*history.entries, entry)).to_json())
+
+
+def _entry(code: Code, event: dict[str, str]) -> CodeEntry:
+    return CodeEntry(
+        at=time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()),
+        commit=code.commit,
+        dirty=bool(code.patch or os.environ.get("DND_PATCH")),
+        patch=patch_name(code) or os.environ.get("DND_PATCH"),
+        python=platform.python_version(),
+        packages={found.name: found.version for found in metadata.distributions() if found.name},
+        **{"image": os.environ.get("DND_IMAGE", "")} | event,
+    )
+
+
+def patch_name(code: Code) -> str | None:
+    """Name of the file under the root that holds what is not committed; None for nothing, and for too much."""
+    kept = 0 < len(code.patch) <= MAX_PATCH_BYTES
+    return f"code-{hashlib.sha256(code.patch).hexdigest()[:8]}.patch" if kept else None
+
+
+@functools.cache
+def this_code() -> Code:
+    """The code that this process runs: of its checkout, else as its image or its submission says (DND_COMMIT)."""
+    try:
+        return checkout(REPOSITORY)
+    except (ValueError, FileNotFoundError):  # no checkout, or no git
+        return Code(os.environ.get("DND_COMMIT"), b"")
+
+
+def checkout(folder: Path) -> Code:
+    """A checkout's commit, and what is not committed.
+
+    Raises:
+        ValueError: the folder is no checkout of ours.
+    """
+    if not (folder / ".git").exists():
+        raise ValueError(f"{folder}: no checkout")
+    return Code(_git(folder, "rev-parse", "HEAD").decode().strip(), _uncommitted(folder))
+
+
+def _uncommitted(folder: Path) -> bytes:
+    """`git diff` of the working tree, new files and all, against HEAD; the user's index stays as it is."""
+    with tempfile.TemporaryDirectory(prefix="dnd-index-") as scratch:
+        index = {"GIT_INDEX_FILE": str(Path(scratch, "index"))}
+        _git(folder, "read-tree", "HEAD", **index)
+        _git(folder, "add", "--all", **index)
+        return _git(folder, "diff", "--cached", "--binary", "HEAD", **index)
+
+
+def _git(folder: Path, *arguments: str, **variables: str) -> bytes:
+    done = subprocess.run(["git", *arguments], cwd=folder, env=os.environ | variables, capture_output=True, check=False)
+    if done.returncode:
+        raise ValueError(f"git {arguments[0]} in {folder}: {done.stderr.decode(errors='replace').strip()}")
+    return done.stdout

@@ -1,0 +1,89 @@
+"""Lays a user's YAML over a Kubernetes manifest: `dnd submit … --patch overlay.yaml`.
+
+`metadata` and `spec` are the manifest's own; `pod` is laid over the spec of every pod, `container` over every one of
+its containers. Mappings are merged, null takes a key out, lists are appended to, and their members with a name are
+merged by it. An example: infra/kubernetes/overlay.example.yaml.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+Tree = dict[str, Any]
+KEYS = ("metadata", "spec", "pod", "container")
+NAMES = ("name", "groupName")
+
+
+def read_overlay(path: str) -> Tree:
+    """Return the overlay in a file.
+
+    Raises:
+        ValueError: it cannot be read, or has a key that is none of KEYS.
+    """
+    try:
+        tree = yaml.safe_load(Path(path).read_text(encoding="utf-8"))
+    except (OSError, yaml.YAMLError) as error:
+        raise ValueError(f"--patch {path}: cannot be read ({' '.join(str(error).split())}): give a YAML file") from None
+    if not isinstance(tree, dict):
+        raise ValueError(f"--patch {path}: holds no mapping: give {', '.join(KEYS)}")
+    for key, part in tree.items():
+        if key not in KEYS or not isinstance(part, dict):
+            raise ValueError(f"--patch {path}: {key}: give {', '.join(KEYS)}, each with a mapping")
+    return tree
+
+
+def laid_over(manifest: Tree, overlay: Tree) -> Tree:
+    """Return the manifest with the overlay's keys."""
+    made = merged(manifest, {key: overlay[key] for key in ("metadata", "spec") if key in overlay})
+    for pod in list(pod_specs(made)):
+        patched = merged(pod, overlay.get("pod", {}))
+        pod.clear()
+        pod.update(patched)
+        pod["containers"] = [merged(container, overlay.get("container", {})) for container in patched["containers"]]
+    return made
+
+
+def pod_specs(tree: Any) -> Iterator[Tree]:
+    """Every pod's spec in a manifest: what has containers."""
+    if isinstance(tree, list):
+        for member in tree:
+            yield from pod_specs(member)
+    elif isinstance(tree, dict) and "containers" in tree:
+        yield tree
+    elif isinstance(tree, dict):
+        for member in tree.values():
+            yield from pod_specs(member)
+
+
+def merged(below: Any, above: Any) -> Any:
+    """Return `below` with `above` laid over it."""
+    if isinstance(above, dict):
+        below = below if isinstance(below, dict) else {}
+        both = below | {key: merged(below.get(key), value) for key, value in above.items()}
+        return {key: value for key, value in both.items() if value is not None}
+    if isinstance(below, list) and isinstance(above, list):
+        return _merged_lists(below, above)
+    return above
+
+
+def _merged_lists(below: list[Any], above: list[Any]) -> list[Any]:
+    places = {name: place for place, member in enumerate(below) if (name := _name(member))}
+    made = list(below)
+    for member in above:
+        place = places.get(_name(member))
+        if place is None:
+            made.append(member)
+        else:
+            made[place] = merged(made[place], member)
+    return made
+
+
+def _name(member: Any) -> tuple[str, str] | None:
+    """What a list's member is known by."""
+    if not isinstance(member, dict):
+        return None
+    return next(((key, member[key]) for key in NAMES if key in member), None)
