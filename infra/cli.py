@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import logging
 import sys
 from pathlib import Path
 from typing import Annotated
@@ -10,6 +9,7 @@ from typing import Annotated
 import typer
 
 from data_specs.spec import PARTS
+from data_specs.text import printable, start_log
 from infra.commands import bench, clusters, data, evaluation, exchange, specs, tokenizer, transformer
 from infra.commands.options import (
     AddressOpt,
@@ -84,11 +84,12 @@ def demo(
 
 def main() -> None:
     """Runs the command; a user's mistake ends in one line and exit code 1, never in a traceback."""
-    logging.basicConfig(level=logging.WARNING, format="%(levelname)s %(name)s: %(message)s")
+    start_log()
     try:
         app(standalone_mode=True)
     except (ValueError, OSError, UnitsFailed) as error:
-        print(f"dnd: {_one_line(error)}", file=sys.stderr)
+        lines = map(printable, _one_line(error).splitlines())
+        print("dnd: " + "\n".join(lines), file=sys.stderr)
         sys.exit(1)
 
 

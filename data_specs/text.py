@@ -1,0 +1,43 @@
+"""The one way out for text that others wrote (names, licences, titles, reasons): to a terminal, a log or Markdown.
+
+HTML is written by Jinja's autoescape. What is shown is never longer than one line, and nothing in it acts.
+"""
+
+from __future__ import annotations
+
+import logging
+import re
+import unicodedata
+
+_MARKDOWN = re.compile(r"([\\`*_{}\[\]()#+\-.!|~<>&:])")
+_ENTITIES = {"<": "&lt;", ">": "&gt;", "&": "&amp;", ":": "&#58;"}  # no tag, no bare address that is made a link
+
+
+def printable(text: str) -> str:
+    """The text with control characters, line breaks, marks of direction and lone surrogates as escapes (`\\x1b`)."""
+    return text if text.isascii() and text.isprintable() else "".join(map(_shown, text))
+
+
+def _shown(letter: str) -> str:
+    acts = unicodedata.category(letter) in ("Cc", "Cf", "Cs", "Cn", "Zl", "Zp")
+    return letter.encode("unicode_escape", "surrogatepass").decode("ascii") if acts else letter
+
+
+def markdown(text: str) -> str:
+    """The text as Markdown that shows it: no markup, link, picture or HTML in it takes effect."""
+    return _MARKDOWN.sub(lambda found: _ENTITIES.get(found[1], f"\\{found[1]}"), printable(text))
+
+
+def start_log() -> None:
+    """Sends warnings and errors of this process to stderr, a printable line each."""
+    handler = logging.StreamHandler()
+    handler.setFormatter(PrintableFormatter("%(levelname)s %(name)s: %(message)s"))
+    logging.basicConfig(level=logging.WARNING, handlers=[handler])
+
+
+class PrintableFormatter(logging.Formatter):
+    """A log's lines, each record on one line whatever its message holds; a traceback keeps its lines."""
+
+    def formatMessage(self, record: logging.LogRecord) -> str:
+        record.message = printable(record.message)
+        return super().formatMessage(record)
