@@ -1,4 +1,4 @@
-"""Stage identities: what a stage's result depends on, its digest, and the refusal when that has changed."""
+"""Digests of what a stage's result depends on, and the refusal to go on where that has changed."""
 
 from __future__ import annotations
 
@@ -7,34 +7,42 @@ import json
 from typing import Any
 
 from data_specs import storage
+from data_specs.records import Identity
 
-Identity = dict[str, Any]
 
-
-def digest_of(identity: Identity) -> str:
-    """SHA-256 (hex) of the identity's canonical JSON."""
-    return hashlib.sha256(_canonical(identity).encode()).hexdigest()
+def digest_of(value: Identity | dict[str, Any]) -> str:
+    """SHA-256 (hex) of the canonical JSON of an identity, or of a tree of plain values."""
+    return hashlib.sha256(_canonical(_tree(value)).encode()).hexdigest()
 
 
 def claim(folder_uri: str, identity: Identity) -> str:
     """Binds a stage's folder to its identity (FOLDER/stage.json) and returns the digest.
 
-    Raises ValueError saying what differs if the folder belongs to another identity.
+    Raises:
+        ValueError: the folder belongs to another identity; the message says what differs.
     """
     uri = storage.join(folder_uri, "stage.json")
-    storage.create_if_absent(uri, (json.dumps(identity, indent=1, sort_keys=True) + "\n").encode())
-    require_same(folder_uri, json.loads(storage.read_text(uri)), identity)
+    storage.create_if_absent(uri, identity.to_json())
+    require_same(folder_uri, Identity.parse(storage.read_bytes(uri), uri), identity)
     return digest_of(identity)
 
 
 def require_same(where: str, stored: Identity, wanted: Identity, remedy: str = "") -> None:
-    """Raises ValueError naming each key in which a stored identity differs from the wanted one.
+    """Refuses to go on where a stored identity is not the wanted one.
 
-    remedy: what this stage offers besides going back and starting anew.
+    Args:
+        where: the folder or file that the stored one was read from.
+        stored: what the result was made for.
+        wanted: what it would be made for now.
+        remedy: what this stage offers besides going back and starting anew.
+
+    Raises:
+        ValueError: names each key in which they differ.
     """
-    if _canonical(stored) == _canonical(wanted):
+    if stored == wanted:
         return
-    changes = "; ".join(f"{key} was {was}, is now {now}" for key, was, now in differences(stored, wanted))
+    found = differences(_tree(stored), _tree(wanted))
+    changes = "; ".join(f"{key.removeprefix('spec.')} was {was}, is now {now}" for key, was, now in found)
     raise ValueError(
         f"{where} was made for something else: {changes}. Change it back, {remedy}or use another --root "
         "(this stage and those after it have to be made anew)"
@@ -47,13 +55,17 @@ def differences(stored: Any, wanted: Any, prefix: str = "") -> list[tuple[str, s
         keys = sorted(stored.keys() | wanted.keys())
         found = [differences(stored.get(k, "absent"), wanted.get(k, "absent"), f"{prefix}{k}.") for k in keys]
         return [change for changes in found for change in changes]
-    if _are_parts(stored) and _are_parts(wanted) and len(stored) == len(wanted):
+    if _are_records(stored) and _are_records(wanted) and len(stored) == len(wanted):
         return differences(dict(enumerate(stored)), dict(enumerate(wanted)), prefix)
     same = _canonical(stored) == _canonical(wanted)
     return [] if same else [(prefix.rstrip("."), _short(stored), _short(wanted))]
 
 
-def _are_parts(value: Any) -> bool:
+def _tree(value: Identity | dict[str, Any]) -> dict[str, Any]:
+    return value.model_dump(mode="json") if isinstance(value, Identity) else value
+
+
+def _are_records(value: Any) -> bool:
     return isinstance(value, list) and all(isinstance(entry, dict) for entry in value)
 
 

@@ -7,158 +7,178 @@ wids index; `read_manifest` gives the whole.
 from __future__ import annotations
 
 import hashlib
-import json
 from collections import Counter
 from collections.abc import Iterable
-from typing import Any
 
 from data_specs import storage
 from data_specs.digest import digest_of
-from data_specs.receipts import Receipt, valid_receipts
+from data_specs.receipts import valid_receipts
+from data_specs.records import Manifest, ManifestPart, PartEntry, Reason, Receipt, ShardEntry, Totals
 from data_specs.units import Plan
 
-Manifest = dict[str, Any]
 PART_SHARDS = 10_000
 
 
-def merge(plan: Plan, kind: str, partial: bool = False) -> Manifest:
-    """Merges the receipts of a plan into SET/manifest.json and returns it.
+class Account:
+    """What became of all that a set was offered, added up receipt by receipt."""
 
-    kind: "images" or "codes". Raises ValueError naming the units without a receipt, unless `partial`.
+    def __init__(self, receipts: Iterable[Receipt] = ()) -> None:
+        self.units = set[int]()
+        self.counts = Counter[str]()
+        self.filtered, self.rejects = Counter[Reason](), Counter[Reason]()
+        self.shards, self.emptied = dict[int, ShardEntry](), dict[int, tuple[str, ...]]()
+        for receipt in receipts:
+            self.add(receipt)
+
+    def add(self, receipt: Receipt) -> None:
+        """Adds a unit's receipt; the second of a unit counts for nothing."""
+        if receipt.unit in self.units:
+            return
+        self.units.add(receipt.unit)
+        self.counts["offered"] += receipt.offered
+        self.counts["written"] += receipt.written
+        self.counts["bytes"] += receipt.shard.bytes if receipt.shard else 0
+        self.filtered.update(receipt.filtered)
+        self.rejects.update(reject.reason for reject in receipt.rejected)
+        if receipt.shard:
+            self.shards[receipt.unit] = _entry(receipt)
+        elif receipt.replaces:
+            self.emptied[receipt.unit] = receipt.replaces
+
+    @property
+    def totals(self) -> Totals:
+        """The sums over all units."""
+        taken = {"filtered": self.filtered.total(), "rejected": self.rejects.total()}
+        return Totals(units=len(self.units), **self.counts, **taken)
+
+    def manifest(self, plan: Plan, name: str) -> Manifest:
+        """The manifest of the units that were added."""
+        shards = tuple(entry for _, entry in sorted(self.shards.items()))
+        emptied = tuple(name for _, names in sorted(self.emptied.items()) for name in names)
+        return Manifest(
+            name=name,
+            digest=_digest(plan, shards, emptied),
+            complete=len(self.units) == plan.num_units,
+            totals=self.totals,
+            filtered=dict(sorted(self.filtered.items())),
+            rejects=dict(sorted(self.rejects.items())),
+            shardlist=shards,
+            emptied=emptied,
+        )
+
+
+def _entry(receipt: Receipt) -> ShardEntry:
+    shard = receipt.shard
+    assert shard is not None
+    return ShardEntry(
+        url=shard.name,
+        nsamples=receipt.written,
+        filesize=shard.bytes,
+        md5sum=shard.md5,
+        sha256=shard.sha256,
+        replaces=receipt.replaces,
+    )
+
+
+def _digest(plan: Plan, shards: tuple[ShardEntry, ...], emptied: tuple[str, ...]) -> str:
+    """The plan's digest as long as the set is what was first planned; another once it has grown or lost samples."""
+    replaced = [name for entry in shards for name in entry.replaces] + list(emptied)
+    if plan.num_parts == 1 and not replaced:
+        return plan.digest
+    last = plan.identity.model_dump(mode="json")
+    return digest_of({"plan": plan.digest, "last": last, "units": plan.num_units, "replaced": replaced})
+
+
+def summarise(plan: Plan, name: str) -> Manifest:
+    """The manifest of what has a receipt now."""
+    return Account(valid_receipts(plan.set_uri, plan.digest)).manifest(plan, name)
+
+
+def merge(plan: Plan, name: str, partial: bool = False) -> Manifest:
+    """Merges the receipts of a plan into SET/manifest.json.
+
+    Args:
+        plan: the set's plan.
+        name: "images" or "codes", as the manifest says.
+        partial: whether units may be missing; the manifest then says so, and the next stage refuses it.
+
+    Raises:
+        ValueError: units have no receipt; the message says how many.
     """
-    manifest, missing = summarise(plan, kind)
-    if missing and not partial:
+    manifest = summarise(plan, name)
+    if not (manifest.complete or partial):
+        missing = plan.num_units - manifest.totals.units
         raise ValueError(f"{plan.set_uri}: {missing} of {plan.num_units} units have no receipt; run the stage again")
-    _store(plan.set_uri, manifest)
+    store(plan.set_uri, manifest)
     return manifest
 
 
-def _store(set_uri: str, manifest: Manifest) -> None:
-    """Writes the parts, if it is large, then manifest.json; then takes away parts that it names no more."""
-    uri, old = storage.join(set_uri, "manifest.json"), parts_named(set_uri)
-    shards, parts = manifest["shardlist"], list[dict[str, Any]]()
-    if len(shards) > PART_SHARDS:
-        parts = [_store_part(set_uri, manifest, first) for first in range(0, len(shards), PART_SHARDS)]
-        manifest = {key: value for key, value in manifest.items() if key != "shardlist"} | {"parts": parts}
-    storage.write_bytes(uri, _text(manifest))
-    for name in old - {part["url"] for part in parts}:
+def store(set_uri: str, manifest: Manifest) -> None:
+    """Writes the parts, if it is large, then manifest.json; then takes away parts that it names no more.
+
+    One that is there already with the same bytes stays as it is.
+    """
+    uri, parts = storage.join(set_uri, "manifest.json"), tuple[PartEntry, ...]()
+    if len(manifest.shardlist) > PART_SHARDS:
+        firsts = range(0, len(manifest.shardlist), PART_SHARDS)
+        parts = tuple(_store_part(set_uri, manifest, first) for first in firsts)
+    data = manifest.model_copy(update={"parts": parts} | ({"shardlist": ()} if parts else {})).to_json()
+    if storage.exists(uri) and storage.read_bytes(uri) == data:
+        return
+    old = parts_named(set_uri)
+    storage.write_bytes(uri, data)
+    for name in old - {part.url for part in parts}:
         storage.delete(storage.join(set_uri, name))
 
 
 def parts_named(set_uri: str) -> set[str]:
     """File names of the parts that a set's manifest names."""
+    uri = storage.join(set_uri, "manifest.json")
     try:
-        return {part["url"] for part in json.loads(storage.read_text(storage.join(set_uri, "manifest.json")))["parts"]}
-    except (FileNotFoundError, ValueError, KeyError, TypeError):
+        return {part.url for part in Manifest.parse(storage.read_bytes(uri), uri).parts}
+    except (FileNotFoundError, ValueError):
         return set()
 
 
-def _store_part(set_uri: str, manifest: Manifest, first: int) -> dict[str, Any]:
-    shards = manifest["shardlist"][first : first + PART_SHARDS]
-    data = _text({key: manifest[key] for key in ("__kind__", "wids_version", "name")} | {"shardlist": shards})
+def _store_part(set_uri: str, manifest: Manifest, first: int) -> PartEntry:
+    shards = manifest.shardlist[first : first + PART_SHARDS]
+    data = ManifestPart(name=manifest.name, shardlist=shards).to_json()
     sha256 = hashlib.sha256(data).hexdigest()
     name = f"manifest-{first // PART_SHARDS:04d}-{sha256[:8]}.json"
     storage.create_if_absent(storage.join(set_uri, name), data)
-    nsamples = sum(entry["nsamples"] for entry in shards)
-    return {"url": name, "nshards": len(shards), "nsamples": nsamples, "sha256": sha256}
-
-
-def _text(value: Any) -> bytes:
-    return (json.dumps(value, indent=1, sort_keys=True) + "\n").encode()
-
-
-def summarise(plan: Plan, kind: str) -> tuple[Manifest, int]:
-    """(manifest of what has a receipt now, number of units without one)."""
-    totals: Counter[str] = Counter()
-    filtered: Counter[str] = Counter()
-    rejects: Counter[str] = Counter()
-    shardlist, emptied = list[dict[str, Any]](), list[str]()
-    for receipt in valid_receipts(plan.set_uri, plan.digest):
-        count(receipt, totals, filtered, rejects)
-        if receipt["tar"]:
-            shardlist.append(_entry(receipt))
-        else:
-            emptied += receipt.get("replaces", [])
-    missing = plan.num_units - totals["units"]
-    manifest = {
-        "__kind__": "wids-shard-index-v1",
-        "wids_version": 1,
-        "format_version": 1,
-        "name": kind,
-        "digest": _digest(plan, shardlist, emptied),
-        "complete": missing == 0,
-        "totals": {key: totals[key] for key in ("units", "offered", "written", "filtered", "rejected", "bytes")},
-        "filtered": dict(sorted(filtered.items())),
-        "rejects": dict(sorted(rejects.items())),
-        "shardlist": shardlist,
-    }
-    return manifest | ({"emptied": emptied} if emptied else {}), missing
-
-
-def _digest(plan: Plan, shardlist: list[dict[str, Any]], emptied: list[str]) -> str:
-    """The plan's digest as long as the set is what was first planned; another once it has grown or lost samples."""
-    replaced = [name for entry in shardlist for name in entry.get("replaces", [])] + emptied
-    if plan.num_parts == 1 and not replaced:
-        return plan.digest
-    return digest_of({"plan": plan.digest, "last": plan.identity, "units": plan.num_units, "replaced": replaced})
-
-
-def count(receipt: Receipt, totals: Counter[str], filtered: Counter[str], rejects: Counter[str]) -> None:
-    """Adds a receipt to the accounts of a set: totals, filtered and rejected by reason."""
-    totals["units"] += 1
-    totals["offered"] += receipt["offered"]
-    totals["written"] += receipt["written"]
-    totals["filtered"] += sum(receipt["filtered"].values())
-    totals["rejected"] += len(receipt["rejected"])
-    totals["bytes"] += receipt["tar"]["bytes"] if receipt["tar"] else 0
-    filtered.update(receipt["filtered"])
-    rejects.update(reject["reason"] for reject in receipt["rejected"])
-
-
-def _entry(receipt: Receipt) -> dict[str, Any]:
-    tar = receipt["tar"]
-    return {
-        "url": tar["name"],
-        "nsamples": receipt["written"],
-        "filesize": tar["bytes"],
-        "md5sum": tar["md5"],
-        "sha256": tar["sha256"],
-        **({"replaces": receipt["replaces"]} if "replaces" in receipt else {}),
-    }
+    return PartEntry(url=name, nshards=len(shards), nsamples=sum(entry.nsamples for entry in shards), sha256=sha256)
 
 
 def read_manifest(manifest_uri: str) -> Manifest:
-    """Reads a whole manifest. Raises ValueError where it is absent, not a manifest, or partial, with what to do."""
+    """Reads a whole manifest, its parts put together.
+
+    Raises:
+        ValueError: it is absent, not a manifest, or partial; the message says what to do.
+    """
     try:
         manifest = load_manifest(manifest_uri)
     except FileNotFoundError:
         raise ValueError(f"{manifest_uri}: no such manifest; run the stage that makes it first") from None
-    except ValueError as error:
-        raise ValueError(f"{manifest_uri}: not JSON ({error}); run the stage that makes it again") from None
-    if not isinstance(manifest, dict) or manifest.get("__kind__") != "wids-shard-index-v1":
-        raise ValueError(f"{manifest_uri}: not the manifest of a shard set")
-    if not manifest.get("complete", True):
+    if not manifest.complete:
         raise ValueError(f"{manifest_uri}: the shard set is not finished; run the stage that makes it again")
     return manifest
 
 
-def load_manifest(manifest_uri: str) -> Any:
-    """What a manifest holds, its parts put together, unchecked. Raises FileNotFoundError, ValueError for no JSON."""
-    manifest = json.loads(storage.read_text(manifest_uri))
-    if not isinstance(manifest, dict) or "parts" not in manifest:
+def load_manifest(manifest_uri: str) -> Manifest:
+    """A manifest, also a partial one, its parts put together.
+
+    Raises:
+        FileNotFoundError: there is none, or a part is missing.
+        ValueError: it is not a manifest, or a part of it is damaged.
+    """
+    manifest = Manifest.parse(storage.read_bytes(manifest_uri), manifest_uri)
+    if not manifest.parts:
         return manifest
-    folder, shardlist = manifest_uri.rpartition("/")[0], list[dict[str, Any]]()
-    for part in manifest.pop("parts"):
-        data = storage.read_bytes(storage.join(folder, part["url"]))
-        if hashlib.sha256(data).hexdigest() != part["sha256"]:
-            raise ValueError(f"its part {part['url']} is damaged")
-        shardlist += json.loads(data)["shardlist"]
-    return manifest | {"shardlist": shardlist}
-
-
-def total_rejects(manifests: Iterable[Manifest]) -> dict[str, int]:
-    """Rejects by reason over several manifests."""
-    total: Counter[str] = Counter()
-    for manifest in manifests:
-        total.update(manifest["rejects"])
-    return dict(total.most_common())
+    shards = list[ShardEntry]()
+    for part in manifest.parts:
+        uri = storage.join(manifest_uri.rpartition("/")[0], part.url)
+        data = storage.read_bytes(uri)
+        if hashlib.sha256(data).hexdigest() != part.sha256:
+            raise ValueError(f"{uri}: damaged; run the stage that makes it again")
+        shards += ManifestPart.parse(data, uri).shardlist
+    return Manifest.model_validate(dict(manifest) | {"shardlist": tuple(shards), "parts": ()})

@@ -8,16 +8,15 @@ from bisect import bisect_right
 from collections.abc import Sequence
 from functools import lru_cache
 from itertools import accumulate
-from typing import Any, overload
+from typing import overload
 
 import numpy as np
 from PIL import Image
 
 from data_specs import storage
 from data_specs.manifest import read_manifest
+from data_specs.records import Item, Manifest
 from data_specs.shards import Shard
-
-Item = dict[str, Any]
 
 
 def decode_fields(key: str, fields: dict[str, bytes]) -> Item:
@@ -44,17 +43,17 @@ def decode_image(data: bytes) -> np.ndarray:
 class ShardSet(Sequence[Item]):
     """A shard set as a sequence of items (see `decode_fields`), ordered as its manifest; shards open at first use."""
 
-    def __init__(self, manifest_uri: str, manifest: dict[str, Any], open_limit: int = 256) -> None:
+    def __init__(self, manifest_uri: str, manifest: Manifest, open_limit: int = 256) -> None:
         self.uri = manifest_uri
         self.manifest = manifest
         folder = manifest_uri.rpartition("/")[0]
-        self.shard_uris = [storage.join(folder, entry["url"]) for entry in manifest["shardlist"]]
-        self.ends = list(accumulate(entry["nsamples"] for entry in manifest["shardlist"]))
+        self.shard_uris = [storage.join(folder, entry.url) for entry in manifest.shardlist]
+        self.ends = list(accumulate(entry.nsamples for entry in manifest.shardlist))
         self.shard = lru_cache(open_limit)(self._open)
 
     def _open(self, number: int) -> Shard:
         shard = Shard(self.shard_uris[number])
-        wanted = self.manifest["shardlist"][number]["nsamples"]
+        wanted = self.manifest.shardlist[number].nsamples
         if len(shard) != wanted:
             raise ValueError(f"{shard.uri}: {len(shard)} samples, the manifest says {wanted}; run `dnd verify`")
         return shard

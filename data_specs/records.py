@@ -11,12 +11,13 @@ import json
 from enum import StrEnum
 from typing import Annotated, Any, Literal, NamedTuple, Self
 
-from pydantic import BaseModel, ConfigDict, Field, JsonValue, ValidationError, model_validator
+from pydantic import BaseModel, ConfigDict, Field, JsonValue, TypeAdapter, ValidationError, model_validator
+from pydantic_core import PydanticSerializationError
 
 from data_specs.spec import Source
 
-FORMAT_VERSION = 2
-Count = Annotated[int, Field(ge=0)]
+FORMAT_VERSION: Literal[2] = 2
+Count = Annotated[int, Field(ge=0, lt=1 << 63)]
 Sha256 = Annotated[str, Field(pattern=r"^[0-9a-f]{64}$")]
 Md5 = Annotated[str, Field(pattern=r"^[0-9a-f]{32}$")]
 ShardName = Annotated[str, Field(pattern=r"^[0-9]{6,12}-[0-9a-f]{8}\.tar$")]
@@ -38,15 +39,20 @@ class Record(BaseModel):
         try:
             return cls.model_validate_json(data)
         except ValidationError as error:
-            fault = error.errors(include_url=False, include_context=False, include_input=False)[0]
-            where = ".".join(map(str, fault["loc"])) or "the file"
-            message = " ".join(fault["msg"].removeprefix("Value error, ").split())[:200]
-            raise ValueError(f"{origin}: not a valid {cls.__name__.lower()} ({where}: {message})") from None
+            raise ValueError(f"{origin}: not a valid {cls.__name__.lower()} ({_first_fault(error)})") from None
 
     def to_json(self) -> bytes:
         """One line of canonical JSON: every key, sorted; equal records give equal bytes."""
         tree = self.model_dump(mode="json", by_alias=True)
         return (json.dumps(tree, sort_keys=True, separators=(",", ":"), ensure_ascii=False) + "\n").encode()
+
+
+def _first_fault(error: ValidationError) -> str:
+    """What is wrong with the first key that is not right."""
+    fault = error.errors(include_url=False, include_context=False, include_input=False)[0]
+    where = ".".join(map(str, fault["loc"])) or "the file"
+    message = " ".join(fault["msg"].removeprefix("Value error, ").split())[:200]
+    return f"{where}: {message}"
 
 
 # ---- reasons -------------------------------------------------------------------------------------------------------
@@ -162,6 +168,7 @@ class Unit(Record):
 class SourceUnit(Unit):
     """Documents of one source to render: listed ones, or a range of a bulk tar."""
 
+    kind: Literal["source"] = "source"
     source: Source
     files: tuple[FileInfo, ...]
     documents: tuple[PlannedDocument, ...] = ()
@@ -169,21 +176,46 @@ class SourceUnit(Unit):
 
 
 class ShardUnit(Unit):
-    """One shard of another set to work on; `shard` is None where that shard has lost all its samples."""
+    """One shard of the stage's input to work on; `shard` is None where that shard has lost all its samples."""
 
+    kind: Literal["shard"] = "shard"
     split: str
-    shard: str | None
+    shard: ShardName | None
     sha256: Sha256 | None
 
 
 class RangeUnit(Unit):
     """`count` things from the `first` on, for instance images to draw."""
 
+    kind: Literal["range"] = "range"
     first: Count
     count: Count
 
 
 AnyUnit = SourceUnit | ShardUnit | RangeUnit
+_UNIT: TypeAdapter[AnyUnit] = TypeAdapter(Annotated[AnyUnit, Field(discriminator="kind")])
+
+
+def unit_line(unit: AnyUnit) -> bytes:
+    """One line of a plan. File names may be any bytes: what UTF-8 cannot hold is written as lone surrogates."""
+    try:
+        return unit.model_dump_json().encode() + b"\n"
+    except PydanticSerializationError:
+        return json.dumps(unit.model_dump()).encode() + b"\n"
+
+
+def parse_unit(line: bytes, origin: str) -> AnyUnit:
+    """Reads one line of a plan.
+
+    Raises:
+        ValueError: one line with `origin`, the key and what is wrong.
+    """
+    try:
+        return _UNIT.validate_python(json.loads(line), strict=False) if b"\\ud" in line else _UNIT.validate_json(line)
+    except ValidationError as error:
+        raise ValueError(f"{origin}: not a valid unit ({_first_fault(error)})") from None
+    except (ValueError, RecursionError) as error:
+        raise ValueError(f"{origin}: not a valid unit ({error})") from None
 
 
 # ---- what a stage depends on ---------------------------------------------------------------------------------------
@@ -202,7 +234,7 @@ class Identity(Record):
 class PlanHeader(Record):
     """First line of a file of a plan: whose it is, and how many units stand in it and in the files before it."""
 
-    format_version: int = FORMAT_VERSION
+    format_version: Literal[2] = FORMAT_VERSION
     digest: Sha256
     identity: Identity
     num_units: Count
@@ -225,9 +257,6 @@ class Dropped(NamedTuple):
     source: str
     reason: Reason
     detail: str = ""
-
-
-Outcome = Sample | Dropped
 
 
 class Reject(Record):
@@ -258,6 +287,9 @@ class InputRead(Record):
     sha256: Sha256
 
 
+Outcome = Sample | Dropped | InputRead  # what a stage's work on a unit yields
+
+
 class Ran(Record):
     """Where and when a unit was made: the only part of a receipt that differs from run to run."""
 
@@ -269,7 +301,7 @@ class Ran(Record):
 class Receipt(Record):
     """That a unit is done, and what became of all that it was offered."""
 
-    format_version: int = FORMAT_VERSION
+    format_version: Literal[2] = FORMAT_VERSION
     digest: Sha256
     unit: Count
     offered: Count
@@ -287,6 +319,9 @@ class Receipt(Record):
             raise ValueError("offered is not written + filtered + rejected")
         if (self.shard is None) != (self.written == 0):
             raise ValueError("number of samples and shard do not fit together")
+        names = (*self.replaces, *([self.shard.name] if self.shard else []))
+        if any(not name.startswith(f"{self.unit:06d}-") for name in names):
+            raise ValueError("names a shard of another unit")
         return self
 
 
@@ -331,24 +366,36 @@ class PartEntry(Record):
     sha256: Sha256
 
 
-class Manifest(Record):
-    """A shard set's receipts merged; reads as a wids index. Large ones name `parts` in the place of shards."""
+class ManifestPart(Record):
+    """A wids index: the shards of a part of a large manifest."""
 
     kind: Literal["wids-shard-index-v1"] = Field("wids-shard-index-v1", alias="__kind__")
     wids_version: Literal[1] = 1
-    format_version: int = FORMAT_VERSION
     name: str
+    shardlist: tuple[ShardEntry, ...] = ()
+
+
+class Manifest(ManifestPart):
+    """A shard set's receipts merged; reads as a wids index. Large ones name `parts` in the place of shards."""
+
+    format_version: Literal[2] = FORMAT_VERSION
     digest: Sha256
     complete: bool
     totals: Totals
     filtered: dict[ReasonKey, Count] = {}
     rejects: dict[ReasonKey, Count] = {}
-    shardlist: tuple[ShardEntry, ...] = ()
     parts: tuple[PartEntry, ...] = ()
     emptied: tuple[ShardName, ...] = ()
 
+    @model_validator(mode="after")
+    def _adds_up(self) -> Self:
+        held = sum(entry.nsamples for entry in self.shardlist) + sum(part.nsamples for part in self.parts)
+        if held != self.totals.written:
+            raise ValueError("its shards do not hold as many samples as its totals say")
+        return self
 
-class Progress(Record):
+
+class JobState(Record):
     """What a running job says of itself: SET/progress.json. Times are in seconds."""
 
     digest: Sha256
@@ -473,7 +520,7 @@ class CheckpointFile(Record):
 class CheckpointState(Record):
     """STEP/state.json: where a training is, and what proves that its files are whole."""
 
-    format_version: int = FORMAT_VERSION
+    format_version: Literal[2] = FORMAT_VERSION
     step: Count
     position: Count = Field(description="samples consumed")
     world: int = Field(ge=1, description="ranks that wrote it")

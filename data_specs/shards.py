@@ -16,14 +16,14 @@ from typing import NamedTuple
 import numpy as np
 
 from data_specs import storage
-from data_specs.units import Sample
+from data_specs.records import Sample
 
 INDEX_DTYPE = np.dtype([("sample", "<u4"), ("key_hash", "<u8"), ("field", "S12"), ("offset", "<u8"), ("size", "<u8")])
 BLOCK = 512
 _KEY = re.compile(r"[A-Za-z0-9_-]{1,80}")
 
 
-class ShardFacts(NamedTuple):
+class WrittenShard(NamedTuple):
     """A finished shard: number of samples, bytes, digests of tar and index."""
 
     nsamples: int
@@ -33,7 +33,7 @@ class ShardFacts(NamedTuple):
     index_sha256: str
 
 
-def write_shard(samples: Iterable[Sample], tar_path: Path, index_path: Path) -> ShardFacts:
+def write_shard(samples: Iterable[Sample], tar_path: Path, index_path: Path) -> WrittenShard:
     """Writes samples as a tar with fixed headers, and its index; equal samples give equal bytes.
 
     Raises ValueError for a key with a dot or slash, or that comes twice.
@@ -60,7 +60,7 @@ def write_shard(samples: Iterable[Sample], tar_path: Path, index_path: Path) -> 
         filesize += 2 * BLOCK
     index = np.array(rows, dtype=INDEX_DTYPE)
     np.save(index_path, index, allow_pickle=False)
-    return ShardFacts(
+    return WrittenShard(
         len(seen), filesize, md5.hexdigest(), sha.hexdigest(), hashlib.sha256(index_path.read_bytes()).hexdigest()
     )
 

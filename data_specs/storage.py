@@ -14,23 +14,16 @@ from collections.abc import Iterable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import AbstractContextManager, ExitStack, contextmanager
 from pathlib import Path
-from typing import BinaryIO, NamedTuple, Protocol
+from typing import BinaryIO, Protocol
 from uuid import uuid4
 
+from data_specs.records import FileInfo
 from data_specs.scratch import scratch_folder
 
 READS_IN_FLIGHT = 16
 PART = ".part"  # ends the names of what is still being written
 _AT_EXIT = ExitStack()
 atexit.register(_AT_EXIT.close)
-
-
-class FileInfo(NamedTuple):
-    """A file's address, size in bytes, and a tag that changes when its content does."""
-
-    uri: str
-    size: int
-    etag: str
 
 
 class Backend(Protocol):

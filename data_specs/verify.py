@@ -11,7 +11,8 @@ import numpy as np
 
 from data_specs import storage
 from data_specs.manifest import load_manifest, parts_named, summarise
-from data_specs.receipts import Receipt, parse_receipt, read_receipt_files, receipt_name
+from data_specs.receipts import read_receipt_files, receipt_name
+from data_specs.records import Manifest, Receipt, ShardFile
 from data_specs.shards import INDEX_DTYPE, index_uri
 from data_specs.units import Plan, read_plan
 
@@ -27,27 +28,32 @@ def find_shard_sets(root: str) -> list[str]:
 
 def verify_set(set_uri: str) -> Iterator[str]:
     """Re-reads a shard set and yields one line for each thing that is wrong; nothing where all is well."""
-    plan = read_plan(set_uri)
+    try:
+        plan = read_plan(set_uri)
+    except ValueError as error:
+        yield str(error)
+        return
     if plan is None:
         yield f"{set_uri}: no plan.jsonl"
         return
-    units, tars = set[int](), set[str]()
+    units, shards = set[int](), set[str]()
     for fault, receipt in _receipts(plan):
         if fault:
             yield fault
         if receipt:
-            units.add(receipt["unit"])
-            tars.update([receipt["tar"]["name"]] if receipt["tar"] else [])
-            yield from _verify_shard(set_uri, receipt)
+            units.add(receipt.unit)
+            if receipt.shard:
+                shards.add(receipt.shard.name)
+                yield from _verify_shard(set_uri, receipt, receipt.shard)
     yield from _missing(plan, units)
-    for name in _litter(set_uri, tars):
+    for name in _litter(set_uri, shards):
         yield f"{set_uri}/{name}: belongs to no receipt (litter; `dnd verify --clean` removes it)"
     yield from _verify_manifest(plan)
 
 
-def _litter(set_uri: str, tars: set[str]) -> list[str]:
-    """Names of tars and indexes other than these tars and theirs, and of parts that the manifest does not name."""
-    named = tars | {index_uri(name) for name in tars} | parts_named(set_uri)
+def _litter(set_uri: str, shards: set[str]) -> list[str]:
+    """Names of tars and indexes other than these shards', and of parts that the manifest does not name."""
+    named = shards | {index_uri(name) for name in shards} | parts_named(set_uri)
     files = (f.uri.rpartition("/")[2] for f in storage.list_files(set_uri))
     return [name for name in files if _MADE.search(name) and name not in named]
 
@@ -56,7 +62,8 @@ def clean_litter(set_uri: str) -> list[str]:
     """Removes tars and indexes that no receipt names, and returns their names. Not while a job writes the set."""
     plan = read_plan(set_uri)
     assert plan is not None
-    names = _litter(set_uri, {receipt["tar"]["name"] for _, receipt in _receipts(plan) if receipt and receipt["tar"]})
+    receipts = (receipt for _, receipt in _receipts(plan) if receipt)
+    names = _litter(set_uri, {receipt.shard.name for receipt in receipts if receipt.shard})
     for name in names:
         storage.delete(storage.join(set_uri, name))
     return names
@@ -68,50 +75,44 @@ def _receipts(plan: Plan) -> Iterator[tuple[str | None, Receipt | None]]:
     for name, data in read_receipt_files(plan.set_uri, names):
         uri = storage.join(plan.set_uri, name)
         try:
-            receipt = parse_receipt(data)
+            receipt = Receipt.parse(data, uri)
         except ValueError as error:
-            yield f"{uri}: not a receipt ({error}); run the stage again", None
+            yield f"{error}; run the stage again", None
             continue
         fault = _disagreement(plan, name, receipt)
-        yield (f"{uri}: {fault}", receipt) if fault else (None, receipt)
+        yield (f"{uri}: {fault}" if fault else None), receipt
 
 
 def _disagreement(plan: Plan, name: str, receipt: Receipt) -> str | None:
-    if receipt["digest"] != plan.digest:
+    if receipt.digest != plan.digest:
         return "its digest is not the plan's"
-    if name != receipt_name(receipt["unit"]) or receipt["unit"] >= plan.num_units:
-        return f"says it is unit {receipt['unit']}"
-    if receipt["offered"] != receipt["written"] + sum(receipt["filtered"].values()) + len(receipt["rejected"]):
-        return "offered is not written + filtered + rejected"
-    if (receipt["tar"] is None) != (receipt["written"] == 0):
-        return "number of samples and tar do not fit together"
+    if name != receipt_name(receipt.unit) or receipt.unit >= plan.num_units:
+        return f"says it is unit {receipt.unit}"
     return None
 
 
-def _verify_shard(set_uri: str, receipt: Receipt) -> Iterator[str]:
-    if receipt["tar"] is None:
-        return
-    tar_uri, tar = storage.join(set_uri, receipt["tar"]["name"]), receipt["tar"]
-    index = {"sha256": receipt["index"]["sha256"]}
-    for uri, wanted in ((tar_uri, {"sha256": tar["sha256"], "md5": tar["md5"]}), (index_uri(tar_uri), index)):
+def _verify_shard(set_uri: str, receipt: Receipt, shard: ShardFile) -> Iterator[str]:
+    tar_uri = storage.join(set_uri, shard.name)
+    index = {"sha256": shard.index_sha256}
+    for uri, wanted in ((tar_uri, {"sha256": shard.sha256, "md5": shard.md5}), (index_uri(tar_uri), index)):
         found = _hashes(uri, list(wanted))
         if found != wanted:
             yield f"{uri}: {'its bytes are not those its receipt names' if found else 'is missing'}"
             return
-    yield from _verify_index(tar_uri, receipt)
+    yield from _verify_index(tar_uri, receipt.written, shard.bytes)
 
 
-def _verify_index(tar_uri: str, receipt: Receipt) -> Iterator[str]:
+def _verify_index(tar_uri: str, written: int, num_bytes: int) -> Iterator[str]:
     """Compares index and receipt, whose hashes have been found right: numbers that do not fit mean a false receipt."""
     rows = np.load(io.BytesIO(storage.read_bytes(index_uri(tar_uri))), allow_pickle=False)
     if rows.dtype != INDEX_DTYPE:
         yield f"{index_uri(tar_uri)}: not the index of a shard"
         return
     samples, end = len(np.unique(rows["sample"])), int((rows["offset"] + rows["size"]).max(initial=0))
-    if samples != receipt["written"]:
-        yield f"{tar_uri}: holds {samples} samples, its receipt says {receipt['written']}"
-    if end > receipt["tar"]["bytes"]:
-        yield f"{tar_uri}: has {receipt['tar']['bytes']} bytes, its index points to {end}"
+    if samples != written:
+        yield f"{tar_uri}: holds {samples} samples, its receipt says {written}"
+    if end > num_bytes:
+        yield f"{tar_uri}: has {num_bytes} bytes, its index points to {end}"
 
 
 def _hashes(uri: str, names: list[str]) -> dict[str, str] | None:
@@ -141,12 +142,10 @@ def _verify_manifest(plan: Plan) -> Iterator[str]:
         return
     try:
         stored = load_manifest(uri)
-    except (ValueError, FileNotFoundError):
-        stored = None
-    if not isinstance(stored, dict):
-        yield f"{uri}: not a manifest; run the stage again"
+    except (ValueError, FileNotFoundError) as error:
+        yield f"{error}; run the stage again"
         return
-    wanted, _ = summarise(plan, stored.get("name", ""))
+    wanted = summarise(plan, stored.name)
     if stored != wanted:
-        keys = [key for key in wanted if stored.get(key) != wanted[key]]
-        yield f"{uri}: does not agree with the receipts in {', '.join(keys) or 'extra keys'}; run the stage again"
+        differ = [key for key in Manifest.model_fields if getattr(stored, key) != getattr(wanted, key)]
+        yield f"{uri}: does not agree with the receipts in {', '.join(differ)}; run the stage again"

@@ -14,6 +14,7 @@ import yaml
 
 from data_specs import storage
 from data_specs.manifest import read_manifest
+from data_specs.records import Manifest, Reason
 from data_specs.root import spec_of
 from data_specs.scratch import scratch_folder
 from data_specs.shards import Shard
@@ -43,14 +44,14 @@ def write_card(root: str) -> str:
     plan = read_plan(storage.join(images, "train"))
     assert plan is not None
     head = yaml.safe_dump(_head(spec, manifests, samples), sort_keys=False, allow_unicode=True)
-    body = "\n".join(_body(spec, manifests, documents, samples, shown, plan.identity["versions"]))
+    body = "\n".join(_body(spec, manifests, documents, samples, shown, plan.identity.versions))
     storage.write_text(storage.join(images, "README.md"), f"---\n{head}---\n{body}\n")
     return storage.join(images, "README.md")
 
 
 def _account(
     images: str,
-    manifests: dict[str, Any],
+    manifests: dict[str, Manifest],
     file: TextIO,
     counts: tuple[Counter[str], Counter[str]],
     shown: list[dict[str, Any]],
@@ -58,9 +59,9 @@ def _account(
     """Counts documents and samples by licence, and writes a line for each document that says whose it is."""
     documents, samples = counts
     for split, manifest in manifests.items():
-        for entry in manifest["shardlist"]:
+        for entry in manifest.shardlist:
             last = None
-            for about in _abouts(storage.join(images, split, entry["url"])):
+            for about in _abouts(storage.join(images, split, entry.url)):
                 licence = about.get("licence") or UNKNOWN
                 samples[licence] += 1
                 if about["id"] != last:  # a document's samples stand together
@@ -77,9 +78,9 @@ def _abouts(shard_uri: str) -> Iterator[dict[str, Any]]:
         yield json.loads(shard.fields(number)["json"])
 
 
-def _head(spec: Spec, manifests: dict[str, Any], samples: Counter[str]) -> dict[str, Any]:
+def _head(spec: Spec, manifests: dict[str, Manifest], samples: Counter[str]) -> dict[str, Any]:
     licences = sorted(name.lower() for name in samples if name != UNKNOWN) or ["unknown"]
-    total = sum(manifest["totals"]["written"] for manifest in manifests.values())
+    total = sum(manifest.totals.written for manifest in manifests.values())
     files = [{"split": "validation" if s == "val" else s, "path": f"{s}/*.tar"} for s in SPLITS]
     return {
         "pretty_name": spec.name,
@@ -103,7 +104,7 @@ def _size_category(total: int) -> str:
 
 def _body(
     spec: Spec,
-    manifests: dict[str, Any],
+    manifests: dict[str, Manifest],
     documents: Counter[str],
     samples: Counter[str],
     shown: list[dict[str, Any]],
@@ -114,11 +115,12 @@ def _body(
     yield f"Images of {size} x {size} px in WebDataset shards: `png`, `cls`, `json`.\n"
     yield "| split | shards | images | filtered | rejected | bytes |\n| --- | --- | --- | --- | --- | --- |"
     for split, manifest in manifests.items():
-        counts = [manifest["totals"][key] for key in ("written", "filtered", "rejected", "bytes")]
-        yield f"| {split} | {len(manifest['shardlist'])} | {' | '.join(map(str, counts))} |"
+        totals = manifest.totals
+        counts = (len(manifest.shardlist), totals.written, totals.filtered, totals.rejected, totals.bytes)
+        yield f"| {split} | {' | '.join(map(str, counts))} |"
     yield "\nNot written, by reason:\n"
     for kind in ("filtered", "rejects"):
-        counted = sum((Counter(manifest[kind]) for manifest in manifests.values()), Counter[str]())
+        counted = sum((Counter(getattr(manifest, kind)) for manifest in manifests.values()), Counter[Reason]())
         yield from (f"- {kind}: {count} {reason}" for reason, count in counted.most_common(20))
     yield "\n## Sources\n"
     yield from (f"- {source.kind}: {_origin(source)}" for source in spec.render.sources)

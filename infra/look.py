@@ -13,11 +13,12 @@ from itertools import groupby
 from PIL import Image, ImageDraw, ImageFont
 
 from data_specs import storage
-from data_specs.receipts import Receipt, read_receipt, receipt_name
+from data_specs.receipts import read_receipt, receipt_name
+from data_specs.records import Dropped, Reason, Receipt, Sample, SourceUnit
 from data_specs.root import spec_of
 from data_specs.shards import Shard
 from data_specs.spec import Filters, Spec
-from data_specs.units import Dropped, Plan, Sample, Unit, read_plan
+from data_specs.units import Plan, read_plan
 from pipeline.extend import without
 from pipeline.removal import read_removed
 from pipeline.render import Renderer
@@ -32,11 +33,11 @@ def look(root: str, set_name: str, number: int) -> str:
     """Writes ROOT/look/SET-NNNNNN.png and returns its address. Raises ValueError where there is no such shard."""
     set_uri = storage.join(root, set_name)
     plan = read_plan(set_uri)
-    if plan is None or plan.identity.get("stage") != "render":
+    if plan is None or plan.identity.stage != "render":
         raise ValueError(f"{set_uri}: there is no set of rendered images here")
-    unit = next((unit for unit in plan.units() if unit["unit"] == number), None)
+    unit = next((unit for unit in plan.units() if unit.unit == number), None)
     receipt = read_receipt(storage.join(set_uri, receipt_name(number)), plan.digest)
-    if unit is None or receipt is None:
+    if not isinstance(unit, SourceUnit) or receipt is None:
         raise ValueError(f"{set_uri}: unit {number} of {plan.num_units} is not done")
     spec = spec_of(root, "images")
     rows = list(_rows(spec, plan, unit, receipt))
@@ -48,30 +49,35 @@ def look(root: str, set_name: str, number: int) -> str:
 
 
 def _account(receipt: Receipt) -> str:
-    filtered, rejected = sum(receipt["filtered"].values()), len(receipt["rejected"])
-    return f"{receipt['offered']} offered, {receipt['written']} written, {filtered} filtered, {rejected} rejected"
+    filtered = sum(receipt.filtered.values())
+    return (
+        f"{receipt.offered} offered, {receipt.written} written, {filtered} filtered, {len(receipt.rejected)} rejected"
+    )
 
 
-def _rows(spec: Spec, plan: Plan, unit: Unit, receipt: Receipt) -> Iterator[tuple[str, list[Tile]]]:
+def _rows(spec: Spec, plan: Plan, unit: SourceUnit, receipt: Receipt) -> Iterator[tuple[str, list[Tile]]]:
     """(title, tiles) of what was kept, then of what was dropped by kind and reason."""
     kept = _kept(plan, receipt)
-    yield f"kept: {len(kept)} of {receipt['written']}", kept
-    by_reason = lambda pair: (pair[0].kind, pair[0].reason)  # noqa: E731
+    yield f"kept: {len(kept)} of {receipt.written}", kept
     try:
-        dropped = sorted(_dropped(spec, plan, unit), key=by_reason)
+        dropped = sorted(_dropped(spec, plan, unit), key=_reason)
     except (ValueError, OSError) as error:
         yield f"what was dropped cannot be shown: {error}"[:150], []
         return
-    for (kind, reason), pairs in groupby(dropped, by_reason):
+    for (kind, reason), pairs in groupby(dropped, _reason):
         tiles: list[Tile] = [(picture, f"{one.key} {one.source}") for one, picture in pairs]
-        all_of_it = receipt["filtered"].get(reason) or sum(r["reason"] == reason for r in receipt["rejected"])
+        all_of_it = receipt.filtered.get(reason) or sum(one.reason == reason for one in receipt.rejected)
         yield f"{kind}: {reason}: {min(len(tiles), DROPPED)} of {all_of_it}", tiles[:DROPPED]
 
 
+def _reason(pair: tuple[Dropped, Image.Image | None]) -> tuple[str, Reason]:
+    return pair[0].reason.kind, pair[0].reason
+
+
 def _kept(plan: Plan, receipt: Receipt) -> list[Tile]:
-    if receipt["tar"] is None:
+    if receipt.shard is None:
         return []
-    shard = Shard(storage.join(plan.set_uri, receipt["tar"]["name"]))
+    shard = Shard(storage.join(plan.set_uri, receipt.shard.name))
     numbers = range(0, len(shard), -(-len(shard) // KEPT))
     return [(_picture(shard.fields(number)["png"]), shard.key(number)) for number in numbers]
 
@@ -80,7 +86,7 @@ def _picture(png: bytes) -> Image.Image:
     return Image.open(io.BytesIO(png)).convert("RGB")
 
 
-def _dropped(spec: Spec, plan: Plan, unit: Unit) -> list[tuple[Dropped, Image.Image | None]]:
+def _dropped(spec: Spec, plan: Plan, unit: SourceUnit) -> list[tuple[Dropped, Image.Image | None]]:
     """What was dropped of the unit's first documents, with the picture where there is one."""
     unit = _shortened(without(unit, read_removed(plan.set_uri.rpartition("/")[0]).ids))
     filtering = Renderer(spec)
@@ -96,10 +102,11 @@ def _dropped(spec: Spec, plan: Plan, unit: Unit) -> list[tuple[Dropped, Image.Im
     return [(one, pictures.get(one.key)) for one in dropped]
 
 
-def _shortened(unit: Unit) -> Unit:
-    if "tar" in unit:
-        return unit | {"tar": unit["tar"] | {"count": min(unit["tar"]["count"], DOCUMENTS), "last": False}}
-    return unit | {"documents": unit["documents"][:DOCUMENTS]}
+def _shortened(unit: SourceUnit) -> SourceUnit:
+    if unit.tar:
+        tar = unit.tar.model_copy(update={"count": min(unit.tar.count, DOCUMENTS), "last": False})
+        return unit.model_copy(update={"tar": tar})
+    return unit.model_copy(update={"documents": unit.documents[:DOCUMENTS]})
 
 
 def _without_filters(spec: Spec) -> Spec:

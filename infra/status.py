@@ -5,13 +5,16 @@ from __future__ import annotations
 import json
 import time
 from collections.abc import Iterator
-from typing import Any
+from typing import TypeVar
 
 from data_specs import storage
 from data_specs.manifest import summarise
+from data_specs.records import JobState, Manifest, Record
 from data_specs.units import Plan, read_plan
 from data_specs.verify import find_shard_sets
+from pipeline.board import progress_uri
 
+_AnyRecord = TypeVar("_AnyRecord", bound=Record)
 SILENT_SECONDS = 90
 
 
@@ -29,53 +32,56 @@ def status_lines(root: str) -> Iterator[str]:
 
 
 def _set_lines(root: str, plan: Plan) -> Iterator[str]:
-    state, name = _state(plan), plan.set_uri.removeprefix(root.rstrip("/") + "/")
-    total = {key: state["totals"].get(key, 0) for key in ("written", "filtered", "rejected")}
+    state, job = _state(plan)
+    name, totals = plan.set_uri.removeprefix(root.rstrip("/") + "/"), state.totals
     yield (
-        f"{name}: {state['done']}/{plan.num_units} units done, {state['failed']} failed; {total['written']} written, "
-        f"{total['filtered']} filtered, {total['rejected']} rejected"
+        f"{name}: {totals.units}/{plan.num_units} units done, {_failed(plan, state, job)} failed; "
+        f"{totals.written} written, {totals.filtered} filtered, {totals.rejected} rejected"
     )
-    yield from _running(state)
-    for kind in ("filtered", "rejects"):
-        for reason, count in sorted(state[kind].items(), key=lambda pair: -pair[1]):
+    if job:
+        yield from _running(job)
+    for kind, counts in (("filtered", state.filtered), ("rejects", state.rejects)):
+        for reason, count in sorted(counts.items(), key=lambda pair: -pair[1]):
             yield f"    {kind}: {count} {reason}"
 
 
-def _state(plan: Plan) -> dict[str, Any]:
-    """A set's account: from its manifest if it is whole, from what the running job wrote, else from all receipts."""
-    manifest = _json(storage.join(plan.set_uri, "manifest.json"))
-    progress = _json(storage.join(plan.set_uri, "progress.json"))
-    if manifest and manifest["complete"] and manifest["totals"]["units"] == plan.num_units:
-        return manifest | {"done": plan.num_units, "failed": 0}
-    if progress and progress["units"] == plan.num_units:
-        return progress
-    found, missing = summarise(plan, "")
-    failed = sum(1 for f in storage.list_files(plan.set_uri) if f.uri.endswith(".failed.json"))
-    return found | {"done": plan.num_units - missing, "failed": failed}
+def _state(plan: Plan) -> tuple[Manifest | JobState, JobState | None]:
+    """A set's account, and what its running job says of itself.
+
+    The account is from the manifest if it is whole, from what the job wrote, else from all receipts.
+    """
+    manifest = _read(Manifest, storage.join(plan.set_uri, "manifest.json"))
+    if manifest and manifest.complete and manifest.totals.units == plan.num_units:
+        return manifest, None
+    job = _read(JobState, progress_uri(plan.set_uri))
+    if job and job.units == plan.num_units:
+        return job, job
+    return summarise(plan, ""), None
 
 
-def _running(state: dict[str, Any]) -> Iterator[str]:
+def _failed(plan: Plan, state: Manifest | JobState, job: JobState | None) -> int:
+    if job:
+        return job.failed
+    if state.totals.units == plan.num_units:
+        return 0
+    return sum(1 for file in storage.list_files(plan.set_uri) if file.uri.endswith(".failed.json"))
+
+
+def _running(job: JobState) -> Iterator[str]:
     """What a job says of itself: workers, rate, time left, the longest units; or how long it has been silent."""
-    if "written" not in state:
-        return
-    silent = time.time() - state["written"]
-    if state["ended"] or silent > SILENT_SECONDS:
-        ended = (
-            "the run has ended" if state["ended"] else f"nothing heard from {state['host']} for {silent / 60:.0f} min"
-        )
+    silent = time.time() - job.written
+    if job.ended or silent > SILENT_SECONDS:
+        ended = "the run has ended" if job.ended else f"nothing heard from {job.host} for {silent / 60:.0f} min"
         yield f"    {ended}: run the command again to finish"
         return
-    left = "" if state["seconds_left"] is None else f", about {state['seconds_left'] / 60:.0f} min left"
-    yield (
-        f"    {state['running']} units running on {state['workers']} workers, "
-        f"{state['units_per_minute']:.1f} units/min{left}"
-    )
-    for unit, seconds, host in state["longest"][:3]:
+    left = "" if job.seconds_left is None else f", about {job.seconds_left / 60:.0f} min left"
+    yield f"    {job.running} units running on {job.workers} workers, {job.units_per_minute:.1f} units/min{left}"
+    for unit, seconds, host in job.longest[:3]:
         yield f"    unit {unit}: for {seconds} s on {host}"
 
 
-def _json(uri: str) -> Any:
+def _read(kind: type[_AnyRecord], uri: str) -> _AnyRecord | None:
     try:
-        return json.loads(storage.read_text(uri))
+        return kind.parse(storage.read_bytes(uri), uri)
     except FileNotFoundError:
         return None

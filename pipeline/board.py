@@ -5,16 +5,13 @@ One small file, so that status costs two or three reads whatever the size of the
 
 from __future__ import annotations
 
-import json
 import socket
 import time
-from collections import Counter
-from collections.abc import Iterable
-from typing import Any
+from collections.abc import Collection, Iterable
 
 from data_specs import storage
-from data_specs.manifest import count
-from data_specs.receipts import Receipt
+from data_specs.manifest import Account
+from data_specs.records import JobState, Receipt
 from data_specs.units import Plan
 from pipeline.waiting import Run
 
@@ -22,54 +19,52 @@ EVERY_SECONDS = 10.0
 SHOWN = 10  # running units that are named, the longest first
 
 
-class Board:
+class JobReport:
     """The account of one run over a plan: what is done before and by it, what runs, how fast."""
 
     def __init__(self, plan: Plan, before: Iterable[Receipt]) -> None:
-        self.plan, self.started, self.written = plan, time.time(), 0.0
-        self.totals, self.filtered, self.rejects = Counter[str](), Counter[str](), Counter[str]()
-        self.done = set[int]()
-        for receipt in before:
-            self.add(receipt)
-        self.before = len(self.done)
+        self.plan, self.account = plan, Account(before)
+        self.started = time.time()
+        self.written = 0.0
+        self.before = len(self.account.units)
 
-    def add(self, receipt: Receipt) -> None:
-        """A unit is done."""
-        if receipt["unit"] not in self.done:
-            self.done.add(receipt["unit"])
-            count(receipt, self.totals, self.filtered, self.rejects)
+    @property
+    def done(self) -> set[int]:
+        """Numbers of the units that are done."""
+        return self.account.units
 
-    def show(self, runs: Iterable[Run], nodes: dict[int, str], failed: int, ended: bool = False) -> None:
-        """Writes the file if it is time, or if the run has ended."""
+    def write(self, runs: Collection[Run], hosts: dict[int, str], failed: int, ended: bool = False) -> None:
+        """Writes the file if it is time, or if the run has ended. `hosts` names the host of each worker."""
         if ended or time.time() - self.written >= EVERY_SECONDS:
             self.written = time.time()
-            text = json.dumps(self.facts(list(runs), nodes, failed) | {"ended": ended}, sort_keys=True)
-            storage.write_text(progress_uri(self.plan.set_uri), text + "\n")
+            storage.write_bytes(progress_uri(self.plan.set_uri), self.state(runs, hosts, failed, ended).to_json())
 
-    def facts(self, runs: list[Run], nodes: dict[int, str], failed: int) -> dict[str, Any]:
-        """What the file says. `nodes` names the node of each worker; times are in seconds."""
+    def state(self, runs: Collection[Run], hosts: dict[int, str], failed: int, ended: bool) -> JobState:
+        """What the file says."""
         minutes = (self.written - self.started) / 60
         rate = (len(self.done) - self.before) / minutes if minutes else 0.0
-        left, now = self.plan.num_units - len(self.done) - failed, time.monotonic()
+        left = self.plan.num_units - len(self.done) - failed
+        now = time.monotonic()
         longest = sorted(runs, key=lambda run: run.since)[:SHOWN]
-        return {
-            "digest": self.plan.digest,
-            "host": socket.gethostname(),
-            "written": round(self.written, 3),
-            "units": self.plan.num_units,
-            "done": len(self.done),
-            "failed": failed,
-            "workers": len(nodes),
-            "running": len(runs),
-            "longest": [[r.unit["unit"], round(now - r.since), nodes.get(r.worker, "")] for r in longest],
-            "units_per_minute": round(rate, 3),
-            "seconds_left": round(left / rate * 60) if rate else None,
-            "totals": dict(self.totals),
-            "filtered": dict(self.filtered),
-            "rejects": dict(self.rejects),
-        }
+        return JobState(
+            digest=self.plan.digest,
+            host=socket.gethostname(),
+            written=round(self.written, 3),
+            ended=ended,
+            units=self.plan.num_units,
+            done=len(self.done),
+            failed=failed,
+            workers=len(hosts),
+            running=len(runs),
+            longest=tuple((run.unit.unit, round(now - run.since), hosts.get(run.worker, "")) for run in longest),
+            units_per_minute=round(rate, 3),
+            seconds_left=round(left / rate * 60) if rate else None,
+            totals=self.account.totals,
+            filtered=dict(self.account.filtered),
+            rejects=dict(self.account.rejects),
+        )
 
-    def take_down(self) -> None:
+    def remove(self) -> None:
         """Removes the file: the manifest says it all."""
         storage.delete(progress_uri(self.plan.set_uri))
 

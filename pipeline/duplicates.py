@@ -42,7 +42,7 @@ def near_duplicates(root: str, distance: int) -> Iterator[list[str]]:
 
 def _shards(set_uri: str) -> list[str]:
     manifest = read_manifest(storage.join(set_uri, "manifest.json"))
-    return [storage.join(set_uri, entry["url"]) for entry in manifest["shardlist"]]
+    return [storage.join(set_uri, entry.url) for entry in manifest.shardlist]
 
 
 def _name(shards: list[str], entry: np.void) -> str:

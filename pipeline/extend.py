@@ -3,28 +3,33 @@
 from __future__ import annotations
 
 import hashlib
-import json
 from collections.abc import Iterable, Iterator
-from typing import Any
+from typing import cast
 
 import numpy as np
+from pydantic import JsonValue
 
-from data_specs import digest
-from data_specs.receipts import Receipt, valid_receipts
-from data_specs.units import Plan, Unit
+from data_specs.digest import require_same
+from data_specs.receipts import valid_receipts
+from data_specs.records import FileInfo, Identity, PlannedDocument, Receipt, SourceUnit
+from data_specs.units import Plan
 from pipeline.splits import key_of
 
+_WithFile = tuple[PlannedDocument, FileInfo]
 MAY_CHANGE = ("sources", "limits")  # of the spec's render, when a set is extended
 
 
-def require_extension(plan: Plan, wanted: digest.Identity) -> None:
+def require_extension(plan: Plan, wanted: Identity) -> None:
     """Raises ValueError where more than sources and limits has changed since the plan was made."""
-    free = {key: wanted["render"][key] for key in MAY_CHANGE}
-    stored = plan.identity | {"render": plan.identity["render"] | free}
-    digest.require_same(plan.set_uri, stored, wanted)
+    now, before = cast(dict[str, JsonValue], wanted.spec["render"]), plan.identity.spec.get("render")
+    if isinstance(before, dict):
+        spec = plan.identity.spec | {"render": before | {key: now[key] for key in MAY_CHANGE}}
+        require_same(plan.set_uri, plan.identity.model_copy(update={"spec": spec}), wanted)
+    else:
+        require_same(plan.set_uri, plan.identity, wanted)
 
 
-def new_units(plan: Plan, listed: Iterable[Unit], per_unit: int, retry_rejected: bool) -> Iterator[Unit]:
+def new_units(plan: Plan, listed: Iterable[SourceUnit], per_unit: int, retry_rejected: bool) -> Iterator[SourceUnit]:
     """Units of the listed documents that are new to the plan, numbered on from its last.
 
     retry_rejected: also documents that were rejected as a whole as often as they were offered. A document is known by
@@ -36,86 +41,87 @@ def new_units(plan: Plan, listed: Iterable[Unit], per_unit: int, retry_rejected:
     known = _known(plan, receipts)
     number = plan.num_units
     for unit in _regrouped(_left(listed, known), per_unit):
-        yield unit | {"unit": number}
+        yield unit.model_copy(update={"unit": number})
         number += 1
 
 
 def _known(plan: Plan, receipts: list[Receipt] | None) -> np.ndarray:
     """Sorted hashes (uint64) of the documents that are settled: 80 MB for ten million."""
-    offered = np.fromiter((h for unit in plan.units() for h in _hashes(unit)), np.uint64)
+    offered = np.fromiter((h for unit in _units(plan) for h in _hashes(unit)), np.uint64)
     if receipts is None:
         return np.unique(offered)
     values, times = np.unique(offered, return_counts=True)
-    rejected = (_rejected(unit, receipt) for unit, receipt in zip(plan.units(), receipts, strict=True))
+    rejected = (_rejected(unit, receipt) for unit, receipt in zip(_units(plan), receipts, strict=True))
     failed, failures = np.unique(np.fromiter((h for some in rejected for h in some), np.uint64), return_counts=True)
     times[np.searchsorted(values, failed)] -= failures
     return values[times > 0]
 
 
-def _rejected(unit: Unit, receipt: Receipt) -> Iterator[int]:
-    keys = {reject["key"] for reject in receipt["rejected"]}
-    for document, hashed in zip(unit.get("documents", []), _hashes(unit)):
-        if key_of(document[0]) in keys:
+def _units(plan: Plan) -> Iterator[SourceUnit]:
+    return (unit for unit in plan.units() if isinstance(unit, SourceUnit))
+
+
+def _rejected(unit: SourceUnit, receipt: Receipt) -> Iterator[int]:
+    keys = {reject.key for reject in receipt.rejected}
+    for document, hashed in zip(unit.documents, _hashes(unit)):
+        if key_of(document.id) in keys:
             yield hashed
 
 
-def _hashes(unit: Unit) -> list[int]:
+def _hashes(unit: SourceUnit) -> list[int]:
     """What a unit holds: a hash of file and id of each document; of a part of a tar, of the tar and the place."""
-    files = unit["files"]
-    if "tar" in unit:
-        return [_hash(f"{files[0][0]}\0{unit['tar']['first']}")]
-    return [_hash(f"{files[document[1]][0]}\0{document[0]}") for document in unit["documents"]]
+    if unit.tar:
+        return [_hash(f"{unit.files[0].uri}\0{unit.tar.first}")]
+    return [_hash(f"{unit.files[document.file].uri}\0{document.id}") for document in unit.documents]
 
 
 def _hash(text: str) -> int:
     return int.from_bytes(hashlib.sha256(text.encode("utf-8", "surrogatepass")).digest()[:8], "big")
 
 
-def _left(listed: Iterable[Unit], known: np.ndarray) -> Iterator[Unit]:
+def _left(listed: Iterable[SourceUnit], known: np.ndarray) -> Iterator[SourceUnit]:
     """The listed units without the documents that are known."""
     for unit in listed:
         hashes = np.array(_hashes(unit), np.uint64)
         places = np.minimum(np.searchsorted(known, hashes), max(len(known) - 1, 0))
         new = known[places] != hashes if len(known) else np.ones(len(hashes), bool)
-        if "tar" in unit:
+        if unit.tar:
             yield from [unit] if new[0] else []
         elif new.any():
-            yield unit | {"documents": [d for d, is_new in zip(unit["documents"], new) if is_new]}
+            documents = tuple(document for document, is_new in zip(unit.documents, new) if is_new)
+            yield unit.model_copy(update={"documents": documents})
 
 
-def _regrouped(units: Iterable[Unit], per_unit: int) -> Iterator[Unit]:
+def _regrouped(units: Iterable[SourceUnit], per_unit: int) -> Iterator[SourceUnit]:
     """Units of one source one after the other, put together to units of `per_unit` documents."""
-    about, waiting = "", list[tuple[list[Any], list[Any]]]()
-    common: Unit = {}
+    waiting, like = list[_WithFile](), None
     for unit in units:
-        if "tar" in unit:
+        if unit.tar:
             yield unit
             continue
-        of_unit = {key: unit[key] for key in unit.keys() - {"unit", "files", "documents"}}
-        if waiting and json.dumps(of_unit, sort_keys=True) != about:
-            yield _unit(common, waiting)
+        if like is not None and waiting and (unit.source, unit.affinity) != (like.source, like.affinity):
+            yield _regroup(like, waiting)
             waiting = []
-        about, common = json.dumps(of_unit, sort_keys=True), of_unit
-        for document in unit["documents"]:
-            waiting.append((document, unit["files"][document[1]]))
+        like = unit
+        for document in unit.documents:
+            waiting.append((document, unit.files[document.file]))
             if len(waiting) == per_unit:
-                yield _unit(common, waiting)
+                yield _regroup(like, waiting)
                 waiting = []
-    if waiting:
-        yield _unit(common, waiting)
+    if like is not None and waiting:
+        yield _regroup(like, waiting)
 
 
-def _unit(common: Unit, of_unit: list[tuple[list[Any], list[Any]]]) -> Unit:
-    """A unit of documents, each with its file: the files that they need, and the documents with the files' numbers."""
-    files = list(dict.fromkeys(tuple(file) for _, file in of_unit))
+def _regroup(like: SourceUnit, documents: list[_WithFile]) -> SourceUnit:
+    """A unit of these documents: the files that they need, and the documents with the files' numbers."""
+    files = tuple(dict.fromkeys(file for _, file in documents))
     numbers = {file: number for number, file in enumerate(files)}
-    documents = [[d[0], numbers[tuple(file)], *d[2:]] for d, file in of_unit]
-    return common | {"files": [list(file) for file in files], "documents": documents}
+    numbered = tuple(document._replace(file=numbers[file]) for document, file in documents)
+    return like.model_copy(update={"files": files, "documents": numbered})
 
 
-def without(unit: Unit, ids: frozenset[str]) -> Unit:
+def without(unit: SourceUnit, ids: frozenset[str]) -> SourceUnit:
     """A unit without some of its documents, and without the files that only those need; one of a tar as it is."""
-    if "documents" not in unit or ids.isdisjoint(document[0] for document in unit["documents"]):
+    if ids.isdisjoint(document.id for document in unit.documents):
         return unit
-    kept = [(d, unit["files"][d[1]]) for d in unit["documents"] if d[0] not in ids]
-    return _unit({key: unit[key] for key in unit.keys() - {"files", "documents"}}, kept)
+    return _regroup(unit, [(d, unit.files[d.file]) for d in unit.documents if d.id not in ids])

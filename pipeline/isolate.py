@@ -27,7 +27,9 @@ from multiprocessing.connection import Connection
 from queue import SimpleQueue
 from typing import Any, NamedTuple
 
+from data_specs.records import Reason
 from data_specs.spec import Limits
+from pipeline.renderers import Unreadable
 
 AHEAD = 8  # calls sent before the first is answered
 TOGETHER, PATIENCE = 4, 0.05  # answers that travel together, and seconds that the first of them may wait
@@ -36,11 +38,16 @@ PR_SET_PDEATHSIG = 1
 
 
 class Answer(NamedTuple):
-    """What a child said: its value, or why there is none. `environmental` reasons depend on the machine."""
+    """What a child said: its value, or why there is none."""
 
     value: Any
-    reason: str | None = None
-    environmental: bool = False
+    reason: Reason | None = None
+    detail: str = ""
+
+    @property
+    def environmental(self) -> bool:
+        """Whether the reason depends on the machine."""
+        return self.reason is not None and self.reason.environmental
 
 
 class _Call:
@@ -111,7 +118,7 @@ class Child:
         except (EOFError, ConnectionError):
             return self._death(cpu)
         self.close()
-        return Answer(None, f"took longer than {cpu * WALL_FACTOR:g} s", True)
+        return Answer(None, Reason.WALL_TIME, f"took longer than {cpu * WALL_FACTOR:g} s")
 
     def _start(self) -> None:
         (ours, theirs), counter = socket.socketpair(), os.memfd_create("dnd-begun")
@@ -132,11 +139,11 @@ class Child:
         code = self.process.wait()
         self._hang_up()
         if -code == signal.SIGXCPU:
-            return Answer(None, f"used more than {cpu:g} s of CPU", True)
+            return Answer(None, Reason.CPU_TIME, f"used more than {cpu:g} s of CPU")
         if -code == signal.SIGKILL:
-            return Answer(None, "the renderer was killed (memory?)", True)
+            return Answer(None, Reason.CRASH, "killed (memory?)")
         name = signal.Signals(-code).name if code < 0 else f"exit code {code}"
-        return Answer(None, f"the renderer died: {name}", True)
+        return Answer(None, Reason.CRASH, name)
 
     def close(self) -> None:
         """Ends the child."""
@@ -190,9 +197,11 @@ def _answer(function: Any, *arguments: Any) -> Answer:
     try:
         return Answer(function(*arguments))
     except MemoryError:
-        return Answer(None, "needs more memory than the limit", True)
+        return Answer(None, Reason.MEMORY)
+    except Unreadable as error:
+        return Answer(None, error.reason, error.detail)
     except Exception as error:  # the document's boundary: whatever it raised becomes its recorded reason
-        return Answer(None, f"{type(error).__name__}: {' '.join(str(error).split())}"[:200])
+        return Answer(None, Reason.UNREADABLE, f"{type(error).__name__}: {' '.join(str(error).split())}"[:200])
 
 
 def main() -> None:

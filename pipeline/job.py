@@ -6,18 +6,18 @@ import itertools
 import json
 import logging
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import ExitStack
 from functools import partial
 from pathlib import Path
 
 from data_specs import digest, storage
-from data_specs.manifest import Manifest
-from data_specs.receipts import Receipt, commit, valid_receipts
+from data_specs.receipts import commit, valid_receipts
+from data_specs.records import Identity, Manifest, Receipt, SourceUnit, parse_unit, unit_line
 from data_specs.root import record_spec
 from data_specs.scratch import scratch_folder
 from data_specs.spec import Spec
-from data_specs.units import Plan, Unit, extend_plan, read_plan, write_plan
+from data_specs.units import Plan, extend_plan, read_plan, write_plan
 from pipeline.extend import new_units, require_extension, without
 from pipeline.removal import read_removed, rendered_without
 from pipeline.render import Renderer, versions
@@ -83,8 +83,8 @@ def _extended(spec: Spec, root: str, retry_rejected: bool) -> dict[str, Plan]:
 def _grow(spec: Spec, plan: Plan, split: str, listed: Path, retry_rejected: bool) -> Plan:
     """The plan with a part for new documents; as it is where there are none and the spec is the same."""
     identity = _identity(spec, split)
-    with listed.open(encoding="utf-8") as lines:
-        units = new_units(plan, map(json.loads, lines), spec.render.documents_per_unit, retry_rejected)
+    with listed.open("rb") as lines:
+        units = new_units(plan, _parsed(lines), spec.render.documents_per_unit, retry_rejected)
         first = list(itertools.islice(units, 1))
         if not first and plan.identity == identity:
             return plan
@@ -98,12 +98,16 @@ def _list(spec: Spec, root: str, folder: Path) -> dict[str, Path]:
     sources = [prepare(source, storage.join(root, "inputs")) for source in spec.render.sources]
     if names := class_names(sources):
         _keep_classes(storage.join(root, "images", "classes.json"), names)
-    numbers = {split: itertools.count() for split in SPLITS}
     with ExitStack() as stack:
-        files = {split: stack.enter_context(open(folder / split, "w", encoding="utf-8")) for split in SPLITS}
+        files = {split: stack.enter_context((folder / split).open("wb")) for split in SPLITS}
         for split, unit in cut(spec.render, sources):
-            files[split].write(json.dumps(unit | {"unit": next(numbers[split])}) + "\n")
+            files[split].write(unit_line(unit))
     return {split: folder / split for split in SPLITS}
+
+
+def _parsed(lines: Iterable[bytes]) -> Iterator[SourceUnit]:
+    units = (parse_unit(line, "a listed unit") for line in lines)
+    return (unit for unit in units if isinstance(unit, SourceUnit))
 
 
 def _keep_classes(uri: str, names: dict[int, str]) -> None:
@@ -120,20 +124,19 @@ def _keep_classes(uri: str, names: dict[int, str]) -> None:
 
 def _write(spec: Spec, set_uri: str, split: str, units: Path) -> Plan:
     identity = _identity(spec, split)
-    with units.open(encoding="utf-8") as lines:
-        return write_plan(set_uri, digest.digest_of(identity), identity, map(json.loads, lines))
+    with units.open("rb") as lines:
+        return write_plan(set_uri, digest.digest_of(identity), identity, _parsed(lines))
 
 
-def _identity(spec: Spec, split: str) -> digest.Identity:
+def _identity(spec: Spec, split: str) -> Identity:
     """What the images of a split depend on."""
-    return {
-        "stage": "render",
-        "split": split,
-        "image_size": spec.shape.image_size,
-        "render": spec.render.model_dump(mode="json"),
-        "seed": spec.seed,
-        "versions": versions(),
-    }
+    return Identity(
+        stage="render",
+        split=split,
+        spec={"image_size": spec.shape.image_size, "render": spec.render.model_dump(mode="json")},
+        seed=spec.seed,
+        versions=versions(),
+    )
 
 
 def _setup(spec: Spec, plan: Plan) -> Stage:
@@ -141,15 +144,15 @@ def _setup(spec: Spec, plan: Plan) -> Stage:
     return render_stage(Renderer(spec), plan.set_uri, plan.digest)
 
 
-def render_stage(renderer: Renderer, set_uri: str, plan_digest: str) -> Callable[[Unit], Receipt]:
+def render_stage(renderer: Renderer, set_uri: str, plan_digest: str) -> Callable[[SourceUnit], Receipt]:
     """The stage `unit -> receipt`. What was removed from the set once is left out."""
     images_uri, _, split = set_uri.rpartition("/")
     removed = read_removed(images_uri)
 
-    def stage(unit: Unit) -> Receipt:
-        here = removed.of_unit(split, unit["unit"])
+    def stage(unit: SourceUnit) -> Receipt:
+        here = removed.of_unit(split, unit.unit)
         outcomes = rendered_without(unit, here, renderer.render(without(unit, here.ids)))
-        receipt = commit(set_uri, plan_digest, unit["unit"], outcomes, renderer.facts)
+        receipt = commit(set_uri, plan_digest, unit.unit, outcomes)
         _log_rejects(receipt)
         return receipt
 
@@ -158,6 +161,8 @@ def render_stage(renderer: Renderer, set_uri: str, plan_digest: str) -> Callable
 
 def _log_rejects(receipt: Receipt) -> None:
     """Names the documents that ran over a limit or crashed; the receipt has all others too."""
-    for reject in receipt["rejected"]:
-        if reject["environmental"]:
-            log.warning("unit %d: %s (%s): %s", receipt["unit"], reject["key"], reject["source"], reject["reason"])
+    for reject in receipt.rejected:
+        if reject.reason.environmental:
+            log.warning(
+                "unit %d: %s (%s): %s: %s", receipt.unit, reject.key, reject.source, reject.reason, reject.detail
+            )

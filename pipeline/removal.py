@@ -15,44 +15,46 @@ from typing import NamedTuple
 from data_specs import storage
 from data_specs.manifest import merge
 from data_specs.receipts import discard, read_receipt, receipt_name, remake
-from data_specs.units import Dropped, Outcome, Plan, Sample, Unit, read_plan
+from data_specs.records import Dropped, Outcome, Reason, Removed, Sample, ShardUnit, SourceUnit
+from data_specs.units import Plan, read_plan
 from data_specs.verify import find_shard_sets
 from pipeline.splits import key_of
 
-REASON = "removed"
 
-
-class Removed(NamedTuple):
+class Taken(NamedTuple):
     """What must not be in a set: documents by id, samples as SPLIT/UNIT/KEY."""
 
     ids: frozenset[str]
     samples: frozenset[str]
 
-    def of_unit(self, split: str, unit: int) -> Removed:
+    def of_unit(self, split: str, unit: int) -> Taken:
         """The same for one unit: its samples as bare keys."""
         prefix = f"{split}/{unit}/"
-        return Removed(self.ids, frozenset(s.removeprefix(prefix) for s in self.samples if s.startswith(prefix)))
+        return Taken(self.ids, frozenset(s.removeprefix(prefix) for s in self.samples if s.startswith(prefix)))
 
     def holds(self, sample: Sample) -> bool:
         """Whether a sample must go; `samples` are bare keys here."""
         return sample.key in self.samples or (bool(self.ids) and json.loads(sample.fields["json"])["id"] in self.ids)
 
 
-def read_removed(images_uri: str) -> Removed:
+def read_removed(images_uri: str) -> Taken:
     """All that was ever removed from ROOT/images."""
-    found = [json.loads(storage.read_text(f.uri)) for f in storage.list_files(storage.join(images_uri, "removed"))]
-    ids, samples = (frozenset(name for one in found for name in one[kind]) for kind in ("ids", "samples"))
-    return Removed(ids, samples)
+    files = storage.list_files(storage.join(images_uri, "removed"))
+    found = [Removed.parse(storage.read_bytes(file.uri), file.uri) for file in files]
+    return Taken(
+        frozenset(document_id for one in found for document_id in one.ids),
+        frozenset(name for one in found for name in one.samples),
+    )
 
 
-def rendered_without(unit: Unit, removed: Removed, outcomes: Iterable[Outcome]) -> Iterator[Outcome]:
-    """The outcomes of `without(unit, removed.ids)`, with what is removed among them as counted drops."""
-    for document in unit.get("documents", []):
-        if document[0] in removed.ids:
-            yield Dropped(key_of(document[0]), "", REASON, "filtered")
+def rendered_without(unit: SourceUnit, taken: Taken, outcomes: Iterable[Outcome]) -> Iterator[Outcome]:
+    """The outcomes of `without(unit, taken.ids)`, with what is removed among them as counted drops."""
+    for document in unit.documents:
+        if document.id in taken.ids:
+            yield Dropped(key_of(document.id), "", Reason.REMOVED)
     for outcome in outcomes:
-        if isinstance(outcome, Sample) and removed.holds(outcome):
-            yield Dropped(outcome.key, "", REASON, "filtered")
+        if isinstance(outcome, Sample) and taken.holds(outcome):
+            yield Dropped(outcome.key, "", Reason.REMOVED)
         else:
             yield outcome
 
@@ -66,47 +68,47 @@ def remove(root: str, ids: Iterable[str], samples: Iterable[str]) -> Iterator[st
     plans = {split: plan for split in ("train", "val") if (plan := read_plan(storage.join(images, split)))}
     if not plans:
         raise ValueError(f"{images}: there is no image set here")
-    wanted = Removed(frozenset(ids), frozenset(samples))
+    wanted = Taken(frozenset(ids), frozenset(samples))
     if wrong := [name for name in wanted.samples if not re.fullmatch(r"(train|val)/\d+/[A-Za-z0-9_-]+", name)]:
         raise ValueError(f"{wrong[0]!r} names no sample: write SPLIT/UNIT/KEY, for instance train/12/2301-00001-p0001")
     _record(images, wanted)
     replaced = set[str]()
     for split, plan in plans.items():
         for line, names in _remake_set(plan, split, wanted):
-            replaced.update(storage.join(plan.set_uri, name) for name in names)
+            replaced.update(names)
             yield line
         if storage.exists(storage.join(plan.set_uri, "manifest.json")):
             merge(plan, "images", partial=True)
     yield from _derived(root, replaced)
 
 
-def _record(images_uri: str, wanted: Removed) -> None:
-    text = json.dumps({kind: sorted(names) for kind, names in wanted._asdict().items()}) + "\n"
-    name = hashlib.sha256(text.encode()).hexdigest()[:16]
-    storage.create_if_absent(storage.join(images_uri, "removed", f"{name}.json"), text.encode())
+def _record(images_uri: str, wanted: Taken) -> None:
+    data = Removed(ids=tuple(sorted(wanted.ids)), samples=tuple(sorted(wanted.samples))).to_json()
+    name = hashlib.sha256(data).hexdigest()[:16]
+    storage.create_if_absent(storage.join(images_uri, "removed", f"{name}.json"), data)
 
 
-def _remake_set(plan: Plan, split: str, wanted: Removed) -> Iterator[tuple[str, list[str]]]:
+def _remake_set(plan: Plan, split: str, wanted: Taken) -> Iterator[tuple[str, tuple[str, ...]]]:
     """(line, names that the shard had before) for each shard of a set that holds, or held, something to remove."""
     named = {int(name.split("/")[1]) for name in wanted.samples if name.startswith(f"{split}/")}
     months = {_month(document_id) for document_id in wanted.ids}
     for unit in plan.units():
-        if unit["unit"] not in named and not _may_hold(unit, wanted.ids, months):
+        assert isinstance(unit, SourceUnit)
+        if unit.unit not in named and not _may_hold(unit, wanted.ids, months):
             continue
-        receipt = read_receipt(storage.join(plan.set_uri, receipt_name(unit["unit"])), plan.digest)
+        receipt = read_receipt(storage.join(plan.set_uri, receipt_name(unit.unit)), plan.digest)
         if receipt is None:
             continue
-        here, before = wanted.of_unit(split, unit["unit"]), receipt["written"]
-        receipt = remake(plan.set_uri, receipt, here.holds, REASON)
-        if "replaces" in receipt:
-            taken = before - receipt["written"]
-            yield f"images/{split}: unit {unit['unit']}: {taken} samples removed", receipt["replaces"]
+        before = receipt.written
+        receipt = remake(plan.set_uri, receipt, wanted.of_unit(split, unit.unit).holds)
+        if receipt.replaces:
+            yield f"images/{split}: unit {unit.unit}: {before - receipt.written} samples removed", receipt.replaces
 
 
-def _may_hold(unit: Unit, ids: frozenset[str], months: set[str]) -> bool:
-    if "documents" in unit:
-        return not ids.isdisjoint(document[0] for document in unit["documents"])
-    return any(f"_{month}_" in unit["files"][0][0] for month in months)
+def _may_hold(unit: SourceUnit, ids: frozenset[str], months: set[str]) -> bool:
+    if unit.tar is None:
+        return not ids.isdisjoint(document.id for document in unit.documents)
+    return any(f"_{month}_" in unit.files[0].uri for month in months)
 
 
 def _month(arxiv_id: str) -> str:
@@ -116,25 +118,38 @@ def _month(arxiv_id: str) -> str:
 
 
 def _derived(root: str, replaced: set[str]) -> Iterator[str]:
-    """Takes away what was encoded from the replaced shards, and decoded from that; names what learned of it."""
+    """Takes away what was decoded from codes of the replaced shards, then those codes; names what learned of it."""
     plans = [plan for uri in find_shard_sets(root) if (plan := read_plan(uri))]
-    old_codes = set[str]()
-    for plan in (plan for plan in plans if plan.identity.get("stage") == "encode"):
-        units = [unit["unit"] for unit in plan.units() if unit["shard"] in replaced]
-        if units:
-            storage.delete(storage.join(plan.set_uri, "manifest.json"))
-            name = _short(root, plan.set_uri)
-            yield f"{name}: {len(units)} code shards removed; run `dnd tokenize` to make them anew"
-        for number in units:
-            discard(plan.set_uri, number)
-            old_codes.add(storage.join(plan.set_uri, f"{number:06d}-"))
-    for plan in (plan for plan in plans if plan.identity.get("stage") == "decode"):
-        if any(unit["shard"] and unit["shard"].rpartition("-")[0] + "-" in old_codes for unit in plan.units()):
+    encoded = [(plan, _reading(plan, replaced)) for plan in plans if plan.identity.stage == "encode"]
+    codes = {name for plan, units in encoded for name in _shards_of(plan, units)}
+    for plan in plans:
+        if plan.identity.stage == "decode" and _reading(plan, codes):
             folder = plan.set_uri.rpartition("/")[0]
             _delete_all(folder)
             yield f"{_short(root, folder)}: removed, since it was decoded from those; run `dnd reconstruct` again"
+    for plan, units in encoded:
+        if not units:
+            continue
+        storage.delete(storage.join(plan.set_uri, "manifest.json"))
+        for number in units:
+            discard(plan.set_uri, number)
+        name = _short(root, plan.set_uri)
+        yield f"{name}: {len(units)} code shards removed; run `dnd tokenize` to make them anew"
     if replaced:
         yield from _describing(root)
+
+
+def _reading(plan: Plan, shards: set[str]) -> list[int]:
+    """Numbers of the units that read one of these shards; names of shards hold a digest of their bytes."""
+    return [unit.unit for unit in plan.units() if isinstance(unit, ShardUnit) and unit.shard in shards]
+
+
+def _shards_of(plan: Plan, units: Iterable[int]) -> Iterator[str]:
+    """Names of the shards that these units have made."""
+    for number in units:
+        receipt = read_receipt(storage.join(plan.set_uri, receipt_name(number)), plan.digest)
+        if receipt and receipt.shard:
+            yield receipt.shard.name
 
 
 def _describing(root: str) -> Iterator[str]:

@@ -16,8 +16,8 @@ import pymupdf
 import pypdfium2
 from PIL import Image
 
-from data_specs.spec import Spec
-from data_specs.units import Dropped, Outcome, Sample, Unit
+from data_specs.records import Dropped, InputRead, Outcome, Reason, Sample, SourceUnit
+from data_specs.spec import Source, Spec, TextSource
 from pipeline.filters import Duplicates, ink, perceptual_hash, script_of
 from pipeline.isolate import Answer, Child
 from pipeline.png import ENCODER, encode_png
@@ -41,8 +41,8 @@ class Rendered(NamedTuple):
     png: bytes = b""
     json: bytes = b""
     hash: int = 0
-    reason: str = ""
-    kind: str = ""
+    reason: Reason | None = None
+    detail: str = ""
 
 
 def versions() -> dict[str, str]:
@@ -61,7 +61,6 @@ class Renderer:
 
     def __init__(self, spec: Spec) -> None:
         self.spec = spec
-        self.facts: dict[str, Any] = {}  # of the unit that was rendered last: what was read, for its receipt
         self.child, self.alone = (Child(FUNCTION, spec.render.limits, spec) for _ in range(2))
 
     def close(self) -> None:
@@ -69,9 +68,9 @@ class Renderer:
         self.child.close()
         self.alone.close()
 
-    def render(self, unit: Unit) -> Iterator[Outcome]:
-        """Samples and what was dropped, in the order of the unit's documents."""
-        source, waiting = unit["source"], deque[Offered]()
+    def render(self, unit: SourceUnit) -> Iterator[Outcome]:
+        """Samples and what was dropped, in the order of the unit's documents; then what was read."""
+        source, waiting = unit.source, deque[Offered]()
         read, num_bytes = hashlib.sha256(), 0
         distance = self.spec.render.filters.near_duplicates
         duplicates = None if distance is None else Duplicates(distance)
@@ -91,26 +90,26 @@ class Renderer:
             document = waiting.popleft()
             yield from _outcomes(document, self._second_chance(source, document, answer), duplicates)
         yield from map(_refused, waiting)
-        self.facts["read"] = {"bytes": num_bytes, "sha256": read.hexdigest()}
+        yield InputRead(bytes=num_bytes, sha256=read.hexdigest())
 
-    def _call(self, source: dict[str, Any], document: Offered, engine: str) -> tuple[Any, ...]:
-        about = {"id": document.id, "source": document.origin, "licence": source.get("licence")} | document.about
-        return (source["kind"], document.data, document.id, about, source.get("text_key"), engine)
+    def _call(self, source: Source, document: Offered, engine: str) -> tuple[Any, ...]:
+        licence = getattr(source, "licence", None)
+        about = {"id": document.id, "source": document.origin, "licence": licence} | document.about
+        text_key = source.text_key if isinstance(source, TextSource) else None
+        return (source.kind, document.data, document.id, about, text_key, engine)
 
-    def _second_chance(self, source: dict[str, Any], document: Offered, answer: Answer) -> Answer:
+    def _second_chance(self, source: Source, document: Offered, answer: Answer) -> Answer:
         """After a limit or crash: once more, alone in a fresh child; and PDFium where MuPDF fails."""
         if answer.environmental:
             answer = self._retried(source, document, "mupdf")
-        if source["kind"] not in PDFS or answer.reason is None:
-            return answer
-        if "%PDF-" in answer.reason or "encrypted" in answer.reason:
+        if source.kind not in PDFS or answer.reason in (None, Reason.NOT_A_PDF, Reason.ENCRYPTED):
             return answer
         second = self.alone.call(*self._call(source, document, "pdfium"))
         if second.environmental:
             second = self._retried(source, document, "pdfium")
-        return second if second.reason is None else Answer(None, answer.reason, answer.environmental)
+        return second if second.reason is None else answer
 
-    def _retried(self, source: dict[str, Any], document: Offered, engine: str) -> Answer:
+    def _retried(self, source: Source, document: Offered, engine: str) -> Answer:
         self.alone.close()
         answer = self.alone.call(*self._call(source, document, engine), factor=RETRY_FACTOR)
         self.alone.close()
@@ -118,19 +117,20 @@ class Renderer:
 
 
 def _refused(document: Offered) -> Dropped:
-    return Dropped(document.key, document.origin, document.reason, document.kind)
+    assert document.reason
+    return Dropped(document.key, document.origin, document.reason, document.detail)
 
 
 def _outcomes(document: Offered, answer: Answer, duplicates: Duplicates | None) -> Iterator[Outcome]:
     key, origin = document.key, document.origin
     if answer.reason:
-        yield Dropped(key, origin, answer.reason, environmental=answer.environmental)
+        yield Dropped(key, origin, answer.reason, answer.detail)
         return
     for made in answer.value:
         if made.reason:
-            yield Dropped(key + made.suffix, origin, made.reason, made.kind)
+            yield Dropped(key + made.suffix, origin, made.reason, made.detail)
         elif duplicates and duplicates.holds(made.hash):
-            yield Dropped(key + made.suffix, origin, "near duplicate", "filtered")
+            yield Dropped(key + made.suffix, origin, Reason.NEAR_DUPLICATE)
         else:
             yield Sample(key + made.suffix, {"png": made.png, "cls": b"%d" % document.cls, "json": made.json})
 
@@ -142,16 +142,16 @@ def render_document(
     filters, made = spec.render.filters, list[Rendered]()
     for part in _render_kind(kind, data, document_id, text_key, spec, engine):
         if isinstance(part, Lost):
-            made.append(Rendered(part.suffix, reason=part.reason, kind=part.kind))
+            made.append(Rendered(part.suffix, reason=part.reason, detail=part.detail))
         elif filters.min_ink and (share := ink(part.image)) < filters.min_ink:
-            made.append(Rendered(part.suffix, reason="too little ink" if share else "blank", kind="filtered"))
+            made.append(Rendered(part.suffix, reason=Reason.TOO_LITTLE_INK if share else Reason.BLANK))
         else:
             text = json.dumps(about | part.about, sort_keys=True, ensure_ascii=False).encode("utf-8", "replace")
             png = _photo_png(part.image) if kind == "images" else encode_png(part.image)
             wanted = filters.near_duplicates is not None
             made.append(Rendered(part.suffix, png, text, perceptual_hash(part.image) if wanted else 0))
-    if made and all(part.kind == "rejected" for part in made):
-        raise Unreadable(f"no page could be rendered: {made[0].reason}")
+    if made and all(one.reason and one.reason.kind == "rejected" for one in made):
+        raise Unreadable(made[0].reason or Reason.NO_PAGE, f"no page could be rendered; {made[0].detail}")
     return made
 
 
@@ -170,8 +170,8 @@ def _render_kind(
     if kind == "images":
         return render_image(data, spec.stored_size, render.limits.pixels)
     text = _passage(data, text_key)
-    if render.filters.scripts and (script := script_of(text)) not in render.filters.scripts:
-        return iter([Lost("", f"script {script}", "filtered")])
+    if render.filters.scripts and script_of(text) not in render.filters.scripts:
+        return iter([Lost("", Reason.SCRIPT)])
     return render_text(text, document_id, render.text, spec.seed, render.crop_size or size, size)
 
 
@@ -182,4 +182,4 @@ def _passage(line: bytes, text_key: str | None) -> str:
             raise TypeError(f"{text_key} is {type(text).__name__}, not text")
         return text
     except (ValueError, KeyError, TypeError, RecursionError) as error:
-        raise Unreadable(f"a broken line: {type(error).__name__} {error}"[:160]) from None
+        raise Unreadable(Reason.BROKEN_ROW, f"{type(error).__name__} {error}"[:160]) from None

@@ -18,16 +18,16 @@ from typing import Any, cast
 import ray
 from ray.exceptions import RayError
 
-from data_specs import receipts, storage
-from data_specs.manifest import Manifest, merge
+from data_specs import receipts
+from data_specs.manifest import merge, store
 from data_specs.progress import Progress
-from data_specs.receipts import Receipt
-from data_specs.units import Plan, Unit
-from pipeline.board import Board
+from data_specs.records import AnyUnit, Manifest, RangeUnit, Receipt
+from data_specs.units import Plan
+from pipeline.board import JobReport
 from pipeline.waiting import DURATIONS, Run, Waiting, straggler
 from pipeline.workers import UnitsFailed, Workers
 
-Stage = Callable[[Unit], Receipt]
+Stage = Callable[[Any], Receipt]
 Setup = Callable[[], Stage]
 TRIES = 3  # of a unit, and of workers that cannot start
 TICK = 2.0  # seconds between looks at the cluster's size and at stragglers
@@ -48,13 +48,13 @@ class _Worker:
             return *where, f"{type(error).__name__}: {error}"
         return *where, None
 
-    def run(self, unit: Unit) -> tuple[Receipt | None, str]:
+    def run(self, unit: AnyUnit) -> tuple[Receipt | None, str]:
         """(receipt, "") or (None, why the unit failed). A dead worker is Ray's to report."""
         try:
             return self.stage(unit), ""
         except Exception as error:
             expected = isinstance(error, (OSError, ValueError))  # says enough by itself: a full disk, a changed source
-            log.error("unit %s: %s: %s", unit["unit"], type(error).__name__, error, exc_info=not expected)
+            log.error("unit %s: %s: %s", unit.unit, type(error).__name__, error, exc_info=not expected)
             return None, f"{type(error).__name__}: {error}"
 
     @ray.method(max_task_retries=2)
@@ -106,25 +106,31 @@ def run_plan(plan: Plan, setup: Setup, workers: Workers, kind: str, task: str, c
     kind: "images" or "codes", as the manifest names it; task: what the progress line is called; counted: what it
     counts, units or what their `count` says. Raises UnitsFailed where units failed three times, saying which and why.
     """
-    board = Board(plan, receipts.valid_receipts(plan.set_uri, plan.digest))
-    if len(board.done) < plan.num_units:
-        progress = Progress(task, *_amounts(plan, board.done, counted))
-        connect(workers)
-        if failures := _Job(board, setup, workers, progress).run():
-            shown = "; ".join(f"unit {unit}: {reason}" for unit, reason in sorted(failures.items())[:5])
-            raise UnitsFailed(
-                f"{plan.set_uri}: {len(failures)} units failed ({shown}); run the command again to retry them"
-            )
-    manifest = merge(plan, kind)
-    board.take_down()
+    report = JobReport(plan, receipts.valid_receipts(plan.set_uri, plan.digest))
+    if len(report.done) == plan.num_units:
+        manifest = report.account.manifest(plan, kind)
+        store(plan.set_uri, manifest)
+    else:
+        _run_units(report, setup, workers, Progress(task, *_amounts(plan, report.done, counted)))
+        manifest = merge(plan, kind)  # from the receipts as they lie now: another job may have written some
+    report.remove()
     return manifest
+
+
+def _run_units(report: JobReport, setup: Setup, workers: Workers, progress: Progress) -> None:
+    connect(workers)
+    if failures := _Job(report, setup, workers, progress).run():
+        shown = "; ".join(f"unit {unit}: {reason}" for unit, reason in sorted(failures.items())[:5])
+        raise UnitsFailed(
+            f"{report.plan.set_uri}: {len(failures)} units failed ({shown}); run the command again to retry them"
+        )
 
 
 def _amounts(plan: Plan, done: set[int], counted: str) -> tuple[int, str, int]:
     """(all, what is counted, done) for the progress line."""
     if counted == "units":
         return plan.num_units, counted, len(done)
-    sizes = {unit["unit"]: _size(unit, counted) for unit in plan.units()}
+    sizes = {unit.unit: _size(unit) for unit in plan.units()}
     return sum(sizes.values()), counted, sum(sizes[unit] for unit in done)
 
 
@@ -165,8 +171,8 @@ def _fitting(workers: Workers) -> int:
     return sum(int(has.get("CPU", 0) // workers.cpus) for has in resources)
 
 
-def _size(unit: Unit, counted: str) -> int:
-    return 1 if counted == "units" else int(unit["count"])
+def _size(unit: AnyUnit) -> int:
+    return unit.count if isinstance(unit, RangeUnit) else 1
 
 
 class _Crew:
@@ -237,10 +243,10 @@ class _Crew:
 class _Job:
     """One run over what is left of a plan: who works on which unit, what failed and why."""
 
-    def __init__(self, board: Board, setup: Setup, workers: Workers, progress: Progress) -> None:
-        self.board, self.progress, self.max_failures = board, progress, workers.max_failures
-        done = frozenset(board.done)
-        self.waiting = Waiting(unit for unit in board.plan.units() if unit["unit"] not in done)
+    def __init__(self, report: JobReport, setup: Setup, workers: Workers, progress: Progress) -> None:
+        self.report, self.progress, self.max_failures = report, progress, workers.max_failures
+        done = frozenset(report.done)
+        self.waiting = Waiting(unit for unit in report.plan.units() if unit.unit not in done)
         self.crew, self.running = _Crew(setup, workers), dict[Any, Run]()
         self.tries, self.failures = Counter[int](), dict[int, str]()
         self.durations = deque[float](maxlen=DURATIONS)
@@ -251,18 +257,18 @@ class _Job:
             while (left := self._left()) and len(self.failures) < self.max_failures:
                 self.crew.resize(left)
                 self._hand_out()
-                self.board.show(self.running.values(), self.crew.hosts, len(self.failures))
+                self.report.write(self.running.values(), self.crew.hosts, len(self.failures))
                 ready, _ = ray.wait([*self.running, *self.crew.starting], num_returns=1, timeout=TICK)
                 for reference in ready:
                     self._settle(reference) if reference in self.running else self.crew.admit(reference)
         finally:
             self.crew.close()
-        self.board.show([], {}, len(self.failures), ended=True)
+        self.report.write([], {}, len(self.failures), ended=True)
         self.progress.finish(f"{len(self.failures)} failed" if self.failures else "")
         return self.failures
 
     def _left(self) -> int:
-        return self.board.plan.num_units - len(self.board.done) - len(self.failures)
+        return self.report.plan.num_units - len(self.report.done) - len(self.failures)
 
     def _hand_out(self) -> None:
         """Gives each idle worker a unit that waits; where none does, a straggler once more, elsewhere if it can."""
@@ -272,10 +278,10 @@ class _Job:
         while idle and (slow := straggler(self.running.values(), self.durations, time.monotonic())):
             elsewhere = (worker for worker in idle if self.crew.nodes[worker] != self.crew.nodes[slow.worker])
             idle.remove(worker := next(elsewhere, idle[0]))
-            log.warning("unit %s takes long on %s: started once more", slow.unit["unit"], self.crew.hosts[slow.worker])
+            log.warning("unit %s takes long on %s: started once more", slow.unit.unit, self.crew.hosts[slow.worker])
             self._give(worker, slow.unit)
 
-    def _give(self, worker: int, unit: Unit) -> None:
+    def _give(self, worker: int, unit: AnyUnit) -> None:
         self.running[self.crew.actors[worker].run.remote(unit)] = Run(worker, unit, time.monotonic())
 
     def _settle(self, reference: Any) -> None:
@@ -285,25 +291,20 @@ class _Job:
         receipt, reason, counts = self.crew.result(reference, run.worker)
         if not counts:
             self.waiting.leave(node)
-        number = run.unit["unit"]
+        number = run.unit.unit
         if receipt is None:
-            if number not in self.board.done and all(other.unit["unit"] != number for other in self.running.values()):
+            if number not in self.report.done and all(other.unit.unit != number for other in self.running.values()):
                 self._fail(run.unit, reason, counts)
-        elif number not in self.board.done:
-            self.board.add(receipt)
+        elif number not in self.report.done:
+            self.report.account.add(receipt)
             self.durations.append(time.monotonic() - run.since)
-            self.progress.advance(_size(run.unit, self.progress.unit))
+            self.progress.advance(1 if self.progress.unit == "units" else _size(run.unit))
 
-    def _fail(self, unit: Unit, reason: str, counts: bool) -> None:
-        number = unit["unit"]
+    def _fail(self, unit: AnyUnit, reason: str, counts: bool) -> None:
+        number = unit.unit
         self.tries[number] += counts
         if self.tries[number] < TRIES:
             self.waiting.put_back(unit)
             return
         self.failures[number] = reason
-        receipts.record_failure(self.board.plan.set_uri, number, reason)
-
-
-def resolve(root: str, uri: str) -> str:
-    """An input's URI: as given where it is absolute or remote, else under the root."""
-    return storage.join(root, uri)
+        receipts.record_failure(self.report.plan.set_uri, number, reason)

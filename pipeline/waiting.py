@@ -11,7 +11,7 @@ from itertools import islice
 from statistics import median
 from typing import NamedTuple
 
-from data_specs.units import Unit
+from data_specs.records import AnyUnit
 
 AHEAD = 4096  # units read ahead of the plan, to find some whose affinity is at home on the asking node
 STRAGGLER_FACTOR, STRAGGLER_SECONDS = 3.0, 30.0  # times the median, and at least this long
@@ -21,18 +21,18 @@ DURATIONS = 1000  # latest durations that the median is taken of
 class Waiting:
     """Units of a plan that nobody works on yet; memory holds at most AHEAD of them and those put back."""
 
-    def __init__(self, todo: Iterator[Unit]) -> None:
+    def __init__(self, todo: Iterator[AnyUnit]) -> None:
         self.todo, self.ahead = todo, deque(islice(todo, AHEAD))
         self.homes: dict[str, str] = {}
 
     def __bool__(self) -> bool:
         return bool(self.ahead)
 
-    def put_back(self, unit: Unit) -> None:
+    def put_back(self, unit: AnyUnit) -> None:
         """A unit to be tried again."""
         self.ahead.append(unit)
 
-    def take(self, node: str) -> Unit:
+    def take(self, node: str) -> AnyUnit:
         """A unit for a worker on this node; there must be one.
 
         The first one that is at home here or nowhere yet, else the first: an idle worker costs more than a second
@@ -42,12 +42,12 @@ class Waiting:
         unit = self.ahead[place]
         del self.ahead[place]
         self.ahead.extend(islice(self.todo, 1))
-        if affinity := unit.get("affinity"):
+        if affinity := unit.affinity:
             self.homes.setdefault(affinity, node)
         return unit
 
-    def _suits(self, unit: Unit, node: str) -> bool:
-        affinity = unit.get("affinity")
+    def _suits(self, unit: AnyUnit, node: str) -> bool:
+        affinity = unit.affinity
         return affinity is None or self.homes.get(affinity, node) == node
 
     def leave(self, node: str) -> None:
@@ -59,15 +59,15 @@ class Run(NamedTuple):
     """One try of a unit: who works on it, and since when (monotonic seconds)."""
 
     worker: int
-    unit: Unit
+    unit: AnyUnit
     since: float
 
 
 def straggler(running: Iterable[Run], durations: deque[float], now: float) -> Run | None:
     """The run that takes longest, if far longer than others took, and its unit is on one worker only; else None."""
     runs = list(running)
-    copies = Counter(run.unit["unit"] for run in runs)
-    alone = [run for run in runs if copies[run.unit["unit"]] == 1]
+    copies = Counter(run.unit.unit for run in runs)
+    alone = [run for run in runs if copies[run.unit.unit] == 1]
     if len(durations) < 3 or not alone:
         return None
     longest = min(alone, key=lambda run: run.since)

@@ -116,8 +116,8 @@ def _keys(root: str) -> Counter[str]:
     """Keys of all samples that a root's manifests name."""
     keys: Counter[str] = Counter()
     for split in SPLITS:
-        for shard in read_manifest(f"{root}/{split}/manifest.json")["shardlist"]:
-            with tarfile.open(fileobj=io.BytesIO(storage.read_bytes(f"{root}/{split}/{shard['url']}"))) as tar:
+        for shard in read_manifest(f"{root}/{split}/manifest.json").shardlist:
+            with tarfile.open(fileobj=io.BytesIO(storage.read_bytes(f"{root}/{split}/{shard.url}"))) as tar:
                 keys.update(f"{split}/{name}" for name in tar.getnames() if name.endswith(".png"))
     return keys
 

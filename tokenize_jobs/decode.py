@@ -15,27 +15,29 @@ from torch import Tensor
 
 from data_specs import storage
 from data_specs.progress import Progress
-from data_specs.reader import Item, decode_fields
-from data_specs.receipts import Receipt, commit
+from data_specs.reader import decode_fields
+from data_specs.receipts import commit
+from data_specs.records import InputRead, Item, Outcome, Receipt, Sample, ShardUnit
 from data_specs.shards import Shard
 from data_specs.spec import Spec
-from data_specs.units import Sample, Unit
 from tokenize_jobs.rqvae import RQVAE
 
 
 def decode_stage(
-    model: RQVAE, spec: Spec, set_uri: str, digest: str, depths: int | None = None
-) -> Callable[[Unit], Receipt]:
-    """The stage `unit -> receipt` for a loaded tokenizer; a unit names a code shard (`shard`) and its `sha256`.
+    model: RQVAE, spec: Spec, codes_uri: str, set_uri: str, digest: str, depths: int | None = None
+) -> Callable[[ShardUnit], Receipt]:
+    """The stage `unit -> receipt` for a loaded tokenizer; a unit names a shard of the code set at `codes_uri`.
 
     depths: decode the first so many codes of each position (default: all).
     """
 
-    def stage(unit: Unit) -> Receipt:
-        facts = {"read": [{"uri": unit["shard"], "sha256": unit["sha256"]}]}
-        return commit(set_uri, digest, unit["unit"], decode_shard(model, spec, unit["shard"], depths), facts)
+    def outcomes(unit: ShardUnit) -> Iterator[Outcome]:
+        if unit.shard and unit.sha256:  # else it has lost all its samples
+            uri = storage.join(codes_uri, unit.shard)
+            yield InputRead(uri=uri, sha256=unit.sha256)
+            yield from decode_shard(model, spec, uri, depths)
 
-    return stage
+    return lambda unit: commit(set_uri, digest, unit.unit, outcomes(unit))
 
 
 def decode_shard(model: RQVAE, spec: Spec, shard_uri: str, depths: int | None = None) -> Iterator[Sample]:

@@ -16,11 +16,12 @@ from itertools import islice
 import numpy as np
 import torch
 
+from data_specs import storage
 from data_specs.reader import decode_image
-from data_specs.receipts import Receipt, commit
+from data_specs.receipts import commit
+from data_specs.records import InputRead, Outcome, Receipt, Sample, ShardUnit
 from data_specs.shards import Shard
 from data_specs.spec import Spec
-from data_specs.units import Sample, Unit
 from tokenize_jobs.device import autocast, layout, pick_device, to_tensor
 from tokenize_jobs.rqvae import RQVAE
 from tokenize_jobs.views import NUM_VIEWS, ViewKind, make_views
@@ -32,19 +33,18 @@ Views = np.ndarray  # uint8 [views, H, W, 3] of one sample
 KEPT_JSON = ("id", "source", "page", "licence", "text")
 
 
-def encode_stage(model: RQVAE, spec: Spec, set_uri: str, digest: str) -> Callable[[Unit], Receipt]:
-    """The stage `unit -> receipt` for a loaded tokenizer; a unit names an image shard (`shard`) and its `sha256`.
+def encode_stage(
+    model: RQVAE, spec: Spec, images_uri: str, set_uri: str, digest: str
+) -> Callable[[ShardUnit], Receipt]:
+    """The stage `unit -> receipt` for a loaded tokenizer; a unit names a shard of the image set at `images_uri`."""
 
-    A shard that is None has lost all its samples.
-    """
+    def outcomes(unit: ShardUnit) -> Iterator[Outcome]:
+        if unit.shard and unit.sha256:  # else it has lost all its samples
+            uri = storage.join(images_uri, unit.shard)
+            yield InputRead(uri=uri, sha256=unit.sha256)
+            yield from encode_shard(model, spec, uri, unit.split)
 
-    def stage(unit: Unit) -> Receipt:
-        if unit["shard"] is None:
-            return commit(set_uri, digest, unit["unit"], ())
-        facts = {"read": [{"uri": unit["shard"], "sha256": unit["sha256"]}]}
-        return commit(set_uri, digest, unit["unit"], encode_shard(model, spec, unit["shard"], unit["split"]), facts)
-
-    return stage
+    return lambda unit: commit(set_uri, digest, unit.unit, outcomes(unit))
 
 
 def encode_shard(model: RQVAE, spec: Spec, shard_uri: str, split: str) -> Iterator[Sample]:

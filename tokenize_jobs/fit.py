@@ -28,6 +28,7 @@ from data_specs import digest, open_shards, storage
 from data_specs.curve import Curve
 from data_specs.manifest import read_manifest
 from data_specs.progress import Progress
+from data_specs.records import Identity
 from data_specs.root import read_spec, record_spec, spec_of
 from data_specs.spec import Spec
 from tokenize_jobs.batches import Place, deal, draw, read_batches
@@ -101,20 +102,27 @@ def lpips_of(spec: Spec, root: str) -> LPIPS | None:
     return load_lpips(weights if weights == LPIPS_PACKAGE else local(storage.join(root, weights)))
 
 
-def identity(spec: Spec, root: str) -> digest.Identity:
+def identity(spec: Spec, root: str) -> Identity:
     """What the trained tokenizer depends on. Steps count only where the schedule of the rate depends on them."""
     part = spec.tokenizer
     free = FREE_ON_RESUME | ({"steps"} if part.schedule == "constant" else set())
     device = pick_device()
-    return {
-        "stage": "tokenizer",
-        "shape": spec.shape.model_dump(mode="json"),
-        "tokenizer": part.model_dump(mode="json", exclude=free),
-        "seed": spec.seed,
-        "images": [read_manifest(_manifest_uri(storage.join(root, s.manifest)))["digest"] for s in part.images],
-        "init_from": _sha256(storage.join(root, part.init_from, WEIGHTS)) if part.init_from else None,
-        "versions": {"torch": torch.__version__, "device": device.type, "dtype": str(training_dtype(spec, device))},
+    inputs = {
+        f"images.{number}": read_manifest(_manifest_uri(storage.join(root, entry.manifest))).digest
+        for number, entry in enumerate(part.images)
     }
+    if part.init_from:
+        inputs["init_from"] = _sha256(storage.join(root, part.init_from, WEIGHTS))
+    return Identity(
+        stage="tokenizer",
+        spec={
+            "shape": spec.shape.model_dump(mode="json"),
+            "tokenizer": part.model_dump(mode="json", exclude=free),
+        },
+        inputs=inputs,
+        seed=spec.seed,
+        versions={"torch": torch.__version__, "device": device.type, "dtype": str(training_dtype(spec, device))},
+    )
 
 
 def _manifest_uri(uri: str) -> str:

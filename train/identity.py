@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import hashlib
 import json
+from typing import Any
 
-from data_specs import digest, storage
+from data_specs import storage
 from data_specs.manifest import read_manifest
+from data_specs.records import Identity
 from data_specs.spec import Spec
 
 STOPPED, WRONG = 75, 2  # exit codes
@@ -25,19 +27,22 @@ FREE_ON_RESUME = {
 }
 
 
-def identity(spec: Spec, root: str) -> digest.Identity:
+def identity(spec: Spec, root: str) -> Identity:
     """What the trained transformer depends on. Steps count only where the schedule of the rate depends on them."""
     free = FREE_ON_RESUME | ({"steps"} if spec.train.schedule == "constant" else set())
     manifests = [entry.manifest for entry in spec.train.codes] + [spec.train.val_codes]
-    return {
-        "stage": "transformer",
+    inputs = {
+        f"codes.{number}": read_manifest(_manifest_uri(storage.join(root, uri))).digest
+        for number, uri in enumerate(manifests)
+    }
+    if spec.train.init_from:
+        inputs["init_from"] = _sha256(storage.join(root, spec.train.init_from))
+    part: dict[str, Any] = {
         "shape": spec.shape.model_dump(mode="json"),
         "transformer": spec.transformer.model_dump(mode="json"),
         "train": spec.train.model_dump(mode="json", exclude=free),
-        "codes": [read_manifest(_manifest_uri(storage.join(root, uri)))["digest"] for uri in manifests],
-        "init_from": _sha256(storage.join(root, spec.train.init_from)) if spec.train.init_from else None,
-        "seed": spec.seed,
     }
+    return Identity(stage="transformer", spec=part, inputs=inputs, seed=spec.seed)
 
 
 def _manifest_uri(uri: str) -> str:

@@ -112,18 +112,18 @@ class CodeSet:
         if fetch := self.fetches.pop(number, None):
             fetch.result()
         if number not in self.opened:
-            entry = self.set.manifest["shardlist"][number]
+            entry = self.set.manifest.shardlist[number]
             shard = CodeShard(self.set.shard_uris[number], self.shape)
-            if len(shard.starts) != entry["nsamples"]:
-                raise ValueError(f"{shard.uri}: {len(shard.starts)} samples, the manifest says {entry['nsamples']}")
+            if len(shard.starts) != entry.nsamples:
+                raise ValueError(f"{shard.uri}: {len(shard.starts)} samples, the manifest says {entry.nsamples}")
             self.opened[number] = shard
         return self.opened[number]
 
     def fetch(self, number: int, pool: ThreadPoolExecutor) -> None:
         """Has a shard fetched and verified in the background; reading it waits for that and raises what it found."""
         if number not in self.fetches:
-            entry = self.set.manifest["shardlist"][number]
-            self.fetches[number] = pool.submit(verify_shard, self.set.shard_uris[number], entry["sha256"])
+            entry = self.set.manifest.shardlist[number]
+            self.fetches[number] = pool.submit(verify_shard, self.set.shard_uris[number], entry.sha256)
 
     def name(self, sample: int) -> str:
         """Shard and key of a sample, for messages."""

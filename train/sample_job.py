@@ -11,11 +11,12 @@ import numpy as np
 import torch
 
 from data_specs import digest, open_shards, storage
-from data_specs.manifest import Manifest, read_manifest
-from data_specs.receipts import Receipt, commit
+from data_specs.manifest import read_manifest
+from data_specs.receipts import commit
+from data_specs.records import Identity, Manifest, RangeUnit, Receipt, Sample
 from data_specs.root import record_spec
 from data_specs.spec import Spec
-from data_specs.units import Plan, Sample, Unit, read_plan, write_plan
+from data_specs.units import Plan, read_plan, write_plan
 from pipeline.runner import Stage, Workers, run_plan
 from tokenize_jobs.device import pick_device
 from tokenize_jobs.encode import npy
@@ -40,23 +41,24 @@ def sample(spec: Spec, root: str, workers: Workers) -> Manifest:
 
 def _plan(spec: Spec, root: str, workers: Workers) -> Plan:
     set_uri = storage.join(root, "samples", spec.sample.name, "codes")
-    part = spec.sample.model_dump(mode="json", exclude={"name", "rounding"})
-    identity = {
-        "stage": "sample",
-        "sample": part,
-        "seed": spec.seed,
-        "transformer": _weights_sha256(spec, root),
-        "given": read_manifest(storage.join(root, part["given"]["codes"], "manifest.json"))["digest"]
-        if part["given"]
-        else None,
-        "versions": {"torch": torch.__version__, "device": workers.device},
-    }
+    inputs, given = {"transformer": _weights_sha256(spec, root)}, spec.sample.given
+    if given:
+        inputs["given"] = read_manifest(storage.join(root, given.codes, "manifest.json")).digest
+    identity = Identity(
+        stage="sample",
+        spec={
+            "sample": spec.sample.model_dump(mode="json", exclude={"name": True, "rounding": True, "given": {"codes"}})
+        },
+        inputs=inputs,
+        seed=spec.seed,
+        versions={"torch": torch.__version__, "device": workers.device},
+    )
     if plan := read_plan(set_uri):
         digest.require_same(set_uri, plan.identity, identity)
         return plan
     size = spec.sample.images_per_unit
     starts = range(0, spec.sample.num, size)
-    units = ({"unit": n, "first": s, "count": min(size, spec.sample.num - s)} for n, s in enumerate(starts))
+    units = (RangeUnit(unit=n, first=s, count=min(size, spec.sample.num - s)) for n, s in enumerate(starts))
     return write_plan(set_uri, digest.digest_of(identity), identity, units)
 
 
@@ -103,13 +105,10 @@ def _setup(spec: Spec, root: str, plan: Plan) -> Stage:
 
 def sample_stage(
     model: DnDTransformer, spec: Spec, root: str, set_uri: str, plan_digest: str
-) -> Callable[[Unit], Receipt]:
+) -> Callable[[RangeUnit], Receipt]:
     """The stage `unit -> receipt` for a loaded transformer; a unit is a range of images (`first`, `count`)."""
 
-    def stage(unit: Unit) -> Receipt:
-        return commit(set_uri, plan_digest, unit["unit"], sample_range(model, spec, unit["first"], unit["count"], root))
-
-    return stage
+    return lambda unit: commit(set_uri, plan_digest, unit.unit, sample_range(model, spec, unit.first, unit.count, root))
 
 
 def sample_range(model: DnDTransformer, spec: Spec, first: int, count: int, root: str = "") -> Iterator[Sample]:

@@ -5,21 +5,26 @@ from __future__ import annotations
 import numpy as np
 
 from data_specs import storage
+from data_specs.digest import digest_of
 from data_specs.manifest import merge
 from data_specs.receipts import commit
+from data_specs.records import Identity, RangeUnit, Sample
 from data_specs.spec import Spec
-from data_specs.units import Plan, Sample, write_plan
+from data_specs.units import write_plan
 from tokenize_jobs.encode import npy
+
+IDENTITY = Identity(stage="bench")
 
 
 def random_codes(spec: Spec, root: str, samples: int, shards: int) -> None:
     """ROOT/codes/{train,val}: `samples` samples of one view in `shards` shards, and a small validation set."""
     for split, count, parts in (("train", samples, shards), ("val", 64, 1)):
         uri = storage.join(root, "codes", split)
-        plan = write_plan(uri, "bench", {"stage": "bench"}, ({"unit": number} for number in range(parts)))
+        units = (RangeUnit(unit=number, first=number, count=1) for number in range(parts))
+        plan = write_plan(uri, digest_of(IDENTITY), IDENTITY, units)
         for unit in range(parts):
             commit(uri, plan.digest, unit, (_sample(spec, number) for number in range(unit, count, parts)))
-        merge(Plan(uri, plan.digest, plan.identity, parts), "codes")
+        merge(plan, "codes")
 
 
 def _sample(spec: Spec, number: int) -> Sample:

@@ -18,7 +18,9 @@ import pymupdf
 from PIL import Image
 
 from data_specs import storage
+from data_specs.digest import digest_of
 from data_specs.spec import Spec, load_spec
+from infra.bench.codes import IDENTITY
 from infra.bench.rounds import Comparison, compare
 from pipeline.job import render_stage
 from pipeline.png import encode_png
@@ -58,8 +60,8 @@ def render(kind: str, preset: str, rounds: int) -> dict[str, Comparison]:
 
         def stage() -> int:
             number = next(numbers)
-            run = render_stage(renderer, storage.join(folder, f"set{number}"), "bench")
-            return int(run(unit | {"unit": number})["written"])
+            run = render_stage(renderer, storage.join(folder, f"set{number}"), digest_of(IDENTITY))
+            return run(unit.model_copy(update={"unit": number})).written
 
         pairs = {
             "the stage x a bare loop with Pillow's PNG": (stage, lambda: bare(spec, inputs, _pillow_png, words=False)),

@@ -9,10 +9,13 @@ import torch
 from PIL import Image, ImageDraw
 
 from data_specs import open_shards, storage
+from data_specs.digest import digest_of
 from data_specs.manifest import merge
 from data_specs.receipts import commit
+from data_specs.records import RangeUnit, Sample, ShardUnit
 from data_specs.spec import Spec, load_spec
-from data_specs.units import Sample, write_plan
+from data_specs.units import write_plan
+from infra.bench.codes import IDENTITY
 from infra.bench.rounds import Comparison, compare
 from tokenize_jobs.decode import png
 from tokenize_jobs.device import autocast, layout, to_tensor
@@ -32,13 +35,13 @@ def tokenize(preset: str, rounds: int) -> Comparison:
     spec = spec.model_copy(update={"tokenize": spec.tokenize.model_copy(update={"compute_batch": batch})})
     with tempfile.TemporaryDirectory(prefix="dnd-bench-") as folder:
         images = _images(spec, folder)
-        shard = open_shards(folder).shard_uris[0]
+        shard = open_shards(folder).manifest.shardlist[0]
         numbers = iter(range(10**9))
 
         def ours() -> int:
             number = next(numbers)
-            stage = encode_stage(model, spec, storage.join(folder, f"codes{number}"), "bench")
-            return int(stage({"unit": number, "shard": shard, "sha256": "", "split": "val"})["written"])
+            stage = encode_stage(model, spec, folder, storage.join(folder, f"codes{number}"), digest_of(IDENTITY))
+            return stage(ShardUnit(unit=number, split="val", shard=shard.url, sha256=shard.sha256)).written
 
         return compare(ours, lambda: _bare(model, images, spec, batch), rounds)
 
@@ -47,7 +50,8 @@ def _images(spec: Spec, folder: str) -> np.ndarray:
     """Writes a shard of drawn text and returns the images, uint8 [N, H, W, 3]."""
     size = spec.shape.image_size
     images = np.stack([_drawn(number, size) for number in range(max(8, PIXELS // size**2))])
-    plan = write_plan(folder, "bench", {"stage": "bench"}, [{"unit": 0}])
+    units = [RangeUnit(unit=0, first=0, count=len(images))]
+    plan = write_plan(folder, digest_of(IDENTITY), IDENTITY, units)
     fields = ({"png": png(image), "cls": b"0", "json": b"{}"} for image in images)
     commit(folder, plan.digest, 0, (Sample(f"{number:06d}", part) for number, part in enumerate(fields)))
     merge(plan, "images")

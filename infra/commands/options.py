@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import os
-from typing import Annotated, Any
+from typing import Annotated
 
 import typer
 
 from data_specs import storage
+from data_specs.records import Manifest
 from data_specs.root import read_spec
 from data_specs.spec import Spec
 from pipeline.workers import MAX_FAILURES, Workers
@@ -60,10 +61,10 @@ def compute_workers(address: str | None, number: int | None, max_failures: int =
     return Workers(address, number, gpus=float(gpus), max_failures=max_failures)
 
 
-def totals(manifest: dict[str, Any]) -> str:
+def totals(manifest: Manifest) -> str:
     """One line about a shard set."""
-    total = manifest["totals"]
+    total = manifest.totals
     return (
-        f"{total['written']} samples in {len(manifest['shardlist'])} shards "
-        f"({total['filtered']} filtered, {total['rejected']} rejected)"
+        f"{total.written} samples in {len(manifest.shardlist)} shards "
+        f"({total.filtered} filtered, {total.rejected} rejected)"
     )

@@ -16,6 +16,7 @@ import jinja2
 import numpy as np
 
 from data_specs import open_shards, storage
+from data_specs.manifest import Account
 from data_specs.receipts import valid_receipts
 from data_specs.root import read_spec
 from data_specs.spec import Spec
@@ -27,6 +28,7 @@ from train.evaluation.published import PUBLISHED, SOURCE
 from train.evaluation.results import flatten, with_provenance
 
 SHOWN = 16
+REJECTS = 200  # rejected documents that the report names, of each set
 KEPT = ("digest", "totals", "filtered", "rejects", "complete")  # of a manifest
 LOOKED = 4  # contact sheets shown
 PACKAGES = ("torch", "deepspeed", "ray", "pymupdf", "pillow", "webdataset")
@@ -93,20 +95,22 @@ def _evaluations(root: str) -> Iterator[dict[str, Any]]:
 
 def _stage(root: str, set_uri: str) -> dict[str, Any]:
     """Counts, reasons and time of one shard set."""
-    plan, manifest = read_plan(set_uri), _json(storage.join(set_uri, "manifest.json"))
+    plan = read_plan(set_uri)
     assert plan is not None
-    receipts = list(valid_receipts(set_uri, plan.digest))
-    rejects = [reject for receipt in receipts for reject in receipt["rejected"]]
+    account, seconds, rejects = Account(), 0.0, list[dict[str, Any]]()
+    for receipt in valid_receipts(set_uri, plan.digest):
+        account.add(receipt)
+        seconds += receipt.ran.seconds
+        rejects += [reject.model_dump(mode="json") for reject in receipt.rejected[: REJECTS - len(rejects)]]
+    manifest = account.manifest(plan, "")
     return {
         "name": set_uri.removeprefix(root.rstrip("/") + "/"),
-        "identity": plan.identity,
+        "identity": plan.identity.model_dump(mode="json"),
         "units": plan.num_units,
-        "done": len(receipts),
-        "seconds": sum(receipt["ran"]["seconds"] for receipt in receipts),
-        "manifest": {
-            k: v for k, v in (manifest or {}).items() if k in ("digest", "totals", "filtered", "rejects", "complete")
-        },
-        "rejected": rejects[:200],
+        "done": manifest.totals.units,
+        "seconds": seconds,
+        "manifest": manifest.model_dump(mode="json", include=set(KEPT)) if manifest.complete else {},
+        "rejected": rejects,
     }
 
 

@@ -6,6 +6,8 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
+from data_specs.records import Reason
+
 
 class Picture(NamedTuple):
     """A rendered picture uint8 [H, W, 3] and its json; `suffix` sets it apart from others of the document."""
@@ -16,12 +18,17 @@ class Picture(NamedTuple):
 
 
 class Lost(NamedTuple):
-    """A part of a document that gave no picture (`kind` "filtered" or "rejected") and why."""
+    """A page or passage of a document that gave no picture, and why."""
 
     suffix: str
-    reason: str
-    kind: str = "rejected"
+    reason: Reason
+    detail: str = ""
 
 
 class Unreadable(ValueError):
-    """The document as a whole cannot be rendered; the message is the reason that the receipt keeps."""
+    """The document as a whole cannot be rendered, and why."""
+
+    def __init__(self, reason: Reason, detail: str = "") -> None:
+        super().__init__(f"{reason}: {detail}")
+        self.reason = reason
+        self.detail = detail

@@ -8,6 +8,7 @@ from collections.abc import Iterator
 import numpy as np
 from PIL import Image
 
+from data_specs.records import Reason
 from pipeline.renderers import Picture, Unreadable
 
 
@@ -16,12 +17,13 @@ def render_image(data: bytes, size: int, max_pixels: int) -> Iterator[Picture]:
     try:
         image = Image.open(io.BytesIO(data))
         if image.width * image.height > max_pixels:
-            raise Unreadable(f"{image.width}x{image.height} pixels, over the limit of {max_pixels}")
+            raise Unreadable(Reason.TOO_LARGE, f"{image.width}x{image.height} pixels, over the limit of {max_pixels}")
         if max(image.size) * size**2 > min(image.size) * max_pixels:
-            raise Unreadable(f"{image.width}x{image.height} pixels: enlarged to {size}, over the limit of {max_pixels}")
+            enlarged = f"{image.width}x{image.height} pixels: enlarged to {size}, over the limit of {max_pixels}"
+            raise Unreadable(Reason.TOO_LARGE, enlarged)
         yield Picture("", center_crop(image, size), {"text": "", "words": [], "box": [0, 0, *image.size]})
     except (OSError, SyntaxError, Image.DecompressionBombError) as error:
-        raise Unreadable(f"not an image: {error}") from None
+        raise Unreadable(Reason.NOT_AN_IMAGE, str(error)) from None
 
 
 def center_crop(image: Image.Image, size: int) -> np.ndarray:

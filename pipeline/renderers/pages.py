@@ -15,6 +15,7 @@ import pymupdf
 import pypdfium2
 from PIL import Image
 
+from data_specs.records import Reason
 from data_specs.spec import Filters, PageStyle, Render
 from pipeline.filters import ink, script_of
 from pipeline.png import from_plane, grey_plane
@@ -57,30 +58,30 @@ def render_pdf(
     after a repair.
     """
     if b"%PDF-" not in data[:1024]:
-        raise Unreadable("not a PDF: no %PDF- header")
+        raise Unreadable(Reason.NOT_A_PDF, "no %PDF- header")
     style, cut, number = render.pages, render.crop_size or size, -1
     pages, scans = _mupdf if engine == "mupdf" else _pdfium, render.filters.scanned == "drop"
     for number, page in pages(data, style, scans):
         suffix = f"-p{number:04d}"
-        if isinstance(page, str):
-            yield Lost(suffix, page)
+        if isinstance(page, Unreadable):
+            yield Lost(suffix, page.reason, page.detail)
         elif page.repaired and ink(page.image) == 0:
-            yield Lost(suffix, "a repair left the page blank")
+            yield Lost(suffix, Reason.BLANK_AFTER_REPAIR)
         elif unwanted := _unwanted(page, render.filters):
-            yield Lost(suffix, unwanted, "filtered")
+            yield Lost(suffix, unwanted)
         else:
             about = {"engine": ENGINES[engine], "page": number}
             yield from _crops(page, f"{seed}/{document_id}/{number}", style, cut, size, suffix, about)
     if number < 0:
-        raise Unreadable("the document has no page")
+        raise Unreadable(Reason.NO_PAGE)
 
 
-def _unwanted(page: Page, filters: Filters) -> str | None:
+def _unwanted(page: Page, filters: Filters) -> Reason | None:
     """Why the spec's filters take a whole page, or None. A page without letters has no script, and stays."""
     if page.pictured >= SCANNED:
-        return "scanned"
-    if filters.scripts and (script := script_of(" ".join(page.words.texts))) not in (*filters.scripts, None):
-        return f"script {script}"
+        return Reason.SCANNED
+    if filters.scripts and script_of(" ".join(page.words.texts)) not in (*filters.scripts, None):
+        return Reason.SCRIPT
     return None
 
 
@@ -89,7 +90,7 @@ def _crops(
 ) -> Iterator[Picture | Lost]:
     (height, width), words = page.image.shape[:2], page.words
     if height < cut or width < cut:
-        yield Lost(suffix, f"the page is smaller than a crop of {cut} px at {style.dpi:g} dpi", "filtered")
+        yield Lost(suffix, Reason.PAGE_TOO_SMALL, f"a crop has {cut} px at {style.dpi:g} dpi")
         return
     rng, middles = random.Random(key), (words.boxes[:, :2] + words.boxes[:, 2:]) / 2
     for number in range(style.crops):
@@ -97,7 +98,7 @@ def _crops(
         under = (middles >= (left, top)) & (middles < (left + cut, top + cut))  # the crop that holds a word's middle
         chosen = np.flatnonzero(under.all(axis=1))
         if len(chosen) < style.min_words:
-            yield Lost(f"{suffix}-c{number:02d}", "too few words", "filtered")
+            yield Lost(f"{suffix}-c{number:02d}", Reason.TOO_FEW_WORDS)
             continue
         box = {"box": [left, top, left + cut, top + cut]} | _under(words, chosen, left, top, cut, size / cut)
         crop = _reduced(page.image[top : top + cut, left : left + cut], size)
@@ -120,34 +121,33 @@ def _under(words: Words, chosen: np.ndarray, left: int, top: int, cut: int, scal
     return {"text": " ".join(texts), "words": [[*b, t] for b, t in zip(boxes.round(1).tolist(), texts, strict=True)]}
 
 
-def _check_pixels(width: float, height: float, style: PageStyle) -> str | None:
+def _check_pixels(width: float, height: float, style: PageStyle) -> None:
     scale = style.dpi / POINTS
     if width <= 0 or height <= 0 or width * height * scale * scale > style.max_pixels:
-        return f"a page of {width:.0f}x{height:.0f} pt is outside the limit of {style.max_pixels} pixels"
-    return None
+        size = f"a page of {width:.0f}x{height:.0f} pt is outside the limit of {style.max_pixels} pixels"
+        raise Unreadable(Reason.TOO_LARGE, size)
 
 
-def _mupdf(data: bytes, style: PageStyle, scans: bool = False) -> Iterator[tuple[int, Page | str]]:
+def _mupdf(data: bytes, style: PageStyle, scans: bool = False) -> Iterator[tuple[int, Page | Unreadable]]:
     pymupdf.TOOLS.mupdf_display_errors(False)
     try:
         document = pymupdf.open(stream=data, filetype="pdf")
     except RuntimeError as error:
-        raise Unreadable(f"cannot be opened: {_short(error)}") from None
+        raise Unreadable(Reason.UNREADABLE, _short(error)) from None
     with document:
         if document.needs_pass:
-            raise Unreadable("encrypted: needs a password")
+            raise Unreadable(Reason.ENCRYPTED)
         for number in range(min(document.page_count, style.max_pages)):
             try:
                 yield number, _mupdf_page(document, number, style, scans)
             except (RuntimeError, ValueError, IndexError) as error:
-                yield number, _short(error)
+                yield number, _page_failed(error)
         pymupdf.TOOLS.store_shrink(100)
 
 
-def _mupdf_page(document: Any, number: int, style: PageStyle, scans: bool) -> Page | str:
+def _mupdf_page(document: Any, number: int, style: PageStyle, scans: bool) -> Page:
     page = document[number]
-    if fault := _check_pixels(page.rect.width, page.rect.height, style):
-        return fault
+    _check_pixels(page.rect.width, page.rect.height, style)
     scale = style.dpi / POINTS
     drawing = page.get_displaylist()  # interpreted once, for the picture and for the words
     pixmap = drawing.get_pixmap(pymupdf.Matrix(scale, scale), pymupdf.csRGB, 0)
@@ -165,24 +165,23 @@ def _share(boxes: Iterable[tuple[float, ...]], area: float) -> float:
     return max(((x1 - x0) * (y1 - y0) / area for x0, y0, x1, y1 in boxes), default=0.0)
 
 
-def _pdfium(data: bytes, style: PageStyle, scans: bool = False) -> Iterator[tuple[int, Page | str]]:
+def _pdfium(data: bytes, style: PageStyle, scans: bool = False) -> Iterator[tuple[int, Page | Unreadable]]:
     try:
         document = pypdfium2.PdfDocument(data)
     except pypdfium2.PdfiumError as error:
-        raise Unreadable(f"cannot be opened: {_short(error)}") from None
+        raise Unreadable(Reason.UNREADABLE, _short(error)) from None
     with document:
         for number in range(min(len(document), style.max_pages)):
             try:
                 yield number, _pdfium_page(document, number, style, scans)
             except (pypdfium2.PdfiumError, ValueError) as error:
-                yield number, _short(error)
+                yield number, _page_failed(error)
 
 
-def _pdfium_page(document: Any, number: int, style: PageStyle, scans: bool) -> Page | str:
+def _pdfium_page(document: Any, number: int, style: PageStyle, scans: bool) -> Page:
     page = document[number]
     width, height = page.get_size()
-    if fault := _check_pixels(width, height, style):
-        return fault
+    _check_pixels(width, height, style)
     scale = style.dpi / POINTS
     image = np.ascontiguousarray(page.render(scale=scale, rev_byteorder=True).to_numpy()[..., :3])
     words, pictured = _pdfium_words(page, height, scale), 0.0
@@ -207,6 +206,10 @@ def _pdfium_words(page: Any, height: float, scale: float) -> Words:
             found.append((x0, height - y1, x1, height - y0, letters))
             letters, boxes = "", []
     return _words(found, scale)
+
+
+def _page_failed(error: Exception) -> Unreadable:
+    return error if isinstance(error, Unreadable) else Unreadable(Reason.PAGE_FAILED, _short(error))
 
 
 def _short(error: Exception) -> str:

@@ -13,6 +13,7 @@ from dataclasses import dataclass
 import numpy as np
 from PIL import Image, ImageColor, ImageDraw
 
+from data_specs.records import Reason
 from data_specs.spec import TextStyle
 from pipeline.renderers import Lost, Picture
 from pipeline.renderers.fonts import characters, font, width
@@ -49,7 +50,7 @@ def render_text(
     words = unicodedata.normalize("NFC", text).split()
     families = [f for f in style.fonts if all(ord(c) in characters(f) for c in set("".join(words)))]
     if not words or not families:
-        yield Lost("", "no text" if not words else "no font has all its characters", "filtered")
+        yield Lost("", Reason.NO_FONT if words else Reason.NO_TEXT)
         return
     for number in range(style.max_images):
         if not words:
@@ -58,7 +59,7 @@ def render_text(
         page = _Page(style, rng, rng.choice(families), canvas)
         words = words[page.fill(words[: style.max_words]) :]
         if not page.drawn:
-            yield Lost(f"-{number}", "a word does not fit the picture", "filtered")
+            yield Lost(f"-{number}", Reason.DOES_NOT_FIT)
             return
         yield Picture(f"-{number}" if style.max_images > 1 else "", page.picture(size), page.about(size))
 

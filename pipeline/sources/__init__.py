@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
+from itertools import count
 
 from data_specs import storage
+from data_specs.records import Document, PlannedDocument, SourceUnit
 from data_specs.spec import (
     ArxivSource,
     DocstringSource,
@@ -15,10 +17,8 @@ from data_specs.spec import (
     TextSource,
     TypesetSource,
 )
-from data_specs.units import Unit
 from pipeline.sources.arxiv import cut_tars, prepare_arxiv
 from pipeline.sources.docstrings import write_passages
-from pipeline.sources.document import Document
 from pipeline.sources.hub import PREFIX, write_tables
 from pipeline.sources.images import class_names, class_numbers, image_documents
 from pipeline.sources.pdfs import pdf_documents
@@ -26,7 +26,7 @@ from pipeline.sources.text import text_documents
 from pipeline.sources.typeset import write_documents
 from pipeline.splits import split_of
 
-__all__ = ["Document", "class_names", "cut", "documents", "prepare"]
+__all__ = ["class_names", "cut", "documents", "prepare"]
 
 
 def prepare(source: Source, inputs_uri: str) -> Source:
@@ -70,17 +70,20 @@ def _listing(source: Source, classes: dict[str, int] | None) -> Iterator[Documen
     return image_documents(source, class_numbers([source]) if classes is None else classes)
 
 
-def cut(render: Render, sources: Sequence[Source]) -> Iterator[tuple[str, Unit]]:
-    """(split, unit without its number) for all sources; a unit holds at most render.documents_per_unit documents."""
+def cut(render: Render, sources: Sequence[Source]) -> Iterator[tuple[str, SourceUnit]]:
+    """(split, unit numbered within it) for all sources; a unit has at most render.documents_per_unit documents."""
+    numbers = {"train": count(), "val": count()}
     classes = class_numbers(sources)
     for source in sources:
         if isinstance(source, ArxivSource):
-            yield from cut_tars(source, render.documents_per_unit, render.val_share)
+            units = cut_tars(source, render.documents_per_unit, render.val_share)
         else:
-            yield from _cut_listed(render, source, classes)
+            units = _cut_listed(render, source, classes)
+        for split, unit in units:
+            yield split, unit.model_copy(update={"unit": next(numbers[split])})
 
 
-def _cut_listed(render: Render, source: Source, classes: dict[str, int]) -> Iterator[tuple[str, Unit]]:
+def _cut_listed(render: Render, source: Source, classes: dict[str, int]) -> Iterator[tuple[str, SourceUnit]]:
     waiting: dict[str, list[Document]] = {"train": [], "val": []}
     for document in documents(source, classes):
         split = _split(source, document, render.val_share)
@@ -97,16 +100,17 @@ def _split(source: Source, document: Document, val_share: float) -> str:
     return split_of(document.id, val_share)
 
 
-def _unit(source: Source, of_unit: list[Document]) -> Unit:
-    """Files with size and etag, then documents as [id, file number, start, length, class].
+def _unit(source: Source, of_unit: list[Document]) -> SourceUnit:
+    """A unit, not numbered yet, of documents of a listed source.
 
-    A unit of a packed file names it as its affinity: each node that works on such units unpacks it once.
+    One of a packed file names it as its affinity: each node that works on such units unpacks it once.
     """
     files = list(dict.fromkeys(document.file for document in of_unit))
     numbers = {file.uri: number for number, file in enumerate(files)}
-    unit = {
-        "source": source.model_dump(mode="json"),
-        "files": [list(file) for file in files],
-        "documents": [[d.id, numbers[d.file.uri], d.start, d.length, d.cls] for d in of_unit],
-    }
-    return unit | ({"affinity": files[0].uri} if files[0].uri.endswith(".gz") else {})
+    return SourceUnit(
+        unit=0,
+        affinity=files[0].uri if files[0].uri.endswith(".gz") else None,
+        source=source,
+        files=tuple(files),
+        documents=tuple(PlannedDocument(d.id, numbers[d.file.uri], d.start, d.length, d.cls) for d in of_unit),
+    )

@@ -18,9 +18,8 @@ from defusedxml import DefusedXmlException
 from defusedxml.ElementTree import fromstring
 
 from data_specs import cache, storage
+from data_specs.records import FileInfo, Reason, SourceUnit, TarRange
 from data_specs.spec import ArxivSource, Limits, month_number, selects
-from data_specs.storage import FileInfo
-from data_specs.units import Unit
 from pipeline.sources.document import Offered
 from pipeline.sources.licences import Paper, licence_name, paper_id, papers_of, write_months
 from pipeline.sources.tars import Damaged, Member, members
@@ -105,8 +104,8 @@ def _entry(text: bytes) -> Tar:
 
 
 # ---- plan ----------------------------------------------------------------------------------------------------------
-def cut_tars(source: ArxivSource, documents_per_unit: int, val_share: float) -> Iterator[tuple[str, Unit]]:
-    """(split, unit without its number): `count` papers of a tar from the `first`; the last unit takes all that follow.
+def cut_tars(source: ArxivSource, documents_per_unit: int, val_share: float) -> Iterator[tuple[str, SourceUnit]]:
+    """(split, unit, not numbered yet): `count` papers of a tar from the `first`; the last unit takes all that follow.
 
     Split by a hash of tar and first. `affinity` names the tar: units of one tar do well to run on one node.
     """
@@ -115,16 +114,10 @@ def cut_tars(source: ArxivSource, documents_per_unit: int, val_share: float) -> 
         papers = months.get(tar.yymm)
         for first in range(0, num_papers, documents_per_unit):
             count = min(documents_per_unit, num_papers - first)
-            part = {"md5": tar.md5, "first": first, "count": count, "last": first + count == tar.num_items}
-            yield (
-                split_of(f"{tar.filename}:{first}", val_share),
-                {
-                    "source": source.model_dump(mode="json"),
-                    "files": [list(file), *([list(papers)] if papers else [])],
-                    "tar": part,
-                    "affinity": file.uri,
-                },
-            )
+            tar_range = TarRange(md5=tar.md5, first=first, count=count, last=first + count == tar.num_items)
+            files = (file, papers) if papers else (file,)
+            unit = SourceUnit(unit=0, affinity=file.uri, source=source, files=files, tar=tar_range)
+            yield split_of(f"{tar.filename}:{first}", val_share), unit
 
 
 def _chosen(source: ArxivSource) -> Iterator[tuple[Tar, FileInfo, int]]:
@@ -180,27 +173,27 @@ def _months(source: ArxivSource) -> dict[str, FileInfo]:
 
 
 # ---- unit ----------------------------------------------------------------------------------------------------------
-def read_papers(unit: Unit, limits: Limits) -> Iterator[Offered]:
+def read_papers(unit: SourceUnit, limits: Limits) -> Iterator[Offered]:
     """A unit's papers in the order of the tar. What the manifest promises and the tar lacks is rejected one by one.
 
     Raises ValueError, before the first, if the tar is not the one that the manifest names.
     """
-    source, part = ArxivSource.model_validate(unit["source"]), unit["tar"]
-    tar, *months = (FileInfo(*file) for file in unit["files"])
+    assert isinstance(unit.source, ArxivSource) and unit.tar
+    tar, *months = unit.files
     path = storage.local_copy(tar.uri)
-    if (found := _md5(tar, path)) != part["md5"]:
+    if (found := _md5(tar, path)) != unit.tar.md5:
         raise ValueError(
-            f"{tar.uri}: its md5 is {found}, in the manifest {part['md5']}: damaged, or replaced; fetch both anew"
+            f"{tar.uri}: its md5 is {found}, in the manifest {unit.tar.md5}: damaged, or replaced; fetch both anew"
         )
     with path.open("rb") as file:  # stays open: the cache may drop it
-        slots, fault = _slots(file, part)
+        slots, fault = _slots(file, unit.tar)
         names = {member: _identifier(member) for member in slots}
         papers = papers_of(months[0].uri, set(names.values())) if months else {}
         for member, identifier in names.items():
-            yield _paper(source, tar, member, identifier, papers.get(identifier), file, limits)
-    for number in range(part["first"] + len(slots), part["first"] + part["count"]):
+            yield _paper(unit.source, tar, member, identifier, papers.get(identifier), file, limits)
+    for number in range(unit.tar.first + len(slots), unit.tar.first + unit.tar.count):
         name = f"{tar.uri.rpartition('/')[2]}#{number}"
-        yield Offered(name, f"missing-{number}", name, reason=f"the tar ends before its manifest does{fault}")
+        yield Offered(name, f"missing-{number}", name, reason=Reason.TAR_ENDS_EARLY, detail=fault)
 
 
 def _identifier(member: Member) -> str:
@@ -208,15 +201,15 @@ def _identifier(member: Member) -> str:
     return paper_id(name.encode("utf-8", "replace").decode())
 
 
-def _slots(file: BinaryIO, part: dict[str, Any]) -> tuple[list[Member], str]:
+def _slots(file: BinaryIO, part: TarRange) -> tuple[list[Member], str]:
     """(the unit's members, what is wrong with the tar)."""
-    stop = None if part["last"] else part["first"] + part["count"]
+    stop = None if part.last else part.first + part.count
     slots = list[Member]()
     try:
-        for member in islice(members(file), part["first"], stop):
+        for member in islice(members(file), part.first, stop):
             slots.append(member)
     except Damaged as error:
-        return slots, f": damaged ({error})"
+        return slots, f"damaged ({error})"
     return slots, ""
 
 
@@ -232,11 +225,11 @@ def _paper(
     origin = f"{tar.uri.rpartition('/')[2]}#{member.start}"
     offered = Offered(identifier, "", origin, about=_about(identifier, paper))
     if reason := _filtered(source, paper):
-        return offered._replace(reason=reason, kind="filtered")
+        return offered._replace(reason=reason)
     if member.start is None:
-        return offered._replace(reason="not a plain file in its tar")
+        return offered._replace(reason=Reason.NOT_A_FILE)
     if member.size > limits.document_bytes:
-        return offered._replace(reason="larger than render.limits.document_bytes")
+        return offered._replace(reason=Reason.TOO_LARGE, detail=f"document_bytes: {member.size}")
     file.seek(member.start)
     return offered._replace(data=file.read(member.size))
 
@@ -247,15 +240,15 @@ def _about(identifier: str, paper: Paper | None) -> dict[str, Any]:
     return about | {key: paper[key] for key in ("licence", "title", "authors", "categories")} if paper else about
 
 
-def _filtered(source: ArxivSource, paper: Paper | None) -> str:
-    """Why a paper is not wanted, or nothing."""
+def _filtered(source: ArxivSource, paper: Paper | None) -> Reason | None:
+    """Why a paper is not wanted, or None."""
     if paper is None:
-        return "no metadata" if source.licences is not None or source.categories else ""
+        return Reason.NO_METADATA if source.licences is not None or source.categories else None
     if source.licences is not None and paper["licence"] not in map(licence_name, source.licences):
-        return f"licence {paper['licence']}"
+        return Reason.LICENCE
     if source.categories and not set(source.categories) & set(paper["categories"].split()):
-        return "category"
-    return ""
+        return Reason.CATEGORY
+    return None
 
 
 def _md5(file: FileInfo, path: Path) -> str:

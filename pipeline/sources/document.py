@@ -1,27 +1,14 @@
-"""What sources list and what units offer: documents by the place of their bytes, then with their bytes."""
+"""What units offer: documents with their bytes."""
 
 from __future__ import annotations
 
 from typing import Any, NamedTuple
 
-from data_specs.storage import FileInfo
-
-
-class Document(NamedTuple):
-    """Where a document lies: a file, `length` bytes of it from `start`, or row `start` of a table; `cls` is its class.
-
-    Bytes of a .gz file are counted in what it unpacks to. A class of -1 is unknown: such an image will be rejected.
-    """
-
-    id: str
-    file: FileInfo
-    start: int | None = None
-    length: int | None = None
-    cls: int = 0
+from data_specs.records import Reason
 
 
 class Offered(NamedTuple):
-    """A document of a unit: its bytes, or why it is not even tried (`kind` "filtered" or "rejected").
+    """A document of a unit: its bytes, or why it is not even tried.
 
     key: unique in its unit; origin: where it stands, without this machine's folders; about: for the samples' json.
     """
@@ -31,8 +18,8 @@ class Offered(NamedTuple):
     origin: str
     cls: int = 0
     data: bytes = b""
-    reason: str = ""
-    kind: str = "rejected"
+    reason: Reason | None = None
+    detail: str = ""
     about: dict[str, Any] = {}  # noqa: RUF012 (never changed)
 
 

@@ -10,9 +10,9 @@ import re
 from collections.abc import Iterator, Mapping, Sequence
 
 from data_specs import storage
+from data_specs.records import Document, FileInfo
 from data_specs.spec import ImageSource, Source
-from data_specs.storage import FileInfo
-from pipeline.sources.document import Document, relative, stem
+from pipeline.sources.document import relative, stem
 from pipeline.sources.tables import named_classes, table_documents
 from pipeline.sources.tars import Member, members_of
 

@@ -5,8 +5,9 @@ from __future__ import annotations
 from collections.abc import Iterator
 
 from data_specs import storage
+from data_specs.records import Document
 from data_specs.spec import PdfSource
-from pipeline.sources.document import Document, relative, stem
+from pipeline.sources.document import relative, stem
 from pipeline.sources.tars import members_of
 
 

@@ -8,14 +8,13 @@ import shutil
 from collections import Counter
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any, BinaryIO
+from typing import BinaryIO
 
 from data_specs import cache, storage
-from data_specs.spec import Limits
-from data_specs.storage import FileInfo
-from data_specs.units import Unit
+from data_specs.records import Document, FileInfo, Reason, SourceUnit
+from data_specs.spec import ImageSource, Limits, Source, TextSource
 from pipeline.sources.arxiv import read_papers
-from pipeline.sources.document import Document, Offered
+from pipeline.sources.document import Offered
 from pipeline.sources.tables import Rows
 from pipeline.sources.text import unpacked
 from pipeline.splits import key_of
@@ -24,16 +23,16 @@ READ_AHEAD = 8 << 20  # bytes of neighbouring documents that are read at a time
 GAP = 256 << 10  # bytes between documents that are read along rather than asked for anew
 
 
-def read_unit(unit: Unit, limits: Limits) -> Iterator[Offered]:
+def read_unit(unit: SourceUnit, limits: Limits) -> Iterator[Offered]:
     """Every document of a unit, in its order; keys are unique in the unit, whatever the ids.
 
     Raises ValueError if a file is not the one that was planned, FileNotFoundError if it is gone.
     """
-    for file in unit["files"]:
-        if storage.stat(file[0]) != FileInfo(*file):
-            raise ValueError(f"{file[0]}: is not the file that was planned (its size or etag changed); plan anew")
+    for file in unit.files:
+        if storage.stat(file.uri) != file:
+            raise ValueError(f"{file.uri}: is not the file that was planned (its size or etag changed); plan anew")
     seen = Counter[str]()
-    for offered in read_papers(unit, limits) if "tar" in unit else _read_listed(unit, limits):
+    for offered in read_papers(unit, limits) if unit.tar else _read_listed(unit, limits):
         key = offered.key or key_of(offered.id)
         yield offered._replace(
             key=_unique(key, seen[key]), id=_printable(offered.id), origin=_printable(offered.origin)
@@ -51,12 +50,11 @@ def _printable(text: str) -> str:
     return text.encode("utf-8", "replace").decode()
 
 
-def _read_listed(unit: Unit, limits: Limits) -> Iterator[Offered]:
-    files, source = [FileInfo(*file) for file in unit["files"]], unit["source"]
-    documents = [Document(i, files[number], start, length, cls) for i, number, start, length, cls in unit["documents"]]
+def _read_listed(unit: SourceUnit, limits: Limits) -> Iterator[Offered]:
+    documents = [Document(d.id, unit.files[d.file], d.start, d.length, d.cls) for d in unit.documents]
     for of_file in _by_file(documents):
         if of_file[0].file.uri.endswith(".parquet"):
-            yield from _read_rows(of_file, source, limits)
+            yield from _read_rows(of_file, unit.source, limits)
         else:
             yield from _read_bytes(of_file, limits)
 
@@ -74,7 +72,7 @@ def _offered(document: Document) -> Offered:
     """A document without its bytes; its origin is its file's name, and the byte or row it begins at."""
     name = document.file.uri.rpartition("/")[2]
     origin = name if document.start is None else f"{name}#{document.start}"
-    return Offered(document.id, "", origin, document.cls, reason="its class is not known" if document.cls < 0 else "")
+    return Offered(document.id, "", origin, document.cls, reason=Reason.NO_CLASS if document.cls < 0 else None)
 
 
 # ---- bytes ---------------------------------------------------------------------------------------------------------
@@ -89,7 +87,7 @@ def _read_bytes(documents: list[Document], limits: Limits) -> Iterator[Offered]:
             for document in together:
                 offered = _offered(document)
                 if _size(document) > limits.document_bytes:
-                    offered = offered._replace(reason="larger than render.limits.document_bytes")
+                    offered = offered._replace(reason=Reason.TOO_LARGE, detail=f"document_bytes: {_size(document)}")
                 begin = (document.start or 0) - start
                 yield offered if offered.reason else offered._replace(data=data[begin : begin + _size(document)])
 
@@ -147,18 +145,19 @@ def _unpack(file: FileInfo) -> Path:
 
 
 # ---- rows ----------------------------------------------------------------------------------------------------------
-def _read_rows(documents: list[Document], source: dict[str, Any], limits: Limits) -> Iterator[Offered]:
+def _read_rows(documents: list[Document], source: Source, limits: Limits) -> Iterator[Offered]:
     """Rows of a Parquet file: an image's bytes, or a passage as the JSON line that other passages are."""
-    key = source["image_key"] if source["kind"] == "images" else source["text_key"]
+    assert isinstance(source, ImageSource | TextSource)
+    key = source.image_key if isinstance(source, ImageSource) else source.text_key
     rows = Rows(documents[0].file.uri, key)
     for document in documents:
         value, offered = rows.value(document.start or 0), _offered(document)
         if isinstance(value, dict):  # as `datasets` stores images
             value = value.get("bytes")
-        if source["kind"] == "text":
+        if isinstance(source, TextSource):
             value = json.dumps({key: value}).encode()
         if not offered.reason and not isinstance(value, bytes):
-            offered = offered._replace(reason="the row holds no image")
+            offered = offered._replace(reason=Reason.BROKEN_ROW, detail="holds no image")
         elif not offered.reason and len(value) > limits.document_bytes:
-            offered = offered._replace(reason="larger than render.limits.document_bytes")
+            offered = offered._replace(reason=Reason.TOO_LARGE, detail=f"document_bytes: {len(value)}")
         yield offered if offered.reason else offered._replace(data=value)

@@ -10,8 +10,8 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from data_specs import storage
-from data_specs.storage import FileInfo
-from pipeline.sources.document import Document, relative
+from data_specs.records import Document, FileInfo
+from pipeline.sources.document import relative
 
 LISTED_ROWS = 1 << 15
 READ_ROWS = 64

@@ -8,7 +8,7 @@ from contextlib import closing
 from typing import Any, BinaryIO, NamedTuple
 
 from data_specs import storage
-from data_specs.storage import FileInfo
+from data_specs.records import FileInfo
 
 CONTENT_BYTES = 64  # a member of a wanted suffix is read up to this many bytes
 

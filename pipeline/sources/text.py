@@ -10,9 +10,8 @@ from contextlib import contextmanager
 from typing import BinaryIO, cast
 
 from data_specs import storage
+from data_specs.records import Document, FileInfo
 from data_specs.spec import TextSource
-from data_specs.storage import FileInfo
-from pipeline.sources.document import Document
 from pipeline.sources.tables import table_documents
 
 LINES = (".jsonl", ".json", ".jsonl.gz", ".json.gz")

@@ -19,7 +19,8 @@ from s3_server import FAULTS, FaultProxy, Server
 
 from data_specs import manifest, receipts, s3, storage
 from data_specs.reader import open_shards
-from data_specs.units import Dropped, Outcome, Sample, write_plan
+from data_specs.records import Dropped, Identity, Outcome, RangeUnit, Reason, Sample
+from data_specs.units import write_plan
 from data_specs.verify import verify_set
 
 MIB = 1 << 20
@@ -302,13 +303,10 @@ def names(set_uri: str) -> list[str]:
 
 def make_set(set_uri: str) -> None:
     """Eight units of three images, one of them larger than a part; written by four threads, as by four workers."""
-    plan = write_plan(set_uri, "d" * 64, {"stage": "test"}, ({"unit": i} for i in range(8)))
+    units = [RangeUnit(unit=number, first=number, count=1) for number in range(8)]
+    plan = write_plan(set_uri, "d" * 64, Identity(stage="test"), units)
     with ThreadPoolExecutor(4) as pool:
-        list(
-            pool.map(
-                lambda unit: receipts.commit(set_uri, plan.digest, unit["unit"], outcomes(unit["unit"])), plan.units()
-            )
-        )
+        list(pool.map(lambda number: receipts.commit(set_uri, plan.digest, number, outcomes(number)), range(8)))
     manifest.merge(plan, "images")
 
 
@@ -320,4 +318,4 @@ def outcomes(unit: int) -> list[Outcome]:
         Sample(f"{unit}-{i}", {"png": png.getvalue(), "cls": b"%d" % unit, "json": b'{"note": "%s"}' % note.encode()})
         for i in range(3)
     ]
-    return [*samples, Dropped(f"{unit}-3", "source", "blank", "filtered")]
+    return [*samples, Dropped(f"{unit}-3", "source", Reason.BLANK)]

@@ -14,8 +14,9 @@ from PIL import Image
 
 from data_specs import manifest, receipts
 from data_specs.reader import open_shards
+from data_specs.records import Dropped, Identity, RangeUnit, Reason, Sample
 from data_specs.shards import INDEX_DTYPE, Shard, _header, index_uri, key_hash, write_shard
-from data_specs.units import Dropped, Sample, write_plan
+from data_specs.units import write_plan
 
 CODES = np.arange(2 * 4 * 4 * 3, dtype=np.uint16).reshape(2, 4, 4, 3)
 
@@ -49,9 +50,10 @@ def kind(request: pytest.FixtureRequest) -> str:
 def shard_set(tmp_path: Path, kind: str) -> Path:
     """A set of two shards of six and five samples, with the same fields in each."""
     folder = tmp_path / "set"
-    plan = write_plan(str(folder), "digest", {"stage": kind}, ({"unit": i} for i in range(2)))
+    units = [RangeUnit(unit=number, first=number, count=1) for number in range(2)]
+    plan = write_plan(str(folder), "d" * 64, Identity(stage=kind), units)
     for unit, numbers in enumerate((range(6), range(6, 11))):
-        receipts.commit(str(folder), "digest", unit, [SAMPLES[kind](n) for n in numbers])
+        receipts.commit(str(folder), plan.digest, unit, [SAMPLES[kind](n) for n in numbers])
     manifest.merge(plan, kind)
     return folder
 
@@ -127,9 +129,9 @@ def test_a_key_twice_is_refused(tmp_path: Path) -> None:
 
 
 def test_no_samples_no_tar(tmp_path: Path) -> None:
-    plan = write_plan(str(tmp_path), "digest", {}, [{"unit": 0}])
-    receipt = receipts.commit(str(tmp_path), "digest", 0, [Dropped("k", "s", "blank", "filtered")])
-    assert (receipt["tar"], receipt["offered"], receipt["written"]) == (None, 1, 0)
+    plan = write_plan(str(tmp_path), "d" * 64, Identity(stage="test"), [RangeUnit(unit=0, first=0, count=1)])
+    receipt = receipts.commit(str(tmp_path), plan.digest, 0, [Dropped("k", "s", Reason.BLANK)])
+    assert (receipt.shard, receipt.offered, receipt.written) == (None, 1, 0)
     manifest.merge(plan, "images")
     assert len(open_shards(str(tmp_path))) == 0
 

@@ -10,43 +10,89 @@ from pathlib import Path
 import pytest
 
 from data_specs import storage
+from data_specs.records import FileInfo, Identity, PlannedDocument, RangeUnit, SourceUnit
+from data_specs.spec import TextSource
 from data_specs.units import extend_plan, read_plan, write_plan
+
+DIGEST = "d" * 64
+
+
+def identity(seed: int = 1) -> Identity:
+    return Identity(stage="test", seed=seed)
+
+
+def number(unit: int, count: int = 1) -> RangeUnit:
+    return RangeUnit(unit=unit, first=unit, count=count)
+
+
+def passages(unit: int) -> SourceUnit:
+    files = (FileInfo(f"/ü{unit}\u2028{chr(0xDCFF) * unit}.jsonl", 10, "e"),)
+    documents = (PlannedDocument("a\u2028b", 0, 3, 4, 0), PlannedDocument("c", 0, None, None, -1))
+    return SourceUnit(
+        unit=unit, source=TextSource(kind="text", uri="/x"), files=files, documents=documents, affinity=files[0].uri
+    )
 
 
 def test_the_first_plan_wins(tmp_path: Path) -> None:
     root = str(tmp_path)
-    first = write_plan(root, "d", {"seed": 1}, ({"unit": i, "name": f"ü{i}\u2028"} for i in range(3)))
-    second = write_plan(root, "d", {"seed": 1}, [{"unit": 0}])
+    first = write_plan(root, DIGEST, identity(), map(passages, range(3)))
+    assert b"\\udcff" in (tmp_path / "plan.jsonl").read_bytes(), "a file's name may be any bytes"
+    second = write_plan(root, DIGEST, identity(), [number(0)])
     assert first == second == read_plan(root) and second.num_units == 3
-    assert list(second.units()) == list(second.units()) == [{"unit": i, "name": f"ü{i}\u2028"} for i in range(3)]
+    assert list(second.units()) == list(second.units()) == [passages(unit) for unit in range(3)]
 
 
 def test_a_plan_for_something_else_is_refused(tmp_path: Path) -> None:
-    write_plan(str(tmp_path), "d1", {"seed": 1}, [])
+    write_plan(str(tmp_path), DIGEST, identity(1), [])
     with pytest.raises(ValueError, match=r"seed was 1, is now 2.*another --root"):
-        write_plan(str(tmp_path), "d2", {"seed": 2}, [])
+        write_plan(str(tmp_path), DIGEST, identity(2), [])
 
 
 def test_no_plan_and_no_plan_at_all(tmp_path: Path) -> None:
     assert read_plan(str(tmp_path)) is None
-    for text in ("", "not json\n", "[]\n", '{"digest": 1}\n'):
-        storage.write_text(str(tmp_path / "plan.jsonl"), text)
-        with pytest.raises(ValueError, match="not a plan"):
+    for text in ("", "not json\n", "[]\n", '{"digest": 1}\n', "\udcff\n", "[" * 300):
+        storage.write_bytes(str(tmp_path / "plan.jsonl"), text.encode(errors="surrogateescape"))
+        with pytest.raises(ValueError, match=r"plan.jsonl: not a valid planheader \(.*\); remove the shard set"):
             read_plan(str(tmp_path))
+
+
+@pytest.mark.parametrize(
+    "line",
+    [
+        b"",
+        b"{",
+        b"\xff",
+        b"[" * 300,
+        b'{"kind": "range", "unit": NaN, "first": 0, "count": 1}',
+        b'{"kind": "range", "unit": 0, "first": -1, "count": 1}',
+        b'{"kind": "other", "unit": 0}',
+        b'{"kind": "shard", "unit": 0, "split": "train", "shard": "../x.tar", "sha256": null}',
+    ],
+)
+def test_a_damaged_unit_is_one_line_that_names_file_and_line(tmp_path: Path, line: bytes) -> None:
+    plan = write_plan(str(tmp_path), DIGEST, identity(), [number(0)])
+    path = tmp_path / "plan.jsonl"
+    path.write_bytes(path.read_bytes().splitlines()[0] + b"\n" + line + b"\n")
+    with pytest.raises(ValueError, match=r"^[^\n]*plan\.jsonl line 2: not a valid unit [^\n]*$"):
+        list(plan.units())
 
 
 def test_units_that_raise_leave_no_plan(tmp_path: Path) -> None:
     with pytest.raises(ZeroDivisionError):
-        write_plan(str(tmp_path / "set"), "d", {}, ({"unit": 1 // i} for i in (1, 0)))
+        write_plan(str(tmp_path / "set"), DIGEST, identity(), (number(1 // i) for i in (1, 0)))
     assert not (tmp_path / "set").exists()
 
 
 SCALE = """
 import json, sys, time
+from data_specs.records import FileInfo, Identity, PlannedDocument, SourceUnit
+from data_specs.spec import PdfSource
 from data_specs.units import write_plan
 num_units, started = int(sys.argv[2]), time.time()
-units = ({"unit": i, "documents": [f"s3://bucket/{i}/{j}.pdf" for j in range(64)]} for i in range(num_units))
-plan = write_plan(sys.argv[1], "d", {}, units)
+source, files = PdfSource(kind="pdf", uri="s3://bucket"), (FileInfo("s3://bucket/a.tar", 1, "e"),)
+documents = tuple(PlannedDocument(f"{j}.pdf", 0, j, 9, 0) for j in range(64))
+units = (SourceUnit(unit=i, source=source, files=files, documents=documents) for i in range(num_units))
+plan = write_plan(sys.argv[1], "d" * 64, Identity(stage="test"), units)
 assert plan.num_units == num_units == sum(1 for _ in plan.units())
 # this program's own peak; ru_maxrss would be the parent's, inherited over exec
 peak = int(next(line for line in open("/proc/self/status") if line.startswith("VmHWM")).split()[1]) / 2**20
@@ -74,11 +120,12 @@ def test_a_plan_of_ten_million_documents(tmp_path: Path) -> None:
 
 def test_a_plan_grows_by_parts_and_states_units_anew(tmp_path: Path, s3_root: str) -> None:
     for root in (str(tmp_path), f"{s3_root}/set"):
-        plan = write_plan(root, "d", {"seed": 1}, ({"unit": i, "of": 0} for i in range(3)))
-        grown = extend_plan(plan, {"seed": 2}, ({"unit": i, "of": 1} for i in (1, 3, 4)))
-        again = extend_plan(grown, {"seed": 3}, ({"unit": i, "of": 2} for i in (3, 5)))
-        assert again == read_plan(root) and (again.num_units, again.num_parts, again.digest) == (6, 3, "d")
-        assert [(u["unit"], u["of"]) for u in again.units()] == [(0, 0), (1, 1), (2, 0), (3, 2), (4, 1), (5, 2)]
-        assert extend_plan(plan, {"seed": 3}, [{"unit": 3}]) == again, "the part that is there wins"
+        plan = write_plan(root, DIGEST, identity(1), (number(unit, 0) for unit in range(3)))
+        grown = extend_plan(plan, identity(2), (number(unit, 1) for unit in (1, 3, 4)))
+        again = extend_plan(grown, identity(3), (number(unit, 2) for unit in (3, 5)))
+        assert again == read_plan(root) and (again.num_units, again.num_parts, again.digest) == (6, 3, DIGEST)
+        counts = [(unit.unit, unit.count) for unit in again.units() if isinstance(unit, RangeUnit)]
+        assert counts == [(0, 0), (1, 1), (2, 0), (3, 2), (4, 1), (5, 2)]
+        assert extend_plan(plan, identity(3), [number(3)]) == again, "the part that is there wins"
         with pytest.raises(ValueError, match="seed was 3, is now 9"):
-            extend_plan(plan, {"seed": 9}, [])
+            extend_plan(plan, identity(9), [])

@@ -9,17 +9,19 @@ import pytest
 
 from data_specs.manifest import merge
 from data_specs.receipts import commit
-from data_specs.units import Dropped, Plan, Sample, write_plan
+from data_specs.records import Dropped, Identity, RangeUnit, Reason, Sample
+from data_specs.units import Plan, write_plan
 from data_specs.verify import clean_litter, find_shard_sets, verify_set
 
-NUM_UNITS = 3
+NUM_UNITS, DIGEST = 3, "d" * 64
 
 
 def make(root: str) -> Plan:
-    plan = write_plan(root, "digest", {}, ({"unit": i} for i in range(NUM_UNITS)))
+    units = (RangeUnit(unit=unit, first=unit, count=1) for unit in range(NUM_UNITS))
+    plan = write_plan(root, DIGEST, Identity(stage="test"), units)
     for unit in range(NUM_UNITS):
         samples = [Sample(f"{unit}-{i}", {"cls": b"%d" % i, "json": b"{}"}) for i in range(unit * 2)]
-        commit(root, "digest", unit, [*samples, Dropped("x", "doc", "blank", "filtered")])
+        commit(root, DIGEST, unit, [*samples, Dropped("x", "doc", Reason.BLANK)])
     merge(plan, "images")
     return plan
 
@@ -91,15 +93,15 @@ def test_a_lost_receipt_is_found(folder: Path) -> None:
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
-        ({"digest": "other"}, "its digest is not the plan's"),
-        ({"unit": 1}, "says it is unit 1"),
+        ({"digest": "e" * 64}, "its digest is not the plan's"),
+        ({"unit": 1}, "names a shard of another unit"),
         ({"offered": 17}, "offered is not written"),
         ({"written": 3, "offered": 4}, "holds 4 samples, its receipt says 3"),
-        ({"written": 0, "offered": 1}, "number of samples and tar do not fit"),
-        ({"tar": None}, "not a receipt (its tar is null, not dict)"),
-        ({"tar": {"name": "x"}}, "not a receipt (its bytes is null, not int)"),
-        ({"rejected": 3}, "not a receipt (its rejected is 3, not list)"),
-        ({"index": {"sha256": "0" * 64}}, "its bytes are not those its receipt names"),
+        ({"written": 0, "offered": 1}, "number of samples and shard do not fit"),
+        ({"shard": None}, "not a valid receipt (the file: number of samples and shard do not fit"),
+        ({"shard": {"name": "x"}}, "not a valid receipt (shard.name: String should match pattern"),
+        ({"rejected": 3}, "not a valid receipt (rejected: Input should be a valid array)"),
+        ({"replaces": ["../../x"]}, "not a valid receipt (replaces.0: String should match pattern"),
     ],
 )
 def test_a_receipt_that_disagrees_is_found(folder: Path, changes: dict[str, object], message: str) -> None:
@@ -109,20 +111,22 @@ def test_a_receipt_that_disagrees_is_found(folder: Path, changes: dict[str, obje
 
 
 def test_a_receipt_with_a_false_md5_is_found(folder: Path) -> None:
-    tar = json.loads((folder / "000002.json").read_text())["tar"]
-    change_receipt(folder, tar=tar | {"md5": "0" * 32})
+    shard = json.loads((folder / "000002.json").read_text())["shard"]
+    change_receipt(folder, shard=shard | {"md5": "0" * 32})
     assert f"{the_tar(folder)}: its bytes are not those its receipt names" in list(verify_set(str(folder)))
+    change_receipt(folder, shard=shard | {"index_sha256": "0" * 64})
+    assert any("index.npy: its bytes are not those its receipt names" in fault for fault in verify_set(str(folder)))
 
 
 def test_a_receipt_too_many_is_found(folder: Path) -> None:
-    (folder / "000009.json").write_text((folder / "000002.json").read_text().replace('"unit": 2', '"unit": 9'))
-    assert any("says it is unit 9" in fault for fault in verify_set(str(folder)))
+    (folder / "000009.json").write_text((folder / "000002.json").read_text())
+    assert any("000009.json: says it is unit 2" in fault for fault in verify_set(str(folder)))
 
 
 def test_a_changed_or_lost_manifest_is_found(folder: Path) -> None:
     path = folder / "manifest.json"
     manifest = json.loads(path.read_text())
-    manifest["totals"]["written"] += 1
+    manifest["totals"]["offered"] += 1
     path.write_text(json.dumps(manifest))
     assert list(verify_set(str(folder))) == [f"{path}: does not agree with the receipts in totals; run the stage again"]
     for text in ("{", "[]"):

@@ -13,7 +13,7 @@ from PIL import Image
 from infra.card import write_card
 from infra.look import look
 from infra.status import status_lines
-from pipeline.board import Board
+from pipeline.board import JobReport
 from pipeline.waiting import Run
 
 sys.path.insert(0, str(Path(__file__).parent.parent / "pipeline"))
@@ -39,7 +39,8 @@ def test_the_card_has_a_head_that_the_hub_reads_and_names_every_document(root: P
     assert about["configs"][0]["data_files"][1] == {"split": "validation", "path": "val/*.tar"}
     named = [json.loads(line) for line in (root / "images/attribution.jsonl").read_text().splitlines()]
     assert sorted(one["id"] for one in named) == [f"a{i}" for i in range(9)]
-    assert "| CC-BY-4.0 | 9 | 9 |" in body and "- text: texts" in body and "script GREEK" in body
+    assert "| CC-BY-4.0 | 9 | 9 |" in body and "- text: texts" in body
+    assert "filtered: 1 mostly in another script" in body
     assert str(root.parent) not in body.split("```yaml")[0]
 
 
@@ -55,23 +56,24 @@ def test_the_sheet_shows_kept_and_dropped(root: Path) -> None:
 
 
 def test_status_of_a_finished_and_of_a_running_set(root: Path) -> None:
+    from data_specs.records import RangeUnit
     from data_specs.units import read_plan
 
     lines = list(status_lines(str(root)))
     assert any(line.startswith("images/train: ") and "0 failed" in line for line in lines)
-    assert any("filtered: 1 script GREEK" in line for line in lines)
+    assert any("filtered: 1 mostly in another script" in line for line in lines)
     plan = read_plan(str(root / "images/train"))
     assert plan is not None
     (root / "images/train/manifest.json").rename(root / "held")
     try:
-        board = Board(plan, [])
-        board.show([Run(0, {"unit": 1}, 0.0)], {0: "node-7"}, failed=1)
+        report = JobReport(plan, [])
+        report.write([Run(0, RangeUnit(unit=1, first=0, count=1), 0.0)], {0: "node-7"}, failed=1)
         text = "\n".join(status_lines(str(root)))
         assert f"0/{plan.num_units} units done, 1 failed" in text
         assert "1 units running on 1 workers" in text and "on node-7" in text
-        board.show([], {}, failed=1, ended=True)
+        report.write([], {}, failed=1, ended=True)
         assert "the run has ended" in "\n".join(status_lines(str(root)))
-        board.take_down()
+        report.remove()
         assert f"{plan.num_units}/{plan.num_units} units done" in "\n".join(status_lines(str(root)))
     finally:
         (root / "held").rename(root / "images/train/manifest.json")

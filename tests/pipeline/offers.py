@@ -8,6 +8,7 @@ import tarfile
 from pathlib import Path
 from typing import Any
 
+from data_specs.records import parse_unit, unit_line
 from data_specs.spec import Limits, Render, Source
 from pipeline.sources import cut
 from pipeline.sources.document import Offered
@@ -20,7 +21,7 @@ def read_all(source: Source, limits: Limits = LIMITS, **render: Any) -> dict[str
     """What the units of one source offer, by split."""
     made: dict[str, list[Offered]] = {"train": [], "val": []}
     for split, unit in cut(Render(sources=[source], **render), [source]):
-        made[split] += read_unit(json.loads(json.dumps(unit)), limits)
+        made[split] += read_unit(parse_unit(unit_line(unit), "unit"), limits)
     return made
 
 

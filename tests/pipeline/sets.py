@@ -5,8 +5,9 @@ from __future__ import annotations
 import json
 from pathlib import Path
 
-from data_specs.manifest import Manifest, merge
+from data_specs.manifest import merge
 from data_specs.receipts import valid_receipts
+from data_specs.records import Manifest, SourceUnit
 from data_specs.spec import Spec, load_spec
 from pipeline import job
 from pipeline.render import Renderer
@@ -39,9 +40,9 @@ def render_here(spec: Spec, root: Path, extend: bool = False, retry_rejected: bo
     renderer, made = Renderer(spec), {}
     for split, plan in plans.items():
         stage = job.render_stage(renderer, plan.set_uri, plan.digest)
-        done = {receipt["unit"] for receipt in valid_receipts(plan.set_uri, plan.digest)}
+        done = {receipt.unit for receipt in valid_receipts(plan.set_uri, plan.digest)}
         for unit in plan.units():
-            if unit["unit"] not in done:
+            if isinstance(unit, SourceUnit) and unit.unit not in done:
                 stage(unit)
         made[split] = merge(plan, "images")
     renderer.close()

@@ -8,6 +8,7 @@ import pytest
 from sets import contents, render_here, text_spec, write_texts
 
 from data_specs import open_shards
+from data_specs.records import SourceUnit
 from data_specs.units import read_plan
 from data_specs.verify import verify_set
 
@@ -23,7 +24,7 @@ def test_new_documents_become_new_units_and_the_rest_keeps_its_bytes(tmp_path: P
     first, later = [f"a{i}" for i in range(20)], [f"b{i}" for i in range(9)]
     write_texts(texts / "a.jsonl", first)
     spec = text_spec(texts)
-    digests = [manifest["digest"] for manifest in render_here(spec, root).values()]
+    digests = [manifest.digest for manifest in render_here(spec, root).values()]
     before = contents(root)
     write_texts(texts / "b.jsonl", later)
     grown = render_here(spec, root, extend=True)
@@ -31,7 +32,7 @@ def test_new_documents_become_new_units_and_the_rest_keeps_its_bytes(tmp_path: P
     assert {name: after[name] for name in before} == before
     assert ids_in(root) == sorted(first + later)
     assert [fault for split in SPLITS for fault in verify_set(str(root / "images" / split))] == []
-    assert all(manifest["digest"] not in digests for manifest in grown.values()), "what was trained on it must see"
+    assert all(manifest.digest not in digests for manifest in grown.values()), "what was trained on it must see"
     assert render_here(spec, root, extend=True) == grown and contents(root) == after, "nothing is new now"
     assert render_here(spec, root) == grown
 
@@ -41,11 +42,13 @@ def test_rejected_documents_are_taken_up_again(tmp_path: Path) -> None:
     write_texts(texts / "a.jsonl", ["a0", "broken1", "a2", "broken3", "a4"])
     spec = text_spec(texts, "render.val_share=0")
     render_here(spec, root)
-    assert render_here(spec, root, extend=True)["train"]["totals"]["offered"] == 5
+    assert render_here(spec, root, extend=True)["train"].totals.offered == 5
     manifest = render_here(spec, root, retry_rejected=True)["train"]
-    assert manifest["totals"]["offered"] == 7 and manifest["totals"]["rejected"] == 4
+    assert manifest.totals.offered == 7 and manifest.totals.rejected == 4
     plan = read_plan(str(root / "images/train"))
-    assert plan is not None and [d[0] for d in list(plan.units())[-1]["documents"]] == ["broken1", "broken3"]
+    assert plan is not None
+    last = list(plan.units())[-1]
+    assert isinstance(last, SourceUnit) and [d.id for d in last.documents] == ["broken1", "broken3"]
 
 
 def test_an_unfinished_set_and_another_spec_are_not_extended(tmp_path: Path) -> None:

@@ -45,9 +45,9 @@ def test_scanned_pages_and_other_scripts_are_filtered_where_the_spec_says_so(eng
             filters=Filters.model_validate(filters),
         )
         made = list(render_pdf(document.tobytes(), "it", render, seed=0, size=64, engine=engine))
-        assert len(made) == 4 and all(part.kind == "filtered" for part in made if isinstance(part, Lost))
+        assert len(made) == 4 and all(part.reason.kind == "filtered" for part in made if isinstance(part, Lost))
         return {part.suffix: part.reason for part in made if isinstance(part, Lost)}
 
     assert lost() == {}
-    assert lost(scripts=["LATIN"]) == {"-p0001": "script CYRILLIC"}
-    assert lost(scanned="drop") == {"-p0002": "scanned"}
+    assert lost(scripts=["LATIN"]) == {"-p0001": "mostly in another script"}
+    assert lost(scanned="drop") == {"-p0002": "scanned page"}

@@ -11,8 +11,8 @@ import pytest
 
 from data_specs import storage
 from data_specs.receipts import commit
+from data_specs.records import Dropped, InputRead, Outcome, Reason, Sample
 from data_specs.spec import Limits, PdfSource, Spec, TextSource, load_spec
-from data_specs.units import Dropped, Sample
 from pipeline.isolate import Child
 from pipeline.render import Renderer
 from pipeline.sources import cut, documents
@@ -29,11 +29,11 @@ def pdf_spec(folder: Path, **limits: float) -> Spec:
     return load_spec(TINY, [*overrides, "render.val_share=0", "render.documents_per_unit=1000"])
 
 
-def render_all(spec: Spec) -> list[Sample | Dropped]:
+def render_all(spec: Spec) -> list[Outcome]:
     """What the units of a spec's sources give."""
     renderer = Renderer(spec)
     try:
-        return [o for _, unit in cut(spec.render, spec.render.sources) for o in renderer.render(unit | {"unit": 0})]
+        return [o for _, unit in cut(spec.render, spec.render.sources) for o in renderer.render(unit)]
     finally:
         renderer.close()
 
@@ -47,10 +47,8 @@ def typeset(tmp_path: Path) -> Path:
 
 def test_a_unit_gives_equal_bytes_every_time(typeset: Path, tmp_path: Path) -> None:
     spec = pdf_spec(typeset)
-    receipts = [commit(str(tmp_path / name), "d", 0, render_all(spec)) for name in ("a", "b")]
-    assert receipts[0]["written"] > 0
-    assert receipts[0]["tar"] == receipts[1]["tar"]
-    assert receipts[0]["index"] == receipts[1]["index"]
+    receipts = [commit(str(tmp_path / name), "d" * 64, 0, render_all(spec)) for name in ("a", "b")]
+    assert receipts[0].written > 0 and receipts[0].shard == receipts[1].shard and receipts[0].read
 
 
 def test_json_has_the_text_under_each_crop(typeset: Path) -> None:
@@ -71,14 +69,14 @@ def test_every_bad_pdf_is_accounted_for(shared: Path, typeset: Path, tmp_path: P
         (folder / path.name).symlink_to(path)
     outcomes = render_all(pdf_spec(folder, cpu_seconds=1, memory_bytes=800_000_000))
     alone = [o for o in render_all(pdf_spec(typeset)) if isinstance(o, Sample)]
-    seen = {o.source if isinstance(o, Dropped) else json.loads(o.fields["json"])["source"] for o in outcomes}
+    seen = {o.source for o in outcomes if isinstance(o, Dropped)}
+    seen |= {json.loads(o.fields["json"])["source"] for o in outcomes if isinstance(o, Sample)}
     assert {path.name for path in bad} <= seen
-    assert all(o.reason for o in outcomes if isinstance(o, Dropped))
     good = [o for o in outcomes if isinstance(o, Sample) and o.key.startswith("typeset")]
     assert good == alone
     reasons = {o.source: o.reason for o in outcomes if isinstance(o, Dropped)}
-    assert "password" in reasons["password-open.pdf"]
-    assert "no %PDF- header" in reasons["made-html.pdf"]
+    assert reasons["password-open.pdf"] == Reason.ENCRYPTED
+    assert reasons["made-html.pdf"] == Reason.NOT_A_PDF
     assert "made-form-bomb.pdf" in reasons
 
 
@@ -88,7 +86,7 @@ def test_hard_passages_do_not_break_rendering(shared: Path) -> None:
         TINY, [f"render.sources={json.dumps([source])}", "render.val_share=0", "render.documents_per_unit=500", *LARGER]
     )
     outcomes = render_all(spec)
-    assert len(outcomes) == 200
+    assert sum(isinstance(o, Sample | Dropped) for o in outcomes) == 200
     assert sum(isinstance(o, Sample) for o in outcomes) > 20
     assert {o.reason for o in outcomes if isinstance(o, Dropped)} >= {"no text", "no font has all its characters"}
 
@@ -98,15 +96,16 @@ def test_a_broken_line_is_a_counted_reject(tmp_path: Path) -> None:
     path.write_text('{"id": "a", "text": "one two"}\n{broken\n{"id": "b"}\n')
     spec = load_spec(TINY, [f'render.sources=[{{kind: text, uri: "{path}"}}]', "render.val_share=0"])
     outcomes = render_all(spec)
-    assert [type(o) for o in outcomes] == [Sample, Dropped, Dropped]
-    assert "a broken line" in outcomes[1].reason and outcomes[1].source.startswith("passages.jsonl#")
+    assert [type(o) for o in outcomes] == [Sample, Dropped, Dropped, InputRead]
+    assert isinstance(outcomes[1], Dropped) and outcomes[1].reason == Reason.BROKEN_ROW
+    assert outcomes[1].source.startswith("passages.jsonl#")
 
 
 def test_an_id_that_comes_twice_gives_two_samples_with_keys_of_their_own(tmp_path: Path) -> None:
     path = tmp_path / "passages.jsonl"
     path.write_text('{"id": "a", "text": "one"}\n{"id": "a", "text": "three"}\n')
     spec = load_spec(TINY, [f'render.sources=[{{kind: text, uri: "{path}"}}]', "render.val_share=0"])
-    first, second = render_all(spec)
+    first, second, _ = render_all(spec)
     assert isinstance(first, Sample) and isinstance(second, Sample) and first.key == "a" != second.key
     assert [json.loads(s.fields["json"])["text"] for s in (first, second)] == ["one", "three"]
 
@@ -145,15 +144,19 @@ def greedy() -> int:
 
 @pytest.mark.parametrize(
     ("function", "reason"),
-    [("die", "SIGSEGV"), ("spin", "more than 1 s of CPU"), ("greedy", "more memory than the limit")],
+    [
+        ("die", (Reason.CRASH, "SIGSEGV")),
+        ("spin", (Reason.CPU_TIME, "used more than 1 s of CPU")),
+        ("greedy", (Reason.MEMORY, "")),
+    ],
 )
 def test_children_that_crash_hang_or_eat_memory_are_named(
-    function: str, reason: str, monkeypatch: pytest.MonkeyPatch
+    function: str, reason: tuple[Reason, str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.syspath_prepend(str(Path(__file__).parent))
     child = Child(f"test_render:{function}", Limits(cpu_seconds=1, memory_bytes=1 << 28))
     answer = child.call()
-    assert reason in (answer.reason or "") and answer.environmental
+    assert (answer.reason, answer.detail) == reason and answer.environmental
     child.close()
 
 

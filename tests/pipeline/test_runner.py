@@ -13,9 +13,9 @@ from pathlib import Path
 import pytest
 
 from data_specs import receipts, storage
-from data_specs.receipts import Receipt
+from data_specs.records import AnyUnit, Identity, RangeUnit, Receipt, Sample
 from data_specs.spec import load_spec
-from data_specs.units import Sample, Unit, write_plan
+from data_specs.units import write_plan
 from data_specs.verify import verify_set
 from pipeline.job import render
 from pipeline.runner import Workers, run_plan
@@ -88,19 +88,20 @@ def test_two_jobs_on_one_root_end_in_one_valid_set(undisturbed: Path, tmp_path: 
 def test_a_unit_that_hangs_is_made_elsewhere(ray_session: None, tmp_path: Path) -> None:
     """The first try of one unit sleeps for ten minutes; the run takes one, and nothing is there twice."""
     root, hung = str(tmp_path / "set"), tmp_path / "hung"
-    plan = write_plan(root, "d" * 64, {"stage": "test"}, ({"unit": number} for number in range(12)))
+    units = [RangeUnit(unit=number, first=number, count=1) for number in range(12)]
+    plan = write_plan(root, "d" * 64, Identity(stage="test"), units)
 
-    def setup() -> Callable[[Unit], Receipt]:
-        def stage(unit: Unit) -> Receipt:
-            if unit["unit"] == 3 and not hung.exists():
+    def setup() -> Callable[[AnyUnit], Receipt]:
+        def stage(unit: AnyUnit) -> Receipt:
+            if unit.unit == 3 and not hung.exists():
                 hung.touch()
                 time.sleep(600)
-            fields = {"txt": b"%d" % unit["unit"], "json": b"{}"}
-            return receipts.commit(root, plan.digest, unit["unit"], [Sample(f"{unit['unit']}", fields)])
+            fields = {"txt": b"%d" % unit.unit, "json": b"{}"}
+            return receipts.commit(root, plan.digest, unit.unit, [Sample(f"{unit.unit}", fields)])
 
         return stage
 
     started = time.monotonic()
     manifest = run_plan(plan, setup, Workers(num_workers=2), "images", "test")
     assert hung.exists() and time.monotonic() - started < 120
-    assert manifest["totals"]["written"] == 12 and [fault for fault in verify_set(root) if "(litter" not in fault] == []
+    assert manifest.totals.written == 12 and [fault for fault in verify_set(root) if "(litter" not in fault] == []

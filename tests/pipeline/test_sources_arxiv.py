@@ -10,6 +10,7 @@ import shutil
 import subprocess
 import sys
 import tarfile
+from collections import Counter
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -22,8 +23,8 @@ from s3_server import FaultProxy, Server
 
 from data_specs import s3, storage
 from data_specs.reader import open_shards
+from data_specs.records import Reason, Receipt, SourceUnit
 from data_specs.spec import ArxivSource, Limits, Render, load_spec, month_number, selects
-from data_specs.units import Unit
 from pipeline.sources import cut, prepare
 from pipeline.sources.arxiv import MANIFEST, read_manifest
 from pipeline.sources.document import Offered
@@ -77,7 +78,7 @@ def metadata(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return path
 
 
-def units_of(source: ArxivSource, inputs: Path, **render: Any) -> list[tuple[str, Unit]]:
+def units_of(source: ArxivSource, inputs: Path, **render: Any) -> list[tuple[str, SourceUnit]]:
     prepared = prepare(source, str(inputs))
     return list(cut(Render(sources=[source], **render), [prepared]))
 
@@ -255,13 +256,12 @@ def test_selection_by_category_and_licence_is_counted(bulk: Path, metadata: Path
     source = ArxivSource(kind="arxiv", uri=str(bulk), metadata=str(metadata))
     found = offered(source, tmp_path)
     assert {o.id for o in found if o.data} == ALLOWED and len(found) == 12
-    dropped = {o.id: (o.kind, o.reason) for o in found if o.reason}
-    assert dropped == {
-        "hep-th/0703012": ("filtered", "licence arXiv-nonexclusive-distrib-1.0"),
-        "math/0703021": ("filtered", "licence none"),
-        "quant-ph/0703044": ("filtered", "no metadata"),
-        "2401.00002": ("filtered", "licence CC-BY-NC-ND-4.0"),
-        "2401.00011": ("filtered", "no metadata"),
+    assert {o.id: o.reason for o in found if o.reason} == {
+        "hep-th/0703012": Reason.LICENCE,
+        "math/0703021": Reason.LICENCE,
+        "quant-ph/0703044": Reason.NO_METADATA,
+        "2401.00002": Reason.LICENCE,
+        "2401.00011": Reason.NO_METADATA,
     }
     chosen = source.model_copy(update={"categories": ["cs.DC", "hep-th"], "licences": None})
     assert {o.id for o in offered(chosen, tmp_path) if o.data} == {"cs/0703004", "hep-th/0703012", "2401.00005"}
@@ -289,7 +289,7 @@ def test_what_cannot_be_planned_is_one_line(bulk: Path, tmp_path: Path) -> None:
 def test_units_say_which_tar_they_need_and_split_by_tar_and_first(bulk: Path, tmp_path: Path) -> None:
     source = ArxivSource(kind="arxiv", uri=str(bulk), licences=None)
     units = units_of(source, tmp_path, documents_per_unit=2, val_share=0.4)
-    assert [u["affinity"][-12:] for _, u in units] == ["0703_001.tar"] * 3 + ["2401_001.tar"] * 3
+    assert [str(u.affinity)[-12:] for _, u in units] == ["0703_001.tar"] * 3 + ["2401_001.tar"] * 3
     assert {split for split, _ in units} == {"train", "val"}
     ids = {split: {o.id for s, u in units if s == split for o in read_unit(u, LIMITS)} for split in ("train", "val")}
     assert not ids["train"] & ids["val"] and len(ids["train"] | ids["val"]) == 12
@@ -325,16 +325,14 @@ def test_more_or_fewer_members_than_promised_are_accounted_for(tmp_path: Path) -
     assert [o.id for o in more] == [f"hep-th/9912{i:03d}" for i in range(1, 6)] and all(o.data for o in more)
     fewer = offered(made_bulk(tmp_path / "fewer", 9, names), tmp_path, documents_per_unit=2)
     assert [bool(o.data) for o in fewer] == [True] * 5 + [False] * 4
-    assert {o.reason for o in fewer[5:]} == {"the tar ends before its manifest does"} and len(
-        {o.key for o in fewer}
-    ) == 9
+    assert {o.reason for o in fewer[5:]} == {Reason.TAR_ENDS_EARLY} and len({o.key for o in fewer}) == 9
 
 
 def test_a_tar_published_damaged_gives_what_can_be_read(tmp_path: Path) -> None:
     names = [f"9912/hep-th9912{i:03d}.pdf" for i in range(1, 6)]
     found = offered(made_bulk(tmp_path, 5, list(names), cut=1024 * 3 + 100), tmp_path)
     assert [o.id for o in found[:3]] == ["hep-th/9912001", "hep-th/9912002", "hep-th/9912003"]
-    assert len(found) == 5 and "damaged" in found[4].reason
+    assert len(found) == 5 and "damaged" in found[4].detail
 
 
 def test_members_of_odd_kinds_and_names(tmp_path: Path) -> None:
@@ -342,7 +340,7 @@ def test_members_of_odd_kinds_and_names(tmp_path: Path) -> None:
     link.type, link.linkname = tarfile.SYMTYPE, "/etc/passwd"
     odd = ["../../../etc/cron.d/evil.pdf", "9912/a\nb.pdf", "9912/hep-th9912002.pdf", "9912/hep-th9912002.pdf"]
     found = offered(made_bulk(tmp_path, 5, [link, *odd]), tmp_path)
-    assert found[0].reason == "not a plain file in its tar" and [o.data for o in found[1:]] == [b"%PDF"] * 4
+    assert found[0].reason == Reason.NOT_A_FILE and [o.data for o in found[1:]] == [b"%PDF"] * 4
     assert len({o.key for o in found}) == 5 and not any(set("./\n") & set(o.key) for o in found)
     assert [o.id for o in found[3:]] == ["hep-th/9912002"] * 2
 
@@ -376,27 +374,16 @@ def spec_file(folder: Path, source: dict[str, Any]) -> Path:
 
 def check_root(root: Path) -> None:
     """Every paper of the miniature stands in the receipts and samples of a root."""
-    receipts = [json.loads(p.read_text()) for p in sorted(root.glob("images/*/[0-9]*.json"))]
+    receipts = [Receipt.parse(p.read_bytes(), p.name) for p in sorted(root.glob("images/*/[0-9]*.json"))]
     assert len(receipts) == 6
-    for r in receipts:
-        assert r["offered"] == r["written"] + sum(r["filtered"].values()) + len(r["rejected"])
-    filtered = {
-        reason: sum(r["filtered"].get(reason, 0) for r in receipts) for r in receipts for reason in r["filtered"]
-    }
-    licences = {k: n for k, n in filtered.items() if k.startswith(("licence", "no metadata"))}
-    assert licences == {
-        "licence arXiv-nonexclusive-distrib-1.0": 1,
-        "licence none": 1,
-        "licence CC-BY-NC-ND-4.0": 1,
-        "no metadata": 2,
-    }
+    filtered = sum((Counter(r.filtered) for r in receipts), Counter[Reason]())
+    assert (filtered[Reason.LICENCE], filtered[Reason.NO_METADATA]) == (3, 2)
     about = [item["json"] for split in ("train", "val") for item in open_shards(str(root / "images" / split))]
-    rejected = [d["key"] for r in receipts for d in r["rejected"]]
+    rejected = [reject.key for r in receipts for reject in r.rejected]
     assert {a["id"] for a in about} == ALLOWED - {"hep-ph/0703007", "2401.00005"}, "the two that are bad PDFs"
     assert sorted(rejected) == ["2401-00005", key_of("hep-ph/0703007")]
-    assert len(receipts) == len({r["read"]["sha256"] for r in receipts if r["read"]["bytes"]}) + sum(
-        not r["read"]["bytes"] for r in receipts
-    )
+    read = [r.read[0] for r in receipts]
+    assert len(receipts) == len({one.sha256 for one in read if one.bytes}) + sum(not one.bytes for one in read)
     [by] = {
         (a["licence"], a["title"], a["authors"], a["url"], a["categories"]) for a in about if a["id"] == "cs/0703004"
     }

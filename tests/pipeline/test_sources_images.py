@@ -16,6 +16,7 @@ from offers import read_all, texts, write_tar
 from PIL import Image
 
 from data_specs import storage
+from data_specs.records import parse_unit, unit_line
 from data_specs.spec import ImageSource, Limits, Render, Source, TextSource
 from pipeline.sources import class_names, cut, prepare
 from pipeline.sources.document import Offered
@@ -37,7 +38,7 @@ def some(folder: Path, each: int = 4) -> list[tuple[str, Path]]:
 def offered(sources: list[Source], **render: float) -> dict[str, list[Offered]]:
     made: dict[str, list[Offered]] = {"train": [], "val": []}
     for split, unit in cut(Render(sources=sources, **render), sources):  # type: ignore[arg-type]
-        made[split] += read_unit(json.loads(json.dumps(unit)), LIMITS)
+        made[split] += read_unit(parse_unit(unit_line(unit), "unit"), LIMITS)
     return made
 
 
@@ -96,7 +97,7 @@ def test_imagenet_with_a_flat_val_counts_sorted_wnids(imagenet: Path, mapping: s
 def test_an_image_that_the_list_lacks_is_a_counted_reject(imagenet: Path) -> None:
     (imagenet / "val/other.JPEG").write_bytes(next((imagenet / "val").iterdir()).read_bytes())
     val = ImageSource(kind="images", uri=str(imagenet / "val"), mapping=str(imagenet / "val.txt"), split="val")
-    assert [(o.id, o.reason) for o in offered([val])["val"] if o.reason] == [("other.JPEG", "its class is not known")]
+    assert [(o.id, o.reason) for o in offered([val])["val"] if o.reason] == [("other.JPEG", "class not known")]
     (imagenet / "val.txt").write_text("ILSVRC2012_val_00000000\n")
     with pytest.raises(ValueError, match=r"val\.txt: write two fields a line"):
         offered([val])
@@ -132,9 +133,9 @@ def test_webdataset_members_in_any_order_and_samples_without_a_class(tmp_path: P
     write_tar(tmp_path / "x.tar", members)  # type: ignore[arg-type]
     found = offered([ImageSource(kind="images", uri=str(tmp_path / "x.tar"))], val_share=0)["train"]
     assert [(o.id, o.data, o.cls, o.reason) for o in found] == [
-        ("a", b"A", 3, ""),
-        ("b", b"", -1, "its class is not known"),
-        ("d/c", b"C", 0, ""),
+        ("a", b"A", 3, None),
+        ("b", b"", -1, "class not known"),
+        ("d/c", b"C", 0, None),
     ]
 
 

@@ -7,10 +7,12 @@ from pathlib import Path
 import numpy as np
 from PIL import Image, ImageDraw
 
+from data_specs.digest import digest_of
 from data_specs.manifest import merge
 from data_specs.receipts import commit
+from data_specs.records import Identity, RangeUnit, Sample
 from data_specs.spec import Spec, load_spec
-from data_specs.units import Sample, write_plan
+from data_specs.units import write_plan
 from tokenize_jobs.decode import png
 
 WORDS = ("class", "index", "value", "return", "object", "string", "number", "module")
@@ -27,7 +29,8 @@ def drawn(number: int, side: int, ink: str = "black") -> np.ndarray:
 
 def write_images(uri: str, shards: list[int], side: int = 32, ink: str = "black") -> None:
     """A set of shards with the given numbers of images."""
-    plan = write_plan(uri, f"digest of {uri}", {"stage": "test"}, ({"unit": n} for n in range(len(shards))))
+    units = [RangeUnit(unit=number, first=0, count=count) for number, count in enumerate(shards)]
+    plan = write_plan(uri, digest_of({"uri": uri}), Identity(stage="test"), units)
     first = 0
     for unit, count in enumerate(shards):
         fields = ({"png": png(drawn(n, side, ink)), "cls": b"0", "json": b"{}"} for n in range(first, first + count))

@@ -67,7 +67,7 @@ def test_the_batch_that_fits_is_settled_before_planning(root: str, ray_session: 
     assert settle_batch(spec, root, Workers()).tokenize.compute_batch == 32
     tokenize(spec, root, Workers(num_workers=1))
     plan = read_plan(f"{root}/codes/train")
-    assert plan and plan.identity["tokenize"]["compute_batch"] == 32
+    assert plan and plan.identity.spec["tokenize"]["compute_batch"] == 32  # type: ignore[index,call-overload]
     with pytest.raises(ValueError, match=r"tokenize\.compute_batch was 32, is now 16"):
         tokenize(SPEC, root, Workers(num_workers=1))
     result = reconstruct(spec, root, "val", Workers(num_workers=1), shown=4)

@@ -3,31 +3,53 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any
 
 import pytest
 
 from data_specs.receipts import commit, valid_receipts
-from data_specs.units import Sample, read_plan, write_plan
-from tokenize_jobs.job import _followed, _input
+from data_specs.records import AnyUnit, Identity, Manifest, Sample, ShardEntry, ShardUnit, Totals
+from data_specs.units import Plan, read_plan, write_plan
+from tokenize_jobs.job import _followed, _unit
+
+DIGEST = "d" * 64
 
 
-def entry(name: str, *replaces: str) -> dict[str, Any]:
-    return {"url": f"{name}.tar", "sha256": f"sha of {name}"} | ({"replaces": list(replaces)} if replaces else {})
+def name(number: int, code: str) -> str:
+    return f"{number:06d}-{code * 8}.tar"
+
+
+def entry(number: int, code: str, *replaces: str) -> ShardEntry:
+    return ShardEntry(
+        url=name(number, code), nsamples=0, filesize=1, md5sum="0" * 32, sha256=code * 64, replaces=replaces
+    )
+
+
+def manifest(*shards: ShardEntry, emptied: tuple[str, ...] = ()) -> Manifest:
+    return Manifest(
+        name="images", digest=DIGEST, complete=True, totals=Totals(), shardlist=tuple(shards), emptied=emptied
+    )
+
+
+def identity(images: str) -> Identity:
+    return Identity(stage="encode", inputs={"shards": images})
+
+
+def shards_of(plan: Plan) -> list[str | None]:
+    return [unit.shard for unit in plan.units() if isinstance(unit, ShardUnit)]
 
 
 def test_grown_replaced_and_emptied_shards(tmp_path: Path) -> None:
-    first = [entry("0-a"), entry("1-a"), entry("2-a")]
-    units = [{"unit": n, "split": "train"} | _input("/images", one) for n, one in enumerate(first)]
-    plan = write_plan(str(tmp_path), "d", {"input": 1}, units)
+    first = [entry(0, "a"), entry(1, "a"), entry(2, "a")]
+    units: list[AnyUnit] = [_unit(number, "train", one) for number, one in enumerate(first)]
+    plan = write_plan(str(tmp_path), DIGEST, identity("1"), units)
     for number in range(3):
-        commit(str(tmp_path), "d", number, [Sample("k", {"cls": b"0", "json": b"{}"})])
-    now = {"shardlist": [entry("0-a"), entry("1-b", "1-a.tar"), entry("3-a")], "emptied": ["2-a.tar"]}
-    grown = _followed(plan, {"input": 2}, now, "/images", "train")
-    assert [unit["shard"] for unit in grown.units()] == ["/images/0-a.tar", "/images/1-b.tar", None, "/images/3-a.tar"]
-    assert [receipt["unit"] for receipt in valid_receipts(str(tmp_path), "d")] == [0]
-    more = _followed(grown, {"input": 3}, now | {"shardlist": [*now["shardlist"], entry("4-a")]}, "/images", "train")
-    assert more.num_units == 5 and [unit["shard"] for unit in more.units()][:4] == [u["shard"] for u in grown.units()]
-    with pytest.raises(ValueError, match="input was 3, is now 4"):
-        _followed(more, {"input": 4}, {"shardlist": [entry("7-z")]}, "/images", "train")
+        commit(str(tmp_path), DIGEST, number, [Sample("k", {"cls": b"0", "json": b"{}"})])
+    now = (entry(0, "a"), entry(1, "b", name(1, "a")), entry(3, "a"))
+    grown = _followed(plan, identity("2"), manifest(*now, emptied=(name(2, "a"),)), "train")
+    assert shards_of(grown) == [name(0, "a"), name(1, "b"), None, name(3, "a")]
+    assert [receipt.unit for receipt in valid_receipts(str(tmp_path), DIGEST)] == [0]
+    more = _followed(grown, identity("3"), manifest(*now, entry(4, "a"), emptied=(name(2, "a"),)), "train")
+    assert more.num_units == 5 and shards_of(more)[:4] == shards_of(grown)
+    with pytest.raises(ValueError, match=r"inputs\.shards was .3., is now .4."):
+        _followed(more, identity("4"), manifest(entry(7, "f")), "train")
     assert read_plan(str(tmp_path)) == more

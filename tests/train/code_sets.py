@@ -7,10 +7,12 @@ from pathlib import Path
 
 import numpy as np
 
+from data_specs.digest import digest_of
 from data_specs.manifest import merge
 from data_specs.receipts import commit
+from data_specs.records import Identity, RangeUnit, Sample
 from data_specs.spec import Spec, load_spec
-from data_specs.units import Sample, write_plan
+from data_specs.units import write_plan
 from tokenize_jobs.encode import npy
 
 SHAPE = (4, 4, 2)
@@ -26,7 +28,8 @@ def write_codes(
     noise: Collection[int] = (),
 ) -> None:
     """A set of shards with the given numbers of samples. Codes rise, which can be learned, but for samples `noise`."""
-    plan = write_plan(uri, f"digest of {uri}", {"stage": "test"}, ({"unit": n} for n in range(len(shards))))
+    units = [RangeUnit(unit=number, first=0, count=count) for number, count in enumerate(shards)]
+    plan = write_plan(uri, digest_of({"uri": uri}), Identity(stage="test"), units)
     number = 0
     for unit, count in enumerate(shards):
         samples = []

@@ -65,7 +65,7 @@ def _inputs(spec: Spec, root: str) -> dict[str, str]:
         "reconstructions/val/images",
         f"samples/{spec.sample.name}/images",
     ]
-    return {name: open_shards(storage.join(root, name)).manifest["digest"] for name in names}
+    return {name: open_shards(storage.join(root, name)).manifest.digest for name in names}
 
 
 def _pairs(originals: ShardSet, copies: ShardSet, limit: int) -> Iterable[tuple[np.ndarray, np.ndarray]]:

@@ -8,7 +8,8 @@ import torch
 from PIL import Image
 
 from data_specs import manifest, receipts
-from data_specs.units import Sample, write_plan
+from data_specs.records import Identity, RangeUnit, Sample
+from data_specs.units import write_plan
 from train.evaluation import features, fid, references, sources
 from train.evaluation.frechet import moments_of
 from train.evaluation.vision_ops import import_torchvision
@@ -118,14 +119,15 @@ def test_folder_npz_and_shards_of_the_same_pictures_give_the_same_figure(tmp_pat
 
 def shard_set(folder, images):
     """A shard set of two shards of these images; its URI."""
-    plan = write_plan(str(folder), "digest", {"stage": "images"}, ({"unit": i} for i in range(2)))
+    units = [RangeUnit(unit=number, first=number, count=1) for number in range(2)]
+    plan = write_plan(str(folder), "d" * 64, Identity(stage="images"), units)
     for unit in range(2):
         samples = []
         for i in range(len(images) * unit // 2, len(images) * (unit + 1) // 2):
             png = io.BytesIO()
             Image.fromarray(images[i]).save(png, "png")
             samples.append(Sample(f"k{i}", {"png": png.getvalue(), "cls": b"0", "json": b"{}"}))
-        receipts.commit(str(folder), "digest", unit, samples)
+        receipts.commit(str(folder), plan.digest, unit, samples)
     manifest.merge(plan, "images")
     return str(folder)
 
