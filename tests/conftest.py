@@ -31,9 +31,10 @@ def shared() -> Path:
 
 @pytest.fixture(scope="session")
 def ray_session() -> Iterator[None]:
-    """An embedded Ray of two CPUs for the whole session."""
+    """An embedded Ray of two CPUs for the whole session, which `dnd` of tests/command.py joins."""
     import ray
 
+    os.environ.setdefault("RAY_worker_niceness", "0")  # niced, workers starve beside other tests
     ray.init(num_cpus=2, include_dashboard=False, log_to_driver=False, configure_logging=False)
     yield
     ray.shutdown()

@@ -20,7 +20,7 @@ TINY = Path(__file__).parent.parent / "tiny.yaml"
 
 
 @pytest.fixture(scope="module")
-def finished(tmp_path_factory: pytest.TempPathFactory) -> Path:
+def finished(ray_session: None, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A root with all stages done by one command."""
     root = tmp_path_factory.mktemp("whole") / "run"
     result = dnd("run", TINY, "--root", root)

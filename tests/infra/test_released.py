@@ -28,7 +28,7 @@ sample: {{num: 10, batch_size: 4, classes: 1-3, guidance: 1.7, temperature: [1.0
 
 
 @pytest.fixture(scope="module")
-def released(tmp_path_factory: pytest.TempPathFactory) -> Path:
+def released(ray_session: None, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A folder with rqvae.pt, config.yaml, the transformer's state dict, and the spec that describes them."""
     folder = tmp_path_factory.mktemp("released")
     (folder / "mine.yaml").write_text(SPEC)

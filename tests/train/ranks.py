@@ -1,9 +1,8 @@
-"""Ranks of training for the tests: processes of a fork server that has imported torch and DeepSpeed once."""
+"""Ranks of training for the tests: processes of the fork server that has imported torch and DeepSpeed once."""
 
 from __future__ import annotations
 
 import json
-import multiprocessing
 import os
 import socket
 import sys
@@ -14,9 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from code_sets import tiny_spec
-
-PROCESSES = multiprocessing.get_context("forkserver")
-PROCESSES.set_forkserver_preload(["train.loop", "code_sets"])
+from command import PROCESSES
 
 
 def start(world: int, work: Callable[..., None], *arguments: Any) -> list[BaseProcess]:
