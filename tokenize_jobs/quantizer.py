@@ -9,6 +9,7 @@ from typing import cast
 
 import torch
 import torch.distributed as dist
+from einops import rearrange
 from torch import Tensor, nn
 
 MAX_DISTANCES = 2**25  # distances held at once, so that 16,384 rows do not need gigabytes
@@ -163,18 +164,13 @@ class ResidualQuantizer(nn.Module):
 
     def to_code_shape(self, latents: Tensor) -> Tensor:
         """[B, H, W, C] -> [B, h, w, E]: each block of positions as one vector, by row, column, channel."""
-        batch, height, width, channels = latents.shape
         rows, columns = self.fold
-        blocks = latents.reshape(batch, height // rows, rows, width // columns, columns, channels).transpose(2, 3)
-        return blocks.reshape(batch, height // rows, width // columns, rows * columns * channels)
+        return rearrange(latents, "b (h r) (w s) c -> b h w (r s c)", r=rows, s=columns)
 
     def to_latent_shape(self, vectors: Tensor) -> Tensor:
         """[B, h, w, E] -> [B, H, W, C], the inverse of `to_code_shape`."""
-        batch, height, width, dim = vectors.shape
         rows, columns = self.fold
-        channels = dim // (rows * columns)
-        blocks = vectors.reshape(batch, height, width, rows, columns, channels).transpose(2, 3)
-        return blocks.reshape(batch, height * rows, width * columns, channels)
+        return rearrange(vectors, "b h w (r s c) -> b (h r) (w s) c", r=rows, s=columns)
 
     def _quantize(self, vectors: Tensor) -> tuple[Tensor, list[Tensor]]:
         """Codes [N, D] of `vectors` [N, E], and the sums [N, E] of the rows up to each depth."""
@@ -185,7 +181,6 @@ class ResidualQuantizer(nn.Module):
             partial_sums.append(total)
         return torch.stack(codes, dim=-1), partial_sums
 
-    @torch.compiler.disable
     @torch.no_grad()
     def _learn(self, vectors: Tensor) -> tuple[Tensor, list[Tensor]]:
         """As `_quantize`, each codebook learning from its residuals; a shared one is updated after every depth."""

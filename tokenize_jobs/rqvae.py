@@ -11,6 +11,7 @@ from typing import Any
 
 import torch
 import torch.nn.functional as F
+from einops import rearrange
 from torch import Tensor, nn
 
 from tokenize_jobs.quantizer import ResidualQuantizer
@@ -216,11 +217,11 @@ class RQVAE(nn.Module):
     def latents(self, images: Tensor) -> Tensor:
         """What is quantized: [B, latent height, latent width, embed_dim]."""
         images = images.to(self.quant_conv.weight.dtype)
-        return self.quant_conv(self.encoder(images)).permute(0, 2, 3, 1)
+        return rearrange(self.quant_conv(self.encoder(images)), "b c h w -> b h w c")
 
     def images(self, latents: Tensor) -> Tensor:
         """Images from (quantized) latents, the inverse of `latents`."""
-        latents = latents.permute(0, 3, 1, 2).to(self.post_quant_conv.weight.dtype)
+        latents = rearrange(latents, "b h w c -> b c h w").to(self.post_quant_conv.weight.dtype)
         return self.decoder(self.post_quant_conv(latents))
 
 
@@ -349,9 +350,9 @@ class Attention(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         normed = self.norm(x)
-        q, k, v = (conv(normed).flatten(2).transpose(1, 2).unsqueeze(1) for conv in (self.q, self.k, self.v))
-        attended = F.scaled_dot_product_attention(q, k, v).squeeze(1)
-        return x + self.proj_out(attended.transpose(1, 2).unflatten(2, x.shape[2:]))
+        q, k, v = (rearrange(conv(normed), "b c h w -> b 1 (h w) c") for conv in (self.q, self.k, self.v))
+        attended = F.scaled_dot_product_attention(q, k, v)
+        return x + self.proj_out(rearrange(attended, "b 1 (h w) c -> b c h w", h=x.shape[2]))
 
 
 class Downsample(nn.Module):

@@ -10,7 +10,7 @@ import pytest
 
 HEAVY = {
     *("numpy", "PIL", "torch", "ray", "deepspeed", "datasets", "pyarrow", "pandas", "pymupdf", "pypdfium2", "scipy"),
-    *("boto3", "botocore", "transformers", "wandb", "jinja2", "einops", "sklearn"),
+    *("boto3", "botocore", "transformers", "wandb", "jinja2", "einops", "sklearn", "torch._dynamo"),
 }
 
 
@@ -24,6 +24,8 @@ HEAVY = {
         ("pipeline.removal", {"numpy"}),
         ("pipeline.runner", {"numpy", "ray"}),
         ("train.loader", {"numpy", "PIL"}),
+        ("tokenize_jobs.encode", {"numpy", "PIL", "torch", "einops"}),
+        ("train.evaluation.rocr", set()),
     ],
 )
 def test_what_a_module_loads(module: str, allowed: set[str]) -> None:

@@ -1,12 +1,17 @@
 """rOCR: how much of the text survives in reconstructed pictures. OCR of each, against the text drawn (or OCR of the
 originals): ROUGE-1/2/L as published, character and word error rates, word accuracy, and the worst examples."""
 
+from __future__ import annotations
+
 import unicodedata
 from collections.abc import Sequence
 from functools import lru_cache
+from typing import TYPE_CHECKING
 
 from rapidfuzz.distance import LCSseq, Levenshtein
-from rouge_score.rouge_scorer import RougeScorer
+
+if TYPE_CHECKING:
+    from rouge_score.rouge_scorer import RougeScorer
 
 ROUGE = ("rouge1", "rouge2", "rougeL")
 INVISIBLE = ("Cc", "Cf", "Cn")  # categories of control, format and unassigned characters
@@ -75,4 +80,6 @@ def rocr(references: Sequence[str], texts: Sequence[str], keys: Sequence[str], n
 
 @lru_cache(1)
 def _rouge() -> RougeScorer:
+    from rouge_score.rouge_scorer import RougeScorer  # with nltk, which loads scikit-learn and pandas: seconds
+
     return RougeScorer(list(ROUGE), use_stemmer=True)
