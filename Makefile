@@ -5,6 +5,7 @@ PRESET ?= demo
 PDFS ?=
 TEXT ?=
 OUT ?= runs/rehearsal
+ENGINE ?= docker
 BIN := .venv/bin
 
 .PHONY: help demo test lint test-long test-s3 rehearsal image-cpu image-cuda lock clean
@@ -42,8 +43,9 @@ test-s3: .venv/installed    ## the tests against a real S3 server (installs Debi
 rehearsal: .venv/installed  ## a cluster's life on this machine: Ray nodes die, Slurm preempts, S3 holds all (OUT=folder)
 	$(BIN)/python tests/rehearsal.py --out $(OUT)
 
-image-cpu image-cuda:  ## container images dnd-transformer:cpu and dnd-transformer:cuda
-	docker build -f infra/docker/Dockerfile.$(@:image-%=%) -t dnd-transformer:$(@:image-%=%) \
+image-cpu image-cuda:  ## container images dnd-transformer:cpu and dnd-transformer:cuda (EFA=version, for AWS; ENGINE=podman)
+	$(ENGINE) build $(if $(filter podman,$(ENGINE)),--format docker) -f infra/docker/Dockerfile -t dnd-transformer:$(@:image-%=%) \
+	  $(if $(filter image-cuda,$@),--build-arg TORCH=cu130) $(if $(EFA),--build-arg EFA=$(EFA)) \
 	  --build-arg COMMIT=$$(git describe --always --dirty --abbrev=40 --exclude '*') .
 
 lock: .venv/installed  ## writes requirements.lock from what is installed

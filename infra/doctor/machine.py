@@ -1,4 +1,4 @@
-"""This machine: Python and its packages, the build of torch and the GPUs, NCCL, disks, shared memory, limits."""
+"""This machine: Python and its packages, GPUs (gpus.py), disks, shared memory, limits."""
 
 from __future__ import annotations
 
@@ -13,10 +13,9 @@ from collections.abc import Iterator
 from importlib import metadata
 from pathlib import Path
 
-import psutil
-
 from data_specs import cache
 from infra.doctor.finding import Finding
+from infra.doctor.gpus import gpu_findings
 
 LOCK = Path(__file__).resolve().parents[2] / "requirements.lock"
 SHOWN = ("torch", "deepspeed", "ray", "pymupdf", "pillow", "numpy", "boto3")  # what decides bytes, or must agree
@@ -65,54 +64,6 @@ def _version(name: str) -> str | None:
 def _public(version: str) -> str:
     """Without the build: 2.13.0+cu130 and 2.13.0+cpu are both the locked 2.13.0."""
     return version.partition("+")[0]
-
-
-# ---- GPUs ------------------------------------------------------------------------------------------------------------
-def gpu_findings(devices: Path = Path("/dev")) -> Iterator[Finding]:
-    """The build of torch against the GPUs whose device nodes are under `devices`, the driver, and NCCL."""
-    gpus = len([node for node in devices.glob("nvidia*") if node.name[6:].isdigit()])
-    try:
-        import torch
-    except (ImportError, OSError) as error:
-        yield Finding("torch", False, f"cannot be imported ({error}): install it anew from requirements.lock")
-        return
-    build = f"CUDA {torch.version.cuda}" if torch.version.cuda else "CPU"
-    if gpus and not torch.version.cuda:
-        remedy = f"pip install torch=={_public(torch.__version__)} --index-url https://download.pytorch.org/whl/cu130"
-        yield Finding("torch", False, f"{torch.__version__} is a CPU build on a machine with {gpus} GPUs: {remedy}")
-        return
-    yield Finding("torch", True, f"{torch.__version__}, {build} build")
-    if not gpus:
-        yield Finding("gpu", True, "none here")
-    elif not torch.cuda.is_available():
-        remedy = "update the driver (nvidia-smi names the newest CUDA that it serves) or give the container its GPUs"
-        yield Finding("gpu", False, f"{gpus} devices that torch cannot use with {_driver()}: {remedy}")
-    else:
-        names = sorted({torch.cuda.get_device_name(i) for i in range(torch.cuda.device_count())})
-        yield Finding("gpu", True, f"{torch.cuda.device_count()} x {', '.join(names)}, {_driver()}")
-    yield _nccl(bool(gpus))
-
-
-def _driver() -> str:
-    path = Path("/proc/driver/nvidia/version")
-    found = re.search(r"Module\s+(?:for \S+\s+)?([\d.]+)", path.read_text()) if path.exists() else None
-    return f"driver {found[1]}" if found else "no driver loaded"
-
-
-def _nccl(gpus: bool) -> Finding:
-    """NCCL's version, and that the networks named for the collectives exist here."""
-    import torch
-
-    for name in ("NCCL_SOCKET_IFNAME", "GLOO_SOCKET_IFNAME"):
-        wanted = os.environ.get(name, "")
-        prefixes = tuple(filter(None, wanted.lstrip("=").split(",")))
-        if prefixes and wanted[0] != "^" and not any(there.startswith(prefixes) for there in psutil.net_if_addrs()):
-            return Finding(
-                "nccl", False, f"{name}={wanted}, but here are {', '.join(psutil.net_if_addrs())}: correct it"
-            )
-    if not gpus or not torch.cuda.is_available():
-        return Finding("nccl", True, "not needed: ranks on CPUs use gloo")
-    return Finding("nccl", True, ".".join(map(str, torch.cuda.nccl.version())))
 
 
 def _ocr() -> Finding:

@@ -21,7 +21,7 @@ from slurm_cluster import Slurm, missing_binaries, slurm_cluster
 
 from data_specs import s3, storage
 from data_specs.spec import load_spec
-from infra.doctor import machine
+from infra.doctor import gpus, machine
 from infra.doctor.clusters import ray_finding, slurm_finding
 from infra.doctor.finding import Finding
 from infra.doctor.storage import storage_findings
@@ -66,17 +66,39 @@ def test_a_cpu_build_of_torch_is_wrong_only_beside_gpus(tmp_path: Path) -> None:
 
     if torch.version.cuda:
         pytest.skip("this is a CUDA build of torch")
-    assert all(finding.ok for finding in machine.gpu_findings(tmp_path))
+    assert all(finding.ok for finding in gpus.gpu_findings(tmp_path))
     for name in ("nvidia0", "nvidia1", "nvidiactl"):
         (tmp_path / name).touch()
-    (finding,) = machine.gpu_findings(tmp_path)
+    (finding,) = gpus.gpu_findings(tmp_path)
     assert not finding.ok and "CPU build on a machine with 2 GPUs" in finding.text and "--index-url" in finding.text
+
+
+def test_a_driver_that_is_too_old_for_the_build_is_named(tmp_path: Path) -> None:
+    version = "NVRM version: NVIDIA UNIX {} Kernel Module  {}  Thu Oct  2 2025\n"
+    for name, line in {"open": ("Open", "for x86_64  570.86.15"), "closed": ("x86_64", "580.95.05")}.items():
+        (tmp_path / name).write_text(version.format(*line))
+    old, new = (gpus.driver_version(tmp_path / name) for name in ("open", "closed"))
+    assert (old, new) == ("570.86.15", "580.95.05") and gpus.driver_version(tmp_path / "none") is None
+    assert gpus.too_old(str(new), "13.0") is None and gpus.too_old(str(old), "12.8") is None
+    complaint = gpus.too_old(str(old), "13.0")
+    assert complaint and "update it to 580 or newer, or install a build of torch for CUDA 12" in complaint
+
+
+def test_a_fabric_whose_library_does_not_load_is_named(tmp_path: Path) -> None:
+    assert list(gpus.fabric_findings(tmp_path / "none")) == []
+    (tmp_path / "mlx5_0").mkdir()
+    assert [finding.ok for finding in gpus.fabric_findings(tmp_path, verbs="libc.so.6")] == [True]
+    (tmp_path / "rdmap0s6").mkdir()  # an Elastic Fabric Adapter
+    (finding,) = gpus.fabric_findings(tmp_path, verbs="libc.so.6", plugin="libnone.so")
+    assert not finding.ok and "mlx5_0, rdmap0s6, but libnone.so does not load" in finding.text
+    (finding,) = gpus.fabric_findings(tmp_path, verbs="libnone.so.1")
+    assert "apt-get install libibverbs1" in finding.text
 
 
 def test_a_network_for_nccl_that_is_not_there_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     for value, ok in (("ib7", False), ("lo", True), ("=ib7,lo", True), ("^docker", True)):
         monkeypatch.setenv("NCCL_SOCKET_IFNAME", value)
-        assert by_name(machine.gpu_findings(tmp_path))["nccl"].ok is ok, value
+        assert by_name(gpus.gpu_findings(tmp_path))["nccl"].ok is ok, value
 
 
 def test_a_package_of_another_version_than_the_locked_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -11,7 +11,7 @@ INFRA = Path(__file__).resolve().parents[2] / "infra"
 CHECKED_BY = {
     "deepspeed/*.json": "train/test_engine.py",
     "deepspeed/hostfile.example": "infra/test_launch.py",
-    "docker/Dockerfile.*": "infra/test_docker.py",
+    "docker/Dockerfile": "infra/test_docker.py",
     "kubernetes/*.yaml": "infra/test_kubernetes.py",
     "ray/*": "infra/test_ray_config.py",
     "**/*.sh": "infra/test_launch.py",
