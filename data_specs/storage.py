@@ -1,5 +1,7 @@
 """Storage by URI: the one place that reads and writes files, a local path or `s3://bucket/key`.
 
+Each verb is a function here whose body serves local paths; `s3.py` has functions of the same names for s3://, and
+`fsspec_files.py` those that read, for the other schemes that fsspec knows (sources may lie there, a root may not).
 Writes are whole or absent: a reader never sees half a file. `create_*` never overwrites and says who won.
 """
 
@@ -7,44 +9,38 @@ from __future__ import annotations
 
 import atexit
 import os
+import re
 import shutil
-import tempfile
 from collections import deque
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
-from contextlib import AbstractContextManager, ExitStack, contextmanager
+from contextlib import ExitStack, contextmanager, suppress
+from functools import wraps
+from importlib import import_module
 from pathlib import Path
-from typing import BinaryIO, Protocol
-from uuid import uuid4
+from typing import BinaryIO, ParamSpec, TypeVar, cast
 
+from data_specs import local_files
 from data_specs.records import FileInfo
 from data_specs.scratch import scratch_folder
 
 READS_IN_FLIGHT = 16
-PART = ".part"  # ends the names of what is still being written
 _AT_EXIT = ExitStack()
 atexit.register(_AT_EXIT.close)
+_Arguments = ParamSpec("_Arguments")
+_Result = TypeVar("_Result")
 
 
-class Backend(Protocol):
-    """What a kind of storage must do; each function is documented below under its public name."""
-
-    def read_bytes(self, uri: str, start: int | None, length: int | None) -> bytes: ...
-    def open_stream(self, uri: str) -> BinaryIO: ...
-    def write_file(self, path: Path, uri: str) -> None: ...
-    def create_from_file(self, path: Path, uri: str) -> bool: ...
-    def write_bytes(self, uri: str, data: bytes) -> None: ...
-    def create_if_absent(self, uri: str, data: bytes) -> bool: ...
-    def list_files(self, uri: str) -> Iterator[FileInfo]: ...
-    def list_folders(self, uri: str) -> list[str]: ...
-    def stat(self, uri: str) -> FileInfo | None: ...
-    def delete(self, uri: str) -> None: ...
-    def local_copy(self, uri: str) -> Path: ...
+# ---- addresses -----------------------------------------------------------------------------------------------------
+def scheme_of(uri: str) -> str:
+    """The scheme of an address, "" for a local path."""
+    match = re.match(r"([^/]*)://", uri)
+    return match[1] if match else ""
 
 
 def is_remote(uri: str) -> bool:
-    """Whether the URI names an object store rather than a local path."""
-    return uri.startswith("s3://")
+    """Whether the URI has a scheme, so that it is no local path."""
+    return scheme_of(uri) != ""
 
 
 def join(uri: str, *parts: str) -> str:
@@ -55,13 +51,93 @@ def join(uri: str, *parts: str) -> str:
 
 
 def absolute(uri: str) -> str:
-    """A root as workers on any node must see it: local paths made absolute."""
-    return uri.rstrip("/") if is_remote(uri) else str(Path(uri).absolute())
+    """A root as workers on any node must see it: local paths made absolute.
+
+    Raises:
+        ValueError: for an address that no root can have, by name.
+    """
+    scheme = scheme_of(uri)
+    if scheme not in ("", "s3"):
+        raise ValueError(f"{uri}: a root is a folder or s3://bucket/prefix, not {scheme}://")
+    if not scheme:
+        return str(Path(uri).absolute())
+    split_bucket(uri)
+    return uri.rstrip("/")
 
 
+def split_bucket(uri: str) -> tuple[str, str]:
+    """(bucket, key) of an s3:// address. Raises ValueError where it names no bucket."""
+    bucket, _, key = uri.removeprefix("s3://").partition("/")
+    if not bucket:
+        raise ValueError(f"{uri}: names no bucket; write s3://bucket/key")
+    return bucket, key
+
+
+def _verb(local: Callable[_Arguments, _Result]) -> Callable[_Arguments, _Result]:
+    """Makes a verb of a function for local paths: calls for other addresses go to its namesake in their module."""
+
+    @wraps(local)
+    def call(*args: _Arguments.args, **kwargs: _Arguments.kwargs) -> _Result:
+        uri = next(value for value in args if isinstance(value, str))
+        if not (scheme := scheme_of(uri)):
+            return local(*args, **kwargs)
+        # imported on demand: boto3 takes half a second
+        module = import_module("data_specs.s3" if scheme == "s3" else "data_specs.fsspec_files")
+        if not (scheme == "s3" or module.reads(scheme)):
+            raise ValueError(f"{uri}: {scheme}:// is not known; write a path, s3://bucket/key or, to read, gs:// …")
+        if not hasattr(module, local.__name__):
+            raise ValueError(f"{uri}: {scheme}:// is only read, as a source; write to a folder or s3://bucket/prefix")
+        return cast(_Result, getattr(module, local.__name__)(*args, **kwargs))
+
+    return call
+
+
+# ---- reading -------------------------------------------------------------------------------------------------------
+@_verb
 def read_bytes(uri: str, start: int | None = None, length: int | None = None) -> bytes:
     """The file's bytes, or `length` of them from `start`. Raises FileNotFoundError."""
-    return _backend(uri).read_bytes(uri, start, length)
+    with open(uri, "rb") as file:
+        file.seek(start or 0)
+        return file.read(-1 if length is None else length)
+
+
+@_verb
+def open_stream(uri: str) -> BinaryIO:
+    """A binary file to read from start to end. Raises FileNotFoundError."""
+    return open(uri, "rb")
+
+
+@_verb
+def stat(uri: str) -> FileInfo | None:
+    """The file's facts, or None where there is no such file."""
+    return local_files.find_file(uri)
+
+
+@_verb
+def list_files(uri: str) -> Iterator[FileInfo]:
+    """All files under a folder, at any depth, in order of name; a file is its own list, an absent folder is empty.
+
+    Symbolic links to folders are followed, but not in a circle; what is gone when its turn comes is left out.
+    """
+    if itself := local_files.find_file(uri):
+        yield itself
+    elif os.path.isdir(uri):
+        yield from local_files.walk(uri)
+
+
+@_verb
+def list_folders(uri: str) -> list[str]:
+    """Addresses of the folders directly in a folder, in order of name; symbolic links are none of them."""
+    entries = os.scandir(uri) if os.path.isdir(uri) else ()
+    return sorted(entry.path for entry in entries if entry.is_dir(follow_symlinks=False))
+
+
+@_verb
+def local_copy(uri: str) -> Path:
+    """A local path with the file's content: the file itself, or a cached download shared by the processes of a node."""
+    if not os.path.isfile(uri):
+        raise FileNotFoundError(f"{uri}: no such file")
+    return Path(uri)
 
 
 def read_many(uris: Iterable[str]) -> Iterator[bytes | None]:
@@ -79,13 +155,6 @@ def read_many(uris: Iterable[str]) -> Iterator[bytes | None]:
             yield waiting.popleft().result()
 
 
-def _read_if_there(uri: str) -> bytes | None:
-    try:
-        return read_bytes(uri)
-    except FileNotFoundError:
-        return None
-
-
 def read_text(uri: str) -> str:
     """The file as UTF-8 text. Raises FileNotFoundError."""
     return read_bytes(uri).decode("utf-8")
@@ -98,68 +167,13 @@ def read_lines(uri: str) -> Iterator[str]:
             yield line.decode("utf-8").rstrip("\n")
 
 
-def open_stream(uri: str) -> BinaryIO:
-    """A binary file to read from start to end. Raises FileNotFoundError."""
-    return _backend(uri).open_stream(uri)
-
-
-def write_bytes(uri: str, data: bytes) -> None:
-    """Writes or replaces a file, atomically."""
-    _backend(uri).write_bytes(uri, data)
-
-
-def write_text(uri: str, text: str) -> None:
-    """Writes or replaces a UTF-8 file, atomically."""
-    write_bytes(uri, text.encode("utf-8"))
-
-
-def write_file(path: Path, uri: str) -> None:
-    """Uploads or copies a local file, atomically, replacing what is there."""
-    _backend(uri).write_file(path, uri)
-
-
-def create_if_absent(uri: str, data: bytes) -> bool:
-    """Writes a file unless it is there already; True if this call made it."""
-    return _backend(uri).create_if_absent(uri, data)
-
-
-def create_from_file(path: Path, uri: str) -> bool:
-    """Uploads or copies a local file unless the target is there already; True if this call made it."""
-    return _backend(uri).create_from_file(path, uri)
-
-
-def list_files(uri: str) -> Iterator[FileInfo]:
-    """All files under a folder, at any depth, in order of name. An absent folder is empty."""
-    return _backend(uri).list_files(uri)
-
-
-def list_folders(uri: str) -> list[str]:
-    """Addresses of the folders directly in a folder, in order of name."""
-    return _backend(uri).list_folders(uri)
-
-
-def stat(uri: str) -> FileInfo | None:
-    """The file's facts, or None where there is no such file."""
-    return _backend(uri).stat(uri)
-
-
 def exists(uri: str) -> bool:
     """Whether there is a file of this name."""
     return stat(uri) is not None
 
 
-def delete(uri: str) -> None:
-    """Removes a file; an absent one is no error."""
-    _backend(uri).delete(uri)
-
-
-def local_copy(uri: str) -> Path:
-    """A local path with the file's content: the file itself, or a cached download shared by the processes of a node."""
-    return _backend(uri).local_copy(uri)
-
-
 def local_folder(uri: str) -> Path:
-    """A local folder with all files of a folder: itself, or links to cached downloads for as long as the process lives.
+    """A local folder with all files of a folder: itself, or cached downloads for as long as the process lives.
 
     Raises FileNotFoundError if it is empty, ValueError for names that would lie outside.
     """
@@ -171,17 +185,59 @@ def local_folder(uri: str) -> Path:
         if ".." in name.split("/") or name.startswith("/"):
             raise ValueError(f"{file.uri}: a name that leaves its folder; rename it")
         (folder / name).parent.mkdir(parents=True, exist_ok=True)
-        _link(local_copy(file.uri), folder / name)
+        path = local_copy(file.uri)
+        try:
+            os.link(path, folder / name)  # outlives the file's removal from the cache
+        except OSError:
+            shutil.copyfile(path, folder / name)
     if not any(folder.iterdir()):
         raise FileNotFoundError(f"{uri}: no such folder")
     return folder
 
 
-def _link(path: Path, target: Path) -> None:
-    try:
-        os.link(path, target)  # outlives the file's removal from the cache
-    except OSError:
-        target.symlink_to(path)
+# ---- writing -------------------------------------------------------------------------------------------------------
+@_verb
+def write_bytes(uri: str, data: bytes) -> None:
+    """Writes or replaces a file, atomically."""
+    local_files.replace(uri, data)
+
+
+@_verb
+def write_file(path: Path, uri: str) -> None:
+    """Uploads or copies a local file, atomically, replacing what is there."""
+    local_files.replace(uri, path)
+
+
+@_verb
+def create_if_absent(uri: str, data: bytes) -> bool:
+    """Writes a file unless it is there already; True if this call made it."""
+    return local_files.create(uri, data)
+
+
+@_verb
+def create_from_file(path: Path, uri: str) -> bool:
+    """Uploads or copies a local file unless the target is there already; True if this call made it."""
+    return local_files.create(uri, path)
+
+
+@_verb
+def decides_who_creates(uri: str) -> bool:
+    """Whether of two `create_*` of one name under this folder at once the storage itself refuses one.
+
+    Where it does not, the last of two simultaneous writers wins. Leaves nothing behind.
+    """
+    return local_files.decides_who_creates(uri)
+
+
+@_verb
+def delete(uri: str) -> None:
+    """Removes a file, of a symbolic link the link alone; an absent one is no error."""
+    Path(uri).unlink(missing_ok=True)
+
+
+def write_text(uri: str, text: str) -> None:
+    """Writes or replaces a UTF-8 file, atomically."""
+    write_bytes(uri, text.encode("utf-8"))
 
 
 @contextmanager
@@ -190,107 +246,14 @@ def writable_folder(uri: str) -> Iterator[Path]:
 
     Where `uri` is local they are moved, not copied: large ones need room once, and hard links stay links.
     """
-    if is_remote(uri):
-        made: AbstractContextManager[Path | str] = scratch_folder()
-    else:
-        Path(uri).mkdir(parents=True, exist_ok=True)
-        made = tempfile.TemporaryDirectory(PART, ".dnd-write-", uri)
-    with made as name:
-        yield (folder := Path(name))
-        place = write_file if is_remote(uri) else _LOCAL.move
+    with scratch_folder() if is_remote(uri) else local_files.folder_in(uri) as folder:
+        yield folder
+        place = write_file if is_remote(uri) else local_files.move
         for path in sorted(p for p in folder.rglob("*") if p.is_file()):
             place(path, join(uri, str(path.relative_to(folder))))
 
 
-def _backend(uri: str) -> Backend:
-    if not is_remote(uri):
-        return _LOCAL
-    from data_specs import s3  # boto3 takes half a second to import
-
-    return s3.backend()
-
-
-class _LocalFiles:
-    def read_bytes(self, uri: str, start: int | None, length: int | None) -> bytes:
-        with open(uri, "rb") as file:
-            file.seek(start or 0)
-            return file.read(-1 if length is None else length)
-
-    def open_stream(self, uri: str) -> BinaryIO:
-        return open(uri, "rb")
-
-    def write_bytes(self, uri: str, data: bytes) -> None:
-        self._place(uri, lambda path: path.write_bytes(data), os.replace)
-
-    def write_file(self, path: Path, uri: str) -> None:
-        self._place(uri, lambda target: shutil.copyfile(path, target), os.replace)
-
-    def move(self, path: Path, uri: str) -> None:
-        """A file of the same file system, brought to disk and then into place."""
-        Path(uri).parent.mkdir(parents=True, exist_ok=True)
-        with path.open("rb") as file:
-            os.fsync(file.fileno())
-        os.replace(path, uri)
-
-    def create_if_absent(self, uri: str, data: bytes) -> bool:
-        return self._create(uri, lambda path: path.write_bytes(data))
-
-    def create_from_file(self, path: Path, uri: str) -> bool:
-        return self._create(uri, lambda target: shutil.copyfile(path, target))
-
-    def _create(self, uri: str, fill: object) -> bool:
-        if os.path.exists(uri):
-            return False
-        try:
-            self._place(uri, fill, os.link)
-        except FileExistsError:
-            return False
-        return True
-
-    def _place(self, uri: str, fill, move) -> None:  # type: ignore[no-untyped-def]
-        """Fills a file beside the target, brings it to disk, then moves it into place (os.replace or os.link)."""
-        target = Path(uri)
-        target.parent.mkdir(parents=True, exist_ok=True)
-        beside = target.parent / f".{target.name}.{uuid4().hex}{PART}"
-        try:
-            fill(beside)
-            with open(beside, "rb") as file:
-                os.fsync(file.fileno())
-            move(beside, target)
-        finally:
-            beside.unlink(missing_ok=True)
-
-    def list_files(self, uri: str) -> Iterator[FileInfo]:
-        if os.path.isfile(uri):
-            yield self._info(uri, os.stat(uri))
-            return
-        entries = list(os.scandir(uri)) if os.path.isdir(uri) else []
-        for entry in sorted(entries, key=lambda e: e.name + "/" * e.is_dir()):  # the order of whole names, as on S3
-            if entry.name.endswith(PART):
-                continue
-            if entry.is_dir():
-                yield from self.list_files(entry.path)
-            else:
-                yield self._info(entry.path, entry.stat())
-
-    def list_folders(self, uri: str) -> list[str]:
-        entries = os.scandir(uri) if os.path.isdir(uri) else ()
-        return sorted(entry.path for entry in entries if entry.is_dir())
-
-    def stat(self, uri: str) -> FileInfo | None:
-        return self._info(uri, os.stat(uri)) if os.path.isfile(uri) else None
-
-    def _info(self, uri: str, facts: os.stat_result) -> FileInfo:
-        return FileInfo(uri, facts.st_size, f"{facts.st_mtime_ns:x}-{facts.st_size:x}")
-
-    def delete(self, uri: str) -> None:
-        Path(uri).unlink(missing_ok=True)
-
-    def local_copy(self, uri: str) -> Path:
-        path = Path(uri)
-        if not path.is_file():
-            raise FileNotFoundError(f"{uri}: no such file")
-        return path
-
-
-_LOCAL = _LocalFiles()
+def _read_if_there(uri: str) -> bytes | None:
+    with suppress(FileNotFoundError):
+        return read_bytes(uri)
+    return None

@@ -88,8 +88,8 @@ def ceph_root(ceph: s3_server.Server, use_s3: Callable[..., None]) -> str:
 
 def new_bucket() -> str:
     """`s3://` address of a bucket made now."""
-    from data_specs import s3
+    from data_specs import s3_client
 
     name = f"test-{uuid.uuid4().hex[:12]}"
-    s3.backend().client.create_bucket(Bucket=name)
+    s3_client.client().create_bucket(Bucket=name)
     return f"s3://{name}"

@@ -25,7 +25,7 @@ from s3_server import Server, aws_environment, ceph_server, missing_binaries
 from slurm_cluster import Slurm, slurm_cluster, wait_for
 from slurm_cluster import missing_binaries as missing_slurm
 
-from data_specs import s3, storage
+from data_specs import s3_client, storage
 
 REPOSITORY = Path(__file__).resolve().parent.parent
 SPEC, BIN = "tests/rehearsal.yaml", Path(sys.executable).parent
@@ -88,11 +88,11 @@ def papers() -> Path:
 def upload(data: Path, server: Server) -> None:
     """The bulk bucket of somebody else, where the requester pays, and ours with passages; makes that of the runs."""
     for bucket in ("texts", "runs"):
-        s3.backend().client.create_bucket(Bucket=bucket)
+        s3_client.client().create_bucket(Bucket=bucket)
     lines = (data / "text/passages.jsonl").read_text(encoding="utf-8").split("\n")[:PASSAGES]
     storage.write_text("s3://texts/passages.jsonl", "\n".join(lines) + "\n")
     os.environ |= aws_environment(server, server.other)
-    client, files = s3.backend().client, sorted((data / "arxiv_bulk/pdf").iterdir())
+    client, files = s3_client.client(), sorted((data / "arxiv_bulk/pdf").iterdir())
     client.create_bucket(Bucket="arxiv", ACL="public-read")
     for path in files:
         client.upload_file(str(path), "arxiv", f"pdf/{path.name}", ExtraArgs={"ACL": "public-read"})

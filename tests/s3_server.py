@@ -20,8 +20,9 @@ import urllib.error
 import urllib.request
 import uuid
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from email.message import Message
 from http.client import HTTPConnection
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
@@ -182,13 +183,31 @@ def _wait_until_ready(endpoint: str, seconds: float = 60) -> None:
     raise TimeoutError(f"{endpoint}: the gateway did not answer in {seconds} s")
 
 
+Answer = Callable[[str, Message], "tuple[int, dict[str, str], bytes] | None"]
+
+
+def pass_on(method: str, headers: Message) -> None:
+    """No answer but the server's."""
+
+
 FAULTS = ("503", "500", "slow", "reset", "cut upload", "lost answer", "cut download")
 
 
 class FaultProxy:
-    """A proxy before an S3 server that spoils a seeded share of requests with each of FAULTS in turn; `made` counts."""
+    """A proxy before an S3 server that spoils a seeded share of requests with each of FAULTS in turn; `made` counts.
 
-    def __init__(self, endpoint: str, share: float, seed: int = 0, kinds: tuple[str, ...] = FAULTS) -> None:
+    `answer(method, headers)` may give (status, headers, body) in the server's place, or change the request's headers.
+    """
+
+    def __init__(
+        self,
+        endpoint: str,
+        share: float = 0.0,
+        seed: int = 0,
+        kinds: tuple[str, ...] = FAULTS,
+        answer: Answer = pass_on,
+    ) -> None:
+        self.answer = answer
         self.made: Counter[str] = Counter()
         self.requests: Counter[str] = Counter()  # "GET /bucket/key"
         self._random, self._lock = random.Random(seed), threading.Lock()
@@ -236,6 +255,8 @@ class _Handler(BaseHTTPRequestHandler):
         if fault in ("503", "500"):
             code = {"503": "SlowDown", "500": "InternalError"}[fault]
             return self._answer(int(fault), {}, f"<Error><Code>{code}</Code></Error>".encode())
+        if answer := self.proxy.answer(self.command, self.headers):
+            return self._answer(*answer)
         if fault == "slow":
             time.sleep(0.1)
         status, headers, content = self._forward(body)

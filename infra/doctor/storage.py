@@ -9,8 +9,6 @@ import urllib.request
 from collections.abc import Callable, Iterator
 from uuid import uuid4
 
-from botocore.exceptions import ClientError
-
 from data_specs import storage
 from data_specs.spec import ArxivSource, Source, parse_spec
 from infra.doctor.finding import Finding
@@ -44,12 +42,15 @@ def _rights(root: str) -> Iterator[Finding]:
     if not put or not put.ok:
         yield from [put] if put else []
         return
-    yield put if _refuses_second(uri) else put._replace(ok=False, text=_UNCONDITIONAL)
+    yield put if storage.decides_who_creates(root) else put._replace(ok=False, text=_UNCONDITIONAL)
     yield _try("get a range", "s3:GetObject", root, lambda: storage.read_bytes(uri, 4, 6) == data[4:])
     yield _try("delete", "s3:DeleteObject", root, lambda: _gone(uri))
 
 
-_UNCONDITIONAL = "the server ignores If-None-Match: two workers may commit one unit; use a server that heeds it"
+_UNCONDITIONAL = (
+    "the storage does not refuse a second writer (S3: If-None-Match; a folder: hard links): two workers may commit one "
+    "unit, and the last receipt holds; use one that does, or one node"
+)
 
 
 def _try(name: str, right: str, root: str, action: Callable[[], bool]) -> Finding:
@@ -68,25 +69,11 @@ def _gone(uri: str) -> bool:
     return not storage.exists(uri)
 
 
-def _refuses_second(uri: str) -> bool:
-    """Whether the server itself, and not our look before, keeps a second writer from replacing the first's object."""
-    if not storage.is_remote(uri):
-        return not storage.create_if_absent(uri, b"second")
-    from data_specs import s3
-
-    bucket, _, key = uri.removeprefix("s3://").partition("/")
-    try:
-        s3.backend().client.put_object(Bucket=bucket, Key=key, Body=b"dnd doctor", IfNoneMatch="*")
-    except ClientError:
-        return True
-    return False
-
-
 def _clock() -> Finding:
     """Ours against the Date of any answer of the server, a refusal too."""
-    from data_specs import s3
+    from data_specs import s3_client
 
-    endpoint = s3.backend().client.meta.endpoint_url
+    endpoint = s3_client.client().meta.endpoint_url
     try:
         with urllib.request.urlopen(endpoint, timeout=10) as answer:  # noqa: S310
             date = answer.headers["Date"]

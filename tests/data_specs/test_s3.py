@@ -7,17 +7,18 @@ import logging
 import multiprocessing
 import os
 import random
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
+from email.message import Message
 from pathlib import Path
 
 import pytest
 from botocore.exceptions import ClientError
-from botocore.stub import Stubber
 from PIL import Image
 from s3_server import FAULTS, FaultProxy, Server
 
-from data_specs import manifest, receipts, s3, storage
+from data_specs import manifest, receipts, s3, s3_client, storage
 from data_specs.reader import open_shards
 from data_specs.records import Dropped, Identity, Outcome, RangeUnit, Reason, Sample
 from data_specs.units import write_plan
@@ -30,7 +31,7 @@ servers = pytest.mark.parametrize("root", ["s3_root", pytest.param("ceph_root", 
 @pytest.fixture
 def small_parts(monkeypatch: pytest.MonkeyPatch) -> None:
     """Multipart from 6 MiB on, in parts of 5 MiB, the least that S3 takes."""
-    monkeypatch.setattr(s3, "MULTIPART_ABOVE", 6 * MIB)
+    monkeypatch.setattr(s3, "MULTIPART_FROM", 6 * MIB)
     monkeypatch.setattr(s3, "PART_BYTES", 5 * MIB)
 
 
@@ -57,7 +58,7 @@ def test_multipart_ranges_and_cached_download(
 
 
 def pending_uploads(root: str) -> int:
-    answer = s3.backend().client.list_multipart_uploads(Bucket=root.removeprefix("s3://"))
+    answer = s3_client.client().list_multipart_uploads(Bucket=root.removeprefix("s3://"))
     return len(answer.get("Uploads", []))
 
 
@@ -70,7 +71,7 @@ def test_conditional_creation_of_small_and_large(
     assert storage.create_from_file(first, f"{root}/big")
     assert not storage.create_from_file(second, f"{root}/big")
     assert storage.create_if_absent(f"{root}/small", b"first")
-    monkeypatch.setattr(s3._S3, "stat", lambda *_: None)  # the look before the write: without it, the server decides
+    monkeypatch.setattr(s3, "stat", lambda *_: None)  # the look before the write: without it, the server decides
     assert not storage.create_if_absent(f"{root}/small", b"second")
     assert storage.read_bytes(f"{root}/small") == b"first"
     assert storage.read_bytes(f"{root}/big", 0, 9) == first.read_bytes()[:9]
@@ -89,12 +90,15 @@ def test_one_of_many_creators_wins(ceph_root: str) -> None:
 
 
 @servers
-def test_listing_over_several_pages(root: str, request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("MOTO_S3_DEFAULT_MAX_KEYS", "10")
-    names = [f"{i:04d}" for i in range(25 if root == "s3_root" else 1005)]
-    root = request.getfixturevalue(root)
+def test_listing_of_ten_thousand_keys(
+    root: str, request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("MOTO_S3_DEFAULT_MAX_KEYS", "10")  # eleven pages on either server
+    names = [f"{i:05d}" for i in range(105 if root == "s3_root" else 10_005)]
+    bucket, put = request.getfixturevalue(root).removeprefix("s3://"), s3_client.client().put_object
     with ThreadPoolExecutor(8) as pool:
-        list(pool.map(lambda name: s3.backend().write_bytes(f"{root}/set/{name}", b""), names))
+        list(pool.map(lambda name: put(Bucket=bucket, Key=f"set/{name}", Body=b""), names))
+    root = f"s3://{bucket}"
     assert [f.uri.rpartition("/")[2] for f in storage.list_files(f"{root}/set")] == names
 
 
@@ -102,7 +106,7 @@ def test_listing_over_several_pages(root: str, request: pytest.FixtureRequest, m
 def test_requester_pays_and_other_users(
     ceph: Server, ceph_root: str, use_s3: Callable[..., None], monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
-    bucket, client = ceph_root.removeprefix("s3://"), s3.backend().client
+    bucket, client = ceph_root.removeprefix("s3://"), s3_client.client()
     storage.write_bytes(f"{ceph_root}/x", b"data")
     client.put_object_acl(Bucket=bucket, Key="x", ACL="public-read")
     client.put_bucket_acl(Bucket=bucket, ACL="public-read-write")
@@ -117,7 +121,7 @@ def test_requester_pays_and_other_users(
     assert storage.read_bytes(f"{ceph_root}/x", 1, 2) == b"at"
     assert [f.size for f in storage.list_files(ceph_root)] == [4]
     assert storage.local_copy(f"{ceph_root}/x").read_bytes() == b"data"
-    monkeypatch.setattr(s3, "MULTIPART_ABOVE", 6 * MIB)
+    monkeypatch.setattr(s3, "MULTIPART_FROM", 6 * MIB)
     monkeypatch.setattr(s3, "PART_BYTES", 5 * MIB)
     assert storage.create_from_file(random_file(tmp_path / "big", 7 * MIB), f"{ceph_root}/big")
 
@@ -153,7 +157,8 @@ def test_every_call_to_a_paying_bucket_says_so(
     def record(request: object, operation_name: str, **_: object) -> None:
         sent.append((operation_name, request.headers.get("x-amz-request-payer")))  # type: ignore[attr-defined]
 
-    s3.backend().client.meta.events.register("before-sign.s3", record)
+    for creates in (False, True):
+        s3_client.client(creates).meta.events.register("before-sign.s3", record)
     uri = f"{s3_root}/a"
     storage.create_from_file(random_file(tmp_path / "file", 7 * MIB), uri)
     storage.local_copy(uri)
@@ -164,7 +169,7 @@ def test_every_call_to_a_paying_bucket_says_so(
 
 
 def test_arxiv_always_pays() -> None:
-    assert s3.pays("arxiv") and not s3.pays("arxiv-of-mine") and not s3.pays("")
+    assert s3_client.pays("arxiv") and not s3_client.pays("arxiv-of-mine") and not s3_client.pays("")
 
 
 def test_users_mistakes_are_one_line(s3_root: str, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -192,17 +197,127 @@ def test_unreachable_server_is_a_connection_error(s3_root: str, monkeypatch: pyt
         storage.read_bytes(f"{s3_root}/x")
 
 
-def test_a_server_without_conditions_gets_a_look_before_the_write(s3_root: str) -> None:
-    """What no server here will show: 501 for If-None-Match, and AWS's 409 for two writers at once."""
-    with Stubber(s3.backend().client) as stub:
-        for code, status in (("NotImplemented", 501), ("ConditionalRequestConflict", 409)):
-            stub.add_client_error("head_object", "404", http_status_code=404)
-            stub.add_client_error("put_object", code, http_status_code=status)
-            stub.add_client_error("head_object", "404", http_status_code=404)
-            stub.add_client_error("head_object", "404", http_status_code=404)
-            stub.add_response("put_object", {})
-            assert storage.create_if_absent(f"{s3_root}/x", b"data")
-        stub.assert_no_pending_responses()
+# ---- other faces of S3 ---------------------------------------------------------------------------------------------
+@contextmanager
+def through(proxy: FaultProxy, monkeypatch: pytest.MonkeyPatch) -> Iterator[FaultProxy]:
+    """Requests go to the proxy."""
+    with proxy, monkeypatch.context() as patched:
+        patched.setenv("AWS_ENDPOINT_URL", proxy.endpoint)
+        yield proxy
+
+
+def error(code: str) -> bytes:
+    return f"<Error><Code>{code}</Code></Error>".encode()
+
+
+@pytest.mark.parametrize("body", [b"", error("NotImplemented")])
+def test_a_server_without_conditions_gets_a_look_before_the_write(
+    s3_root: str, monkeypatch: pytest.MonkeyPatch, body: bytes
+) -> None:
+    def answer(method: str, headers: Message) -> tuple[int, dict[str, str], bytes] | None:
+        return (501, {}, body) if "If-None-Match" in headers else None
+
+    with through(FaultProxy(os.environ["AWS_ENDPOINT_URL"], answer=answer), monkeypatch):
+        assert not storage.decides_who_creates(s3_root)
+        assert storage.create_if_absent(f"{s3_root}/x", b"first")
+        assert not storage.create_if_absent(f"{s3_root}/x", b"second")
+    assert storage.read_bytes(f"{s3_root}/x") == b"first"
+    assert len(list(storage.list_files(s3_root))) == 1
+
+
+@pytest.mark.parametrize(("status", "created"), [(409, True), (412, False), (304, False)])
+@pytest.mark.parametrize("body", [b"", error("Odd")])
+def test_answers_to_a_conditional_write_count_by_their_status(
+    s3_root: str, monkeypatch: pytest.MonkeyPatch, status: int, created: bool, body: bytes
+) -> None:
+    """409, two writers at once, is tried again; 412, or 304 from some proxies, means that another was first."""
+    answers = [(status, {}, b"" if status == 304 else body)]
+
+    def answer(method: str, headers: Message) -> tuple[int, dict[str, str], bytes] | None:
+        return answers.pop() if "If-None-Match" in headers and answers else None
+
+    with through(FaultProxy(os.environ["AWS_ENDPOINT_URL"], answer=answer), monkeypatch):
+        assert storage.create_if_absent(f"{s3_root}/x", b"data") == created
+    assert storage.exists(f"{s3_root}/x") == created
+
+
+@servers
+def test_whether_the_storage_decides_who_creates(root: str, request: pytest.FixtureRequest) -> None:
+    root = request.getfixturevalue(root)
+    assert storage.decides_who_creates(f"{root}/run")
+    assert list(storage.list_files(root)) == []
+
+
+def test_where_conditions_are_ignored_two_jobs_still_make_one_whole_set(
+    s3_root: str, small_parts: None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def ignore(method: str, headers: Message) -> None:
+        del headers["If-None-Match"]
+
+    with through(FaultProxy(os.environ["AWS_ENDPOINT_URL"], answer=ignore), monkeypatch), ThreadPoolExecutor(2) as pool:
+        assert not storage.decides_who_creates(s3_root)
+        list(pool.map(make_set, [f"{s3_root}/set"] * 2))
+        assert list(verify_set(f"{s3_root}/set")) == []
+    make_set(str(tmp_path / "set"))
+    assert storage.read_bytes(f"{s3_root}/set/manifest.json") == (tmp_path / "set" / "manifest.json").read_bytes()
+
+
+@pytest.mark.parametrize("status", [301, 307])
+def test_an_endpoint_that_redirects_is_named(s3_root: str, monkeypatch: pytest.MonkeyPatch, status: int) -> None:
+    def answer(method: str, headers: Message) -> tuple[int, dict[str, str], bytes]:
+        return status, {"Location": "https://elsewhere.example"}, b""
+
+    calls = [storage.stat, storage.read_bytes, lambda uri: list(storage.list_files(uri)), storage.delete]
+    with through(FaultProxy(os.environ["AWS_ENDPOINT_URL"], answer=answer), monkeypatch):
+        for call in (*calls, lambda uri: storage.write_bytes(uri, b""), lambda uri: storage.create_if_absent(uri, b"")):
+            with pytest.raises(ValueError, match=r"redirects to https://elsewhere.example .*AWS_ENDPOINT_URL"):
+                call(f"{s3_root}/x")
+
+
+def test_credentials_that_expire_and_are_renewed(s3_root: str, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    """A job goes on with what stands in the credentials' file now."""
+
+    def answer(method: str, headers: Message) -> tuple[int, dict[str, str], bytes] | None:
+        expired = "Credential=old/" in headers["Authorization"]
+        return (400, {}, b"" if method == "HEAD" else error("ExpiredToken")) if expired else None
+
+    file = tmp_path / "credentials"
+    for name in ("AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY"):
+        monkeypatch.delenv(name)
+    monkeypatch.setenv("AWS_SHARED_CREDENTIALS_FILE", str(file))
+    with through(FaultProxy(os.environ["AWS_ENDPOINT_URL"], answer=answer), monkeypatch):
+        file.write_text("[default]\naws_access_key_id = old\naws_secret_access_key = secret\n")
+        for call in (storage.stat, storage.read_bytes, lambda uri: storage.create_if_absent(uri, b"")):
+            with pytest.raises(PermissionError, match="renew what has expired"):
+                call(f"{s3_root}/x")
+        file.write_text(file.read_text().replace("old", "new"))
+        assert storage.create_if_absent(f"{s3_root}/x", b"data") and storage.read_bytes(f"{s3_root}/x") == b"data"
+
+
+@servers
+def test_versioned_buckets(root: str, request: pytest.FixtureRequest) -> None:
+    root = request.getfixturevalue(root)
+    s3_client.client().put_bucket_versioning(
+        Bucket=root.removeprefix("s3://"), VersioningConfiguration={"Status": "Enabled"}
+    )
+    for data in (b"first", b"second"):
+        assert storage.create_if_absent(f"{root}/x", data)
+        assert not storage.create_if_absent(f"{root}/x", b"other")
+        storage.write_bytes(f"{root}/x", data * 2)
+        assert storage.read_bytes(f"{root}/x") == storage.local_copy(f"{root}/x").read_bytes() == data * 2
+        assert [file.size for file in storage.list_files(root)] == [2 * len(data)]
+        storage.delete(f"{root}/x")
+        assert not storage.exists(f"{root}/x") and list(storage.list_files(root)) == []
+
+
+@servers
+def test_an_object_named_as_a_folder_hides_nothing_of_it(root: str, request: pytest.FixtureRequest) -> None:
+    root = request.getfixturevalue(root)
+    names = ["set", "set/", "set/000000.json", "set/a/b", "set0"]
+    for name in names:
+        s3_client.client().put_object(Bucket=root.removeprefix("s3://"), Key=name, Body=b"")
+    assert [f.uri.removeprefix(f"{root}/") for f in storage.list_files(f"{root}/set")] == ["set", *names[2:4]]
+    assert storage.list_folders(root) == [f"{root}/set"] and storage.list_folders(f"{root}/set") == [f"{root}/set/a"]
 
 
 def test_a_failed_upload_leaves_nothing(
@@ -220,12 +335,11 @@ def test_a_failed_upload_leaves_nothing(
     assert list(storage.list_files(s3_root)) == [] and pending_uploads(s3_root) == 0
 
 
-def test_an_object_replaced_while_read_is_an_error(s3_root: str) -> None:
-    storage.write_bytes(f"{s3_root}/x", bytes(3 * MIB))
-    stream = storage.open_stream(f"{s3_root}/x")
-    stream.read(10)
-    storage.write_bytes(f"{s3_root}/x", bytes(4 * MIB))
-    stream.raw._disconnect()  # type: ignore[attr-defined]
+def test_an_object_replaced_while_read_is_an_error(s3_root: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    storage.write_bytes(f"{s3_root}/x", bytes(9 * MIB))
+    with through(FaultProxy(os.environ["AWS_ENDPOINT_URL"], 1.0, kinds=("cut download",)), monkeypatch):
+        stream = storage.open_stream(f"{s3_root}/x")
+    storage.write_bytes(f"{s3_root}/x", bytes(10 * MIB))
     with pytest.raises(OSError, match="replaced while it was read"):
         stream.read()
 
@@ -236,18 +350,18 @@ def _read_in_child(uri: str) -> None:
 
 def test_a_forked_child_has_its_own_client(s3_root: str) -> None:
     storage.write_bytes(f"{s3_root}/x", b"data")
-    parent = s3.backend().client
+    parent = s3_client.client()
     child = multiprocessing.get_context("fork").Process(target=_read_in_child, args=(f"{s3_root}/x",))
     child.start()
     child.join(20)
     assert child.exitcode == 0
-    assert s3.backend().client is parent
+    assert s3_client.client() is parent
 
 
 def test_plain_client_error_codes_pass_where_wanted() -> None:
-    with pytest.raises(ClientError), s3._plain_errors("s3://a/b", but=("Odd",)):
+    with pytest.raises(ClientError), s3_client.plain_errors("s3://a/b", but=("Odd",)):
         raise ClientError({"Error": {"Code": "Odd"}}, "PutObject")
-    with pytest.raises(OSError, match="answered 503 SlowDown to PutObject"), s3._plain_errors("s3://a/b"):
+    with pytest.raises(OSError, match="answered 503 SlowDown to PutObject"), s3_client.plain_errors("s3://a/b"):
         raise ClientError({"Error": {"Code": "SlowDown"}, "ResponseMetadata": {"HTTPStatusCode": 503}}, "PutObject")
 
 

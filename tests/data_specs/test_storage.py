@@ -2,14 +2,21 @@
 
 from __future__ import annotations
 
+import errno
 import multiprocessing
 import os
 import resource
+import shutil
 import subprocess
 import sys
+import threading
+from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
+from functools import partial
+from http.server import SimpleHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 
+import fsspec
 import pytest
 
 from data_specs import storage
@@ -151,3 +158,155 @@ def test_one_of_many_processes_wins(tmp_path: Path) -> None:
         winner = [child.exitcode for child in children].index(0)
         assert [child.exitcode for child in children].count(0) == 1
         assert storage.read_bytes(uri) == b"%d" % winner
+
+
+# ---- addresses -----------------------------------------------------------------------------------------------------
+@pytest.mark.parametrize("uri", ["s3a://bucket/run", "file:///x", "gs3://bucket/run", "S3://bucket/run"])
+def test_an_unknown_scheme_is_refused_by_name(uri: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "file").touch()
+    scheme = uri.partition("://")[0]
+    calls = [storage.read_bytes, storage.open_stream, storage.stat, storage.list_files, storage.list_folders]
+    calls += [storage.local_copy, storage.local_folder, storage.delete, storage.absolute, storage.decides_who_creates]
+    calls += [lambda uri: storage.write_bytes(uri, b""), lambda uri: storage.create_if_absent(uri, b"")]
+    calls += [partial(storage.write_file, Path("file")), partial(storage.create_from_file, Path("file"))]
+    for call in calls:
+        with pytest.raises(ValueError, match=f"{scheme}://"):
+            call(uri)
+    assert os.listdir(tmp_path) == ["file"]
+
+
+@pytest.mark.parametrize("root", ["gs://bucket/run", "https://host/run", "s3://", "s3:///run"])
+def test_what_no_root_can_be_is_refused(
+    root: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    from infra.cli import main
+
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(ValueError, match=f"{root}: (a root is a folder or s3://bucket/prefix, not|names no bucket)"):
+        storage.absolute(root)
+    for command in (["status", root], ["render", "demo", "--root", root], ["doctor", "--root", root]):
+        monkeypatch.setattr(sys, "argv", ["dnd", *command])
+        with pytest.raises(SystemExit) as ended:
+            main()
+        assert ended.value.code not in (0, None)
+        assert root.partition("://")[0] + "://" in "".join(capsys.readouterr())
+        assert os.listdir(tmp_path) == []
+
+
+# ---- what fsspec reads ---------------------------------------------------------------------------------------------
+@pytest.fixture(params=["memory", "http"])
+def source(request: pytest.FixtureRequest, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[str]:
+    """A folder with a.txt and sub/b.txt in a file system that only fsspec reads."""
+    monkeypatch.setenv("DND_CACHE", str(tmp_path / "cache"))
+    files = {"a.txt": b"one\ntwo\n", "sub/b.txt": b"three"}
+    if request.param == "memory":
+        memory = fsspec.filesystem("memory")
+        memory.pipe({f"/source/{name}": data for name, data in files.items()})
+        yield "memory://source"
+        memory.rm("/source", recursive=True)
+        return
+    for name, data in files.items():
+        storage.write_bytes(str(tmp_path / "source" / name), data)
+    handler = partial(SimpleHTTPRequestHandler, directory=str(tmp_path / "source"))
+    with ThreadingHTTPServer(("127.0.0.1", 0), handler) as server:
+        threading.Thread(target=server.serve_forever, args=(0.05,), daemon=True).start()
+        yield f"http://127.0.0.1:{server.server_address[1]}"
+        server.shutdown()
+
+
+def test_sources_may_lie_wherever_fsspec_reads(source: str) -> None:
+    found = list(storage.list_files(source))
+    assert [(f.uri, f.size) for f in found] == [(f"{source}/a.txt", 8), (f"{source}/sub/b.txt", 5)]
+    assert found[0] == storage.stat(f"{source}/a.txt") and list(storage.list_files(found[0].uri)) == found[:1]
+    assert list(storage.read_lines(found[0].uri)) == ["one", "two"]
+    if source.startswith("memory"):  # the server here knows no ranges
+        assert storage.read_bytes(found[0].uri, 2, 3) == b"e\nt"
+    assert storage.local_copy(found[1].uri).read_bytes() == b"three"
+    assert storage.stat(f"{source}/none") is None and list(storage.list_files(f"{source}/none")) == []
+    for read in (storage.read_bytes, storage.local_copy):
+        with pytest.raises(FileNotFoundError, match="none"):
+            read(f"{source}/none")
+    with pytest.raises(ValueError, match="only read, as a source"):
+        storage.write_bytes(f"{source}/a.txt", b"")
+
+
+def test_another_content_has_another_etag() -> None:
+    memory = fsspec.filesystem("memory")
+    tags = set()
+    for data in (b"one", b"two"):
+        memory.pipe("/etags/x", data)
+        tags.add(storage.stat("memory://etags/x"))
+    memory.rm("/etags", recursive=True)
+    assert len(tags) == 2
+
+
+def test_a_file_system_that_is_not_installed_is_told() -> None:
+    with pytest.raises(ValueError, match=r"gs://bucket/x: cannot be read here .*gcsfs"):
+        storage.stat("gs://bucket/x")
+
+
+# ---- links ---------------------------------------------------------------------------------------------------------
+@pytest.fixture
+def folder_without_links(tmp_path: Path) -> Iterator[Path]:
+    """A folder on exFAT through FUSE, which has neither hard links nor renames without replacing."""
+    tools = ("mkfs.exfat", "mount.exfat-fuse", "losetup", "umount")
+    if os.getuid() or any(shutil.which(tool) is None for tool in tools) or not os.path.exists("/dev/fuse"):
+        pytest.skip("needs root, /dev/fuse and `apt-get install exfat-fuse exfatprogs`")
+    image, folder = tmp_path / "image", tmp_path / "mounted"
+    image.write_bytes(bytes(16 << 20))
+    folder.mkdir()
+    run = partial(subprocess.run, check=True, capture_output=True, text=True)
+    run(["mkfs.exfat", image])
+    device = run(["losetup", "-f", "--show", image]).stdout.strip()
+    try:
+        run(["mount.exfat-fuse", device, folder])
+        yield folder
+        run(["umount", folder])
+    finally:
+        run(["losetup", "-d", device])
+
+
+def test_file_systems_without_hard_links(folder_without_links: Path) -> None:
+    folder = folder_without_links
+    (folder / "a").touch()
+    with pytest.raises(OSError):
+        os.link(folder / "a", folder / "b")
+    test_create_never_overwrites(str(folder / "root"), folder)
+    test_one_of_many_creators_wins(str(folder / "root"))
+    test_one_of_many_processes_wins(folder)
+    assert not storage.decides_who_creates(str(folder / "root"))  # between nodes
+    assert not [path for path in folder.rglob(".*")]
+
+
+def test_a_rename_that_replaces_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Where there are no links but the kernel can rename so: here the file's own links are used up."""
+    monkeypatch.setattr(os, "link", _no_links)
+    test_create_never_overwrites(str(tmp_path / "root"), tmp_path)
+    test_one_of_many_creators_wins(str(tmp_path / "root"))
+    assert storage.decides_who_creates(str(tmp_path))
+
+
+def _no_links(*_: object) -> None:
+    raise OSError(errno.EPERM, os.strerror(errno.EPERM))
+
+
+def test_a_local_folder_decides_who_creates(tmp_path: Path) -> None:
+    assert storage.decides_who_creates(str(tmp_path / "new"))
+    assert list((tmp_path / "new").iterdir()) == []
+
+
+def test_links_are_followed_to_read_but_in_no_circle(tmp_path: Path) -> None:
+    root, other = tmp_path / "root", tmp_path / "other"
+    for path in (root / "set" / "x", other / "y"):
+        storage.write_bytes(str(path), b"data")
+    (root / "set" / "up").symlink_to(root)
+    (root / "set" / "other").symlink_to(other)
+    (other / "back").symlink_to(root / "set")
+    (root / "set" / "nothing").symlink_to(tmp_path / "gone")
+    found = [f.uri.removeprefix(f"{root}/") for f in storage.list_files(str(root))]
+    assert found == ["set/other/y", "set/x"]
+    assert storage.list_folders(str(root / "set")) == []  # what is found there may be removed
+    (root / "set" / "link").symlink_to(other / "y")
+    storage.delete(str(root / "set" / "link"))
+    assert (other / "y").exists() and not (root / "set" / "link").is_symlink()

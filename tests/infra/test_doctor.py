@@ -19,7 +19,7 @@ import pytest
 import s3_server
 from slurm_cluster import Slurm, missing_binaries, slurm_cluster
 
-from data_specs import s3, storage
+from data_specs import s3_client, storage
 from data_specs.spec import load_spec
 from infra.doctor import gpus, machine
 from infra.doctor.clusters import ray_finding, slurm_finding
@@ -196,7 +196,7 @@ def test_a_server_that_does_not_answer_is_named(monkeypatch: pytest.MonkeyPatch)
 
 
 def test_a_server_that_ignores_the_condition_is_named(s3_root: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    backend = s3.backend().client
+    backend = s3_client.client(creates=True)
 
     def handler(params: dict[str, Any], **_: object) -> None:
         params["headers"].pop("If-None-Match", None)
@@ -222,7 +222,7 @@ def test_a_source_that_is_not_there_is_named(s3_root: str) -> None:
 def test_no_right_on_a_real_server_and_who_pays(
     ceph: s3_server.Server, ceph_root: str, use_s3: Callable[..., None], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    client, bucket = s3.backend().client, ceph_root.removeprefix("s3://")
+    client, bucket = s3_client.client(), ceph_root.removeprefix("s3://")
     assert all(finding.ok for finding in storage_findings(f"{ceph_root}/run"))
     other = {"AWS": [f"arn:aws:iam:::user/{ceph.other.key}"]}
 

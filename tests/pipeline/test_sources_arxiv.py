@@ -21,7 +21,7 @@ import yaml
 from command import dnd
 from s3_server import FaultProxy, Server
 
-from data_specs import s3, storage
+from data_specs import s3_client, storage
 from data_specs.reader import open_shards
 from data_specs.records import Reason, Receipt, SourceUnit
 from data_specs.spec import ArxivSource, Limits, Render, load_spec, month_number, selects
@@ -407,7 +407,7 @@ def test_dnd_render_of_the_miniature_in_a_folder(bulk: Path, metadata: Path, tmp
 def paying_bucket(bulk: Path, ceph: Server, use_s3: Callable[..., None]) -> Iterator[str]:
     """s3://arxiv on the gateway, filled by its owner; whoever reads it must say that he pays. The other user is on."""
     use_s3(ceph)
-    client = s3.backend().client
+    client = s3_client.client()
     client.create_bucket(Bucket="arxiv")
     for path in bulk.rglob("*.*"):
         storage.write_file(path, f"s3://arxiv/{path.relative_to(bulk)}")
@@ -427,7 +427,7 @@ def test_dnd_render_of_the_paying_bucket_fetches_each_tar_once(
     paying_bucket: str, ceph: Server, metadata: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     with monkeypatch.context() as patched:
-        patched.setattr(s3, "pays", lambda bucket: False)
+        patched.setattr(s3_client, "pays", lambda bucket: False)
         with pytest.raises(PermissionError, match="DND_REQUESTER_PAYS"):
             storage.read_bytes(f"{paying_bucket}/{MANIFEST}")
     spec = spec_file(tmp_path, {"metadata": str(metadata)})  # the bucket is the default
@@ -449,7 +449,7 @@ def test_units_at_once_share_one_fetch(
         storage.write_file(path, f"{s3_root}/{path.relative_to(bulk)}")
     source = ArxivSource(kind="arxiv", uri=s3_root, licences=None)
     units = [unit for _, unit in units_of(source, tmp_path, documents_per_unit=1)]
-    with FaultProxy(s3.backend().client.meta.endpoint_url, 0.0) as proxy:
+    with FaultProxy(s3_client.client().meta.endpoint_url, 0.0) as proxy:
         monkeypatch.setenv("AWS_ENDPOINT_URL", proxy.endpoint)
         with ThreadPoolExecutor(6) as pool:
             found = list(pool.map(lambda unit: [o.id for o in read_unit(unit, LIMITS)], units))

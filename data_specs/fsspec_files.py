@@ -1,0 +1,105 @@
+"""What fsspec reads besides (gs://, az://, hf://, https:// …), for sources alone: the reading verbs of `storage`.
+
+Each scheme's own package may be needed, as fsspec then says: gcsfs for gs://, adlfs for az://; https:// and hf:// work.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Iterator
+from contextlib import contextmanager
+from datetime import datetime
+from pathlib import Path
+from typing import Any, BinaryIO, cast
+
+import fsspec
+from fsspec.core import url_to_fs
+
+from data_specs import cache
+from data_specs.records import FileInfo
+
+_OURS = ("s3", "s3a", "file", "local")  # read by storage itself, under one name each
+_VERSIONS = (
+    *("ETag", "etag", "md5", "md5Hash", "generation", "blob_id"),
+    *("mtime", "updated", "last_modified", "LastModified", "Last-Modified", "created"),
+)
+
+
+def reads(scheme: str) -> bool:
+    """Whether there is a file system of this scheme that storage does not read itself."""
+    return scheme not in _OURS and scheme in fsspec.available_protocols()
+
+
+def read_bytes(uri: str, start: int | None = None, length: int | None = None) -> bytes:
+    with _opened(uri) as (files, path):
+        begin = start or 0
+        if length == 0:
+            return b""
+        return cast(bytes, files.cat_file(path, start, None if length is None else begin + length))
+
+
+def open_stream(uri: str) -> BinaryIO:
+    with _opened(uri) as (files, path):
+        return cast(BinaryIO, files.open(path, "rb"))
+
+
+def stat(uri: str) -> FileInfo | None:
+    with _opened(uri) as (files, path):
+        if not files.exists(path):
+            return None
+        info = files.info(path)
+        page = str(info.get("mimetype")).startswith("text/html")  # what HTTP has for a folder
+        return None if page or info["type"] == "directory" else _info(uri, info)
+
+
+def list_files(uri: str) -> Iterator[FileInfo]:
+    itself = stat(uri)
+    if itself:
+        yield itself
+        return
+    with _opened(uri) as (files, path):
+        prefix = path.rstrip("/") + "/"
+        found = files.find(path, detail=True) if files.exists(path) else {}
+        for name in sorted(name for name in found if name.startswith(prefix)):
+            info = found[name] if found[name].get("size") is not None else files.info(name)
+            yield _info(f"{uri.rstrip('/')}/{name.removeprefix(prefix)}", info)
+
+
+def local_copy(uri: str) -> Path:
+    info = stat(uri)
+    if info is None:
+        raise FileNotFoundError(f"{uri}: no such file")
+
+    def fill(path: Path) -> None:
+        with _opened(uri) as (files, remote):
+            files.get_file(remote, str(path))
+
+    return cache.local_copy(f"{uri} {info.etag}", Path(uri).name, info.size, fill)
+
+
+def _info(uri: str, info: dict[str, Any]) -> FileInfo:
+    """Its etag is a digest of what the file system says of the content's version."""
+    if info.get("size") is None:
+        raise OSError(f"{uri}: the server does not say how large it is; download it to a folder")
+    said = [f"{key} {_plain(info[key])}" for key in _VERSIONS if key in info]
+    return FileInfo(uri, info["size"], hashlib.sha256(" ".join(said).encode()).hexdigest()[:32])
+
+
+def _plain(value: Any) -> Any:
+    """A time in seconds: some file systems list it so, and tell it otherwise."""
+    return value.timestamp() if isinstance(value, datetime) else value
+
+
+@contextmanager
+def _opened(uri: str) -> Iterator[tuple[Any, str]]:
+    """The file system of an address and the path in it; its own exceptions become one line that names the address."""
+    try:
+        yield url_to_fs(uri)
+    except FileNotFoundError:
+        raise FileNotFoundError(f"{uri}: no such file") from None
+    except ImportError as error:
+        raise ValueError(f"{uri}: cannot be read here ({error})") from None
+    except (OSError, ValueError):
+        raise
+    except Exception as error:  # aiohttp's, google's and azure's own have no base in common
+        raise ConnectionError(f"{uri}: {type(error).__name__}: {' '.join(str(error).split())[:200]}") from None

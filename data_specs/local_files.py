@@ -1,0 +1,137 @@
+"""How files come to stand in a local folder, whole or not at all, on file systems with and without hard links."""
+
+from __future__ import annotations
+
+import ctypes
+import errno
+import fcntl
+import os
+import shutil
+import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+from pathlib import Path
+from uuid import uuid4
+
+from data_specs.records import FileInfo
+
+PART = ".part"  # ends the names of what is still being written
+_NO_LINKS = (errno.EPERM, errno.EOPNOTSUPP, errno.ENOSYS, errno.EMLINK)  # what file systems without hard links answer
+_RENAME_NOREPLACE, _AT_FDCWD = 1, -100
+
+
+def find_file(uri: str) -> FileInfo | None:
+    """The facts of a file, or None where there is none."""
+    return _info(uri, os.stat(uri)) if os.path.isfile(uri) else None
+
+
+def walk(folder: str, above: tuple[str, ...] = ()) -> Iterator[FileInfo]:
+    """Files under a folder, `above` being the real paths of the folders that led here: a link to one is a circle."""
+    here = os.path.realpath(folder)
+    if here in above:
+        return
+    entries = sorted(os.scandir(folder), key=lambda e: e.name + "/" * e.is_dir())  # the order of whole names, as on S3
+    for entry in entries:
+        if entry.name.endswith(PART):
+            continue
+        with suppress(FileNotFoundError):  # gone meanwhile, or a link to nothing
+            if entry.is_dir():
+                yield from walk(entry.path, (*above, here))
+            else:
+                yield _info(entry.path, entry.stat())
+
+
+def _info(uri: str, facts: os.stat_result) -> FileInfo:
+    return FileInfo(uri, facts.st_size, f"{facts.st_mtime_ns:x}-{facts.st_size:x}")
+
+
+def replace(uri: str, content: bytes | Path) -> None:
+    """Writes bytes or a copy of a file, over what is there."""
+    with _beside(uri, content) as path:
+        os.replace(path, uri)
+
+
+def create(uri: str, content: bytes | Path) -> bool:
+    """Writes bytes or a copy of a file if the name is free; True if this call did."""
+    if os.path.exists(uri):
+        return False
+    try:
+        with _beside(uri, content) as path:
+            if not _move_exclusively(path, Path(uri)):
+                _move_alone(path, Path(uri))
+    except FileExistsError:
+        return False
+    return True
+
+
+def move(path: Path, uri: str) -> None:
+    """Brings a file of the same file system to disk and then into place, over what is there."""
+    Path(uri).parent.mkdir(parents=True, exist_ok=True)
+    _bring_to_disk(path)
+    os.replace(path, uri)
+
+
+@contextmanager
+def folder_in(uri: str) -> Iterator[Path]:
+    """An empty folder within a folder, which listings leave out, removed at the end."""
+    Path(uri).mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryDirectory(PART, ".dnd-write-", uri) as name:
+        yield Path(name)
+
+
+def decides_who_creates(folder: str) -> bool:
+    """Whether the file system itself refuses a name that is taken."""
+    with folder_in(folder) as probe:
+        (probe / "file").touch()
+        return _move_exclusively(probe / "file", probe / "free name")
+
+
+@contextmanager
+def _beside(uri: str, content: bytes | Path) -> Iterator[Path]:
+    """A file with the content, on disk beside its target; what is left of it is removed."""
+    target = Path(uri)
+    target.parent.mkdir(parents=True, exist_ok=True)
+    path = target.parent / f".{target.name}.{uuid4().hex}{PART}"
+    try:
+        if isinstance(content, Path):
+            shutil.copyfile(content, path)
+        else:
+            path.write_bytes(content)
+        _bring_to_disk(path)
+        yield path
+    finally:
+        path.unlink(missing_ok=True)
+
+
+def _bring_to_disk(path: Path) -> None:
+    with path.open("rb") as file:
+        os.fsync(file.fileno())
+
+
+def _move_exclusively(path: Path, target: Path) -> bool:
+    """Has the file system itself refuse a name that is taken (FileExistsError); False where it cannot."""
+    try:
+        os.link(path, target)
+        return True
+    except OSError as error:
+        if error.errno not in _NO_LINKS:
+            raise
+    libc = ctypes.CDLL(None, use_errno=True)
+    if not libc.renameat2(_AT_FDCWD, os.fsencode(path), _AT_FDCWD, os.fsencode(target), _RENAME_NOREPLACE):
+        return True
+    code = ctypes.get_errno()
+    if code in (errno.EINVAL, errno.ENOSYS, errno.EOPNOTSUPP):
+        return False
+    raise OSError(code, os.strerror(code), str(target))
+
+
+def _move_alone(path: Path, target: Path) -> None:
+    """The same under a lock on the folder, which keeps the processes of one node apart."""
+    folder = os.open(target.parent, os.O_RDONLY)
+    try:
+        fcntl.flock(folder, fcntl.LOCK_EX)
+        if target.exists():
+            raise FileExistsError(errno.EEXIST, os.strerror(errno.EEXIST), str(target))
+        os.replace(path, target)
+    finally:
+        os.close(folder)
