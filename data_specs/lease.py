@@ -7,6 +7,7 @@ BEAT seconds; whoever finds one that is dead creates the next number, so that of
 
 from __future__ import annotations
 
+import logging
 import os
 import re
 import socket
@@ -23,6 +24,7 @@ from data_specs.records import LeaseHolder
 BEAT = 10.0  # seconds between two heartbeats
 LAPSE = 45.0  # seconds without a heartbeat after which a holder counts as dead
 LONG_AGO = 20 * LAPSE  # no two clocks differ by so much: a beat this old needs no watching
+log = logging.getLogger(__name__)
 
 
 class Lease:
@@ -79,6 +81,8 @@ def acquire(folder: str, command: str) -> Lease:
         raise _refusal(folder, holder(folder))
     if before:
         storage.delete(_uri(folder, before[0]))
+    if not storage.decides_who_creates(storage.join(folder, "lease")):
+        log.warning("%s: the storage refuses no second writer: of two jobs here at once the last receipt holds", folder)
     return Lease(folder, number, mine)
 
 

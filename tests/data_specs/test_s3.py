@@ -11,6 +11,7 @@ from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from email.message import Message
+from functools import partial
 from pathlib import Path
 
 import pytest
@@ -18,7 +19,7 @@ from botocore.exceptions import ClientError
 from PIL import Image
 from s3_server import FAULTS, FaultProxy, Server
 
-from data_specs import manifest, receipts, s3, s3_client, storage
+from data_specs import lease, manifest, receipts, s3, s3_client, storage
 from data_specs.reader import open_shards
 from data_specs.records import Dropped, Identity, Outcome, RangeUnit, Reason, Sample
 from data_specs.units import write_plan
@@ -249,16 +250,17 @@ def test_whether_the_storage_decides_who_creates(root: str, request: pytest.Fixt
 
 
 def test_where_conditions_are_ignored_two_jobs_still_make_one_whole_set(
-    s3_root: str, small_parts: None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    s3_root: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
     def ignore(method: str, headers: Message) -> None:
         del headers["If-None-Match"]
 
     with through(FaultProxy(os.environ["AWS_ENDPOINT_URL"], answer=ignore), monkeypatch), ThreadPoolExecutor(2) as pool:
-        assert not storage.decides_who_creates(s3_root)
-        list(pool.map(make_set, [f"{s3_root}/set"] * 2))
+        with lease.hold(s3_root, "dnd render"):
+            assert "refuses no second writer" in caplog.text
+        list(pool.map(partial(make_set, units=4), [f"{s3_root}/set"] * 2))
         assert list(verify_set(f"{s3_root}/set")) == []
-    make_set(str(tmp_path / "set"))
+    make_set(str(tmp_path / "set"), units=4)
     assert storage.read_bytes(f"{s3_root}/set/manifest.json") == (tmp_path / "set" / "manifest.json").read_bytes()
 
 
@@ -415,12 +417,13 @@ def names(set_uri: str) -> list[str]:
     return [file.uri.removeprefix(f"{set_uri}/") for file in storage.list_files(set_uri)]
 
 
-def make_set(set_uri: str) -> None:
-    """Eight units of three images, one of them larger than a part; written by four threads, as by four workers."""
-    units = [RangeUnit(unit=number, first=number, count=1) for number in range(8)]
-    plan = write_plan(set_uri, "d" * 64, Identity(stage="test"), units)
+def make_set(set_uri: str, units: int = 8) -> None:
+    """Units of three images, the fifth larger than a part; written by four threads, as by four workers."""
+    numbers = range(units)
+    planned = [RangeUnit(unit=number, first=number, count=1) for number in numbers]
+    plan = write_plan(set_uri, "d" * 64, Identity(stage="test"), planned)
     with ThreadPoolExecutor(4) as pool:
-        list(pool.map(lambda number: receipts.commit(set_uri, plan.digest, number, outcomes(number)), range(8)))
+        list(pool.map(lambda number: receipts.commit(set_uri, plan.digest, number, outcomes(number)), numbers))
     manifest.merge(plan, "images")
 
 
