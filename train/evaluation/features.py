@@ -19,7 +19,7 @@ from train.evaluation.vision_ops import import_torchvision
 PUBLISHED_INCEPTION = "6726825d0af5f729cebd5821db510b11b1cfad8faad88a03f1befd49fb9129b2"
 SPATIAL_CHANNELS = 7
 BUILTIN_SEED = 241001912
-BUILTIN_WIDTHS = (3, 32, 64, 64)
+BUILTIN_WIDTHS = (3, 32, 64, 32)  # few features, so that few images have a covariance
 
 
 class Features(NamedTuple):
@@ -144,7 +144,7 @@ def spatial_rows(activations: Tensor) -> Tensor:
 
 
 def builtin_network() -> nn.Module:
-    """Three random convolutions over the image at 64 x 64, means of their last channels: 64 features.
+    """Three random convolutions over the image at 64 x 64, means of their last channels: 32 features.
 
     The weights are drawn from a fixed seed by NumPy, so they are the same on every machine."""
     return _RandomConvolutions()

@@ -10,14 +10,16 @@ from typing import Any
 import numpy as np
 
 from train.evaluation.features import Extractor, Features
-from train.evaluation.frechet import Moments, frechet_distance, moments_of
-from train.evaluation.inception_score import ScoreSums
-from train.evaluation.manifolds import NEIGHBOURS, precision_recall
+from train.evaluation.frechet import Moments, frechet_distance, moments_of, refuse_other_features, refuse_too_few
+from train.evaluation.inception_score import SEED, SPLIT, ScoreSums, shuffled_places
+from train.evaluation.kernel import kernel_distance
+from train.evaluation.manifolds import DENSITY_NEIGHBOURS, NEIGHBOURS, compare_manifolds
 from train.evaluation.references import Gaussian, Reference, check_reference
 from train.evaluation.sources import ImageSet
 
 BATCH = 64
 PIECE = 16 * BATCH  # images whose features go into the moments together; what a worker takes at a time
+WHOLE = 50_000  # images of a figure that papers report; FID falls with their number
 MANIFOLD_IMAGES = 50_000  # larger sets are thinned evenly to this many for precision and recall
 
 
@@ -72,29 +74,57 @@ def evaluate_images(
     device: str = "cpu",
     extract_set: Callable[[ImageSet], SetFeatures] | None = None,
 ) -> dict[str, Any]:
-    """FID, sFID, Inception Score, precision and recall of samples against a reference, with all that was assumed.
+    """FID, sFID, KID, Inception Score, precision, recall, density and coverage, with all that was assumed.
 
-    metric: "gfid" (against the training set) or "rfid" (against the same-crop originals). extract_set: how a set's
-    features are made (default: here, by `extract`). Figures are called FID only where the extractor is the published
-    Inception; else its name stands in theirs. What cannot be computed is left out and said in `notes`.
-    Raises ValueError for a reference of the wrong kind unless forced, and for fewer images than features."""
+    Figures are called FID only where the extractor is the published Inception; else its name stands in theirs. A gFID
+    of fewer than 50,000 samples has their number in its name. What cannot be computed is left out and said in `notes`.
+
+    Args:
+        metric: "gfid" (against the training set) or "rfid" (against the same-crop originals).
+        samples: what is scored.
+        reference: what it is measured against.
+        extractor: makes the features.
+        forced: accept a reference of the wrong kind.
+        device: where distances are computed.
+        extract_set: how a set's features are made (default: here, by `extract`).
+
+    Raises:
+        ValueError: a reference of the wrong kind, statistics of other features, no more images than features; all of
+            it before features are extracted.
+    """
     problems = check_reference(metric, reference, samples, forced)
-    if reference.pool is not None and reference.extractor not in (None, extractor.name):
-        raise ValueError(f"{reference.uri}: statistics of {reference.extractor}, but the extractor is {extractor.name}")
+    _refuse_unfit(samples, reference, extractor)
     make = extract_set or (lambda images: extract(images, extractor))
     made = make(samples)
     real = make(reference.images) if reference.images is not None else None
     figures, notes = _figures(made, real, reference, device)
     return {
         "metric": metric,
-        "figures": {_figure_name(name, metric, extractor): value for name, value in figures.items()},
+        "figures": {_figure_name(name, metric, extractor, len(samples)): value for name, value in figures.items()},
         "extractor": {"name": extractor.name, "digest": extractor.digest, "dim": len(made.pool.mean)},
         "samples": {"uri": samples.uri, "count": len(samples), "digest": samples.digest},
         "reference": reference.describe(),
-        "manifolds": {"neighbours": NEIGHBOURS, "samples": len(made.rows), "reference": len(real.rows) if real else 0},
+        "manifolds": {
+            "neighbours": NEIGHBOURS,
+            "density_neighbours": DENSITY_NEIGHBOURS,
+            "samples": len(made.rows),
+            "reference": len(real.rows) if real else 0,
+        },
         "forced": problems,
         "notes": notes,
     }
+
+
+def _refuse_unfit(samples: ImageSet, reference: Reference, extractor: Extractor) -> None:
+    """Raises ValueError for what would be refused after hours of features; one image tells how many features it has."""
+    if reference.pool is not None and reference.extractor not in (None, extractor.name):
+        raise ValueError(f"{reference.uri}: statistics of {reference.extractor}, but the extractor is {extractor.name}")
+    dim = extractor(next(samples.batches(0, 1, 1))).pool.shape[1]
+    refuse_too_few(len(samples), dim)
+    if reference.pool is not None:
+        refuse_other_features(dim, len(reference.pool.mu))
+    elif reference.images is not None:
+        refuse_too_few(len(reference.images), dim)
 
 
 def _figures(
@@ -111,19 +141,23 @@ def _figures(
             figures["sfid"] = frechet_distance(*_fit(made.spatial), *spatial)
     if made.scores is not None:
         figures["inception_score"] = made.scores.score()
+        notes.append(f"Inception Score over splits of {SPLIT:,} of a permutation of the samples (seed {SEED})")
     if real is None:
-        notes.append("no precision and recall: the reference holds statistics alone, no images (arr_0)")
-    else:
-        figures["precision"], figures["recall"] = precision_recall(real.rows, made.rows, device)
-        notes.append("precision and recall in float32: the ADM evaluator's float16 moves them by .001 to .002")
-    return figures, notes
+        notes.append("no precision and recall, KID, density, coverage: the reference holds no images (arr_0)")
+        return figures, notes
+    figures |= compare_manifolds(real.rows, made.rows, device)._asdict()
+    notes.append("precision and recall in float32: the ADM evaluator's float16 moves them by .001 to .002")
+    distance, note = kernel_distance(real.rows, made.rows)
+    return figures | ({} if distance is None else {"kid": distance}), [*notes, note]
 
 
-def _figure_name(name: str, metric: str, extractor: Extractor) -> str:
-    """ "fid" -> "gfid" or "rfid" under the published Inception, else with the extractor's name and never FID."""
+def _figure_name(name: str, metric: str, extractor: Extractor, count: int) -> str:
+    """ "fid" -> "gfid" or "rfid" under the published Inception, else with the extractor's name and never FID; a gFID of
+    fewer than 50,000 samples -> "gfid[5,000 images]"."""
     if extractor.is_fid:
-        return metric if name == "fid" else name
-    plain = {"fid": "frechet_distance", "sfid": "spatial_frechet_distance"}.get(name, name)
+        few = metric == "gfid" and name == "fid" and count < WHOLE
+        return (f"{metric}[{count:,} images]" if few else metric) if name == "fid" else name
+    plain = {"fid": "frechet_distance", "sfid": "spatial_frechet_distance", "kid": "kernel_distance"}.get(name, name)
     return f"{plain}[{extractor.name}]"
 
 
@@ -137,7 +171,7 @@ def _piece(features: Features, first: int, total: int) -> SetFeatures:
     """What is kept of the features of the images `first`, first + 1, ... of `total`."""
     scores = None if features.logits is None else ScoreSums(features.logits.shape[1])
     if scores is not None and features.logits is not None:
-        scores.add(features.logits, first)
+        scores.add(features.logits, shuffled_places(total)[first : first + len(features.logits)])
     spatial = None if features.spatial is None else moments_of([features.spatial])
     rows = features.pool[_kept(first, len(features.pool), total)]
     return SetFeatures(moments_of([features.pool]), spatial, scores, rows)

@@ -40,13 +40,26 @@ class Moments:
 
     def covariance(self) -> np.ndarray:
         """Unbiased covariance [D, D]. Raises ValueError for no more rows than dimensions: it would be singular."""
-        dim = len(self.mean)
-        if self.count <= dim:
-            raise ValueError(
-                f"{self.count:,} images for {dim:,} features: the covariance is singular and the distance means "
-                f"nothing; give more than {dim:,} images (papers take 50,000), or an extractor of fewer features"
-            )
+        refuse_too_few(self.count, len(self.mean))
         return self.scatter / (self.count - 1)
+
+
+def refuse_too_few(count: int, dim: int) -> None:
+    """Raises ValueError for no more images than features."""
+    if count <= dim:
+        raise ValueError(
+            f"{count:,} images for {dim:,} features: the covariance is singular and the distance means nothing; "
+            f"give more than {dim:,} images (papers take 50,000), or an extractor of fewer features"
+        )
+
+
+def refuse_other_features(dim: int, other: int) -> None:
+    """Raises ValueError where two sets' features differ in their number."""
+    if dim != other:
+        raise ValueError(
+            f"statistics of {dim:,} and {other:,} features: they come from different extractors; "
+            "make the reference's statistics with the extractor of the samples"
+        )
 
 
 def moments_of(batches: Iterable[np.ndarray]) -> Moments:
@@ -65,11 +78,7 @@ def frechet_distance(mu1: np.ndarray, sigma1: np.ndarray, mu2: np.ndarray, sigma
 
     Where the root of the product is not finite, 1e-6 is added to both diagonals, as in the ADM evaluator and TTUR.
     Raises ValueError for differing dimensions, and where the root stays imaginary (too few images)."""
-    if mu1.shape != mu2.shape or sigma1.shape != sigma2.shape:
-        raise ValueError(
-            f"statistics of {mu1.shape[0]:,} and {mu2.shape[0]:,} features: they come from different extractors; "
-            "make the reference's statistics with the extractor of the samples"
-        )
+    refuse_other_features(len(mu1), len(mu2))
     root = _sqrtm(sigma1 @ sigma2)
     if not np.isfinite(root).all():
         warnings.warn(f"the covariances' product is singular; {EPS} was added to their diagonals", stacklevel=2)

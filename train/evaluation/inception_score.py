@@ -1,24 +1,36 @@
-"""Inception Score over unshuffled splits of 5,000 images, streamed: sums per split, which ranks add up."""
+"""Inception Score over splits of 5,000 images of a seeded permutation, streamed: sums per split, which ranks add up.
+
+Samples often lie sorted by class, and splits of a sorted set hold few classes each: the score would be far too low.
+"""
+
+from functools import lru_cache
 
 import numpy as np
 
 SPLIT = 5000
+SEED = 2020  # torch-fidelity's
+
+
+@lru_cache(4)
+def shuffled_places(count: int) -> np.ndarray:
+    """The place of each image of a set in its permutation, int64 [count]; the one that torch-fidelity draws."""
+    return np.argsort(np.random.RandomState(SEED).permutation(count))
 
 
 class ScoreSums:
-    """For each split of 5,000 consecutive images: their number, sum of p [C] and sum of p log p, in float64."""
+    """For each split of 5,000 places: number of images, sum of p [C] and sum of p log p, in float64."""
 
     def __init__(self, num_classes: int):
         self.num_classes = num_classes
         self.splits: dict[int, np.ndarray] = {}  # [count, sum of p log p, sum of p ...]
 
-    def add(self, logits: np.ndarray, first: int) -> None:
-        """Take in logits [n, C] of the images `first`, `first` + 1, ... of the whole set."""
+    def add(self, logits: np.ndarray, places: np.ndarray) -> None:
+        """Take in logits [n, C] of the images at these places [n] of the permuted set."""
         values = logits.astype(np.float64)
         values -= values.max(axis=1, keepdims=True)
         logs = values - np.log(np.exp(values).sum(axis=1, keepdims=True))
         shares = np.exp(logs)
-        split_of_image = (first + np.arange(len(logits))) // SPLIT
+        split_of_image = places // SPLIT
         for split in np.unique(split_of_image):
             chosen = split_of_image == split
             terms = [chosen.sum(), (shares[chosen] * logs[chosen]).sum(), *shares[chosen].sum(axis=0)]

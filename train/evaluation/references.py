@@ -1,7 +1,6 @@
 """What a set of images is measured against. rFID asks for the originals of the same crop, gFID for the training set;
 mixing them is the field's commonest mistake, so the kind, count, crop and digest are part of every result."""
 
-import io
 import re
 import zipfile
 import zlib
@@ -11,7 +10,6 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from data_specs import storage
-from train.evaluation.frechet import Moments
 from train.evaluation.sources import ImageSet, file_digest, open_images
 
 TRAINING, ORIGINALS = "training", "validation-originals"
@@ -53,8 +51,9 @@ def open_reference(uri: str, kind: str | None = None, crop: str | None = None) -
     """The reference at `uri`: images (see open_images), or an `.npz` with mu and sigma (and mu_s, sigma_s), with or
     without arr_0.
 
-    kind: "training" or "validation-originals". It may be left out where the source says it: an `.npz` written by
-    save_statistics, or a shard set under images/train or images/val. crop: how the images were cut, for the result.
+    kind: "training" or "validation-originals". It may be left out where the source says it: an `.npz` with `kind` (and
+    `crop`, `extractor`, `count`) beside its statistics, or a shard set under images/train or images/val. crop: how the
+    images were cut, for the result.
     Raises ValueError where the kind is unknown or contradicts the source, and for broken statistics."""
     stored = _read_statistics(uri) if uri.endswith(".npz") else {}
     kind = _settle_kind(uri, kind, stored.get("kind") or _kind_of_shards(uri))
@@ -81,17 +80,6 @@ def check_reference(metric: str, reference: Reference, samples: ImageSet, forced
     if problems and not forced:
         raise ValueError(f"{reference.uri}: {problems[0]}; give another reference, or force it (the result says so)")
     return problems
-
-
-def save_statistics(uri: str, pool: Moments, spatial: Moments | None, about: dict[str, Any]) -> None:
-    """Write mu, sigma (mu_s, sigma_s) with about = {kind, crop, extractor} as an `.npz` that open_reference reads."""
-    arrays: dict[str, Any] = {"mu": pool.mean, "sigma": pool.covariance(), "count": np.int64(pool.count)}
-    if spatial is not None:
-        arrays |= {"mu_s": spatial.mean, "sigma_s": spatial.covariance()}
-    arrays |= {name: np.array(value) for name, value in about.items() if value is not None}
-    file = io.BytesIO()
-    np.savez(file, **arrays)
-    storage.write_bytes(uri, file.getvalue())
 
 
 def _read_statistics(uri: str) -> dict[str, Any]:

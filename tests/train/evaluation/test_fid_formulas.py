@@ -10,8 +10,9 @@ from scipy.spatial.distance import cdist
 from sklearn.neighbors import NearestNeighbors
 
 from train.evaluation.frechet import Moments, frechet_distance, moments_of
-from train.evaluation.inception_score import ScoreSums
-from train.evaluation.manifolds import manifold_radii, precision_recall
+from train.evaluation.inception_score import ScoreSums, shuffled_places
+from train.evaluation.kernel import kernel_distance
+from train.evaluation.manifolds import compare_manifolds, manifold_radii
 from train.evaluation.vision_ops import import_torchvision
 
 import_torchvision()
@@ -90,12 +91,13 @@ def test_inception_score_equals_torch_fidelity_and_does_not_depend_on_batches_or
     from torch_fidelity.metric_isc import isc_features_to_metric
 
     logits = np.random.default_rng(2).standard_normal((20_000, 40)) * 3
-    expected = isc_features_to_metric(torch.from_numpy(logits), splits=4, shuffle=False)["inception_score_mean"]
-    ranks = []
+    expected = isc_features_to_metric(torch.from_numpy(logits), splits=4)["inception_score_mean"]
+    ranks, places = [], shuffled_places(20_000)
     for start, stop in ((0, 7003), (7003, 20_000)):
         sums = ScoreSums(40)
         for first in range(start, stop, 512):
-            sums.add(logits[first : min(first + 512, stop)], first)
+            chosen = slice(first, min(first + 512, stop))
+            sums.add(logits[chosen], places[chosen])
         ranks.append(sums)
     ranks[0].merge(ranks[1])
     assert ranks[0].score() == pytest.approx(expected, rel=1e-6)
@@ -103,10 +105,10 @@ def test_inception_score_equals_torch_fidelity_and_does_not_depend_on_batches_or
 
 def test_inception_score_of_sure_and_even_predictions_and_of_a_short_last_split():
     sure, even = ScoreSums(10), ScoreSums(10)
-    sure.add(np.tile(np.eye(10) * 1000, (10, 1)), 0)
-    even.add(np.zeros((100, 10)), 0)
+    sure.add(np.tile(np.eye(10) * 1000, (10, 1)), np.arange(100))
+    even.add(np.zeros((100, 10)), np.arange(100))
     assert sure.score() == pytest.approx(10.0) and even.score() == pytest.approx(1.0)
-    sure.add(np.tile(np.eye(10)[:1] * 1000, (100, 1)), 5000)
+    sure.add(np.tile(np.eye(10)[:1] * 1000, (100, 1)), 5000 + np.arange(100))
     assert sure.score() == pytest.approx((10 + 1) / 2)
     with pytest.raises(ValueError, match="empty"):
         ScoreSums(10).score()
@@ -120,6 +122,13 @@ def brute_precision_recall(real, made):
     return (between <= radii(real)[:, None]).any(0).mean(), (between <= radii(made)[None]).any(1).mean()
 
 
+def brute_density_coverage(real, made):
+    """As prdc 0.2 has them, with its k = 5."""
+    between, radii = cdist(real, made), np.sort(cdist(real, real), axis=1)[:, 5]
+    density = (between < radii[:, None]).sum(0).mean() / 5
+    return density, (between.min(1) < radii).mean()
+
+
 def test_precision_and_recall_equal_scipy_sklearn_and_torch_fidelity_exactly(monkeypatch):
     from torch_fidelity.metric_prc import calculate_precision_recall_full
 
@@ -127,34 +136,50 @@ def test_precision_and_recall_equal_scipy_sklearn_and_torch_fidelity_exactly(mon
     rng = np.random.default_rng(3)
     real = rng.standard_normal((430, 16)).astype(np.float32)
     made = (rng.standard_normal((350, 16)) * 0.8 + 0.4).astype(np.float32)
-    precision, recall = precision_recall(real, made)
+    precision, recall, density, coverage = compare_manifolds(real, made)
+    theirs = brute_density_coverage(real.astype(np.float64), made.astype(np.float64))
+    assert (density, coverage) == pytest.approx(theirs) and 0.1 < coverage < 0.95
     assert 0.1 < recall < 0.9 and 0.1 < precision < 0.95
     assert (precision, recall) == brute_precision_recall(real.astype(np.float64), made.astype(np.float64))
     theirs = calculate_precision_recall_full(torch.from_numpy(made), torch.from_numpy(real))
     assert (precision, recall) == pytest.approx(theirs, abs=1e-7)  # theirs are float32 means
     neighbours = NearestNeighbors(n_neighbors=4).fit(real).kneighbors(real)[0][:, 3]
-    np.testing.assert_allclose(manifold_radii(torch.from_numpy(real)).sqrt().numpy(), neighbours, rtol=1e-4)
+    np.testing.assert_allclose(manifold_radii(torch.from_numpy(real))[:, 3].sqrt().numpy(), neighbours, rtol=1e-4)
 
 
 def test_precision_and_recall_of_equal_and_of_distant_sets():
     real = np.random.default_rng(4).standard_normal((300, 8)).astype(np.float32)
-    assert precision_recall(real, real) == (1.0, 1.0)
-    assert precision_recall(real, real + 100) == (0.0, 0.0)
-    with pytest.raises(ValueError, match="at least 4"):
-        precision_recall(real, real[:3])
+    assert compare_manifolds(real, real)[:2] == (1.0, 1.0) and compare_manifolds(real, real).coverage == 1.0
+    assert compare_manifolds(real, real + 100) == (0.0, 0.0, 0.0, 0.0)
+    with pytest.raises(ValueError, match="at least 6"):
+        compare_manifolds(real, real[:3])
+
+
+def test_kid_equals_its_unbiased_estimate():
+    """On one whole subset: sums of (x y / D + 1)^3 without the diagonals of the two sets."""
+    rng = np.random.default_rng(5)
+    real, made = (rng.standard_normal((60, 8)).astype(np.float32) + shift for shift in (0, 0.5))
+
+    def kernel(x, y):
+        return (x.astype(np.float64) @ y.T / 8 + 1) ** 3
+
+    within = [(kernel(x, x).sum() - np.trace(kernel(x, x))) / (60 * 59) for x in (real, made)]
+    expected = sum(within) - 2 * kernel(real, made).mean()
+    distance, note = kernel_distance(real, made)
+    assert distance == pytest.approx(expected, rel=1e-4) and "100 subsets of 60" in note
 
 
 MEMORY_SCRIPT = """
 import sys
 import numpy as np
 from train.evaluation.frechet import frechet_distance, moments_of
-from train.evaluation.manifolds import precision_recall
+from train.evaluation.manifolds import compare_manifolds
 count, dim = int(sys.argv[1]), int(sys.argv[2])
 rng = np.random.default_rng(0)
 real, made = (rng.standard_normal((count, dim), np.float32) for _ in range(2))
 x, y = (moments_of(f[i : i + 1024] for i in range(0, count, 1024)) for f in (real, made))
 distance = frechet_distance(x.mean, x.covariance(), y.mean, y.covariance())
-scores = precision_recall(real, made)
+scores = compare_manifolds(real, made)
 # this program's own peak; ru_maxrss would be the parent's, inherited over exec
 peak = int(next(line for line in open("/proc/self/status") if line.startswith("VmHWM")).split()[1])
 print(distance, *scores, peak / 1024)
@@ -164,7 +189,7 @@ print(distance, *scores, peak / 1024)
 def measured_memory(count, dim):
     command = [sys.executable, "-c", MEMORY_SCRIPT, str(count), str(dim)]
     done = subprocess.run(command, capture_output=True, text=True, check=True)
-    distance, precision, recall, mebibytes = map(float, done.stdout.split())
+    distance, precision, recall, _, _, mebibytes = map(float, done.stdout.split())
     assert distance > 0 and 0 <= precision <= 1 and 0 <= recall <= 1
     return mebibytes
 

@@ -46,8 +46,8 @@ def test_a_set_against_itself_is_zero_and_named_for_its_extractor(two_sets, buil
     reference = references.open_reference(two_sets[0], "training", crop="adm 16")
     result = gfid(two_sets[0], reference, builtin)
     figures = result["figures"]
-    assert figures["frechet_distance[builtin-random-conv-64]"] == pytest.approx(0, abs=1e-6)
-    assert figures["precision[builtin-random-conv-64]"] == figures["recall[builtin-random-conv-64]"] == 1.0
+    assert figures["frechet_distance[builtin-random-conv-32]"] == pytest.approx(0, abs=1e-6)
+    assert figures["precision[builtin-random-conv-32]"] == figures["recall[builtin-random-conv-32]"] == 1.0
     assert not any("fid" in name.lower() for name in figures)
     about = result["reference"]
     assert (about["kind"], about["count"], about["crop"], about["statistics"]) == (
@@ -62,7 +62,7 @@ def test_a_set_against_itself_is_zero_and_named_for_its_extractor(two_sets, buil
 def test_worse_pictures_are_further_away(tmp_path, two_sets, builtin):
     noisy = pictures(2, 160) + np.random.default_rng(0).integers(0, 60, (160, 16, 16, 3)).astype(np.uint8)
     reference = references.open_reference(two_sets[0], "training")
-    name = "frechet_distance[builtin-random-conv-64]"
+    name = "frechet_distance[builtin-random-conv-32]"
     near = gfid(two_sets[1], reference, builtin)["figures"][name]
     far = gfid(npz(tmp_path / "noisy.npz", arr_0=noisy), reference, builtin)["figures"][name]
     assert 0 < near < far / 2
@@ -71,8 +71,8 @@ def test_worse_pictures_are_further_away(tmp_path, two_sets, builtin):
 def test_the_built_in_extractor_is_the_same_everywhere(builtin):
     assert builtin.digest == features.load_extractor("builtin").digest
     rows = builtin(pictures(3, 2)).pool
-    assert rows.shape == (2, 64) and rows.dtype == np.float32
-    assert builtin.digest[:16] == "9ede519e8f0bf84a"
+    assert rows.shape == (2, 32) and rows.dtype == np.float32
+    assert builtin.digest[:16] == "f6b1bed4ceb82089"
 
 
 def test_pieces_merge_to_the_whole_and_thin_the_rows_evenly(two_sets, builtin, monkeypatch):
@@ -81,7 +81,7 @@ def test_pieces_merge_to_the_whole_and_thin_the_rows_evenly(two_sets, builtin, m
     images = sources.open_images(two_sets[0])
     parts = [part for start in (0, 64, 128) for part in fid.pieces(images, builtin, start, min(start + 64, 150))]
     whole, merged = fid.extract(images, builtin), fid.merge(parts)
-    assert whole.rows.shape == (100, 64) and whole.pool.count == 150
+    assert whole.rows.shape == (100, 32) and whole.pool.count == 150
     assert np.array_equal(merged.rows, whole.rows) and np.array_equal(merged.pool.scatter, whole.pool.scatter)
     rows = np.concatenate([builtin(batch).pool for batch in images.batches(0, 150, 64)]).astype(np.float64)
     np.testing.assert_allclose(whole.pool.covariance(), np.cov(rows, rowvar=False), rtol=1e-6)
@@ -141,16 +141,16 @@ def test_shards_of_the_train_split_say_so_themselves(tmp_path):
         references.open_reference(uri, "validation-originals")
 
 
-def test_statistics_that_we_write_are_read_back_with_what_they_are(tmp_path, two_sets, builtin):
+def test_statistics_are_read_with_what_they_say_of_themselves(tmp_path, two_sets, builtin):
     real = fid.extract(sources.open_images(two_sets[1]), builtin)
     uri = str(tmp_path / "train-statistics.npz")
     about = {"kind": "training", "crop": "adm 16", "extractor": builtin.name}
-    references.save_statistics(uri, real.pool, real.spatial, about)
+    np.savez(uri, mu=real.pool.mean, sigma=real.pool.covariance(), count=real.pool.count, **about)
     reference = references.open_reference(uri)
     assert (reference.kind, reference.count, reference.crop) == ("training", 160, "adm 16")
     stored = gfid(two_sets[0], reference, builtin)
     computed = gfid(two_sets[0], references.open_reference(two_sets[1], "training"), builtin)
-    name = "frechet_distance[builtin-random-conv-64]"
+    name = "frechet_distance[builtin-random-conv-32]"
     assert stored["figures"][name] == pytest.approx(computed["figures"][name], rel=1e-9)
     assert stored["reference"]["statistics"] == "precomputed" and list(stored["figures"]) == [name]
     assert "no precision and recall" in stored["notes"][0]
@@ -228,6 +228,11 @@ def test_missing_empty_and_broken_sources_are_named(tmp_path):
         with pytest.raises(ValueError, match=message) as error:
             sources.open_images(str(uri))
         assert str(uri) in str(error.value)
+    (tmp_path / "bad" / "y.png").write_bytes(b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 8 8\nshowpage\n")
+    Image.new("RGB", (8, 8)).save(tmp_path / "bad" / "z.png", "tiff")
+    for index, name in enumerate("xyz"):  # no decoder but those of the allow-list is looked for
+        with pytest.raises(ValueError, match=rf"{name}.png: cannot be read as a picture \(cannot identify"):
+            sources.open_images(str(tmp_path / "bad"))[index]
     with pytest.raises(ValueError, match=r"x.png: cannot be read"):
         list(sources.open_images(str(tmp_path / "bad")).batches(0, 1, 1))
 
@@ -274,10 +279,36 @@ def test_compressed_and_damaged_archives(tmp_path):
         sources.open_images(objects)
 
 
-def test_fewer_images_than_features_are_refused(tmp_path, builtin):
-    few = npz(tmp_path / "few.npz", arr_0=pictures(0, 64))
-    with pytest.raises(ValueError, match="64 images for 64 features"):
-        gfid(few, references.open_reference(few, "training"), builtin)
+class Counting:
+    """An extractor that counts the images whose features it made."""
+
+    name, digest, is_fid, num_images = "counting", "0" * 64, False, 0
+
+    def __call__(self, images):
+        self.num_images += len(images)
+        return features.Features(images.reshape(len(images), -1)[:, :8].astype(np.float32))
+
+
+def test_counts_too_small_are_refused_before_features_are_made(tmp_path):
+    few, many = (npz(tmp_path / f"{n}.npz", arr_0=pictures(0, n)) for n in (8, 90))
+    stored = npz(tmp_path / "stored.npz", mu=np.zeros(9), sigma=np.eye(9))
+    for samples, reference, message in (
+        (few, many, "8 images for 8 features"),
+        (many, few, "8 images for 8 features"),
+        (many, stored, "8 and 9 features"),
+    ):
+        counting = Counting()
+        with pytest.raises(ValueError, match=message):
+            gfid(samples, references.open_reference(reference, "training"), counting)
+        assert counting.num_images == 1
+
+
+def test_the_built_in_extractor_scores_as_few_images_as_the_demo_draws(tmp_path, builtin):
+    few, other = (npz(tmp_path / f"{n}.npz", arr_0=pictures(n, 64)) for n in range(2))
+    figures = gfid(few, references.open_reference(other, "training"), builtin)["figures"]
+    kinds = ("frechet_distance", "precision", "recall", "density", "coverage", "kernel_distance")
+    assert list(figures) == [f"{kind}[builtin-random-conv-32]" for kind in kinds]
+    assert all(np.isfinite(value) for value in figures.values())
 
 
 BROKEN_STATISTICS = [
@@ -295,7 +326,7 @@ def test_broken_statistics_are_refused(tmp_path, arrays, message):
 
 def test_statistics_of_another_extractor_are_refused_by_their_dimension(tmp_path, two_sets, builtin):
     foreign = references.open_reference(npz(tmp_path / "x.npz", mu=np.zeros(2048), sigma=np.eye(2048)), "training")
-    with pytest.raises(ValueError, match="64 and 2,048 features"):
+    with pytest.raises(ValueError, match="32 and 2,048 features"):
         gfid(two_sets[0], foreign, builtin)
 
 
@@ -358,13 +389,36 @@ def test_every_figure_under_the_published_inception_has_its_plain_name(two_sets,
 
     training = references.open_reference(two_sets[0], "training")
     result = gfid(two_sets[1], training, Stand())
-    assert list(result["figures"]) == ["gfid", "sfid", "inception_score", "precision", "recall"]
+    names = ["gfid[160 images]", "sfid", "inception_score", "precision", "recall", "density", "coverage", "kid"]
+    assert list(result["figures"]) == names
+    assert any("permutation of the samples (seed 2020)" in note for note in result["notes"])
+    monkeypatch.setattr(fid, "WHOLE", 160)
+    assert next(iter(gfid(two_sets[1], training, Stand())["figures"])) == "gfid"
     flat = pictures(0, 150).reshape(150, -1) / 255
     expected = moments_of([flat[:, :8]]).mean
     np.testing.assert_allclose(fid.extract(sources.open_images(two_sets[0]), Stand()).pool.mean, expected, rtol=1e-6)
     originals = references.open_reference(two_sets[1], "validation-originals")
     again = fid.evaluate_images("rfid", sources.open_images(two_sets[1]), originals, Stand())
     assert again["figures"]["rfid"] == pytest.approx(0, abs=1e-6)
+
+
+def test_inception_score_of_samples_sorted_by_class_is_that_of_shuffled_ones(tmp_path, monkeypatch):
+    """Eight sure classes in four splits: 8 in any order, 2 where each split holds two of them."""
+
+    class Stand:
+        name, digest, is_fid = "inception-2015-12-05", "0" * 64, True
+
+        def __call__(self, images):
+            flat = images.reshape(len(images), -1).astype(np.float32)
+            return features.Features(flat[:, :2], None, np.eye(8)[images[:, 0, 0, 0].astype(int)] * 1000)
+
+    monkeypatch.setattr("train.evaluation.inception_score.SPLIT", 1000)
+    images = np.random.default_rng(0).integers(0, 256, (4000, 2, 2, 3), dtype=np.uint8)
+    images[:, 0, 0, 0] = np.arange(4000) // 500
+    orders = {"sorted": images, "shuffled": np.random.default_rng(1).permutation(images)}
+    for name, ordered in orders.items():
+        set_ = sources.open_images(npz(tmp_path / f"{name}.npz", arr_0=ordered))
+        assert fid.extract(set_, Stand()).scores.score() == pytest.approx(8, rel=0.01), name
 
 
 def test_missing_or_foreign_weights_are_refused(tmp_path):
