@@ -43,6 +43,9 @@ test-s3: .venv/installed    ## the tests against a real S3 server (installs Debi
 rehearsal: .venv/installed  ## a cluster's life on this machine: Ray nodes die, Slurm preempts, S3 holds all (OUT=folder)
 	$(BIN)/python tests/rehearsal.py --out $(OUT)
 
+.venv-skypilot:      ## SkyPilot beside this project, since it pins older packages: its schema checks infra/skypilot
+	$(PYTHON) -m venv $@ && $@/bin/pip install -q --disable-pip-version-check skypilot==0.14.1
+
 image-cpu image-cuda:  ## container images dnd-transformer:cpu and dnd-transformer:cuda (EFA=version, for AWS; ENGINE=podman)
 	$(ENGINE) build $(if $(filter podman,$(ENGINE)),--format docker) -f infra/docker/Dockerfile -t dnd-transformer:$(@:image-%=%) \
 	  $(if $(filter image-cuda,$@),--build-arg TORCH=cu130) $(if $(EFA),--build-arg EFA=$(EFA)) \
@@ -52,4 +55,4 @@ lock: .venv/installed  ## writes requirements.lock from what is installed
 	$(BIN)/python -m pip freeze --exclude-editable | sed 's/+cpu$$//' > requirements.lock
 
 clean:               ## removes the environment and the demo's results
-	rm -rf .venv runs/demo
+	rm -rf .venv .venv-skypilot runs/demo

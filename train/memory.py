@@ -1,4 +1,4 @@
-"""What training takes: memory of a GPU by part and ZeRO stage, the micro batch that fits, and the time of a schedule.
+"""What training takes: memory of a GPU by part and ZeRO stage, and the micro batch that fits.
 
 dnd memory SPEC --gpus 8 --memory 80GB
 
@@ -15,7 +15,6 @@ import math
 import re
 
 from data_specs.spec import Spec
-from train.metrics import image_flops
 from train.model import LOSS_CHUNK, TransformerConfig
 
 BUCKET = 50_000_000  # elements, of infra/deepspeed/zeroN.json
@@ -23,7 +22,6 @@ MAX_LIVE = 1_000_000_000  # elements that stage 3 keeps gathered
 STAGES = (0, 1, 2, 3)
 USABLE = 0.94  # of a GPU's memory: the rest goes to the context and to fragments
 CONTEXT = 1 << 30
-PEAK, UTILISATION = 989e12, 0.45  # dense bfloat16 of an H100; what neighbours of this size reach
 
 Parts = dict[str, float]  # bytes by part
 
@@ -110,13 +108,8 @@ def parse_bytes(text: str) -> float:
     return float(match[1]) * (1024 if match[3] else 1000) ** " kmgt".index(match[2] or " ")
 
 
-def gpu_days(spec: Spec, config: TransformerConfig) -> float:
-    """GPU-days of the spec's schedule on H100s at UTILISATION of their peak."""
-    return spec.train.steps * spec.train.batch_size * image_flops(config) / (PEAK * UTILISATION) / 86_400
-
-
 def table(spec: Spec, config: TransformerConfig, gpus: int, memory: float) -> list[str]:
-    """Lines to print: memory by part for each stage with the micro batch that fits, and the time of the schedule."""
+    """Lines to print: memory by part for each stage with the micro batch that fits."""
     if spec.train.batch_size % gpus:
         raise ValueError(f"train.batch_size {spec.train.batch_size} does not divide over {gpus} GPUs")
     columns = []
@@ -128,9 +121,4 @@ def table(spec: Spec, config: TransformerConfig, gpus: int, memory: float) -> li
     lines += [f"{part:18}" + "".join(f"{parts[part] / 1e9:9.2f}" for _, _, parts in columns) for part in columns[0][2]]
     fits = [str(micro) if micro else "none" for _, micro, _ in columns]
     lines += [f"{'micro batch':18}" + "".join(f"{fit:>9}" for fit in fits)]
-    days = gpu_days(spec, config)
-    lines.append(
-        f"schedule: {spec.train.steps:,} steps of {spec.train.batch_size} images, {days:,.0f} GPU-days of an H100 at "
-        f"{UTILISATION:.0%} of {PEAK / 1e12:.0f} TFLOP/s, {days / gpus:,.1f} days on {gpus}"
-    )
     return lines

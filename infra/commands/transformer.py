@@ -69,10 +69,12 @@ def memory(
     size: Annotated[str, typer.Option("--memory", help="memory of one GPU: 80GB, 141GB, 40GiB")] = "80GB",
     set_: SetOpt = None,
 ) -> None:
-    """Predicts a GPU's memory by part for every ZeRO stage, the micro batch that fits, and the schedule's GPU-days."""
+    """Predicts a GPU's memory by part for every ZeRO stage, the micro batch that fits, and the schedule's hours."""
+    from train import duration
     from train.engine import config_of
     from train.memory import parse_bytes, table
 
     resolved = load_spec(spec, set_ or [])
     resolved.require("transformer", "train")
-    print("\n".join(table(resolved, config_of(resolved), gpus, parse_bytes(size))))
+    config = config_of(resolved)
+    print("\n".join([*table(resolved, config, gpus, parse_bytes(size)), *duration.table(resolved, config, gpus)]))

@@ -16,6 +16,7 @@ CHECKED_BY = {
     "ray/*": "infra/test_ray_config.py",
     "**/*.sh": "infra/test_launch.py",
     "**/*.sbatch": "infra/test_launch.py",
+    "skypilot/*.yaml": "infra/test_skypilot.py",
     "report/page.html": "infra/test_cli.py",
 }
 FILES = sorted(path for path in INFRA.rglob("*") if path.is_file() and path.suffix not in (".py", ".pyc"))

@@ -1,0 +1,39 @@
+"""What `dnd memory` says of hours: more GPUs than a batch has work for save none."""
+
+from __future__ import annotations
+
+import pytest
+
+from data_specs.spec import load_spec
+from train.duration import FLOOR_TOKENS, PEAK, UTILISATION, advised, duration, durations, table
+from train.engine import config_of
+from train.metrics import image_flops
+
+
+def test_one_gpu_takes_what_its_arithmetic_takes() -> None:
+    spec = load_spec("imagenet_16x16x2")
+    config = config_of(spec)
+    seconds = spec.train.batch_size * image_flops(config) / (PEAK * UTILISATION)
+    found = duration(spec, config, 1)
+    assert found.step_seconds == pytest.approx(seconds)
+    assert found.gpu_days == pytest.approx(spec.train.steps * seconds / 86_400)
+
+
+@pytest.mark.parametrize("preset", ["imagenet_16x16x2", "arxiv_image_16x16x8", "text_image_24x24x1"])
+def test_sixty_four_gpus_cost_much_more_and_save_little(preset: str) -> None:
+    spec = load_spec(preset)
+    config = config_of(spec)
+    found = {one.gpus: one for one in durations(spec, config, 64)}
+    hours = [found[gpus].hours for gpus in (8, 16, 32, 64)]
+    assert hours == sorted(hours, reverse=True)
+    ideal = spec.train.batch_size / 64 * image_flops(config) / (PEAK * UTILISATION)
+    if FLOOR_TOKENS / config.num_positions >= 8:
+        assert 2 < found[64].step_seconds / ideal < 3.5  # four images each: two to three times what was promised
+        assert found[32].hours == pytest.approx(found[64].hours)
+    assert advised(list(found.values())) in (16, 32)
+
+
+def test_only_numbers_that_the_batch_divides_among_are_shown() -> None:
+    spec = load_spec("imagenet_16x16x2", ["train.batch_size=96"])
+    lines = table(spec, config_of(spec), 24)
+    assert lines[1].split() == ["GPUs", "8", "16", "24", "32"] and lines[-1].startswith("advised: ")

@@ -1,0 +1,82 @@
+"""How long a schedule takes on so many GPUs: an estimate, since none was at hand.
+
+A step computes its share of the batch and exchanges gradients and weights:
+
+    compute  = max(images of a GPU, FLOOR_TOKENS / positions) · FLOPs of an image / (PEAK · UTILISATION)
+    exchange = 2 · parameters / bandwidth: bfloat16 weights gathered after the step,
+               + what is left of 4 · parameters / bandwidth, float32 gradients, when backward (2/3 of compute) ends
+
+UTILISATION is a roofline's of the model as it runs by default. FLOOR_TOKENS is where a GPU's kernels become too small:
+with less it takes as long. Bandwidths are those of NCCL on H100s: NVLink inside of a node of eight, eight adapters of
+400 Gb/s between nodes at half their peak.
+"""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+from data_specs.spec import Spec
+from train.memory import num_parameters
+from train.metrics import PEAK_FLOPS, image_flops
+from train.model import TransformerConfig
+
+PEAK, UTILISATION = PEAK_FLOPS["H100"], 0.35
+FLOOR_TOKENS = 2048  # positions that a GPU takes at a time
+NODE = 8  # GPUs
+INSIDE, BETWEEN = 400e9, 200e9  # bytes a second
+LOSS = 1.15  # GPU-days over those of the fewest GPUs up to which more of them are advised
+
+
+class Duration(NamedTuple):
+    """Of a whole schedule on `gpus` GPUs."""
+
+    gpus: int
+    images: float
+    step_seconds: float
+    hours: float
+    gpu_days: float
+
+
+def step_seconds(spec: Spec, config: TransformerConfig, gpus: int) -> float:
+    """Seconds of a step of the whole batch."""
+    images = max(spec.train.batch_size / gpus, FLOOR_TOKENS / config.num_positions)
+    compute = images * image_flops(config) / (PEAK * UTILISATION)
+    if gpus == 1:
+        return compute
+    bandwidth = INSIDE if gpus <= NODE else BETWEEN
+    weights = 2 * num_parameters(config) / bandwidth
+    gradients = 4 * num_parameters(config) / bandwidth
+    return compute + weights + max(gradients - compute * 2 / 3, 0.0)
+
+
+def duration(spec: Spec, config: TransformerConfig, gpus: int) -> Duration:
+    """How long the spec's schedule takes."""
+    seconds = step_seconds(spec, config, gpus)
+    hours = spec.train.steps * seconds / 3600
+    return Duration(gpus, spec.train.batch_size / gpus, seconds, hours, hours * gpus / 24)
+
+
+def durations(spec: Spec, config: TransformerConfig, gpus: int) -> list[Duration]:
+    """For `gpus` and numbers around it that the batch divides among."""
+    numbers = {gpus, *(2**n for n in range(3, max(gpus.bit_length(), 7)))}
+    return [duration(spec, config, n) for n in sorted(numbers) if spec.train.batch_size % n == 0]
+
+
+def advised(found: list[Duration]) -> int:
+    """The most GPUs whose days are not many more than those of the fewest."""
+    return max(one.gpus for one in found if one.gpu_days <= LOSS * min(other.gpu_days for other in found))
+
+
+def table(spec: Spec, config: TransformerConfig, gpus: int) -> list[str]:
+    """Lines to print."""
+    found = durations(spec, config, gpus)
+    rows = {
+        "GPUs": [f"{one.gpus}" for one in found],
+        "images of a GPU": [f"{one.images:g}" for one in found],
+        "step, ms": [f"{one.step_seconds * 1e3:.0f}" for one in found],
+        "hours": [f"{one.hours:,.0f}" for one in found],
+        "GPU-days": [f"{one.gpu_days:,.0f}" for one in found],
+    }
+    head = f"{spec.train.steps:,} steps of {spec.train.batch_size} images on H100s, estimated (train/duration.py):"
+    lines = [head, *(f"{name:18}" + "".join(f"{cell:>9}" for cell in cells) for name, cells in rows.items())]
+    return [*lines, f"advised: {advised(found)} GPUs; with more each of them has too little to do between exchanges"]
