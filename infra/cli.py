@@ -20,6 +20,7 @@ from infra.commands.options import (
     WorkersOpt,
     compute_workers,
     open_root,
+    ranks_here,
 )
 from pipeline.workers import UnitsFailed, Workers
 
@@ -56,13 +57,14 @@ def run(
     set_: SetOpt = None,
     ray_address: AddressOpt = None,
     workers: WorkersOpt = None,
-    ranks: RanksOpt = 1,
+    ranks: RanksOpt = None,
 ) -> None:
     """All stages in order, from documents to the report; finished ones are recognised and passed over."""
     from infra.demo import run_all
 
     resolved, root = open_root(spec, root, set_, *PARTS)
-    print(f"report: {run_all(resolved, root, compute_workers(ray_address, workers), ranks)}")
+    number = ranks_here(ranks, resolved.tokenizer.batch_size, resolved.train.batch_size)
+    print(f"report: {run_all(resolved, root, compute_workers(ray_address, workers), number)}")
 
 
 @app.command()

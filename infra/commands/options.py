@@ -34,7 +34,7 @@ MaxFailuresOpt = Annotated[
     int, typer.Option("--max-failures", min=1, help="end the run when so many units have failed three times")
 ]
 RanksOpt = Annotated[
-    int, typer.Option("--ranks", min=1, help="training processes on this machine (GPUs, or CPU ranks)")
+    int | None, typer.Option("--ranks", min=1, help="training processes on this machine (default: one a GPU, or one)")
 ]
 
 
@@ -59,6 +59,14 @@ def compute_workers(address: str | None, number: int | None, max_failures: int =
 
     gpus = os.environ.get("DND_WORKER_GPUS") or ("1" if torch.cuda.is_available() else "0")
     return Workers(address, number, gpus=float(gpus), max_failures=max_failures)
+
+
+def ranks_here(ranks: int | None, *batches: int) -> int:
+    """As many ranks as are asked for, else one a GPU: of this machine's as many as the batches divide among."""
+    import torch
+
+    gpus = max(torch.cuda.device_count(), 1)
+    return ranks or next(number for number in range(gpus, 0, -1) if not any(batch % number for batch in batches))
 
 
 def totals(manifest: Manifest) -> str:

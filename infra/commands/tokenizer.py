@@ -17,6 +17,7 @@ from infra.commands.options import (
     WorkersOpt,
     compute_workers,
     open_root,
+    ranks_here,
     totals,
 )
 from pipeline.workers import MAX_FAILURES
@@ -25,12 +26,12 @@ app = typer.Typer()
 
 
 @app.command("train-tokenizer")
-def train_tokenizer(root: RootOpt, spec: SpecArg = None, set_: SetOpt = None, ranks: RanksOpt = 1) -> None:
+def train_tokenizer(root: RootOpt, spec: SpecArg = None, set_: SetOpt = None, ranks: RanksOpt = None) -> None:
     """Trains the RQ-VAE on the image shards (ROOT/tokenizer); resumes from its last checkpoint."""
     from tokenize_jobs.launch import train_tokenizer as run
 
     resolved, root = open_root(spec, root, set_, "tokenizer")
-    run(resolved, root, ranks=ranks)
+    run(resolved, root, ranks=ranks_here(ranks, resolved.tokenizer.batch_size))
 
 
 @app.command()

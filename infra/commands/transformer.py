@@ -17,6 +17,7 @@ from infra.commands.options import (
     WorkersOpt,
     compute_workers,
     open_root,
+    ranks_here,
 )
 
 app = typer.Typer()
@@ -27,7 +28,7 @@ def train(
     root: RootOpt,
     spec: SpecArg = None,
     set_: SetOpt = None,
-    ranks: RanksOpt = 1,
+    ranks: RanksOpt = None,
     deepspeed_config: Annotated[
         str | None, typer.Option("--deepspeed_config", help="JSON that adds to DeepSpeed's what the spec does not own")
     ] = None,
@@ -36,7 +37,7 @@ def train(
     from train.job import train as run
 
     resolved, root = open_root(spec, root, set_, "transformer", "train")
-    run(resolved, root, ranks=ranks, deepspeed_config=deepspeed_config)
+    run(resolved, root, ranks=ranks_here(ranks, resolved.train.batch_size), deepspeed_config=deepspeed_config)
 
 
 @app.command()
