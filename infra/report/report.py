@@ -45,7 +45,10 @@ def write_report(root: str) -> str:
         "stages": [_stage(root, uri) for uri in find_shard_sets(root)],
         "evaluation": _json(storage.join(root, "evaluation", "summary.json")),
         "evaluations": evaluations,
-        "published": {"source": SOURCE, "figures": [row._asdict() for row in PUBLISHED]},
+        "published": {
+            "source": SOURCE,
+            "figures": [row._asdict() | {"conditions": row.conditions._asdict()} for row in PUBLISHED],
+        },
         "command": provenance["command"],
         "versions": {package: version(package) for package in PACKAGES} | provenance["versions"],
     }
@@ -53,7 +56,7 @@ def write_report(root: str) -> str:
     page = _template().render(
         metrics=metrics,
         results=[(one, table_of(one["result"])) for one in evaluations],
-        published=against_published(evaluations, spec.shape.depth),
+        published=against_published(evaluations, spec, root),
         source=SOURCE,
         spec=spec,
         spec_yaml=spec.to_yaml(),

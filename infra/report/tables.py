@@ -2,9 +2,13 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from typing import Any
 
-from train.evaluation.published import PUBLISHED
+from data_specs import storage
+from data_specs.root import spec_of
+from data_specs.spec import Spec
+from train.evaluation.published import PUBLISHED, Conditions, differences
 
 NAMES = {
     "psnr": "PSNR, dB",
@@ -20,6 +24,8 @@ NAMES = {
     "gfid": "gFID",
     "rfid": "rFID",
     "sfid": "sFID",
+    "kid": "KID",
+    "ppl_ocr": "PPL-OCR",
     "inception_score": "Inception Score",
     "rouge1": "ROUGE-1",
     "rouge2": "ROUGE-2",
@@ -33,6 +39,7 @@ NAMES = {
     "num_too_short": "images of fewer than five words, not scored",
 }
 KINDS = ("real", "generated")  # columns of PPL-OCR
+DATA = {"imagenet": "ImageNet", "text_image": "Text-Image", "arxiv_image": "arXiv-Image"}  # by name of the preset
 
 Table = dict[str, Any]  # head: [str], rows: [(label, [value, …])]
 
@@ -47,20 +54,79 @@ def table_of(result: dict[str, Any]) -> Table:
     return {"head": ["figure", "value"], "rows": [(_name(k), [_text(v)]) for k, v in figures.items()]}
 
 
-def against_published(evaluations: list[dict[str, Any]], depth: int) -> list[dict[str, Any]]:
-    """Every published figure, with ours of the same name beside those of as many codes a position."""
-    ours: dict[str, list[tuple[str, float]]] = {}
-    for one in evaluations:
-        for figure, value in {**one["result"], **one["result"].get("figures", {})}.items():
-            ours.setdefault(figure, []).append((one["name"], value))
-    return [
-        {
-            **row._asdict(),
-            "figure": _name(row.figure),
-            "ours": [f"{_text(v)} ({name})" for name, v in ours.get(row.figure, [])] if row.depth == depth else [],
-        }
-        for row in PUBLISHED
-    ]
+def against_published(evaluations: list[dict[str, Any]], spec: Spec, root: str) -> list[dict[str, Any]]:
+    """Every published figure, and ours of the same name where data, size and codes a position agree.
+
+    Returns:
+        Rows of figure, value, place and the published conditions; `here` has ours, each with what differs.
+    """
+    ours = [found for one in evaluations for found in _measured(one, spec, root)]
+    rows = []
+    for row in PUBLISHED:
+        same = (
+            (name, value, differences(row.conditions, own)) for name, figure, value, own in ours if figure == row.figure
+        )
+        here = [f"{_text(value)} ({name}{_but(differ)})" for name, value, differ in same if differ is not None]
+        rows.append(
+            {
+                **row.conditions._asdict(),
+                "figure": _name(row.figure),
+                "value": row.value,
+                "place": row.place,
+                "here": here,
+            }
+        )
+    return rows
+
+
+def _measured(one: dict[str, Any], spec: Spec, root: str) -> Iterator[tuple[str, str, float, Conditions]]:
+    """(evaluation, figure, value, conditions) of each figure of an evaluation that has a published name."""
+    result, names = one["result"], {row.figure for row in PUBLISHED}
+    figures = {**result, **result.get("figures", {})}
+    if (real := result.get("real")) and result.get("unit") == "token":
+        figures["ppl_ocr"] = real["perplexity"]
+    for label, value in figures.items():
+        figure = label.partition("[")[0]  # gfid[5,000 images]
+        if figure in names and isinstance(value, float):
+            yield one["name"], figure, value, _conditions(figure, result, spec, root)
+
+
+def _conditions(figure: str, result: dict[str, Any], spec: Spec, root: str) -> Conditions:
+    """What a figure of ours was measured under; the data set is told by the preset's name."""
+    data = next((name for prefix, name in DATA.items() if spec.name.startswith(prefix)), spec.name)
+    reader, count = _reader(figure, result), result.get("samples", {}).get("count", result.get("num_images"))
+    known = Conditions(data, spec.shape.image_size, spec.shape.depth, "RQ-VAE", None, reader, count)
+    if figure == "ppl_ocr":
+        return known._replace(model="real images", count=result["real"]["num_images"])
+    if result.get("metric") != "gfid":
+        return known
+    model, guidance = _drawn_by(result["samples"]["uri"], root)
+    return known._replace(model=model, guidance=guidance)
+
+
+def _reader(figure: str, result: dict[str, Any]) -> str:
+    """The network or engine that a figure depends on."""
+    if figure == "ppl_ocr":
+        return f"{result['engine']} {result['engine_version']}, {result['model']}"
+    if "engine" in result:
+        return f"{result['engine']} {result['engine_version']}"
+    return str(result.get("extractor", {}).get("name", ""))
+
+
+def _drawn_by(uri: str, root: str) -> tuple[str, float | None]:
+    """(model, guidance) of samples, by the spec that their folder keeps; unknown where they are not this root's."""
+    folder = storage.join(root, "samples") + "/"
+    if not uri.startswith(folder):
+        return "", None
+    made = spec_of(root, f"samples/{uri.removeprefix(folder).partition('/')[0]}")
+    if not made.transformer or not isinstance(made.sample.guidance, float):
+        return "", None
+    heads = {"dnd": "DnD"}.get(made.transformer.heads, made.transformer.heads)
+    return f"{heads} {made.transformer.size or 'of its own size'}", made.sample.guidance
+
+
+def _but(differ: list[str]) -> str:
+    return f"; but {', '.join(differ)}" if differ else ""
 
 
 def _by_depth(rows: list[dict[str, Any]]) -> Table:
@@ -86,7 +152,8 @@ def _by_kind(result: dict[str, Any]) -> Table:
 
 
 def _name(key: str) -> str:
-    return NAMES.get(key, key.replace("_", " "))
+    plain, bracket, rest = key.partition("[")
+    return NAMES.get(plain, plain.replace("_", " ")) + (f" {bracket}{rest}" if rest else "")
 
 
 def _text(value: Any) -> str:

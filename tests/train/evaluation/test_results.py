@@ -1,6 +1,6 @@
 """Provenance of results, comparison of two, and the published tables."""
 
-from train.evaluation.published import PUBLISHED, SOURCE, published
+from train.evaluation.published import PUBLISHED, SOURCE, Conditions, differences
 from train.evaluation.results import compare, with_provenance
 
 
@@ -28,8 +28,29 @@ def test_truth_values_are_assumptions_and_lists_are_followed():
     assert [row["difference"] for row in result["figures"]] == [0.0, 2.0]
 
 
-def test_published_tables_hold_the_designs_figures():
-    assert [row.value for row in published("reconstruction", "ImageNet")] == [2.98, 0.93, 0.60, 0.42]
-    assert [row.value for row in published("reading", "arXiv-Image")] == [0.14, 0.49, 0.67]
-    assert min(row.value for row in published("generation")) == 2.21
-    assert all(row.conditions for row in PUBLISHED) and SOURCE.startswith("arXiv")
+def values(figure, data, size=256, **conditions):
+    """The published values of a figure under these conditions, in the tables' order."""
+    wanted = {"data": data, "size": size, **conditions}.items()
+    return [row.value for row in PUBLISHED if row.figure == figure and wanted <= row.conditions._asdict().items()]
+
+
+def test_published_tables_hold_the_papers_figures():
+    assert values("rfid", "ImageNet", model="RQ-VAE")[:4] == [2.98, 0.93, 0.60, 0.42]
+    assert values("rougeL", "arXiv-Image", 512, model="RQ-VAE") == [0.14, 0.49, 0.67]
+    assert values("rougeL", "Text-Image", 512, model="RQ-VAE") == [0.73, 0.81, 0.83]
+    assert values("rougeL", "Text-Image", depth=None) == [0.72, 0.82]
+    assert min(values("gfid", "ImageNet")) == 2.21 == values("gfid", "ImageNet", model="DnD XXXL", guidance=1.7)[0]
+    assert values("gfid", "ImageNet", model="DnD XXXL", guidance=2.0) == [2.77]
+    assert values("gfid", "ImageNet", guidance=2.0) == [4.12, 2.58, 2.77, 6.32, 3.18]
+    assert values("inception_score", "ImageNet", model="DnD XXL") == [427.7, 295.6, 239.2, 232.5]
+    assert all(row.place for row in PUBLISHED) and SOURCE.startswith("arXiv")
+
+
+def test_ours_stand_beside_a_published_value_only_where_it_says_something():
+    theirs = Conditions("ImageNet", 256, 2, "DnD XXL", 2.0, "inception-2015-12-05", 50_000)
+    assert differences(theirs, theirs) == []
+    fewer = theirs._replace(guidance=1.5, count=5000)
+    assert differences(theirs, fewer) == ["guidance 1.5, not 2.0", "count 5,000, not 50,000"]
+    assert differences(theirs, theirs._replace(guidance=None)) == ["guidance unknown, not 2.0"]
+    for other in ({"data": "demo"}, {"size": 64}, {"depth": 4}):
+        assert differences(theirs, theirs._replace(**other)) is None
