@@ -8,13 +8,14 @@ else can point at nothing outside its own shard set.
 from __future__ import annotations
 
 import json
+from collections.abc import Sequence
 from enum import StrEnum
 from typing import Annotated, Any, Literal, NamedTuple, Self
 
 from pydantic import BaseModel, ConfigDict, Field, JsonValue, TypeAdapter, ValidationError, model_validator
 from pydantic_core import PydanticSerializationError
 
-from data_specs.spec import Source
+from data_specs.source import AnySource, Source
 
 FORMAT_VERSION: Literal[2] = 2
 Count = Annotated[int, Field(ge=0, lt=1 << 63)]
@@ -126,27 +127,62 @@ class FileInfo(NamedTuple):
     etag: str
 
 
-class Document(NamedTuple):
-    """Where a document lies: a file, `length` bytes of it from `start`, or row `start` of a table; `cls` is its class.
+class Span(NamedTuple):
+    """Where bytes lie: a whole file, `length` bytes of it from `start`, or row `start` of a table.
 
-    Bytes of a packed file are counted in what it unpacks to. A class of -1 is unknown: such an image is rejected.
+    Bytes of a packed file (.gz, .zst …) are counted in what it unpacks to.
     """
 
-    id: str
     file: FileInfo
     start: int | None = None
     length: int | None = None
-    cls: int = 0
 
 
-class PlannedDocument(NamedTuple):
-    """A document of a unit; `file` is a number among the unit's files."""
+class Document(NamedTuple):
+    """A document as listed: where it lies, its class, where its caption lies, or why it is not even read."""
 
     id: str
+    span: Span
+    cls: int = 0
+    caption: Span | None = None
+    reason: Reason | None = None
+    detail: str = ""
+
+
+class PlannedSpan(NamedTuple):
+    """A span whose file is a number among the unit's files."""
+
     file: int
     start: int | None
     length: int | None
-    cls: int
+
+
+class PlannedDocument(NamedTuple):
+    """A document of a unit; see `Document`."""
+
+    id: str
+    span: PlannedSpan
+    cls: int = 0
+    caption: PlannedSpan | None = None
+    reason: ReasonKey | None = None
+    detail: str = ""
+
+
+class RawDocument(NamedTuple):
+    """A document as read: its bytes, or the reason for which it is not tried.
+
+    `key` is unique in its unit; `origin` says where it stands, without this machine's folders; `info` holds what is
+    known of it in terms of `SampleInfo`.
+    """
+
+    id: str
+    key: str
+    origin: str
+    cls: int = 0
+    data: bytes = b""
+    reason: Reason | None = None
+    detail: str = ""
+    info: dict[str, str] = {}  # noqa: RUF012 (never changed)
 
 
 class TarRange(Record):
@@ -169,10 +205,49 @@ class SourceUnit(Unit):
     """Documents of one source to render: listed ones, or a range of a bulk tar."""
 
     kind: Literal["source"] = "source"
-    source: Source
+    source: AnySource
     files: tuple[FileInfo, ...]
     documents: tuple[PlannedDocument, ...] = ()
     tar: TarRange | None = None
+
+    @classmethod
+    def of(cls, source: Source, documents: Sequence[Document], affinity: str | None = None) -> Self:
+        """A unit of listed documents, with the number 0."""
+        spans = [span for document in documents for span in (document.span, document.caption) if span]
+        files = tuple(dict.fromkeys(span.file for span in spans))
+        numbers = {file: number for number, file in enumerate(files)}
+
+        def planned(span: Span) -> PlannedSpan:
+            return PlannedSpan(numbers[span.file], span.start, span.length)
+
+        return cls(
+            unit=0,
+            source=source,
+            files=files,
+            documents=tuple(
+                PlannedDocument(d.id, planned(d.span), d.cls, d.caption and planned(d.caption), d.reason, d.detail)
+                for d in documents
+            ),
+            affinity=affinity,
+        )
+
+    def listed(self) -> list[Document]:
+        """The documents as they were listed: the inverse of `of`."""
+
+        def span(planned: PlannedSpan) -> Span:
+            return Span(self.files[planned.file], planned.start, planned.length)
+
+        return [
+            Document(d.id, span(d.span), d.cls, d.caption and span(d.caption), d.reason, d.detail)
+            for d in self.documents
+        ]
+
+    @model_validator(mode="after")
+    def _names_its_files(self) -> Self:
+        spans = (span for document in self.documents for span in (document.span, document.caption) if span)
+        if any(not 0 <= span.file < len(self.files) for span in spans):
+            raise ValueError("a document's file is not among the unit's files")
+        return self
 
 
 class ShardUnit(Unit):

@@ -5,14 +5,15 @@
 
 from __future__ import annotations
 
-import difflib
-import re
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Annotated, Any, Literal, get_args
+from typing import Annotated, Any, Literal
 
 import yaml
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+
+import data_specs.sources  # noqa: F401  (so that the kinds of sources are known)
+from data_specs.source import AnySource, unknown_key
 
 PRESETS = Path(__file__).parent / "presets"
 PARTS = ("render", "tokenizer", "tokenize", "transformer", "train", "sample", "evaluate")  # of a spec, by stage
@@ -28,8 +29,6 @@ SIZES: dict[str, tuple[int, int, int]] = {
     "3B": (24, 32, 3200),
     "7B": (32, 32, 4096),
 }
-# What may be shared on: the default allow list for documents that carry a licence.
-OPEN_LICENCES = ("CC0-1.0", "CC-BY-4.0", "CC-BY-3.0", "CC-BY-2.5", "CC-BY-SA-4.0", "CC-BY-SA-3.0")
 
 
 class Part(BaseModel):
@@ -55,117 +54,6 @@ class Shape(Part):
                     f"grid {self.grid} does not divide image_size {self.image_size}: use one of {divisors}"
                 )
         return self
-
-
-# ---- sources -------------------------------------------------------------------------------------------------------
-class TextSource(Part):
-    """Passages: JSON Lines (.jsonl, .jsonl.gz), Parquet, or `datasets:NAME_OR_FOLDER`."""
-
-    kind: Literal["text"]
-    uri: str
-    text_key: str = "text"
-    id_key: str = "id"
-    subset: str | None = Field(None, description="configuration of a `datasets` data set")
-    partition: str = Field("train", description="split of a `datasets` data set")
-    licence: str | None = Field(None, description="licence of all documents, where it is known")
-    max_documents: int | None = Field(None, ge=1)
-
-
-class DocstringSource(Part):
-    """Passages cut from the documentation strings of the installed Python; written to ROOT/inputs when planned."""
-
-    kind: Literal["docstrings"]
-    passages: int = Field(2000, ge=1)
-    min_words: int = Field(20, ge=1)
-    max_words: int = Field(100, ge=1)
-    vocabulary: int | None = Field(None, ge=2, description="keep only the most frequent words of the prose")
-
-
-class PdfSource(Part):
-    """PDF documents: a folder, a tar or one file, by path or URI."""
-
-    kind: Literal["pdf"]
-    uri: str
-    licence: str | None = None
-    max_documents: int | None = Field(None, ge=1)
-
-
-class TypesetSource(Part):
-    """PDFs typeset from the docstrings (columns, headings, tables, formulas); written to ROOT/inputs when planned."""
-
-    kind: Literal["typeset"]
-    documents: int = Field(20, ge=1)
-    vocabulary: int | None = Field(None, ge=2)
-
-
-class ImageSource(Part):
-    """Images with classes: folder per class, WebDataset tars, Parquet, or `datasets:NAME_OR_FOLDER`."""
-
-    kind: Literal["images"]
-    uri: str
-    mapping: str | None = Field(None, description="list of a flat folder's images: name and class, a line each")
-    partition: str | None = Field(None, description="split of a `datasets` data set")
-    image_key: str = "image"
-    class_key: str = "label"
-    split: Literal["hash", "train", "val"] = Field("hash", description="by hash of the document, or all in one split")
-    licence: str | None = None
-    max_documents: int | None = Field(None, ge=1)
-
-
-class ArxivSource(Part):
-    """arXiv's bulk bucket (requester pays): tars named by pdf/arXiv_pdf_manifest.xml."""
-
-    kind: Literal["arxiv"]
-    uri: str = "s3://arxiv"
-    months: str | None = Field(None, description="YYMM, a list `0703,2401`, a range `9911-0102`, or a list of both")
-    categories: list[str] | None = Field(None, description="keep papers of these categories (needs metadata)")
-    metadata: str | None = Field(None, description="metadata snapshot, JSON Lines with id and license, or .gz of it")
-    licences: list[str] | None = Field(
-        list(OPEN_LICENCES), description="allowed ones (needs metadata); null: all papers"
-    )
-    max_tars: int | None = Field(None, ge=1, description="the first of the selected, in the order of months")
-    max_documents: int | None = Field(None, ge=1)
-
-    @field_validator("months", mode="before")
-    @classmethod
-    def _months_are_text(cls, value: Any) -> Any:
-        if isinstance(value, int) and not isinstance(value, bool):
-            if value < 1000:
-                raise ValueError("put it in quotes, '0703': YAML takes digits that begin with 0 for an octal number")
-            return str(value)
-        return value
-
-    @model_validator(mode="after")
-    def _selection_is_possible(self) -> ArxivSource:
-        selects(self.months, "9108")
-        if self.categories and not self.metadata:
-            raise ValueError("categories are known from a metadata snapshot alone: give metadata: FILE.jsonl")
-        return self
-
-
-def month_number(yymm: str) -> int:
-    """Months in their true order: 9108 … 9912 come before 0001. Raises ValueError for what is no month."""
-    if not re.fullmatch(r"\d\d(0[1-9]|1[0-2])", yymm, re.ASCII):
-        raise ValueError(f"{yymm!r} is no month: write YYMM, for instance 0703")
-    year, month = int(yymm[:2]), int(yymm[2:])
-    return (year + (1900 if year >= 91 else 2000)) * 12 + month
-
-
-def selects(months: str | None, yymm: str) -> bool:
-    """Whether `months` (YYMM, lists and ranges of it; None: all) holds a month. Raises ValueError where it is wrong."""
-    ranges = [part.strip().partition("-")[::2] for part in (months or "9101-9012").split(",")]
-    bounds = [(month_number(first.strip()), month_number((last or first).strip())) for first, last in ranges]
-    for (first, last), written in zip(bounds, ranges):
-        if first > last:
-            raise ValueError(
-                f"{'-'.join(written)} ends before it begins: months run from 9108 past 9912 and 0001 to now"
-            )
-    return any(first <= month_number(yymm) <= last for first, last in bounds)
-
-
-Source = Annotated[
-    TextSource | DocstringSource | PdfSource | TypesetSource | ImageSource | ArxivSource, Field(discriminator="kind")
-]
 
 
 # ---- render --------------------------------------------------------------------------------------------------------
@@ -228,7 +116,7 @@ class Limits(Part):
 class Render(Part):
     """Documents -> image shards."""
 
-    sources: list[Source] = Field(min_length=1, description="where documents come from")
+    sources: list[AnySource] = Field(min_length=1, description="where documents come from")
     crop_size: int | None = Field(
         None, description="side of what is cut or drawn; reduced to image_size (default: equal)"
     )
@@ -674,31 +562,21 @@ def _explain(origin: str, error: ValidationError, overrides: Sequence[str]) -> s
         key = ".".join(str(part) for part in fault["loc"]) or "(whole spec)"
         message = fault["msg"].removeprefix("Value error, ")
         if fault["type"] == "extra_forbidden":
-            message = _unknown_key(str(fault["loc"][-1]), _known_keys(fault["loc"][:-1]))
+            message = unknown_key(str(fault["loc"][-1]), _known_keys(fault["loc"][:-1]))
         set_here = [text for text in overrides if _sets(text, fault["loc"])]
         lines.append(f"{origin}: {key}: {message}{f' (--set {set_here[-1]})' if set_here else ''}")
     return "\n".join(lines)
 
 
 def _sets(override: str, loc: tuple[int | str, ...]) -> bool:
-    """Whether an override gives the value at `loc`, which also holds the kinds of sources."""
+    """Whether an override gives the value at `loc`."""
     steps = iter(map(str, loc))
     return all(part in steps for part in override.partition("=")[0].split("."))
-
-
-def _unknown_key(key: str, known: list[str]) -> str:
-    meant = difflib.get_close_matches(key, known, 1)
-    return f"unknown key; known here: {', '.join(known)}{f'; did you mean {meant[0]}?' if meant else ''}"
 
 
 def _known_keys(loc: tuple[int | str, ...]) -> list[str]:
     part: Any = Spec
     for step in loc:
         field = part.model_fields.get(str(step)) if isinstance(part, type) and issubclass(part, BaseModel) else None
-        part = field.annotation if field else _source_of_kind(step) or part
+        part = field.annotation if field else part
     return list(part.model_fields) if isinstance(part, type) and issubclass(part, BaseModel) else ["see `dnd presets`"]
-
-
-def _source_of_kind(kind: int | str) -> type[Part] | None:
-    kinds: list[type[Part]] = [TextSource, DocstringSource, PdfSource, TypesetSource, ImageSource, ArxivSource]
-    return next((source for source in kinds if kind in get_args(source.model_fields["kind"].annotation)), None)

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
+from typing import Any
 
-from data_specs.spec import DocstringSource, Spec, TypesetSource, load_spec
+from data_specs.spec import Spec, load_spec
 from infra.reconstruct import reconstruct
 from infra.report.report import write_report
 from pipeline.job import render
@@ -35,10 +36,10 @@ def run_all(spec: Spec, root: str, workers: Workers, ranks: int) -> str:
 
 def demo_overrides(preset: str, pdfs: Path | None, text: Path | None) -> list[str]:
     """Overrides that put the user's own PDFs and passages in the place of the typeset and docstring sources."""
-    sources = [source.model_dump(mode="json") for source in load_spec(preset).render.sources]
-    for number, source in enumerate(load_spec(preset).render.sources):
-        if pdfs and isinstance(source, TypesetSource):
-            sources[number] = {"kind": "pdf", "uri": str(pdfs.absolute())}
-        if text and isinstance(source, DocstringSource):
-            sources[number] = {"kind": "text", "uri": str(text.absolute())}
+    own = {"pdf": pdfs, "text": text}
+    sources = list[dict[str, Any]]()
+    for source in load_spec(preset).render.sources:
+        path = own.get(source.document_kind) if source.synthetic else None
+        mine = {"kind": source.document_kind, "uri": str(path.absolute())} if path else source.model_dump(mode="json")
+        sources.append(mine)
     return [f"render.sources={json.dumps(sources)}"] if pdfs or text else []

@@ -11,11 +11,10 @@ from pydantic import JsonValue
 
 from data_specs.digest import require_same
 from data_specs.receipts import valid_receipts
-from data_specs.records import FileInfo, Identity, PlannedDocument, Receipt, SourceUnit
+from data_specs.records import Document, Identity, Receipt, SourceUnit
+from data_specs.splits import key_of
 from data_specs.units import Plan
-from pipeline.splits import key_of
 
-_WithFile = tuple[PlannedDocument, FileInfo]
 MAY_CHANGE = ("sources", "limits")  # of the spec's render, when a set is extended
 
 
@@ -72,7 +71,7 @@ def _hashes(unit: SourceUnit) -> list[int]:
     """What a unit holds: a hash of file and id of each document; of a part of a tar, of the tar and the place."""
     if unit.tar:
         return [_hash(f"{unit.files[0].uri}\0{unit.tar.first}")]
-    return [_hash(f"{unit.files[document.file].uri}\0{document.id}") for document in unit.documents]
+    return [_hash(f"{document.span.file.uri}\0{document.id}") for document in unit.listed()]
 
 
 def _hash(text: str) -> int:
@@ -88,40 +87,33 @@ def _left(listed: Iterable[SourceUnit], known: np.ndarray) -> Iterator[SourceUni
         if unit.tar:
             yield from [unit] if new[0] else []
         elif new.any():
-            documents = tuple(document for document, is_new in zip(unit.documents, new) if is_new)
-            yield unit.model_copy(update={"documents": documents})
+            documents = [document for document, is_new in zip(unit.listed(), new) if is_new]
+            yield SourceUnit.of(unit.source, documents, unit.affinity)
 
 
 def _regrouped(units: Iterable[SourceUnit], per_unit: int) -> Iterator[SourceUnit]:
     """Units of one source one after the other, put together to units of `per_unit` documents."""
-    waiting, like = list[_WithFile](), None
+    waiting, like = list[Document](), None
     for unit in units:
         if unit.tar:
             yield unit
             continue
         if like is not None and waiting and (unit.source, unit.affinity) != (like.source, like.affinity):
-            yield _regroup(like, waiting)
+            yield SourceUnit.of(like.source, waiting, like.affinity)
             waiting = []
         like = unit
-        for document in unit.documents:
-            waiting.append((document, unit.files[document.file]))
+        for document in unit.listed():
+            waiting.append(document)
             if len(waiting) == per_unit:
-                yield _regroup(like, waiting)
+                yield SourceUnit.of(like.source, waiting, like.affinity)
                 waiting = []
     if like is not None and waiting:
-        yield _regroup(like, waiting)
-
-
-def _regroup(like: SourceUnit, documents: list[_WithFile]) -> SourceUnit:
-    """A unit of these documents: the files that they need, and the documents with the files' numbers."""
-    files = tuple(dict.fromkeys(file for _, file in documents))
-    numbers = {file: number for number, file in enumerate(files)}
-    numbered = tuple(document._replace(file=numbers[file]) for document, file in documents)
-    return like.model_copy(update={"files": files, "documents": numbered})
+        yield SourceUnit.of(like.source, waiting, like.affinity)
 
 
 def without(unit: SourceUnit, ids: frozenset[str]) -> SourceUnit:
     """A unit without some of its documents, and without the files that only those need; one of a tar as it is."""
     if ids.isdisjoint(document.id for document in unit.documents):
         return unit
-    return _regroup(unit, [(d, unit.files[d.file]) for d in unit.documents if d.id not in ids])
+    kept = [document for document in unit.listed() if document.id not in ids]
+    return SourceUnit.of(unit.source, kept, unit.affinity).model_copy(update={"unit": unit.unit})

@@ -16,13 +16,13 @@ from data_specs.receipts import commit, valid_receipts
 from data_specs.records import Identity, Manifest, Receipt, SourceUnit, parse_unit, unit_line
 from data_specs.root import record_spec
 from data_specs.scratch import scratch_folder
+from data_specs.sources.planning import class_names, cut
 from data_specs.spec import Spec
 from data_specs.units import Plan, extend_plan, read_plan, write_plan
 from pipeline.extend import new_units, require_extension, without
 from pipeline.removal import read_removed, rendered_without
 from pipeline.render import Renderer, versions
 from pipeline.runner import Stage, Workers, run_plan
-from pipeline.sources import class_names, cut, prepare
 
 SPLITS = ("train", "val")
 log = logging.getLogger(__name__)
@@ -95,7 +95,7 @@ def _grow(spec: Spec, plan: Plan, split: str, listed: Path, retry_rejected: bool
 
 def _list(spec: Spec, root: str, folder: Path) -> dict[str, Path]:
     """Lists and cuts the sources once, by streaming: a file of units, one a line, for each split."""
-    sources = [prepare(source, storage.join(root, "inputs")) for source in spec.render.sources]
+    sources = [source.prepare(storage.join(root, "inputs")) for source in spec.render.sources]
     if names := class_names(sources):
         _keep_classes(storage.join(root, "images", "classes.json"), names)
     with ExitStack() as stack:

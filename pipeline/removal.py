@@ -16,9 +16,9 @@ from data_specs import storage
 from data_specs.manifest import merge
 from data_specs.receipts import discard, read_receipt, receipt_name, remake
 from data_specs.records import Dropped, Outcome, Reason, Removed, Sample, ShardUnit, SourceUnit
+from data_specs.splits import key_of
 from data_specs.units import Plan, read_plan
 from data_specs.verify import find_shard_sets
-from pipeline.splits import key_of
 
 
 class Taken(NamedTuple):

@@ -16,8 +16,10 @@ import pymupdf
 import pypdfium2
 from PIL import Image
 
-from data_specs.records import Dropped, InputRead, Outcome, Reason, Sample, SourceUnit
-from data_specs.spec import Source, Spec, TextSource
+from data_specs.records import Dropped, InputRead, Outcome, RawDocument, Reason, Sample, SourceUnit
+from data_specs.source import Source
+from data_specs.sources.reading import read_unit
+from data_specs.spec import Spec
 from pipeline.filters import Duplicates, ink, perceptual_hash, script_of
 from pipeline.isolate import Answer, Child
 from pipeline.png import ENCODER, encode_png
@@ -25,10 +27,7 @@ from pipeline.renderers import Lost, Unreadable
 from pipeline.renderers.images import render_image
 from pipeline.renderers.pages import render_pdf
 from pipeline.renderers.text import render_text
-from pipeline.sources.document import Offered
-from pipeline.sources.reading import read_unit
 
-PDFS = ("pdf", "arxiv")  # kinds of sources whose documents are PDFs
 PHOTO_LEVEL = 1  # of Pillow's PNGs of photographs; higher levels take three times the time for a tenth of the bytes
 RETRY_FACTOR = 4.0
 FUNCTION = "pipeline.render:render_document"  # what the children run
@@ -70,14 +69,14 @@ class Renderer:
 
     def render(self, unit: SourceUnit) -> Iterator[Outcome]:
         """Samples and what was dropped, in the order of the unit's documents; then what was read."""
-        source, waiting = unit.source, deque[Offered]()
+        source, waiting = unit.source, deque[RawDocument]()
         read, num_bytes = hashlib.sha256(), 0
         distance = self.spec.render.filters.near_duplicates
         duplicates = None if distance is None else Duplicates(distance)
 
         def calls() -> Iterator[tuple[Any, ...]]:
             nonlocal num_bytes
-            for document in read_unit(unit, self.spec.render.limits):
+            for document in read_unit(unit, self.spec.render.limits.document_bytes):
                 read.update(document.data)
                 num_bytes += len(document.data)
                 waiting.append(document)
@@ -92,36 +91,34 @@ class Renderer:
         yield from map(_refused, waiting)
         yield InputRead(bytes=num_bytes, sha256=read.hexdigest())
 
-    def _call(self, source: Source, document: Offered, engine: str) -> tuple[Any, ...]:
-        licence = getattr(source, "licence", None)
-        about = {"id": document.id, "source": document.origin, "licence": licence} | document.about
-        text_key = source.text_key if isinstance(source, TextSource) else None
-        return (source.kind, document.data, document.id, about, text_key, engine)
+    def _call(self, source: Source, document: RawDocument, engine: str) -> tuple[Any, ...]:
+        about = {"id": document.id, "source": document.origin} | document.info
+        return (source, document.data, document.id, about, engine)
 
-    def _second_chance(self, source: Source, document: Offered, answer: Answer) -> Answer:
+    def _second_chance(self, source: Source, document: RawDocument, answer: Answer) -> Answer:
         """After a limit or crash: once more, alone in a fresh child; and PDFium where MuPDF fails."""
         if answer.environmental:
             answer = self._retried(source, document, "mupdf")
-        if source.kind not in PDFS or answer.reason in (None, Reason.NOT_A_PDF, Reason.ENCRYPTED):
+        if source.document_kind != "pdf" or answer.reason in (None, Reason.NOT_A_PDF, Reason.ENCRYPTED):
             return answer
         second = self.alone.call(*self._call(source, document, "pdfium"))
         if second.environmental:
             second = self._retried(source, document, "pdfium")
         return second if second.reason is None else answer
 
-    def _retried(self, source: Source, document: Offered, engine: str) -> Answer:
+    def _retried(self, source: Source, document: RawDocument, engine: str) -> Answer:
         self.alone.close()
         answer = self.alone.call(*self._call(source, document, engine), factor=RETRY_FACTOR)
         self.alone.close()
         return answer
 
 
-def _refused(document: Offered) -> Dropped:
+def _refused(document: RawDocument) -> Dropped:
     assert document.reason
     return Dropped(document.key, document.origin, document.reason, document.detail)
 
 
-def _outcomes(document: Offered, answer: Answer, duplicates: Duplicates | None) -> Iterator[Outcome]:
+def _outcomes(document: RawDocument, answer: Answer, duplicates: Duplicates | None) -> Iterator[Outcome]:
     key, origin = document.key, document.origin
     if answer.reason:
         yield Dropped(key, origin, answer.reason, answer.detail)
@@ -136,18 +133,18 @@ def _outcomes(document: Offered, answer: Answer, duplicates: Duplicates | None) 
 
 
 def render_document(
-    spec: Spec, kind: str, data: bytes, document_id: str, about: dict[str, Any], text_key: str | None, engine: str
+    spec: Spec, source: Source, data: bytes, document_id: str, about: dict[str, Any], engine: str
 ) -> list[Rendered]:
     """In the child: what became of each picture of a document; `about` is what all their json begin with."""
     filters, made = spec.render.filters, list[Rendered]()
-    for part in _render_kind(kind, data, document_id, text_key, spec, engine):
+    for part in _render_kind(source, data, document_id, spec, engine):
         if isinstance(part, Lost):
             made.append(Rendered(part.suffix, reason=part.reason, detail=part.detail))
         elif filters.min_ink and (share := ink(part.image)) < filters.min_ink:
             made.append(Rendered(part.suffix, reason=Reason.TOO_LITTLE_INK if share else Reason.BLANK))
         else:
-            text = json.dumps(about | part.about, sort_keys=True, ensure_ascii=False).encode("utf-8", "replace")
-            png = _photo_png(part.image) if kind == "images" else encode_png(part.image)
+            text = json.dumps(part.about | about, sort_keys=True, ensure_ascii=False).encode("utf-8", "replace")
+            png = _photo_png(part.image) if source.document_kind == "image" else encode_png(part.image)
             wanted = filters.near_duplicates is not None
             made.append(Rendered(part.suffix, png, text, perceptual_hash(part.image) if wanted else 0))
     if made and all(one.reason and one.reason.kind == "rejected" for one in made):
@@ -161,25 +158,16 @@ def _photo_png(image: np.ndarray) -> bytes:
     return buffer.getvalue()
 
 
-def _render_kind(
-    kind: str, data: bytes, document_id: str, text_key: str | None, spec: Spec, engine: str
-) -> Iterator[Any]:
+def _render_kind(source: Source, data: bytes, document_id: str, spec: Spec, engine: str) -> Iterator[Any]:
     render, size = spec.render, spec.shape.image_size
-    if kind in PDFS:
+    if source.document_kind == "pdf":
         return render_pdf(data, document_id, render, spec.seed, size, engine)
-    if kind == "images":
+    if source.document_kind == "image":
         return render_image(data, spec.stored_size, render.limits.pixels)
-    text = _passage(data, text_key)
+    try:
+        text = source.text(data)
+    except ValueError as error:
+        raise Unreadable(Reason.BROKEN_ROW, str(error)) from None
     if render.filters.scripts and script_of(text) not in render.filters.scripts:
         return iter([Lost("", Reason.SCRIPT)])
     return render_text(text, document_id, render.text, spec.seed, render.crop_size or size, size)
-
-
-def _passage(line: bytes, text_key: str | None) -> str:
-    try:
-        text = json.loads(line)[text_key]
-        if not isinstance(text, str):
-            raise TypeError(f"{text_key} is {type(text).__name__}, not text")
-        return text
-    except (ValueError, KeyError, TypeError, RecursionError) as error:
-        raise Unreadable(Reason.BROKEN_ROW, f"{type(error).__name__} {error}"[:160]) from None

@@ -19,6 +19,7 @@ from PIL import Image
 
 from data_specs import storage
 from data_specs.digest import digest_of
+from data_specs.sources.planning import cut
 from data_specs.spec import Spec, load_spec
 from infra.bench.codes import IDENTITY
 from infra.bench.rounds import Comparison, compare
@@ -28,7 +29,6 @@ from pipeline.render import Renderer, render_document
 from pipeline.renderers import Picture
 from pipeline.renderers.pages import POINTS
 from pipeline.renderers.text import render_text
-from pipeline.sources import cut, prepare
 
 KEEP_ALL = [
     "render.pages.min_words=0",
@@ -52,7 +52,7 @@ def render(kind: str, preset: str, rounds: int) -> dict[str, Comparison]:
     """
     spec = load_spec(preset, [f"render.sources=[{SOURCES[kind]}]", *KEEP_ALL])
     with tempfile.TemporaryDirectory(prefix="dnd-bench-") as folder:
-        sources = [prepare(source, storage.join(folder, "inputs")) for source in spec.render.sources]
+        sources = [source.prepare(storage.join(folder, "inputs")) for source in spec.render.sources]
         (_, unit), *_ = cut(spec.render, sources)
         calls, inputs = list(_calls(kind, Path(folder, "inputs"))), Path(folder, "inputs")
         renderer, numbers = Renderer(spec), iter(range(10**9))

@@ -10,7 +10,8 @@ from collections.abc import Callable, Iterator
 from uuid import uuid4
 
 from data_specs import storage
-from data_specs.spec import ArxivSource, Source, parse_spec
+from data_specs.source import Source
+from data_specs.spec import parse_spec
 from infra.doctor.finding import Finding
 
 SKEW_SECONDS = 60  # S3 refuses requests at 15 minutes; receipts of a run are compared by their clocks
@@ -27,7 +28,7 @@ def storage_findings(root: str) -> Iterator[Finding]:
         return
     spec = parse_spec(storage.read_text(uri), uri)
     for source in spec.render.sources if spec.render else ():
-        if storage.is_remote(getattr(source, "uri", "")):
+        if storage.is_remote(source.address):
             yield _source(source)
 
 
@@ -89,15 +90,11 @@ def _clock() -> Finding:
 
 def _source(source: Source) -> Finding:
     """One byte of a source: the manifest of arXiv's bucket, which the requester pays for, or the first file listed."""
-    uri = str(source.uri)  # type: ignore[union-attr]
 
     def readable() -> bool:
-        first = storage.join(uri, "pdf/arXiv_pdf_manifest.xml")
-        if not isinstance(source, ArxivSource):
-            first = next(file.uri for file in storage.list_files(uri) if file.size)
+        first = source.probe_uri()
+        if first is None:
+            raise FileNotFoundError("there is no file here: correct render.sources")
         return len(storage.read_bytes(first, 0, 1)) == 1
 
-    try:
-        return _try(f"source {uri}", "s3:GetObject", uri, readable)
-    except StopIteration:
-        return Finding(f"source {uri}", False, "there is no file here: correct render.sources")
+    return _try(f"source {source.address}", "s3:GetObject", source.address, readable)

@@ -104,7 +104,7 @@ def test_overrides() -> None:
         ("train.steps={", "not YAML"),
         ("train.steps=many", "train.steps: Input should be a valid integer"),
         ("train.zero_stage=4", "train.zero_stage: Input should be 0, 1, 2 or 3"),
-        ("render.sources.0.passage=4", "render.sources.0.docstrings.passage: unknown key; known here: kind, passages"),
+        ("render.sources.0.passage=4", "render.sources.0.passage: unknown key; known here: kind, passages"),
     ],
 )
 def test_overrides_that_are_refused(override: str, message: str) -> None:
@@ -130,7 +130,7 @@ def test_overrides_that_are_refused(override: str, message: str) -> None:
         (["shape.codebook_size=65537"], "shape.codebook_size: .*65536"),
         (["tokenizer.channel_multipliers=[1, 2, 2, 4, 4]"], "but image_size / grid is 8"),
         (["render.sources=[]"], "render.sources: "),
-        (["render.sources=[{kind: word}]"], "render.sources.0: .*'word'.*'text', 'docstrings', 'pdf'"),
+        (["render.sources=[{kind: word}]"], "render.sources.0: kind is 'word': give one of arxiv, docstrings, images"),
         (["seed=-1"], "seed: .*greater than or equal to 0"),
         (["sample.name=../x"], "sample.name: "),
     ],

@@ -15,10 +15,10 @@ import pytest
 
 from data_specs.receipts import commit
 from data_specs.records import Dropped, InputRead, Outcome, Reason, Receipt, Sample
+from data_specs.sources.planning import cut
 from data_specs.spec import Spec, load_spec
 from pipeline import render
 from pipeline.render import Renderer
-from pipeline.sources import cut
 
 TINY = Path(__file__).parent.parent / "tiny.yaml"
 LIMITS = ["render.limits.cpu_seconds=1", "render.limits.memory_bytes=500000000"]

@@ -12,11 +12,11 @@ import pytest
 from data_specs import storage
 from data_specs.receipts import commit
 from data_specs.records import Dropped, InputRead, Outcome, Reason, Sample
-from data_specs.spec import Limits, PdfSource, Spec, TextSource, load_spec
+from data_specs.sources import PdfSource, TextSource
+from data_specs.sources.planning import cut
+from data_specs.spec import Limits, Spec, load_spec
 from pipeline.isolate import Child
 from pipeline.render import Renderer
-from pipeline.sources import cut, documents
-from pipeline.sources.typeset import write_documents
 
 TINY = Path(__file__).parent.parent / "tiny.yaml"
 LARGER = ["shape.image_size=64", "tokenizer.channel_multipliers=[1,1,1,1,1]"]
@@ -42,7 +42,7 @@ def render_all(spec: Spec) -> list[Outcome]:
 def typeset(tmp_path: Path) -> Path:
     """A folder with two PDFs typeset from docstrings."""
     source = load_spec(TINY, ["render.sources.1.documents=2"]).render.sources[1]
-    return Path(write_documents(source, str(tmp_path / "inputs")))  # type: ignore[arg-type]
+    return Path(source.prepare(str(tmp_path / "inputs")).address)
 
 
 def test_a_unit_gives_equal_bytes_every_time(typeset: Path, tmp_path: Path) -> None:
@@ -123,7 +123,7 @@ def test_a_file_that_changed_since_planning_fails_the_unit(tmp_path: Path) -> No
 def test_empty_sources_are_refused_by_name(tmp_path: Path) -> None:
     for source in (PdfSource(kind="pdf", uri=str(tmp_path)), TextSource(kind="text", uri=str(tmp_path / "no.jsonl"))):
         with pytest.raises(ValueError, match=str(tmp_path)):
-            list(documents(source))
+            list(source.documents({}))
 
 
 def die() -> None:
@@ -161,6 +161,6 @@ def test_children_that_crash_hang_or_eat_memory_are_named(
 
 
 def test_local_copies_of_sources_are_listed_in_order(typeset: Path) -> None:
-    names = [document.id for document in documents(PdfSource(kind="pdf", uri=str(typeset)))]
+    names = [document.id for document in PdfSource(kind="pdf", uri=str(typeset)).documents({})]
     assert names == sorted(names) and len(names) == 2
     assert storage.exists(str(typeset / f"{names[0]}.pdf"))

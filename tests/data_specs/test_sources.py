@@ -11,14 +11,14 @@ from pathlib import Path
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
-from offers import read_all, texts, write_tar
+from raw_documents import LIMITS, listed_ids, read_all, texts, write_tar
 
 from data_specs import storage
-from data_specs.spec import Limits, PdfSource, Render, TextSource
-from pipeline.sources import cut, documents, prepare, reading
-from pipeline.sources.reading import read_unit
-
-LIMITS = Limits()
+from data_specs.records import Reason
+from data_specs.sources import PdfSource, TextSource, reading
+from data_specs.sources.planning import cut
+from data_specs.sources.reading import read_unit
+from data_specs.spec import Render
 
 
 # ---- text ----------------------------------------------------------------------------------------------------------
@@ -57,7 +57,7 @@ def test_units_of_a_packed_file_say_so_and_unpack_it_once(tmp_path: Path, monkey
     source = TextSource(kind="text", uri=str(path))
     units = [unit for _, unit in cut(Render(sources=[source], documents_per_unit=1), [source])]
     assert [unit.affinity for unit in units] == [str(path)] * 2
-    assert [o.data for unit in units for o in read_unit(unit, LIMITS)] == [
+    assert [o.data for unit in units for o in read_unit(unit, LIMITS.document_bytes)] == [
         b'{"id": "a", "text": "x"}\n',
         b'{"id": "b", "text": "y"}\n',
     ]
@@ -76,11 +76,10 @@ def test_lines_that_are_no_passages_are_offered_by_number(tmp_path: Path) -> Non
 def test_a_line_over_the_limit_is_rejected_and_its_neighbours_are_read(tmp_path: Path) -> None:
     path = tmp_path / "a.jsonl"
     path.write_text(f'{{"id": "a", "text": "x"}}\n{{"id": "b", "text": "{"y" * 5000}"}}\n{{"id": "c", "text": "z"}}\n')
-    limits = Limits(document_bytes=1000)
-    offered = read_all(TextSource(kind="text", uri=str(path)), limits, val_share=0)["train"]
+    offered = read_all(TextSource(kind="text", uri=str(path)), 1000, val_share=0)["train"]
     assert [(o.id, o.reason, bool(o.data)) for o in offered] == [
         ("a", None, True),
-        ("b", "larger than render.limits", False),
+        ("b", Reason.TOO_LARGE, False),
         ("c", None, True),
     ]
 
@@ -103,10 +102,10 @@ def test_tables_that_cannot_be_read_are_refused_by_name(tmp_path: Path) -> None:
     source = TextSource(kind="text", uri=str(path))
     path.write_bytes(b"PAR1 not really")
     with pytest.raises(ValueError, match=r"a\.parquet: not a Parquet file"):
-        list(documents(source))
+        listed_ids(source)
     pq.write_table(pa.table({"body": ["x"]}), path)
     with pytest.raises(ValueError, match=r"has no column 'text'; it has body"):
-        list(documents(source))
+        listed_ids(source)
     pq.write_table(pa.table({"text": ["x", None, "y"]}), path)
     assert texts(read_all(source, val_share=0)["train"]) == [
         ("a.parquet#0", "x"),
@@ -115,7 +114,7 @@ def test_tables_that_cannot_be_read_are_refused_by_name(tmp_path: Path) -> None:
     ]
     (tmp_path / "b.jsonl.gz").write_bytes(gzip.compress(b'{"id": "a"}\n' * 9)[:-9])
     with pytest.raises(ValueError, match=r"b\.jsonl\.gz: damaged"):
-        list(documents(TextSource(kind="text", uri=str(tmp_path / "b.jsonl.gz"))))
+        listed_ids(TextSource(kind="text", uri=str(tmp_path / "b.jsonl.gz")))
 
 
 def test_a_table_that_changed_since_planning_fails_the_unit(tmp_path: Path) -> None:
@@ -125,7 +124,7 @@ def test_a_table_that_changed_since_planning_fails_the_unit(tmp_path: Path) -> N
     [(_, unit)] = cut(Render(sources=[source]), [source])
     pq.write_table(pa.table({"text": ["another"]}), path)
     with pytest.raises(ValueError, match="is not the file that was planned"):
-        list(read_unit(unit, LIMITS))
+        list(read_unit(unit, LIMITS.document_bytes))
 
 
 def test_tables_and_tars_are_read_by_ranges_over_s3(s3_root: str, tmp_path: Path) -> None:
@@ -173,7 +172,8 @@ def test_names_of_members_are_never_paths(tmp_path: Path) -> None:
         link.type, link.linkname = tarfile.SYMTYPE, "/etc/passwd"
         tar.addfile(link)
     offered = read_all(PdfSource(kind="pdf", uri=str(tmp_path / "x.tar")), val_share=0)["train"]
-    assert [o.data for o in offered] == [b"%PDF"] * 6 and len({o.key for o in offered}) == 6
+    assert [o.data for o in offered] == [b"%PDF"] * 6 + [b""] and len({o.key for o in offered}) == 7
+    assert [(o.id, o.reason) for o in offered if o.reason] == [("link", Reason.NOT_A_FILE)]
     for o in offered:
         assert not set("./\n") & set(o.key) and len(o.key) < 64
         o.id.encode()
@@ -187,10 +187,10 @@ def test_a_damaged_tar_is_refused_by_name(tmp_path: Path) -> None:
     data[second + 148] ^= 1  # the second header's checksum
     path.write_bytes(data)
     with pytest.raises(ValueError, match=r"x\.tar: a damaged tar"):
-        list(documents(PdfSource(kind="pdf", uri=str(path))))
+        listed_ids(PdfSource(kind="pdf", uri=str(path)))
     path.write_bytes(data[: second - 1000])
     with pytest.raises(ValueError, match=r"x\.tar: a damaged tar"):
-        list(documents(PdfSource(kind="pdf", uri=str(path))))
+        listed_ids(PdfSource(kind="pdf", uri=str(path)))
 
 
 def test_reading_together_is_reading_one_by_one(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -207,5 +207,6 @@ def test_reading_together_is_reading_one_by_one(tmp_path: Path, monkeypatch: pyt
 def test_uris_become_absolute_for_workers_elsewhere(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
     (tmp_path / "a.jsonl").write_text('{"id": "a", "text": "x"}\n')
-    source = prepare(TextSource(kind="text", uri="a.jsonl"), "inputs")
-    assert [d.file.uri for d in documents(source)] == [str(tmp_path / "a.jsonl")]
+    source = TextSource(kind="text", uri="a.jsonl").prepare("inputs")
+    [(_, unit)] = cut(Render(sources=[source]), [source])
+    assert [file.uri for file in unit.files] == [str(tmp_path / "a.jsonl")]

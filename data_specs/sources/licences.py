@@ -15,7 +15,8 @@ from typing import Any, BinaryIO
 
 from data_specs import storage
 from data_specs.scratch import scratch_folder
-from pipeline.sources.text import unpacked
+from data_specs.sources.packed import open_unpacked
+from data_specs.sources.text import LINE_BYTES, read_lines
 
 Paper = dict[str, str]
 _OLD_ID = re.compile(r"([a-z-]+(?:\.[A-Z]{2})?)/?(\d{4})(\d{3})(?:v\d+)?")
@@ -75,10 +76,10 @@ def write_months(metadata_uri: str, inputs_uri: str, wanted: Callable[[str], boo
 
 def _sort_by_month(metadata_uri: str, wanted: Callable[[str], bool], folder: Path) -> dict[str, Any]:
     papers, broken, fits = dict[str, int](), 0, 0
-    with ExitStack() as stack, unpacked(metadata_uri) as stream:
+    with ExitStack() as stack, open_unpacked(metadata_uri) as stream:
         files = dict[str, BinaryIO]()
-        for line in stream:
-            paper = _parse(line)
+        for line, length in read_lines(stream):
+            paper = _parse(line) if length <= LINE_BYTES else None
             month = month_of(paper["id"]) if paper else None
             broken, fits = broken + (month is None), fits + (month is not None)
             if paper and month and wanted(month):

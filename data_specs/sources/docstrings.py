@@ -10,21 +10,37 @@ import sysconfig
 from collections import Counter
 from collections.abc import Iterator
 from pathlib import Path
+from typing import ClassVar, Literal
+
+from pydantic import Field
 
 from data_specs import storage
-from data_specs.spec import DocstringSource
+from data_specs.source import Source
+from data_specs.sources.text import TextSource
 
 FILES = 1500  # files read at most; the standard library alone has about 700 with prose
 
 
-def write_passages(source: DocstringSource, inputs_uri: str) -> str:
-    """Writes the passages as JSON Lines (id, text) and returns the file's URI; what is there already is kept."""
-    name = hashlib.sha256(source.model_dump_json().encode()).hexdigest()[:8]
-    uri = storage.join(inputs_uri, f"docstrings-{name}.jsonl")
-    if not storage.exists(uri):
-        lines = (json.dumps({"id": f"doc-{n:06d}", "text": text}) for n, text in enumerate(passages(source)))
-        storage.create_if_absent(uri, ("\n".join(lines) + "\n").encode())
-    return uri
+class DocstringSource(Source):
+    """Passages cut from the documentation strings of the installed Python; written to ROOT/inputs when planned."""
+
+    document_kind: ClassVar[Literal["text"]] = "text"
+    synthetic = True
+
+    kind: Literal["docstrings"] = Field("docstrings", description="what sort of source it is")
+    passages: int = Field(2000, ge=1, description="how many")
+    min_words: int = Field(20, ge=1, description="words of a passage, at least")
+    max_words: int = Field(100, ge=1, description="words of a passage, at most")
+    vocabulary: int | None = Field(None, ge=2, description="keep only the most frequent words of the prose")
+
+    def prepare(self, inputs_uri: str) -> Source:
+        """Write the passages as JSON Lines (id, text) and return their source; what is there already is kept."""
+        name = hashlib.sha256(self.model_dump_json().encode()).hexdigest()[:8]
+        uri = storage.join(inputs_uri, f"docstrings-{name}.jsonl")
+        if not storage.exists(uri):
+            lines = (json.dumps({"id": f"doc-{n:06d}", "text": text}) for n, text in enumerate(passages(self)))
+            storage.create_if_absent(uri, ("\n".join(lines) + "\n").encode())
+        return TextSource(uri=storage.absolute(uri))
 
 
 def passages(source: DocstringSource) -> list[str]:

@@ -12,17 +12,14 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 import webdataset
-from offers import read_all, texts, write_tar
 from PIL import Image
+from raw_documents import read_all, texts, write_tar
+from raw_documents import read_sources as offered
 
 from data_specs import storage
-from data_specs.records import parse_unit, unit_line
-from data_specs.spec import ImageSource, Limits, Render, Source, TextSource
-from pipeline.sources import class_names, cut, prepare
-from pipeline.sources.document import Offered
-from pipeline.sources.reading import read_unit
-
-LIMITS = Limits()
+from data_specs.records import RawDocument, Reason
+from data_specs.sources import ImageSource, TextSource
+from data_specs.sources.planning import class_names
 
 
 @pytest.fixture(scope="module")
@@ -35,14 +32,7 @@ def some(folder: Path, each: int = 4) -> list[tuple[str, Path]]:
     return [(c.name, p) for c in sorted(folder.iterdir()) for p in sorted(c.iterdir())[:each]]
 
 
-def offered(sources: list[Source], **render: float) -> dict[str, list[Offered]]:
-    made: dict[str, list[Offered]] = {"train": [], "val": []}
-    for split, unit in cut(Render(sources=sources, **render), sources):  # type: ignore[arg-type]
-        made[split] += read_unit(parse_unit(unit_line(unit), "unit"), LIMITS)
-    return made
-
-
-def pictures(found: list[Offered]) -> set[tuple[bytes, int]]:
+def pictures(found: list[RawDocument]) -> set[tuple[bytes, int]]:
     assert not [o.reason for o in found if o.reason]
     return {(o.data, o.cls) for o in found}
 
@@ -97,7 +87,7 @@ def test_imagenet_with_a_flat_val_counts_sorted_wnids(imagenet: Path, mapping: s
 def test_an_image_that_the_list_lacks_is_a_counted_reject(imagenet: Path) -> None:
     (imagenet / "val/other.JPEG").write_bytes(next((imagenet / "val").iterdir()).read_bytes())
     val = ImageSource(kind="images", uri=str(imagenet / "val"), mapping=str(imagenet / "val.txt"), split="val")
-    assert [(o.id, o.reason) for o in offered([val])["val"] if o.reason] == [("other.JPEG", "class not known")]
+    assert [(o.id, o.reason) for o in offered([val])["val"] if o.reason] == [("other.JPEG", Reason.NO_CLASS)]
     (imagenet / "val.txt").write_text("ILSVRC2012_val_00000000\n")
     with pytest.raises(ValueError, match=r"val\.txt: write two fields a line"):
         offered([val])
@@ -134,7 +124,7 @@ def test_webdataset_members_in_any_order_and_samples_without_a_class(tmp_path: P
     found = offered([ImageSource(kind="images", uri=str(tmp_path / "x.tar"))], val_share=0)["train"]
     assert [(o.id, o.data, o.cls, o.reason) for o in found] == [
         ("a", b"A", 3, None),
-        ("b", b"", -1, "class not known"),
+        ("b", b"", 0, Reason.NO_CLASS),
         ("d/c", b"C", 0, None),
     ]
 
@@ -178,7 +168,7 @@ def test_datasets_image_sets_from_a_folder(layout: str, clothing: Path, tmp_path
         image_set(clothing).save_to_disk(folder)
     else:
         datasets.DatasetDict({"train": image_set(clothing)}).save_to_disk(folder)
-    source = prepare(ImageSource(kind="images", uri=f"datasets:{folder}"), str(tmp_path / "inputs"))
+    source = ImageSource(kind="images", uri=f"datasets:{folder}").prepare(str(tmp_path / "inputs"))
     found = offered([source], val_share=0)["train"]
     wanted = {(path.read_bytes(), names.index(name)) for name, path in some(clothing / "train")}
     assert pictures(found) == wanted and class_names([source]) == dict(enumerate(names))
@@ -200,17 +190,17 @@ def test_datasets_text_sets_from_a_folder(layout: str, shared: Path, tmp_path: P
         data = datasets.Dataset.from_list([r | {"text": " ".join(r["text"].split()) or "-"} for r in rows])
         data.to_csv(folder / "train.csv")
     source = TextSource(kind="text", uri=f"datasets:{folder}", max_documents=40)
-    prepared = prepare(source, str(tmp_path / "inputs"))
+    prepared = source.prepare(str(tmp_path / "inputs"))
     made = read_all(prepared, val_share=0.3)
     assert sorted(texts(made["train"] + made["val"])) == sorted((r["id"], r["text"]) for r in list(data)[:40])
     before = [p.stat() for p in (tmp_path / "inputs").rglob("*")]
-    assert prepare(source, str(tmp_path / "inputs")) == prepared
+    assert source.prepare(str(tmp_path / "inputs")) == prepared
     assert [p.stat() for p in (tmp_path / "inputs").rglob("*")] == before, "a copy that is whole is kept"
 
 
 def test_a_data_set_is_read_once_even_to_s3(s3_root: str, tmp_path: Path) -> None:
     datasets.Dataset.from_dict({"text": [f"text {i}" for i in range(30)]}).save_to_disk(tmp_path / "set")
-    source = prepare(TextSource(kind="text", uri=f"datasets:{tmp_path / 'set'}"), f"{s3_root}/inputs")
+    source = TextSource(kind="text", uri=f"datasets:{tmp_path / 'set'}").prepare(f"{s3_root}/inputs")
     assert [f.uri.rpartition(".")[2] for f in storage.list_files(f"{s3_root}/inputs")] == ["json", "parquet"]
     assert [t for _, t in texts(read_all(source, val_share=0)["train"])] == [f"text {i}" for i in range(30)]
 
@@ -224,5 +214,5 @@ def test_data_sets_that_cannot_be_had_are_one_line(tmp_path: Path, monkeypatch: 
         ("datasets:someone/not-there", r"cannot be opened as a data set .* a network to reach it"),
     ]:
         with pytest.raises(ValueError, match=message) as caught:
-            prepare(TextSource(kind="text", uri=uri), str(tmp_path / "inputs"))
+            TextSource(kind="text", uri=uri).prepare(str(tmp_path / "inputs"))
         assert "\n" not in str(caught.value)

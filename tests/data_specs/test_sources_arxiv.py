@@ -23,14 +23,14 @@ from s3_server import FaultProxy, Server
 
 from data_specs import s3_client, storage
 from data_specs.reader import open_shards
-from data_specs.records import Reason, Receipt, SourceUnit
-from data_specs.spec import ArxivSource, Limits, Render, load_spec, month_number, selects
-from pipeline.sources import cut, prepare
-from pipeline.sources.arxiv import MANIFEST, read_manifest
-from pipeline.sources.document import Offered
-from pipeline.sources.licences import licence_name, month_of, paper_id, papers_of, write_months
-from pipeline.sources.reading import read_unit
-from pipeline.splits import key_of
+from data_specs.records import RawDocument, Reason, Receipt, SourceUnit
+from data_specs.sources import ArxivSource
+from data_specs.sources.arxiv import MANIFEST, month_number, read_manifest, selects
+from data_specs.sources.licences import licence_name, month_of, paper_id, papers_of, write_months
+from data_specs.sources.planning import cut
+from data_specs.sources.reading import read_unit
+from data_specs.spec import Limits, Render, load_spec
+from data_specs.splits import key_of
 
 TINY = Path(__file__).parent.parent / "tiny.yaml"
 LIMITS = Limits()
@@ -79,12 +79,12 @@ def metadata(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def units_of(source: ArxivSource, inputs: Path, **render: Any) -> list[tuple[str, SourceUnit]]:
-    prepared = prepare(source, str(inputs))
+    prepared = source.prepare(str(inputs))
     return list(cut(Render(sources=[source], **render), [prepared]))
 
 
-def offered(source: ArxivSource, inputs: Path, **render: Any) -> list[Offered]:
-    return [o for _, unit in units_of(source, inputs, **render) for o in read_unit(unit, LIMITS)]
+def offered(source: ArxivSource, inputs: Path, **render: Any) -> list[RawDocument]:
+    return [o for _, unit in units_of(source, inputs, **render) for o in read_unit(unit, LIMITS.document_bytes)]
 
 
 # ---- identifiers, months, licences ---------------------------------------------------------------------------------
@@ -153,7 +153,7 @@ def test_metadata_is_cut_into_the_selected_months(metadata: Path, tmp_path: Path
 
 SCALE = """
 import json, sys
-from pipeline.sources.licences import write_months
+from data_specs.sources.licences import write_months
 write_months(sys.argv[1], sys.argv[2], lambda month: True, "all")
 print(next(line for line in open("/proc/self/status") if line.startswith("VmHWM")).split()[1])
 """
@@ -256,12 +256,13 @@ def test_selection_by_category_and_licence_is_counted(bulk: Path, metadata: Path
     source = ArxivSource(kind="arxiv", uri=str(bulk), metadata=str(metadata))
     found = offered(source, tmp_path)
     assert {o.id for o in found if o.data} == ALLOWED and len(found) == 12
-    assert {o.id: o.reason for o in found if o.reason} == {
-        "hep-th/0703012": Reason.LICENCE,
-        "math/0703021": Reason.LICENCE,
-        "quant-ph/0703044": Reason.NO_METADATA,
-        "2401.00002": Reason.LICENCE,
-        "2401.00011": Reason.NO_METADATA,
+    dropped = {o.id: (o.reason.kind, o.reason, o.detail) for o in found if o.reason}
+    assert dropped == {
+        "hep-th/0703012": ("filtered", Reason.LICENCE, "arXiv-nonexclusive-distrib-1.0"),
+        "math/0703021": ("filtered", Reason.LICENCE, "none"),
+        "quant-ph/0703044": ("filtered", Reason.NO_METADATA, ""),
+        "2401.00002": ("filtered", Reason.LICENCE, "CC-BY-NC-ND-4.0"),
+        "2401.00011": ("filtered", Reason.NO_METADATA, ""),
     }
     chosen = source.model_copy(update={"categories": ["cs.DC", "hep-th"], "licences": None})
     assert {o.id for o in offered(chosen, tmp_path) if o.data} == {"cs/0703004", "hep-th/0703012", "2401.00005"}
@@ -272,9 +273,9 @@ def test_selection_by_category_and_licence_is_counted(bulk: Path, metadata: Path
 def test_what_cannot_be_planned_is_one_line(bulk: Path, tmp_path: Path) -> None:
     source = ArxivSource(kind="arxiv", uri=str(bulk))
     with pytest.raises(ValueError, match=r"give metadata: FILE\.jsonl, or licences: null"):
-        prepare(source, str(tmp_path))
+        source.prepare(str(tmp_path))
     with pytest.raises(ValueError, match=r"there is no metadata snapshot"):
-        prepare(source.model_copy(update={"metadata": "/no/such"}), str(tmp_path))
+        source.model_copy(update={"metadata": "/no/such"}).prepare(str(tmp_path))
     free = source.model_copy(update={"licences": None})
     with pytest.raises(ValueError, match=r"no paper of the months 1001 is in it; it has 0703 to 2401"):
         units_of(free.model_copy(update={"months": "1001"}), tmp_path)
@@ -291,7 +292,10 @@ def test_units_say_which_tar_they_need_and_split_by_tar_and_first(bulk: Path, tm
     units = units_of(source, tmp_path, documents_per_unit=2, val_share=0.4)
     assert [str(u.affinity)[-12:] for _, u in units] == ["0703_001.tar"] * 3 + ["2401_001.tar"] * 3
     assert {split for split, _ in units} == {"train", "val"}
-    ids = {split: {o.id for s, u in units if s == split for o in read_unit(u, LIMITS)} for split in ("train", "val")}
+    ids = {
+        split: {o.id for s, u in units if s == split for o in read_unit(u, LIMITS.document_bytes)}
+        for split in ("train", "val")
+    }
     assert not ids["train"] & ids["val"] and len(ids["train"] | ids["val"]) == 12
 
 
@@ -353,10 +357,10 @@ def test_a_tar_that_is_not_the_manifests_fails_its_units(tmp_path: Path) -> None
     data[512] ^= 1
     path.write_bytes(data)
     with pytest.raises(ValueError, match="is not the file that was planned"):
-        list(read_unit(planned, LIMITS))
+        list(read_unit(planned, LIMITS.document_bytes))
     [(_, anew)] = units_of(source, tmp_path)
     with pytest.raises(ValueError, match=r"its md5 is [0-9a-f]{32}, in the manifest"):
-        list(read_unit(anew, LIMITS))
+        list(read_unit(anew, LIMITS.document_bytes))
 
 
 # ---- the whole way -------------------------------------------------------------------------------------------------
@@ -376,13 +380,13 @@ def check_root(root: Path) -> None:
     """Every paper of the miniature stands in the receipts and samples of a root."""
     receipts = [Receipt.parse(p.read_bytes(), p.name) for p in sorted(root.glob("images/*/[0-9]*.json"))]
     assert len(receipts) == 6
-    filtered = sum((Counter(r.filtered) for r in receipts), Counter[Reason]())
+    filtered = sum((Counter(receipt.filtered) for receipt in receipts), Counter[Reason]())
     assert (filtered[Reason.LICENCE], filtered[Reason.NO_METADATA]) == (3, 2)
     about = [item["json"] for split in ("train", "val") for item in open_shards(str(root / "images" / split))]
-    rejected = [reject.key for r in receipts for reject in r.rejected]
+    rejected = [reject.key for receipt in receipts for reject in receipt.rejected]
     assert {a["id"] for a in about} == ALLOWED - {"hep-ph/0703007", "2401.00005"}, "the two that are bad PDFs"
     assert sorted(rejected) == ["2401-00005", key_of("hep-ph/0703007")]
-    read = [r.read[0] for r in receipts]
+    read = [receipt.read[0] for receipt in receipts]
     assert len(receipts) == len({one.sha256 for one in read if one.bytes}) + sum(not one.bytes for one in read)
     [by] = {
         (a["licence"], a["title"], a["authors"], a["url"], a["categories"]) for a in about if a["id"] == "cs/0703004"
@@ -452,6 +456,6 @@ def test_units_at_once_share_one_fetch(
     with FaultProxy(s3_client.client().meta.endpoint_url, 0.0) as proxy:
         monkeypatch.setenv("AWS_ENDPOINT_URL", proxy.endpoint)
         with ThreadPoolExecutor(6) as pool:
-            found = list(pool.map(lambda unit: [o.id for o in read_unit(unit, LIMITS)], units))
+            found = list(pool.map(lambda unit: [o.id for o in read_unit(unit, LIMITS.document_bytes)], units))
     assert len({i for [i] in found}) == 12
     assert [n for name, n in proxy.requests.items() if name.startswith("GET ") and name.endswith(".tar")] == [1, 1]

@@ -1,0 +1,44 @@
+"""What names of files and of members say: their type, their place under a source, and whether they are packed."""
+
+from __future__ import annotations
+
+ID_CHARACTERS = 1024  # of a longer id the rest is cut off
+PACKED = (".gz", ".bz2", ".xz", ".zst")  # suffixes of files that are unpacked before they are read
+
+
+def is_packed(name: str) -> bool:
+    """Return whether a file of this name is unpacked before it is read."""
+    return name.lower().endswith(PACKED)
+
+
+def without_packing(name: str) -> str:
+    """Return a name, lower case, without the suffix that says how it is packed: A.JSONL.gz -> a.jsonl."""
+    name = name.lower()
+    return name.rpartition(".")[0] if is_packed(name) else name
+
+
+def is_parquet(name: str) -> bool:
+    """Return whether a name is that of a Parquet file."""
+    return name.lower().endswith(".parquet")
+
+
+def is_hidden(name: str) -> bool:
+    """Return whether a name is that of a companion file which macOS adds (AppleDouble)."""
+    return name.rpartition("/")[2].startswith("._") or name.startswith("__MACOSX/") or "/__MACOSX/" in name
+
+
+def relative(folder_uri: str, file_uri: str) -> str:
+    """Return a file's name under the folder of a source; of a source that is one file, its last part."""
+    folder = folder_uri.rstrip("/") + "/"
+    return file_uri.removeprefix(folder) if file_uri.startswith(folder) else file_uri.rpartition("/")[2]
+
+
+def stem(name: str) -> str:
+    """Return a name without its suffixes (.pdf, .tar, .tar.gz) and without a leading `./`."""
+    name = name.removeprefix("./")
+    return (name.rpartition(".")[0] if is_packed(name) else name).rpartition(".")[0]
+
+
+def printable(name: str) -> str:
+    """Return a name as UTF-8 can hold it: names on a disk and in tars may be any bytes."""
+    return name.encode("utf-8", "replace").decode()

@@ -1,0 +1,106 @@
+"""Bytes of planned documents: each file is first compared with the plan, neighbours are read together."""
+
+from __future__ import annotations
+
+import hashlib
+from collections import Counter
+from collections.abc import Iterator, Sequence
+from itertools import groupby
+from types import TracebackType
+from typing import BinaryIO
+
+from data_specs import storage
+from data_specs.records import FileInfo, RawDocument, SourceUnit, Span
+from data_specs.sources.names import is_packed
+from data_specs.sources.packed import unpacked_copy
+from data_specs.splits import key_of
+
+READ_AHEAD = 8 << 20  # bytes of neighbouring documents that are read at a time
+GAP = 256 << 10  # bytes between documents that are read along rather than asked for anew
+
+
+def read_unit(unit: SourceUnit, max_bytes: int) -> Iterator[RawDocument]:
+    """Read every document of a unit, in its order, with keys that are unique in the unit.
+
+    Args:
+        unit: the planned unit.
+        max_bytes: a larger document is rejected, and not held in memory.
+
+    Raises:
+        ValueError: a file is not the one that was planned.
+        FileNotFoundError: a file is gone.
+    """
+    for file in unit.files:
+        if storage.stat(file.uri) != file:
+            raise ValueError(f"{file.uri}: is not the file that was planned (its size or etag changed); plan anew")
+    seen = Counter[str]()
+    for raw in unit.source.read(unit, max_bytes):
+        key = raw.key or key_of(raw.id)
+        yield raw._replace(key=_unique(key, seen[key]))
+        seen[key] += 1
+
+
+def _unique(key: str, times_seen: int) -> str:
+    """A document whose key came before in the unit gets a hash of how often behind it."""
+    return f"{key}-{hashlib.sha256(f'{key}/{times_seen}'.encode()).hexdigest()[:8]}" if times_seen else key
+
+
+def read_spans(spans: Sequence[Span], max_bytes: int) -> Iterator[bytes | None]:
+    """Read whole files or ranges of them, in order; None for one over `max_bytes`."""
+    for file, of_file in groupby(spans, lambda span: span.file):
+        with _Bytes(file) as source:
+            for together in _read_together(list(of_file), max_bytes):
+                start = together[0].start or 0
+                fits = _size(together[0]) <= max_bytes
+                data = source.read(start, _stop(together[-1]) - start) if fits else b""
+                for span in together:
+                    begin = (span.start or 0) - start
+                    yield data[begin : begin + _size(span)] if _size(span) <= max_bytes else None
+
+
+def _size(span: Span) -> int:
+    return span.file.size if span.length is None else span.length
+
+
+def _stop(span: Span) -> int:
+    return (span.start or 0) + _size(span)
+
+
+def _read_together(spans: list[Span], limit: int) -> Iterator[list[Span]]:
+    """Spans whose bytes are read at once: near each other, READ_AHEAD in all; too large ones stand alone."""
+    together: list[Span] = []
+    for span in spans:
+        start = span.start or 0
+        near = bool(together) and _stop(together[-1]) <= start <= _stop(together[-1]) + GAP
+        fits = near and _stop(span) - (together[0].start or 0) <= READ_AHEAD
+        if together and (not fits or max(_size(span), _size(together[-1])) > limit):
+            yield together
+            together = []
+        together.append(span)
+    if together:
+        yield together
+
+
+class _Bytes:
+    """Bytes of a file by range; a packed one is unpacked once on each node, into the cache."""
+
+    def __init__(self, file: FileInfo) -> None:
+        self.uri = file.uri
+        self.unpacked: BinaryIO | None = unpacked_copy(file).open("rb") if is_packed(file.uri) else None
+
+    def __enter__(self) -> _Bytes:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        if self.unpacked:
+            self.unpacked.close()
+
+    def read(self, start: int, length: int) -> bytes:
+        if not length:
+            return b""
+        if self.unpacked is None:
+            return storage.read_bytes(self.uri, start, length)
+        self.unpacked.seek(start)
+        return self.unpacked.read(length)

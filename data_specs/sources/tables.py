@@ -1,0 +1,189 @@
+"""Rows of Parquet files: listed by their ids alone, read a few rows at a time, from disk or by ranges over S3."""
+
+from __future__ import annotations
+
+import io
+from collections.abc import Iterator, Mapping, Sequence
+from typing import TYPE_CHECKING, Any
+
+from data_specs import storage
+from data_specs.records import Document, FileInfo, Reason, Span
+from data_specs.sources.names import ID_CHARACTERS, relative
+
+if TYPE_CHECKING:
+    import pyarrow.parquet as pq
+
+LISTED_ROWS = 1 << 15
+READ_ROWS = 64
+READ_BYTES = 32 << 20  # of rows held at a time, as long as a row is no larger
+LISTED_BYTES = 512 << 20  # of a row group's ids and classes
+RATIO = 200  # bytes that one of the file may unpack to, where these are more than wanted
+
+
+def list_rows(
+    source_uri: str, file: FileInfo, id_key: str, value_key: str, classes: tuple[str, Mapping[str, int]] | None = None
+) -> Iterator[Document]:
+    """Yield a document a row; without a column of ids the row's number is its id.
+
+    Args:
+        source_uri: the source, whose folder is left out of the ids that are made here.
+        file: the Parquet file.
+        id_key: column of the ids.
+        value_key: column of the documents.
+        classes: the column of the classes, and the number of each that is a name; numbers stand for themselves.
+    """
+    (class_key, numbers), name, row = classes or ("", {}), relative(source_uri, file.uri), 0
+    found = open_table(file.uri).schema_arrow.names
+    if missing := [key for key in (value_key, class_key) if key and key not in found]:
+        raise ValueError(f"{file.uri}: has no column {missing[0]!r}; it has {', '.join(found)}")
+    for rows in _listed(file.uri, [key for key in (id_key, class_key) if key in found]):
+        ids = rows.column(id_key) if id_key in found else [None] * rows.num_rows
+        labels = rows.column(class_key) if class_key else [0] * rows.num_rows
+        for row_id, label in zip(ids, labels):
+            yield _row(Span(file, row), _python(row_id), _python(label), name, numbers)
+            row += 1
+
+
+def _row(span: Span, row_id: Any, label: Any, name: str, numbers: Mapping[str, int]) -> Document:
+    cls = label if isinstance(label, int) else numbers.get(str(label), -1)
+    document = Document(f"{name}#{span.start}" if row_id is None else str(row_id)[:ID_CHARACTERS], span, cls)
+    return document if cls >= 0 else document._replace(cls=0, reason=Reason.NO_CLASS, detail=repr(label)[:80])
+
+
+def _python(value: Any) -> Any:
+    """A value of Python from a scalar of pyarrow."""
+    return value.as_py() if hasattr(value, "as_py") else value
+
+
+def named_classes(file: FileInfo, class_key: str) -> set[str]:
+    """Return the classes in a column of names; none where it holds numbers."""
+    import pyarrow as pa
+
+    schema, found = open_table(file.uri).schema_arrow, set[str]()
+    if class_key in schema.names and not pa.types.is_integer(schema.field(class_key).type):
+        for rows in _listed(file.uri, [class_key]):
+            found |= {str(name) for name in rows.column(class_key).unique().to_pylist() if name is not None}
+    return found
+
+
+def _listed(uri: str, columns: list[str]) -> Iterator[Any]:
+    """Batches of the columns; where none is wanted, empty ones that know their number of rows."""
+    import pyarrow as pa
+
+    table = open_table(uri, columns)
+    for group in range(table.num_row_groups):
+        if not columns:
+            yield pa.table({"_": pa.nulls(table.metadata.row_group(group).num_rows)})
+        elif num_rows := _rows_at_once(table, group, columns, LISTED_BYTES, LISTED_ROWS):
+            yield from table.iter_batches(num_rows, row_groups=[group], columns=columns)
+        else:
+            raise ValueError(f"{uri}: row group {group} unpacks to far more than it should; take the file away")
+
+
+def open_table(uri: str, columns: Sequence[str] = ()) -> pq.ParquetFile:
+    """Open a Parquet file; of `columns`, values that the file holds once are held once. ValueError if it is none."""
+    import pyarrow as pa
+    import pyarrow.parquet as pq
+
+    try:
+        table = pq.ParquetFile(_Ranged(uri) if storage.is_remote(uri) else uri)
+        groups = range(table.num_row_groups)
+        chunks = [chunk for group in groups for chunk in _chunks(table, group, columns)]
+        shared = {c.path_in_schema for c in chunks if c.has_dictionary_page and c.physical_type == "BYTE_ARRAY"}
+        source = _Ranged(uri) if storage.is_remote(uri) else uri
+        return pq.ParquetFile(source, metadata=table.metadata, read_dictionary=sorted(shared)) if shared else table
+    except pa.ArrowInvalid as error:
+        raise ValueError(f"{uri}: not a Parquet file ({error})") from None
+
+
+def _chunks(table: pq.ParquetFile, group: int, columns: Sequence[str]) -> list[Any]:
+    """What the file says of the parts of some columns in a row group."""
+    found = table.metadata.row_group(group)
+    chunks = [found.column(number) for number in range(found.num_columns)]
+    return [chunk for chunk in chunks if chunk.path_in_schema.partition(".")[0] in columns]
+
+
+def _rows_at_once(table: pq.ParquetFile, group: int, columns: Sequence[str], max_bytes: int, most: int) -> int:
+    """Rows of a group that fit READ_BYTES, `most` at most; 0 where it unpacks to far more than it may."""
+    chunks = _chunks(table, group, columns)
+    unpacked = sum(chunk.total_uncompressed_size for chunk in chunks)
+    if unpacked > max(max_bytes, RATIO * sum(chunk.total_compressed_size for chunk in chunks)):
+        return 0
+    num_rows = table.metadata.row_group(group).num_rows
+    return max(1, min(most, READ_BYTES * num_rows // max(unpacked, 1)))
+
+
+def read_rows(documents: Sequence[Document], column: str, max_bytes: int) -> Iterator[tuple[Document, Any]]:
+    """Yield each document with its value of a column, a pyarrow scalar; None where it is not read.
+
+    None stands beside documents that have a reason already, and rows that stand in a row group which unpacks to more
+    than `max_bytes` from a RATIO of its size in the file.
+    """
+    rows: _Rows | None = None
+    for document in documents:
+        uri = document.span.file.uri
+        if rows is None or rows.uri != uri:
+            rows = _Rows(uri, column, max_bytes)
+        yield document, None if document.reason else rows.value(document.span.start or 0)
+
+
+class _Rows:
+    """Values of one column of one file, best asked for by rising row number."""
+
+    def __init__(self, uri: str, column: str, max_bytes: int) -> None:
+        self.uri, self.column, self.max_bytes = uri, column, max_bytes
+        self.table = open_table(uri, [column])
+        self.group, self.start, self.values = -1, 0, list[Any]()
+        self.batches: Iterator[Any] = iter(())
+
+    def value(self, row: int) -> Any:
+        """The value in a row, None where its group is not read. Raises ValueError if the file has no such row."""
+        group, first = self._group_of(row)
+        batch_rows = _rows_at_once(self.table, group, [self.column], self.max_bytes, READ_ROWS)
+        if not batch_rows:
+            return None
+        if group != self.group or row < self.start:
+            self.group, self.start, self.values = group, first, []
+            self.batches = self.table.iter_batches(batch_rows, row_groups=[group], columns=[self.column])
+        while row >= self.start + len(self.values):
+            self.start += len(self.values)
+            self.values = next(self.batches).column(0)
+        return self.values[row - self.start]
+
+    def _group_of(self, row: int) -> tuple[int, int]:
+        first = 0
+        for group in range(self.table.num_row_groups):
+            size = self.table.metadata.row_group(group).num_rows
+            if row < first + size:
+                return group, first
+            first += size
+        raise ValueError(f"{self.uri}: has no row {row}; it is not the file that was planned")
+
+
+class _Ranged(io.RawIOBase):
+    """A remote file that can be read anywhere, each read one ranged request."""
+
+    def __init__(self, uri: str) -> None:
+        info = storage.stat(uri)
+        if info is None:
+            raise FileNotFoundError(f"{uri}: no such file")
+        self.uri, self.size, self.position = uri, info.size, 0
+
+    def readable(self) -> bool:
+        return True
+
+    def seekable(self) -> bool:
+        return True
+
+    def tell(self) -> int:
+        return self.position
+
+    def seek(self, offset: int, whence: int = io.SEEK_SET) -> int:
+        self.position = offset + {io.SEEK_SET: 0, io.SEEK_CUR: self.position, io.SEEK_END: self.size}[whence]
+        return self.position
+
+    def readinto(self, buffer: Any) -> int:
+        length = min(len(buffer), self.size - self.position)
+        buffer[:length] = storage.read_bytes(self.uri, self.position, length)
+        self.position += length
+        return length
