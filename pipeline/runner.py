@@ -19,13 +19,13 @@ import ray
 from ray.exceptions import RayError
 
 from data_specs import receipts
-from data_specs.manifest import merge, store
+from data_specs.manifest import merge, store, summarise
 from data_specs.progress import Progress
 from data_specs.records import AnyUnit, Manifest, RangeUnit, Receipt
 from data_specs.units import Plan
 from pipeline.board import JobReport
 from pipeline.waiting import DURATIONS, Run, Waiting, straggler
-from pipeline.workers import UnitsFailed, Workers
+from pipeline.workers import Share, UnitsFailed, Workers
 
 Stage = Callable[[Any], Receipt]
 Setup = Callable[[], Stage]
@@ -111,9 +111,21 @@ def run_plan(plan: Plan, setup: Setup, workers: Workers, kind: str, task: str, c
         manifest = report.account.manifest(plan, kind)
         store(plan.set_uri, manifest)
     else:
-        _run_units(report, setup, workers, Progress(task, *_amounts(plan, report.done, counted)))
-        manifest = merge(plan, kind)  # from the receipts as they lie now: another job may have written some
+        units = {unit.unit: _size(unit) if counted != "units" else 1 for unit in workers.share.of(plan.units())}
+        if units.keys() - report.done:
+            _run_units(report, setup, workers, _progress(task, counted, units, report.done))
+        manifest = _merged(plan, kind, workers.share)
     report.remove()
+    return manifest
+
+
+def _merged(plan: Plan, kind: str, share: Share) -> Manifest:
+    """Merges the receipts as they lie now: another job may have written some. A share of a plan may be without some."""
+    if share.total == 1:
+        return merge(plan, kind)
+    manifest = summarise(plan, kind)
+    if manifest.complete:
+        store(plan.set_uri, manifest)
     return manifest
 
 
@@ -126,12 +138,9 @@ def _run_units(report: JobReport, setup: Setup, workers: Workers, progress: Prog
         )
 
 
-def _amounts(plan: Plan, done: set[int], counted: str) -> tuple[int, str, int]:
-    """(all, what is counted, done) for the progress line."""
-    if counted == "units":
-        return plan.num_units, counted, len(done)
-    sizes = {unit.unit: _size(unit) for unit in plan.units()}
-    return sum(sizes.values()), counted, sum(sizes[unit] for unit in done)
+def _progress(task: str, counted: str, sizes: dict[int, int], done: set[int]) -> Progress:
+    """The progress line over units of these sizes."""
+    return Progress(task, sum(sizes.values()), counted, sum(size for unit, size in sizes.items() if unit in done))
 
 
 def run_tasks(setup: Callable[[], Callable[[Any], Any]], tasks: Sequence[Any], workers: Workers) -> Iterator[Any]:
@@ -246,7 +255,9 @@ class _Job:
     def __init__(self, report: JobReport, setup: Setup, workers: Workers, progress: Progress) -> None:
         self.report, self.progress, self.max_failures = report, progress, workers.max_failures
         done = frozenset(report.done)
-        self.waiting = Waiting(unit for unit in report.plan.units() if unit.unit not in done)
+        self.share = workers.share
+        self.left = sum(unit.unit not in done for unit in self.share.of(report.plan.units()))
+        self.waiting = Waiting(unit for unit in self.share.of(report.plan.units()) if unit.unit not in done)
         self.crew, self.running = _Crew(setup, workers), dict[Any, Run]()
         self.tries, self.failures = Counter[int](), dict[int, str]()
         self.durations = deque[float](maxlen=DURATIONS)
@@ -254,21 +265,24 @@ class _Job:
     def run(self) -> dict[int, str]:
         """Runs the units; returns the reasons of those that failed for good."""
         try:
-            while (left := self._left()) and len(self.failures) < self.max_failures:
-                self.crew.resize(left)
+            while self.left and len(self.failures) < self.max_failures:
+                self.crew.resize(self.left)
                 self._hand_out()
-                self.report.write(self.running.values(), self.crew.hosts, len(self.failures))
+                self._report()
                 ready, _ = ray.wait([*self.running, *self.crew.starting], num_returns=1, timeout=TICK)
                 for reference in ready:
                     self._settle(reference) if reference in self.running else self.crew.admit(reference)
         finally:
             self.crew.close()
-        self.report.write([], {}, len(self.failures), ended=True)
+        self._report(ended=True)
         self.progress.finish(f"{len(self.failures)} failed" if self.failures else "")
         return self.failures
 
-    def _left(self) -> int:
-        return self.report.plan.num_units - len(self.report.done) - len(self.failures)
+    def _report(self, ended: bool = False) -> None:
+        """Says how far it is; of several jobs that share a plan none knows, and their receipts say it."""
+        if self.share.total == 1:
+            runs = [] if ended else list(self.running.values())
+            self.report.write(runs, {} if ended else self.crew.hosts, len(self.failures), ended)
 
     def _hand_out(self) -> None:
         """Gives each idle worker a unit that waits; where none does, a straggler once more, elsewhere if it can."""
@@ -297,6 +311,7 @@ class _Job:
                 self._fail(run.unit, reason, counts)
         elif number not in self.report.done:
             self.report.account.add(receipt)
+            self.left -= 1
             self.durations.append(time.monotonic() - run.since)
             self.progress.advance(1 if self.progress.unit == "units" else _size(run.unit))
 
@@ -307,4 +322,5 @@ class _Job:
             self.waiting.put_back(unit)
             return
         self.failures[number] = reason
+        self.left -= 1
         receipts.record_failure(self.report.plan.set_uri, number, reason)

@@ -2,20 +2,52 @@
 
 from __future__ import annotations
 
-from typing import NamedTuple
+import re
+from collections.abc import Iterable, Iterator
+from typing import NamedTuple, Self
+
+from data_specs.records import AnyUnit
 
 MAX_FAILURES = 100  # units that fail for good before a run ends
 
 
+class Share(NamedTuple):
+    """Which units of a plan a job takes where `total` jobs share it, on machines that no Ray ties together."""
+
+    number: int = 1
+    total: int = 1
+
+    @classmethod
+    def parse(cls, text: str) -> Self:
+        """Reads `2/8`.
+
+        Raises:
+            ValueError: it is no number of a total, counted from 1.
+        """
+        match = re.fullmatch(r"(\d+)/(\d+)", text)
+        if not match or not 1 <= int(match[1]) <= int(match[2]):
+            raise ValueError(f"--part {text}: give which of how many, counted from 1: --part 2/8")
+        return cls(int(match[1]), int(match[2]))
+
+    def of(self, units: Iterable[AnyUnit]) -> Iterator[AnyUnit]:
+        """Takes the job's units, in order; those of one affinity all go to one job."""
+        places: dict[str, int] = {}
+        for unit in units:
+            place = places.setdefault(unit.affinity, len(places)) if unit.affinity else unit.unit
+            if place % self.total == self.number - 1:
+                yield unit
+
+
 class Workers(NamedTuple):
     """How a job uses a cluster: Ray's address (None: embedded), most actors (None: all that fit, as nodes come and
-    go), what each one holds, and how many units may fail before the run ends."""
+    go), what each one holds, how many units may fail before the run ends, and its share of the plan."""
 
     address: str | None = None
     num_workers: int | None = None
     cpus: float = 1.0
     gpus: float = 0.0
     max_failures: int = MAX_FAILURES
+    share: Share = Share()
 
     @property
     def device(self) -> str:

@@ -18,7 +18,8 @@ from data_specs.spec import load_spec
 from data_specs.units import write_plan
 from data_specs.verify import verify_set
 from pipeline.job import render
-from pipeline.runner import Workers, run_plan
+from pipeline.runner import run_plan
+from pipeline.workers import Share, Workers
 
 TINY = Path(__file__).parent.parent / "tiny.yaml"
 SPLITS = ("images/train", "images/val")
@@ -105,3 +106,30 @@ def test_a_unit_that_hangs_is_made_elsewhere(ray_session: None, tmp_path: Path) 
     manifest = run_plan(plan, setup, Workers(num_workers=2), "images", "test")
     assert hung.exists() and time.monotonic() - started < 120
     assert manifest.totals.written == 12 and [fault for fault in verify_set(root) if "(litter" not in fault] == []
+
+
+def test_parts_of_a_plan_make_the_same_set_and_whoever_ends_last_merges(undisturbed: Path, tmp_path: Path) -> None:
+    spec, root = load_spec(TINY), str(tmp_path)
+    first = render(spec, root, Workers(num_workers=2, share=Share(2, 2)))
+    assert not first["train"].complete and not (tmp_path / SPLITS[0] / "manifest.json").exists()
+    numbers = [int(path.stem) for path in (tmp_path / SPLITS[0]).glob("??????.json")]
+    assert numbers and all(number % 2 == 1 for number in numbers)
+    last = render(spec, root, Workers(num_workers=2, share=Share(1, 2)))
+    assert all(manifest.complete for manifest in last.values())
+    assert manifests(tmp_path) == manifests(undisturbed)
+    assert [fault for split in SPLITS for fault in verify_set(str(tmp_path / split))] == []
+
+
+def test_units_of_one_tar_are_of_one_part_and_every_unit_of_one() -> None:
+    tars = ["a", "a", None, "b", "b", "c", None, "a"]
+    units = [RangeUnit(unit=n, first=n, count=1, affinity=tar) for n, tar in enumerate(tars)]
+    shares = [list(Share(number, 2).of(units)) for number in (1, 2)]
+    assert sorted(unit.unit for share in shares for unit in share) == list(range(len(units)))
+    homes = [{unit.affinity for unit in share} - {None} for share in shares]
+    assert homes == [{"a", "c"}, {"b"}]
+
+
+@pytest.mark.parametrize("text", ["0/2", "3/2", "1", "1/0", "-1/2", "a/b"])
+def test_a_part_that_is_none_is_refused(text: str) -> None:
+    with pytest.raises(ValueError, match="--part 2/8"):
+        Share.parse(text)
