@@ -1,50 +1,73 @@
 """A cache of remote files on the local disk, shared by the processes of a node and bounded in size.
 
-DND_CACHE names its folder (default: dnd-cache-UID under the temp folder), DND_CACHE_BYTES its limit
-(default: half of what the disk has free for it). Files are whole or absent; the least recently used go first.
+DND_CACHE names the folder that it makes its own in (default: the temp folder), DND_CACHE_BYTES its limit (default: half
+of what the disk has free for it). Files are whole or absent; the least recently used go first, none that is in use.
 """
 
 from __future__ import annotations
 
 import errno
+import fcntl
 import hashlib
+import logging
 import os
 import re
 import shutil
+import threading
 import time
 from collections.abc import Callable
 from pathlib import Path
+from typing import BinaryIO, NamedTuple
 
 from filelock import FileLock
 
 from data_specs.scratch import private_folder
 
-IN_USE_SECONDS = 60.0  # a file handed out this recently stays; one that is open or mapped outlives its removal (Unix)
+IN_USE_SECONDS = 60.0  # a file whose path was handed out this recently stays
 STALE_SECONDS = 3600.0  # a part file this old belongs to a process that died
+POLL_SECONDS, WARN_SECONDS = 0.2, 60.0  # between looks for room, and between words about it
+PART = "+part"  # ends the names of half-made files; no other name has a plus
 _LOCKS = 64
+_NAME = re.compile(r"[0-9a-f]{32}-[A-Za-z0-9._-]{1,100}(\+part)?")
+log = logging.getLogger(__name__)
+
+
+class _Entry(NamedTuple):
+    used: float  # time of last use
+    size: int
+    path: Path
 
 
 def folder() -> Path:
     """The cache's folder, made on demand for this user only. Raises ValueError if it is another user's."""
-    return private_folder(os.environ.get("DND_CACHE") or f"dnd-cache-{os.getuid()}")
+    return private_folder(os.path.join(os.environ.get("DND_CACHE", ""), f"dnd-cache-{os.getuid()}"))
 
 
 def limit_bytes() -> int:
     """The size that the cache may have. Raises ValueError if DND_CACHE_BYTES is not a number."""
     text = os.environ.get("DND_CACHE_BYTES")
     if text is None:
-        return (shutil.disk_usage(folder()).free + _total(_entries())) // 2
+        return (shutil.disk_usage(folder()).free + sum(entry.size for entry in _entries())) // 2
     if not text.isdecimal():
         raise ValueError(f"DND_CACHE_BYTES={text}: give a number of bytes")
     return int(text)
 
 
-def local_copy(key: str, name: str, size: int | None, fill: Callable[[Path], None]) -> Path:
-    """The cached file of a key, made by `fill(path)` if it is not there; processes that want the same wait for one.
+def local_copy(
+    key: str, name: str, size: int | None, fill: Callable[[Path], None], wait: threading.Event | None = None
+) -> Path:
+    """The cached file of a key; processes that want the same wait for one.
 
-    key: says where the content comes from and which version it is. name: end of the local file's name. size: bytes;
-    None where that is not known before.
-    Raises OSError if what `fill` made has another size, or the disk is full.
+    Args:
+        key: says where the content comes from and which version it is.
+        name: end of the local file's name.
+        size: bytes; None where that is not known before.
+        fill: makes the file at a path if it is not there; the path may hold an empty file of the size.
+        wait: for a file that is wanted only once it fits; set, the wait is given up. Without it, a file that does not
+            fit beside those in use exceeds the limit.
+
+    Raises:
+        OSError: what `fill` made has another size, the disk is full, or the wait was given up.
     """
     code = hashlib.sha256(key.encode()).hexdigest()
     path = folder() / f"{code[:32]}-{re.sub('[^A-Za-z0-9._-]', '_', name)[-100:]}"
@@ -52,22 +75,35 @@ def local_copy(key: str, name: str, size: int | None, fill: Callable[[Path], Non
         return path
     with FileLock(folder() / f"lock-{int(code, 16) % _LOCKS:02d}"):
         if not _touch(path):
-            _fill(path, size, fill)
+            _fill(path, size, fill, wait)
     return path
+
+
+def hold(file: BinaryIO) -> None:
+    """Keeps a cached file from eviction as long as this open file, or a memory map of it, lives."""
+    fcntl.flock(file, fcntl.LOCK_SH)
+    facts = os.fstat(file.fileno())
+    os.utime(file.fileno(), ns=(time.time_ns() - int(IN_USE_SECONDS * 1e9), facts.st_mtime_ns))
+
+
+def discard(path: Path) -> None:
+    """Removes a file that turned out to be damaged, if the cache made it."""
+    if path.parent == folder() and _NAME.fullmatch(path.name):
+        path.unlink(missing_ok=True)
 
 
 def _touch(path: Path) -> bool:
     """Marks a cached file as used now; False if there is none."""
     try:
-        os.utime(path)
+        os.utime(path, ns=(time.time_ns(), path.stat().st_mtime_ns))
     except FileNotFoundError:
         return False
     return True
 
 
-def _fill(path: Path, size: int | None, fill: Callable[[Path], None]) -> None:
-    make_room(size or 0)
-    part = path.with_name(f"{path.name}.part")
+def _fill(path: Path, size: int | None, fill: Callable[[Path], None], wait: threading.Event | None) -> None:
+    part = path.with_name(path.name + PART)
+    _reserve(part, size or 0, wait)
     try:
         fill(part)
         if size not in (None, part.stat().st_size):
@@ -82,30 +118,56 @@ def _fill(path: Path, size: int | None, fill: Callable[[Path], None]) -> None:
         part.unlink(missing_ok=True)
 
 
-def make_room(size: int) -> None:
-    """Removes the least recently used files until `size` more bytes fit, but none that was handed out just now."""
-    with FileLock(folder() / "lock-evict"):
-        entries = _entries()
-        excess = _total(entries) + size - limit_bytes()
-        for used, length, path in sorted(entries):
-            half_made, idle = path.suffix == ".part", time.time() - used
-            if idle > STALE_SECONDS if half_made else excess > 0 and idle > IN_USE_SECONDS:
-                path.unlink(missing_ok=True)
-                excess -= length
+def _reserve(part: Path, size: int, wait: threading.Event | None) -> None:
+    """Makes room, and an empty file of the size, which counts at once for all processes."""
+    began = warned = time.monotonic()
+    while True:
+        with FileLock(folder() / "lock-evict"):
+            if _evict(size) <= 0 or wait is None:
+                with part.open("wb") as file:
+                    file.truncate(size)
+                return
+        if wait.wait(POLL_SECONDS):
+            raise OSError("the cache has no room, and the file is no longer wanted")
+        if time.monotonic() - warned > WARN_SECONDS:
+            warned = time.monotonic()
+            log.warning("%s: full of files in use for %.0f s; raise DND_CACHE_BYTES", folder(), warned - began)
 
 
-def _entries() -> list[tuple[float, int, Path]]:
-    """(time of last use, bytes, path) of each cached or half-made file."""
+def _evict(size: int) -> int:
+    """Removes the least recently used files until `size` more bytes fit, but none in use; the bytes that do not fit."""
+    entries = sorted(_entries())
+    excess = sum(entry.size for entry in entries) + size - limit_bytes()
+    for entry in entries:
+        idle = time.time() - entry.used
+        if entry.path.name.endswith(PART):
+            gone = idle > STALE_SECONDS
+        else:
+            gone = excess > 0 and idle > IN_USE_SECONDS and not _is_held(entry.path)
+        if gone:
+            entry.path.unlink(missing_ok=True)
+            excess -= entry.size
+    return excess
+
+
+def _is_held(path: Path) -> bool:
+    with path.open("rb") as file:
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            return True
+    return False
+
+
+def _entries() -> list[_Entry]:
+    """The cache's own files, whole and half-made; what else lies in its folder is none of them."""
     found = []
     for entry in os.scandir(folder()):
         try:
-            facts = entry.stat()
+            facts = entry.stat(follow_symlinks=False)
         except FileNotFoundError:
             continue
-        if not entry.name.startswith("lock-"):
-            found.append((facts.st_mtime, facts.st_size, Path(entry.path)))
+        if _NAME.fullmatch(entry.name) and entry.is_file(follow_symlinks=False):
+            used = facts.st_mtime if entry.name.endswith(PART) else facts.st_atime
+            found.append(_Entry(used, facts.st_size, Path(entry.path)))
     return found
-
-
-def _total(entries: list[tuple[float, int, Path]]) -> int:
-    return sum(length for _, length, _ in entries)

@@ -10,6 +10,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from datetime import datetime
 from pathlib import Path
+from threading import Event
 from typing import Any, BinaryIO, cast
 
 import fsspec
@@ -65,7 +66,7 @@ def list_files(uri: str) -> Iterator[FileInfo]:
             yield _info(f"{uri.rstrip('/')}/{name.removeprefix(prefix)}", info)
 
 
-def local_copy(uri: str) -> Path:
+def local_copy(uri: str, wait: Event | None = None) -> Path:
     info = stat(uri)
     if info is None:
         raise FileNotFoundError(f"{uri}: no such file")
@@ -74,7 +75,7 @@ def local_copy(uri: str) -> Path:
         with _opened(uri) as (files, remote):
             files.get_file(remote, str(path))
 
-    return cache.local_copy(f"{uri} {info.etag}", Path(uri).name, info.size, fill)
+    return cache.local_copy(f"{uri} {info.etag}", Path(uri).name, info.size, fill, wait)
 
 
 def _info(uri: str, info: dict[str, Any]) -> FileInfo:

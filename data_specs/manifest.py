@@ -76,6 +76,7 @@ def _entry(receipt: Receipt) -> ShardEntry:
         filesize=shard.bytes,
         md5sum=shard.md5,
         sha256=shard.sha256,
+        index_sha256=shard.index_sha256,
         replaces=receipt.replaces,
     )
 

@@ -52,10 +52,10 @@ class ShardSet(Sequence[Item]):
         self.shard = lru_cache(open_limit)(self._open)
 
     def _open(self, number: int) -> Shard:
-        shard = Shard(self.shard_uris[number])
-        wanted = self.manifest.shardlist[number].nsamples
-        if len(shard) != wanted:
-            raise ValueError(f"{shard.uri}: {len(shard)} samples, the manifest says {wanted}; run `dnd verify`")
+        entry = self.manifest.shardlist[number]
+        shard = Shard(self.shard_uris[number], entry)
+        if len(shard) != entry.nsamples:
+            raise ValueError(f"{shard.uri}: {len(shard)} samples, the manifest says {entry.nsamples}; run `dnd verify`")
         return shard
 
     def __len__(self) -> int:

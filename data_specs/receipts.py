@@ -70,7 +70,7 @@ def remake(set_uri: str, receipt: Receipt, gone: Callable[[Sample], bool]) -> Re
     that was killed is finished by the next. Returns the receipt that holds then. Not while a job writes the set.
     """
     if receipt.shard is not None:
-        old = Shard(storage.join(set_uri, receipt.shard.name))
+        old = Shard(storage.join(set_uri, receipt.shard.name), receipt.shard)
         samples = (Sample(old.key(number), old.fields(number)) for number in range(len(old)))
         with scratch_folder() as folder:
             shard = _write((sample for sample in samples if not gone(sample)), folder)

@@ -257,6 +257,7 @@ class ShardUnit(Unit):
     split: str
     shard: ShardName | None
     sha256: Sha256 | None
+    index_sha256: Sha256 | None
 
 
 class RangeUnit(Unit):
@@ -429,6 +430,7 @@ class ShardEntry(Record):
     filesize: Count
     md5sum: Md5
     sha256: Sha256
+    index_sha256: Sha256
     replaces: tuple[ShardName, ...] = ()
 
 

@@ -12,6 +12,7 @@ from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import closing, suppress
 from pathlib import Path
+from threading import Event
 from typing import Any, BinaryIO, cast
 from uuid import uuid4
 
@@ -50,8 +51,7 @@ def stat(uri: str) -> FileInfo | None:
 
 def list_files(uri: str) -> Iterator[FileInfo]:
     bucket, key = split_bucket(uri)
-    itself = stat(uri) if key and not key.endswith("/") else None
-    if itself:  # there may be a folder of the same name
+    if key and not key.endswith("/") and (itself := stat(uri)):  # there may be a folder of the same name
         yield itself
     for page in _pages(uri):
         for entry in page.get("Contents", []):
@@ -64,12 +64,12 @@ def list_folders(uri: str) -> list[str]:
     return [f"s3://{split_bucket(uri)[0]}/{entry['Prefix'].rstrip('/')}" for page in prefixes for entry in page]
 
 
-def local_copy(uri: str) -> Path:
+def local_copy(uri: str, wait: Event | None = None) -> Path:
     info = stat(uri)
     if info is None:
         raise FileNotFoundError(f"{uri}: no such object")
     key = f"{client().meta.endpoint_url} {info.uri} {info.etag}"
-    return cache.local_copy(key, Path(uri).name, info.size, lambda path: _download(info, path))
+    return cache.local_copy(key, Path(uri).name, info.size, lambda path: _download(info, path), wait)
 
 
 def _head(uri: str) -> Any:
@@ -102,9 +102,11 @@ def _download(info: FileInfo, path: Path) -> None:
         position = start
         for block in _blocks(info.uri, start, min(start + step, info.size), info.etag):
             position += os.pwrite(file.fileno(), block, position)
+        if position != min(start + step, info.size):
+            raise OSError(f"{info.uri}: ended early")
 
     pool = ThreadPoolExecutor(THREADS)
-    with path.open("wb") as file:
+    with path.open("r+b" if path.exists() else "wb") as file:  # keeps the room that the cache reserved
         try:
             list(pool.map(fetch, range(0, info.size, step)))
         finally:

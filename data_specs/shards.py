@@ -7,19 +7,23 @@ from __future__ import annotations
 
 import hashlib
 import mmap
+import os
 import re
 import tarfile
 from collections.abc import Iterable
 from pathlib import Path
-from typing import NamedTuple
+from threading import Event
+from typing import BinaryIO, NamedTuple, Protocol
 
 import numpy as np
 
-from data_specs import storage
+from data_specs import cache, storage
 from data_specs.records import Sample
 
 INDEX_DTYPE = np.dtype([("sample", "<u4"), ("key_hash", "<u8"), ("field", "S12"), ("offset", "<u8"), ("size", "<u8")])
 BLOCK = 512
+HASHES_KEPT = 1 << 16
+_hashed: dict[tuple[int, ...], str] = {}  # of files that this process has read, by inode, size, time of change
 _KEY = re.compile(r"[A-Za-z0-9_-]{1,80}")
 
 
@@ -104,18 +108,70 @@ def index_uri(tar_uri: str) -> str:
     return tar_uri.removesuffix(".tar") + ".index.npy"
 
 
+class Digests(Protocol):
+    """What a receipt, a manifest or a unit says of a shard's bytes."""
+
+    @property
+    def sha256(self) -> str | None: ...
+    @property
+    def index_sha256(self) -> str | None: ...
+
+
+def open_verified(uri: str, sha256: str | None, wait: Event | None = None) -> BinaryIO:
+    """Opens a file of known bytes, local or in the cache, where it stays as long as it is open or mapped.
+
+    A file is hashed once by each process, as long as its time of change is the same; a damaged cached one is fetched
+    once more.
+
+    Args:
+        uri: the file.
+        sha256: of its bytes.
+        wait: as for `storage.local_copy`.
+
+    Raises:
+        ValueError: its bytes are others.
+    """
+    assert sha256, f"{uri}: opened without its digest"
+    for _ in range(2):
+        file = storage.local_copy(uri, wait).open("rb")
+        if storage.is_remote(uri):
+            cache.hold(file)
+        if (found := _sha256(file)) == sha256:
+            return file
+        file.close()
+        cache.discard(Path(file.name))
+    raise ValueError(f"{uri}: its bytes are not those that were made (sha256 {found[:12]}…); run `dnd verify`")
+
+
+def _sha256(file: BinaryIO) -> str:
+    facts = os.fstat(file.fileno())
+    key = (facts.st_dev, facts.st_ino, facts.st_size, facts.st_mtime_ns)
+    if key not in _hashed:
+        if len(_hashed) >= HASHES_KEPT:
+            _hashed.pop(next(iter(_hashed)), None)
+        _hashed[key] = hashlib.file_digest(file, "sha256").hexdigest()
+        file.seek(0)
+    return _hashed[key]
+
+
 class Shard:
     """One shard, memory-mapped: bytes of any field of any sample without reading the rest.
 
-    Raises ValueError if index and tar do not fit together.
+    Args:
+        tar_uri: address of the tar.
+        digests: what its receipt or manifest says that the bytes of tar and index are.
+
+    Raises:
+        ValueError: they are not, or index and tar do not fit together.
     """
 
-    def __init__(self, tar_uri: str) -> None:
+    def __init__(self, tar_uri: str, digests: Digests) -> None:
         self.uri = tar_uri
-        self.rows = np.load(storage.local_copy(index_uri(tar_uri)), allow_pickle=False)
+        with open_verified(index_uri(tar_uri), digests.index_sha256) as file:
+            self.rows = np.load(file, allow_pickle=False)
         if self.rows.dtype != INDEX_DTYPE:
             raise ValueError(f"{index_uri(tar_uri)}: not the index of a shard")
-        with storage.local_copy(tar_uri).open("rb") as file:
+        with open_verified(tar_uri, digests.sha256) as file:
             self.map = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)
         if len(self.rows) and int((self.rows["offset"] + self.rows["size"]).max()) > len(self.map):
             raise ValueError(f"{tar_uri}: shorter than its index says; run `dnd verify`")

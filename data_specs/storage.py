@@ -18,6 +18,7 @@ from contextlib import ExitStack, contextmanager, suppress
 from functools import wraps
 from importlib import import_module
 from pathlib import Path
+from threading import Event
 from typing import BinaryIO, ParamSpec, TypeVar, cast
 
 from data_specs import local_files
@@ -34,8 +35,7 @@ _Result = TypeVar("_Result")
 # ---- addresses -----------------------------------------------------------------------------------------------------
 def scheme_of(uri: str) -> str:
     """The scheme of an address, "" for a local path."""
-    match = re.match(r"([^/]*)://", uri)
-    return match[1] if match else ""
+    return uri.partition("://")[0] if re.match("[^/]*://", uri) else ""
 
 
 def is_remote(uri: str) -> bool:
@@ -133,8 +133,10 @@ def list_folders(uri: str) -> list[str]:
 
 
 @_verb
-def local_copy(uri: str) -> Path:
-    """A local path with the file's content: the file itself, or a cached download shared by the processes of a node."""
+def local_copy(uri: str, wait: Event | None = None) -> Path:
+    """A local path with the file's content: the file itself, or a cached download shared by the processes of a node.
+
+    wait: has a download wait until it fits into the cache, or this is set; without it, it may exceed the limit."""
     if not os.path.isfile(uri):
         raise FileNotFoundError(f"{uri}: no such file")
     return Path(uri)

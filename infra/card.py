@@ -14,7 +14,7 @@ import yaml
 
 from data_specs import storage
 from data_specs.manifest import read_manifest
-from data_specs.records import Manifest, Reason
+from data_specs.records import Manifest, Reason, ShardEntry
 from data_specs.root import spec_of
 from data_specs.scratch import scratch_folder
 from data_specs.shards import Shard
@@ -61,7 +61,7 @@ def _account(
     for split, manifest in manifests.items():
         for entry in manifest.shardlist:
             last = None
-            for about in _abouts(storage.join(images, split, entry.url)):
+            for about in _abouts(storage.join(images, split, entry.url), entry):
                 licence = about.get("licence") or UNKNOWN
                 samples[licence] += 1
                 if about["id"] != last:  # a document's samples stand together
@@ -72,8 +72,8 @@ def _account(
                 last = about["id"]
 
 
-def _abouts(shard_uri: str) -> Iterator[dict[str, Any]]:
-    shard = Shard(shard_uri)
+def _abouts(shard_uri: str, entry: ShardEntry) -> Iterator[dict[str, Any]]:
+    shard = Shard(shard_uri, entry)
     for number in range(len(shard)):
         yield json.loads(shard.fields(number)["json"])
 

@@ -77,7 +77,7 @@ def _reason(pair: tuple[Dropped, Image.Image | None]) -> tuple[str, Reason]:
 def _kept(plan: Plan, receipt: Receipt) -> list[Tile]:
     if receipt.shard is None:
         return []
-    shard = Shard(storage.join(plan.set_uri, receipt.shard.name))
+    shard = Shard(storage.join(plan.set_uri, receipt.shard.name), receipt.shard)
     numbers = range(0, len(shard), -(-len(shard) // KEPT))
     return [(_picture(shard.fields(number)["png"]), shard.key(number)) for number in numbers]
 

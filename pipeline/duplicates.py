@@ -20,6 +20,7 @@ from PIL import Image
 from data_specs import storage
 from data_specs.manifest import read_manifest
 from data_specs.progress import Progress
+from data_specs.records import ShardEntry
 from data_specs.scratch import scratch_folder
 from data_specs.shards import Shard
 from pipeline.filters import perceptual_hash
@@ -33,25 +34,26 @@ def near_duplicates(root: str, distance: int) -> Iterator[list[str]]:
 
     A group is a chain: each member is within `distance` bits of another. Raises ValueError where a set is unfinished.
     """
-    shards = [uri for split in ("train", "val") for uri in _shards(storage.join(root, "images", split))]
+    shards = [shard for split in ("train", "val") for shard in _shards(storage.join(root, "images", split))]
     with scratch_folder() as folder:
         entries = _hash_all(shards, folder / "hashes")
         for group in groups(entries["hash"], distance, folder):
             yield [_name(shards, entries[int(place)]) for place in group]
 
 
-def _shards(set_uri: str) -> list[str]:
+def _shards(set_uri: str) -> list[tuple[str, ShardEntry]]:
+    """(address, what the manifest says of it) of each shard of a set."""
     manifest = read_manifest(storage.join(set_uri, "manifest.json"))
-    return [storage.join(set_uri, entry.url) for entry in manifest.shardlist]
+    return [(storage.join(set_uri, entry.url), entry) for entry in manifest.shardlist]
 
 
-def _name(shards: list[str], entry: np.void) -> str:
-    uri = shards[int(entry["shard"])]
+def _name(shards: list[tuple[str, ShardEntry]], place: np.void) -> str:
+    uri, entry = shards[int(place["shard"])]
     split, name = uri.split("/")[-2:]
-    return f"{split}/{int(name.partition('-')[0])}/{Shard(uri).key(int(entry['number']))}"
+    return f"{split}/{int(name.partition('-')[0])}/{Shard(uri, entry).key(int(place['number']))}"
 
 
-def _hash_all(shards: list[str], path: Path) -> np.ndarray:
+def _hash_all(shards: list[tuple[str, ShardEntry]], path: Path) -> np.ndarray:
     """ENTRY [n] in a memory map: the hash of every picture, in the order of the set."""
     progress = Progress("hashing", len(shards), "shards")
     with path.open("wb") as file, ProcessPoolExecutor(os.cpu_count(), get_context("spawn")) as pool:
@@ -64,9 +66,9 @@ def _hash_all(shards: list[str], path: Path) -> np.ndarray:
     return np.memmap(path, ENTRY, "r") if path.stat().st_size else np.zeros(0, ENTRY)
 
 
-def hash_shard(uri: str) -> np.ndarray:
-    """Perceptual hash uint64 [n] of each picture of an image shard."""
-    shard = Shard(uri)
+def hash_shard(named: tuple[str, ShardEntry]) -> np.ndarray:
+    """Perceptual hash uint64 [n] of each picture of an image shard, given by address and entry of the manifest."""
+    shard = Shard(*named)
     pictures = (Image.open(io.BytesIO(shard.fields(number)["png"])).convert("RGB") for number in range(len(shard)))
     return np.array([perceptual_hash(np.asarray(picture)) for picture in pictures], np.uint64)
 

@@ -35,14 +35,14 @@ def decode_stage(
         if unit.shard and unit.sha256:  # else it has lost all its samples
             uri = storage.join(codes_uri, unit.shard)
             yield InputRead(uri=uri, sha256=unit.sha256)
-            yield from decode_shard(model, spec, uri, depths)
+            yield from decode_shard(model, spec, Shard(uri, unit), depths)
 
     return lambda unit: commit(set_uri, digest, unit.unit, outcomes(unit))
 
 
-def decode_shard(model: RQVAE, spec: Spec, shard_uri: str, depths: int | None = None) -> Iterator[Sample]:
+def decode_shard(model: RQVAE, spec: Spec, shard: Shard, depths: int | None = None) -> Iterator[Sample]:
     """Image samples for the first view of each sample of a code shard, in order."""
-    shard, size = Shard(shard_uri), spec.tokenize.compute_batch
+    size = spec.tokenize.compute_batch
     assert size is not None, "job.py settles the batch before it plans"
     numbers = iter(range(len(shard)))
     while batch := list(islice(numbers, size)):

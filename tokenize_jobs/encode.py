@@ -42,14 +42,13 @@ def encode_stage(
         if unit.shard and unit.sha256:  # else it has lost all its samples
             uri = storage.join(images_uri, unit.shard)
             yield InputRead(uri=uri, sha256=unit.sha256)
-            yield from encode_shard(model, spec, uri, unit.split)
+            yield from encode_shard(model, spec, Shard(uri, unit), unit.split)
 
     return lambda unit: commit(set_uri, digest, unit.unit, outcomes(unit))
 
 
-def encode_shard(model: RQVAE, spec: Spec, shard_uri: str, split: str) -> Iterator[Sample]:
+def encode_shard(model: RQVAE, spec: Spec, shard: Shard, split: str) -> Iterator[Sample]:
     """Samples of codes [views, h, w, d] for the samples of an image shard, in order."""
-    shard = Shard(shard_uri)
     kind, size = _view_kind(spec, split), spec.shape.image_size
     threads = GPU_THREADS if next(model.parameters()).is_cuda else 1
     blocks = threads + -(-(spec.tokenize.compute_batch or 0) // (BLOCK * NUM_VIEWS[kind]))

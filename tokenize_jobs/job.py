@@ -146,9 +146,8 @@ def _followed(plan: Plan, identity: Identity, manifest: Manifest, split: str) ->
 
 def _unit(number: int, split: str, entry: ShardEntry | None) -> ShardUnit:
     """A unit that reads a shard of the input's manifest, or nothing where that shard has lost all its samples."""
-    return ShardUnit(
-        unit=number, split=split, shard=entry.url if entry else None, sha256=entry.sha256 if entry else None
-    )
+    name, sha256, index_sha256 = (entry.url, entry.sha256, entry.index_sha256) if entry else (None, None, None)
+    return ShardUnit(unit=number, split=split, shard=name, sha256=sha256, index_sha256=index_sha256)
 
 
 def _content(manifest: Manifest) -> str:

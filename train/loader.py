@@ -17,7 +17,7 @@ import numpy as np
 from numpy.lib.stride_tricks import sliding_window_view
 
 from data_specs import open_shards, storage
-from data_specs.shards import Shard, index_uri
+from data_specs.shards import Digests, Shard, index_uri
 from data_specs.spec import ShardInput, Spec
 from train import order
 
@@ -33,9 +33,9 @@ class CodeShard:
     Raises ValueError, naming the shard, for codes of another shape.
     """
 
-    def __init__(self, uri: str, shape: tuple[int, int, int]) -> None:
+    def __init__(self, uri: str, digests: Digests, shape: tuple[int, int, int]) -> None:
         self.uri, self.shape = uri, shape
-        self.shard = shard = Shard(uri)
+        self.shard = shard = Shard(uri, digests)
         rows, content = shard.field_rows("codes.npy"), np.frombuffer(shard.map, np.uint8)
         header, self.views = self._header(shard.map[int(rows["offset"][0]) :][:4096])
         self.view_bytes = 2 * int(np.prod(shape))
@@ -113,7 +113,7 @@ class CodeSet:
             fetch.result()
         if number not in self.opened:
             entry = self.set.manifest.shardlist[number]
-            shard = CodeShard(self.set.shard_uris[number], self.shape)
+            shard = CodeShard(self.set.shard_uris[number], entry, self.shape)
             if len(shard.starts) != entry.nsamples:
                 raise ValueError(f"{shard.uri}: {len(shard.starts)} samples, the manifest says {entry.nsamples}")
             self.opened[number] = shard

@@ -41,7 +41,8 @@ def tokenize(preset: str, rounds: int) -> Comparison:
         def ours() -> int:
             number = next(numbers)
             stage = encode_stage(model, spec, folder, storage.join(folder, f"codes{number}"), digest_of(IDENTITY))
-            return stage(ShardUnit(unit=number, split="val", shard=shard.url, sha256=shard.sha256)).written
+            digests = {"sha256": shard.sha256, "index_sha256": shard.index_sha256}
+            return stage(ShardUnit(unit=number, split="val", shard=shard.url, **digests)).written
 
         return compare(ours, lambda: _bare(model, images, spec, batch), rounds)
 

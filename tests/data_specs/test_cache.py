@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 import errno
+import mmap
 import multiprocessing
 import os
+import threading
 import time
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
@@ -16,7 +19,7 @@ from data_specs import cache, storage
 @pytest.fixture(autouse=True)
 def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     monkeypatch.setenv("DND_CACHE", str(tmp_path / "cache"))
-    return tmp_path / "cache"
+    return cache.folder()
 
 
 def filled(folder: Path) -> set[str]:
@@ -99,11 +102,11 @@ def test_a_full_disk_names_the_remedy(folder: Path) -> None:
 
 def test_parts_of_dead_processes_are_removed(folder: Path) -> None:
     put("x", 1)
-    for name, seconds_ago in (("0-dead.part", 4000), ("0-alive.part", 10)):
+    for name, seconds_ago in ((f"{0:032x}-dead+part", 4000), (f"{0:032x}-alive+part", 10)):
         (folder / name).write_bytes(b"half")
         os.utime(folder / name, (time.time() - seconds_ago,) * 2)
     put("y", 1)
-    assert filled(folder) == {"x", "y", "alive.part"}
+    assert filled(folder) == {"x", "y", "alive+part"}
 
 
 def test_limits_are_checked(monkeypatch: pytest.MonkeyPatch, folder: Path) -> None:
@@ -126,3 +129,52 @@ def test_a_changed_object_is_another_entry(s3_root: str, folder: Path, monkeypat
     storage.write_bytes(uri, b"two")
     assert (first.read_bytes(), storage.local_copy(uri).read_bytes()) == (b"one", b"two")
     assert first.parent == folder and first.name.endswith("-x_y")
+
+
+def test_only_what_the_cache_made_is_ever_removed(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("DND_CACHE_BYTES", "1000")
+    old = put("old", 400, seconds_ago=500)
+    (folder / f"{1:032x}-link").symlink_to(folder.parent / "thesis.tar")
+    strangers = [folder.parent / "thesis.tar", folder / "thesis.tar", folder.parent / old.name, folder / "b" / old.name]
+    for path in strangers:
+        path.parent.mkdir(exist_ok=True)
+        path.write_bytes(bytes(5000))
+        os.utime(path, (0, 0))
+    put("new", 900)
+    assert not old.exists() and all(path.stat().st_size == 5000 for path in strangers)
+    cache.discard(strangers[1])
+    assert strangers[1].exists()
+
+
+def test_what_is_mapped_stays_and_the_limit_is_kept_by_those_who_wait(
+    folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Eight at once want 300 of 1,000 bytes, of which 400 are held: never more than two have room."""
+    monkeypatch.setenv("DND_CACHE_BYTES", "1000")
+    monkeypatch.setattr(cache, "POLL_SECONDS", 0.01)
+    monkeypatch.setattr(cache, "IN_USE_SECONDS", 0.0)
+    with put("held", 400, seconds_ago=500).open("rb") as file:
+        cache.hold(file)
+        held = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)
+    sizes, stop = list[int](), threading.Event()
+
+    def fill(path: Path) -> None:
+        sizes.append(sum(path.stat().st_size for path in folder.iterdir()))
+        path.write_bytes(bytes(300))
+
+    def fetch(number: int) -> None:
+        cache.local_copy(str(number), f"{number}", 300, fill, stop)
+
+    with ThreadPoolExecutor(8) as pool:
+        list(pool.map(fetch, range(8)))
+        assert max(sizes) <= 1000 and "held" in filled(folder)
+        with pytest.raises(OSError, match="no longer wanted"):
+            pool.submit(cache.local_copy, "large", "large", 700, fill, stop_soon(stop)).result()
+    held.close()
+    cache.local_copy("large", "large", 700, lambda path: path.write_bytes(bytes(700)) and None, threading.Event())
+    assert "large" in filled(folder) and "held" not in filled(folder)
+
+
+def stop_soon(stop: threading.Event) -> threading.Event:
+    stop.set()
+    return stop

@@ -7,15 +7,16 @@ import io
 import json
 import tarfile
 from pathlib import Path
+from typing import NamedTuple
 
 import numpy as np
 import pytest
 from PIL import Image
 
-from data_specs import manifest, receipts
+from data_specs import manifest, receipts, storage
 from data_specs.reader import open_shards
 from data_specs.records import Dropped, Identity, RangeUnit, Reason, Sample
-from data_specs.shards import INDEX_DTYPE, Shard, _header, index_uri, key_hash, write_shard
+from data_specs.shards import INDEX_DTYPE, Shard, _header, index_uri, key_hash, open_verified, write_shard
 from data_specs.units import write_plan
 
 CODES = np.arange(2 * 4 * 4 * 3, dtype=np.uint16).reshape(2, 4, 4, 3)
@@ -140,7 +141,7 @@ def test_a_tar_shorter_than_its_index_is_refused(tmp_path: Path) -> None:
     write_shard([image_sample(1)], tmp_path / "x.tar", tmp_path / "x.index.npy")
     (tmp_path / "x.tar").write_bytes((tmp_path / "x.tar").read_bytes()[:1024])
     with pytest.raises(ValueError, match="shorter than its index"):
-        Shard(str(tmp_path / "x.tar"))
+        Shard(str(tmp_path / "x.tar"), as_they_are(tmp_path / "x.tar"))
 
 
 def test_an_index_of_another_shard_is_noticed(tmp_path: Path) -> None:
@@ -148,7 +149,60 @@ def test_an_index_of_another_shard_is_noticed(tmp_path: Path) -> None:
         write_shard([image_sample(number)], tmp_path / f"{name}.tar", tmp_path / f"{name}.index.npy")
     (tmp_path / "y.index.npy").rename(index_uri(str(tmp_path / "x.tar")))
     with pytest.raises(ValueError, match="not the one its index names"):
-        Shard(str(tmp_path / "x.tar")).key(0)
+        Shard(str(tmp_path / "x.tar"), as_they_are(tmp_path / "x.tar")).key(0)
+
+
+@pytest.mark.parametrize("suffix", [".tar", ".index.npy"])
+@pytest.mark.parametrize("place", ["folder", "s3"])
+def test_one_flipped_byte_is_refused_where_it_is_read(
+    tmp_path: Path, request: pytest.FixtureRequest, suffix: str, place: str
+) -> None:
+    set_uri = str(tmp_path / "set") if place == "folder" else request.getfixturevalue("s3_root") + "/set"
+    plan = write_plan(set_uri, "d" * 64, Identity(stage="test"), [RangeUnit(unit=0, first=0, count=1)])
+    receipt = receipts.commit(set_uri, plan.digest, 0, [image_sample(1), image_sample(2)])
+    manifest.merge(plan, "images")
+    assert receipt.shard and len(list(open_shards(set_uri))) == 2
+    uri = f"{set_uri}/{receipt.shard.name.removesuffix('.tar')}{suffix}"
+    data = bytearray(storage.read_bytes(uri))
+    data[-700 if suffix == ".tar" else -3] ^= 1
+    storage.write_bytes(uri, data)
+    for read in (lambda: list(open_shards(set_uri)), lambda: receipts.remake(set_uri, receipt, lambda sample: True)):
+        with pytest.raises(ValueError, match=rf"{suffix}: its bytes are not those that were made .*dnd verify"):
+            read()
+
+
+def test_a_damaged_cached_copy_is_fetched_once_more(s3_root: str) -> None:
+    data = bytes(100_000)
+    storage.write_bytes(f"{s3_root}/x.tar", data)
+    path = storage.local_copy(f"{s3_root}/x.tar")
+    for damage in (bytes(99_999) + b"x", data[:-1], b""):
+        path.write_bytes(damage)
+        with open_verified(f"{s3_root}/x.tar", hashlib.sha256(data).hexdigest()) as file:
+            assert file.read() == data
+
+
+def test_a_file_is_hashed_once_by_a_process(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "x").write_bytes(b"data")
+    digest, counted = hashlib.sha256(b"data").hexdigest(), list[object]()
+    hash_file = hashlib.file_digest
+    monkeypatch.setattr(hashlib, "file_digest", lambda *given: counted.append(given) or hash_file(*given))
+    for _ in range(3):
+        open_verified(str(tmp_path / "x"), digest).close()
+    assert len(counted) == 1
+    (tmp_path / "x").write_bytes(b"dada")
+    with pytest.raises(ValueError, match="x: its bytes are not"):
+        open_verified(str(tmp_path / "x"), digest)
+
+
+class Found(NamedTuple):
+    sha256: str
+    index_sha256: str
+
+
+def as_they_are(tar: Path) -> Found:
+    """The digests of a shard's files as they are now."""
+    files = (tar, Path(index_uri(str(tar))))
+    return Found(*(hashlib.sha256(file.read_bytes()).hexdigest() for file in files))
 
 
 def test_webdataset_opens_them(shard_set: Path, kind: str) -> None:

@@ -48,7 +48,7 @@ def test_every_sample_of_a_shard_is_encoded_in_order(root: str) -> None:
     from tokenize_jobs.weights import load_tokenizer
 
     model, images = prepare(load_tokenizer(f"{root}/tokenizer"), 1), open_shards(f"{root}/images/train")
-    samples = list(encode_shard(model, SPEC, images.shard_uris[0], "train"))
+    samples = list(encode_shard(model, SPEC, images.shard(0), "train"))
     assert [sample.key for sample in samples] == [images[i]["__key__"] for i in range(30)]
     wanted = np.stack(list(encode_views(model, (images[i]["image"] for i in range(30)), SPEC)))
     codes = [np.load(io.BytesIO(sample.fields["codes.npy"]), allow_pickle=False)[0] for sample in samples]

@@ -20,7 +20,13 @@ def name(number: int, code: str) -> str:
 
 def entry(number: int, code: str, *replaces: str) -> ShardEntry:
     return ShardEntry(
-        url=name(number, code), nsamples=0, filesize=1, md5sum="0" * 32, sha256=code * 64, replaces=replaces
+        url=name(number, code),
+        nsamples=0,
+        filesize=1,
+        md5sum="0" * 32,
+        sha256=code * 64,
+        index_sha256=code * 64,
+        replaces=replaces,
     )
 
 
