@@ -52,7 +52,7 @@ export MASTER_ADDR=${MASTER_ADDR:-127.0.0.1} MASTER_PORT=${MASTER_PORT:-29500}
 [[ $num_nodes == 1 || $MASTER_ADDR != 127.0.0.1 || -n ${HOSTFILE:-} ]] || die "set MASTER_ADDR to the first node's address"
 
 # ---- what it has -----------------------------------------------------------------------------------------------------
-gpus=$(python -c 'import torch; print(torch.cuda.device_count())') || die "activate the environment first: see above"
+gpus=$(python -P -c 'import torch; print(torch.cuda.device_count())') || die "activate the environment first: see above"
 ((gpus >= ${SLURM_GPUS_ON_NODE:-0})) || die "Slurm gave $SLURM_GPUS_ON_NODE GPUs, torch sees $gpus: \`dnd doctor\` says why"
 num_ranks=${RANKS_PER_NODE:-$((gpus > 0 ? gpus : 1))}
 cores=$(env -u OMP_NUM_THREADS nproc)
@@ -60,6 +60,7 @@ cores=$(env -u OMP_NUM_THREADS nproc)
 ((cores >= num_ranks)) || die "$cores cores for $num_ranks ranks on $(hostname): ask for whole nodes (sbatch --exclusive) or for cores with each GPU (--cpus-per-gpu)"
 export WORLD_SIZE=$((num_nodes * num_ranks))
 export OMP_NUM_THREADS=${OMP_NUM_THREADS:-$((cores / num_ranks))}  # more threads than cores: many times slower
+export GOMP_SPINCOUNT=${GOMP_SPINCOUNT:-10000}  # threads that wait soon sleep
 ((gpus)) || export DS_ACCELERATOR=cpu
 
 # ---- its ranks -------------------------------------------------------------------------------------------------------
@@ -68,7 +69,7 @@ pids=()
 pass_on() { kill -s USR1 "${pids[@]}" 2>/dev/null || true; }
 trap pass_on TERM USR1 INT
 for ((local_rank = 0; local_rank < num_ranks; local_rank++)); do
-  RANK=$((node_rank * num_ranks + local_rank)) LOCAL_RANK=$local_rank python -m "$module" "$@" &
+  RANK=$((node_rank * num_ranks + local_rank)) LOCAL_RANK=$local_rank python -P -m "$module" "$@" &
   pids+=($!)
 done
 echo "launch.sh: $stage, node $node_rank of $num_nodes, $num_ranks of $WORLD_SIZE ranks on $cores cores, master $MASTER_ADDR:$MASTER_PORT"

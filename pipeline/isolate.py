@@ -126,7 +126,7 @@ class Child:
         self.count, self.answered = mmap(counter, 8), 0
         environment = os.environ | {"PYTHONPATH": os.pathsep.join(p for p in sys.path if p), "OMP_NUM_THREADS": "1"}
         passed = (theirs.fileno(), counter)
-        command = [sys.executable, "-m", "pipeline.isolate", *map(str, passed), self.function]
+        command = [sys.executable, "-P", "-m", "pipeline.isolate", *map(str, passed), self.function]
         self.process = subprocess.Popen(command, pass_fds=passed, env=environment, stdin=subprocess.DEVNULL)
         theirs.close()
         os.close(counter)

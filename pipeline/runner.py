@@ -6,6 +6,7 @@ actor has one unit at a time; actors join with the nodes of the cluster and are 
 
 from __future__ import annotations
 
+import contextlib
 import itertools
 import logging
 import os
@@ -13,6 +14,7 @@ import socket
 import time
 from collections import Counter, deque
 from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
 from typing import Any, cast
 
 import ray
@@ -29,6 +31,7 @@ from pipeline.workers import Share, UnitsFailed, Workers
 
 Stage = Callable[[Any], Receipt]
 Setup = Callable[[], Stage]
+REPOSITORY = Path(__file__).resolve().parent.parent
 TRIES = 3  # of a unit, and of workers that cannot start
 TICK = 2.0  # seconds between looks at the cluster's size and at stragglers
 log = logging.getLogger(__name__)
@@ -82,7 +85,8 @@ def connect(workers: Workers) -> None:
         os.environ.setdefault("RAY_worker_niceness", "0")  # niced, workers starve on a machine that does anything else
         options |= {"include_dashboard": False, "num_cpus": max(os.cpu_count() or 1, workers.num_workers or 1)}
     try:
-        ray.init(**options)
+        with contextlib.chdir(REPOSITORY):  # Ray has workers import from where it was started before anything else
+            ray.init(**options)
     except (OSError, RuntimeError, RayError) as error:
         reason = " ".join(str(error).split())[:300]
         raise ConnectionError(

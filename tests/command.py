@@ -14,12 +14,12 @@ PROCESSES = multiprocessing.get_context("forkserver")
 PROCESSES.set_forkserver_preload(["train.loop", "infra.demo", "infra.cli", "command"])
 
 
-def dnd(*arguments: object, timeout: int = 800) -> subprocess.CompletedProcess[str]:
+def dnd(*arguments: object, timeout: int = 800, cwd: Path | None = None) -> subprocess.CompletedProcess[str]:
     """Runs the command and returns what it said; on the session's Ray where a test has asked for `ray_session`."""
     command = ["dnd", *map(str, arguments)]
     with tempfile.TemporaryDirectory() as folder:
         said = Path(folder, "stdout"), Path(folder, "stderr")
-        process = PROCESSES.Process(target=_run, args=(command, os.environ | _ray(), os.getcwd(), *said))
+        process = PROCESSES.Process(target=_run, args=(command, os.environ | _ray(), cwd or Path.cwd(), *said))
         process.start()
         process.join(timeout)
         if process.exitcode is None:
@@ -33,7 +33,7 @@ def _ray() -> dict[str, str]:
     return {"RAY_ADDRESS": ray.get_runtime_context().gcs_address} if ray and ray.is_initialized() else {}
 
 
-def _run(command: list[str], environment: dict[str, str], folder: str, stdout: Path, stderr: Path) -> None:
+def _run(command: list[str], environment: dict[str, str], folder: Path, stdout: Path, stderr: Path) -> None:
     from infra.cli import main
 
     os.environ.clear()

@@ -21,11 +21,17 @@ TINY = Path(__file__).parent.parent / "tiny.yaml"
 
 @pytest.fixture(scope="module")
 def finished(ray_session: None, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A root with all stages done by one command."""
-    root = tmp_path_factory.mktemp("whole") / "run"
-    result = dnd("run", TINY, "--root", root)
+    """A root with all stages done by one command, beside files of a user's with the names of our packages."""
+    folder = tmp_path_factory.mktemp("whole")
+    for name in ("data_specs", "pipeline", "tokenize_jobs", "train", "infra", "torch", "numpy"):
+        (folder / f"{name}.py").write_text(f"open({str(folder / 'ran')!r}, 'a').write({name!r})\nraise SystemExit(3)\n")
+    result = dnd("run", TINY, "--root", "run", cwd=folder)
     assert result.returncode == 0, result.stderr[-3000:]
-    return root
+    return folder / "run"
+
+
+def test_no_process_of_a_run_imports_from_the_working_directory(finished: Path) -> None:
+    assert (finished.parent / "train.py").is_file() and not (finished.parent / "ran").exists()
 
 
 def test_the_whole_way_leaves_what_the_design_names(finished: Path) -> None:
