@@ -5,6 +5,7 @@ SET/NNNNNN.json says what was offered, written, filtered and rejected; SET/NNNNN
 
 from __future__ import annotations
 
+import hashlib
 import re
 import socket
 import time
@@ -12,10 +13,21 @@ from collections import Counter
 from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 
-from data_specs import storage
-from data_specs.records import Dropped, Failure, InputRead, Outcome, Ran, Reason, Receipt, Reject, Sample, ShardFile
+from data_specs import storage, table
+from data_specs.records import (
+    Dropped,
+    Failure,
+    InputRead,
+    Outcome,
+    Ran,
+    Reason,
+    Receipt,
+    Reject,
+    Sample,
+    ShardFile,
+)
 from data_specs.scratch import scratch_folder
-from data_specs.shards import Shard, WrittenShard, index_uri, write_shard
+from data_specs.shards import Shard, WrittenShard, first_offsets, index_uri, write_shard
 
 _RECEIPT = re.compile(r"[0-9]{6,}\.json")
 
@@ -44,8 +56,8 @@ def commit(set_uri: str, digest: str, unit: int, outcomes: Iterable[Outcome]) ->
     """
     started, dropped, read = time.time(), list[Dropped](), list[InputRead]()
     with scratch_folder() as folder:
-        shard = _write(_samples(outcomes, dropped, read), folder)
-        file = _place(folder, shard, set_uri, unit)
+        shard, rows = _write(_samples(outcomes, dropped, read), folder)
+        file = _place(folder, shard, rows, set_uri, unit)
     ended = time.time()
     receipt = Receipt(
         digest=digest,
@@ -71,11 +83,12 @@ def remake(set_uri: str, receipt: Receipt, gone: Callable[[Sample], bool]) -> Re
     """
     if receipt.shard is not None:
         old = Shard(storage.join(set_uri, receipt.shard.name), receipt.shard)
-        samples = (Sample(old.key(number), old.fields(number)) for number in range(len(old)))
+        facts = table.facts_of(old.uri)
+        samples = (Sample(old.key(n), old.fields(n), facts[old.key(n)]) for n in range(len(old)))
         with scratch_folder() as folder:
-            shard = _write((sample for sample in samples if not gone(sample)), folder)
+            shard, rows = _write((sample for sample in samples if not gone(sample)), folder)
             if shard.nsamples < receipt.written:
-                receipt = _remade(receipt, shard, _place(folder, shard, set_uri, receipt.unit))
+                receipt = _remade(receipt, shard, _place(folder, shard, rows, set_uri, receipt.unit))
                 storage.write_bytes(storage.join(set_uri, receipt_name(receipt.unit)), receipt.to_json())
     for name in receipt.replaces:
         _delete_shard(set_uri, name)
@@ -109,22 +122,32 @@ def discard(set_uri: str, unit: int) -> None:
 def _delete_shard(set_uri: str, name: str) -> None:
     storage.delete(storage.join(set_uri, name))
     storage.delete(index_uri(storage.join(set_uri, name)))
+    storage.delete(table.table_uri(storage.join(set_uri, name)))
 
 
-def _write(samples: Iterable[Sample], folder: Path) -> WrittenShard:
-    return write_shard(samples, folder / "shard.tar", folder / "shard.index.npy")
+def _write(samples: Iterable[Sample], folder: Path) -> tuple[WrittenShard, table.TableRows]:
+    rows = table.TableRows()
+    return write_shard(rows.watch(samples), folder / "shard.tar", folder / "shard.index.npy"), rows
 
 
-def _place(folder: Path, shard: WrittenShard, set_uri: str, unit: int) -> ShardFile | None:
-    """Uploads the shard that `_write` left in a folder, tar and index; None where it has no sample."""
+def _place(folder: Path, shard: WrittenShard, rows: table.TableRows, set_uri: str, unit: int) -> ShardFile | None:
+    """Uploads the shard that `_write` left in a folder: tar, index and table; None where it has no sample."""
     if not shard.nsamples:
         return None
     name = f"{unit:06d}-{shard.sha256[:8]}.tar"
     tar_uri = storage.join(set_uri, name)
     _upload(folder / "shard.tar", tar_uri)
     _upload(folder / "shard.index.npy", index_uri(tar_uri))
+    path = folder / "shard.parquet"
+    rows.write(path, unit, name, first_offsets(folder / "shard.index.npy"))
+    _upload(path, table.table_uri(tar_uri))
     return ShardFile(
-        name=name, bytes=shard.filesize, md5=shard.md5sum, sha256=shard.sha256, index_sha256=shard.index_sha256
+        name=name,
+        bytes=shard.filesize,
+        md5=shard.md5sum,
+        sha256=shard.sha256,
+        index_sha256=shard.index_sha256,
+        table_sha256=hashlib.sha256(path.read_bytes()).hexdigest(),
     )
 
 

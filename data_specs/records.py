@@ -319,11 +319,20 @@ class PlanHeader(Record):
 
 
 # ---- outcomes and receipts -----------------------------------------------------------------------------------------
+class SampleFacts(NamedTuple):
+    """What is known of a picture beyond its files, for the table: share of ink, main script, perceptual hash."""
+
+    ink: float = 0.0
+    script: str = ""
+    hash: int = 0
+
+
 class Sample(NamedTuple):
     """One sample of a shard: `fields` maps an extension (png, cls, json, codes.npy) to its bytes; KEY has no dot."""
 
     key: str
     fields: dict[str, bytes]
+    facts: SampleFacts = SampleFacts()
 
 
 class Dropped(NamedTuple):
@@ -352,7 +361,7 @@ class ShardFile(Record):
     md5: Md5
     sha256: Sha256
     index_sha256: Sha256
-    table_sha256: Sha256 | None = None
+    table_sha256: Sha256
 
 
 class InputRead(Record):

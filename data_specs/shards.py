@@ -69,6 +69,12 @@ def write_shard(samples: Iterable[Sample], tar_path: Path, index_path: Path) -> 
     )
 
 
+def first_offsets(index_path: Path) -> np.ndarray:
+    """Where each sample of a shard begins in its tar: offsets of its first member's bytes, uint64 [n]."""
+    rows = np.load(index_path, allow_pickle=False)
+    return np.asarray(rows["offset"][np.flatnonzero(np.diff(rows["sample"], prepend=-1))])
+
+
 def key_hash(key: str) -> int:
     """First eight bytes of the key's SHA-256, little-endian."""
     return int.from_bytes(hashlib.sha256(key.encode()).digest()[:8], "little")

@@ -195,6 +195,9 @@ class Tokenize(Part):
     views: Literal["one", "centre", "ten_crop"] = Field(
         "one", description="crops of an image that are encoded: itself, its centre, or ten crops of a training image"
     )
+    where: str | None = Field(
+        None, description='encode only samples that match, e.g. "num_words > 50" (columns: dnd query)'
+    )
     compute_batch: int | None = Field(
         None, ge=1, description="images encoded at once; decides bytes, so part of the digest (default: what fits)"
     )

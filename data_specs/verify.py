@@ -14,9 +14,10 @@ from data_specs.manifest import load_manifest, parts_named, summarise
 from data_specs.receipts import read_receipt_files, receipt_name
 from data_specs.records import Manifest, Receipt, ShardFile
 from data_specs.shards import INDEX_DTYPE, index_uri
+from data_specs.table import table_uri
 from data_specs.units import Plan, read_plan
 
-_MADE = re.compile(r"\.tar$|\.index\.npy$|^manifest-\d{4,}-[0-9a-f]{8}\.json$")
+_MADE = re.compile(r"\.tar$|\.index\.npy$|\.parquet$|^manifest-\d{4,}-[0-9a-f]{8}\.json$")
 
 
 def find_shard_sets(root: str) -> list[str]:
@@ -52,8 +53,8 @@ def verify_set(set_uri: str) -> Iterator[str]:
 
 
 def _litter(set_uri: str, shards: set[str]) -> list[str]:
-    """Names of tars and indexes other than these shards', and of parts that the manifest does not name."""
-    named = shards | {index_uri(name) for name in shards} | parts_named(set_uri)
+    """Names of tars, indexes and tables other than these shards', and of parts that the manifest does not name."""
+    named = shards | {beside(name) for name in shards for beside in (index_uri, table_uri)} | parts_named(set_uri)
     files = (f.uri.rpartition("/")[2] for f in storage.list_files(set_uri))
     return [name for name in files if _MADE.search(name) and name not in named]
 
@@ -93,8 +94,12 @@ def _disagreement(plan: Plan, name: str, receipt: Receipt) -> str | None:
 
 def _verify_shard(set_uri: str, receipt: Receipt, shard: ShardFile) -> Iterator[str]:
     tar_uri = storage.join(set_uri, shard.name)
-    index = {"sha256": shard.index_sha256}
-    for uri, wanted in ((tar_uri, {"sha256": shard.sha256, "md5": shard.md5}), (index_uri(tar_uri), index)):
+    files = (
+        (tar_uri, {"sha256": shard.sha256, "md5": shard.md5}),
+        (index_uri(tar_uri), {"sha256": shard.index_sha256}),
+        (table_uri(tar_uri), {"sha256": shard.table_sha256}),
+    )
+    for uri, wanted in files:
         found = _hashes(uri, list(wanted))
         if found != wanted:
             yield f"{uri}: {'its bytes are not those its receipt names' if found else 'is missing'}"

@@ -11,7 +11,7 @@ import typer
 
 from data_specs.spec import PARTS
 from data_specs.text import printable, start_log
-from infra.commands import bench, clusters, data, evaluation, exchange, specs, tokenizer, transformer
+from infra.commands import bench, clusters, data, evaluation, exchange, query, specs, tokenizer, transformer
 from infra.commands.options import (
     AddressOpt,
     RanksOpt,
@@ -35,7 +35,7 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
     help="From PDFs, text or images to a trained DnD-Transformer and its pictures. Try: dnd demo --root runs/demo",
 )
-for part in (specs, data, clusters, tokenizer, transformer, evaluation, exchange, bench):
+for part in (specs, data, query, clusters, tokenizer, transformer, evaluation, exchange, bench):
     app.add_typer(part.app)
 
 

@@ -1,4 +1,4 @@
-"""Near duplicates over a whole image set (`dnd duplicates ROOT`): hashes of the stored pictures, compared in bands.
+"""Near duplicates over a whole image set (`dnd duplicates ROOT`): the hashes in the shards' tables, compared in bands.
 
 Two hashes of 64 bits that differ in at most d bits agree on at least two of d + 2 bands, so only those that do are
 compared. Hashes lie in a file; memory holds one share of one band at a time.
@@ -6,16 +6,11 @@ compared. Hashes lie in a file; memory holds one share of one band at a time.
 
 from __future__ import annotations
 
-import io
-import os
 from collections.abc import Iterator
-from concurrent.futures import ProcessPoolExecutor
 from itertools import combinations, pairwise
-from multiprocessing import get_context
 from pathlib import Path
 
 import numpy as np
-from PIL import Image
 
 from data_specs import storage
 from data_specs.manifest import read_manifest
@@ -23,7 +18,7 @@ from data_specs.progress import Progress
 from data_specs.records import ShardEntry
 from data_specs.scratch import scratch_folder
 from data_specs.shards import Shard
-from pipeline.filters import perceptual_hash
+from data_specs.table import column
 
 ENTRY = np.dtype([("hash", "<u8"), ("shard", "<u4"), ("number", "<u4")])
 SHARE = 1 << 22  # hashes that are sorted at a time
@@ -54,23 +49,17 @@ def _name(shards: list[tuple[str, ShardEntry]], place: np.void) -> str:
 
 
 def _hash_all(shards: list[tuple[str, ShardEntry]], path: Path) -> np.ndarray:
-    """ENTRY [n] in a memory map: the hash of every picture, in the order of the set."""
-    progress = Progress("hashing", len(shards), "shards")
-    with path.open("wb") as file, ProcessPoolExecutor(os.cpu_count(), get_context("spawn")) as pool:
-        for number, hashes in enumerate(pool.map(hash_shard, shards)):
+    """ENTRY [n] in a memory map: the hash of every picture, in the order of the set, from the shards' tables."""
+    progress = Progress("reading tables", len(shards), "shards")
+    with path.open("wb") as file:
+        for number, (uri, _) in enumerate(shards):
+            hashes = column(uri, "hash")
             entries = np.zeros(len(hashes), ENTRY)
             entries["hash"], entries["shard"], entries["number"] = hashes, number, np.arange(len(hashes))
             file.write(entries.tobytes())
             progress.advance()
     progress.finish()
     return np.memmap(path, ENTRY, "r") if path.stat().st_size else np.zeros(0, ENTRY)
-
-
-def hash_shard(named: tuple[str, ShardEntry]) -> np.ndarray:
-    """Perceptual hash uint64 [n] of each picture of an image shard, given by address and entry of the manifest."""
-    shard = Shard(*named)
-    pictures = (Image.open(io.BytesIO(shard.fields(number)["png"])).convert("RGB") for number in range(len(shard)))
-    return np.array([perceptual_hash(np.asarray(picture)) for picture in pictures], np.uint64)
 
 
 def groups(hashes: np.ndarray, distance: int, folder: Path) -> Iterator[np.ndarray]:

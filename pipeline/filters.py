@@ -29,7 +29,10 @@ def perceptual_hash(image: np.ndarray) -> int:
 
 def script_of(text: str) -> str | None:
     """The script of most letters of a text as Unicode names it (LATIN, CYRILLIC, CJK …), or None without letters."""
-    scripts = Counter(unicodedata.name(c, "?").split()[0] for c in text[:2000] if c.isalpha())
+    scripts = Counter[str]()
+    for letter, times in Counter(text[:2000]).items():
+        if letter.isalpha():
+            scripts[unicodedata.name(letter, "?").split()[0]] += times
     return scripts.most_common(1)[0][0] if scripts else None
 
 

@@ -16,7 +16,7 @@ import pymupdf
 import pypdfium2
 from PIL import Image
 
-from data_specs.records import Dropped, InputRead, Outcome, RawDocument, Reason, Sample, SourceUnit
+from data_specs.records import Dropped, InputRead, Outcome, RawDocument, Reason, Sample, SampleFacts, SourceUnit
 from data_specs.source import Source
 from data_specs.sources.reading import read_unit
 from data_specs.spec import Spec
@@ -34,12 +34,12 @@ FUNCTION = "pipeline.render:render_document"  # what the children run
 
 
 class Rendered(NamedTuple):
-    """What the child says of one picture: its files, and its hash where near duplicates are looked for; or a reason."""
+    """What the child says of one picture: its files and what the table says of it; or a reason."""
 
     suffix: str
     png: bytes = b""
     json: bytes = b""
-    hash: int = 0
+    facts: SampleFacts = SampleFacts()
     reason: Reason | None = None
     detail: str = ""
 
@@ -126,10 +126,11 @@ def _outcomes(document: RawDocument, answer: Answer, duplicates: Duplicates | No
     for made in answer.value:
         if made.reason:
             yield Dropped(key + made.suffix, origin, made.reason, made.detail)
-        elif duplicates and duplicates.holds(made.hash):
+        elif duplicates and duplicates.holds(made.facts.hash):
             yield Dropped(key + made.suffix, origin, Reason.NEAR_DUPLICATE)
         else:
-            yield Sample(key + made.suffix, {"png": made.png, "cls": b"%d" % document.cls, "json": made.json})
+            fields = {"png": made.png, "cls": b"%d" % document.cls, "json": made.json}
+            yield Sample(key + made.suffix, fields, made.facts)
 
 
 def render_document(
@@ -140,13 +141,15 @@ def render_document(
     for part in _render_kind(source, data, document_id, spec, engine):
         if isinstance(part, Lost):
             made.append(Rendered(part.suffix, reason=part.reason, detail=part.detail))
-        elif filters.min_ink and (share := ink(part.image)) < filters.min_ink:
+        elif (share := ink(part.image)) < filters.min_ink:
             made.append(Rendered(part.suffix, reason=Reason.TOO_LITTLE_INK if share else Reason.BLANK))
         else:
-            text = json.dumps(part.about | about, sort_keys=True, ensure_ascii=False).encode("utf-8", "replace")
+            about_it = part.about | about
+            text = json.dumps(about_it, sort_keys=True, ensure_ascii=False).encode("utf-8", "replace")
             png = _photo_png(part.image) if source.document_kind == "image" else encode_png(part.image)
-            wanted = filters.near_duplicates is not None
-            made.append(Rendered(part.suffix, png, text, perceptual_hash(part.image) if wanted else 0))
+            script = script_of(str(about_it.get("text") or "")) or ""
+            facts = SampleFacts(share, script, perceptual_hash(part.image))
+            made.append(Rendered(part.suffix, png, text, facts))
     if made and all(one.reason and one.reason.kind == "rejected" for one in made):
         raise Unreadable(made[0].reason or Reason.NO_PAGE, f"no page could be rendered; {made[0].detail}")
     return made

@@ -16,10 +16,10 @@ from itertools import islice
 import numpy as np
 import torch
 
-from data_specs import storage
+from data_specs import storage, table
 from data_specs.reader import decode_image
 from data_specs.receipts import commit
-from data_specs.records import InputRead, Outcome, Receipt, Sample, ShardUnit
+from data_specs.records import Dropped, InputRead, Outcome, Reason, Receipt, Sample, SampleFacts, ShardUnit
 from data_specs.shards import Shard
 from data_specs.spec import Spec
 from tokenize_jobs.device import autocast, layout, pick_device, to_tensor
@@ -47,17 +47,21 @@ def encode_stage(
     return lambda unit: commit(set_uri, digest, unit.unit, outcomes(unit))
 
 
-def encode_shard(model: RQVAE, spec: Spec, shard: Shard, split: str) -> Iterator[Sample]:
-    """Samples of codes [views, h, w, d] for the samples of an image shard, in order."""
+def encode_shard(model: RQVAE, spec: Spec, shard: Shard, split: str) -> Iterator[Sample | Dropped]:
+    """Samples of codes [views, h, w, d] for those of an image shard that match spec.tokenize.where, in order."""
+    facts, where = table.facts_of(shard.uri), spec.tokenize.where
+    numbers = np.arange(len(shard)) if where is None else table.matching(shard.uri, where)
     kind, size = _view_kind(spec, split), spec.shape.image_size
     threads = GPU_THREADS if next(model.parameters()).is_cuda else 1
     blocks = threads + -(-(spec.tokenize.compute_batch or 0) // (BLOCK * NUM_VIEWS[kind]))
     with ThreadPoolExecutor(threads) as pool:
-        loaded = _ahead(pool, blocks, len(shard), lambda number: _load(shard, number, size, kind))
+        loaded = _ahead(pool, blocks, len(numbers), lambda place: _load(shard, int(numbers[place]), size, kind))
         codes = encode_views(model, (view for sample in loaded for view in sample), spec)
-        for number in range(len(shard)):
-            of_sample = np.stack(list(islice(codes, NUM_VIEWS[kind])))
-            yield code_sample(shard.key(number), of_sample, shard.fields(number))
+        for number in numbers.tolist():
+            of_sample, key = np.stack(list(islice(codes, NUM_VIEWS[kind]))), shard.key(number)
+            yield code_sample(key, of_sample, shard.fields(number), facts[key])
+    for number in np.setdiff1d(np.arange(len(shard)), numbers).tolist():
+        yield Dropped(shard.key(number), "", Reason.WHERE)
 
 
 def _view_kind(spec: Spec, split: str) -> ViewKind:
@@ -92,12 +96,11 @@ def encode_views(model: RQVAE, views: Iterator[np.ndarray], spec: Spec) -> Itera
         yield from codes[: len(batch)].cpu().numpy().astype(np.uint16)
 
 
-def code_sample(key: str, codes: np.ndarray, fields: dict[str, bytes]) -> Sample:
+def code_sample(key: str, codes: np.ndarray, fields: dict[str, bytes], facts: SampleFacts) -> Sample:
     """A code shard's sample: codes uint16 [views, h, w, d], the class, and the few fields of json that stay useful."""
     few = {k: v for k, v in json.loads(fields["json"]).items() if k in KEPT_JSON}
-    return Sample(
-        key, {"codes.npy": npy(codes), "cls": fields["cls"], "json": json.dumps(few, sort_keys=True).encode()}
-    )
+    about = json.dumps(few, sort_keys=True).encode()
+    return Sample(key, {"codes.npy": npy(codes), "cls": fields["cls"], "json": about}, facts)
 
 
 def npy(array: np.ndarray) -> bytes:

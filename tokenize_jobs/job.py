@@ -17,6 +17,7 @@ from data_specs.receipts import discard
 from data_specs.records import Identity, Manifest, ShardEntry, ShardUnit
 from data_specs.root import record_spec
 from data_specs.spec import Spec
+from data_specs.table import check_expression
 from data_specs.units import Plan, extend_plan, read_plan, write_plan
 from pipeline.runner import Stage, Workers, connect, run_plan
 from tokenize_jobs.decode import decode_stage, write_pictures
@@ -27,6 +28,8 @@ from tokenize_jobs.weights import load_tokenizer
 
 def tokenize(spec: Spec, root: str, workers: Workers) -> dict[str, Manifest]:
     """Encodes the image shards of each split into ROOT/codes/SPLIT; returns the manifests by split."""
+    if spec.tokenize.where is not None:
+        check_expression(spec.tokenize.where)
     spec = settle_batch(spec, root, workers)
     part = {"tokenize": spec.tokenize.model_dump(mode="json", exclude={"images", "tokenizer"})}
     made: dict[str, Manifest] = {}

@@ -43,7 +43,8 @@ def test_a_receipt_accounts_for_everything(tmp_path: Path) -> None:
     assert [read.sha256 for read in receipt.read] == ["a" * 64] and receipt.ran.seconds >= 0
     tar = receipt.shard.name
     assert tar == f"000007-{receipt.shard.sha256[:8]}.tar"
-    assert files(tmp_path) == {"000007.json", tar, tar.replace(".tar", ".index.npy")}
+    beside = {tar.replace(".tar", ending) for ending in (".index.npy", ".parquet")}
+    assert files(tmp_path) == {"000007.json", tar, *beside}
     assert read_receipt(str(tmp_path / "000007.json"), DIGEST) == receipt
     assert list(valid_receipts(str(tmp_path), DIGEST)) == [receipt]
     assert list(valid_receipts(str(tmp_path), "another")) == []
@@ -174,7 +175,8 @@ from data_specs.receipts import commit
 from data_specs.records import Sample
 signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
 resource.setrlimit(resource.RLIMIT_FSIZE, ({limit}, {resource.getrlimit(resource.RLIMIT_FSIZE)[1]}))
-commit({str(tmp_path / "set")!r}, "d" * 64, 0, [Sample("a", {{"cls": b"0", "json": b"x" * 4000}})])
+fields = {{"cls": b"0", "json": b'{{"text": "%s"}}' % (b"x" * 4000)}}
+commit({str(tmp_path / "set")!r}, "d" * 64, 0, [Sample("a", fields)])
 """
     environment = os.environ | {"TMPDIR": str(tmp_path)}
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, env=environment)

@@ -11,6 +11,7 @@ import torch
 from image_sets import drawn, make_root, tiny_spec
 
 from data_specs import open_shards
+from data_specs.records import Dropped, Reason, Sample
 from data_specs.units import read_plan
 from infra.reconstruct import reconstruct
 from pipeline.runner import Workers
@@ -48,11 +49,26 @@ def test_every_sample_of_a_shard_is_encoded_in_order(root: str) -> None:
     from tokenize_jobs.weights import load_tokenizer
 
     model, images = prepare(load_tokenizer(f"{root}/tokenizer"), 1), open_shards(f"{root}/images/train")
-    samples = list(encode_shard(model, SPEC, images.shard(0), "train"))
+    samples = [s for s in encode_shard(model, SPEC, images.shard(0), "train") if isinstance(s, Sample)]
     assert [sample.key for sample in samples] == [images[i]["__key__"] for i in range(30)]
     wanted = np.stack(list(encode_views(model, (images[i]["image"] for i in range(30)), SPEC)))
     codes = [np.load(io.BytesIO(sample.fields["codes.npy"]), allow_pickle=False)[0] for sample in samples]
     assert np.array_equal(np.stack(codes), wanted)
+
+
+def test_only_what_matches_is_encoded(root: str) -> None:
+    from tokenize_jobs.weights import load_tokenizer
+
+    model, images = prepare(load_tokenizer(f"{root}/tokenizer"), 1), open_shards(f"{root}/images/train")
+    every = [outcome.key for outcome in encode_shard(model, SPEC, images.shard(0), "train")]
+    chosen = tiny_spec("tokenize.compute_batch=16", f"tokenize.where=key > '{every[9]}' and cls >= 0")
+    outcomes = list(encode_shard(model, chosen, images.shard(0), "train"))
+    written = [outcome for outcome in outcomes if isinstance(outcome, Sample)]
+    left_out = [outcome for outcome in outcomes if isinstance(outcome, Dropped)]
+    assert [sample.key for sample in written] == sorted(every)[10:]
+    assert {one.reason for one in left_out} == {Reason.WHERE} and len(left_out) == 10
+    with pytest.raises(ValueError, match=r"no_such.*columns: key"):
+        tokenize(tiny_spec("tokenize.where=no_such = 1"), root, Workers(num_workers=1))
 
 
 def test_npy_is_numpys() -> None:

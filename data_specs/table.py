@@ -1,0 +1,164 @@
+"""The table beside each shard: NNNNNN-<sha256[:8]>.parquet, a row a sample, for pyarrow, DuckDB, Polars and `datasets`.
+
+`dnd query ROOT "licence = 'CC-BY-4.0' and num_words > 50"` asks all tables of a set; `tokenize.where` is the same
+expression, in DuckDB's SQL.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterable, Iterator
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from data_specs import storage
+from data_specs.records import Sample, SampleFacts, ShardEntry
+
+if TYPE_CHECKING:
+    import pyarrow as pa
+
+_TEXT = ("source", "licence", "title", "url", "text")  # keys of a sample's json that are columns under their name
+
+
+def table_uri(tar_uri: str) -> str:
+    """Address of the table that belongs to a tar."""
+    return tar_uri.removesuffix(".tar") + ".parquet"
+
+
+def schema() -> pa.Schema:
+    """Columns of a table; a box is that of the crop, in pixels of the page, zero where nothing was cut.
+
+    `split`, the name of the set's folder, is no column of the files: it is added when they are read.
+    """
+    import pyarrow as pa
+
+    kinds = {
+        "key": pa.string(),
+        "split": pa.string(),
+        "unit": pa.int64(),
+        "shard": pa.string(),
+        "offset": pa.int64(),
+        "document": pa.string(),
+        "page": pa.int32(),
+        **dict.fromkeys(("x0", "y0", "x1", "y1"), pa.int32()),
+        "cls": pa.int32(),
+        "num_words": pa.int32(),
+        "num_clipped": pa.int32(),
+        "ink": pa.float32(),
+        "script": pa.string(),
+        "hash": pa.uint64(),
+        **dict.fromkeys(_TEXT, pa.string()),
+    }
+    return pa.schema(list(kinds.items()))
+
+
+def _stored() -> pa.Schema:
+    """The columns of the files."""
+    return schema().remove(schema().get_field_index("split"))
+
+
+class TableRows:
+    """Rows of a shard that is being written: samples pass through `watch`, `write` puts the table down."""
+
+    def __init__(self) -> None:
+        self.rows = list[dict[str, Any]]()
+
+    def watch(self, samples: Iterable[Sample]) -> Iterator[Sample]:
+        """The samples as they come, each noted."""
+        for sample in samples:
+            self.rows.append(_row(sample))
+            yield sample
+
+    def write(self, path: Path, unit: int, shard: str, offsets: np.ndarray) -> None:
+        """Writes the table; `offsets` [n] are those of each sample's first bytes in the tar."""
+        import pyarrow as pa
+        import pyarrow.parquet as pq
+
+        columns = {name: [row.get(name) for row in self.rows] for name in _stored().names}
+        columns |= {"unit": [unit] * len(self.rows), "shard": [shard] * len(self.rows), "offset": offsets.tolist()}
+        pq.write_table(pa.table(columns, _stored()), path, compression="zstd")
+
+
+def _row(sample: Sample) -> dict[str, Any]:
+    about = json.loads(sample.fields["json"]) if "json" in sample.fields else {}
+    words = about.get("words")
+    x0, y0, x1, y1 = about.get("box") or (0, 0, 0, 0)
+    return {
+        "key": sample.key,
+        "document": str(about.get("id", "")),
+        "page": about.get("page", -1),
+        **{"x0": x0, "y0": y0, "x1": x1, "y1": y1},
+        "cls": int(sample.fields.get("cls", b"0")),
+        "num_words": len(str(about.get("text") or "").split()) if words is None else len(words),
+        "num_clipped": sum(about.get("clipped", ())),
+        **sample.facts._asdict(),
+        **{name: str(about.get(name) or "") for name in _TEXT},
+    }
+
+
+def column(tar_uri: str, name: str) -> np.ndarray:
+    """One column of the table beside a shard, in the order of its samples. Raises ValueError where there is none."""
+    return read_table(tar_uri).column(name).to_numpy()
+
+
+def facts_of(tar_uri: str) -> dict[str, SampleFacts]:
+    """What the table of a shard knows of its pictures, by key."""
+    rows = read_table(tar_uri).select(["key", *SampleFacts._fields]).to_pylist()
+    return {row.pop("key"): SampleFacts(**row) for row in rows}
+
+
+# ---- asking --------------------------------------------------------------------------------------------------------
+def query(set_uri: str, shards: Iterable[ShardEntry], where: str) -> pa.Table:
+    """The rows of a set's tables that match an expression, in the order of the set.
+
+    Raises:
+        ValueError: the expression is not one, or names a column that there is not; or a table is missing.
+    """
+    import pyarrow as pa
+
+    tables = (read_table(storage.join(set_uri, entry.url)) for entry in shards)
+    return pa.concat_tables([schema().empty_table(), *(table.take(_matching(table, where)) for table in tables)])
+
+
+def matching(tar_uri: str, where: str) -> np.ndarray:
+    """Numbers int64, rising, of a shard's samples that match; raises as `query`."""
+    return _matching(read_table(tar_uri), where)
+
+
+def check_expression(where: str) -> None:
+    """Raises ValueError for what is no expression over the columns of a table."""
+    _matching(schema().empty_table(), where)
+
+
+def read_table(tar_uri: str) -> pa.Table:
+    """The table beside a shard. Raises ValueError where there is none, or it is damaged."""
+    import pyarrow as pa
+    import pyarrow.parquet as pq
+
+    uri = table_uri(tar_uri)
+    try:
+        table = pq.read_table(storage.local_copy(uri), schema=_stored())
+    except FileNotFoundError:
+        raise ValueError(f"{uri}: there is no table beside this shard; run `dnd verify`") from None
+    except (pa.ArrowInvalid, pa.ArrowTypeError, OSError) as error:
+        raise ValueError(f"{uri}: not the table of a shard ({' '.join(str(error).split())[:200]})") from None
+    split = pa.repeat(uri.split("/")[-2], len(table))
+    return table.add_column(schema().get_field_index("split"), "split", split)
+
+
+def _matching(table: pa.Table, where: str) -> np.ndarray:
+    try:
+        import duckdb
+    except ImportError:
+        raise ValueError("expressions need DuckDB: pip install duckdb") from None
+    with duckdb.connect(config={"enable_external_access": False, "threads": 1}) as connection:  # reads no file
+        connection.register("samples", table.append_column("row", [np.arange(len(table))]))
+        try:
+            text = f"SELECT row FROM samples WHERE ({where}\n) ORDER BY row"  # noqa: S608 (the user's own expression)
+            found = connection.sql(text).fetchnumpy()["row"]
+        except duckdb.Error as error:
+            message = " ".join(str(error).partition("\n\nLINE")[0].split())
+            raise ValueError(f"{where!r}: {message} (columns: {', '.join(schema().names)})") from None
+    return np.asarray(found, np.int64)
