@@ -1,5 +1,6 @@
 # make demo: documents to pictures on this machine.  make test: the tests.  `make help` lists the rest.
-PYTHON ?= python3.11
+PYTHON ?= $(shell for found in python3 python3.14 python3.13 python3.12 python3.11 python; do $$found -c \
+  'import sys; sys.exit(sys.version_info < (3, 11))' 2>/dev/null && echo $$found && break; done)
 ROOT ?= runs/demo
 PRESET ?= demo
 PDFS ?=
@@ -8,39 +9,53 @@ OUT ?= runs/rehearsal
 ENGINE ?= docker
 BIN := .venv/bin
 
-.PHONY: help demo test lint test-long test-s3 rehearsal image-cpu image-cuda lock clean
+.PHONY: help demo test test-quick test-gpu lint test-long test-s3 rehearsal image-cpu image-cuda lock clean
 help:                ## this list
 	@grep -E '^[a-z0-9-]+:.*##' Makefile | sed 's/:.*##/  /'
 
-.venv/packages: requirements.lock
+.venv/python:
+	@test -n "$(PYTHON)" || { echo "no Python 3.11 or newer on PATH: install one, or say make PYTHON=/path/to/python3"; exit 1; }
 	$(PYTHON) -m venv .venv
-	$(BIN)/python -m pip install -q --disable-pip-version-check -r requirements.lock
+	touch $@
+
+.venv/packages: .venv/python requirements.lock tools/install.py
+	$(BIN)/python tools/install.py requirements.lock
+	touch $@
+
+.venv/packages-dev: .venv/packages requirements-dev.lock
+	$(BIN)/python tools/install.py requirements-dev.lock
 	touch $@
 
 .venv/installed: .venv/packages pyproject.toml
-	$(BIN)/python -m pip install -q --disable-pip-version-check --no-deps -e .
+	$(BIN)/python -m pip install -q --disable-pip-version-check --no-deps -e . --config-settings editable_mode=compat
 	touch $@
 
 demo: .venv/installed  ## documents to pictures and a report (ROOT=, PRESET=, PDFS=folder, TEXT=passages.jsonl)
 	$(BIN)/dnd demo --root $(ROOT) --preset $(PRESET) $(if $(PDFS),--pdfs $(PDFS)) $(if $(TEXT),--text $(TEXT))
 
-lint: .venv/installed  ## style, types, floors
+lint: .venv/installed .venv/packages-dev  ## style, types, floors
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
 	$(BIN)/lint-imports
 
-test: lint           ## lint and the ordinary tests, on two cores
-	OMP_NUM_THREADS=1 $(BIN)/pytest -n 2 --dist loadfile
+test: lint           ## lint and the ordinary tests, on two cores, without GPUs
+	CUDA_VISIBLE_DEVICES= OMP_NUM_THREADS=1 $(BIN)/pytest -n 2 --dist loadfile --durations 20
 
-test-long: .venv/installed  ## the full forms of what CI shows in short
+test-quick: .venv/installed .venv/packages-dev  ## the tests of the inner loop, in a minute or so: no Ray, no ranks, no whole runs
+	CUDA_VISIBLE_DEVICES= OMP_NUM_THREADS=1 $(BIN)/pytest -n 2 --dist loadfile -m "not slow and not long and not gpu and not s3"
+
+test-gpu: .venv/installed .venv/packages-dev  ## the tests that need a CUDA device
+	$(BIN)/pytest -m "gpu and not long"
+
+test-long: .venv/installed .venv/packages-dev  ## the full forms of what CI shows in short
 	$(BIN)/pytest -m long --timeout 7200
 
-test-s3: .venv/installed    ## the tests against a real S3 server (installs Debian's Ceph gateway where it can)
+test-s3: .venv/installed .venv/packages-dev    ## the tests against a real S3 server (installs Debian's Ceph gateway where it can)
 	command -v radosgw >/dev/null || apt-get install -y --no-install-recommends radosgw ceph-mon ceph-osd || true
 	$(BIN)/pytest -m "s3 and not long"
 
-rehearsal: .venv/installed  ## a cluster's life on this machine: Ray nodes die, Slurm preempts, S3 holds all (OUT=folder)
+rehearsal: .venv/installed .venv/packages-dev  ## a cluster's life on this machine: Ray nodes die, Slurm preempts, S3 holds all (OUT=folder)
 	$(BIN)/python tests/rehearsal.py --out $(OUT)
 
 .venv-skypilot:      ## SkyPilot beside this project, since it pins older packages: its schema checks infra/skypilot
@@ -51,8 +66,14 @@ image-cpu image-cuda:  ## container images dnd-transformer:cpu and dnd-transform
 	  $(if $(filter image-cuda,$@),--build-arg TORCH=cu130) $(if $(EFA),--build-arg EFA=$(EFA)) \
 	  --build-arg COMMIT=$$(git describe --always --dirty --abbrev=40 --exclude '*') .
 
-lock: .venv/installed  ## writes requirements.lock from what is installed
-	$(BIN)/python -m pip freeze --exclude-editable | sed 's/+cpu$$//' > requirements.lock
+COMPILE := $(BIN)/uv pip compile -q pyproject.toml --universal --python-version 3.11 --generate-hashes --no-annotate \
+  --custom-compile-command "make lock" --no-header -c tools/torch.txt $(addprefix --no-emit-package ,torch torchvision triton \
+  cuda-bindings cuda-pathfinder cuda-toolkit $(addprefix nvidia-,cublas cuda-cupti cuda-nvrtc cuda-runtime cudnn-cu13 cufft \
+  cufile curand cusolver cusparse cusparselt-cu13 nccl-cu13 nvjitlink nvshmem-cu13 nvtx))
+lock: .venv/packages ## writes the users' and the developers' lock; the versions in them stay unless UPGRADE=--upgrade
+	$(COMPILE) $(UPGRADE) --extra all -o requirements.lock
+	$(COMPILE) $(UPGRADE) --extra dev -c requirements.lock -o requirements-dev.lock
+	sed -i '1e cat tools/torch.txt' requirements.lock requirements-dev.lock
 
 clean:               ## removes the environment and the demo's results
 	rm -rf .venv .venv-skypilot runs/demo

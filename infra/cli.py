@@ -23,6 +23,7 @@ from infra.commands.options import (
     open_root,
     ranks_here,
 )
+from infra.extras import missing
 from pipeline.workers import UnitsFailed, Workers
 
 CHILDREN = {  # what every process under a command inherits, where the user has not said otherwise
@@ -96,6 +97,9 @@ def main() -> None:
     start_log()
     try:
         app(standalone_mode=True)
+    except ModuleNotFoundError as error:
+        print(f"dnd: {missing(error)}", file=sys.stderr)
+        sys.exit(1)
     except (ValueError, OSError, UnitsFailed) as error:
         lines = map(printable, _one_line(error).splitlines())
         print("dnd: " + "\n".join(lines), file=sys.stderr)

@@ -20,6 +20,33 @@ os.environ.setdefault("DS_ACCELERATOR", "cpu")
 os.environ.setdefault("WANDB_SILENT", "true")
 
 
+STARTS_PROCESSES = {"dnd", "ranks", "ray_cluster", "slurm_cluster", "fault_runs", "runs", "subprocess"}
+SLOW_FIXTURES = {"ray_session", "ceph", "moto"}
+COMPUTES = {  # files that train, render or read for seconds
+    *(
+        "test_depths",
+        "test_recipes",
+        "test_fit",
+        "test_memory",
+        "test_muon",
+        "test_render",
+        "test_hostile",
+        "test_extend",
+    ),
+    *("test_removal", "test_rocr", "test_fid_sets", "test_owning", "test_encode", "test_quantizer"),
+}
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Marks as `slow` what `make test-quick` leaves out: tests that start processes or servers, or compute for long."""
+    for item in items:
+        if not isinstance(item, pytest.Function):
+            continue
+        names, fixtures = set(vars(item.module)), set(item.fixturenames)
+        if names & STARTS_PROCESSES or fixtures & SLOW_FIXTURES or item.path.stem in COMPUTES:
+            item.add_marker("slow")
+
+
 @pytest.fixture(scope="session")
 def shared() -> Path:
     """The folder of shared test data (DND_SHARED, default ../shared); tests that need it skip where it is absent."""

@@ -42,7 +42,7 @@ def _python() -> Finding:
 
 def _packages() -> Finding:
     """Versions beside those of requirements.lock, where this is a checkout or an image."""
-    pins = dict(re.findall(r"^([\w.-]+)==(\S+)$", LOCK.read_text(), re.M)) if LOCK.exists() else {}
+    pins = dict(re.findall(r"^([\w.-]+)==([^\s;]+)", LOCK.read_text(), re.M)) if LOCK.exists() else {}
     found = {name: _version(name) for name in SHOWN}
     wrong = [
         f"{name} {version or 'is missing'}" + (f" (locked: {pins[name]})" if version and name in pins else "")
@@ -50,7 +50,7 @@ def _packages() -> Finding:
         if version is None or _public(version) != pins.get(name, _public(version))
     ]
     if wrong:
-        return Finding("packages", False, f"{', '.join(wrong)}: pip install -r requirements.lock")
+        return Finding("packages", False, f"{', '.join(wrong)}: python tools/install.py requirements.lock")
     return Finding("packages", True, ", ".join(f"{name} {version}" for name, version in found.items()))
 
 
