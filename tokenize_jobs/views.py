@@ -7,19 +7,11 @@ from typing import Literal
 
 import numpy as np
 from numpy.typing import NDArray
-from PIL import Image
 
 ViewKind = Literal["one", "centre", "ten_crop"]
 NUM_VIEWS: dict[ViewKind, int] = {"one": 1, "centre": 1, "ten_crop": 10}
 
 Pixels = NDArray[np.uint8]
-
-
-def reduce_image(pixels: Pixels, size: int) -> Pixels:
-    """A square image reduced to [size, size, 3] by Pillow's bicubic; itself where it has that size."""
-    if pixels.shape[:2] == (size, size):
-        return pixels
-    return np.asarray(Image.fromarray(pixels).resize((size, size), Image.Resampling.BICUBIC))
 
 
 def make_views(stored: Pixels, size: int, kind: ViewKind) -> Pixels:

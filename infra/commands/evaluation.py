@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-import hashlib
 import json
 import sys
-import tempfile
 from functools import partial
 from pathlib import Path
 from typing import Annotated, Any, Literal
@@ -15,6 +13,7 @@ import typer
 from data_specs import storage
 from infra.commands.options import RootOpt, SetOpt, SpecArg, compute_workers, open_root
 from pipeline.workers import Workers
+from train.evaluation.reading_cache import cache_of
 from train.evaluation.results import compare as compare_results
 from train.evaluation.results import set_inputs, with_provenance
 
@@ -122,7 +121,7 @@ def rocr(
     sets = {"reconstructed": _pictures(root, reconstructions), "real": _pictures(root, originals)}
     made, truth = sets.values()
     _read(root, sets, reader, num, workers)
-    result = evaluate_rocr(made, truth, reader, _cache(root), against_ocr=against_ocr, num_images=num)
+    result = evaluate_rocr(made, truth, reader, cache_of(root), against_ocr=against_ocr, num_images=num)
     result["inputs"] = _inputs({"reconstructions": made, "originals": truth})
     _write(root, name or "rocr", result, {figure: result[figure] for figure in FIGURES}, result["originals"])
 
@@ -155,7 +154,7 @@ def ppl_ocr(
     train = open_shards(storage.join(root, "images/train"))
     language = TransformersModel(model, device) if model else train_ngram(drawn_texts(train))
     _read(root, sets, reader, num, workers)
-    result = evaluate_ppl_ocr(sets, reader, language, vocabulary(drawn_texts(train)), _cache(root), num_images=num)
+    result = evaluate_ppl_ocr(sets, reader, language, vocabulary(drawn_texts(train)), cache_of(root), num_images=num)
     result["inputs"] = _inputs(sets) | set_inputs({"training text": train})
     unit = f"perplexity per {result['unit']}"
     figures = {f"{kind} {unit}": result[kind]["perplexity"] for kind in ("real", "generated")}
@@ -163,6 +162,48 @@ def ppl_ocr(
         f"{kind} real words": result[kind]["words"]["share"] for kind in ("real", "generated") if result[kind]["words"]
     }
     _write(root, name or "ppl-ocr", result, figures)
+
+
+@evaluate.command()
+def legibility(
+    root: RootOpt,
+    samples: SamplesOpt = "samples/default/images",
+    real: RealOpt = "images/val",
+    reconstructions: Annotated[
+        str, typer.Option("--reconstructions", help="of the real images; the same kinds")
+    ] = "reconstructions/val/images",
+    engine: EngineOpt = "auto",
+    num: Annotated[int, typer.Option("--num", min=1, help="images of each set")] = 250,
+    temperatures: Annotated[
+        str, typer.Option("--temperatures", help="drawn anew and compared, of this root's own samples; empty: none")
+    ] = "0.3,0.6,0.8,1.0",
+    name: NameOpt = None,
+    device: DeviceOpt = "cpu",
+    workers: WorkersOpt = None,
+) -> None:
+    """Real words beside distinct words, copies of the training text and scribbles, over temperatures.
+
+    Writes ROOT/evaluation/legibility.json, and a picture beside it: share of real words against distinct words, with
+    real text as a point.
+    """
+    from infra.legibility import measure
+    from train.evaluation.ocr import load_engine
+
+    root, reader = storage.absolute(root), load_engine(engine, device)
+    sets = {"real": _pictures(root, real), "generated": _pictures(root, samples)}
+    if samples.startswith("samples/") and storage.exists(storage.join(root, reconstructions, "manifest.json")):
+        sets["reconstructed"] = _pictures(root, reconstructions)
+    _read(root, sets, reader, num, workers)
+    wanted = [float(one) for one in temperatures.split(",") if one.strip()]
+    result = measure(root, sets, reader, num, wanted, compute_workers(None, workers), name or "legibility")
+    result["inputs"] = _inputs(sets)
+    figures = {
+        f"{figure} {kind}": result[figure][kind] for figure in ("exact_words", "real_words") for kind in result[figure]
+    }
+    figures |= {
+        figure: result[figure] for figure in ("ratio", "ratio_interval", "distinct_words", "duplicates", "copied")
+    }
+    _write(root, name or "legibility", result, figures | {"scribbles": result["scribbles"]})
 
 
 @app.command()
@@ -208,14 +249,7 @@ def _read(root: str, sets: dict[str, Any], reader: Any, num: int, workers: int |
 
     if workers:
         use = compute_workers(None, workers) if reader.on_device else Workers(None, workers)
-        read_on(use, reader, _cache(root), {kind: (of, spread(len(of), num)) for kind, of in sets.items()})
-
-
-def _cache(root: str) -> Path:
-    """Where what OCR read is remembered: beside the results; for a remote root, in this machine's temporary folder."""
-    if not storage.is_remote(root):
-        return Path(root, "evaluation", "ocr.jsonl")
-    return Path(tempfile.gettempdir(), f"dnd-ocr-{hashlib.sha256(root.encode()).hexdigest()[:16]}.jsonl")
+        read_on(use, reader, cache_of(root), {kind: (of, spread(len(of), num)) for kind, of in sets.items()})
 
 
 def _write(

@@ -134,7 +134,16 @@ def _pictures(spec: Spec, root: str) -> list[dict[str, str]]:
     if storage.exists(depths):
         title = "Originals, then reconstructions and differences from 1, 2, … codes a position"
         sheets.append({"title": title, "uri": png_uri(storage.read_bytes(depths))})
-    return [*sheets, *_drawn_in_training(root), *_looked_at(root)]
+    return [*sheets, *_charts_of_legibility(root), *_drawn_in_training(root), *_looked_at(root)]
+
+
+def _charts_of_legibility(root: str) -> Iterator[dict[str, str]]:
+    """The pictures of `dnd evaluate legibility`."""
+    for file in storage.list_files(storage.join(root, "evaluation")):
+        if file.uri.endswith(".svg"):
+            data = base64.b64encode(storage.read_bytes(file.uri)).decode()
+            title = "Real words against distinct words, over temperatures"
+            yield {"title": title, "uri": f"data:image/svg+xml;base64,{data}"}
 
 
 def _looked_at(root: str) -> Iterator[dict[str, str]]:

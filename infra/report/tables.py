@@ -35,6 +35,14 @@ NAMES = {
     "word_accuracy": "word accuracy",
     "num_without_text": "images without text, not scored",
     "num_words": "words",
+    "ratio": "ratio to real text",
+    "ratio_interval": "its 95 % interval",
+    "distinct_words": "distinct real words",
+    "distinct_pairs": "distinct pairs of words",
+    "duplicates": "texts that occur twice",
+    "copied": "copies of a training passage",
+    "copied_lines": "lines of the training text",
+    "scribbles": "scribbles taken for words",
     "num_scored": "images scored",
     "num_too_short": "images of fewer than five words, not scored",
 }
@@ -48,9 +56,14 @@ def table_of(result: dict[str, Any]) -> Table:
     """The table of one evaluation: depths or kinds of image side by side where it has them, else its figures."""
     if "depths" in result:
         return _by_depth(result["depths"])
+    if "sweep" in result:
+        return _by_temperature(result)
     if all(kind in result for kind in KINDS):
         return _by_kind(result)
     figures = result.get("figures") or {k: v for k, v in result.items() if k in NAMES}
+    if own := result.get("originals"):  # the ceiling of rOCR
+        rows = [(_name(k), [_text(v), _text(own.get(k))]) for k, v in figures.items()]
+        return {"head": ["figure", "reconstructions", "originals"], "rows": rows}
     return {"head": ["figure", "value"], "rows": [(_name(k), [_text(v)]) for k, v in figures.items()]}
 
 
@@ -97,7 +110,7 @@ def _conditions(figure: str, result: dict[str, Any], spec: Spec, root: str) -> C
     reader, count = _reader(figure, result), result.get("samples", {}).get("count", result.get("num_images"))
     known = Conditions(data, spec.shape.image_size, spec.shape.depth, "RQ-VAE", None, reader, count)
     if figure == "ppl_ocr":
-        return known._replace(model="real images", count=result["real"]["num_images"])
+        return known._replace(model="real images", images=result["real"]["num_images"])
     if result.get("metric") != "gfid":
         return known
     model, guidance = _drawn_by(result["samples"]["uri"], root)
@@ -137,6 +150,46 @@ def _by_depth(rows: list[dict[str, Any]]) -> Table:
     }
 
 
+def _by_temperature(result: dict[str, Any]) -> Table:
+    """Legibility: real and reconstructed pictures, the samples, and those of each temperature of the sweep."""
+    real, words, exact = result["real"], result["real_words"], result["exact_words"]
+    columns: list[tuple[str, dict[str, Any]]] = [
+        ("real", real | {"distinct_words": result["distinct_words"]["real"]}),
+        ("reconstructed", {}),
+        (_sampled_at(result), result | {"distinct_words": result["distinct_words"]["generated"]}),
+        *((_sampled_at(row), row) for row in result["sweep"]),
+    ]
+    shares = [words.get(name, of.get("real_words")) for name, of in columns[:2]] + [words["generated"]]
+    shares += [row["real_words"] for row in result["sweep"]]
+    keys = (
+        "ratio",
+        "ratio_interval",
+        "distinct_words",
+        "distinct_pairs",
+        "duplicates",
+        "copied",
+        "copied_lines",
+        "scribbles",
+    )
+    return {
+        "head": ["", *(name for name, _ in columns)],
+        "rows": [
+            ("exact words", [_text(exact.get(name)) for name, _ in columns]),
+            ("real words", [_text(share) for share in shares]),
+            *((_name(key), [_text(of.get(key)) for _, of in columns]) for key in keys),
+            ("commonest opening", [_opening(of) for _, of in columns]),
+        ],
+    }
+
+
+def _sampled_at(row: dict[str, Any]) -> str:
+    return "generated" if row["temperature"] is None else f"temperature {_text(row['temperature'])}"
+
+
+def _opening(row: dict[str, Any]) -> str:
+    return f"{row['opening']}, {row['opening_share']:.0%}" if row.get("opening") else "–"
+
+
 def _by_kind(result: dict[str, Any]) -> Table:
     of = [result[kind] for kind in KINDS]
     return {
@@ -145,7 +198,7 @@ def _by_kind(result: dict[str, Any]) -> Table:
             (f"perplexity per {result['unit']}", [_text(one["perplexity"]) for one in of]),
             ("95 % interval", [" – ".join(map(_text, one["interval_95"] or ["none"])) for one in of]),
             ("median of the images", [_text(one["median"]) for one in of]),
-            ("real words", [_text(one["words"]["share"]) for one in of]),
+            ("real words", [_text((one["words"] or {}).get("share")) for one in of]),
             *((_name(key), [_text(one[key]) for one in of]) for key in ("num_images", "num_scored", "num_too_short")),
         ],
     }
@@ -159,4 +212,6 @@ def _name(key: str) -> str:
 def _text(value: Any) -> str:
     if value is None:
         return "–"
+    if isinstance(value, list):
+        return " to ".join(map(_text, value))
     return f"{value:.4g}" if isinstance(value, float) else f"{value:,}" if isinstance(value, int) else str(value)

@@ -176,6 +176,40 @@ def test_text_evaluations_need_words_to_read(finished: Path) -> None:
     assert ppl.returncode == 0 and (finished / "evaluation/ppl-ocr.json").is_file(), ppl.stderr
 
 
+def test_legibility_draws_its_temperatures_and_leaves_a_table_and_a_picture(finished: Path) -> None:
+    done = dnd("evaluate", "legibility", "--root", finished, "--num", 4, "--temperatures", "0.3,1")
+    assert done.returncode == 0 and "read by tesserocr 5" in done.stdout, done.stderr
+    result = json.loads((finished / "evaluation/legibility.json").read_text())
+    assert result["temperature"] == 0.3 and result["sampling"]["top_p"] == 1.0
+    assert [row["temperature"] for row in result["sweep"]] == [0.3, 1.0]
+    assert result["exact_words"].keys() == {"real", "reconstructed"} and result["scribbles"] >= 0
+    assert len(open_shards(str(finished / "samples/default-t100/images"))) == 4
+    assert "real text" in (finished / "evaluation/legibility.svg").read_text()
+    assert dnd("report", "--root", finished).returncode == 0
+    assert "distinct real words" in (finished / "report/index.html").read_text()
+
+
+def test_the_summary_is_made_anew_for_another_setting_or_engine(finished: Path) -> None:
+    uri = finished / "evaluation/summary.json"
+    first = json.loads(uri.read_text())
+    assert first["histogram_bits_per_code"] > 0 and first["context_bits_per_code"] > 0
+    assert first["bits_per_code"] == first["transformer"]["val_ema_bits_per_code"]
+    assert first["words"]["real"]["num_images"] == 4 and first["words"]["engine_version"].startswith("5.")
+    quality = json.loads((finished / "evaluation/reconstruction-val.json").read_text())["depths"][-1]
+    assert first["reconstruction"]["psnr"] == quality["psnr"]
+    stamp = uri.stat().st_mtime_ns
+    assert dnd("evaluate", "summary", TINY, "--root", finished).returncode == 0
+    assert uri.stat().st_mtime_ns == stamp
+    fewer = dnd("evaluate", "summary", TINY, "--root", finished, "--set", "evaluate.ocr_images=2")
+    assert fewer.returncode == 0, fewer.stderr
+    assert json.loads(uri.read_text())["words"]["real"]["num_images"] == 2
+    uri.write_text(
+        json.dumps(first | {"inputs": first["inputs"] | {"engine": None}, "words": {"missing": "no engine"}})
+    )
+    assert dnd("evaluate", "summary", TINY, "--root", finished).returncode == 0
+    assert json.loads(uri.read_text())["words"]["engine"] == first["words"]["engine"]
+
+
 def test_the_demo_takes_a_users_pdfs_and_texts(shared: Path, tmp_path: Path) -> None:
     data, few = (
         shared / "data",

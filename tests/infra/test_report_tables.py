@@ -38,7 +38,7 @@ def test_a_generation_is_paired_by_what_drew_it_and_differences_are_named(tmp_pa
     assert cells["gFID", "ImageNet", 256, "DnD XXL", 1.5] == ["3.25 (gfid)"]
     assert cells["gFID", "ImageNet", 256, "DnD XXXL", 1.5] == ["3.25 (gfid; but model DnD XXL, not DnD XXXL)"]
     few = here([gfid(tmp_path, "gfid[5,000 images]", 5000)], "imagenet_16x16x2", tmp_path)
-    assert few["gFID", "ImageNet", 256, "DnD XXL", 1.5] == ["3.25 (gfid; but count 5,000, not 50,000)"]
+    assert few["gFID", "ImageNet", 256, "DnD XXL", 1.5] == ["3.25 (gfid; but images 5,000, not 50,000)"]
     assert here([gfid(tmp_path, "gfid", 50_000)], "imagenet_16x16x4", tmp_path) == {}
 
 

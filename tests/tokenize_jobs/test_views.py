@@ -7,7 +7,7 @@ import pytest
 from PIL import Image
 
 from pipeline.renderers.images import center_crop
-from tokenize_jobs.views import center_view, make_views, random_view, reduce_image, ten_views
+from tokenize_jobs.views import center_view, make_views, random_view, ten_views
 
 PHOTOS = ["skimage-astronaut.png", "skimage-coffee.png", "skimage-camera.png", "lomiri-dragonfly.jpg"]
 
@@ -44,10 +44,3 @@ def test_views_that_do_not_fit_are_refused() -> None:
         ten_views(stored, 64)
     with pytest.raises(ValueError, match=r"70x60 pixels, its one view must be 64x64"):
         make_views(stored, 64, "one")
-
-
-def test_reduce_image_is_pillows_bicubic() -> None:
-    pixels = np.random.default_rng(1).integers(0, 256, (512, 512, 3), dtype=np.uint8)
-    expected = np.asarray(Image.fromarray(pixels).resize((256, 256), Image.Resampling.BICUBIC))
-    np.testing.assert_array_equal(reduce_image(pixels, 256), expected)
-    assert reduce_image(pixels, 512) is pixels

@@ -58,11 +58,6 @@ def codebook_usage(histogram: np.ndarray) -> list[dict]:
     ]
 
 
-def histogram_entropy(batches: Iterable[np.ndarray], codebook_size: int) -> np.ndarray:
-    """Entropy in bits per code of each depth of these codes (arrays [..., depths]), streaming -> float64 [depths]."""
-    return entropy_bits(count_codes(batches, codebook_size))
-
-
 def histogram_baseline(train: np.ndarray, val: np.ndarray) -> dict:
     """The figure to put beside a model's bits per code: what a model that learned nothing but frequencies reaches.
 

@@ -16,14 +16,6 @@ def mean_squared_error(a: np.ndarray, b: np.ndarray) -> float:
     return float(np.mean(np.square(difference), dtype=np.float64))
 
 
-def psnr(a: np.ndarray, b: np.ndarray) -> float:
-    """Peak signal-to-noise ratio in dB of two uint8 arrays of one shape; infinite where they are equal.
-
-    Raises ValueError for another dtype or differing shapes."""
-    error = mean_squared_error(a, b)
-    return float("inf") if error == 0 else float(10 * np.log10(255.0**2 / error))
-
-
 def ssim(a: np.ndarray, b: np.ndarray) -> float:
     """Structural similarity of two uint8 pictures [H, W, 3] or [H, W], 1 where they are equal.
 

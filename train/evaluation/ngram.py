@@ -2,24 +2,15 @@
 
 import unicodedata
 from collections.abc import Iterable
-from typing import NamedTuple
 
 import numpy as np
 
-ORDER = 6
+from train.evaluation.backoff import Counts, count_grams, interpolate
+
+ORDER, BITS = 6, 8
 BOUNDARY, UNKNOWN, FIRST_CHARACTER = 0, 1, 2
 ALPHABET = 256 - FIRST_CHARACTER  # a character's number fits eight bits, six of them an int64
 TRAINING_CHARACTERS = 20_000_000
-
-
-class Counts(NamedTuple):
-    """One order n: sorted n-grams with counts; their sorted contexts (the first n - 1) with totals and types."""
-
-    grams: np.ndarray
-    counts: np.ndarray
-    contexts: np.ndarray
-    totals: np.ndarray
-    types: np.ndarray
 
 
 class NGramModel:
@@ -42,11 +33,7 @@ class NGramModel:
         probability = np.full(len(sequence) - ORDER + 1, 1.0 / (len(self.numbers) + 1))
         for order, counts in enumerate(self.orders, 1):
             grams = _grams(sequence, order)[ORDER - order :]
-            seen = _look_up(counts.grams, counts.counts, grams)
-            total = _look_up(counts.contexts, counts.totals, grams >> 8)
-            types = _look_up(counts.contexts, counts.types, grams >> 8)
-            mixed = (seen + types * probability) / np.maximum(total + types, 1)
-            probability = np.where(total > 0, mixed, probability)
+            probability = interpolate(counts, grams, probability, BITS)
         return float(-np.log(probability).sum()), len(probability)
 
 
@@ -100,13 +87,4 @@ def _grams(sequence: np.ndarray, order: int) -> np.ndarray:
 def _count(sequence: np.ndarray, order: int) -> Counts:
     """Counts of one order, without the n-grams that end in a boundary mark: nothing ever predicts one."""
     grams = _grams(sequence, order)
-    grams, counts = np.unique(grams[grams & 255 != BOUNDARY], return_counts=True)
-    contexts, start = np.unique(grams >> 8, return_index=True)
-    types = np.diff(np.append(start, len(grams)))
-    return Counts(grams, counts, contexts, np.add.reduceat(counts, start), types)
-
-
-def _look_up(keys: np.ndarray, values: np.ndarray, wanted: np.ndarray) -> np.ndarray:
-    """values[i] where keys[i] == wanted, 0 where no key is; keys are sorted."""
-    at = np.minimum(np.searchsorted(keys, wanted), len(keys) - 1)
-    return np.where(keys[at] == wanted, values[at], 0)
+    return count_grams(grams[grams & 255 != BOUNDARY], BITS)

@@ -18,7 +18,7 @@ class Conditions(NamedTuple):
     """What a figure was measured under; None or "" is not known, or does not apply.
 
     `data` is a data set, `size` the images' side in pixels, `depth` the number of codes a position, `reader` the
-    network or engine that the figure depends on, `count` the number of images.
+    network or engine that the figure depends on, `images` their number.
     """
 
     data: str
@@ -27,7 +27,7 @@ class Conditions(NamedTuple):
     model: str
     guidance: float | None = None
     reader: str = ""
-    count: int | None = None
+    images: int | None = None
 
 
 class Published(NamedTuple):
@@ -46,7 +46,7 @@ def differences(published: Conditions, ours: Conditions) -> list[str] | None:
     """
     if any(getattr(published, name) != getattr(ours, name) for name in ("data", "size", "depth")):
         return None
-    rest = ("model", "guidance", "reader", "count")
+    rest = ("model", "guidance", "reader", "images")
     pairs = ((name, getattr(ours, name), getattr(published, name)) for name in rest)
     return [f"{name} {_said(own)}, not {_said(theirs)}" for name, own, theirs in pairs if own != theirs]
 
@@ -69,10 +69,10 @@ def _tokenizers() -> Iterator[Published]:
     for (depth, model), values in rows.items():
         for figure, value in zip(columns, values):
             reader = INCEPTION if figure == "rfid" else ""
-            where = Conditions("ImageNet", 256, depth, model, reader=reader, count=WHOLE_SET)
+            where = Conditions("ImageNet", 256, depth, model, reader=reader, images=WHOLE_SET)
             yield Published(figure, value, where, "table 1a")
     for size, value in ((256, 0.92), (512, 0.42)):
-        where = Conditions("ImageNet", size, 2, "RQ-VAE", reader=INCEPTION, count=WHOLE_SET)
+        where = Conditions("ImageNet", size, 2, "RQ-VAE", reader=INCEPTION, images=WHOLE_SET)
         yield Published("rfid", value, where, "README of the release")
 
 
@@ -89,7 +89,7 @@ def _reading() -> Iterator[Published]:
     }
     for (depth, model), values in rows.items():
         for (data, size), value in zip(sets, values, strict=True):
-            where = Conditions(data, size, depth, model, reader=QWEN, count=1000)
+            where = Conditions(data, size, depth, model, reader=QWEN, images=1000)
             yield Published("rougeL", value, where, "table 1b")
 
 
@@ -121,7 +121,7 @@ def _generation() -> Iterator[Published]:
 
 def _perplexity() -> Iterator[Published]:
     """Figure 7b: the bound of PPL-OCR on Text-Image, under Qwen2.5-72B, is the axis' mark at the line of real text."""
-    where = Conditions("Text-Image", 384, 1, "real images", reader=f"{QWEN}, Qwen2.5-72B", count=250)
+    where = Conditions("Text-Image", 384, 1, "real images", reader=f"{QWEN}, Qwen2.5-72B", images=250)
     yield Published("ppl_ocr", 18.0, where, "figure 7b, by eye")
 
 

@@ -7,6 +7,7 @@ remembered: the next run tries it again.
 from __future__ import annotations
 
 import hashlib
+import tempfile
 from collections import Counter
 from collections.abc import Iterable, Sequence
 from pathlib import Path
@@ -14,6 +15,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
+from data_specs import storage
 from data_specs.records import OcrRecord
 from train.evaluation.ocr import OcrEngine, Reading, ReadWord
 from train.evaluation.sources import ImageSet, Picture
@@ -27,6 +29,14 @@ class Wanted(NamedTuple):
     number: int
     key: str
     image: str
+
+
+def cache_of(root: str) -> Path:
+    """Where readings under a root are remembered: beside the results; for a remote root, in this machine's temporary
+    folder."""
+    if not storage.is_remote(root):
+        return Path(root, "evaluation", "ocr.jsonl")
+    return Path(tempfile.gettempdir(), f"dnd-ocr-{hashlib.sha256(root.encode()).hexdigest()[:16]}.jsonl")
 
 
 def read_pictures(pictures: ImageSet, indices: Sequence[int], engine: OcrEngine, cache: Path) -> list[Reading]:

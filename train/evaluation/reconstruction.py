@@ -31,6 +31,7 @@ def evaluate_by_depth(
     originals, by_depth: image shard sets of the same keys in the same order; codes: theirs. LPIPS only with weights.
     Raises ValueError where the sets are not of the same images.
     """
+    inputs = reconstruction_inputs(originals, by_depth[-1], num)
     usage = codebook_usage(count_codes((item["codes"] for item in codes), shape.codebook_size))
     rows = []
     for depths, copies in enumerate(by_depth, 1):
@@ -38,7 +39,12 @@ def evaluate_by_depth(
         if lpips is not None:
             row["lpips"] = mean_lpips(pairs(originals, copies, num), lpips)
         rows.append(row | {f"codebook_{name}": usage[depths - 1][name] for name in ("share_used", "perplexity")})
-    return {"depths": rows, "lpips_weights": "given" if lpips else "none: LPIPS not measured"}
+    return {"inputs": inputs, "depths": rows, "lpips_weights": "given" if lpips else "none: LPIPS not measured"}
+
+
+def reconstruction_inputs(originals: ShardSet, copies: ShardSet, num: int) -> dict[str, Any]:
+    """What decides the figures of reconstructions: the content of both sets, and how many images are compared."""
+    return {"originals": originals.manifest.digest, "reconstructions": copies.manifest.digest, "num": num}
 
 
 def code_size(shape: Shape, depths: int) -> dict[str, float]:

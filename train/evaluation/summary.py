@@ -1,50 +1,65 @@
 """The figures of the report, for the validation split of a root: written to ROOT/evaluation/summary.json.
 
-PSNR and codebook usage of the tokenizer, bits per code of the transformer, and the share of real words that OCR reads.
+PSNR and codebook usage of the tokenizer, bits a code of the transformer beside what counts alone reach, and the share
+of real words that OCR reads.
 """
 
 from __future__ import annotations
 
 import json
 import sys
-from collections.abc import Iterable
+from itertools import islice
 from typing import Any
 
-import numpy as np
-
 from data_specs import open_shards, storage
-from data_specs.reader import ShardSet
 from data_specs.spec import Spec
 from train.evaluation.codes import codebook_usage, count_codes, histogram_baseline
+from train.evaluation.context import context_baseline
 from train.evaluation.images import reconstruction_quality
-from train.evaluation.ocr import find_engine, load_engine
-from train.evaluation.reading import spread
+from train.evaluation.ocr import OcrEngine, find_engine, load_engine
+from train.evaluation.reading import engine_facts, spread
+from train.evaluation.reading_cache import cache_of, read_pictures, unread_counts
+from train.evaluation.reconstruction import pairs, reconstruction_inputs
 from train.evaluation.results import with_provenance
+from train.evaluation.sources import ShardImages
 from train.evaluation.words import drawn_texts, real_word_share, vocabulary
 
 AIM = 0.6  # share of generated words that should be real (demo)
+QUALITY = ("num_images", "num_identical", "psnr", "psnr_of_mean_error", "ssim")
 
 
 def summarise(spec: Spec, root: str) -> str:
-    """Scores what the root holds and returns the address of the result; with the same inputs it returns at once."""
-    uri, inputs = storage.join(root, "evaluation", "summary.json"), _inputs(spec, root)
+    """Scores what the root holds and returns the address of the result.
+
+    It is made anew where a set, a setting, the last validation, the OCR engine or its version is another.
+    """
+    engine = load_engine() if find_engine() else None
+    validation = last_validation(root)
+    uri, inputs = storage.join(root, "evaluation", "summary.json"), _inputs(spec, root, engine, validation)
     if storage.exists(uri) and json.loads(storage.read_text(uri)).get("inputs") == inputs:
         return uri
     codes = {split: open_shards(storage.join(root, "codes", split)) for split in ("train", "val")}
-    originals = open_shards(storage.join(root, "images/val"))
-    reconstructions = open_shards(storage.join(root, "reconstructions/val/images"))
-    samples = open_shards(storage.join(root, "samples", spec.sample.name, "images"))
     counts = {
         split: count_codes((item["codes"] for item in of), spec.shape.codebook_size) for split, of in codes.items()
     }
+    histogram = histogram_baseline(counts["train"], counts["val"])
+    context = context_baseline(
+        (item["codes"] for item in codes["train"]),
+        (item["codes"] for item in islice(codes["val"], spec.train.validation_images)),
+        spec.shape.codebook_size,
+    )
     result = {
         "inputs": inputs,
         "split": "val",
-        "reconstruction": reconstruction_quality(_pairs(originals, reconstructions, spec.evaluate.reconstructions)),
+        "bits_per_code": _bits(spec, validation),
+        "context_bits_per_code": context["bits_per_code"],
+        "histogram_bits_per_code": histogram["bits_per_code"],
+        "reconstruction": _reconstruction(spec, root),
         "codebook": codebook_usage(counts["val"]),
-        "histogram": histogram_baseline(counts["train"], counts["val"]),
-        "transformer": last_validation(root),
-        "words": _words(spec, root, {"real": originals, "reconstructed": reconstructions, "generated": samples}),
+        "histogram": histogram,
+        "context": context,
+        "transformer": validation,
+        "words": _words(spec, root, engine),
     }
     storage.write_text(uri, json.dumps(with_provenance(result, sys.argv), indent=1) + "\n")
     return uri
@@ -57,33 +72,53 @@ def last_validation(root: str) -> dict[str, Any] | None:
     return next((row for row in reversed(rows) if "val_bits_per_code" in row), None)
 
 
-def _inputs(spec: Spec, root: str) -> dict[str, str]:
-    names = [
-        "images/val",
-        "codes/train",
-        "codes/val",
-        "reconstructions/val/images",
-        f"samples/{spec.sample.name}/images",
-    ]
-    return {name: open_shards(storage.join(root, name)).manifest.digest for name in names}
+def _bits(spec: Spec, validation: dict[str, Any] | None) -> float | None:
+    """Bits a code of the weights that are sampled from."""
+    if validation is None:
+        return None
+    plain = float(validation["val_bits_per_code"])
+    return float(validation.get("val_ema_bits_per_code", plain)) if spec.sample.ema else plain
 
 
-def _pairs(originals: ShardSet, copies: ShardSet, limit: int) -> Iterable[tuple[np.ndarray, np.ndarray]]:
-    for index in range(min(limit, len(originals))):
-        original, copy = originals[index], copies[index]
-        assert original["__key__"] == copy["__key__"], "reconstructions follow the order of their originals"
-        yield original["image"], copy["image"]
+def _sets(spec: Spec) -> dict[str, str]:
+    """Image sets by kind, under the root."""
+    samples = f"samples/{spec.sample.name}/images"
+    return {"real": "images/val", "reconstructed": "reconstructions/val/images", "generated": samples}
 
 
-def _words(spec: Spec, root: str, sets: dict[str, ShardSet]) -> dict[str, Any]:
+def _inputs(spec: Spec, root: str, engine: OcrEngine | None, validation: dict[str, Any] | None) -> dict[str, Any]:
+    """All that decides the result."""
+    names = ("images/train", "codes/train", "codes/val", *_sets(spec).values())
+    return {
+        **{name: open_shards(storage.join(root, name)).manifest.digest for name in names},
+        "settings": spec.evaluate.model_dump(mode="json") | {"ema": spec.sample.ema},
+        "validation_images": spec.train.validation_images,
+        "validated_at": validation["step"] if validation else None,
+        "engine": engine_facts(engine) if engine else None,
+    }
+
+
+def _reconstruction(spec: Spec, root: str) -> dict[str, Any]:
+    """PSNR and SSIM at full depth: those of `dnd reconstruct`, where it has compared the same images."""
+    originals = open_shards(storage.join(root, "images/val"))
+    copies = open_shards(storage.join(root, "reconstructions/val/images"))
+    number, uri = spec.evaluate.reconstructions, storage.join(root, "evaluation", "reconstruction-val.json")
+    made = json.loads(storage.read_text(uri)) if storage.exists(uri) else {}
+    if made.get("inputs") == reconstruction_inputs(originals, copies, number):
+        return {name: made["depths"][-1][name] for name in QUALITY}
+    return reconstruction_quality(pairs(originals, copies, number))
+
+
+def _words(spec: Spec, root: str, engine: OcrEngine | None) -> dict[str, Any]:
     """Shares of real words by kind of image; says so where OCR is absent or no text is known."""
     known = vocabulary(drawn_texts(open_shards(storage.join(root, "images/train"))))
-    if find_engine() is None or not known:
+    if engine is None or not known:
         return {"missing": "no OCR engine is installed" if known else "the images have no text"}
-    engine = load_engine()
     shares = {}
-    for kind, items in sets.items():
-        readings = engine.read([items[i]["image"] for i in spread(len(items), spec.evaluate.ocr_images)])
+    for kind, name in _sets(spec).items():
+        pictures = ShardImages(storage.join(root, name))
+        chosen = spread(len(pictures), spec.evaluate.ocr_images)
+        readings = read_pictures(pictures, chosen, engine, cache_of(root))
         texts = [reading.text for reading in readings]
-        shares[kind] = real_word_share(texts, known) | {"texts": texts[:32]}
-    return {"engine": engine.name, "aim": AIM, "vocabulary": len(known), **shares}
+        shares[kind] = real_word_share(texts, known) | unread_counts(readings) | {"texts": texts[:32]}
+    return {**engine_facts(engine), "aim": AIM, "vocabulary": len(known), **shares}

@@ -21,3 +21,28 @@ def test_nothing_read_has_no_share():
 def test_an_empty_vocabulary_is_refused():
     with pytest.raises(ValueError, match="training split"):
         words.real_word_share(["text"], frozenset())
+
+
+def test_the_rarest_words_are_left_out_of_the_vocabulary_and_ties_stay_together():
+    texts = ["common words " * 99 + "rare once"]
+    assert words.vocabulary(texts) == {"common", "words"}
+    assert words.vocabulary(["each word stands here once"]) == {"each", "word", "stands", "here", "once"}
+
+
+def test_scribbles_of_the_same_letters_have_a_level():
+    assert words.scribble_share(["aaaa bbbb"], {"aaaa", "bbbb"}) == 1.0
+    assert words.scribble_share(["unmistakable legibility"], {"unmistakable", "legibility"}) == 0.0
+    assert words.scribble_share(["of it"], {"word"}) is None
+
+
+def test_diversity_counts_what_repeats():
+    known = {"quick", "brown"}
+    said = words.diversity(["quick brown fox", "Quick brown fox!", "and quick", ""], known)
+    assert said == {
+        "distinct_words": 2,
+        "distinct_pairs": 3,
+        "duplicates": 2 / 3,
+        "opening": "quick",
+        "opening_share": 2 / 3,
+    }
+    assert words.diversity(["", "12"], known)["duplicates"] == 0

@@ -49,8 +49,8 @@ def test_published_tables_hold_the_papers_figures():
 def test_ours_stand_beside_a_published_value_only_where_it_says_something():
     theirs = Conditions("ImageNet", 256, 2, "DnD XXL", 2.0, "inception-2015-12-05", 50_000)
     assert differences(theirs, theirs) == []
-    fewer = theirs._replace(guidance=1.5, count=5000)
-    assert differences(theirs, fewer) == ["guidance 1.5, not 2.0", "count 5,000, not 50,000"]
+    fewer = theirs._replace(guidance=1.5, images=5000)
+    assert differences(theirs, fewer) == ["guidance 1.5, not 2.0", "images 5,000, not 50,000"]
     assert differences(theirs, theirs._replace(guidance=None)) == ["guidance unknown, not 2.0"]
     for other in ({"data": "demo"}, {"size": 64}, {"depth": 4}):
         assert differences(theirs, theirs._replace(**other)) is None

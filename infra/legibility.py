@@ -1,0 +1,69 @@
+"""`dnd evaluate legibility`: figures of a root's samples, and of samples drawn at other temperatures."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from data_specs import open_shards, storage
+from data_specs.root import spec_of
+from data_specs.spec import Spec
+from infra.report.legibility import legibility_chart
+from pipeline.workers import Workers
+from tokenize_jobs.job import decode
+from train.evaluation.legibility import evaluate_legibility, sweep_point, training_text
+from train.evaluation.ocr import OcrEngine
+from train.evaluation.reading_cache import cache_of
+from train.evaluation.sources import ImageSet, ShardImages
+from train.sample_job import sample
+
+
+def measure(
+    root: str,
+    sets: Mapping[str, ImageSet],
+    engine: OcrEngine,
+    num_images: int,
+    temperatures: Sequence[float],
+    workers: Workers,
+    name: str,
+) -> dict[str, Any]:
+    """The result of `dnd evaluate legibility`; draws what the sweep lacks and writes the picture NAME.svg.
+
+    Args:
+        sets: "real", "generated", and "reconstructed" where there are such.
+        temperatures: of the sweep; none where the generated images are not this root's.
+    """
+    training, cache = training_text(open_shards(storage.join(root, "images/train"))), cache_of(root)
+    result = evaluate_legibility(sets, training, engine, cache, num_images)
+    drawn = _made_by(sets["generated"].uri, root)
+    sampling = drawn.sample.model_dump(mode="json", exclude={"name", "num"}) if drawn else {}
+    result |= {"temperature": sampling.get("temperature"), "sampling": sampling, "sweep": []}
+    for temperature in temperatures if drawn else ():
+        assert drawn is not None
+        pictures = _draw(drawn, temperature, num_images, root, workers)
+        point = sweep_point(pictures, sets["real"], training, engine, cache, num_images)
+        result["sweep"].append({"temperature": temperature, **point})
+    if result["sweep"]:
+        real = result["distinct_words"]["real"], result["real_words"]["real"] or 0.0
+        storage.write_text(storage.join(root, "evaluation", f"{name}.svg"), legibility_chart(result["sweep"], real))
+    return result
+
+
+def _made_by(uri: str, root: str) -> Spec | None:
+    """The spec by which samples were drawn; None where they are not this root's."""
+    folder = storage.join(root, "samples") + "/"
+    if not uri.startswith(folder) or not storage.exists(storage.join(root, "transformer", "transformer.json")):
+        return None
+    return spec_of(root, f"samples/{uri.removeprefix(folder).partition('/')[0]}")
+
+
+def _draw(made: Spec, temperature: float, num_images: int, root: str, workers: Workers) -> ShardImages:
+    """The pictures of one temperature, all else as in the samples that `made` describes; drawn where they are not."""
+    name = made.sample.name
+    if temperature != made.sample.temperature:
+        name = f"{name}-t{round(100 * temperature):03d}"
+        options = {"name": name, "temperature": temperature, "num": min(num_images, made.sample.num)}
+        made = made.model_copy(update={"sample": made.sample.model_copy(update=options)})
+        sample(made, root, workers)
+        decode(made, root, f"samples/{name}/codes", f"samples/{name}", workers, pictures=False)
+    return ShardImages(storage.join(root, "samples", name, "images"))
