@@ -58,7 +58,7 @@ num_ranks=${RANKS_PER_NODE:-$((gpus > 0 ? gpus : 1))}
 cores=$(env -u OMP_NUM_THREADS nproc)
 ((cores <= ${SLURM_CPUS_ON_NODE:-$cores})) || cores=$SLURM_CPUS_ON_NODE  # where Slurm counts cores but binds nobody
 ((cores >= num_ranks)) || die "$cores cores for $num_ranks ranks on $(hostname): ask for whole nodes (sbatch --exclusive) or for cores with each GPU (--cpus-per-gpu)"
-export WORLD_SIZE=$((num_nodes * num_ranks))
+export WORLD_SIZE=$((num_nodes * num_ranks)) LOCAL_WORLD_SIZE=$num_ranks
 export OMP_NUM_THREADS=${OMP_NUM_THREADS:-$((cores / num_ranks))}  # more threads than cores: many times slower
 export GOMP_SPINCOUNT=${GOMP_SPINCOUNT:-10000}  # threads that wait soon sleep
 ((gpus)) || export DS_ACCELERATOR=cpu

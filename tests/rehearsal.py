@@ -111,7 +111,9 @@ def disturbed(place: Place, slurm: Slurm) -> None:
         command(place, "train-tokenizer", SPEC, "--ranks", "2")
         submit(place, ray, "tokenize", "codes/train")
     train(place, slurm)
-    command(place, "run", SPEC)  # what is left: samples, pictures, reconstructions, the evaluation's summary
+    train_again(place, slurm)
+    sample_by_an_array(place, slurm)
+    command(place, "run", SPEC)  # what is left: pictures, reconstructions, the evaluation's summary
     score(place)
 
 
@@ -172,9 +174,9 @@ def planned_units(root: str, set_name: str) -> int:
 
 
 def train(place: Place, slurm: Slurm) -> None:
-    """infra/slurm/train.sbatch on two nodes, requeued behind its first checkpoint."""
+    """infra/slurm/train.sbatch on two nodes with all their cores, requeued behind its first checkpoint."""
     slurm = slurm._replace(environment=slurm.environment | {"DND_CACHE": os.environ["DND_CACHE"]})
-    script = ("infra/slurm/train.sbatch", "--root", place.root)
+    script = ("infra/slurm/train.sbatch", "train", "--root", place.root)
     with timed("sbatch infra/slurm/train.sbatch"):
         options = ("--parsable", "--nodes=2", f"--output={place.folder}/train.log")
         job = slurm.run("sbatch", *options, *script, cwd=REPOSITORY)
@@ -183,6 +185,37 @@ def train(place: Place, slurm: Slurm) -> None:
         wait_for(lambda: slurm.job(job)["JobState"] not in running, LIMIT, "the end of training")
     end = slurm.job(job)
     assert (end["JobState"], end["Restarts"]) == ("COMPLETED", "1"), f"{end}; see {place.folder}/train.log"
+    assert f"ranks on {os.cpu_count()} cores" in (place.folder / "train.log").read_text()
+
+
+def train_again(place: Place, slurm: Slurm) -> None:
+    """A second submission of what is finished: it ends well, and changes nothing."""
+    before = storage.stat(f"{place.root}/transformer/transformer.safetensors")
+    submit_to_slurm(place, slurm, "train", 1)
+    assert storage.stat(f"{place.root}/transformer/transformer.safetensors") == before
+    say("the second submission of the training changed nothing")
+
+
+def sample_by_an_array(place: Place, slurm: Slurm) -> None:
+    """The samples' codes by two jobs of an array, each on a node and with a Ray of its own."""
+    submit_to_slurm(place, slurm, "sample", 2)
+    done, planned = (count(place.root, "samples/default/codes") for count in (committed, planned_units))
+    assert done == planned > 1, f"{done} of {planned} units"
+    say(f"two parts of an array made {done} units of samples")
+
+
+def submit_to_slurm(place: Place, slurm: Slurm, stage: str, nodes: int) -> None:
+    """`dnd submit --on slurm`, and the end of its job or of all jobs of its array."""
+    words = [str(BIN / "dnd"), "submit", "--root", place.root, "--on", "slurm", "--stage", stage]
+    words += ["--nodes", str(nodes), "--gpus", "0"]
+    environment = slurm.environment | {"DND_CACHE": os.environ["DND_CACHE"]}
+    with timed(f"dnd submit --on slurm --stage {stage} --nodes {nodes}"):
+        done = subprocess.run(words, cwd=place.folder, env=environment, capture_output=True, text=True, check=False)
+        finish(place, f"submit-{stage}", done)
+        number = done.stdout.split()[-1]
+        wait_for(lambda: not slurm.run("squeue", "--noheader", f"--jobs={number}"), LIMIT, f"the end of {stage}")
+    states = slurm.run("scontrol", "--oneliner", "show", "job", number).splitlines()
+    assert all("JobState=COMPLETED" in state for state in states), f"{states}; see {place.folder}"
 
 
 def preempt(place: Place, slurm: Slurm, job: str) -> None:

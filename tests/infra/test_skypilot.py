@@ -44,14 +44,12 @@ def task() -> dict[str, Any]:
 
 
 def test_skypilot_takes_the_task(tmp_path: Path) -> None:
-    from train.identity import STOPPED
-
     done = validated(TASK, tmp_path)
     assert done.returncode == 0, done.stderr[-2000:]
     nodes, resources = json.loads(done.stdout.splitlines()[-1])
     assert nodes == 2 and len(resources) == 3
     for accelerators, spot, recovery in resources:
-        assert list(accelerators.values()) == [8] and spot and recovery["recover_on_exit_codes"] == [STOPPED]
+        assert list(accelerators.values()) == [8] and spot and recovery["recover_on_exit_codes"] == [75]
 
 
 def test_skypilot_refuses_a_key_that_it_does_not_know(tmp_path: Path) -> None:
