@@ -58,12 +58,25 @@ def _ray(job: Job) -> Request:
 
         try:
             client = JobSubmissionClient(job.ray_address)
+            if job.gpus > 1 and "entrypoint_num_gpus" in arguments:
+                _refuse_unplaceable(job)
             number = client.submit_job(**arguments)
         except RuntimeError as error:
             raise ValueError(f"{job.ray_address or 'Ray'}: {' '.join(str(error).split())}") from None
         return f"submitted {number}; follow it with: ray job logs --follow {number}"
 
     return Request(_yaml(arguments), send)
+
+
+def _refuse_unplaceable(job: Job) -> None:
+    """Raises ValueError where no node has the GPUs of a training: it would wait for ever on small machines."""
+    from ray.util.state import list_nodes
+
+    nodes = list_nodes(address=job.ray_address, filters=[("state", "=", "ALIVE")], raise_on_missing_output=False)
+    most = max((int((node.resources_total or {}).get("GPU", 0)) for node in nodes), default=0)
+    if most < job.gpus:
+        remedy = "start one first, or train by slurm, kubernetes or infra/skypilot"
+        raise ValueError(f"{job.ray_address or 'Ray'}: no node has {job.gpus} GPUs ({most} at most): {remedy}")
 
 
 def ray_arguments(job: Job) -> dict[str, Any]:

@@ -74,7 +74,8 @@ def _merged_lists(below: list[Any], above: list[Any]) -> list[Any]:
     places = {name: place for place, member in enumerate(below) if (name := _name(member))}
     made = list(below)
     for member in above:
-        place = places.get(_name(member))
+        name = _name(member)
+        place = places.get(name) if name else None
         if place is None:
             made.append(member)
         else:

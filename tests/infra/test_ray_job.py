@@ -51,6 +51,15 @@ def test_the_readmes_command_renders_on_nodes_that_hold_the_lock_only(cluster: C
     assert entries[0]["commit"] and entries[0]["commit"] == entries[1]["commit"]  # the job says it by itself
 
 
+def test_a_training_that_no_node_has_the_gpus_for_is_refused(cluster: Cluster, tmp_path: Path) -> None:
+    shape = ("--on", "ray", "--stage", "train", "--gpus", "4", "--ray-address", cluster.dashboard)
+    words = [sys.executable, "-m", "infra.cli", "submit", "tests/tiny.yaml", "--root", str(tmp_path / "root"), *shape]
+    ours = cluster.environment | {"PATH": f"{BIN}:{os.environ['PATH']}"}
+    told = subprocess.run(words, cwd=REPOSITORY, env=ours, capture_output=True, text=True, check=False)
+    assert told.returncode == 1 and "no node has 4 GPUs (0 at most)" in told.stderr, told.stderr[-2000:]
+    assert not (tmp_path / "root/code.json").exists()
+
+
 def test_the_doctor_knows_the_cluster_and_its_token(cluster: Cluster, tmp_path: Path) -> None:
     (tmp_path / "token").write_text("0" * 64)
     check = f"from infra.doctor.clusters import ray_finding; print(ray_finding({cluster.dashboard!r}))"
