@@ -527,7 +527,8 @@ class SampleInfo(Record):
     """The json of an image sample: every key in every sample, always of one type, never null.
 
     `words`, `boxes` (x0, y0, x1, y1 in stored pixels) and `clipped` (cut by the picture's edge) are parallel; `text` is
-    what can be read, without clipped words. `box` is the crop in pixels of the page.
+    what can be read, without clipped words. `box` is the crop in pixels of the page. Words are not `trusted` where a
+    page's file does not say what its letters are, or runs from top to bottom.
     """
 
     id: str
@@ -544,6 +545,7 @@ class SampleInfo(Record):
     words: tuple[str, ...] = ()
     boxes: tuple[Box, ...] = ()
     clipped: tuple[bool, ...] = ()
+    trusted: bool = True
 
     @model_validator(mode="after")
     def _are_parallel(self) -> Self:

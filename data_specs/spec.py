@@ -90,7 +90,10 @@ class PageStyle(Part):
     crops: int = Field(10, ge=1, description="random crops of a page")
     max_pages: int = Field(100, ge=1, description="pages rendered of one document, from the first")
     max_pixels: int = Field(40_000_000, ge=1, description="a larger page is rejected")
-    min_words: int = Field(0, ge=0, description="least words of text under a crop")
+    min_words: int = Field(0, ge=0, description="least whole words under a crop")
+    engines: list[Literal["mupdf", "pdfium"]] = Field(
+        ["mupdf", "pdfium"], min_length=1, description="in the order in which each page tries them"
+    )
 
 
 class Filters(Part):
@@ -99,7 +102,10 @@ class Filters(Part):
     min_ink: float = Field(0.002, ge=0, le=1, description="least share of pixels that differ from the background")
     near_duplicates: int | None = Field(None, ge=0, le=64, description="Hamming distance of the 64-bit perceptual hash")
     scripts: list[str] | None = Field(None, description="keep passages and pages mostly in these scripts, e.g. [LATIN]")
-    scanned: Literal["keep", "drop"] = Field("keep", description="pages that are a picture without words")
+    scanned: Literal["keep", "drop"] = Field("keep", description="pages that are a picture without words to be seen")
+    untrusted: Literal["keep", "drop"] = Field(
+        "keep", description="pages whose file does not say what its letters are, or that run from top to bottom"
+    )
 
 
 class Limits(Part):

@@ -10,7 +10,8 @@ from data_specs.records import Reason
 
 
 class Picture(NamedTuple):
-    """A rendered picture uint8 [H, W, 3] and its json; `suffix` sets it apart from others of the document."""
+    """A rendered picture uint8 [H, W, 3] and fields of its SampleInfo; `suffix` sets it apart from others of the
+    document."""
 
     suffix: str
     image: np.ndarray
@@ -18,7 +19,7 @@ class Picture(NamedTuple):
 
 
 class Lost(NamedTuple):
-    """A page or passage of a document that gave no picture, and why."""
+    """A part of a document that gave no picture, and why."""
 
     suffix: str
     reason: Reason
@@ -26,9 +27,14 @@ class Lost(NamedTuple):
 
 
 class Unreadable(ValueError):
-    """The document as a whole cannot be rendered, and why."""
+    """A document, or one page, that cannot be rendered: the reason that the receipt keeps, and what is known of it."""
 
     def __init__(self, reason: Reason, detail: str = "") -> None:
-        super().__init__(f"{reason}: {detail}")
+        super().__init__(f"{reason}: {detail}" if detail else str(reason))
         self.reason = reason
         self.detail = detail
+
+
+def short(error: Exception) -> str:
+    """An exception in one line of at most 160 characters."""
+    return f"{type(error).__name__}: {' '.join(str(error).split())}"[:160]

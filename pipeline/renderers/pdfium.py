@@ -1,0 +1,215 @@
+"""PDFium: pages with the characters that it finds, put where the page shows them. Call it only in a child."""
+
+from __future__ import annotations
+
+import ctypes
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any, NamedTuple
+
+import numpy as np
+import pypdfium2
+from pypdfium2 import raw
+
+from data_specs.records import Box, Reason
+from pipeline.renderers import Unreadable, short
+from pipeline.renderers.words import (
+    BREAK,
+    UNKNOWN,
+    UNTRUSTED,
+    Character,
+    Page,
+    ReadPage,
+    Words,
+    check_size,
+    gather,
+    is_pale,
+    paper,
+    share_under,
+    visible,
+)
+
+NAME = f"pypdfium2 {pypdfium2.version.PYPDFIUM_INFO}"
+ERRORS = (pypdfium2.PdfiumError, ValueError)
+DEPTH = 15  # forms within forms that are looked into
+FINE = 1 << 20  # device units a side, where PDFium gives whole numbers
+
+
+class _Text(NamedTuple):
+    """A text object that is painted: its place in the order of painting, whether it has the paper's own colour, and
+    whether its letters stand upright in the page's space."""
+
+    rank: int
+    pale: bool
+    upright: bool
+
+
+_Placed = tuple[_Text, Character]
+_NONE = _Text(0, False, False)
+
+
+@contextmanager
+def open_pdf(data: bytes) -> Iterator[tuple[int, ReadPage]]:
+    """A PDF's number of pages, and the function that renders one of them.
+
+    Raises:
+        Unreadable: it cannot be opened, or is encrypted.
+    """
+    try:
+        document = pypdfium2.PdfDocument(data)
+    except pypdfium2.PdfiumError as error:
+        locked = error.err_code == raw.FPDF_ERR_PASSWORD
+        raise Unreadable(Reason.ENCRYPTED if locked else Reason.UNREADABLE, short(error)) from None
+    with document:
+        yield len(document), lambda number, scale, max_pixels: _page(document, number, scale, max_pixels)
+
+
+def _page(document: Any, number: int, scale: float, max_pixels: int) -> Page:
+    page = document[number]
+    if raw.FPDFPage_GetAnnotCount(page):
+        raw.FPDFPage_Flatten(page, raw.FLAT_NORMALDISPLAY)  # what annotations say is text of the page then
+        page = document[number]
+    width, height = page.get_size()
+    check_size(width * scale, height * scale, max_pixels)
+    image = np.ascontiguousarray(page.render(scale=scale, rev_byteorder=True).to_numpy()[..., :3])
+    words, pictured = _words(page, image), 0.0
+    if not words.texts:
+        pictures = page.get_objects(filter=(raw.FPDF_PAGEOBJ_IMAGE,), max_depth=DEPTH)
+        pictured = share_under((picture.get_bounds() for picture in pictures), width * height)
+    return Page(image, words, False, pictured)
+
+
+def _words(page: Any, image: np.ndarray) -> Words:
+    text = page.get_textpage()
+    runs = _runs(_characters(text, _texts(page, paper(image))))
+    glyphs = gather(character for run in runs for character in (*(one for _, one in run), BREAK))
+    doubtful = _run_down(runs) or _guesses(text)
+    return visible(glyphs._replace(boxes=_shown(page, glyphs.boxes, image)), image, doubtful, each=True)
+
+
+def _guesses(text: Any) -> bool:
+    """Whether fonts do not say what some of their letters are; PDFium takes the bytes for letters then."""
+    count = raw.FPDFText_CountChars(text)
+    return sum(raw.FPDFText_HasUnicodeMapError(text, n) == 1 for n in range(count)) > UNTRUSTED * count
+
+
+def _texts(page: Any, ground: tuple[int, int, int]) -> dict[int, _Text]:
+    """The page's text objects that are painted, by address."""
+    found = page.get_objects(filter=(raw.FPDF_PAGEOBJ_TEXT,), max_depth=DEPTH)
+    painted = (one.raw for one in found if _is_painted(one.raw))
+    return {
+        _address(one): _Text(rank, is_pale(_colour(one), ground), _is_upright(one)) for rank, one in enumerate(painted)
+    }
+
+
+def _address(handle: Any) -> int:
+    return ctypes.cast(handle, ctypes.c_void_p).value or 0
+
+
+def _is_painted(handle: Any) -> bool:
+    """Whether a text object is not invisible, and not wholly outside its clip paths."""
+    mode = raw.FPDFTextObj_GetTextRenderMode(handle)
+    return mode != raw.FPDF_TEXTRENDERMODE_INVISIBLE and _meets_clip(handle)
+
+
+def _colour(handle: Any) -> tuple[int, int, int]:
+    """The colour of a text object: its outline's where nothing else is painted."""
+    outline = raw.FPDFTextObj_GetTextRenderMode(handle) == raw.FPDF_TEXTRENDERMODE_STROKE
+    red, green, blue, alpha = (ctypes.c_uint() for _ in range(4))
+    (raw.FPDFPageObj_GetStrokeColor if outline else raw.FPDFPageObj_GetFillColor)(handle, red, green, blue, alpha)
+    return red.value, green.value, blue.value
+
+
+def _is_upright(handle: Any) -> bool:
+    matrix = raw.FS_MATRIX()
+    raw.FPDFPageObj_GetMatrix(handle, matrix)
+    return bool(matrix.a > abs(matrix.b))
+
+
+def _meets_clip(handle: Any) -> bool:
+    """Whether the bounds of an object meet those of each of its clip paths."""
+    left, bottom, right, top = (ctypes.c_float() for _ in range(4))
+    raw.FPDFPageObj_GetBounds(handle, left, bottom, right, top)
+    clip = raw.FPDFPageObj_GetClipPath(handle)
+    for number in range(raw.FPDFClipPath_CountPaths(clip)):
+        segments = range(raw.FPDFClipPath_CountPathSegments(clip, number))
+        points = np.array([_point(raw.FPDFClipPath_GetPathSegment(clip, number, n)) for n in segments]).reshape(-1, 2)
+        if (
+            len(points)
+            and ((points.max(0) < (left.value, bottom.value)) | (points.min(0) > (right.value, top.value))).any()
+        ):
+            return False
+    return True
+
+
+def _point(segment: Any) -> tuple[float, float]:
+    x, y = ctypes.c_float(), ctypes.c_float()
+    raw.FPDFPathSegment_GetPoint(segment, x, y)
+    return x.value, y.value
+
+
+def _shown(page: Any, boxes: np.ndarray, image: np.ndarray) -> np.ndarray:
+    """Boxes of the page's own space as pixels of its picture: turned, cut and enlarged as it is shown."""
+    origin, right, up = (_device(page, *point) for point in ((0, 0), (1000, 0), (0, 1000)))
+    matrix = np.array([right - origin, up - origin]) / 1000
+    height, width = image.shape[:2]
+    corners = np.stack([boxes[:, [0, 1]], boxes[:, [2, 3]]])
+    points = (corners @ matrix + origin) * (width, height) / FINE
+    return np.concatenate([points.min(axis=0), points.max(axis=0)], axis=1)
+
+
+def _device(page: Any, x: float, y: float) -> np.ndarray:
+    column, row = ctypes.c_int(), ctypes.c_int()
+    raw.FPDF_PageToDevice(page, 0, 0, FINE, FINE, 0, x, y, column, row)
+    return np.array([column.value, row.value], dtype=np.float64)
+
+
+def _characters(text: Any, texts: dict[int, _Text]) -> Iterator[_Placed]:
+    """What is painted, with its text object; a break between words, and for what is not painted."""
+    high = ""
+    for index in range(raw.FPDFText_CountChars(text)):
+        one = texts.get(_address(raw.FPDFText_GetTextObject(text, index)))
+        if one is None or raw.FPDFText_IsGenerated(text, index) == 1:
+            yield _NONE, BREAK
+            continue
+        char = _letter(text, index)
+        if "\ud800" <= char < "\udc00":  # the first half of a character beyond the BMP
+            high = char
+            continue
+        char, high = (high + char).encode("utf-16", "surrogatepass").decode("utf-16", "replace"), ""
+        yield one, (char, _box(text, index), one.pale)
+        if raw.FPDFText_IsHyphen(text, index) == 1:
+            yield _NONE, BREAK
+
+
+def _letter(text: Any, index: int) -> str:
+    if raw.FPDFText_IsHyphen(text, index) == 1:
+        return "-"  # PDFium has a code of its own for one at a line's end
+    char = chr(raw.FPDFText_GetUnicode(text, index))
+    return UNKNOWN if raw.FPDFText_HasUnicodeMapError(text, index) == 1 and not char.isprintable() else char
+
+
+def _box(text: Any, index: int) -> Box:
+    left, right, bottom, top = (ctypes.c_double() for _ in range(4))
+    raw.FPDFText_GetCharBox(text, index, left, right, bottom, top)
+    return left.value, bottom.value, right.value, top.value
+
+
+def _runs(characters: Iterator[_Placed]) -> list[list[_Placed]]:
+    """Words in the order in which they are painted: PDFium puts those of a line in another order on turned pages."""
+    runs = [list[_Placed]()]
+    for one in characters:
+        if one[1][0].isspace():
+            runs.append([])
+        elif runs[-1] and one[1][1] == runs[-1][-1][1][1]:  # a glyph of several characters, each with its box
+            text, (chars, box, pale) = runs[-1].pop()
+            runs[-1].append((text, (chars + one[1][0], box, pale)))
+        else:
+            runs[-1].append(one)
+    return sorted(filter(None, runs), key=lambda run: run[0][0].rank)
+
+
+def _run_down(runs: list[list[_Placed]]) -> bool:
+    """Whether most words of upright letters are written from top to bottom."""
+    pairs = [(run[0][1][1], run[1][1][1]) for run in runs if len(run) > 1 and run[0][0].upright]
+    return sum(below[3] <= above[1] for above, below in pairs) * 2 > len(pairs)

@@ -1,0 +1,155 @@
+"""The words of a page are those that the eye sees, each once, with its box on its ink: with either engine."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import pymupdf
+import pytest
+from hostile_pdfs import page as pdf_page
+from made_pages import Made, made_pages, vertical
+
+from data_specs.records import Reason
+from data_specs.spec import Filters, PageStyle, Render, TypesetSource
+from pipeline.renderers import Lost, Picture
+from pipeline.renderers.pages import ENGINES, render_pdf
+from pipeline.renderers.words import BREAK, Page, gather, letters
+from pipeline.truth import shares
+
+SCALE, PIXELS = 100 / 72, 40_000_000
+both = pytest.mark.parametrize("engine", ENGINES)
+
+
+def read(data: bytes, engine: str, number: int = 0) -> Page:
+    """One page of a PDF."""
+    with ENGINES[engine].open_pdf(data) as (_, read_page):
+        return read_page(number, SCALE, PIXELS)
+
+
+def whole(page: Page) -> list[str]:
+    """The words that no edge cuts."""
+    return [text for text, cut in zip(page.words.texts, page.words.cut, strict=True) if not cut]
+
+
+@both
+@pytest.mark.parametrize("made", made_pages(), ids=lambda made: made.name)
+def test_words_are_what_is_seen_and_their_boxes_hold_the_ink(made: Made, engine: str) -> None:
+    page = read(made.data, engine)
+    assert page.words.texts == made.words and page.words.trusted and not page.words.cut.any()
+    truth = shares(page.image, page.words.boxes)
+    assert truth.words_with_ink >= 0.99
+    assert truth.ink_outside <= 0.02
+
+
+@both
+@pytest.mark.parametrize(
+    ("name", "words"),
+    [
+        ("hyph", "hyphen- ation of the exam- ple line"),
+        ("invisible", "visible words"),
+        ("double2", "Hello bold"),
+    ],
+)
+def test_cases_have_the_words_that_are_seen(shared: Path, name: str, words: str, engine: str) -> None:
+    assert whole(read((shared / f"cases/pdf/{name}.pdf").read_bytes(), engine)) == words.split()
+
+
+@both
+@pytest.mark.parametrize(("name", "number"), [("rot90", 240), ("crop", 142)])
+def test_cases_have_their_boxes_on_the_ink(shared: Path, name: str, number: int, engine: str) -> None:
+    page = read((shared / f"cases/pdf/{name}.pdf").read_bytes(), engine)
+    assert len(whole(page)) == number
+    truth = shares(page.image, page.words.boxes)
+    assert truth.words_with_ink == 1
+    assert truth.ink_outside <= 0.02
+
+
+def pictures(data: bytes, engines: list[str], size: int = 64, **render: object) -> list[Picture | Lost]:
+    """What a PDF gives at one crop a page and 72 dpi."""
+    source = TypesetSource(kind="typeset", documents=1)
+    style = PageStyle(dpi=72, crops=1)
+    return list(render_pdf(data, "it", Render(sources=[source], pages=style, **render), 0, size, engines))
+
+
+@pytest.mark.parametrize(
+    ("name", "engines", "became"),
+    [
+        ("clipdeep", ["mupdf", "pdfium"], ["PyMuPDF", "pypdfium2", "PyMuPDF"]),
+        ("clipdeep", ["mupdf"], ["PyMuPDF", Reason.PAGE_FAILED, "PyMuPDF"]),
+        ("kid_null", ["mupdf", "pdfium"], ["PyMuPDF", Reason.PAGE_FAILED, "PyMuPDF"]),
+        ("kid_null", ["pdfium"], ["pypdfium2", Reason.PAGE_FAILED, "pypdfium2"]),
+    ],
+)
+def test_a_bad_page_costs_one_page(shared: Path, name: str, engines: list[str], became: list[str]) -> None:
+    made = pictures((shared / f"cases/pdf/{name}.pdf").read_bytes(), engines)
+    assert [one.reason if isinstance(one, Lost) else one.about["engine"].split()[0] for one in made] == became
+    assert all(one.detail for one in made if isinstance(one, Lost))
+
+
+@both
+def test_a_word_that_a_crop_cuts_is_marked_and_not_in_the_text(engine: str) -> None:
+    row = " ".join(f"({n:03d} ) Tj" for n in range(60))
+    lines = " T* ".join([row] * 20)
+    data = pdf_page(f"BT /F1 12 Tf 14 TL 10 280 Td {lines} ET".encode(), b"0 0 600 300")
+    [made] = pictures(data, [engine], size=200)
+    assert isinstance(made, Picture)
+    about = made.about
+    assert about["text"].split() == [w for w, cut in zip(about["words"], about["clipped"], strict=True) if not cut]
+    assert 0 < sum(about["clipped"]) < len(about["words"]) / 2
+    boxes = np.array(about["boxes"])
+    assert boxes.min() >= 0 and boxes.max() <= 200
+    assert shares(made.image, boxes).words_with_ink == 1
+    touching = (boxes < 1).any(axis=1) | (boxes > 199).any(axis=1)
+    assert set(np.flatnonzero(about["clipped"])) <= set(np.flatnonzero(touching))
+
+
+@both
+def test_a_scan_with_an_invisible_layer_of_text_is_a_scan(engine: str) -> None:
+    document = pymupdf.open()
+    picture = document.new_page()
+    picture.insert_text((72, 72), "printed words")
+    pixmap = picture.get_pixmap()
+    scan = document.new_page()
+    scan.insert_image(scan.rect, pixmap=pixmap)
+    scan.insert_text((72, 72), "printed words", render_mode=3)
+    page = read(document.tobytes(), engine, 1)
+    assert page.words.texts == [] and page.pictured > 0.9
+
+
+@both
+def test_vertical_writing_is_marked_and_can_be_filtered(engine: str) -> None:
+    [kept] = pictures(vertical(), [engine])
+    [dropped] = pictures(vertical(), [engine], filters=Filters(untrusted="drop"))
+    assert isinstance(kept, Picture) and kept.about["trusted"] is False
+    assert isinstance(dropped, Lost) and dropped.reason == Reason.UNTRUSTED_WORDS
+
+
+@both
+def test_letters_without_a_map_are_marked(engine: str) -> None:
+    font = b"<< /F9 << /Type /Font /Subtype /Type3 /FontBBox [0 0 10 10] /FontMatrix [.1 0 0 .1 0 0] /FirstChar 1 "
+    font += b"/LastChar 2 /Widths [10 10] /Encoding << /Differences [1 /g1 /g2] >> "
+    font += b"/CharProcs << /g1 10 0 R /g2 10 0 R >> >> >>"
+    glyph = b"<< /Length 35 >>\nstream\n10 0 0 0 10 10 d1 0 0 8 8 re f      \nendstream"
+    contents = b"BT /F9 20 Tf 40 100 Td <0102010201> Tj ET"
+    data = pdf_page(contents, resources=b"/Font " + font, more={10: glyph})
+    assert not read(data, engine).words.trusted
+
+
+@both
+def test_text_of_annotations_is_seen(engine: str) -> None:
+    document = pymupdf.open()
+    document.new_page().add_freetext_annot((72, 72, 300, 120), "a note beside", fontsize=14)
+    assert whole(read(document.tobytes(), engine)) == ["a", "note", "beside"]
+
+
+def test_letters_are_folded_once() -> None:
+    assert [letters(char) for char in "ﬁﬃﭏﻻ²ﷲ"] == ["fi", "ffi", "אל", "لا", "²", "الله"]
+    assert {letters(char) for char in "\x00\x02\x7f\u200b\u202e\ufeff\ufffe\uffff\ud800"} == {""}
+    assert letters("\uf0b7") == "\ufffd" and letters("\u00a0") == " "
+
+
+def test_a_soft_hyphen_is_seen_at_a_words_end_alone() -> None:
+    box = (0.0, 0.0, 1.0, 1.0)
+    text = [(char, box, False) for char in "ex\u00adam\u00ad"]
+    assert gather([*text, BREAK]).texts == ["exam-"]
