@@ -57,30 +57,47 @@ class Shape(Part):
 
 
 # ---- render --------------------------------------------------------------------------------------------------------
-class TextStyle(Part):
-    """How rich text is drawn; sizes are pixels of the drawn canvas (crop_size)."""
+Colour = Annotated[str, Field(pattern=r"^#[0-9a-fA-F]{6}$")]
+MonospaceFont = Literal["cascadia-mono", "space-mono", "ubuntu-mono", "monospace"]
+TextFont = Literal["noto-sans", "fira-go", "ubuntu", "sans-serif", "serif", "times"] | MonospaceFont
 
-    fonts: list[str] = Field(
-        ["noto-sans", "fira-go", "ubuntu", "cascadia-mono"],
-        min_length=1,
-        description="families by the names of pymupdf-fonts, one drawn for each image",
+
+class TextStyle(Part):
+    """How rich text is drawn: a style sheet is drawn from this for each passage, whose structure is its own.
+
+    Sizes are pixels of the drawn canvas (crop_size).
+    """
+
+    fonts: list[TextFont] = Field(
+        ["noto-sans", "fira-go", "ubuntu", "serif"], min_length=1, description="families, one drawn for each passage"
+    )
+    code_fonts: list[MonospaceFont] = Field(
+        ["cascadia-mono", "monospace"], min_length=1, description="families of code, one drawn for each passage"
     )
     sizes: tuple[int, int] = Field((24, 32), description="smallest and largest type of the body")
     weights: list[Literal["regular", "bold", "italic"]] = Field(
-        ["regular", "bold", "italic"], description="of the body, one drawn for each image"
+        ["regular"], min_length=1, description="of the body, one drawn for each passage"
     )
-    colours: list[str] = Field(["#000000"], min_length=1, description="ink, #rrggbb")
-    backgrounds: list[str] = Field(["#ffffff"], min_length=1, description="paper, #rrggbb")
+    colours: list[Colour] = Field(["#000000"], min_length=1, description="ink of the body, and of headings and links")
+    backgrounds: list[Colour] = Field(["#ffffff"], min_length=1, description="paper, #rrggbb")
     alignments: list[Literal["left", "centre", "right", "justify"]] = Field(
-        ["left"], description="of the lines, one drawn for each image"
+        ["left"], min_length=1, description="of the lines, one drawn for each passage"
     )
-    headings: float = Field(0.0, ge=0, le=1, description="share of images that open with a heading")
-    lists: float = Field(0.0, ge=0, le=1, description="share of images set as a list")
-    emphasis: float = Field(0.0, ge=0, le=1, description="share of words in another weight or colour")
-    margin: int = Field(20, ge=0, description="empty border, pixels")
+    columns: list[Annotated[int, Field(ge=1, le=4)]] = Field(
+        [1], min_length=1, description="numbers of columns, one drawn for each passage"
+    )
+    margin: Annotated[int, Field(ge=0)] | tuple[int, int] = Field(
+        20, description="empty border, pixels: one, or smallest and largest"
+    )
     line_spacing: float = Field(1.2, ge=0.8, le=3, description="distance of the lines in units of the type size")
-    max_words: int = Field(100, ge=1, description="words on one image")
+    whole_pixels: bool = Field(False, description="letters a whole number of pixels wide: one shape each, not four")
+    max_words: int = Field(100, ge=1, description="words of a plain passage on one image")
     max_images: int = Field(1, ge=1, description="images made of one passage, in order")
+
+    @property
+    def margins(self) -> tuple[int, int]:
+        """Smallest and largest margin."""
+        return self.margin if isinstance(self.margin, tuple) else (self.margin, self.margin)
 
 
 class PageStyle(Part):

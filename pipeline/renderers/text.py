@@ -1,164 +1,182 @@
-"""Rich text: passages drawn with Pillow in several fonts, sizes, weights and colours, with the box of every word.
+"""Rich text: passages of plain text, Markdown or HTML, laid out by MuPDF's Story with a style sheet of the spec's.
 
-After the paper's Text-Image (section 4): at most 100 words with a margin on a square; what is "rich" is the spec's.
+After the paper's Text-Image (section 4): at most 100 words with a margin on a square. Structure is the document's own;
+fonts, sizes, colours, alignment, columns and margins are the spec's. MuPDF brings its own HarfBuzz and bidi algorithm.
 """
 
 from __future__ import annotations
 
+import html
 import random
+import re
 import unicodedata
 from collections.abc import Iterator
-from dataclasses import dataclass
+from functools import lru_cache
+from typing import Literal, NamedTuple
 
 import numpy as np
-from PIL import Image, ImageColor, ImageDraw
+import pymupdf
+from markdown_it import MarkdownIt
+from PIL import ImageColor
+from pymupdf import mupdf
 
 from data_specs.records import Reason
 from data_specs.spec import TextStyle
 from pipeline.renderers import Lost, Picture
-from pipeline.renderers.fonts import characters, font, width
+from pipeline.renderers.fonts import Fonts, characters, fonts, has_glyph
+from pipeline.renderers.mupdf import read
+from pipeline.renderers.words import Words
+
+Format = Literal["plain", "markdown", "html"]
+_NO_OVERFLOW = mupdf.FZ_PLACE_STORY_FLAG_NO_OVERFLOW
+_OVERFLOWS = mupdf.FZ_PLACE_STORY_RETURN_OVERFLOW_WIDTH
+SHEET = """
+body {{margin: 0; font-family: {family}; font-size: {size}px; line-height: {line_spacing}; color: {colour};
+       font-weight: {weight}; font-style: {slant}; {alignment}}}
+h1, h2, h3, h4, h5, h6 {{color: {accent}; line-height: 1.2; margin: 0.5em 0 0.3em 0}}
+h1 {{font-size: 1.5em}} h2 {{font-size: 1.3em}} h3 {{font-size: 1.15em}} h4, h5, h6 {{font-size: 1em}}
+p, ul, ol, pre, table, blockquote {{margin: 0 0 0.5em 0}}
+li p {{margin: 0}} blockquote {{margin-left: 1em}}
+pre, code {{font-family: {code}}} pre {{white-space: pre-wrap; line-height: 1.2; text-align: left}}
+a {{color: {accent}}} img {{display: none}}
+th, td {{border: 1px solid {colour}; padding: 0.15em 0.3em; text-align: left}}
+"""
 
 
-@dataclass(frozen=True)
-class Word:
-    """A word as it will be drawn."""
+class Sheet(NamedTuple):
+    """How one passage is drawn; lengths are in pixels of the canvas."""
 
-    text: str
-    family: str
-    weight: str
+    css: str
+    fonts: Fonts
     size: int
-    colour: str
-    starts_block: bool = False
-    indent: int = 0
-
-    @property
-    def width(self) -> float:
-        return width(self.family, self.weight, self.size, self.text)
-
-    @property
-    def space(self) -> float:
-        return width(self.family, self.weight, self.size, " ")
+    background: tuple[int, ...]
+    columns: list[pymupdf.Rect]
 
 
 def render_text(
-    text: str, document_id: str, style: TextStyle, seed: int, canvas: int, size: int
+    text: str, document_id: str, style: TextStyle, seed: int, canvas: int, size: int, form: Format = "plain"
 ) -> Iterator[Picture | Lost]:
-    """Pictures [size, size, 3] of a passage drawn on `canvas` pixels, at most style.max_images of them, in order.
+    """Pictures of a passage, at most style.max_images of them, in order: what does not fit goes on on the next.
 
-    All chances are functions of (seed, document, picture). Characters no font can draw: one Lost, never empty boxes.
+    All chances are functions of (seed, document). A character that no font has makes one Lost, never an empty box; a
+    plain passage ends before a word that is wider than its column.
+
+    Args:
+        canvas: side of what is laid out, in the pixels of the spec's sizes and margins.
+        size: side of a picture, pixels; it is drawn at that size.
     """
-    words = unicodedata.normalize("NFC", text).split()
-    families = [f for f in style.fonts if all(ord(c) in characters(f) for c in set("".join(words)))]
-    if not words or not families:
-        yield Lost("", Reason.NO_FONT if words else Reason.NO_TEXT)
+    text = unicodedata.normalize("NFC", "".join(c for c in text if c.isspace() or unicodedata.category(c) != "Cc"))
+    if fault := _fault(text):
+        yield fault
         return
-    for number in range(style.max_images):
-        if not words:
-            return
-        rng = random.Random(f"{seed}/{document_id}/{number}")
-        page = _Page(style, rng, rng.choice(families), canvas)
-        words = words[page.fill(words[: style.max_words]) :]
-        if not page.drawn:
-            yield Lost(f"-{number}", Reason.DOES_NOT_FIT)
-            return
-        yield Picture(f"-{number}" if style.max_images > 1 else "", page.picture(size), page.about(size))
+    sheet = _sheet(style, random.Random(f"{seed}/{document_id}"), text, canvas, canvas / size)
+    pieces = _pieces(text, style.max_words, sheet) if form == "plain" else iter([text])
+    pages = (page for piece in pieces for page in _pages(piece, form, sheet, canvas))
+    number = -1
+    for number, drawing in zip(range(style.max_images), pages):
+        image, words = _drawn(drawing, sheet, size / canvas)
+        suffix = f"-{number}" if style.max_images > 1 else ""
+        yield Picture(suffix, image, {"box": (0, 0, canvas, canvas)} | words.fields(1.0))
+    if number < 0:
+        yield Lost("", Reason.DOES_NOT_FIT, text.split()[0][:80])
 
 
-class _Page:
-    """One picture being set: a choice of style, a pen position, and what was drawn."""
+def _fault(text: str) -> Lost | None:
+    if not text.strip():
+        return Lost("", Reason.NO_TEXT)
+    missing = next((c for c in text if not c.isspace() and not has_glyph(c)), "")
+    return Lost("", Reason.NO_FONT, f"U+{ord(missing):04X}") if missing else None
 
-    def __init__(self, style: TextStyle, rng: random.Random, family: str, canvas: int) -> None:
-        self.style, self.rng, self.family, self.canvas = style, rng, family, canvas
-        self.body = rng.randint(*style.sizes)
-        self.colour, self.background = rng.choice(style.colours), rng.choice(style.backgrounds)
-        self.alignment = rng.choice(style.alignments)
-        self.weight = rng.choice(style.weights)
-        self.heading = rng.random() < style.headings
-        self.is_list = rng.random() < style.lists
-        self.image = Image.new("RGB", (canvas, canvas), ImageColor.getrgb(self.background))
-        self.draw = ImageDraw.Draw(self.image)
-        self.top = float(style.margin)
-        self.drawn: list[tuple[list[float], str]] = []
-        self.lines: list[str] = []
 
-    def fill(self, texts: list[str]) -> int:
-        """Sets as many words as fit and returns their number."""
-        words, used, line = [self._style(i, t, len(texts)) for i, t in enumerate(texts)], 0, list[Word]()
-        for word in words:
-            if line and (word.starts_block or not self._fits([*line, word])):
-                if not self._set(line, last=word.starts_block):
-                    return used
-                used, line = used + len(line), []
-            if word.width > self.canvas - 2 * self.style.margin - word.indent:
-                return used + (len(line) if line and self._set(line, last=True) else 0)
-            line.append(word)
-        return used + (len(line) if line and self._set(line, last=True) else 0)
+def _sheet(style: TextStyle, rng: random.Random, text: str, canvas: int, pixel: float) -> Sheet:
+    """The choices for one passage; `pixel` is the side of a pixel of the picture on the canvas."""
+    letters = {ord(c) for c in text if c.isalpha()}
+    family = rng.choice([f for f in style.fonts if letters <= characters(f)] or style.fonts)
+    code, size, weight = rng.choice(style.code_fonts), rng.randint(*style.sizes), rng.choice(style.weights)
+    colour, accent, background = rng.choice(style.colours), rng.choice(style.colours), rng.choice(style.backgrounds)
+    alignment, margin, number = rng.choice(style.alignments), rng.randint(*style.margins), rng.choice(style.columns)
+    css = SHEET.format(
+        family=family,
+        code=code,
+        size=size,
+        line_spacing=style.line_spacing,
+        colour=colour,
+        accent=accent,
+        weight="bold" if weight == "bold" else "normal",
+        slant="italic" if weight == "italic" else "normal",
+        alignment="" if alignment == "left" else f"text-align: {alignment.replace('centre', 'center')}",
+    )
+    faces = fonts((family, code), size / pixel if style.whole_pixels else None)
+    return Sheet(faces.css + css, faces, size, ImageColor.getrgb(background), _columns(canvas, margin, number, size))
 
-    def _style(self, place: int, text: str, total: int) -> Word:
-        heading_words = min(5, total) if self.heading else 0
-        if place < heading_words:
-            return Word(text, self.family, "bold", round(self.body * 1.3), self.colour, place == 0)
-        starts = place == heading_words or (self.is_list and (place - heading_words) % 8 == 0)
-        weight, colour = self.weight, self.colour
-        if self.rng.random() < self.style.emphasis:
-            weight, colour = self.rng.choice(self.style.weights), self.rng.choice(self.style.colours)
-        return Word(text, self.family, weight, self.body, colour, starts, self.body if self.is_list else 0)
 
-    def _fits(self, line: list[Word]) -> bool:
-        return self._width(line) + line[0].indent <= self.canvas - 2 * self.style.margin
+def _columns(canvas: int, margin: int, number: int, gap: int) -> list[pymupdf.Rect]:
+    """So many columns side by side within a margin."""
+    width = (canvas - 2 * margin - (number - 1) * gap) / number
+    lefts = (margin + n * (width + gap) for n in range(number))
+    return [pymupdf.Rect(left, margin, left + width, canvas - margin) for left in lefts]
 
-    def _width(self, line: list[Word]) -> float:
-        return sum(word.width for word in line) + sum(word.space for word in line[:-1])
 
-    def _set(self, line: list[Word], last: bool) -> bool:
-        """Draws a line; False where the picture is full."""
-        size = max(word.size for word in line)
-        ascent, descent = font(line[0].family, line[0].weight, size).getmetrics()
-        if self.top + ascent + descent > self.canvas - self.style.margin + descent / 2:
-            return False
-        free = self.canvas - 2 * self.style.margin - line[0].indent - self._width(line)
-        share = {"left": 0.0, "centre": 0.5, "right": 1.0, "justify": 0.0}[self.alignment]
-        gap = free / (len(line) - 1) if self.alignment == "justify" and len(line) > 1 and not last else 0.0
-        left = self.style.margin + line[0].indent + free * share
-        if line[0].indent and line[0].starts_block:
-            self._bullet(line[0], left)
-        for word in line:
-            self._word(word, left, ascent)
-            left += word.width + word.space + gap
-        self.lines.append(" ".join(word.text for word in line))
-        self.top += size * self.style.line_spacing
-        return True
+def _pieces(text: str, max_words: int, sheet: Sheet) -> Iterator[str]:
+    """A plain passage, up to a word that is wider than a column, in pieces of at most so many words."""
+    words = [match.span() for match in re.finditer(r"\S+", text)]
+    first = sheet.fonts.first
+    wide = (n for n, (a, b) in enumerate(words) if first.text_length(text[a:b], sheet.size) > sheet.columns[0].width)
+    words = words[: next(wide, None)]
+    for start in range(0, len(words), max_words):
+        last = words[start : start + max_words][-1]
+        yield text[words[start][0] : last[1]]
 
-    def _word(self, word: Word, left: float, ascent: int) -> None:
-        place = (round(left), round(self.top) + ascent)
-        self.draw.text(place, word.text, fill=word.colour, font=font(word.family, word.weight, word.size), anchor="ls")
-        self.drawn.append(
-            ([left, self.top, left + word.width, self.top + word.size * self.style.line_spacing], word.text)
-        )
 
-    def _bullet(self, word: Word, left: float) -> None:
-        middle, radius = round(self.top + 0.65 * word.size), max(1, word.size // 8)
-        centre = round(left - 0.5 * word.size)
-        self.draw.ellipse([centre - radius, middle - radius, centre + radius, middle + radius], fill=word.colour)
+def _pages(piece: str, form: Format, sheet: Sheet, canvas: int) -> Iterator[pymupdf.DisplayList]:
+    """A piece laid out on as many canvases as it takes, until nothing more can be placed."""
+    story = pymupdf.Story(html=_html(piece, form), user_css=sheet.css, archive=sheet.fonts.archive)
+    columns = sheet.columns
+    if _overflows(story, columns[0].width):  # a table or formula: over the whole width
+        columns = [columns[0] | columns[-1]]
+    more = placed = True
+    while more and placed:
+        drawing = pymupdf.DisplayList(mupdf.FzRect(0, 0, canvas, canvas))
+        device, placed = mupdf.fz_new_list_device(drawing.this), False
+        for column in columns:
+            if more:
+                more, filled = story.place(column)
+                placed = placed or filled[3] > filled[1]
+                mupdf.fz_draw_story(story.this, device, mupdf.FzMatrix())
+        mupdf.fz_close_device(device)
+        if placed:
+            yield drawing
 
-    def picture(self, size: int) -> np.ndarray:
-        image = self.image if size == self.canvas else self.image.resize((size, size), Image.Resampling.BICUBIC)
-        return np.array(image)
 
-    def about(self, size: int) -> dict[str, object]:
-        scale = size / self.canvas
-        boxes = [[*(round(side * scale, 1) for side in box), text] for box, text in self.drawn]
-        return {
-            "text": "\n".join(self.lines),
-            "words": boxes,
-            "box": [0, 0, self.canvas, self.canvas],
-            "style": {
-                "font": self.family,
-                "size": self.body,
-                "weight": self.weight,
-                "colour": self.colour,
-                "alignment": self.alignment,
-                "heading": self.heading,
-                "list": self.is_list,
-            },
-        }
+def _overflows(story: pymupdf.Story, width: float) -> bool:
+    """Whether anything in a story is wider than so much."""
+    more, _ = story.place(pymupdf.Rect(0, 0, width, 1e6), flags=_NO_OVERFLOW)
+    story.reset()
+    return more == _OVERFLOWS
+
+
+def _html(piece: str, form: Format) -> str:
+    """A passage as HTML; it runs from right to left where its first letter does."""
+    if form == "html":
+        return piece
+    first = next((way for way in map(unicodedata.bidirectional, piece) if way in ("L", "R", "AL")), "L")
+    if form == "markdown":
+        body = _markdown().render(piece)
+    else:
+        paragraphs = (html.escape(part) for part in re.split(r"\n\s*\n", piece))
+        body = "".join(f"<p>{part}</p>" for part in paragraphs)
+    return f'<body dir="{"ltr" if first == "L" else "rtl"}">{body}</body>'
+
+
+@lru_cache(maxsize=1)
+def _markdown() -> MarkdownIt:
+    return MarkdownIt("commonmark").enable(["table", "strikethrough"])
+
+
+def _drawn(drawing: pymupdf.DisplayList, sheet: Sheet, scale: float) -> tuple[np.ndarray, Words]:
+    """The picture of a canvas on its background, uint8 [size, size, 3], and the words that can be seen in it."""
+    pixmap = drawing.get_pixmap(pymupdf.Matrix(scale, scale), pymupdf.csRGB, alpha=1)
+    pixels = np.frombuffer(pixmap.samples, np.uint8).reshape(pixmap.height, pixmap.width, 4)
+    paper = np.array(sheet.background, np.uint16) * (255 - pixels[..., 3:].astype(np.uint16))
+    image = pixels[..., :3] + ((paper + 127) // 255).astype(np.uint8)
+    return image, read(drawing, image, scale)

@@ -45,9 +45,17 @@ class Glyphs(NamedTuple):
         high = np.maximum.reduceat(self.boxes[:, 2:], self.starts)
         return np.concatenate([low, high], axis=1)
 
+    def across(self) -> np.ndarray:
+        """Whether the words run across, bool [n], and not up or down."""
+        middles = (self.boxes[:, :2] + self.boxes[:, 2:]) / 2
+        ends = np.array([*self.starts[1:], len(middles)]) - 1
+        way = np.abs(middles[ends] - middles[self.starts])
+        return np.asarray(way[:, 0] >= way[:, 1])
+
 
 class Words(NamedTuple):
-    """Words that can be seen, in reading order: texts, boxes float [n, 4] in pixels, and which are cut by an edge.
+    """Words that can be seen, in reading order: texts, boxes float [n, 4] in pixels, which are cut by an edge, and
+    which run across.
 
     They are not trusted where the file does not say what its letters are, or writes from top to bottom.
     """
@@ -55,6 +63,7 @@ class Words(NamedTuple):
     texts: list[str]
     boxes: np.ndarray
     cut: np.ndarray
+    across: np.ndarray
     trusted: bool = True
 
     def within(self, left: int, top: int, image: np.ndarray, pale: list[bool] | None = None) -> Words:
@@ -65,15 +74,18 @@ class Words(NamedTuple):
         """
         height, width = image.shape[:2]
         moved = self.boxes - (left, top, left, top)
-        boxes = np.clip(moved, 0, (width, height, width, height))
-        beyond = (np.abs(moved - boxes) > EDGE).any(axis=1)
-        reach = (boxes[:, 2:] - boxes[:, :2] >= np.where(beyond, SLIVER, 0)[:, None]).all(axis=1)
-        marks = Marks(image)
+        boxes, marks = np.clip(moved, 0, (width, height, width, height)), Marks(image)
+        beyond = np.abs(moved - boxes) > EDGE
+        reach = (boxes[:, 2:] - boxes[:, :2] >= np.where(beyond.any(axis=1), SLIVER, 0)[:, None]).all(axis=1)
         if pale is None:
-            chosen = [n for n in np.flatnonzero(reach) if not beyond[n] or marks.under(boxes[n])]
+            chosen = [n for n in np.flatnonzero(reach) if not beyond[n].any() or marks.under(boxes[n])]
         else:
             chosen = [n for n in np.flatnonzero(reach) if marks.under(boxes[n], pale[n])]
-        return self._replace(boxes=boxes, cut=self.cut | beyond).only(chosen)
+        along = np.where(self.across[:, None], (True, False, True, False), (False, True, False, True))
+        cut = self.cut | (beyond & along).any(axis=1)
+        for n in chosen:  # boxes are as high as the font: what goes beyond may be without ink
+            cut[n] |= any(marks.cross(boxes[n], side) for side in np.flatnonzero(beyond[n] & ~along[n]))
+        return self._replace(boxes=boxes, cut=cut).only(chosen)
 
     def without_twins(self) -> Words:
         """Each once, also where it is painted again in the same place, for instance as a poor man's bold."""
@@ -87,7 +99,7 @@ class Words(NamedTuple):
     def only(self, chosen: list[int]) -> Words:
         """Those of these numbers."""
         texts = [self.texts[n] for n in chosen]
-        return Words(texts, self.boxes[chosen].reshape(-1, 4), self.cut[chosen], self.trusted)
+        return Words(texts, self.boxes[chosen].reshape(-1, 4), self.cut[chosen], self.across[chosen], self.trusted)
 
     def fields(self, scale: float) -> dict[str, Any]:
         """The fields of a SampleInfo, in pixels times `scale`."""
@@ -195,13 +207,15 @@ def visible(glyphs: Glyphs, image: np.ndarray, doubtful: bool, each: bool = Fals
         each: whether every glyph is looked at, not only every word: some may be clipped away.
     """
     if not glyphs.texts:
-        return Words([], np.zeros((0, 4)), np.zeros(0, bool))
+        return Words([], np.zeros((0, 4)), np.zeros(0, bool), np.zeros(0, bool))
     cut = np.zeros(len(glyphs.texts), bool)
     if each:
         marks = Marks(image)
         seen = np.array([marks.under(box) for box in glyphs.boxes])
         cut = ~np.logical_and.reduceat(seen, glyphs.starts)
-    words = Words(glyphs.texts, glyphs.word_boxes(), cut).within(0, 0, image, glyphs.pale).without_twins()
+    words = (
+        Words(glyphs.texts, glyphs.word_boxes(), cut, glyphs.across()).within(0, 0, image, glyphs.pale).without_twins()
+    )
     return words._replace(trusted=not doubtful and _are_known(words.texts))
 
 
@@ -211,7 +225,7 @@ class Marks:
     def __init__(self, image: np.ndarray) -> None:
         plane = grey_plane(image)
         self.planes = [image[..., channel] for channel in range(3)] if plane is None else [plane]
-        self.paper = paper(image)
+        self.image = image
 
     def under(self, box: np.ndarray, pale: bool = False) -> bool:
         """Whether anything can be seen within a pixel of a box; of a `pale` word: whether it stands on another colour
@@ -221,8 +235,20 @@ class Marks:
         patches = [plane[y0:y1, x0:x1] for plane in self.planes]
         if not any(patch.size and int(patch.max()) - int(patch.min()) >= CONTRAST for patch in patches):
             return False
-        other = (np.abs(p.astype(np.int16) - colour) >= CONTRAST for p, colour in zip(patches, self.paper))
+        other = (np.abs(p.astype(np.int16) - colour) >= CONTRAST for p, colour in zip(patches, paper(self.image)))
         return not pale or any(part.mean() >= AROUND for part in other)
+
+    def cross(self, box: np.ndarray, side: int) -> bool:
+        """Whether anything can be seen on the line of pixels along a side (left, top, right, bottom) of a box."""
+        x0, y0, x1, y1 = (int(value) for value in box)
+        columns, rows = slice(x0, x1 + 1), slice(y0, y1 + 1)
+        place = (
+            (rows, slice(x0, x0 + 1)),
+            (slice(y0, y0 + 1), columns),
+            (rows, slice(x1 - 1, x1)),
+            (slice(y1 - 1, y1), columns),
+        )
+        return any(int(plane[place[side]].max()) - int(plane[place[side]].min()) >= CONTRAST for plane in self.planes)
 
 
 def paper(image: np.ndarray) -> tuple[int, int, int]:
