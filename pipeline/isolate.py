@@ -43,6 +43,7 @@ class Answer(NamedTuple):
     value: Any
     reason: Reason | None = None
     detail: str = ""
+    step: int | None = None  # the last step that the call said it had begun, where it was ended by its limits
 
     @property
     def environmental(self) -> bool:
@@ -103,6 +104,10 @@ class Child:
         """Calls that the present child, or the one that just ended, has taken up."""
         return int.from_bytes(self.count[:8], sys.byteorder)
 
+    def _step(self) -> int | None:
+        """The step that the present call, or the one that just ended, has begun; None before the first."""
+        return int.from_bytes(self.count[8:16], sys.byteorder) - 1 if any(self.count[8:16]) else None
+
     def _lives(self) -> bool:
         return self.process is not None and self.process.poll() is None
 
@@ -118,12 +123,12 @@ class Child:
         except (EOFError, ConnectionError):
             return self._death(cpu)
         self.close()
-        return Answer(None, Reason.WALL_TIME, f"took longer than {cpu * WALL_FACTOR:g} s")
+        return Answer(None, Reason.WALL_TIME, f"took longer than {cpu * WALL_FACTOR:g} s", self._step())
 
     def _start(self) -> None:
         (ours, theirs), counter = socket.socketpair(), os.memfd_create("dnd-begun")
-        os.truncate(counter, 8)
-        self.count, self.answered = mmap(counter, 8), 0
+        os.truncate(counter, 16)
+        self.count, self.answered = mmap(counter, 16), 0
         environment = os.environ | {"PYTHONPATH": os.pathsep.join(p for p in sys.path if p), "OMP_NUM_THREADS": "1"}
         passed = (theirs.fileno(), counter)
         command = [sys.executable, "-P", "-m", "pipeline.isolate", *map(str, passed), self.function]
@@ -139,11 +144,11 @@ class Child:
         code = self.process.wait()
         self._hang_up()
         if -code == signal.SIGXCPU:
-            return Answer(None, Reason.CPU_TIME, f"used more than {cpu:g} s of CPU")
+            return Answer(None, Reason.CPU_TIME, f"used more than {cpu:g} s of CPU", self._step())
         if -code == signal.SIGKILL:
-            return Answer(None, Reason.CRASH, "killed (memory?)")
+            return Answer(None, Reason.CRASH, "killed (memory?)", self._step())
         name = signal.Signals(-code).name if code < 0 else f"exit code {code}"
-        return Answer(None, Reason.CRASH, name)
+        return Answer(None, Reason.CRASH, name, self._step())
 
     def close(self) -> None:
         """Ends the child."""
@@ -162,6 +167,15 @@ def _write(pipe: Connection, outbox: SimpleQueue[Any]) -> None:
     with suppress(OSError, ValueError, TypeError):  # closed under our hands: whoever receives has seen why
         while (message := outbox.get()) is not None:
             pipe.send(message)
+
+
+shared = list[mmap]()  # in a child: what its parent sees
+
+
+def begin(step: int) -> None:
+    """Notes, in a child, which step of its call begins, so that a call's death can be put down to it."""
+    for counter in shared:
+        counter[8:16] = (step + 1).to_bytes(8, sys.byteorder)
 
 
 def _limit(cpu: float, memory: int) -> None:
@@ -185,7 +199,7 @@ def _serve(pipe: Connection, count: mmap, function: Any) -> None:
         except EOFError:
             return
         number += 1
-        count[:8] = number.to_bytes(8, sys.byteorder)
+        count[:16] = number.to_bytes(8, sys.byteorder) + bytes(8)
         _limit(cpu, memory)
         answers.append(tuple(_answer(function, *fixed, *arguments)))
         if len(answers) >= TOGETHER or time.monotonic() - said > PATIENCE or not more.poll(0):
@@ -197,7 +211,7 @@ def _answer(function: Any, *arguments: Any) -> Answer:
     try:
         return Answer(function(*arguments))
     except MemoryError:
-        return Answer(None, Reason.MEMORY)
+        return Answer(None, Reason.MEMORY, step=int.from_bytes(shared[0][8:16], sys.byteorder) - 1)
     except Unreadable as error:
         return Answer(None, error.reason, error.detail)
     except Exception as error:  # the document's boundary: whatever it raised becomes its recorded reason
@@ -210,8 +224,9 @@ def main() -> None:
     resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
     descriptor, counter, function = sys.argv[1:]
     module, _, name = function.partition(":")
-    _serve(Connection(int(descriptor)), mmap(int(counter), 8), getattr(importlib.import_module(module), name))
+    shared.append(mmap(int(counter), 16))
+    _serve(Connection(int(descriptor)), shared[0], getattr(importlib.import_module(module), name))
 
 
 if __name__ == "__main__":
-    main()
+    importlib.import_module("pipeline.isolate").main()  # the module that renderers know, not its double __main__

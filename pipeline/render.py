@@ -4,8 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import io
-import json
-from collections import deque
+from collections import defaultdict, deque
 from collections.abc import Iterator
 from importlib.metadata import version
 from typing import Any, NamedTuple
@@ -16,20 +15,32 @@ import pymupdf
 import pypdfium2
 from PIL import Image
 
-from data_specs.records import Dropped, InputRead, Outcome, RawDocument, Reason, Sample, SampleFacts, SourceUnit
+from data_specs.records import (
+    Dropped,
+    InputRead,
+    Outcome,
+    RawDocument,
+    Reason,
+    Sample,
+    SampleFacts,
+    SampleInfo,
+    SourceUnit,
+)
 from data_specs.source import Source
 from data_specs.sources.reading import read_unit
+from data_specs.sources.text import TextSource
 from data_specs.spec import Spec
 from pipeline.filters import Duplicates, ink, perceptual_hash, script_of
 from pipeline.isolate import Answer, Child
 from pipeline.png import ENCODER, encode_png
-from pipeline.renderers import Lost, Unreadable
+from pipeline.renderers import Lost, Picture, Unreadable
 from pipeline.renderers.images import render_image
-from pipeline.renderers.pages import render_pdf
+from pipeline.renderers.pages import NOTHING, OPENING, Ended, render_pdf
 from pipeline.renderers.text import render_text
 
 PHOTO_LEVEL = 1  # of Pillow's PNGs of photographs; higher levels take three times the time for a tenth of the bytes
 RETRY_FACTOR = 4.0
+TRIES = 3  # of a document that a limit or crash has ended
 FUNCTION = "pipeline.render:render_document"  # what the children run
 
 
@@ -81,7 +92,7 @@ class Renderer:
                 num_bytes += len(document.data)
                 waiting.append(document)
                 if not document.reason:
-                    yield self._call(source, document, "mupdf")
+                    yield self._call(source, document)
 
         for answer in self.child.map(calls()):
             while waiting[0].reason:
@@ -91,25 +102,21 @@ class Renderer:
         yield from map(_refused, waiting)
         yield InputRead(bytes=num_bytes, sha256=read.hexdigest())
 
-    def _call(self, source: Source, document: RawDocument, engine: str) -> tuple[Any, ...]:
-        about = {"id": document.id, "source": document.origin} | document.info
-        return (source, document.data, document.id, about, engine)
+    def _call(self, source: Source, document: RawDocument, ended: Ended = NOTHING) -> tuple[Any, ...]:
+        about = {"source": document.origin} | document.info
+        return source, document.data, document.id, about, dict(ended)
 
     def _second_chance(self, source: Source, document: RawDocument, answer: Answer) -> Answer:
-        """After a limit or crash: once more, alone in a fresh child; and PDFium where MuPDF fails."""
-        if answer.environmental:
-            answer = self._retried(source, document, "mupdf")
-        if source.document_kind != "pdf" or answer.reason in (None, Reason.NOT_A_PDF, Reason.ENCRYPTED):
-            return answer
-        second = self.alone.call(*self._call(source, document, "pdfium"))
-        if second.environmental:
-            second = self._retried(source, document, "pdfium")
-        return second if second.reason is None else answer
-
-    def _retried(self, source: Source, document: RawDocument, engine: str) -> Answer:
-        self.alone.close()
-        answer = self.alone.call(*self._call(source, document, engine), factor=RETRY_FACTOR)
-        self.alone.close()
+        """After a limit or crash: once more, alone in a fresh child; then without the engine that a page ends."""
+        ended = defaultdict[int, list[tuple[Reason, str]]](list)
+        for _ in range(TRIES if source.document_kind == "pdf" else 1):
+            if not answer.environmental:
+                break
+            self.alone.close()
+            answer = self.alone.call(*self._call(source, document, ended), factor=RETRY_FACTOR)
+            self.alone.close()
+            if answer.reason and answer.environmental:
+                ended[OPENING if answer.step is None else answer.step].append((answer.reason, answer.detail))
         return answer
 
 
@@ -134,24 +141,24 @@ def _outcomes(document: RawDocument, answer: Answer, duplicates: Duplicates | No
 
 
 def render_document(
-    spec: Spec, source: Source, data: bytes, document_id: str, about: dict[str, Any], engine: str
+    spec: Spec, source: Source, data: bytes, document_id: str, about: dict[str, Any], ended: Ended
 ) -> list[Rendered]:
-    """In the child: what became of each picture of a document; `about` is what all their json begin with."""
+    """In the child: what became of each picture of a document; `about` is what is known of all of them."""
     filters, made = spec.render.filters, list[Rendered]()
-    for part in _render_kind(source, data, document_id, spec, engine):
+    known = {"id": document_id} | about
+    texts = {key: str(value or "").encode("utf-8", "replace").decode() for key, value in known.items()}
+    for part in _render_kind(source, data, document_id, spec, ended):
         if isinstance(part, Lost):
             made.append(Rendered(part.suffix, reason=part.reason, detail=part.detail))
         elif (share := ink(part.image)) < filters.min_ink:
             made.append(Rendered(part.suffix, reason=Reason.TOO_LITTLE_INK if share else Reason.BLANK))
         else:
-            about_it = part.about | about
-            text = json.dumps(about_it, sort_keys=True, ensure_ascii=False).encode("utf-8", "replace")
+            info = SampleInfo.model_validate(part.about | texts)
             png = _photo_png(part.image) if source.document_kind == "image" else encode_png(part.image)
-            script = script_of(str(about_it.get("text") or "")) or ""
-            facts = SampleFacts(share, script, perceptual_hash(part.image))
-            made.append(Rendered(part.suffix, png, text, facts))
+            facts = SampleFacts(share, script_of(info.text) or "", perceptual_hash(part.image))
+            made.append(Rendered(part.suffix, png, info.to_json(), facts))
     if made and all(one.reason and one.reason.kind == "rejected" for one in made):
-        raise Unreadable(made[0].reason or Reason.NO_PAGE, f"no page could be rendered; {made[0].detail}")
+        raise Unreadable(made[0].reason or Reason.NO_PAGE, made[0].detail)
     return made
 
 
@@ -161,16 +168,17 @@ def _photo_png(image: np.ndarray) -> bytes:
     return buffer.getvalue()
 
 
-def _render_kind(source: Source, data: bytes, document_id: str, spec: Spec, engine: str) -> Iterator[Any]:
+def _render_kind(source: Source, data: bytes, document_id: str, spec: Spec, ended: Ended) -> Iterator[Picture | Lost]:
     render, size = spec.render, spec.shape.image_size
     if source.document_kind == "pdf":
-        return render_pdf(data, document_id, render, spec.seed, size, engine)
+        return render_pdf(data, document_id, render, spec.seed, size, ended)
     if source.document_kind == "image":
         return render_image(data, spec.stored_size, render.limits.pixels)
     try:
         text = source.text(data)
     except ValueError as error:
         raise Unreadable(Reason.BROKEN_ROW, str(error)) from None
-    if render.filters.scripts and script_of(text) not in render.filters.scripts:
-        return iter([Lost("", Reason.SCRIPT)])
-    return render_text(text, document_id, render.text, spec.seed, render.crop_size or size, size)
+    if render.filters.scripts and (script := script_of(text)) not in render.filters.scripts:
+        return iter([Lost("", Reason.SCRIPT, script or "")])
+    form = source.format if isinstance(source, TextSource) else "plain"
+    return render_text(text, document_id, render.text, spec.seed, render.crop_size or size, size, form)

@@ -21,7 +21,7 @@ def render_image(data: bytes, size: int, max_pixels: int) -> Iterator[Picture]:
         if max(image.size) * size**2 > min(image.size) * max_pixels:
             enlarged = f"{image.width}x{image.height} pixels: enlarged to {size}, over the limit of {max_pixels}"
             raise Unreadable(Reason.TOO_LARGE, enlarged)
-        yield Picture("", center_crop(image, size), {"text": "", "words": [], "box": [0, 0, *image.size]})
+        yield Picture("", center_crop(image, size), {"box": (0, 0, *image.size)})
     except (OSError, SyntaxError, Image.DecompressionBombError) as error:
         raise Unreadable(Reason.NOT_AN_IMAGE, str(error)) from None
 

@@ -54,6 +54,13 @@ def open_pdf(data: bytes) -> Iterator[tuple[int, ReadPage]]:
 
 
 def _page(document: Any, number: int, scale: float, max_pixels: int) -> Page:
+    try:
+        return _read_page(document, number, scale, max_pixels)
+    except mupdf.FzErrorSystem as error:  # its malloc gives nothing
+        raise MemoryError(short(error)) from None
+
+
+def _read_page(document: Any, number: int, scale: float, max_pixels: int) -> Page:
     page = document[number]
     width, height = page.rect.width, page.rect.height
     check_size(width * scale, height * scale, max_pixels)

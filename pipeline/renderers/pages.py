@@ -7,8 +7,9 @@ the spec's order, for each page. They may crash or hang: call only in a child (`
 from __future__ import annotations
 
 import random
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack
+from types import MappingProxyType
 from typing import Any
 
 import numpy as np
@@ -17,6 +18,7 @@ from PIL import Image
 from data_specs.records import Reason
 from data_specs.spec import Filters, PageStyle, Render
 from pipeline.filters import ink, script_of
+from pipeline.isolate import begin
 from pipeline.png import from_plane, grey_plane
 from pipeline.renderers import Lost, Picture, Unreadable, mupdf, pdfium, short
 from pipeline.renderers.words import Page, ReadPage
@@ -24,17 +26,20 @@ from pipeline.renderers.words import Page, ReadPage
 ENGINES = {"mupdf": mupdf, "pdfium": pdfium}
 ERRORS = mupdf.ERRORS + pdfium.ERRORS
 POINTS = 72.0
+OPENING = -1  # what comes before the pages
+Ended = Mapping[int, Sequence[tuple[Reason, str]]]  # by page or OPENING: what ended the child, one entry an engine
+NOTHING: Ended = MappingProxyType({})
 SCANNED = 0.8  # share of a page without words under one picture, from which it counts as scanned
 
 
 def render_pdf(
-    data: bytes, document_id: str, render: Render, seed: int, size: int, engines: Sequence[str]
+    data: bytes, document_id: str, render: Render, seed: int, size: int, ended: Ended = NOTHING
 ) -> Iterator[Picture | Lost]:
     """Crops of a PDF's pages; a page that fails with every engine, or is not wanted, is one Lost.
 
     Args:
         size: side of a picture, pixels; it is cut at the spec's crop_size.
-        engines: names of ENGINES in the order in which each page tries them.
+        ended: what ended the child on a page before, one entry for each engine that shall not be tried on it again.
 
     Raises:
         Unreadable: the document as a whole gives nothing: not a PDF, encrypted, or no page.
@@ -43,12 +48,13 @@ def render_pdf(
         raise Unreadable(Reason.NOT_A_PDF, "no %PDF- header")
     style, cut, number = render.pages, render.crop_size or size, -1
     with ExitStack() as stack:
-        document = _Document(data, engines, stack)
+        document = _Document(data, style.engines, ended, stack)
         for number in range(min(document.num_pages, style.max_pages)):
             suffix = f"-p{number:04d}"
             try:
+                begin(number)
                 page, engine = document.read(number, style)
-                _check(page, render.filters, fallback=engine != engines[0])
+                _check(page, render.filters, fallback=engine != style.engines[0])
             except Unreadable as fault:
                 yield Lost(suffix, fault.reason, fault.detail)
                 continue
@@ -61,16 +67,17 @@ def render_pdf(
 class _Document:
     """A PDF in the engines that can open it; a page on which the first one fails is tried by the next."""
 
-    def __init__(self, data: bytes, engines: Sequence[str], stack: ExitStack) -> None:
+    def __init__(self, data: bytes, engines: Sequence[str], ended: Ended, stack: ExitStack) -> None:
         self.data = data
         self.stack = stack
-        self.engines = list(engines)
+        self.ended = {page: list(zip(engines, why, strict=False)) for page, why in ended.items()}
+        self.engines = [name for name in engines if name not in dict(self.ended.get(OPENING, ()))]
         self.opened = dict[str, tuple[int, ReadPage]]()
         self.num_pages = self._count()
 
     def _count(self) -> int:
         """Number of pages by the first engine that opens it; those before are not asked again."""
-        faults = list[Unreadable]()
+        faults = [Unreadable(*why) for _, why in self.ended.get(OPENING, ())]
         while self.engines:
             try:
                 return self._open(self.engines[0])[0]
@@ -86,14 +93,16 @@ class _Document:
 
     def read(self, number: int, style: PageStyle) -> tuple[Page, str]:
         """A page, and the engine that rendered it. Raises Unreadable where none can."""
-        faults = list[str]()
-        for name in self.engines:
+        faults, ended = list[str](), dict(self.ended.get(number, ()))
+        for name in (name for name in self.engines if name not in ended):
             try:
                 return self._open(name)[1](number, style.dpi / POINTS, style.max_pixels), name
             except ERRORS as error:
                 if isinstance(error, Unreadable) and error.reason == Reason.TOO_LARGE:
                     raise
                 faults.append(f"{name}: {short(error)}")
+        if ended:
+            raise Unreadable(*list(ended.values())[-1])
         raise Unreadable(Reason.PAGE_FAILED, "; ".join(faults))
 
 

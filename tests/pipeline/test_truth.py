@@ -68,8 +68,8 @@ def test_cases_have_their_boxes_on_the_ink(shared: Path, name: str, number: int,
 def pictures(data: bytes, engines: list[str], size: int = 64, **render: object) -> list[Picture | Lost]:
     """What a PDF gives at one crop a page and 72 dpi."""
     source = TypesetSource(kind="typeset", documents=1)
-    style = PageStyle(dpi=72, crops=1)
-    return list(render_pdf(data, "it", Render(sources=[source], pages=style, **render), 0, size, engines))
+    style = PageStyle.model_validate({"dpi": 72, "crops": 1, "engines": engines})
+    return list(render_pdf(data, "it", Render(sources=[source], pages=style, **render), 0, size))
 
 
 @pytest.mark.parametrize(
