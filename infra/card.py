@@ -143,5 +143,5 @@ def _origin(source: Any) -> str:
 def _attribution(named: dict[str, Any]) -> str:
     authors = named.get("authors", "")
     authors = ", ".join(authors) if isinstance(authors, list) else authors
-    parts = [named.get("title", named["id"]), authors, named.get("url", ""), named.get("licence", "")]
+    parts = [named.get("title") or named["id"], authors, named.get("url", ""), named.get("licence", "")]
     return " · ".join(" ".join(str(part).split()) for part in parts if part)

@@ -5,6 +5,7 @@ The stage has two processes, the worker and the child that renders: `taskset -c 
 
 from __future__ import annotations
 
+import html
 import io
 import json
 import random
@@ -16,9 +17,11 @@ from typing import Any
 import numpy as np
 import pymupdf
 from PIL import Image
+from pymupdf import mupdf
 
 from data_specs import storage
 from data_specs.digest import digest_of
+from data_specs.source import Source
 from data_specs.sources.planning import cut
 from data_specs.spec import Spec, load_spec
 from infra.bench.codes import IDENTITY
@@ -26,9 +29,8 @@ from infra.bench.rounds import Comparison, compare
 from pipeline.job import render_stage
 from pipeline.png import encode_png
 from pipeline.render import Renderer, render_document
-from pipeline.renderers import Picture
+from pipeline.renderers.fonts import fonts
 from pipeline.renderers.pages import POINTS
-from pipeline.renderers.text import render_text
 
 KEEP_ALL = [
     "render.pages.min_words=0",
@@ -54,7 +56,7 @@ def render(kind: str, preset: str, rounds: int) -> dict[str, Comparison]:
     with tempfile.TemporaryDirectory(prefix="dnd-bench-") as folder:
         sources = [source.prepare(storage.join(folder, "inputs")) for source in spec.render.sources]
         (_, unit), *_ = cut(spec.render, sources)
-        calls, inputs = list(_calls(kind, Path(folder, "inputs"))), Path(folder, "inputs")
+        calls, inputs = list(_calls(unit.source, Path(folder, "inputs"))), Path(folder, "inputs")
         renderer, numbers = Renderer(spec), iter(range(10**9))
         bare = {"pages": _bare_pages, "text": _bare_text}[kind]
 
@@ -80,15 +82,12 @@ def render(kind: str, preset: str, rounds: int) -> dict[str, Comparison]:
             renderer.close()
 
 
-def _calls(kind: str, inputs: Path) -> Iterator[tuple[Any, ...]]:
+def _calls(source: Source, inputs: Path) -> Iterator[tuple[Any, ...]]:
     """The arguments of render_document for every document."""
-    about = {"id": "id", "source": "file", "licence": None}
-    if kind == "pages":
-        for path in sorted(inputs.rglob("*.pdf")):
-            yield "pdf", path.read_bytes(), path.stem, about, None, "mupdf"
-    else:
-        for number, line in enumerate(_lines(inputs)):
-            yield "text", line, str(number), about, "text", "mupdf"
+    files = sorted(inputs.rglob("*.pdf")) if source.kind == "pdf" else []
+    documents = [path.read_bytes() for path in files] or _lines(inputs)
+    for number, data in enumerate(documents):
+        yield source, data, str(number), {"source": "file"}, {}
 
 
 def _lines(inputs: Path) -> Iterator[bytes]:
@@ -122,14 +121,21 @@ def _bare_pages(spec: Spec, inputs: Path, encode: Encode, words: bool) -> int:
 
 
 def _bare_text(spec: Spec, inputs: Path, encode: Encode, words: bool) -> int:
-    """The renderer of passages alone: no child, no shard; with `words`, their boxes as JSON."""
-    size, canvas, made = spec.shape.image_size, spec.render.crop_size or spec.shape.image_size, 0
-    for number, line in enumerate(_lines(inputs)):
-        text = json.loads(line)["text"]
-        for part in render_text(text, str(number), spec.render.text, spec.seed, canvas, size):
-            if isinstance(part, Picture):
-                encode(part.image)
-                if words:
-                    json.dumps(part.about)
-                made += 1
+    """Passages laid out by Story as one paragraph, drawn and encoded; with `words`, those of each picture are read."""
+    style, size = spec.render.text, spec.shape.image_size
+    canvas, made = spec.render.crop_size or size, 0
+    faces, margin = fonts((style.fonts[0],), None), style.margins[0]
+    css = f"{faces.css} body {{margin: 0; font-family: {style.fonts[0]}; font-size: {style.sizes[0]}px}}"
+    for line in _lines(inputs):
+        story = pymupdf.Story(f"<p>{html.escape(json.loads(line)['text'])}</p>", user_css=css, archive=faces.archive)
+        story.place(pymupdf.Rect(margin, margin, canvas - margin, canvas - margin))
+        drawing = pymupdf.DisplayList(mupdf.FzRect(0, 0, canvas, canvas))
+        device = mupdf.fz_new_list_device(drawing.this)
+        mupdf.fz_draw_story(story.this, device, mupdf.FzMatrix())
+        mupdf.fz_close_device(device)
+        pixmap = drawing.get_pixmap(pymupdf.Matrix(size / canvas, size / canvas), pymupdf.csRGB, 0)
+        encode(np.frombuffer(pixmap.samples, np.uint8).reshape(size, size, 3))
+        if words:
+            pymupdf.TextPage(drawing.get_textpage(pymupdf.TEXTFLAGS_WORDS)).extractWORDS()
+        made += 1
     return made

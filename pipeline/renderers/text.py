@@ -31,7 +31,7 @@ Format = Literal["plain", "markdown", "html"]
 _NO_OVERFLOW = mupdf.FZ_PLACE_STORY_FLAG_NO_OVERFLOW
 _OVERFLOWS = mupdf.FZ_PLACE_STORY_RETURN_OVERFLOW_WIDTH
 SHEET = """
-body {{margin: 0; font-family: {family}; font-size: {size}px; line-height: {line_spacing}; color: {colour};
+body {{margin: 0; font-family: {family}; font-size: {size}px; line-height: {line}px; color: {colour};
        font-weight: {weight}; font-style: {slant}; {alignment}}}
 h1, h2, h3, h4, h5, h6 {{color: {accent}; line-height: 1.2; margin: 0.5em 0 0.3em 0}}
 h1 {{font-size: 1.5em}} h2 {{font-size: 1.3em}} h3 {{font-size: 1.15em}} h4, h5, h6 {{font-size: 1em}}
@@ -99,7 +99,7 @@ def _sheet(style: TextStyle, rng: random.Random, text: str, canvas: int, pixel: 
         family=family,
         code=code,
         size=size,
-        line_spacing=style.line_spacing,
+        line=round(size * style.line_spacing / pixel) * pixel if style.whole_pixels else size * style.line_spacing,
         colour=colour,
         accent=accent,
         weight="bold" if weight == "bold" else "normal",

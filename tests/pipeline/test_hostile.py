@@ -6,19 +6,26 @@ import json
 import os
 import signal
 from collections import Counter
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 import hostile_pdfs
 import psutil
+import pymupdf
 import pytest
 
 from data_specs.receipts import commit
-from data_specs.records import Dropped, InputRead, Outcome, Reason, Receipt, Sample
+from data_specs.records import Dropped, InputRead, Outcome, Reason, Receipt, Sample, SampleInfo
+from data_specs.source import Source
 from data_specs.sources.planning import cut
 from data_specs.spec import Spec, load_spec
 from pipeline import render
 from pipeline.render import Renderer
+from pipeline.renderers import pages
+from pipeline.renderers.mupdf import open_pdf as open_with_mupdf
+from pipeline.renderers.words import Page, ReadPage
 
 TINY = Path(__file__).parent.parent / "tiny.yaml"
 LIMITS = ["render.limits.cpu_seconds=1", "render.limits.memory_bytes=500000000"]
@@ -149,16 +156,40 @@ def fuzz(shared: Path, tmp_path: Path, number: int) -> Receipt:
     return receipt
 
 
-def dies_on_mupdf(spec: Spec, kind: str, data: bytes, document_id: str, *rest: object) -> list[render.Rendered]:
-    """A renderer that kills itself on one document with MuPDF, on another with every engine, and dies of a third
-    when it was not the first document of its process."""
-    engine = rest[-1]
-    if document_id == "dies" or (document_id == "dies-on-mupdf" and engine == "mupdf"):
+def three_pages() -> bytes:
+    """A document of three pages."""
+    with pymupdf.open(stream=hostile_pdfs.page(), filetype="pdf") as document:
+        document.copy_page(0)
+        document.copy_page(0)
+        return document.tobytes()
+
+
+def dies_on_mupdf(
+    spec: Spec, source: Source, data: bytes, document_id: str, about: dict[str, Any], ended: pages.Ended
+) -> list[render.Rendered]:
+    """A renderer that kills itself on one document with MuPDF, on another with every engine, dies of a third when it
+    was not the first document of its process, and of the second page of a fourth with MuPDF."""
+    if document_id == "dies" or (document_id == "dies-on-mupdf" and pages.OPENING not in ended):
         os.kill(os.getpid(), signal.SIGSEGV)
     if document_id == "dies-second" and served:
         os.kill(os.getpid(), signal.SIGABRT)
     served.append(document_id)
-    return render.render_document(spec, kind, data, document_id, *rest)  # type: ignore[arg-type]
+    if document_id == "dies-on-a-page":
+        pages.ENGINES["mupdf"].open_pdf = dies_on_second_page  # type: ignore[assignment]
+    return render.render_document(spec, source, data, document_id, about, ended)
+
+
+@contextmanager
+def dies_on_second_page(data: bytes) -> Iterator[tuple[int, ReadPage]]:
+    """MuPDF, if it crashed on the second page."""
+
+    def read(number: int, scale: float, max_pixels: int) -> Page:
+        if number == 1:
+            os.kill(os.getpid(), signal.SIGSEGV)
+        return read_page(number, scale, max_pixels)
+
+    with open_with_mupdf(data) as (num_pages, read_page):
+        yield num_pages, read
 
 
 served: list[str] = []
@@ -168,7 +199,8 @@ def test_a_suspect_runs_alone_then_on_the_second_engine_then_is_quarantined(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     names = ("a", "dies", "dies-on-mupdf", "dies-second", "z")
-    folder = write_all(tmp_path / "pdfs", ((name, hostile_pdfs.page()) for name in names))
+    documents = dict.fromkeys(names, hostile_pdfs.page()) | {"dies-on-a-page": three_pages()}
+    folder = write_all(tmp_path / "pdfs", documents.items())
     monkeypatch.syspath_prepend(str(Path(__file__).parent))
     monkeypatch.syspath_prepend(str(Path(__file__).parent.parent))
     monkeypatch.setattr(render, "FUNCTION", "test_hostile:dies_on_mupdf")
@@ -176,6 +208,9 @@ def test_a_suspect_runs_alone_then_on_the_second_engine_then_is_quarantined(
     hold(outcomes, folder, tmp_path / "set")
     [quarantined] = [o for o in outcomes if isinstance(o, Dropped)]
     assert quarantined == ("dies", "dies.pdf", Reason.CRASH, "SIGSEGV")
-    engines = {source_of(o): json.loads(o.fields["json"])["engine"] for o in outcomes if isinstance(o, Sample)}
+    infos = [SampleInfo.parse(o.fields["json"], o.key) for o in outcomes if isinstance(o, Sample)]
+    engines = {info.source: info.engine for info in infos}
     assert engines["dies-on-mupdf.pdf"].startswith("pypdfium2 ")
     assert all(engines[f"{name}.pdf"].startswith("PyMuPDF ") for name in ("a", "dies-second", "z"))
+    by_page = {info.page: info.engine.split()[0] for info in infos if info.source == "dies-on-a-page.pdf"}
+    assert by_page == {0: "PyMuPDF", 1: "pypdfium2", 2: "PyMuPDF"}

@@ -10,16 +10,17 @@ import pytest
 from data_specs.sources import TypesetSource
 from data_specs.spec import Filters, PageStyle, Render
 from pipeline.renderers import Lost
-from pipeline.renderers.pages import _mupdf, render_pdf
+from pipeline.renderers.pages import ENGINES, render_pdf
 
 
+@pytest.mark.parametrize("engine", ENGINES)
 @pytest.mark.parametrize("rotation", [0, 90, 180, 270])
-def test_boxes_of_a_turned_page_hold_its_ink(rotation: int) -> None:
+def test_boxes_of_a_turned_page_hold_its_ink(rotation: int, engine: str) -> None:
     document = pymupdf.open(stream=hostile_pdfs.page(), filetype="pdf")
     document[0].set_rotation(rotation)
-    [(_, page)] = _mupdf(document.tobytes(), PageStyle(dpi=72))
-    assert not isinstance(page, str)
-    image, words = page.image, page.words
+    with ENGINES[engine].open_pdf(document.tobytes()) as (num_pages, read_page):
+        assert num_pages == 1
+        image, words, *_ = read_page(0, 1.0, 10**6)
     assert words.texts == ["Hello,", "reader"]
     dark = image[..., 1] < 128
     inside = sum(dark[int(y0) : int(y1) + 1, int(x0) : int(x1) + 1].sum() for x0, y0, x1, y1 in words.boxes)
@@ -42,10 +43,10 @@ def test_scanned_pages_and_other_scripts_are_filtered_where_the_spec_says_so(eng
     def lost(**filters: object) -> dict[str, str]:
         render = Render(
             sources=[TypesetSource(kind="typeset", documents=1)],
-            pages=PageStyle(dpi=72, crops=1),
+            pages=PageStyle.model_validate({"dpi": 72, "crops": 1, "engines": [engine]}),
             filters=Filters.model_validate(filters),
         )
-        made = list(render_pdf(document.tobytes(), "it", render, seed=0, size=64, engine=engine))
+        made = list(render_pdf(document.tobytes(), "it", render, seed=0, size=64))
         assert len(made) == 4 and all(part.reason.kind == "filtered" for part in made if isinstance(part, Lost))
         return {part.suffix: part.reason for part in made if isinstance(part, Lost)}
 

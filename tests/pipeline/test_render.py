@@ -56,8 +56,8 @@ def test_json_has_the_text_under_each_crop(typeset: Path) -> None:
     about = [json.loads(sample.fields["json"]) for sample in samples]
     assert any(a["words"] for a in about)
     for a in about:
-        assert a["text"] == " ".join(word[4] for word in a["words"])
-        assert all(0 <= side <= 32 for *box, _ in a["words"] for side in box)
+        assert a["text"] == " ".join(word for word, cut in zip(a["words"], a["clipped"], strict=True) if not cut)
+        assert all(0 <= side <= 32 for box in a["boxes"] for side in box)
         assert a["engine"].startswith("PyMuPDF") and a["source"].endswith(".pdf")
 
 
