@@ -619,6 +619,12 @@ class CheckpointState(Record):
 
 
 class Finished(Record):
-    """FOLDER/done: the step of a finished training's weights."""
+    """FOLDER/done: the step of a finished training's weights, what proves their files, and how they validate.
+
+    `weights` and `ema` are to be small: bits a code of the transformer, mean squared error of the tokenizer.
+    """
 
     step: Count
+    files: dict[Annotated[str, Field(pattern=r"^[a-z]+\.safetensors$")], CheckpointFile] = {}
+    weights: float = 0.0
+    ema: float | None = None

@@ -6,11 +6,12 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from math import inf
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
 import yaml
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationError, model_validator
 
 import data_specs.sources  # noqa: F401  (so that the kinds of sources are known)
 from data_specs.source import AnySource, unknown_key
@@ -34,7 +35,7 @@ SIZES: dict[str, tuple[int, int, int]] = {
 class Part(BaseModel):
     """A part of the spec: unknown keys are errors, values never change after reading."""
 
-    model_config = ConfigDict(extra="forbid", frozen=True, defer_build=True)
+    model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False, defer_build=True)
 
 
 class Shape(Part):
@@ -161,12 +162,55 @@ class ShardInput(Part):
     class_offset: int = Field(0, ge=0, description="added to the classes of this set")
 
 
-class Tokenizer(Part):
+Beta = Annotated[float, Field(ge=0, lt=1)]
+Betas = tuple[Beta, Beta]
+
+
+MIXTURE_BITS = 20  # weights of a mixture count in multiples of 2^-20
+
+
+def _refuse_unread(sets: list[ShardInput]) -> list[ShardInput]:
+    """Refuse a set that would never be read."""
+    total = sum(entry.weight for entry in sets)
+    for entry in sets:
+        if entry.weight / total < 2**-MIXTURE_BITS:
+            raise ValueError(f"weight {entry.weight} of {entry.manifest} is so small that it is never read: raise it")
+    return sets
+
+
+Mixture = Annotated[list[ShardInput], Field(min_length=1), AfterValidator(_refuse_unread)]
+
+
+class Training(Part):
+    """What the trainings of tokenizer and transformer have in common."""
+
+    batch_size: int = Field(256, ge=1, description="images a step, over all ranks and accumulation steps")
+    micro_batch_size: int | None = Field(None, ge=1, description="images a rank takes at a time (default: all it can)")
+    steps: int = Field(ge=1, description="optimizer steps in all")
+    learning_rate: float = Field(gt=0, description="constant, or the peak of the schedule")
+    warmup_steps: int = Field(0, ge=0, description="steps over which the rate rises to its full value")
+    schedule: Literal["constant", "cosine"] = Field("constant", description="of the rate after the warm-up")
+    extend_schedule: bool = Field(
+        False, description="go on past the end of a cosine schedule: steps may change, and the rate follows the new end"
+    )
+    checkpoint_every: int = Field(1000, ge=1, description="steps between checkpoints")
+    keep_last: int = Field(2, ge=1, description="checkpoints that are kept")
+    keep_every: int | None = Field(None, ge=1, description="steps whose checkpoint is never removed")
+    validate_every: int | None = Field(500, ge=1, description="steps between validations; null: none, and no such set")
+    log_every: int = Field(20, ge=1, description="steps between rows of metrics.jsonl")
+    max_restarts: int = Field(3, ge=0, description="times a training that died is started again")
+    rank_timeout: int = Field(1800, ge=1, description="seconds without a finished step after which a rank ends the job")
+    spike: float | None = Field(
+        6, gt=0, description="standard deviations over the recent mean from which a loss is skipped"
+    )
+    max_skips: int = Field(5, ge=1, description="skipped steps in a row after which the last checkpoint is loaded")
+    max_rollbacks: int = Field(3, ge=0, description="such returns to a checkpoint after which training stops")
+
+
+class Tokenizer(Training):
     """The RQ-VAE and its training."""
 
-    images: list[ShardInput] = Field(
-        [ShardInput(manifest="images/train")], description="image shard sets to learn from"
-    )
+    images: Mixture = Field([ShardInput(manifest="images/train")], description="image shard sets to learn from")
     init_from: str | None = Field(None, description="a tokenizer folder to start from, relative to the root")
     embed_dim: int = Field(256, ge=1, description="width of a code vector")
     channels: int = Field(128, ge=32, multiple_of=32, description="channels of the first level")
@@ -196,15 +240,12 @@ class Tokenizer(Part):
         None, gt=0, lt=1, description="decay of a moving average of the weights; with it, that average is the tokenizer"
     )
     learning_rate: float = Field(4e-5, gt=0, description="of Adam, constant or the peak of the schedule")
-    betas: tuple[float, float] = Field((0.5, 0.9), description="of Adam")
-    schedule: Literal["constant", "cosine"] = Field("constant", description="of the rate after the warm-up")
-    warmup_steps: int = Field(0, ge=0, description="steps over which the rate rises to its full value")
-    batch_size: int = Field(256, ge=1, description="images a step, over all ranks")
-    micro_batch_size: int | None = Field(None, ge=1, description="images a rank takes at a time")
-    steps: int = Field(ge=1, description="optimizer steps in all")
+    betas: Betas = Field((0.5, 0.9), description="of Adam")
+    spike: float | None = Field(
+        20, gt=0, description="standard deviations over the recent mean from which a squared error is skipped"
+    )
     dtype: Literal["float32", "bfloat16"] | None = Field(None, description="default: bfloat16 on GPUs, else float32")
     compile: bool = Field(False, description="torch.compile of encoder, decoder and LPIPS")
-    checkpoint_every: int = Field(1000, ge=1, description="steps between checkpoints")
     log_every: int = Field(50, ge=1, description="steps between rows of metrics.jsonl")
 
 
@@ -280,22 +321,17 @@ class Transformer(Part):
         return self
 
 
-class Train(Part):
+class Train(Training):
     """Training of the transformer with DeepSpeed."""
 
-    codes: list[ShardInput] = Field([ShardInput(manifest="codes/train")], description="code shard sets to learn from")
+    codes: Mixture = Field([ShardInput(manifest="codes/train")], description="code shard sets to learn from")
     val_codes: str = Field("codes/val", description="code shard set to validate on")
     init_from: str | None = Field(None, description="a transformer folder to start from")
-    batch_size: int = Field(256, ge=1, description="images a step, over all ranks and accumulation steps")
-    micro_batch_size: int | None = Field(None, ge=1, description="images a rank takes at a time (default: all it can)")
-    steps: int = Field(ge=1, description="optimizer steps in all")
     learning_rate: float = Field(1e-4, gt=0, description="constant, or the peak of the schedule")
-    warmup_steps: int = Field(0, ge=0, description="steps over which the rate rises to its full value")
-    schedule: Literal["constant", "cosine"] = Field("constant", description="of the rate after the warm-up")
     optimizer: Literal["adamw", "muon"] = Field(
         "adamw", description="muon: for the layers' matrices (docs/training.md)"
     )
-    betas: tuple[float, float] = Field((0.9, 0.95), description="of AdamW")
+    betas: Betas = Field((0.9, 0.95), description="of AdamW")
     weight_decay: float = Field(0.05, ge=0, description="on tensors of two or more dimensions")
     clip: float = Field(1.0, gt=0, description="largest norm of the gradient")
     ema: float = Field(0.9999, ge=0, lt=1, description="decay of the moving average of the weights")
@@ -308,22 +344,10 @@ class Train(Part):
     )
     activation_checkpointing: float = Field(0.0, ge=0, le=1, description="share of layers recomputed in backward")
     compile: bool = Field(False, description="torch.compile of the model")
-    checkpoint_every: int = Field(1000, ge=1, description="steps between checkpoints")
-    keep_last: int = Field(2, ge=1, description="checkpoints that are kept")
-    keep_every: int | None = Field(None, ge=1, description="steps whose checkpoint is never removed")
-    validate_every: int = Field(500, ge=1, description="steps between validations")
     validation_images: int = Field(1024, ge=1, description="images of a validation, the first of the set")
     sample_every: int | None = Field(
         None, ge=1, description="steps between pictures drawn from the model (default: none)"
     )
-    log_every: int = Field(20, ge=1, description="steps between rows of metrics.jsonl")
-    max_restarts: int = Field(3, ge=0, description="times a training that died is started again")
-    rank_timeout: int = Field(1800, ge=1, description="seconds without a finished step after which a rank ends the job")
-    spike: float | None = Field(
-        6, gt=0, description="standard deviations over the recent mean from which a loss is skipped"
-    )
-    max_skips: int = Field(5, ge=1, description="skipped steps in a row after which the last checkpoint is loaded")
-    max_rollbacks: int = Field(3, ge=0, description="such returns to a checkpoint after which training stops")
 
     @model_validator(mode="after")
     def _muon_has_its_matrices(self) -> Train:
@@ -332,6 +356,9 @@ class Train(Part):
                 "optimizer muon works at zero_stage 0, 1 and 2 without offload_optimizer: use these, or adamw"
             )
         return self
+
+
+Share = Annotated[float, Field(ge=0, le=1)]
 
 
 class Given(Part):
@@ -349,7 +376,19 @@ class Given(Part):
     def _one_of_both(self) -> Given:
         if (self.depths is None) == (self.hole is None):
             raise ValueError("give either depths or hole")
+        if self.hole and not (0 <= self.hole[0] < self.hole[2] and 0 <= self.hole[1] < self.hole[3]):
+            raise ValueError(f"hole {list(self.hole)} is empty: give top, left, bottom, right, each below its opposite")
         return self
+
+    def fits(self, shape: Shape) -> None:
+        """Refuse what lies outside the grid. Raises ValueError."""
+        rows, columns = shape.grid
+        if self.hole and (self.hole[2] > rows or self.hole[3] > columns):
+            raise ValueError(f"sample.given.hole {list(self.hole)} leaves the grid of {rows} x {columns} positions")
+        if self.depths and self.depths >= shape.depth:
+            raise ValueError(
+                f"sample.given.depths {self.depths} leaves nothing to draw: shape.depth is {shape.depth}, give fewer"
+            )
 
 
 class Sample(Part):
@@ -362,7 +401,7 @@ class Sample(Part):
     guidance_schedule: Literal["constant", "linear", "cosine"] = Field(
         "constant", description="how it rises over the positions"
     )
-    guidance_interval: tuple[float, float] = Field((0.0, 1.0), description="shares of the positions that are guided")
+    guidance_interval: tuple[Share, Share] = Field((0.0, 1.0), description="shares of the positions that are guided")
     temperature: float | list[float] = Field(1.0, description="0: the likeliest code; one number, or one a depth")
     top_k: int | list[int] = Field(0, description="draw from the k likeliest codes; 0: all")
     top_p: float | list[float] = Field(1.0, description="draw from the likeliest codes that make up this share; 1: all")
@@ -439,12 +478,32 @@ class Spec(Part):
         part = self.sample
         if part.classes not in ("uniform", "per_class") and not part.listed_classes:
             raise ValueError(f"sample.classes {part.classes} names no class: give a list or a rising range such as 0-9")
-        for name in ("guidance", "temperature", "top_k", "top_p"):
-            values = getattr(part, name)
-            if isinstance(values, list) and len(values) != self.shape.depth:
-                raise ValueError(f"sample.{name} {values}: give one number, or {self.shape.depth} (one per depth)")
+        for name, most in (("guidance", inf), ("temperature", inf), ("top_k", inf), ("top_p", 1)):
+            value = getattr(part, name)
+            values = value if isinstance(value, list) else [value]
+            if isinstance(value, list) and len(value) != self.shape.depth:
+                raise ValueError(f"sample.{name} {value}: give one number, or {self.shape.depth} (one per depth)")
+            if not all(0 <= number <= most for number in values):
+                bound = "" if most == inf else f" and at most {most}"
+                raise ValueError(f"sample.{name} {value} must be at least 0{bound}")
+        if part.guidance_interval[0] > part.guidance_interval[1]:
+            raise ValueError(f"sample.guidance_interval {list(part.guidance_interval)} must rise")
+        if part.given:
+            part.given.fits(self.shape)
         if self.transformer:
             self._sample_fits_transformer()
+        return self
+
+    @model_validator(mode="after")
+    def _training_has_its_data(self) -> Spec:
+        if not (self.render and self.train and self.train.validate_every):
+            return self
+        splits = {getattr(source, "split", "hash") for source in self.render.sources}
+        if self.render.val_share == 0 and "val" not in splits and self.train.val_codes == "codes/val":
+            raise ValueError(
+                "render.val_share is 0, so there is nothing for train.validate_every to validate on: give it a share, "
+                "or set train.validate_every=null"
+            )
         return self
 
     def _sample_fits_transformer(self) -> None:

@@ -12,7 +12,7 @@ from infra.report.report import write_report
 from pipeline.job import render
 from pipeline.workers import Workers
 from tokenize_jobs.job import decode, tokenize
-from tokenize_jobs.launch import train_tokenizer
+from tokenize_jobs.training import train_tokenizer
 from train.evaluation.summary import summarise
 from train.job import train
 from train.sample_job import sample

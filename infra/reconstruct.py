@@ -10,8 +10,8 @@ from data_specs import open_shards, storage
 from data_specs.spec import Spec
 from pipeline.workers import Workers
 from tokenize_jobs.decode import png
-from tokenize_jobs.fit import lpips_of
 from tokenize_jobs.job import reconstruct as write
+from tokenize_jobs.task import lpips_of
 from train.evaluation.reading import spread
 from train.evaluation.reconstruction import depth_picture, evaluate_by_depth
 from train.evaluation.results import with_provenance

@@ -11,7 +11,7 @@ import tempfile
 from pathlib import Path
 
 PROCESSES = multiprocessing.get_context("forkserver")
-PROCESSES.set_forkserver_preload(["train.loop", "infra.demo", "infra.cli", "command"])
+PROCESSES.set_forkserver_preload(["train.task", "train.job", "infra.demo", "infra.cli", "command"])
 
 
 def dnd(*arguments: object, timeout: int = 800, cwd: Path | None = None) -> subprocess.CompletedProcess[str]:

@@ -15,21 +15,21 @@ from tokenize_jobs.views import Pixels, random_view
 STEPS_AHEAD = 2
 
 
-class Place(NamedTuple):
-    """An image of a step: number of its set, the image in it, and where in it the view is cut (`views.random_view`)."""
+class Draw(NamedTuple):
+    """An image drawn for a step: its set, its number there, and where the view is cut (`views.random_view`)."""
 
     shard_set: int
     image: int
     at: tuple[float, float, float]
 
 
-def draw(sets: Sequence[ShardSet], weights: Sequence[float], batch: int, seed: int, step: int) -> list[Place]:
+def draw(sets: Sequence[ShardSet], weights: Sequence[float], batch: int, seed: int, step: int) -> list[Draw]:
     """The images of a step; a function of (seed, step). Sets are taken by weight, images and cuts evenly."""
     rng = np.random.default_rng((seed, step))
     numbers = rng.choice(len(sets), size=batch, p=np.array(weights) / sum(weights))
     indices = [int(rng.integers(len(sets[number]))) for number in numbers]
     cuts = rng.random((batch, 3)).tolist()
-    return [Place(int(n), index, tuple(at)) for n, index, at in zip(numbers, indices, cuts, strict=True)]
+    return [Draw(int(n), index, tuple(at)) for n, index, at in zip(numbers, indices, cuts, strict=True)]
 
 
 def deal(batch: int, world: int, micro: int | None) -> list[list[list[int]]]:
@@ -47,14 +47,14 @@ def deal(batch: int, world: int, micro: int | None) -> list[list[list[int]]]:
 
 
 def read_batches(
-    sets: Sequence[ShardSet], places: Iterator[list[list[Place]]], size: int, threads: int
+    sets: Sequence[ShardSet], draws: Iterator[list[list[Draw]]], size: int, threads: int
 ) -> Iterator[list[Pixels]]:
-    """The micro batches uint8 [b, size, size, 3] of each step, for the places of their images, in order."""
+    """The micro batches uint8 [b, size, size, 3] of each step, for what was drawn for them, in order."""
     ahead: deque[list[list[Future[Pixels]]]] = deque()
     with ThreadPoolExecutor(threads) as pool:
         try:
-            for step in places:
-                ahead.append([[pool.submit(_image, sets, place, size) for place in micro] for micro in step])
+            for step in draws:
+                ahead.append([[pool.submit(_image, sets, drawn, size) for drawn in micro] for micro in step])
                 if len(ahead) > STEPS_AHEAD:
                     yield _collect(ahead.popleft())
             while ahead:
@@ -67,5 +67,5 @@ def _collect(step: list[list[Future[Pixels]]]) -> list[Pixels]:
     return [np.stack([image.result() for image in micro]) for micro in step]
 
 
-def _image(sets: Sequence[ShardSet], place: Place, size: int) -> Pixels:
-    return random_view(sets[place.shard_set][place.image]["image"], size, place.at)
+def _image(sets: Sequence[ShardSet], drawn: Draw, size: int) -> Pixels:
+    return random_view(sets[drawn.shard_set][drawn.image]["image"], size, drawn.at)

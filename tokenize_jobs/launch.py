@@ -1,44 +1,242 @@
-"""Starts the training of the tokenizer on this machine: `dnd train-tokenizer SPEC --root ROOT --ranks N`."""
+"""Starts the ranks of a training on this machine and keeps it going; and what each rank does from start to end."""
 
 from __future__ import annotations
 
+import argparse
 import os
+import signal
 import subprocess
 import sys
+import threading
+import time
+import traceback
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from datetime import timedelta
 from pathlib import Path
+from typing import Any, NoReturn
 
 import torch
 
-from data_specs import storage
+from data_specs import digest, storage
+from data_specs.lease import hold
+from data_specs.manifest import read_manifest
+from data_specs.records import Identity
+from data_specs.root import read_spec, spec_of
 from data_specs.scratch import scratch_folder
-from data_specs.spec import Spec
-from tokenize_jobs.fit import fit
+from data_specs.spec import ShardInput, Spec, Training
+from tokenize_jobs import stopping
+from tokenize_jobs.checkpoint import describe_stream, finished_step
+from tokenize_jobs.ranks import free_port, join_ranks
+from tokenize_jobs.stopping import STOPPED, WRONG
+from tokenize_jobs.trainer import Job
 
 REPOSITORY = Path(__file__).resolve().parent.parent
+GRACE = 20.0  # seconds for the other ranks to end in once one has ended badly; they may hang in a collective
+FREE_ON_RESUME = {
+    *("micro_batch_size", "checkpoint_every", "keep_last", "keep_every", "log_every", "validate_every"),
+    *("max_restarts", "rank_timeout", "spike", "max_skips", "max_rollbacks", "extend_schedule"),
+}
 
 
-def train_tokenizer(spec: Spec, root: str, *, ranks: int = 1) -> None:
-    """Trains to spec.tokenizer.steps on `ranks` processes, one of them this one; a finished run returns at once.
+class TrainingFailed(ValueError, RuntimeError):
+    """Training ended without weights; one line says why."""
 
-    Raises ValueError where the ranks ended without a tokenizer; they have said why.
+
+# ---- all ranks -----------------------------------------------------------------------------------------------------
+def launch(job: Job, module: str, root: str, ranks: int, arguments: Sequence[str] = ()) -> None:
+    """Run a training on `ranks` processes of this machine until it is finished; a finished one returns at once.
+
+    A run that dies is started again from its last checkpoint, job.part.max_restarts times, unless it was told to stop.
+
+    Args:
+        module: the entry of a rank, for instance `train.loop`.
+        arguments: what it takes besides --root and --spec.
+
+    Raises:
+        TrainingFailed: it ended without weights.
+        SystemExit: with 75 where it was told to stop, and has saved.
     """
-    if ranks == 1:
-        fit(spec, root)
+    digest.claim(job.folder, job.identity)
+    if finished_step(job.folder) >= job.part.steps:
         return
-    root = storage.absolute(root)
-    launcher = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node", str(ranks)]
+    with hold(job.folder, f"dnd {job.command}"):  # a second run is refused here, in one line
+        pass
+    processes: list[subprocess.Popen[bytes]] = []
+    with _signals_passed_on(processes) as told:
+        for left in range(job.part.max_restarts, -1, -1):
+            code, message = _run_once(job, [module, "--root", root, *arguments], ranks, processes)
+            if code == 0 or finished_step(job.folder) >= job.part.steps:
+                return
+            if code == WRONG:
+                raise TrainingFailed(message or f"{job.folder}: training cannot go on; see the output above")
+            if told or code == STOPPED:
+                raise SystemExit(STOPPED)
+            print(f"{job.command}: ended with code {code}; {left} restarts left", file=sys.stderr, flush=True)
+    raise TrainingFailed(
+        f"{job.folder}: training died {job.part.max_restarts + 1} times (last exit code {code}): see the output above, "
+        "then run it again to resume from the last checkpoint"
+    )
+
+
+@contextmanager
+def _signals_passed_on(processes: list[subprocess.Popen[bytes]]) -> Iterator[list[int]]:
+    """While the block runs, signals that tell to stop go to the ranks, which save; yields those that came."""
+    told: list[int] = []
+
+    def pass_on(number: int, _: object) -> None:
+        told.append(number)
+        for process in processes:
+            if process.poll() is None:
+                process.send_signal(signal.SIGUSR1)
+
+    if threading.current_thread() is not threading.main_thread():
+        yield told
+        return
+    before = {number: signal.signal(number, pass_on) for number in stopping.SIGNALS}
+    try:
+        yield told
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
+
+
+def _run_once(job: Job, command: list[str], ranks: int, processes: list[subprocess.Popen[bytes]]) -> tuple[int, str]:
+    """Run all ranks once; return the exit code of the run and the message that it left, if any."""
     with scratch_folder() as folder:
-        spec_file = folder / "spec.yaml"
-        spec_file.write_text(spec.to_yaml(), encoding="utf-8")
-        command = [*launcher, "-m", "tokenize_jobs.fit", "--root", root, "--spec", str(spec_file)]
-        code = subprocess.run(command, env=_environment(ranks), check=False).returncode
-    if code:
-        raise ValueError(f"{root}/tokenizer: training ended with code {code}; see the output above")
+        errors, spec_file = folder / "error", folder / "spec.yaml"
+        spec_file.write_text(job.spec.to_yaml(), encoding="utf-8")
+        environment = _environment(ranks) | {"DND_ERROR_FILE": str(errors)}
+        processes.clear()
+        for rank in range(ranks):
+            own = environment | {"RANK": str(rank), "LOCAL_RANK": str(rank)}
+            line = [sys.executable, "-P", "-m", *command, "--spec", str(spec_file)]
+            processes.append(subprocess.Popen(line, env=own))
+        try:
+            code = _wait(processes)
+        finally:
+            for process in processes:
+                process.kill()
+                process.wait()
+        return code, errors.read_text(encoding="utf-8") if errors.exists() else ""
+
+
+def _wait(processes: list[subprocess.Popen[bytes]]) -> int:
+    """Wait until all ranks have ended, or GRACE seconds longer than the first that failed; return the run's code."""
+    deadline, codes = float("inf"), list[int]()
+    while time.monotonic() < deadline:
+        ended = [process.poll() for process in processes]
+        codes = [code for code in ended if code]
+        if None not in ended:
+            break
+        if codes and deadline == float("inf"):
+            deadline = time.monotonic() + GRACE
+        time.sleep(0.05)
+    return WRONG if WRONG in codes else next((code for code in codes if code != STOPPED), codes[0] if codes else 0)
 
 
 def _environment(ranks: int) -> dict[str, str]:
     paths = [str(REPOSITORY), os.environ.get("PYTHONPATH", "")]
     environment = dict(os.environ) | {"PYTHONPATH": os.pathsep.join(filter(None, paths))}
+    environment |= {"WORLD_SIZE": str(ranks), "LOCAL_WORLD_SIZE": str(ranks)}
+    environment |= {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(free_port())}
     if not torch.cuda.is_available():
-        environment["OMP_NUM_THREADS"] = str(max(1, len(os.sched_getaffinity(0)) // ranks))
+        environment["DS_ACCELERATOR"] = "cpu"
+        environment.setdefault("OMP_NUM_THREADS", str(max(1, len(os.sched_getaffinity(0)) // ranks)))
     return environment
+
+
+# ---- one rank ------------------------------------------------------------------------------------------------------
+def rank_arguments(description: str | None) -> argparse.ArgumentParser:
+    """Return the parser of what every rank takes."""
+    parser = argparse.ArgumentParser(description=description)
+    parser.add_argument("--root", required=True)
+    parser.add_argument("--spec", help="a YAML file (default: what the training began with, else ROOT/spec.yaml)")
+    parser.add_argument("--local_rank", help=argparse.SUPPRESS)  # DeepSpeed's launcher gives it
+    return parser
+
+
+def run_rank(arguments: argparse.Namespace, stage: str, fit: Callable[[Spec, str], bool]) -> NoReturn:
+    """Join the other ranks, train, and end this process with the exit code that says what became of it.
+
+    Args:
+        stage: the folder under the root, `tokenizer` or `transformer`.
+        fit: trains a spec under a root; False where it was told to stop.
+    """
+    try:
+        root = storage.absolute(arguments.root)
+        spec = read_spec(arguments.spec, root) if arguments.spec else spec_of(root, stage)
+        part = spec.tokenizer if stage == "tokenizer" else spec.train
+        if stopping.told_to_stop() and os.environ.get("WORLD_SIZE", "1") == "1":
+            _end(STOPPED)
+        join_ranks(timedelta(seconds=part.rank_timeout))
+        _end(0 if fit(spec, root) else STOPPED)
+    except (ValueError, FileNotFoundError) as error:
+        _say(str(error))
+        _end(WRONG)
+    except BaseException:
+        traceback.print_exc()
+        _end(1)
+
+
+def _say(message: str) -> None:
+    """One line on the terminal, also written where `launch` looks for it."""
+    print(f"error: {message}", file=sys.stderr, flush=True)
+    if path := os.environ.get("DND_ERROR_FILE"):
+        with open(path, "w", encoding="utf-8") as file:
+            file.write(message)
+
+
+def _end(code: int) -> NoReturn:
+    """End at once: others may wait for this rank in a collective, and threads of gloo abort an orderly end."""
+    sys.stdout.flush()
+    sys.stderr.flush()
+    os._exit(code)
+
+
+# ---- what a training's result depends on ---------------------------------------------------------------------------
+def spec_of_training(spec: Spec, key: str, free: Mapping[str, Any], folder: str) -> dict[str, Any]:
+    """Return what of a training's part of the spec its result depends on.
+
+    Steps count only where the schedule of the rate depends on them; with `extend_schedule` those that the training
+    began with stay in its identity.
+
+    Args:
+        key: the part, `tokenizer` or `train`.
+        free: what of it may change on resume beside what is free in all trainings, as pydantic's `exclude`.
+        folder: the training's.
+    """
+    part: Training = getattr(spec, key)
+    tree = part.model_dump(mode="json", exclude={**dict.fromkeys(FREE_ON_RESUME, True), **free})
+    if part.schedule == "constant":
+        del tree["steps"]
+    elif part.extend_schedule and (before := _claimed(folder)):
+        tree["steps"] = before.spec[key]["steps"]  # type: ignore[index,call-overload]
+    return tree
+
+
+def digests_of(root: str, name: str, sets: Sequence[ShardInput]) -> dict[str, str]:
+    """Return the digest of each shard set of a mixture, as NAME.0, NAME.1, …; wherever they lie."""
+    uris = [storage.join(root, entry.manifest) for entry in sets]
+    manifests = [uri if uri.endswith(".json") else storage.join(uri, "manifest.json") for uri in uris]
+    return {f"{name}.{number}": read_manifest(uri).digest for number, uri in enumerate(manifests)}
+
+
+def digest_of_start(uri: str, folder: str) -> str:
+    """Return the sha256 of the weights that a training starts from; once it has begun, they may be gone.
+
+    Raises:
+        ValueError: they are not there, and the training has not begun.
+    """
+    try:
+        with storage.open_stream(uri) as file:
+            return describe_stream(file).sha256
+    except FileNotFoundError:
+        if (before := _claimed(folder)) and "init_from" in before.inputs:
+            return before.inputs["init_from"]
+        raise ValueError(f"{uri}: no weights to start from (init_from)") from None
+
+
+def _claimed(folder: str) -> Identity | None:
+    uri = storage.join(folder, "stage.json")
+    return Identity.parse(storage.read_bytes(uri), uri) if storage.exists(uri) else None

@@ -18,8 +18,8 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file
 from torch import Tensor, nn
 
+from tokenize_jobs.foreign import safe_torch_load
 from tokenize_jobs.quantizer import all_sum
-from tokenize_jobs.weights import safe_torch_load
 
 # Output channels of VGG16's convolutions, a max pooling before each group but the first (arXiv 1409.1556, table 1, D).
 VGG_GROUPS = ((64, 64), (128, 128), (256, 256, 256), (512, 512, 512), (512, 512, 512))
@@ -132,7 +132,7 @@ class BatchNorm(nn.BatchNorm2d):
     """Batch normalization over the images of all ranks; torch's own SyncBatchNorm runs on GPUs only."""
 
     def forward(self, x: Tensor) -> Tensor:
-        if not (self.training and dist.is_initialized()):
+        if not (self.training and dist.is_initialized() and dist.get_world_size() > 1):
             return super().forward(x)
         count = x.new_tensor([x.numel() / x.shape[1]], dtype=torch.float32)
         total = x.float().sum((0, 2, 3))

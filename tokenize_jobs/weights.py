@@ -3,58 +3,55 @@
 Released files are read without running anything they name: only tensors and plain data, unknown objects are refused.
 """
 
-import argparse
 import os
-import pickle
 import re
-import zipfile
-from collections import OrderedDict, defaultdict
 from collections.abc import Callable, Iterable, Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
 import yaml
 from safetensors import SafetensorError, safe_open
-from safetensors.torch import save_file
 from torch import Tensor
 
 from data_specs import storage
+from data_specs.records import CheckpointFile
+from tokenize_jobs.foreign import safe_torch_load
 from tokenize_jobs.rqvae import RQVAE, RQVAEConfig
+from tokenize_jobs.tensors import write_safetensors
 
 WEIGHTS, CONFIG = "tokenizer.safetensors", "tokenizer.json"
 MAX_CONFIG_BYTES = 2**20
-CONFIGURATION = (  # what a ListConfig in the optimizer's state (its betas) drags along
-    *(f"omegaconf.{name}" for name in ("listconfig.ListConfig", "dictconfig.DictConfig")),
-    *(f"omegaconf.base.{name}" for name in ("ContainerMetadata", "Metadata")),
-    *(f"omegaconf.nodes.{name}Node" for name in ("Any", "String", "Boolean", "Integer", "Float")),
-    *(f"builtins.{name}" for name in ("dict", "list", "str", "bool", "int", "float")),
-    *("typing.Any", "rqvae.utils.dist.DistEnv"),
-)
+WRAPPERS = ("module", "_orig_mod", "_checkpoint_wrapped_module", "_fsdp_wrapped_module")
 SHOWN = 5  # names listed in a message
 
 
 # ---- ours ----------------------------------------------------------------------------------------------------------
-def save_tokenizer(model: RQVAE, folder: str | Path) -> None:
-    """Write tokenizer.safetensors and, last, tokenizer.json.
+def save_tokenizer(model: RQVAE, folder: str | Path) -> CheckpointFile:
+    """Write tokenizer.safetensors and, last, tokenizer.json; return size and sha256 of the weights.
 
-    Each file appears whole or not at all. A shared codebook is stored once, under the first depth.
+    Each file appears whole or not at all. A shared codebook is stored once, under the first depth. ValueError where a
+    number is not finite.
     """
     folder = Path(folder)
     folder.mkdir(parents=True, exist_ok=True)
-    stored = _stored_names(model)
-    _replace(folder / WEIGHTS, lambda path: save_file(_contiguous(model.state_dict(), stored), path))
+    state = model.state_dict()
+    written = write_safetensors(folder / WEIGHTS, {name: state[name].cpu() for name in _stored_names(model)})
     _replace(folder / CONFIG, lambda path: path.write_text(model.config.to_json() + "\n"))
+    return written
 
 
-def load_tokenizer(folder: str | Path, device: str | torch.device = "cpu", dtype: torch.dtype = torch.float32) -> RQVAE:
+def load_tokenizer(
+    folder: str | Path, device: str | torch.device = "cpu", dtype: torch.dtype = torch.float32, **changed: Any
+) -> RQVAE:
     """The tokenizer of a folder or URI, in eval mode; codebooks stay float32 whatever `dtype`.
 
-    Fetches no other file than these weights. ValueError names a bad file.
+    `changed` are fields of its configuration that are to be others: how its codebook learns. Fetches no other file
+    than these weights. ValueError names a bad file.
     """
     uri = storage.join(str(folder), WEIGHTS)
-    model = _empty_model(_read_config(storage.join(str(folder), CONFIG)), device, dtype)
+    model = _empty_model(replace(_read_config(storage.join(str(folder), CONFIG)), **changed), device, dtype)
     try:
         with safe_open(storage.local_copy(uri), "pt") as file:
             wanted = model.state_dict()
@@ -90,10 +87,6 @@ def _stored_names(model: RQVAE) -> dict[str, list[int]]:
     shapes = {name: list(tensor.shape) for name, tensor in model.state_dict().items()}
     shared = model.config.shared_codebook
     return {name: shape for name, shape in shapes.items() if not (shared and repeated.match(name))}
-
-
-def _contiguous(state: Mapping[str, Tensor], names: Iterable[str]) -> dict[str, Tensor]:
-    return {name: state[name].detach().contiguous() for name in names}
 
 
 def _replace(path: Path, write: Callable[[Path], Any]) -> None:
@@ -140,42 +133,15 @@ def _released_state(path: Path, key: str) -> dict[str, Tensor]:
     if not isinstance(file, Mapping) or not isinstance(file.get(key), Mapping):
         found = ", ".join(map(str, file)) if isinstance(file, Mapping) else type(file).__name__
         raise ValueError(f"{path}: no {key} in it (found: {found})")
-    state = {name.removeprefix("module."): value for name, value in file[key].items()}
+    state = {unwrapped(str(name)): value for name, value in file[key].items()}
     if foreign := [name for name, value in state.items() if not isinstance(value, Tensor)]:
         raise ValueError(f"{path}: {key} holds something other than tensors: {_some(foreign)}")
     return state
 
 
-def safe_torch_load(path: Path) -> Any:
-    """What a torch.save file holds, tensors on the CPU, mapped and not read where the format allows it.
-
-    Only tensors and plain data (numbers of numpy, Namespace and EasyDict as such) are made; the authors' optimizer
-    state carries their whole configuration as objects of omegaconf, which become empty shells. ValueError, one line,
-    names any other object, and a file that cannot be read.
-    """
-    try:
-        with torch.serialization.safe_globals(_plain_types()):
-            return torch.load(path, map_location="cpu", weights_only=True, mmap=zipfile.is_zipfile(path))
-    except pickle.UnpicklingError as error:
-        named = re.search(r"(?:GLOBAL|global:?|class|function|type)\s+([\w.]+\.[\w.]+)", str(error))
-        reason = f"holds an object of {named[1]}, which is not plain data" if named else "is not a checkpoint of torch"
-        raise ValueError(f"{path}: {reason}: refused") from None
-    except Exception as error:  # a damaged file can raise anything at all
-        raise ValueError(f"{path}: cannot be read as a checkpoint ({_first_line(error)})") from None
-
-
-def _plain_types() -> list[Any]:
-    """Plain data besides what torch allows by itself."""
-    numbers = [type(np.dtype(kind)) for kind in ("f2", "f4", "f8", "i4", "i8", "u1", "?")]
-    scalar = np.float64(0).__reduce__()[0]
-    named = [(scalar, f"numpy.{core}.multiarray.scalar") for core in ("core", "_core")]
-    shells = [(_Shell, name) for name in CONFIGURATION]
-    plain = [argparse.Namespace, (OrderedDict, "easydict.EasyDict"), defaultdict]
-    return [*plain, np.dtype, *named, *numbers, *shells]
-
-
-class _Shell:
-    """Takes the place of an object, or of a type, of the authors' configuration; it can do nothing."""
+def unwrapped(name: str) -> str:
+    """Return a parameter's name without what DDP, torch.compile and FSDP's recomputation put in, wherever it stands."""
+    return ".".join(part for part in name.split(".") if part not in WRAPPERS)
 
 
 def _refuse_misfit(path: Path | str, given: Mapping[str, list[int]], wanted: Mapping[str, list[int]]) -> None:

@@ -49,7 +49,7 @@ def sample_batch(
 
 
 def draw_grid(
-    model: DnDTransformer, spec: Spec, tokenizer: RQVAE | None, group: dist.ProcessGroup
+    model: DnDTransformer, spec: Spec, tokenizer: RQVAE | None, group: dist.ProcessGroup | None
 ) -> np.ndarray | None:
     """The first images of a model that every rank has: each rank draws a share, the one with the tokenizer decodes.
 

@@ -16,8 +16,8 @@ from __future__ import annotations
 from typing import NamedTuple
 
 from data_specs.spec import Spec
+from train.flops import PEAK_FLOPS, image_flops
 from train.memory import num_parameters
-from train.metrics import PEAK_FLOPS, image_flops
 from train.model import TransformerConfig
 
 PEAK, UTILISATION = PEAK_FLOPS["H100"], 0.35

@@ -11,18 +11,23 @@ import torch
 from train.partition import master_weights, refresh_model
 
 
-class EMA:
-    """average <- decay · average + (1 - decay) · weights, after each step."""
+class MovingAverage:
+    """average <- d · average + (1 - d) · weights, after each step; d grows to `decay` as (1 + n) / (10 + n).
+
+    So it is of use from the first steps on, where a long average would still be the initial noise.
+    """
 
     def __init__(self, engine: Any, decay: float) -> None:
-        self.engine, self.decay = engine, decay
+        self.engine, self.decay, self.num_updates = engine, decay, 0
         self.averages = [tensor.detach().clone() for tensor in master_weights(engine)]
 
     @torch.no_grad()
     def update(self) -> None:
-        """Takes in the weights of the step just made."""
+        """Take in the weights of the step just made."""
+        decay = min(self.decay, (1 + self.num_updates) / (10 + self.num_updates))
+        self.num_updates += 1
         for average, weight in zip(self.averages, master_weights(self.engine), strict=True):
-            average.lerp_(weight.detach(), 1 - self.decay)
+            average.lerp_(weight.detach(), 1 - decay)
 
     @contextmanager
     def in_place(self) -> Iterator[None]:

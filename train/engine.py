@@ -17,7 +17,18 @@ from data_specs.spec import Spec
 from train.memory import fitting_micro_batch
 from train.model import DnDTransformer, TransformerConfig
 from train.muon import Muon
+from train.weights import open_weights
 
+HONOURED = {  # what a user may add: nothing that changes which rank holds what, or in which type gradients add up
+    *("communication_data_type", "prescale_gradients", "gradient_predivide_factor", "steps_per_print", "dump_state"),
+    *("wall_clock_breakdown", "memory_breakdown", "flops_profiler", "comms_logger"),
+    *("zero_optimization.reduce_bucket_size", "zero_optimization.allgather_bucket_size"),
+    *("zero_optimization.allgather_partitions", "zero_optimization.reduce_scatter", "zero_optimization.overlap_comm"),
+    *("zero_optimization.contiguous_gradients", "zero_optimization.use_multi_rank_bucket_allreduce"),
+    *("zero_optimization.stage3_max_live_parameters", "zero_optimization.stage3_max_reuse_distance"),
+    *("zero_optimization.stage3_prefetch_bucket_size", "zero_optimization.stage3_param_persistence_threshold"),
+}
+CLASSES = "cls_embedding.embedding_table.weight"
 CONFIGS = Path(__file__).resolve().parent.parent / "infra" / "deepspeed"
 
 
@@ -82,15 +93,20 @@ def deepspeed_config(spec: Spec, world: int, user: dict[str, Any] | None = None)
         owned["zero_optimization"]["offload_optimizer"] = {"device": "cpu", "pin_memory": torch.cuda.is_available()}
     _refuse_contradictions(user or {}, owned | dict.fromkeys(("optimizer", "scheduler", "fp16", "amp")))
     base = json.loads((CONFIGS / f"zero{stage}.json").read_text())
-    clipped = {} if stage else {"gradient_clipping": 0.0}  # see before_step
+    clipped = {} if stage else {"gradient_clipping": 0.0}  # see clip_at_stage_0
     return _merged(_merged(base, user or {}), owned | clipped)
 
 
 def _refuse_contradictions(user: dict[str, Any], owned: dict[str, Any], prefix: str = "") -> None:
-    for key in user.keys() & owned.keys():
-        if isinstance(user[key], dict) and isinstance(owned[key], dict):
-            _refuse_contradictions(user[key], owned[key], f"{prefix}{key}.")
-        elif user[key] != owned[key]:
+    for key, value in user.items():
+        if isinstance(value, dict) and isinstance(owned.get(key), dict):
+            _refuse_contradictions(value, owned[key], f"{prefix}{key}.")
+        elif key not in owned and prefix + key not in HONOURED:
+            raise ValueError(
+                f"--deepspeed_config: {prefix}{key} is not a key that this training can honour: leave it out; these "
+                f"are: {', '.join(sorted(HONOURED))}"
+            )
+        elif key in owned and value != owned[key]:
             raise ValueError(
                 f"--deepspeed_config: {prefix}{key} is the spec's to say, and it says {json.dumps(owned[key])}: "
                 "leave the key out, and change the spec (see `train:` there) if that is what you want"
@@ -119,12 +135,20 @@ def read_user_config(path: str | None) -> dict[str, Any]:
     return config
 
 
+def join_engine() -> None:
+    """Let DeepSpeed use the process group that the ranks have joined."""
+    for name in ("deepspeed_shm_comm", "deepspeed_ccl_comm"):  # built at start by a compiler; gloo serves a CPU as well
+        deepspeed.ops.__compatible_ops__[name] = False
+    deepspeed.init_distributed(verbose=False)
+
+
 def build_engine(spec: Spec, root: str, world: int, user: dict[str, Any] | None = None) -> Any:
     """The engine around a model with its initial weights: drawn from the seed, or those of train.init_from.
 
     `user` is a DeepSpeed configuration that adds to the spec's (see `deepspeed_config`).
     """
     config = deepspeed_config(spec, world, user)
+    join_engine()
     torch.manual_seed(spec.seed)
     with deepspeed.zero.Init(config_dict_or_path=config) if spec.train.zero_stage == 3 else nullcontext():
         model = DnDTransformer(config_of(spec))
@@ -141,21 +165,26 @@ def build_engine(spec: Spec, root: str, world: int, user: dict[str, Any] | None 
     return engine
 
 
+@torch.no_grad()
 def _fill(model: nn.Module, folder: str) -> None:
-    """Copies the weights of a transformer folder into the model, parameter by parameter where they are partitioned."""
-    from train.weights import load_transformer
+    """Copy the weights of a transformer folder into the model, tensor by tensor, whole or partitioned.
 
-    given = dict(load_transformer(folder).named_parameters())
-    for name, parameter in model.named_parameters():
-        shape = getattr(parameter, "ds_shape", parameter.shape)
-        if name not in given or given[name].shape != shape:
-            raise ValueError(
-                f"train.init_from {folder}: {name} is not {list(shape)} there: make the spec agree with it"
-            )
-        whole = deepspeed.zero.GatheredParameters(parameter, modifier_rank=0)
-        with whole if hasattr(parameter, "ds_id") else nullcontext(), torch.no_grad():
-            if parameter.numel():
-                parameter.copy_(given[name])
+    Where the number of classes differs, the class embedding starts anew.
+    """
+    with open_weights(folder, ema=True) as given:
+        shapes = {name: tuple(given.get_slice(name).get_shape()) for name in given.keys()}  # noqa: SIM118
+        for name, parameter in model.named_parameters():
+            shape = tuple(getattr(parameter, "ds_shape", parameter.shape))
+            if name == CLASSES and shapes.get(name, ())[:1] != shape[:1]:
+                continue
+            if shapes.get(name) != shape:
+                raise ValueError(
+                    f"train.init_from {folder}: {name} is not {list(shape)} there: make the spec agree with it"
+                )
+            whole = deepspeed.zero.GatheredParameters(parameter, modifier_rank=0)
+            with whole if hasattr(parameter, "ds_id") else nullcontext():
+                if parameter.numel():
+                    parameter.copy_(given.get_tensor(name))
 
 
 def whole_model(engine: Any) -> DnDTransformer:
@@ -194,7 +223,7 @@ def parameter_groups(model: nn.Module, weight_decay: float, muon: bool = False) 
     return groups if muon else groups[1:]
 
 
-def before_step(engine: Any, clip: float) -> None:
+def clip_at_stage_0(engine: Any, clip: float) -> None:
     """What float32 at stage 0 lacks of the other stages: the gradient's norm, and no step where it is not finite.
 
     It also clips, since DeepSpeed's own clipping there takes the norm a second time and fails where no step is due.

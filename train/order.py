@@ -9,8 +9,9 @@ from collections.abc import Sequence
 
 import numpy as np
 
+from data_specs.spec import MIXTURE_BITS as SHARE_BITS
+
 ROUNDS = 6  # of the Feistel network
-SHARE_BITS = 20  # weights of a mixture are rounded to multiples of 2^-20
 VIEW, CLASS_DROPOUT, NETWORK_DROPOUT = 1, 2, 3  # streams of random numbers
 
 _GOLDEN = np.uint64(0x9E3779B97F4A7C15)

@@ -1,4 +1,4 @@
-"""This rank's part of the float32 training state, by parameter name, under every ZeRO stage.
+"""This rank's part of the float32 training state, by parameter name, under every ZeRO stage; to and from checkpoints.
 
 The optimizer keeps its weights as a few flat tensors whose cut depends on stage and world size. A `Piece` says which
 run of which parameter lies where in them, so that whoever goes by pieces (checkpoints, exports) knows no stages.
@@ -6,12 +6,18 @@ run of which parameter lies where in them, so that whoever goes by pieces (check
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any, NamedTuple
 
 import torch
 import torch.distributed as dist
 from torch import Tensor
+
+from tokenize_jobs.checkpoint import StoredTensors
+
+WEIGHT, AVERAGE = "weight", "ema"  # kinds of a checkpoint's tensors; the others are the optimizer's moments
+MOMENTS = ("exp_avg", "exp_avg_sq")  # AdamW has both, Muon the first
+Kinds = Mapping[str, Sequence[Tensor | None]]  # tensors like the master weights by kind
 
 
 class Piece(NamedTuple):
@@ -74,9 +80,6 @@ def view(tensor: Tensor, piece: Piece) -> Tensor:
     return tensor.detach().view(-1)[piece.offset : piece.offset + piece.length]
 
 
-MOMENTS = ("exp_avg", "exp_avg_sq")  # AdamW has both, Muon the first
-
-
 def moments(engine: Any) -> dict[str, list[Tensor | None]]:
     """The optimizer's moments by kind, each like `master_weights`, None where a tensor has none (before any step)."""
     state = basic_optimizer(engine).state
@@ -118,3 +121,41 @@ def refresh_model(engine: Any) -> None:
             optimizer.persistent_parameters[0].all_gather(optimizer.persistent_parameters)
     elif hasattr(optimizer, "update_lp_params"):
         optimizer.update_lp_params()
+
+
+# ---- to and from checkpoints ---------------------------------------------------------------------------------------
+@torch.no_grad()
+def copy_pieces(engine: Any, averages: list[Tensor]) -> dict[str, Tensor]:
+    """Return copies on the CPU of the pieces that this rank answers for, by `kind/parameter/first element`."""
+    kinds: Kinds = {WEIGHT: master_weights(engine), AVERAGE: averages, **moments(engine)}
+    return {
+        f"{kind}/{piece.name}/{piece.start}": view(tensor, piece).to("cpu", copy=True)
+        for piece in own_pieces(engine)
+        for kind, tensors in kinds.items()
+        if (tensor := tensors[piece.tensor]) is not None
+    }
+
+
+@torch.no_grad()
+def load_pieces(engine: Any, averages: list[Tensor], stored: StoredTensors, steps: int) -> None:
+    """Fill this rank's weights, averages and moments from a checkpoint, whatever ranks and stage wrote it.
+
+    Args:
+        steps: the optimizer's, of the checkpoint.
+
+    Raises:
+        ValueError: the checkpoint is of another model.
+    """
+    masters, held = master_weights(engine), pieces(engine)
+    filled: dict[str, list[Tensor | None]] = {kind: [None] * len(masters) for kind in MOMENTS}
+    for kind, tensors in filled.items():
+        for piece in held:
+            if (kind, piece.name) in stored.runs and tensors[piece.tensor] is None:
+                tensors[piece.tensor] = torch.zeros_like(masters[piece.tensor])
+    kinds: Kinds = {WEIGHT: masters, AVERAGE: averages, **filled}
+    for kind, targets in kinds.items():
+        for piece in held:
+            if (tensor := targets[piece.tensor]) is not None:
+                view(tensor, piece).copy_(stored.read(kind, piece.name, piece.start, piece.length))
+    set_moments(engine, filled, steps)
+    refresh_model(engine)

@@ -112,7 +112,7 @@ def guidance_scales(
     config: TransformerConfig, guidance: PerDepth, schedule: Schedule, interval: tuple[float, float]
 ) -> Tensor:
     """The guidance scale of every position and depth, float32 [L, D]."""
-    full = torch.tensor(_per_depth("guidance", guidance, config.depth, 0.0))
+    full = torch.tensor(_per_depth("guidance", guidance, config.depth, 0.0), dtype=torch.float32)
     if (full != 1).any() and not config.class_dropout:
         raise ValueError(
             f"guidance {guidance} needs a model trained with class dropout, unlike this one: use guidance 1"

@@ -7,12 +7,11 @@ from __future__ import annotations
 
 import json
 import os
-import struct
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import asdict
 from pathlib import Path
-from typing import Any, BinaryIO
+from typing import Any
 
 import torch
 from safetensors import SafetensorError, safe_open
@@ -20,13 +19,13 @@ from torch import Tensor
 
 from data_specs import storage
 from data_specs.spec import SIZES
-from tokenize_jobs.weights import safe_torch_load
+from tokenize_jobs.foreign import safe_torch_load
+from tokenize_jobs.tensors import DTYPES, whole_file, write_safetensors
+from tokenize_jobs.weights import unwrapped
 from train.model import DnDTransformer, TransformerConfig
 
 WEIGHTS, EMA_WEIGHTS, CONFIG = "transformer.safetensors", "ema.safetensors", "transformer.json"
 RELEASED_KEYS = ("model", "module", "state_dict", "ema")  # where a released file may hold its weights, else bare
-WRAPPERS = ("module.", "_orig_mod.")  # prefixes that DDP and torch.compile leave on names
-_DTYPES = {torch.float32: "F32", torch.bfloat16: "BF16", torch.float16: "F16"}
 
 Shapes = Mapping[str, tuple[int, ...]]
 
@@ -41,17 +40,29 @@ def load_transformer(
     memory. Raises ValueError naming the file.
     """
     config = _read_config(storage.join(str(folder), CONFIG))
-    uri = storage.join(str(folder), EMA_WEIGHTS if ema else WEIGHTS)
-    try:
-        with safe_open(storage.local_copy(uri), "pt", device=str(device)) as file:
-            names = list(file.keys())
-            _refuse_misfit(uri, {n: tuple(file.get_slice(n).get_shape()) for n in names}, config, f"{CONFIG} beside it")
-            state = {name: file.get_tensor(name).to(dtype) for name in names}
-    except (OSError, SafetensorError) as error:
-        raise ValueError(f"{uri}: no readable transformer weights ({error}): train or import it again") from None
+    with open_weights(str(folder), ema, device) as file:
+        shapes = {name: tuple(file.get_slice(name).get_shape()) for name in file.keys()}  # noqa: SIM118
+        uri = storage.join(str(folder), EMA_WEIGHTS if ema else WEIGHTS)
+        _refuse_misfit(uri, shapes, config, f"{CONFIG} beside it")
+        state = {name: file.get_tensor(name).to(dtype) for name in shapes}
     model = _skeleton(config)
     model.load_state_dict(state, assign=True)
     return model.eval()
+
+
+@contextmanager
+def open_weights(folder: str, ema: bool = False, device: torch.device | str = "cpu") -> Iterator[Any]:
+    """The weights of a transformer's folder or URI, to be read one tensor at a time.
+
+    Raises:
+        ValueError: names the file.
+    """
+    uri = storage.join(folder, EMA_WEIGHTS if ema else WEIGHTS)
+    try:
+        with safe_open(storage.local_copy(uri), "pt", device=str(device)) as file:
+            yield file
+    except (OSError, SafetensorError) as error:
+        raise ValueError(f"{uri}: no readable transformer weights ({error}): train or import it again") from None
 
 
 def _read_config(uri: str) -> TransformerConfig:
@@ -90,7 +101,7 @@ def import_transformer(checkpoint: str | Path, folder: str | Path, config: Trans
     else:
         (folder / EMA_WEIGHTS).unlink(missing_ok=True)
         os.link(folder / WEIGHTS, folder / EMA_WEIGHTS)
-    with _whole(folder / CONFIG) as file:
+    with whole_file(folder / CONFIG) as file:
         file.write((json.dumps(asdict(config), indent=1) + "\n").encode())
 
 
@@ -110,7 +121,7 @@ def export_transformer(folder: str | Path, checkpoint: str | Path) -> None:
     content = {"model": dict(load_transformer(folder, ema=False).state_dict())}
     if storage.exists(storage.join(str(folder), EMA_WEIGHTS)):
         content["ema"] = dict(load_transformer(folder, ema=True).state_dict())
-    with _whole(Path(checkpoint)) as file:
+    with whole_file(Path(checkpoint)) as file:
         torch.save(content, file)
 
 
@@ -126,10 +137,10 @@ def _released_weights(path: Path, content: Any) -> tuple[dict[str, Tensor], dict
 
 
 def _named_tensors(path: Path, key: str, state: Mapping[Any, Any]) -> dict[str, Tensor]:
-    state = {_unwrapped(str(name)): tensor for name, tensor in state.items()}
+    state = {unwrapped(str(name)): tensor for name, tensor in state.items()}
     state = {name: tensor for name, tensor in state.items() if not _is_buffer(name)}
     for name, tensor in state.items():
-        if not isinstance(tensor, Tensor) or tensor.dtype not in _DTYPES:
+        if not isinstance(tensor, Tensor) or tensor.dtype not in DTYPES:
             raise ValueError(
                 f"{path}: {key or 'checkpoint'}[{name!r}] is no tensor of weights: not a transformer's file"
             )
@@ -139,12 +150,6 @@ def _named_tensors(path: Path, key: str, state: Mapping[Any, Any]) -> dict[str, 
 def _is_buffer(name: str) -> bool:
     """What the authors' model keeps beside its weights once it has sampled: rotary factors, masks, caches."""
     return name in ("freqs_cis", "causal_mask") or ".kv_cache." in name
-
-
-def _unwrapped(name: str) -> str:
-    while name.startswith(WRAPPERS):
-        name = name.split(".", 1)[1]
-    return name
 
 
 def _refuse_other_arguments(path: Path, content: Mapping[str, Any], config: TransformerConfig) -> None:
@@ -188,31 +193,3 @@ def _looks_like(shapes: Shapes) -> str:
     depth = sum(name.startswith("output.") for name in shapes)
     rows = shapes.get("cls_embedding.embedding_table.weight", (0,))[0]
     return f"{len(layers)} layers of width {width}, {vocabulary} codes of depth {depth}, {rows} rows of classes"
-
-
-# ---- writing -------------------------------------------------------------------------------------------------------
-def write_safetensors(path: Path, tensors: Mapping[str, Tensor]) -> None:
-    """Streams tensors into a safetensors file; the library's own writer first copies them all."""
-    header: dict[str, Any] = {}
-    end = 0
-    for name, tensor in tensors.items():
-        start, end = end, end + tensor.nbytes
-        header[name] = {"dtype": _DTYPES[tensor.dtype], "shape": list(tensor.shape), "data_offsets": [start, end]}
-    text = json.dumps(header).encode()
-    text += b" " * (-len(text) % 8)
-    with _whole(path) as file:
-        file.write(struct.pack("<Q", len(text)) + text)
-        for tensor in tensors.values():
-            file.write(tensor.contiguous().view(-1).view(torch.uint8).numpy().data)
-
-
-@contextmanager
-def _whole(path: Path) -> Iterator[BinaryIO]:
-    """A file that appears under its name only once it is complete."""
-    unfinished = path.with_name(f".{path.name}.{os.getpid()}")
-    try:
-        with open(unfinished, "wb") as file:
-            yield file
-        os.replace(unfinished, path)
-    finally:
-        unfinished.unlink(missing_ok=True)

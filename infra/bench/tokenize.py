@@ -20,8 +20,8 @@ from infra.bench.rounds import Comparison, compare
 from tokenize_jobs.decode import png
 from tokenize_jobs.device import autocast, layout, to_tensor
 from tokenize_jobs.encode import encode_stage, fitting_batch, prepare
-from tokenize_jobs.fit import config_of
 from tokenize_jobs.rqvae import RQVAE
+from tokenize_jobs.task import config_of
 
 PIXELS = 2**21  # of all images: 512 of 64 px, 32 of 256 px
 

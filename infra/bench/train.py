@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import os
 import tempfile
 from datetime import timedelta
@@ -11,9 +12,10 @@ import torch
 from data_specs.spec import Spec, load_spec
 from infra.bench.codes import random_codes
 from infra.bench.rounds import Comparison, compare
+from tokenize_jobs.ranks import Ranks, join_ranks
 from train.engine import build_optimizer, config_of
-from train.loop import Run, join_ranks
 from train.model import DnDTransformer
+from train.task import TransformerTask
 
 STEPS = 4  # measured at a time
 OWN = ["train.steps=1000000", "train.checkpoint_every=1000000", "train.validate_every=1000000", "train.zero_stage=0"]
@@ -29,12 +31,12 @@ def train(preset: str, rounds: int, batch: int | None, overrides: list[str]) -> 
     with tempfile.TemporaryDirectory(prefix="dnd-bench-") as root:
         random_codes(spec, root, 2048, 2)
         join_ranks(timedelta(minutes=5))
-        run = Run(spec, root)
-        batches, bare = run.batches(), _Bare(spec)
+        task, bare = TransformerTask(spec, root, Ranks()), _Bare(spec)
+        task.begin(0, spec.train.steps)
 
         def ours() -> int:
             for _ in range(STEPS):
-                run.train_step(batches)
+                task.step(spec.train.learning_rate, math.inf)
             return STEPS * spec.train.batch_size
 
         return compare(ours, bare.steps, rounds)

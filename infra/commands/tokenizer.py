@@ -28,7 +28,7 @@ app = typer.Typer()
 @app.command("train-tokenizer")
 def train_tokenizer(root: RootOpt, spec: SpecArg = None, set_: SetOpt = None, ranks: RanksOpt = None) -> None:
     """Trains the RQ-VAE on the image shards (ROOT/tokenizer); resumes from its last checkpoint."""
-    from tokenize_jobs.launch import train_tokenizer as run
+    from tokenize_jobs.training import train_tokenizer as run
 
     resolved, root = open_root(spec, root, set_, "tokenizer")
     run(resolved, root, ranks=ranks_here(ranks, resolved.tokenizer.batch_size))

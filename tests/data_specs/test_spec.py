@@ -96,7 +96,7 @@ def test_overrides() -> None:
     [
         ("train.micro_batch_size", "write key=value"),
         ("=8", "write key=value"),
-        ("train.batchsize=8", "train.batchsize: unknown key; known here: codes, val_codes"),
+        ("train.batchsize=8", "train.batchsize: unknown key; known here: batch_size, micro_batch_size"),
         ("trian.steps=8", "trian: unknown key; known here: name, seed, shape"),
         ("render.sources.7.documents=1", "no entry '7'; lists are counted from 0"),
         ("name.x=1", "'x'|is a value, not a mapping"),
@@ -133,6 +133,19 @@ def test_overrides_that_are_refused(override: str, message: str) -> None:
         (["render.sources=[{kind: word}]"], "render.sources.0: kind is 'word': give one of arxiv, docstrings, images"),
         (["seed=-1"], "seed: .*greater than or equal to 0"),
         (["sample.name=../x"], "sample.name: "),
+        (["sample.temperature=-1"], r"sample\.temperature -1\.0 must be at least 0"),
+        (["sample.temperature=.nan"], r"sample\.temperature.*finite number"),
+        (["sample.top_p=[1, 1, 1, 1.5]"], r"sample\.top_p .* at most 1"),
+        (["sample.top_k=-1"], r"sample\.top_k -1 must be at least 0"),
+        (["sample.guidance_interval=[0.9, 0.1]"], r"guidance_interval \[0\.9, 0\.1\] must rise"),
+        (["sample.given={codes: x, hole: [2, 2, 2, 4]}"], r"hole \[2, 2, 2, 4\] is empty"),
+        (["sample.given={codes: x, hole: [0, 0, 9, 9]}"], r"leaves the grid of 8 x 8"),
+        (["sample.given={codes: x, depths: 4}"], r"depths 4 leaves nothing to draw"),
+        (["train.betas=[1.0, 0.9]"], r"train\.betas\.0"),
+        (["train.codes=[]"], r"train\.codes"),
+        (["train.codes=[{manifest: a, weight: 1.0e-9}, {manifest: b}]"], r"weight 1e-09 of a is so small"),
+        (["train.learning_rate=.inf"], r"train\.learning_rate.*finite"),
+        (["render.val_share=0"], r"nothing for train\.validate_every to validate on"),
     ],
 )
 def test_what_cannot_work_is_refused_with_file_and_key(overrides: list[str], message: str) -> None:

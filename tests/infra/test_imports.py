@@ -20,7 +20,7 @@ HEAVY = {
         ("infra.cli", set()),
         ("infra.status", {"numpy"}),
         ("data_specs.verify", {"numpy"}),
-        ("train.identity", {"numpy"}),
+        ("tokenize_jobs.stopping", {"numpy"}),
         ("pipeline.removal", {"numpy"}),
         ("pipeline.runner", {"numpy", "ray"}),
         ("train.loader", {"numpy", "PIL"}),

@@ -46,7 +46,7 @@ def test_a_misspelt_key_and_a_wrong_value_are_found(shared: Path) -> None:
 
 
 def test_the_jobset_restarts_by_the_exit_codes_of_training() -> None:
-    from train.identity import STOPPED, WRONG
+    from tokenize_jobs.stopping import STOPPED, WRONG
 
     (jobset,) = read_manifests(KUBERNETES / "train-jobset.yaml")
     job = jobset["spec"]["replicatedJobs"][0]["template"]["spec"]

@@ -18,7 +18,7 @@ from pipeline.job import render
 from pipeline.runner import Workers
 from tokenize_jobs.decode import decode_codes, grid, png
 from tokenize_jobs.encode import encode_views, prepare
-from tokenize_jobs.fit import fit
+from tokenize_jobs.training import fit
 from tokenize_jobs.weights import load_tokenizer
 from train.evaluation.images import reconstruction_quality
 from train.evaluation.ocr import find_engine, load_engine

@@ -16,9 +16,10 @@ from data_specs.units import read_plan
 from infra.reconstruct import reconstruct
 from pipeline.runner import Workers
 from tokenize_jobs.encode import encode_shard, encode_views, fitting_batch, npy, prepare
-from tokenize_jobs.fit import config_of, fit
 from tokenize_jobs.job import settle_batch, tokenize
 from tokenize_jobs.rqvae import RQVAE, RQVAEConfig
+from tokenize_jobs.task import config_of
+from tokenize_jobs.training import fit
 from train.evaluation.reconstruction import code_size, difference
 
 SPEC = tiny_spec("tokenize.compute_batch=16")

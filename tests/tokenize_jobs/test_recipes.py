@@ -17,7 +17,8 @@ from pipeline.job import render
 from pipeline.runner import Workers
 from tokenize_jobs.decode import decode_codes
 from tokenize_jobs.encode import encode_views
-from tokenize_jobs.fit import Run
+from tokenize_jobs.training import fit
+from tokenize_jobs.weights import load_tokenizer
 from train.evaluation.images import reconstruction_quality
 
 SOURCES = {
@@ -39,10 +40,10 @@ def score(folder: Path, data: str, documents: int, steps: int, recipe: list[str]
     """PSNR in dB on images of the validation split after training by a recipe on FOLDER/images."""
     images = f"tokenizer.images=[{{manifest: {folder / 'images/train'}}}]"
     spec = spec_of(data, documents, steps, images, f"seed={seed}", *recipe)
-    run = Run(spec, str(folder / "-".join(("run", *recipe, str(seed)))))
-    run.train()
+    root = str(folder / "-".join(("run", *recipe, str(seed))))
+    fit(spec, root)
     real = [item["image"] for item in open_shards(str(folder / "images/val"))[:SCORED]]
-    model = run.learner.result()
+    model = load_tokenizer(f"{root}/tokenizer")
     copies = decode_codes(model, np.stack(list(encode_views(model, iter(real), spec))))
     return float(reconstruction_quality(zip(real, copies, strict=True))["psnr"])
 

@@ -8,13 +8,16 @@ from pathlib import Path
 import torch
 import torch.distributed as dist
 from code_sets import tiny_spec
+from safetensors.torch import save_file
 from test_model import load_golden
 
 from data_specs.spec import Spec
-from train import checkpoint
-from train.ema import EMA
-from train.engine import before_step, build_engine, was_applied
-from train.model import TransformerConfig
+from tokenize_jobs.checkpoint import CheckpointWriter
+from tokenize_jobs.ranks import Ranks
+from train import partition
+from train.ema import MovingAverage
+from train.engine import build_engine, clip_at_stage_0, config_of, was_applied
+from train.model import DnDTransformer, TransformerConfig
 
 EPSILON = 1e-3  # AdamW's in the golden steps: with its usual 1e-8, the sign of a gradient near 0 moves a weight by 2 lr
 
@@ -41,19 +44,18 @@ def golden_steps(root: str, golden: str, number: int) -> None:
     codes, classes = golden_batch(tensors)
     for group in engine.optimizer.param_groups:
         group["eps"] = EPSILON
-    ema = EMA(engine, 0.9)
+    ema = MovingAverage(engine, 0.9)
     for factor in (1.0, 1.0, 1.0, torch.nan):
         engine.backward(engine(codes[mine], classes[mine], return_loss=True).mean() * factor)
-        before_step(engine, spec.train.clip)
+        clip_at_stage_0(engine, spec.train.clip)
         engine.step()
         assert was_applied(engine) == (factor == 1.0)
         if was_applied(engine):
             ema.update()
-    saver = checkpoint.Saver(engine, ema, f"{root}/out")
-    saver.start({"step": 3})
-    saver.wait()
-    dist.barrier()
-    saver.commit(1, None)
+    writer = CheckpointWriter(f"{root}/out", Ranks(), 1, None)
+    writer.start({"step": 3, "position": 12}, partition.copy_pieces(engine, ema.averages))
+    writer.wait()
+    writer.commit()
 
 
 def golden_batch(tensors: dict[str, torch.Tensor]) -> tuple[torch.Tensor, torch.Tensor]:
@@ -72,7 +74,19 @@ def fixed_steps(root: str, *overrides: str) -> None:
         loss = engine(codes, classes, return_loss=True).mean()
         losses.append(loss.item())
         engine.backward(loss * factor)
-        before_step(engine, spec.train.clip)
+        clip_at_stage_0(engine, spec.train.clip)
         engine.step()
         assert was_applied(engine) == (factor == 1.0)
     Path(root, "losses.json").write_text(json.dumps(losses))
+
+
+def start_with_other_classes(root: str) -> None:
+    """An engine of seven classes from a transformer of three; what differs goes to ROOT/differs.json."""
+    start = DnDTransformer(config_of(tiny_spec()))
+    Path(root, "start").mkdir()
+    save_file(
+        {name: torch.full_like(t, 0.5) for name, t in start.state_dict().items()}, f"{root}/start/ema.safetensors"
+    )
+    engine = build_engine(tiny_spec("transformer.num_classes=7", "train.init_from=start"), root, 1)
+    differs = [name for name, p in engine.module.named_parameters() if not (p == 0.5).all()]
+    Path(root, "differs.json").write_text(json.dumps(differs))

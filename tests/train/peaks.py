@@ -12,8 +12,8 @@ import torch.nn.functional as F
 from code_sets import tiny_spec
 
 from data_specs.spec import Spec
-from train.ema import EMA
-from train.engine import before_step, build_engine, config_of
+from train.ema import MovingAverage
+from train.engine import build_engine, clip_at_stage_0, config_of
 from train.model import DnDTransformer
 
 M_MMAP_THRESHOLD, M_TRIM_THRESHOLD = -3, -1
@@ -60,11 +60,11 @@ def training_peak(root: str, *overrides: str) -> None:
 def train_some(spec: Spec, root: str) -> None:
     """Three steps with all that is kept beside them."""
     engine = build_engine(spec, root, dist.get_world_size(), SMALL_BUCKETS)
-    ema = EMA(engine, 0.9)
+    ema = MovingAverage(engine, 0.9)
     codes, classes = batch_of(spec, engine.train_micro_batch_size_per_gpu())
     for _ in range(3):
         engine.backward(engine(codes, classes, return_loss=True).mean())
-        before_step(engine, spec.train.clip)
+        clip_at_stage_0(engine, spec.train.clip)
         engine.step()
         ema.update()
     engine.destroy()

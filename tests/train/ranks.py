@@ -7,7 +7,7 @@ import os
 import socket
 import sys
 import zlib
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from multiprocessing.process import BaseProcess
 from pathlib import Path
 from typing import Any
@@ -43,7 +43,7 @@ def _rank(
 ) -> None:
     from datetime import timedelta
 
-    from train.loop import join_ranks
+    from tokenize_jobs.ranks import join_ranks
 
     os.environ |= environment  # the fork server has that of its start
     os.environ |= {"RANK": str(rank), "LOCAL_RANK": str(rank), "WORLD_SIZE": str(world), "DND_WANDB": "0"}
@@ -56,24 +56,31 @@ def _rank(
 
 def train(root: str, *overrides: str) -> None:
     """Trains the tiny spec under a root; what the steps really took goes to ROOT/read_RANK.jsonl."""
-    from train.loop import Run, fit
+    from train.job import fit
+    from train.task import TransformerTask
 
-    batches = Run.batches
+    begin = TransformerTask.begin
 
-    def recorded(self: Run) -> Any:
-        with open(Path(root, f"read_{self.rank}_of_{self.world}.jsonl"), "a", encoding="utf-8") as file:
-            for codes, classes in batches(self):
-                file.write(json.dumps([self.step, [fingerprint(sample) for sample in codes]]) + "\n")
+    def recorded(task: TransformerTask, batches: Iterator[Any], first: int) -> Iterator[Any]:
+        path = Path(root, f"read_{task.ranks.rank}_of_{task.ranks.world}.jsonl")
+        with open(path, "a", encoding="utf-8") as file:
+            for step, (codes, classes) in enumerate(batches, first):
+                file.write(json.dumps([step, [fingerprint(sample) for sample in codes]]) + "\n")
                 file.flush()
                 yield codes, classes
 
-    Run.batches = recorded  # type: ignore[method-assign]
+    def begin_recording(self: TransformerTask, position: int, num_steps: int) -> None:
+        begin(self, position, num_steps)
+        assert self.batches is not None
+        self.batches = recorded(self, self.batches, position // self.part.batch_size)  # type: ignore[assignment]
+
+    TransformerTask.begin = begin_recording  # type: ignore[method-assign]
     fit(tiny_spec(*overrides), root)
 
 
 def train_plainly(root: str, *overrides: str) -> None:
     """Trains the tiny spec under a root, which may lie on S3."""
-    from train.loop import fit
+    from train.job import fit
 
     fit(tiny_spec(*overrides), root)
 

@@ -13,8 +13,8 @@ from code_sets import make_root, tiny_spec
 from PIL import Image
 from test_elastic import losses
 
-from tokenize_jobs.fit import config_of
 from tokenize_jobs.rqvae import RQVAE
+from tokenize_jobs.task import config_of
 from tokenize_jobs.weights import save_tokenizer
 
 

@@ -7,7 +7,7 @@ import pytest
 from data_specs.spec import load_spec
 from train.duration import FLOOR_TOKENS, PEAK, UTILISATION, advised, duration, durations, table
 from train.engine import config_of
-from train.metrics import image_flops
+from train.flops import image_flops
 
 
 def test_one_gpu_takes_what_its_arithmetic_takes() -> None:

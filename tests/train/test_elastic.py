@@ -17,9 +17,12 @@ from safetensors import safe_open
 from test_model import load_golden
 
 from data_specs import storage
-from train import checkpoint, order
+from tokenize_jobs import checkpoint
+from tokenize_jobs.ranks import Ranks
+from tokenize_jobs.tensors import write_safetensors
+from train import order
 from train.engine import parameter_groups
-from train.weights import CONFIG, WEIGHTS, write_safetensors
+from train.weights import CONFIG, WEIGHTS
 
 EVERY_20 = ("train.checkpoint_every=20", "train.validate_every=1000", "train.keep_last=3")
 EVERY_PAIR = [(before, after) for before in range(4) for after in range(4) if (before, after) != (1, 3)]
@@ -47,14 +50,15 @@ def killed_behind_step_20(root: str, *overrides: str) -> None:
     """Trains on two ranks and kills both with SIGKILL, once the checkpoint of step 20 is whole and training went on."""
     processes = ranks.start(2, ranks.train, root, *overrides, "train.steps=100000")
     deadline = time.monotonic() + 180
-    while checkpoint.latest(f"{root}/transformer") is None or len(losses(root)) < 23:
+    latest = Path(root, "transformer/latest")
+    while not latest.exists() or len(losses(root)) < 23:
         assert time.monotonic() < deadline and all(process.is_alive() for process in processes)
         time.sleep(0.01)
     for process in processes:
         process.kill()
         process.join()
-    if checkpoint.latest(f"{root}/transformer") != f"{root}/transformer/step_00000020":  # killed late
-        Path(root, "transformer/latest").write_text("step_00000020\n")
+    if latest.read_text() != "step_00000020\n":  # killed late
+        latest.write_text("step_00000020\n")
 
 
 @pytest.mark.parametrize(("before", "after"), [(1, 3), *(pytest.param(*pair, marks=long) for pair in EVERY_PAIR)])
@@ -98,22 +102,23 @@ def test_a_kill_while_a_checkpoint_is_written_leaves_a_whole_one(tmp_path: Path,
         time.sleep(moments.random() * 0.3)
         processes[0].kill()
         processes[0].join()
-        stored = whole_checkpoint(root)
-        assert stored.state["step"] > reached
-        reached, seen = stored.state["step"], seen + 1
-        unfinished += any(step > reached for step in checkpoint._steps(f"{root}/transformer"))
+        step = whole_checkpoint(root)
+        assert step > reached
+        reached, seen = step, seen + 1
+        unfinished += any(step > reached for step in checkpoint.list_steps(f"{root}/transformer"))
     assert seen == kills and unfinished  # at least one kill hit a write
 
 
-def whole_checkpoint(root: str) -> checkpoint.Stored:
-    """The latest checkpoint, every element of which has been read."""
-    uri = checkpoint.latest(f"{root}/transformer")
-    assert uri is not None
-    stored = checkpoint.Stored(uri, checkpoint.read_state(uri))
+def whole_checkpoint(root: str) -> int:
+    """The step of the newest whole checkpoint, every element of which has been read."""
+    found = checkpoint.find_whole(f"{root}/transformer", Ranks())
+    assert found is not None
+    uri, state = found
+    stored = checkpoint.StoredTensors(uri, state.files)
     for kind, name in stored.runs:
         last, piece = stored.runs[kind, name][-1]
         assert stored.read(kind, name, 0, last + piece.get_shape()[0]).isfinite().all()
-    return stored
+    return state.step
 
 
 # ---- where checkpoints lie, and which stay ------------------------------------------------------------------------
@@ -124,7 +129,7 @@ def test_checkpoints_on_s3_resume_and_the_last_and_every_nth_stay(s3_root: str) 
     ranks.run(1, ranks.train_plainly, s3_root, *options, "train.steps=8")
     storage.delete(f"{s3_root}/transformer/done")
     ranks.run(1, ranks.train_plainly, s3_root, *options, "train.steps=10")
-    assert checkpoint._steps(f"{s3_root}/transformer") == {6, 10}
+    assert checkpoint.list_steps(f"{s3_root}/transformer") == [6, 10]
     rows = [json.loads(line) for line in storage.read_text(f"{s3_root}/transformer/metrics.jsonl").splitlines()]
     assert [row["step"] for row in rows if "bits_per_code" in row] == list(range(1, 11))
     assert [row["position"] for row in rows if "bits_per_code" in row] == list(range(8, 88, 8))
@@ -160,23 +165,23 @@ def test_two_ranks_update_golden_weights_as_plain_pytorch_does(shared: Path, tmp
     codes, classes = golden_batch(tensors)
     averages = {name: p.detach().clone() for name, p in model.named_parameters()}
     steepest = 0.0
-    for _ in range(3):
+    for step in range(3):
         optimizer.zero_grad()
         model(codes, classes, return_loss=True).mean().backward()
         torch.nn.utils.clip_grad_norm_(model.parameters(), spec.train.clip)
         steepest = max(steepest, *(p.grad.abs().max().item() for p in model.parameters()))
         optimizer.step()
         for name, parameter in model.named_parameters():
-            averages[name].lerp_(parameter.detach(), 0.1)
+            averages[name].lerp_(parameter.detach(), 1 - (1 + step) / (10 + step))  # it starts short
     # Kernels of any order of summation leave a float32 gradient within 64 roundings of the steepest (seen: 70 in the
     # third step, 30 in the first); AdamW multiplies it by lr / epsilon at most, three times.
     bound = 3 * spec.train.learning_rate / EPSILON * 64 * 2**-24 * steepest
     uri = f"{tmp_path}/out/step_00000003"
-    stored = checkpoint.Stored(uri, checkpoint.read_state(uri))
+    stored = checkpoint.StoredTensors(uri, checkpoint.read_state(uri).files)
     shapes = {name: tuple(p.shape) for name, p in model.named_parameters()}
     plain = {name: p.detach() for name, p in model.named_parameters()}
-    torch.testing.assert_close(checkpoint.merged(stored, "weight", shapes), plain, atol=bound, rtol=1e-6)
-    torch.testing.assert_close(checkpoint.merged(stored, "ema", shapes), averages, atol=bound, rtol=1e-6)
+    torch.testing.assert_close(stored.whole("weight", shapes), plain, atol=bound, rtol=1e-6)
+    torch.testing.assert_close(stored.whole("ema", shapes), averages, atol=bound, rtol=1e-6)
     with safe_open(golden, "pt") as file:  # and it went somewhere
         moved = (file.get_tensor("state_dict.norm.0.weight") - plain["norm.0.weight"]).abs().max()
     assert moved > spec.train.learning_rate

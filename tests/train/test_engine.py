@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 import ranks
 from code_sets import NO_DROPOUT, make_root, tiny_spec
-from golden import fixed_steps
+from golden import fixed_steps, start_with_other_classes
 
 from train.engine import deepspeed_config, read_user_config
 
@@ -37,6 +37,20 @@ def test_a_user_adds_to_the_configuration(tmp_path: Path) -> None:
 )
 def test_what_contradicts_the_spec_is_refused_by_key(user: dict[str, Any], key: str) -> None:
     with pytest.raises(ValueError, match=f"--deepspeed_config: {key} is the spec's to say"):
+        deepspeed_config(tiny_spec(), 2, user)
+
+
+@pytest.mark.parametrize(
+    ("user", "key"),
+    [
+        ({"data_types": {"grad_accum_dtype": "bf16"}}, "data_types"),
+        ({"zero_optimization": {"offload_param": {"device": "cpu"}}}, "zero_optimization.offload_param"),
+        ({"zero_optimization": {"stage3": 1}}, "zero_optimization.stage3"),
+        ({"elasticity": {"enabled": True}}, "elasticity"),
+    ],
+)
+def test_what_cannot_be_honoured_is_refused_by_key(user: dict[str, Any], key: str) -> None:
+    with pytest.raises(ValueError, match=f"--deepspeed_config: {key} is not a key that this training can honour"):
         deepspeed_config(tiny_spec(), 2, user)
 
 
@@ -91,3 +105,8 @@ def test_the_ranks_read_the_users_file(tmp_path: Path) -> None:
     spec = tiny_spec("train.steps=2")
     with pytest.raises(ValueError, match=r"zero_optimization.stage is the spec's"):
         train(spec, make_root(tmp_path / "run"), deepspeed_config=str(user))
+
+
+def test_fine_tuning_may_have_other_classes(tmp_path: Path) -> None:
+    ranks.run(1, start_with_other_classes, str(tmp_path))
+    assert json.loads((tmp_path / "differs.json").read_text()) == ["cls_embedding.embedding_table.weight"]

@@ -1,0 +1,188 @@
+"""Reads the .pt files of others: tensors and plain data. Nothing that a file names is run, and none asks for memory.
+
+What training scripts leave beside the weights (random states, dates, paths, configurations of omegaconf) becomes empty
+shells; any other object is refused by its name. Tensors are mapped, not read, where the format allows it.
+"""
+
+from __future__ import annotations
+
+import argparse
+import pickle
+import tarfile
+import types
+import zipfile
+from collections import OrderedDict, defaultdict
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any, ClassVar
+
+import numpy as np
+import torch
+from torch import Tensor
+
+MAX_PICKLE_BYTES = 2**28  # of the tree beside the tensors; those of released models have about one megabyte
+NUMBERS = ("f2", "f4", "f8", "i1", "i2", "i4", "i8", "u1", "u2", "u4", "u8", "b1")
+SHELLS = {  # packages whose objects are read past
+    *("numpy", "datetime", "pathlib", "omegaconf", "random", "typing", "enum", "decimal", "fractions", "uuid"),
+    *("zoneinfo", "dateutil", "pytz", "copyreg", "collections", "rqvae", "pytorch_lightning", "lightning"),
+}
+TYPES = {
+    "dict",
+    "list",
+    "str",
+    "bool",
+    "int",
+    "float",
+    "set",
+    "frozenset",
+    "tuple",
+    "bytes",
+    "bytearray",
+    "object",
+    "long",
+}
+
+
+def safe_torch_load(path: Path) -> Any:
+    """Return what a torch.save file holds, tensors on the CPU.
+
+    Raises:
+        ValueError: one line that names an object which is not plain data, or says why the file cannot be read.
+    """
+    try:
+        size, is_zip = path.stat().st_size, zipfile.is_zipfile(path)
+        _refuse_containers(path, is_zip)
+        return torch.load(path, map_location="cpu", weights_only=False, mmap=is_zip, pickle_module=_reader(size))
+    except _RefusedError as error:
+        raise ValueError(f"{path}: {error}: refused") from None
+    except pickle.UnpicklingError:
+        raise ValueError(f"{path}: is not a checkpoint of torch: refused") from None
+    except Exception as error:  # a damaged file can raise anything at all
+        reason = (str(error).splitlines() or [type(error).__name__])[0]
+        raise ValueError(f"{path}: cannot be read as a checkpoint ({reason})") from None
+
+
+class _RefusedError(Exception):
+    """Something in a file that is not read."""
+
+
+def _refuse_containers(path: Path, is_zip: bool) -> None:
+    """Refuse what could unfold into more than the file has: compressed members, tars, a huge tree."""
+    if is_zip:
+        with zipfile.ZipFile(path) as archive:
+            for member in archive.infolist():
+                if member.compress_type != zipfile.ZIP_STORED:
+                    raise _RefusedError(f"holds {member.filename} compressed, which torch never writes")
+                if member.filename.endswith(".pkl") and member.file_size > MAX_PICKLE_BYTES:
+                    raise _RefusedError(f"holds {member.file_size:,} bytes beside its tensors")
+    elif tarfile.is_tarfile(path):
+        raise _RefusedError("is a tar, a format that torch gave up in 2017")
+
+
+def _reader(file_size: int) -> Any:
+    """What torch takes for the `pickle` module, for a file of so many bytes."""
+
+    class Unpickler(_Unpickler):
+        max_bytes = file_size
+
+    def load(file: Any, **options: Any) -> Any:
+        return Unpickler(file, **options).load()
+
+    return types.SimpleNamespace(Unpickler=Unpickler, load=load, __name__="safe_pickle")
+
+
+class _Unpickler(pickle._Unpickler):  # type: ignore[name-defined]  # the C one grows its memo to whatever a file says
+    max_bytes = 0
+    dispatch: ClassVar = dict(pickle._Unpickler.dispatch)  # type: ignore[attr-defined]
+
+    def find_class(self, module: str, name: str) -> Any:
+        known = _KNOWN.get(f"{module}.{name}")
+        if known is not None:
+            return known
+        if module == "torch" and isinstance(getattr(torch, name, None), torch.dtype):
+            return getattr(torch, name)
+        if module.split(".", maxsplit=1)[0] in SHELLS or (module in ("builtins", "__builtin__") and name in TYPES):
+            return _Shell
+        raise _RefusedError(f"holds an object of {module}.{name}, which is not plain data")
+
+    @property
+    def persistent_load(self) -> Callable[[Any], Any]:
+        """Torch's own, for storages that are no larger than the file."""
+        return self._checked_load
+
+    @persistent_load.setter
+    def persistent_load(self, load: Callable[[Any], Any]) -> None:
+        self._torchs_load = load
+
+    def _checked_load(self, key: Any) -> Any:
+        if isinstance(key, tuple) and len(key) > 4 and (not isinstance(key[4], int) or key[4] > self.max_bytes):
+            raise _RefusedError(f"asks for {key[4]} numbers, more than the file has")
+        return self._torchs_load(key)
+
+    def load_bytearray8(self) -> None:
+        raise _RefusedError("asks for a buffer, which torch never writes")
+
+    dispatch[pickle.BYTEARRAY8[0]] = load_bytearray8
+
+
+class _Shell:
+    """Takes the place of an object, or of a type, that is read past; it can do nothing."""
+
+    def __init__(self, *_: Any, **__: Any) -> None:
+        pass
+
+    def __setstate__(self, _: Any) -> None:
+        pass
+
+    def __setitem__(self, *_: Any) -> None:
+        pass
+
+    def append(self, _: Any) -> None:
+        pass
+
+    def extend(self, _: Any) -> None:
+        pass
+
+
+def _rebuild_tensor(storage: Any, offset: int, size: tuple[int, ...], stride: tuple[int, ...], *_: Any) -> Tensor:
+    """A tensor within its storage; torch's own function would make the storage larger where it is too small."""
+    last = offset + sum((length - 1) * step for length, step in zip(size, stride, strict=True))
+    if min((offset, *size, *stride), default=0) < 0 or (0 not in size and last >= storage._size()):
+        raise _RefusedError(f"holds a tensor of {list(size)} that is larger than its storage")
+    tensor: Tensor = torch._utils._rebuild_tensor(storage, offset, size, stride)
+    return tensor
+
+
+def _rebuild_parameter(tensor: Tensor, *_: Any) -> Tensor:
+    return tensor
+
+
+def _dtype(kind: Any, *options: Any) -> Any:
+    return np.dtype(kind, *options) if kind in NUMBERS else _Shell()
+
+
+def _scalar(dtype: Any, data: Any = b"") -> Any:
+    number = isinstance(dtype, np.dtype) and isinstance(data, bytes) and len(data) == dtype.itemsize
+    return np.frombuffer(data, dtype)[0] if number else _Shell()
+
+
+def _encode(text: Any, encoding: Any = "latin1") -> Any:
+    return text.encode("latin1") if isinstance(text, str) and encoding == "latin1" else _Shell()
+
+
+_KNOWN: dict[str, Any] = {
+    "torch._utils._rebuild_tensor": _rebuild_tensor,
+    "torch._utils._rebuild_tensor_v2": _rebuild_tensor,
+    "torch._utils._rebuild_parameter": _rebuild_parameter,
+    "torch._utils._rebuild_parameter_with_state": _rebuild_parameter,
+    "torch.Size": torch.Size,
+    "torch.device": _Shell,
+    "torch.torch_version.TorchVersion": _Shell,
+    "collections.OrderedDict": OrderedDict,
+    "collections.defaultdict": defaultdict,
+    "argparse.Namespace": argparse.Namespace,
+    "easydict.EasyDict": OrderedDict,
+    "_codecs.encode": _encode,
+    "numpy.dtype": _dtype,
+    **{f"numpy.{core}.multiarray.scalar": _scalar for core in ("core", "_core")},
+}

@@ -1,0 +1,77 @@
+"""What undoes or ends steps: losses that leap, and ranks that no longer answer."""
+
+from __future__ import annotations
+
+import math
+import os
+import sys
+import threading
+import time
+from collections import deque
+from itertools import pairwise
+from statistics import fmean
+from typing import Any
+
+from pydantic import JsonValue
+
+WINDOW = 128  # accepted losses that mean and deviation are taken over; window and 6 deviations: OLMo-core
+FEWEST = 50  # losses to know before a spike can be told from the fall of the first steps
+
+
+class SpikeDetector:
+    """Judges losses by the ones before; counts the steps that were skipped."""
+
+    def __init__(self, spike: float | None, max_skips: int, state: dict[str, Any] | None = None) -> None:
+        self.spike, self.max_skips, self.skipped_in_a_row = spike, max_skips, 0
+        self.recent = deque[float]((state or {}).get("recent", []), WINDOW)
+        self.skipped: int = (state or {}).get("skipped", 0)
+
+    @property
+    def limit(self) -> float:
+        """The largest mean loss with which a step is made."""
+        if self.spike is None or len(self.recent) < FEWEST:
+            return math.inf
+        noise = math.sqrt(fmean((b - a) ** 2 for a, b in pairwise(self.recent)) / 2)  # blind to the fall of the loss
+        return fmean(self.recent) + self.spike * noise
+
+    def accept(self, loss: float) -> None:
+        """Take in the mean loss of a step that was made."""
+        self.recent.append(loss)
+        self.skipped_in_a_row = 0
+
+    def skip(self) -> bool:
+        """Count a step that was left out; return whether there were too many in a row."""
+        self.skipped += 1
+        self.skipped_in_a_row += 1
+        return self.skipped_in_a_row >= self.max_skips
+
+    def state(self) -> dict[str, JsonValue]:
+        """Return what a checkpoint keeps, for the constructor."""
+        return {"recent": list[JsonValue](self.recent), "skipped": self.skipped}
+
+
+class Watchdog:
+    """Ends this process once `beat` was not called for so many seconds: some rank is dead or hangs.
+
+    The launcher then ends the others. Timeouts of process groups do not do: those that DeepSpeed makes have their own.
+    """
+
+    def __init__(self, seconds: float) -> None:
+        self.seconds, self.last_beat = seconds, time.monotonic()
+        self.ended = threading.Event()
+        threading.Thread(target=self._watch, daemon=True).start()
+
+    def beat(self) -> None:
+        """Say that a step was finished."""
+        self.last_beat = time.monotonic()
+
+    def end(self) -> None:
+        """Stop watching."""
+        self.ended.set()
+
+    def _watch(self) -> None:
+        while (left := self.last_beat + self.seconds - time.monotonic()) > 0:
+            if self.ended.wait(min(left, 60)):
+                return
+        print(f"error: no step for {self.seconds:.0f} s: a rank is dead or hangs; ending", file=sys.stderr, flush=True)
+        os._exit(1)

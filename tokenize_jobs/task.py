@@ -1,0 +1,428 @@
+"""The tokenizer in training: model, discriminator, optimizers, moving average and images. One optimizer step a call.
+
+Every step's images and random numbers are a function of (seed, position). Gradients are summed over the ranks after the
+last micro batch, in one collective: ranks may hold different numbers of images, and nothing has to match but the
+number of micro batches.
+"""
+
+from __future__ import annotations
+
+import copy
+import math
+import os
+import time
+from collections.abc import Generator, Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from pydantic import JsonValue
+from torch import Tensor, nn
+
+from data_specs import open_shards, storage
+from data_specs.reader import ShardSet
+from data_specs.records import CheckpointFile
+from data_specs.spec import Spec
+from tokenize_jobs.batches import Draw, deal, draw, read_batches
+from tokenize_jobs.checkpoint import StoredTensors
+from tokenize_jobs.device import autocast, layout, pick_device, to_tensor, training_dtype
+from tokenize_jobs.losses import (
+    LPIPS,
+    LPIPS_PACKAGE,
+    PatchDiscriminator,
+    discriminator_loss,
+    generator_losses,
+    load_lpips,
+)
+from tokenize_jobs.quantizer import all_sum
+from tokenize_jobs.ranks import Ranks
+from tokenize_jobs.rqvae import RQVAE, RQVAEConfig
+from tokenize_jobs.statistics import CodeStatistics
+from tokenize_jobs.trainer import Step, Validation
+from tokenize_jobs.views import Pixels
+from tokenize_jobs.weights import load_tokenizer, save_tokenizer
+
+VALIDATION_IMAGES = 64
+Losses = dict[str, Tensor]
+
+
+# ---- what it starts from -------------------------------------------------------------------------------------------
+def config_of(spec: Spec) -> RQVAEConfig:
+    """Return the model's configuration by the spec."""
+    part, shape = spec.tokenizer, spec.shape
+    return RQVAEConfig(
+        image_size=(shape.image_size, shape.image_size),
+        grid=shape.grid,
+        depth=shape.depth,
+        codebook_size=shape.codebook_size,
+        shared_codebook=part.shared_codebook,
+        embed_dim=part.embed_dim,
+        ch=part.channels,
+        ch_mult=part.channel_multipliers,
+        num_res_blocks=part.res_blocks,
+        attn_resolutions=part.attention_sizes,
+        z_channels=part.embed_dim,
+        patch=part.patch,
+        shortcut=part.shortcut,
+        **_learning(spec),
+    )
+
+
+def _learning(spec: Spec) -> dict[str, Any]:
+    """How the codebook learns: as the spec says also where the architecture comes from `init_from`."""
+    part = spec.tokenizer
+    return {
+        "decay": part.decay,
+        "commitment_weight": part.commitment,
+        "restart_unused_codes": part.restart_unused,
+    }
+
+
+def initial_model(spec: Spec, root: str) -> RQVAE:
+    """Return a new tokenizer, or that of `tokenizer.init_from`.
+
+    Raises:
+        ValueError: its codes are not the spec's.
+    """
+    wanted, source = config_of(spec), spec.tokenizer.init_from
+    if source is None:
+        return RQVAE(wanted)
+    model = load_tokenizer(storage.join(root, source), **_learning(spec))
+    config = model.config
+    if (config.code_shape, config.codebook_size) != (wanted.code_shape, wanted.codebook_size):
+        raise ValueError(
+            f"tokenizer.init_from {source}: its codes are {list(config.code_shape)} of {config.codebook_size} rows, "
+            f"the spec's {list(wanted.code_shape)} of {wanted.codebook_size}: make shape agree with it"
+        )
+    return model
+
+
+def lpips_of(spec: Spec, root: str) -> LPIPS | None:
+    """Return LPIPS with the weights that the spec names. Raises ValueError or FileNotFoundError without them."""
+    weights = spec.tokenizer.lpips_weights
+    if weights is None or weights == LPIPS_PACKAGE:
+        return load_lpips(weights) if weights else None
+    uri = storage.join(root, weights)
+    return load_lpips(storage.local_copy(uri) if storage.stat(uri) else storage.local_folder(uri))
+
+
+# ---- the task ------------------------------------------------------------------------------------------------------
+class TokenizerTask:
+    """A tokenizer in training (`trainer.Task`)."""
+
+    picture_every: int | None = None
+
+    def __init__(self, spec: Spec, root: str, ranks: Ranks) -> None:
+        self.spec, self.part, self.ranks, self.device = spec, spec.tokenizer, ranks, pick_device()
+        self.dtype = training_dtype(spec, self.device)
+        self.dealt = deal(self.part.batch_size, self.ranks.world, self.part.micro_batch_size)
+        self.sets = [open_shards(storage.join(root, entry.manifest)) for entry in self.part.images]
+        self.held_out = _held_out(spec, root)
+        torch.manual_seed(spec.seed)
+        lpips = lpips_of(spec, root)
+        model = initial_model(spec, root)
+        self.lpips = lpips.to(self.device) if lpips else None
+        self.model = model.to(self.device, memory_format=layout(self.device)).train()  # type: ignore[call-overload]
+        self.discriminator = None if self.part.gan_start is None else PatchDiscriminator().to(self.device)
+        self.optimizers = [
+            torch.optim.Adam(net.parameters(), self.part.learning_rate, self.part.betas) for net in self._networks()
+        ]
+        self.ema = None if self.part.ema is None else MovingAverage(self.model, self.part.ema)
+        self.batches: Generator[list[Pixels], None, None] | None = None
+        self.statistics = CodeStatistics(model.config.depth, model.config.codebook_size, self.device)
+        if self.part.compile:
+            for module in (self.model.encoder, self.model.decoder, self.lpips):
+                if module is not None:
+                    module.compile()
+
+    def _networks(self) -> list[nn.Module]:
+        return [self.model] if self.discriminator is None else [self.model, self.discriminator]
+
+    # ---- data ------------------------------------------------------------------------------------------------------
+    def begin(self, position: int, num_steps: int) -> None:
+        """Be ready to make `num_steps` steps on the data from sample `position` on."""
+        self.close()
+        self.step_number, self.draw_number = self.part.steps - num_steps, position // self.part.batch_size
+        draws = self._draws(range(self.draw_number, self.draw_number + num_steps))
+        batches = read_batches(self.sets, draws, self.spec.shape.image_size, self._num_threads())
+        assert isinstance(batches, Generator)
+        self.batches = batches
+
+    def _draws(self, numbers: range) -> Iterator[list[list[Draw]]]:
+        """What this rank's micro batches of each step hold."""
+        weights = [entry.weight for entry in self.part.images]
+        for number in numbers:
+            drawn = draw(self.sets, weights, self.part.batch_size, self.spec.seed, number)
+            yield [[drawn[image] for image in micro] for micro in self.dealt[self.ranks.rank]]
+
+    def _num_threads(self) -> int:
+        """Threads that decode images: spare cores where a GPU computes, one where the cores do."""
+        local = int(os.environ.get("LOCAL_WORLD_SIZE", "1"))
+        return max(1, min(8, len(os.sched_getaffinity(0)) // local)) if self.device.type == "cuda" else 1
+
+    def close(self) -> None:
+        """End the threads that read ahead."""
+        if self.batches is not None:
+            self.batches.close()
+
+    # ---- a step ----------------------------------------------------------------------------------------------------
+    def step(self, rate: float, limit: float) -> Step:
+        """Make one step, unless the mean squared error is over `limit`, or it or the gradient is not finite."""
+        started = time.monotonic()
+        assert self.batches is not None
+        images = next(self.batches)
+        waited = time.monotonic() - started
+        seed = np.random.SeedSequence((self.spec.seed, self.draw_number, self.ranks.rank)).generate_state(1, np.uint64)
+        torch.manual_seed(int(seed[0]) >> 1)
+        before = self._copy_buffers()
+        losses, codes = self._backward([self._tensor(micro) for micro in images])
+        mse, norm = self._sum_over_ranks(losses["mse"])
+        applied = math.isfinite(norm) and mse <= limit
+        if applied:
+            self._update(rate)
+            self.statistics.add(losses, codes, self.model.quantizer.restarts)
+        else:
+            torch._foreach_copy_(self._buffers(), before)
+        self.step_number += 1
+        self.draw_number += 1
+        return Step(mse, applied, waited)
+
+    def _tensor(self, images: Pixels) -> Tensor:
+        return to_tensor(images).to(self.device, memory_format=layout(self.device))
+
+    def _buffers(self) -> list[Tensor]:
+        """What a forward pass changes: codebooks and the discriminator's running means."""
+        return [buffer for net in self._networks() for buffer in net.buffers()]
+
+    def _copy_buffers(self) -> list[Tensor]:
+        return [buffer.clone() for buffer in self._buffers()]
+
+    def _backward(self, micros: list[Tensor]) -> tuple[Losses, Tensor]:
+        """Add up the gradients of this rank's micro batches [b, 3, H, W].
+
+        Returns:
+            This rank's part of the batch's mean losses (to be summed over ranks), and codes.
+        """
+        for optimizer in self.optimizers:
+            optimizer.zero_grad(set_to_none=True)
+        total: Losses = {}
+        codes = []
+        for images, share in zip(micros, self._shares(), strict=True):
+            weight = len(images) / self.part.batch_size
+            losses, of_micro = self._accumulate(images, share, weight)
+            codes.append(of_micro)
+            for name, loss in losses.items():
+                total[name] = total.get(name, 0) + loss * weight
+        return total, torch.cat(codes)
+
+    def _shares(self) -> list[float]:
+        """This rank's part of all ranks' images, micro batch by micro batch."""
+        of_all = [sum(map(len, micros)) for micros in zip(*self.dealt, strict=True)]
+        return [len(micro) / count for micro, count in zip(self.dealt[self.ranks.rank], of_all, strict=True)]
+
+    @property
+    def _has_begun(self) -> bool:
+        """Whether the discriminator takes part."""
+        return self.part.gan_start is not None and self.step_number >= self.part.gan_start
+
+    def _accumulate(self, images: Tensor, share: float, weight: float) -> tuple[Losses, Tensor]:
+        """Add the gradients of one micro batch; return its losses and codes."""
+        discriminator = self.discriminator if self._has_begun else None
+        if discriminator is not None:
+            discriminator.requires_grad_(False)  # the tokenizer's loss passes through it but leaves nothing in it
+        with autocast(self.device, self.dtype):
+            reconstruction, commitment, codes = self.model(images)
+            losses = generator_losses(
+                images,
+                reconstruction,
+                commitment,
+                kind=self.part.reconstruction,
+                commitment_weight=self.part.commitment,
+                lpips=self.lpips,
+                lpips_weight=self.part.lpips_weight,
+                discriminator=discriminator,
+                gan_weight=self.part.gan_weight,
+                last_layer=self.model.decoder.conv_out.weight,
+                share=share,
+            )
+        (losses.pop("total") * weight).backward()
+        if discriminator is not None:
+            discriminator.requires_grad_(True)
+            with autocast(self.device, self.dtype):
+                losses["disc"] = discriminator_loss(discriminator, images, reconstruction)
+            (losses["disc"] * weight).backward()
+        losses["mse"] = (reconstruction.detach().float() - images).square().mean()
+        return {name: loss.detach() for name, loss in losses.items()}, codes
+
+    def _sum_over_ranks(self, mse: Tensor) -> tuple[float, float]:
+        """Sum the gradients over the ranks, with the mean squared error; return that and the gradients' norm."""
+        by_network = [[p.grad for p in net.parameters() if p.grad is not None] for net in self._networks()]
+        gradients = [gradient for of_network in by_network for gradient in of_network]
+        if self.ranks.world > 1:
+            *summed, mse = _all_sum([*gradients, mse])
+            torch._foreach_copy_(gradients, summed)
+        norms = torch.stack([torch.nn.utils.get_total_norm(of_network) for of_network in by_network if of_network])
+        self.grad_norm = float(norms[0])
+        return float(mse), float(norms.sum())
+
+    def _update(self, rate: float) -> None:
+        for optimizer in self.optimizers if self._has_begun else self.optimizers[:1]:
+            for group in optimizer.param_groups:
+                group["lr"] = rate
+            optimizer.step()
+        if self.ema:
+            self.ema.update(self.model, self.step_number)
+
+    # ---- accounts --------------------------------------------------------------------------------------------------
+    def report(self, images_per_second: float) -> tuple[dict[str, Any], str]:
+        """Return the log's row of the steps since the last one, and what it says in a few words."""
+        row = self.statistics.report()
+        if not row:
+            return {}, "no step was made"
+        note = f"PSNR {row['psnr']:.2f} dB, codebook used {min(row['usage']):.0%}, {images_per_second:.4g} images/s"
+        return {**row, "grad_norm": self.grad_norm}, note
+
+    @torch.no_grad()
+    def validate(self) -> Validation:
+        """Return the mean squared error on held-out images, whole and unmirrored, or on the first it learns from."""
+        images = self.held_out if self.held_out is not None else self.sets[0]
+        size, wanted = self.spec.shape.image_size, min(VALIDATION_IMAGES, len(images))
+        pixels = np.stack([_centre(images[number]["image"], size) for number in range(wanted)])
+        weights = self._mean_squared_error(self.model, pixels)
+        ema = self._mean_squared_error(self._averaged(), pixels) if self.ema else None
+        if self.held_out is None:
+            return Validation({}, weights, ema)
+        row = {"val_psnr": _psnr(weights)} | ({} if ema is None else {"val_ema_psnr": _psnr(ema)})
+        return Validation(row, weights, ema)
+
+    def _mean_squared_error(self, model: RQVAE, pixels: Pixels) -> float:
+        model.eval()
+        total = 0.0
+        size = max(map(len, self.dealt[self.ranks.rank]))
+        for start in range(0, len(pixels), size):
+            images = self._tensor(pixels[start : start + size])
+            with autocast(self.device, self.dtype):
+                reconstruction = model(images)[0]
+            total += float((reconstruction.float() - images).square().mean((1, 2, 3)).sum())
+        model.train()
+        return total / len(pixels)
+
+    def _averaged(self) -> RQVAE:
+        model = copy.deepcopy(self.model)
+        if self.ema:
+            self.ema.write_to(model)
+        return model
+
+    def picture(self) -> bytes | None:
+        """Draw nothing: `dnd reconstruct` shows what a tokenizer can do."""
+        return None
+
+    # ---- saving ----------------------------------------------------------------------------------------------------
+    def _named(self) -> dict[tuple[str, str], Tensor]:
+        """All tensors that a resumed run needs, by kind and name; all ranks hold the same."""
+        found = {("model", name): tensor for name, tensor in stored_tensors(self.model).items()}
+        if self.discriminator is not None:
+            found |= {("discriminator", name): t for name, t in stored_tensors(self.discriminator).items()}
+        if self.ema:
+            names = (name for name, tensor in stored_tensors(self.model).items() if tensor.is_floating_point())
+            found |= {("ema", name): tensor for name, tensor in zip(names, self.ema.tensors, strict=True)}
+        return found
+
+    def tensors(self) -> dict[str, Tensor]:
+        """Return copies on the CPU of the flat tensors that this rank answers for."""
+        named = self._named()
+        for number, (optimizer, net) in enumerate(zip(self.optimizers, self._networks(), strict=True)):
+            for name, parameter in net.named_parameters():
+                for kind, tensor in optimizer.state.get(parameter, {}).items():
+                    named[f"adam{number}.{kind}", name] = tensor
+        named |= {("statistics", name): tensor for name, tensor in self.statistics.tensors().items()}
+        mine = list(named.items())[self.ranks.rank :: self.ranks.world]
+        return {f"{kind}/{name}/0": t.detach().reshape(-1).to("cpu", copy=True) for (kind, name), t in mine}
+
+    def state(self) -> dict[str, JsonValue]:
+        """Return what a resumed run needs beside the tensors."""
+        return {"statistics_steps": dict[str, JsonValue](self.statistics.num_steps)}
+
+    @torch.no_grad()
+    def load(self, stored: StoredTensors, state: dict[str, Any]) -> None:
+        """Take the tensors and the state of a checkpoint."""
+        for (kind, name), tensor in self._named().items():
+            tensor.copy_(stored.tensor(kind, name, tensor.shape))
+        for number, (optimizer, net) in enumerate(zip(self.optimizers, self._networks(), strict=True)):
+            self._load_moments(stored, f"adam{number}", optimizer, net)
+        sums = {name: stored.flat("statistics", name) for kind, name in stored.runs if kind == "statistics"}
+        self.statistics.restore(sums, state["statistics_steps"], first=self.ranks.rank == 0)
+
+    def _load_moments(
+        self, stored: StoredTensors, prefix: str, optimizer: torch.optim.Optimizer, net: nn.Module
+    ) -> None:
+        optimizer.state.clear()
+        for name, parameter in net.named_parameters():
+            if (f"{prefix}.step", name) in stored.runs:
+                optimizer.state[parameter] = {
+                    "step": stored.tensor(f"{prefix}.step", name, ()),
+                    **{
+                        kind: stored.tensor(f"{prefix}.{kind}", name, parameter.shape).to(parameter)
+                        for kind in ("exp_avg", "exp_avg_sq")
+                    },
+                }
+
+    def export(self, stored: StoredTensors, folder: Path) -> dict[str, CheckpointFile]:
+        """Write tokenizer.safetensors and tokenizer.json: the moving average where there is one."""
+        return {"tokenizer.safetensors": save_tokenizer(self._averaged(), folder)}
+
+
+class MovingAverage:
+    """Moving average of weights and codebooks; it starts short: decay min(decay, (1 + step) / (10 + step))."""
+
+    def __init__(self, model: nn.Module, decay: float):
+        self.decay, self.tensors = decay, [tensor.clone() for tensor in _floats(model)]
+
+    @torch.no_grad()
+    def update(self, model: nn.Module, step: int) -> None:
+        """Move towards the model after its step `step` (counted from 0)."""
+        decay = min(self.decay, (1 + step) / (10 + step))
+        torch._foreach_lerp_(self.tensors, _floats(model), 1 - decay)
+
+    @torch.no_grad()
+    def write_to(self, model: nn.Module) -> None:
+        """Put the average in the place of a model's weights."""
+        torch._foreach_copy_(_floats(model), self.tensors)
+
+
+def stored_tensors(model: nn.Module) -> dict[str, Tensor]:
+    """Return parameters and persistent buffers by name, what is shared only once."""
+    once: dict[int, tuple[str, Tensor]] = {}
+    for name, tensor in model.state_dict().items():
+        once.setdefault(tensor.data_ptr(), (name, tensor))
+    return dict(once.values())
+
+
+def _floats(model: nn.Module) -> list[Tensor]:
+    return [tensor for tensor in stored_tensors(model).values() if tensor.is_floating_point()]
+
+
+def _all_sum(tensors: list[Tensor]) -> list[Tensor]:
+    """Sums over the ranks of many tensors, in one collective."""
+    flat = all_sum(torch.cat([tensor.flatten() for tensor in tensors]))
+    parts = flat.split([tensor.numel() for tensor in tensors])
+    return [part.view_as(tensor) for part, tensor in zip(parts, tensors, strict=True)]
+
+
+def _held_out(spec: Spec, root: str) -> ShardSet | None:
+    """The validation images that the spec has tokenized, where they are there and not empty."""
+    uri = spec.tokenize.images.get("val")
+    if uri is None or not storage.exists(storage.join(root, uri, "manifest.json")):
+        return None
+    images = open_shards(storage.join(root, uri))
+    return images if len(images) else None
+
+
+def _centre(image: Pixels, size: int) -> Pixels:
+    top, left = ((side - size) // 2 for side in image.shape[:2])
+    return image[top : top + size, left : left + size]
+
+
+def _psnr(mse: float) -> float:
+    return 10 * math.log10(4 / max(mse, 1e-12))

@@ -1,0 +1,89 @@
+"""Tensors into safetensors files: streamed, hashed on the way, whole or absent, and never with a number not finite."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import struct
+from collections.abc import Iterable, Iterator, Mapping
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any, BinaryIO
+
+import torch
+from safetensors import SafetensorError, safe_open
+from torch import Tensor
+
+from data_specs.records import CheckpointFile
+
+DTYPES = {torch.float32: "F32", torch.bfloat16: "BF16", torch.float16: "F16", torch.int64: "I64"}
+
+
+class NotFiniteError(ValueError):
+    """A tensor that was to be written holds NaN or infinity."""
+
+
+def write_safetensors(path: Path, tensors: Mapping[str, Tensor]) -> CheckpointFile:
+    """Write tensors to a file that appears whole or not at all; the library's own writer first copies them all.
+
+    Returns:
+        Size and sha256 of the file.
+
+    Raises:
+        NotFiniteError: a tensor holds a number that is not finite; the message names it.
+    """
+    for name, tensor in tensors.items():
+        if not is_finite(tensor):
+            raise NotFiniteError(f"{path}: {name} holds numbers that are not finite")
+    found, size = hashlib.sha256(), 0
+    with whole_file(path) as file:
+        for part in _parts(tensors):
+            file.write(part)
+            found.update(part)
+            size += len(part)
+        file.flush()
+        os.fsync(file.fileno())
+    return CheckpointFile(bytes=size, sha256=found.hexdigest())
+
+
+def _parts(tensors: Mapping[str, Tensor]) -> Iterator[bytes | memoryview]:
+    header: dict[str, Any] = {}
+    end = 0
+    for name, tensor in tensors.items():
+        start, end = end, end + tensor.nbytes
+        header[name] = {"dtype": DTYPES[tensor.dtype], "shape": list(tensor.shape), "data_offsets": [start, end]}
+    text = json.dumps(header).encode()
+    text += b" " * (-len(text) % 8)
+    yield struct.pack("<Q", len(text)) + text
+    for tensor in tensors.values():
+        yield tensor.detach().contiguous().view(-1).view(torch.uint8).numpy().data
+
+
+def is_finite(tensor: Tensor) -> bool:
+    """Whether all numbers of a tensor are finite, without a copy of it."""
+    if not tensor.is_floating_point() or not tensor.numel():
+        return True
+    least, most = torch.aminmax(tensor.detach())
+    return bool(least.isfinite() and most.isfinite())
+
+
+def find_not_finite(path: Path) -> Iterable[str]:
+    """Name each tensor of a file that holds a number not finite. Raises ValueError where the file cannot be read."""
+    try:
+        with safe_open(path, "pt") as file:
+            return [name for name in file.keys() if not is_finite(file.get_tensor(name))]  # noqa: SIM118
+    except (OSError, SafetensorError) as error:
+        raise ValueError(f"{path}: cannot be read as safetensors ({error})") from None
+
+
+@contextmanager
+def whole_file(path: Path) -> Iterator[BinaryIO]:
+    """A file that appears under its name only once it is complete."""
+    unfinished = path.with_name(f".{path.name}.{os.getpid()}")
+    try:
+        with open(unfinished, "wb") as file:
+            yield file
+        os.replace(unfinished, path)
+    finally:
+        unfinished.unlink(missing_ok=True)

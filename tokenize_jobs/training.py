@@ -1,0 +1,83 @@
+"""Training of the tokenizer as a stage: what its result depends on, and how it is started (`dnd train-tokenizer`)."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from data_specs import storage
+from data_specs.records import Identity
+from data_specs.spec import Spec
+from tokenize_jobs.launch import digest_of_start, digests_of, launch, spec_of_training
+from tokenize_jobs.ranks import Ranks
+from tokenize_jobs.task import TokenizerTask, lpips_of
+from tokenize_jobs.trainer import Job, Task
+from tokenize_jobs.trainer import fit as run
+from tokenize_jobs.weights import WEIGHTS
+
+FREE: dict[str, Any] = {  # on resume; of inputs their content counts, not where they lie
+    **dict.fromkeys(("dtype", "compile", "init_from", "lpips_weights"), True),
+    "images": {"__all__": {"manifest"}},
+}
+
+
+def train_tokenizer(spec: Spec, root: str, *, ranks: int = 1) -> None:
+    """Train to spec.tokenizer.steps on `ranks` processes of this machine; a finished run returns at once.
+
+    An imported tokenizer stays as it is.
+
+    Raises:
+        TrainingFailed: training ended without a tokenizer; one line says why.
+        SystemExit: with 75 where the run was told to stop, and has saved.
+    """
+    root = storage.absolute(root)
+    if _is_imported(root):
+        return
+    lpips_of(spec, root)  # refused before the folder is claimed
+    launch(job_of(spec, root), "tokenize_jobs.fit", root, ranks)
+
+
+def fit(spec: Spec, root: str) -> bool:
+    """Train on this rank, and write ROOT/tokenizer; see `trainer.fit`."""
+    root = storage.absolute(root)
+    if _is_imported(root):
+        return True
+    lpips_of(spec, root)
+
+    def build(ranks: Ranks) -> Task:
+        return TokenizerTask(spec, root, ranks)
+
+    return run(job_of(spec, root), build)
+
+
+def job_of(spec: Spec, root: str) -> Job:
+    """Return what is to be trained, and where."""
+    return Job(
+        "train-tokenizer",
+        storage.join(root, "tokenizer"),
+        spec.tokenizer,
+        spec,
+        ("tokenizer",),
+        identity(spec, root),
+    )
+
+
+def identity(spec: Spec, root: str) -> Identity:
+    """Return what the trained tokenizer depends on."""
+    part, folder = spec.tokenizer, storage.join(root, "tokenizer")
+    inputs = digests_of(root, "images", part.images)
+    if part.init_from:
+        inputs["init_from"] = digest_of_start(storage.join(root, part.init_from, WEIGHTS), folder)
+    tree: dict[str, Any] = {
+        "shape": spec.shape.model_dump(mode="json"),
+        "tokenizer": spec_of_training(spec, "tokenizer", FREE, folder) | {"lpips": part.lpips_weights is not None},
+    }
+    return Identity(stage="tokenizer", spec=tree, inputs=inputs, seed=spec.seed)
+
+
+def _is_imported(root: str) -> bool:
+    """Whether ROOT/tokenizer came from elsewhere (`dnd import tokenizer`); says so."""
+    folder = storage.join(root, "tokenizer")
+    imported = storage.exists(storage.join(folder, WEIGHTS)) and not storage.exists(storage.join(folder, "stage.json"))
+    if imported:
+        print(f"{folder}: imported, not trained; to fine-tune it, name it as tokenizer.init_from under another root")
+    return imported

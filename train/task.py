@@ -1,0 +1,233 @@
+"""The transformer in training: DeepSpeed's engine, moving average and codes. One optimizer step a call.
+
+What a step reads and draws is a function of (seed, position in the data), so a resumed run goes on exactly as it would
+have.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+import time
+from collections.abc import Generator, Iterator
+from contextlib import nullcontext
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+import torch.distributed as dist
+from pydantic import JsonValue
+from torch import Tensor
+
+from data_specs import storage
+from data_specs.records import CheckpointFile
+from data_specs.spec import ShardInput, Spec
+from tokenize_jobs.checkpoint import StoredTensors
+from tokenize_jobs.decode import png
+from tokenize_jobs.device import pick_device
+from tokenize_jobs.ranks import Ranks
+from tokenize_jobs.rqvae import RQVAE
+from tokenize_jobs.tensors import write_safetensors
+from tokenize_jobs.trainer import Step, Validation
+from tokenize_jobs.weights import load_tokenizer
+from train import order, partition
+from train.draw import draw_grid
+from train.ema import MovingAverage
+from train.engine import build_engine, clip_at_stage_0, config_of, grad_norm, was_applied, whole_model
+from train.flops import utilisation
+from train.loader import Batch, Loader, positions_of
+from train.weights import CONFIG, EMA_WEIGHTS, WEIGHTS
+
+
+class TransformerTask:
+    """A transformer in training (`trainer.Task`)."""
+
+    def __init__(self, spec: Spec, root: str, ranks: Ranks, user_config: dict[str, Any] | None = None) -> None:
+        self.spec, self.part, self.ranks, self.device = spec, spec.train, ranks, pick_device()
+        self.picture_every = self.part.sample_every
+        self.loader = Loader(self.part.codes, root, spec)
+        self.held_out = self._open_held_out(root)
+        self.tokenizer = self._load_tokenizer(root)
+        self.engine = build_engine(spec, root, ranks.world, user_config)
+        self.micro = self.engine.train_micro_batch_size_per_gpu()
+        self.ema = MovingAverage(self.engine, self.part.ema)
+        self.bits: list[Tensor] = []  # of each depth [D], steps since the last row
+        self.batches: Generator[Batch, None, None] | None = None
+
+    def _open_held_out(self, root: str) -> Loader | None:
+        if self.part.validate_every is None:
+            return None
+        held_out = Loader([ShardInput(manifest=self.part.val_codes)], root, self.spec)
+        held_out.fetch_from(0)
+        return held_out
+
+    def _load_tokenizer(self, root: str) -> RQVAE | None:
+        """What decodes the pictures of train.sample_every: on rank 0, where they are wanted, else None."""
+        if self.ranks.rank or not self.part.sample_every:
+            return None
+        uri = storage.join(root, self.spec.tokenize.tokenizer)
+        if not storage.exists(storage.join(uri, "tokenizer.json")):
+            raise ValueError(f"{uri}: no tokenizer, which train.sample_every needs: import one, or leave the key out")
+        return load_tokenizer(uri, self.device)
+
+    # ---- a step ----------------------------------------------------------------------------------------------------
+    def begin(self, position: int, num_steps: int) -> None:
+        """Be ready to make `num_steps` steps on the data from sample `position` on."""
+        self.position = position
+        if self.batches is None:
+            self.loader.fetch_from(position)
+        else:
+            self.batches.close()
+        batches = self.loader.ahead(self._micro_batches(num_steps))
+        assert isinstance(batches, Generator)
+        self.batches = batches
+
+    def _micro_batches(self, num_steps: int) -> Iterator[tuple[int, int]]:
+        """(first position, count) of this rank's micro batches from the present position on."""
+        size = self.part.batch_size
+        for start in range(self.position, self.position + num_steps * size, size):
+            yield from self._of_step(start)
+
+    def _of_step(self, position: int) -> list[tuple[int, int]]:
+        return positions_of(position, self.part.batch_size, self.micro, self.ranks.rank, self.ranks.world)
+
+    def step(self, rate: float, limit: float) -> Step:
+        """Make one step, unless the mean loss, nats, is over `limit`, or it or the gradient is not finite."""
+        for group in self.engine.optimizer.param_groups:
+            group["lr"] = rate
+        self.waited = 0.0
+        losses = self._accumulate(limit)
+        applied = was_applied(self.engine)
+        if applied:
+            self.ema.update()
+            self.bits.append(losses / math.log(2))
+        self.position += self.part.batch_size
+        return Step(float(losses.mean()), applied, self.waited)
+
+    def _accumulate(self, limit: float) -> Tensor:
+        """Forward and backward of this rank's micro batches, and the optimizer's step unless the loss forbids it.
+
+        Returns:
+            The mean loss of each depth over all ranks, nats, float64 [D] on the CPU.
+        """
+        total = torch.zeros(self.spec.shape.depth, device=self.device)
+        micro_batches = self._of_step(self.position)
+        for number, (first, _) in enumerate(micro_batches):
+            losses = self._forward(first)
+            total += losses.detach() / len(micro_batches)
+            mean = losses.mean()
+            if number + 1 == len(micro_batches):
+                dist.all_reduce(total)
+                mean = mean * torch.where(total.mean() / self.ranks.world <= limit, 1.0, math.nan)
+            self.engine.backward(mean)  # a gradient that is not a number makes the engine leave out the step
+            clip_at_stage_0(self.engine, self.part.clip)
+            self.engine.step()
+        return (total / self.ranks.world).double().cpu()
+
+    def _forward(self, first: int) -> Tensor:
+        """Losses [D] of the next micro batch, which begins at position `first`."""
+        started = time.monotonic()
+        assert self.batches is not None
+        codes, classes = next(self.batches)
+        self.waited += time.monotonic() - started
+        bits = int(order.draw_bits(self.spec.seed, np.array([first]), order.NETWORK_DROPOUT)[0])
+        torch.manual_seed(bits % 2**63)
+        losses: Tensor = self.engine(*self._tensors(codes, classes), return_loss=True)
+        return losses
+
+    def _tensors(self, *arrays: np.ndarray) -> list[Tensor]:
+        return [torch.from_numpy(array).to(self.device, non_blocking=True) for array in arrays]
+
+    # ---- accounts --------------------------------------------------------------------------------------------------
+    def report(self, images_per_second: float) -> tuple[dict[str, Any], str]:
+        """Return the log's row of the steps since the last one, and what it says in a few words."""
+        config = config_of(self.spec)
+        row: dict[str, Any] = {"tokens_per_second": images_per_second * config.num_positions * config.depth}
+        note = f"{images_per_second:.4g} images/s"
+        if (mfu := utilisation(config, images_per_second / self.ranks.world, self.device)) is not None:
+            row["mfu"] = mfu
+            note += f", MFU {mfu:.0%}"
+        if self.bits:
+            bits = torch.stack(self.bits).mean(0)
+            row |= {"bits_per_code": float(bits.mean()), "bits_per_code_by_depth": bits.tolist()}
+            row["grad_norm"] = grad_norm(self.engine)
+            note = f"{row['bits_per_code']:.3f} bits a code, {note}"
+        self.bits = []
+        return row, note
+
+    def validate(self) -> Validation:
+        """Return bits a code on held-out codes, with the weights and with their moving average."""
+        plain = self._bits()
+        with self.ema.in_place():
+            smooth = self._bits()
+        weights, ema = float(plain.mean()), float(smooth.mean())
+        if self.held_out is None:
+            return Validation({}, weights, ema)
+        row = {
+            "val_bits_per_code": weights,
+            "val_ema_bits_per_code": ema,
+            "val_bits_per_code_by_depth": plain.tolist(),
+            "val_ema_bits_per_code_by_depth": smooth.tolist(),
+        }
+        return Validation(row, weights, ema)
+
+    @torch.no_grad()
+    def _bits(self) -> Tensor:
+        """Bits by depth, float64 [D], on the first validation_images of a set, the same for any number of ranks."""
+        self.engine.eval()
+        loader = self.held_out or self.loader
+        images = min(self.part.validation_images, len(loader))
+        size = min(self.micro, math.ceil(images / self.ranks.world))
+        starts = range(0, images, size)
+        total = torch.zeros(self.spec.shape.depth, dtype=torch.float64)
+        world = self.ranks.world
+        for number in range(self.ranks.rank, world * math.ceil(len(starts) / world), world):
+            first = starts[number % len(starts)]  # ranks without a share compute along: stage 3 needs all of them
+            count = min(size, images - first)
+            losses = self.engine(*self._tensors(*loader.in_order(first, count)), return_loss=True)
+            total += losses.double().cpu() * (count / images if number < len(starts) else 0.0)
+        self.engine.train()
+        dist.all_reduce(total, group=self.ranks.control)
+        return total / math.log(2)
+
+    def picture(self) -> bytes | None:
+        """Draw samples with all ranks; rank 0 returns their picture as PNG."""
+        with self.ema.in_place() if self.spec.sample.ema else nullcontext():
+            drawn = draw_grid(whole_model(self.engine), self.spec, self.tokenizer, self.ranks.control)
+        return None if drawn is None else png(drawn)
+
+    # ---- saving ----------------------------------------------------------------------------------------------------
+    def tensors(self) -> dict[str, Tensor]:
+        """Return copies on the CPU of the pieces of the float32 state that this rank answers for."""
+        return partition.copy_pieces(self.engine, self.ema.averages)
+
+    def state(self) -> dict[str, JsonValue]:
+        """Return what a resumed run needs beside the tensors."""
+        stage = self.engine.zero_optimization_stage()
+        return {
+            "optimizer_steps": partition.optimizer_steps(self.engine),
+            "num_ema_updates": self.ema.num_updates,
+            "zero_stage": stage,
+        }
+
+    def load(self, stored: StoredTensors, state: dict[str, Any]) -> None:
+        """Take the tensors and the state of a checkpoint, whatever ranks and stage wrote it."""
+        partition.load_pieces(self.engine, self.ema.averages, stored, state["optimizer_steps"])
+        self.ema.num_updates = state["num_ema_updates"]
+        self.bits = []
+
+    def export(self, stored: StoredTensors, folder: Path) -> dict[str, CheckpointFile]:
+        """Write transformer.safetensors, ema.safetensors and transformer.json from the last checkpoint."""
+        shapes = {name: tuple(getattr(p, "ds_shape", p.shape)) for name, p in self.engine.module.named_parameters()}
+        kinds = {WEIGHTS: partition.WEIGHT, EMA_WEIGHTS: partition.AVERAGE}
+        files = {name: write_safetensors(folder / name, stored.whole(kind, shapes)) for name, kind in kinds.items()}
+        (folder / CONFIG).write_text(json.dumps(asdict(config_of(self.spec)), indent=1) + "\n")
+        return files
+
+    def close(self) -> None:
+        """End the threads that fetch shards, and the engine."""
+        for loader in filter(None, (self.loader, self.held_out)):
+            loader.close()
+        self.engine.destroy()
