@@ -9,9 +9,10 @@ from typing import Annotated
 
 import typer
 
+import infra.stages  # noqa: F401
 from data_specs.spec import PARTS
 from data_specs.text import printable, start_log
-from infra.commands import bench, clusters, data, evaluation, exchange, query, specs, tokenizer, transformer
+from infra.commands import bench, clusters, data, evaluation, exchange, query, specs, transformer
 from infra.commands.options import (
     AddressOpt,
     RanksOpt,
@@ -23,6 +24,7 @@ from infra.commands.options import (
     open_root,
     ranks_here,
 )
+from infra.commands.stages import add_stages
 from infra.extras import missing
 from pipeline.workers import UnitsFailed, Workers
 
@@ -36,7 +38,8 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
     help="From PDFs, text or images to a trained DnD-Transformer and its pictures. Try: dnd demo --root runs/demo",
 )
-for part in (specs, data, query, clusters, tokenizer, transformer, evaluation, exchange, bench):
+add_stages(app)
+for part in (specs, data, query, clusters, transformer, evaluation, exchange, bench):
     app.add_typer(part.app)
 
 

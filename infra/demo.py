@@ -6,30 +6,20 @@ import json
 from pathlib import Path
 from typing import Any
 
+import infra.stages  # noqa: F401
 from data_specs.spec import Spec, load_spec
-from infra.reconstruct import reconstruct
 from infra.report.report import write_report
-from pipeline.job import render
+from pipeline.stages import registered
 from pipeline.workers import Workers
-from tokenize_jobs.job import decode, tokenize
-from tokenize_jobs.training import train_tokenizer
 from train.evaluation.summary import summarise
-from train.job import train
-from train.sample_job import sample
-
-SHOWN = 8  # images in the picture of the reconstructions
 
 
 def run_all(spec: Spec, root: str, workers: Workers, ranks: int) -> str:
     """Runs every stage and returns the report's address; stages that are done are passed over."""
-    render(spec, root, workers._replace(gpus=0.0))
-    train_tokenizer(spec, root, ranks=ranks)
-    tokenize(spec, root, workers)
-    train(spec, root, ranks=ranks)
-    sample(spec, root, workers)
-    out = f"samples/{spec.sample.name}"
-    decode(spec, root, f"{out}/codes", out, workers)
-    reconstruct(spec, root, "val", workers, SHOWN)
+    for stage in registered():
+        use = workers if stage.computes else workers._replace(gpus=0.0)
+        for line in stage.run(spec, root, Workers(num_workers=ranks) if stage.trains else use) if stage.in_run else ():
+            print(line)
     summarise(spec, root)
     return write_report(root)
 

@@ -2,17 +2,18 @@
 
 from __future__ import annotations
 
-import json
 import time
 from collections.abc import Iterator
 from typing import TypeVar
 
 from data_specs import storage
 from data_specs.manifest import summarise
+from data_specs.metrics import read_rows
 from data_specs.records import JobState, Manifest, Record
 from data_specs.units import Plan, read_plan
 from data_specs.verify import find_shard_sets
 from pipeline.board import progress_uri
+from pipeline.stages import registered
 
 _AnyRecord = TypeVar("_AnyRecord", bound=Record)
 SILENT_SECONDS = 90
@@ -24,11 +25,9 @@ def status_lines(root: str) -> Iterator[str]:
         plan = read_plan(set_uri)
         if plan:
             yield from _set_lines(root, plan)
-    for stage in ("tokenizer", "transformer"):
-        uri = storage.join(root, stage, "metrics.jsonl")
-        if storage.exists(uri):
-            last = json.loads(storage.read_text(uri).splitlines()[-1])
-            yield f"{stage}: step {last['step']}"
+    for stage in registered():
+        if stage.trains and (rows := read_rows(storage.join(root, stage.makes, "metrics.jsonl"))):
+            yield f"{stage.makes}: step {rows[-1]['step']}"
 
 
 def _set_lines(root: str, plan: Plan) -> Iterator[str]:

@@ -1,48 +1,72 @@
-"""Plans rendering and puts it on Ray: `dnd render SPEC --root ROOT` makes ROOT/images/{train,val}."""
+"""`dnd render`: documents to image shards, ROOT/images/{train,val}."""
 
 from __future__ import annotations
 
 import itertools
 import json
-import logging
 import sys
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import ExitStack
 from functools import partial
 from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
 from data_specs import digest, storage
-from data_specs.receipts import commit, valid_receipts
-from data_specs.records import Identity, Manifest, Receipt, SourceUnit, parse_unit, unit_line
-from data_specs.root import record_spec
+from data_specs.records import Identity, Outcome, SourceUnit, parse_unit, unit_line
 from data_specs.scratch import scratch_folder
-from data_specs.sources.planning import class_names, cut
 from data_specs.spec import Spec
 from data_specs.units import Plan, extend_plan, read_plan, write_plan
-from pipeline.extend import new_units, require_extension, without
-from pipeline.removal import read_removed, rendered_without
-from pipeline.render import Renderer, versions
-from pipeline.runner import Stage, Workers, run_plan
+from pipeline.stages import Option, Output, UnitStage, Work, register
+from pipeline.workers import Workers
+
+if TYPE_CHECKING:
+    from pipeline.render import Renderer
 
 SPLITS = ("train", "val")
-log = logging.getLogger(__name__)
 
 
-def render(
-    spec: Spec, root: str, workers: Workers, extend: bool = False, retry_rejected: bool = False
-) -> dict[str, Manifest]:
-    """Renders every source of the spec; returns the manifests by split.
+class Render(UnitStage):
+    """Documents to pictures with what stands on them."""
 
-    extend: lists the sources anew and adds units for new documents; retry_rejected: and for documents that were
-    rejected as a whole. What is there stays as it is.
-    Raises ValueError for an empty source or a root made for another spec, UnitsFailed where units failed for good.
-    """
-    plans = _extended(spec, root, retry_rejected) if extend or retry_rejected else _plans(spec, root)
-    record_spec(spec, root, "images", ("render",))
-    run = lambda split: run_plan(  # noqa: E731
-        plans[split], partial(_setup, spec, plans[split]), workers, "images", f"render {split}"
+    name = "render"
+    title = "Documents -> image shards (ROOT/images/{train,val}). Run it again to finish what was interrupted."
+    makes = "images/{train,val}"
+    parts = answers_for = ("render",)
+    keeps_spec = True
+    computes = False
+    options = (
+        Option("extend", "list the sources anew and add what is new, also of a changed spec", False, bool),
+        Option("retry-rejected", "extend, and try documents again that were rejected as a whole", False, bool),
     )
-    return {split: run(split) for split in SPLITS}
+
+    def outputs(
+        self, spec: Spec, root: str, workers: Workers, extend: bool = False, retry_rejected: bool = False, **_: Any
+    ) -> Iterator[Output]:
+        """The sets of both splits; extended ones keep all that is there as it is."""
+        plans = _extended(spec, root, retry_rejected) if extend or retry_rejected else _plans(spec, root)
+        for split in SPLITS:
+            yield Output(plans[split], spec, partial(_setup, spec, plans[split].set_uri))
+
+
+def _setup(spec: Spec, set_uri: str) -> Work:
+    from pipeline.render import Renderer
+
+    return rendering(Renderer(spec), set_uri)
+
+
+def rendering(renderer: Renderer, set_uri: str) -> Work:
+    """What renders a unit; what was removed from the set once is left out."""
+    from pipeline.extend import without
+    from pipeline.removal import read_removed, rendered_without
+
+    images_uri, _, split = set_uri.rpartition("/")
+    removed = read_removed(images_uri)
+
+    def work(unit: SourceUnit) -> Iterator[Outcome]:
+        here = removed.of_unit(split, unit.unit)
+        return rendered_without(unit, here, renderer.render(without(unit, here.ids)))
+
+    return work
 
 
 def _plans(spec: Spec, root: str) -> dict[str, Plan]:
@@ -65,6 +89,9 @@ def _extended(spec: Spec, root: str, retry_rejected: bool) -> dict[str, Plan]:
 
     A split that was extended for this spec already and is not done yet stays as it is: what was interrupted goes on.
     """
+    from data_specs.receipts import valid_receipts
+    from pipeline.extend import require_extension
+
     plans = {split: read_plan(storage.join(root, "images", split)) for split in SPLITS}
     if not all(plans.values()):
         raise ValueError(f"{root}/images: there is no image set to extend; run `dnd render` without --extend first")
@@ -82,6 +109,8 @@ def _extended(spec: Spec, root: str, retry_rejected: bool) -> dict[str, Plan]:
 
 def _grow(spec: Spec, plan: Plan, split: str, listed: Path, retry_rejected: bool) -> Plan:
     """The plan with a part for new documents; as it is where there are none and the spec is the same."""
+    from pipeline.extend import new_units
+
     identity = _identity(spec, split)
     with listed.open("rb") as lines:
         units = new_units(plan, _parsed(lines), spec.render.documents_per_unit, retry_rejected)
@@ -95,6 +124,8 @@ def _grow(spec: Spec, plan: Plan, split: str, listed: Path, retry_rejected: bool
 
 def _list(spec: Spec, root: str, folder: Path) -> dict[str, Path]:
     """Lists and cuts the sources once, by streaming: a file of units, one a line, for each split."""
+    from data_specs.sources.planning import class_names, cut
+
     sources = [source.prepare(storage.join(root, "inputs")) for source in spec.render.sources]
     if names := class_names(sources):
         _keep_classes(storage.join(root, "images", "classes.json"), names)
@@ -130,6 +161,8 @@ def _write(spec: Spec, set_uri: str, split: str, units: Path) -> Plan:
 
 def _identity(spec: Spec, split: str) -> Identity:
     """What the images of a split depend on."""
+    from pipeline.render import versions
+
     return Identity(
         stage="render",
         split=split,
@@ -139,30 +172,4 @@ def _identity(spec: Spec, split: str) -> Identity:
     )
 
 
-def _setup(spec: Spec, plan: Plan) -> Stage:
-    """Runs once in each worker: starts the children that render, and returns the stage."""
-    return render_stage(Renderer(spec), plan.set_uri, plan.digest)
-
-
-def render_stage(renderer: Renderer, set_uri: str, plan_digest: str) -> Callable[[SourceUnit], Receipt]:
-    """The stage `unit -> receipt`. What was removed from the set once is left out."""
-    images_uri, _, split = set_uri.rpartition("/")
-    removed = read_removed(images_uri)
-
-    def stage(unit: SourceUnit) -> Receipt:
-        here = removed.of_unit(split, unit.unit)
-        outcomes = rendered_without(unit, here, renderer.render(without(unit, here.ids)))
-        receipt = commit(set_uri, plan_digest, unit.unit, outcomes)
-        _log_rejects(receipt)
-        return receipt
-
-    return stage
-
-
-def _log_rejects(receipt: Receipt) -> None:
-    """Names the documents that ran over a limit or crashed; the receipt has all others too."""
-    for reject in receipt.rejected:
-        if reject.reason.environmental:
-            log.warning(
-                "unit %d: %s (%s): %s: %s", receipt.unit, reject.key, reject.source, reject.reason, reject.detail
-            )
+RENDER = register(Render())

@@ -15,10 +15,11 @@ from typing import NamedTuple
 from data_specs import storage
 from data_specs.manifest import merge
 from data_specs.receipts import discard, read_receipt, receipt_name, remake
-from data_specs.records import Dropped, Outcome, Reason, Removed, Sample, ShardUnit, SourceUnit
+from data_specs.records import Dropped, Outcome, RangeUnit, Reason, Removed, Sample, ShardUnit, SourceUnit
 from data_specs.splits import key_of
 from data_specs.units import Plan, read_plan
 from data_specs.verify import find_shard_sets
+from pipeline.stages import VIEWS, UnitStage, find, registered
 
 
 class Taken(NamedTuple):
@@ -118,25 +119,18 @@ def _month(arxiv_id: str) -> str:
 
 
 def _derived(root: str, replaced: set[str]) -> Iterator[str]:
-    """Takes away what was decoded from codes of the replaced shards, then those codes; names what learned of it."""
+    """Takes away what was made from the replaced shards, the last of it first; names what learned of it or shows it."""
     plans = [plan for uri in find_shard_sets(root) if (plan := read_plan(uri))]
-    encoded = [(plan, _reading(plan, replaced)) for plan in plans if plan.identity.stage == "encode"]
-    codes = {name for plan, units in encoded for name in _shards_of(plan, units)}
-    for plan in plans:
-        if plan.identity.stage == "decode" and _reading(plan, codes):
-            folder = plan.set_uri.rpartition("/")[0]
-            _delete_all(folder)
-            yield f"{_short(root, folder)}: removed, since it was decoded from those; run `dnd reconstruct` again"
-    for plan, units in encoded:
-        if not units:
-            continue
-        storage.delete(storage.join(plan.set_uri, "manifest.json"))
-        for number in units:
-            discard(plan.set_uri, number)
-        name = _short(root, plan.set_uri)
-        yield f"{name}: {len(units)} code shards removed; run `dnd tokenize` to make them anew"
+    gone, stale = set(replaced), list[tuple[UnitStage, Plan, list[int]]]()
+    for stage in registered():
+        for plan in plans:
+            if isinstance(stage, UnitStage) and plan.identity.stage == stage.name and (units := _reading(plan, gone)):
+                gone.update(_shards_of(plan, units))
+                stale.append((stage, plan, units))
+    for stage, plan, units in reversed(stale):
+        yield _taken_back(root, stage, plan, units)
     if replaced:
-        yield from _describing(root)
+        yield from _depending(root)
 
 
 def _reading(plan: Plan, shards: set[str]) -> list[int]:
@@ -152,16 +146,32 @@ def _shards_of(plan: Plan, units: Iterable[int]) -> Iterator[str]:
             yield receipt.shard.name
 
 
-def _describing(root: str) -> Iterator[str]:
-    """Lines for what still names, shows or has learned from what is removed."""
-    for name, remedy in (("images/README.md", "dnd card"), ("look", "dnd look"), ("report/index.html", "dnd report")):
+def _taken_back(root: str, stage: UnitStage, plan: Plan, units: list[int]) -> str:
+    """Discards units of a set, or the folder that it lies in with all beside it; says so."""
+    if stage.remade == "folder":
+        folder = plan.set_uri.rpartition("/")[0]
+        _delete_all(folder)
+        return f"{_short(root, folder)}: removed, since it was made from those; run `dnd {stage.name}` again"
+    storage.delete(storage.join(plan.set_uri, "manifest.json"))
+    for number in units:
+        discard(plan.set_uri, number)
+    return f"{_short(root, plan.set_uri)}: {len(units)} shards removed; run `dnd {stage.name}` to make them anew"
+
+
+def _depending(root: str) -> Iterator[str]:
+    """Lines for what still names or shows what is removed, has learned from it, or was drawn by what has."""
+    for name, command in VIEWS.items():
         if next(storage.list_files(storage.join(root, name)), None):
-            yield f"{name}: shows or names what is removed, perhaps; delete it, or make it anew by `{remedy}`"
-    for name in ("tokenizer", "transformer"):
-        if storage.exists(storage.join(root, name, "stage.json")):
-            yield f"{name}: was trained on what is removed now; the next training under this root is refused"
-    for folder in storage.list_folders(storage.join(root, "samples")):
-        yield f"{_short(root, folder)}: was drawn from that transformer"
+            yield f"{name}: shows or names what is removed, perhaps; delete it, or make it anew by `{command}`"
+    learned = set[str]()
+    for stage in registered():
+        if stage.trains and storage.exists(storage.join(root, stage.makes, "stage.json")):
+            learned.add(stage.name)
+            yield f"{stage.makes}: was trained on what is removed now; the next `dnd {stage.name}` here is refused"
+    for plan in (plan for uri in find_shard_sets(root) if (plan := read_plan(uri))):
+        drawn = find(plan.identity.stage)
+        if drawn and learned & set(drawn.reads) and any(isinstance(unit, RangeUnit) for unit in plan.units()):
+            yield f"{_short(root, plan.set_uri)}: was made by what was trained on it"
 
 
 def _delete_all(folder: str) -> None:

@@ -16,28 +16,27 @@ from torch import Tensor
 from data_specs import storage
 from data_specs.progress import Progress
 from data_specs.reader import decode_fields
-from data_specs.receipts import commit
-from data_specs.records import InputRead, Item, Outcome, Receipt, Sample, ShardUnit
+from data_specs.records import InputRead, Item, Outcome, Sample, ShardUnit
 from data_specs.shards import Shard
 from data_specs.spec import Spec
 from tokenize_jobs.rqvae import RQVAE
 
 
-def decode_stage(
-    model: RQVAE, spec: Spec, codes_uri: str, set_uri: str, digest: str, depths: int | None = None
-) -> Callable[[ShardUnit], Receipt]:
-    """The stage `unit -> receipt` for a loaded tokenizer; a unit names a shard of the code set at `codes_uri`.
+def decoding(
+    model: RQVAE, spec: Spec, codes_uri: str, depths: int | None = None
+) -> Callable[[ShardUnit], Iterator[Outcome]]:
+    """What decodes a unit, a shard of the code set at `codes_uri`, by a loaded tokenizer.
 
     depths: decode the first so many codes of each position (default: all).
     """
 
-    def outcomes(unit: ShardUnit) -> Iterator[Outcome]:
+    def work(unit: ShardUnit) -> Iterator[Outcome]:
         if unit.shard and unit.sha256:  # else it has lost all its samples
             uri = storage.join(codes_uri, unit.shard)
             yield InputRead(uri=uri, sha256=unit.sha256)
             yield from decode_shard(model, spec, Shard(uri, unit), depths)
 
-    return lambda unit: commit(set_uri, digest, unit.unit, outcomes(unit))
+    return work
 
 
 def decode_shard(model: RQVAE, spec: Spec, shard: Shard, depths: int | None = None) -> Iterator[Sample]:

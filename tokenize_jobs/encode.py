@@ -18,8 +18,7 @@ import torch
 
 from data_specs import storage, table
 from data_specs.reader import decode_image
-from data_specs.receipts import commit
-from data_specs.records import Dropped, InputRead, Outcome, Reason, Receipt, Sample, SampleFacts, ShardUnit
+from data_specs.records import Dropped, InputRead, Outcome, Reason, Sample, SampleFacts, ShardUnit
 from data_specs.shards import Shard
 from data_specs.spec import Spec
 from tokenize_jobs.device import autocast, layout, pick_device, to_tensor
@@ -33,18 +32,16 @@ Views = np.ndarray  # uint8 [views, H, W, 3] of one sample
 KEPT_JSON = ("id", "source", "page", "licence", "text")
 
 
-def encode_stage(
-    model: RQVAE, spec: Spec, images_uri: str, set_uri: str, digest: str
-) -> Callable[[ShardUnit], Receipt]:
-    """The stage `unit -> receipt` for a loaded tokenizer; a unit names a shard of the image set at `images_uri`."""
+def encoding(model: RQVAE, spec: Spec, images_uri: str) -> Callable[[ShardUnit], Iterator[Outcome]]:
+    """What encodes a unit, a shard of the image set at `images_uri`, by a loaded tokenizer."""
 
-    def outcomes(unit: ShardUnit) -> Iterator[Outcome]:
+    def work(unit: ShardUnit) -> Iterator[Outcome]:
         if unit.shard and unit.sha256:  # else it has lost all its samples
             uri = storage.join(images_uri, unit.shard)
             yield InputRead(uri=uri, sha256=unit.sha256)
             yield from encode_shard(model, spec, Shard(uri, unit), unit.split)
 
-    return lambda unit: commit(set_uri, digest, unit.unit, outcomes(unit))
+    return work
 
 
 def encode_shard(model: RQVAE, spec: Spec, shard: Shard, split: str) -> Iterator[Sample | Dropped]:

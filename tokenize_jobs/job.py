@@ -1,69 +1,107 @@
-"""Puts encoding and decoding on Ray: `dnd tokenize` (image shards -> code shards) and `dnd decode` (the way back,
-also from the first codes of each position: `dnd reconstruct`)."""
+"""`dnd train-tokenizer`, `tokenize` (image shards -> code shards) and `decode` (the way back, also from the first codes
+of each position)."""
 
 from __future__ import annotations
 
 import hashlib
+from collections.abc import Iterator
 from functools import partial
 from typing import Any
 
-import ray
-import torch
-from PIL import __version__ as pillow_version
-
-from data_specs import digest, open_shards, storage
-from data_specs.manifest import read_manifest
-from data_specs.receipts import discard
-from data_specs.records import Identity, Manifest, ShardEntry, ShardUnit
-from data_specs.root import record_spec
+from data_specs import storage
+from data_specs.records import Identity
 from data_specs.spec import Spec
-from data_specs.table import check_expression
-from data_specs.units import Plan, extend_plan, read_plan, write_plan
-from pipeline.runner import Stage, Workers, connect, run_plan
-from tokenize_jobs.decode import decode_stage, write_pictures
-from tokenize_jobs.encode import encode_stage, fitting_batch, prepare
-from tokenize_jobs.rqvae import RQVAE
-from tokenize_jobs.weights import load_tokenizer
+from data_specs.units import read_plan
+from pipeline.stages import Option, Output, Stage, UnitStage, Work, register
+from pipeline.workers import Workers
 
 
-def tokenize(spec: Spec, root: str, workers: Workers) -> dict[str, Manifest]:
-    """Encodes the image shards of each split into ROOT/codes/SPLIT; returns the manifests by split."""
-    if spec.tokenize.where is not None:
-        check_expression(spec.tokenize.where)
-    spec = settle_batch(spec, root, workers)
-    part = {"tokenize": spec.tokenize.model_dump(mode="json", exclude={"images", "tokenizer"})}
-    made: dict[str, Manifest] = {}
-    for split, images in spec.tokenize.images.items():
-        source = _folder(storage.join(root, images))
-        plan = _plan(spec, root, "encode", source, f"codes/{split}", split, part, workers)
-        record_spec(spec, root, "codes", ("tokenize",))
-        setup = partial(_setup, spec, root, source, plan)
-        made[split] = run_plan(plan, setup, workers, "codes", f"tokenize {split}")
-    return made
+class TrainTokenizer(Stage):
+    """The RQ-VAE learns on the image shards."""
+
+    name = "train-tokenizer"
+    title = "Trains the RQ-VAE on the image shards (ROOT/tokenizer); resumes from its last checkpoint."
+    reads = ("render",)
+    makes = "tokenizer"
+    parts = ("tokenizer",)
+    batch = "tokenizer"
+
+    def run(self, spec: Spec, root: str, workers: Workers, **options: Any) -> Iterator[str]:
+        from tokenize_jobs.training import train_tokenizer
+
+        train_tokenizer(spec, root, ranks=workers.num_workers or 1)
+        yield f"tokenizer: {storage.join(root, self.makes)}"
 
 
-def decode(
-    spec: Spec, root: str, codes: str, out: str, workers: Workers, pictures: bool = True, depths: int | None = None
-) -> Manifest:
-    """Decodes a code shard set into ROOT/OUT/images, and its pictures, samples.npz and grid.png beside it.
+class Tokenize(UnitStage):
+    """Image shards to code shards, one to one."""
 
-    depths: only the first so many codes of each position count (default: all).
-    """
-    spec, source = settle_batch(spec, root, workers), _folder(storage.join(root, codes))
-    part: dict[str, Any] = {"rounding": spec.sample.rounding, "compute_batch": spec.tokenize.compute_batch}
-    part |= {"threads": spec.tokenize.threads} | ({"depths": depths} if depths else {})
-    plan = _plan(spec, root, "decode", source, f"{out}/images", "val", part, workers)
-    task = f"decode {codes}" + (f" to depth {depths}" if depths else "")
-    manifest = run_plan(plan, partial(_setup, spec, root, source, plan), workers, "images", task)
-    grid_uri = storage.join(root, out, "grid.png")
-    if pictures and not storage.exists(grid_uri):
-        write_pictures(open_shards(plan.set_uri), storage.join(root, out))
-    return manifest
+    name = "tokenize"
+    title = "Image shards -> code shards (ROOT/codes/{train,val}), one to one."
+    reads = ("render", "train-tokenizer")
+    makes = "codes/{train,val}"
+    holds = "codes"
+    answers_for = ("tokenize",)
+    keeps_spec = True
+
+    def outputs(self, spec: Spec, root: str, workers: Workers, **_: Any) -> Iterator[Output]:
+        from data_specs.table import check_expression
+        from pipeline.follow import folder_of, plan_by_shards
+
+        if spec.tokenize.where is not None:
+            check_expression(spec.tokenize.where)
+        spec = settle_batch(spec, root, workers)
+        part = {"tokenize": spec.tokenize.model_dump(mode="json", exclude={"images", "tokenizer"})}
+        for split, images in spec.tokenize.images.items():
+            source = folder_of(storage.join(root, images))
+            identity = _identity(spec, root, "tokenize", part, workers)
+            plan = plan_by_shards(storage.join(root, "codes", split), identity, source, split)
+            yield Output(plan, spec, partial(_setup_encoding, spec, root, source))
 
 
-def _folder(uri: str) -> str:
-    """A shard set's folder, by its own address or that of its manifest."""
-    return uri.rpartition("/")[0] if uri.endswith(".json") else uri
+class Decode(UnitStage):
+    """Code shards to pictures."""
+
+    name = "decode"
+    title = "Code shards -> pictures: an image shard set, PNGs, samples.npz and grid.png."
+    reads = ("tokenize",)
+    makes = "OUT/images"
+    in_run = False
+    remade = "folder"
+    options = (
+        Option("codes", "code shard set, relative to the root", "codes/val"),
+        Option("out", "folder for the pictures, relative to the root", "reconstructions/val"),
+    )
+
+    def outputs(
+        self,
+        spec: Spec,
+        root: str,
+        workers: Workers,
+        codes: str = "codes/val",
+        out: str = "reconstructions/val",
+        depths: int | None = None,
+        **_: Any,
+    ) -> Iterator[Output]:
+        """The images of a code set; `depths`: from the first so many codes of each position (default: all)."""
+        from pipeline.follow import folder_of, plan_by_shards
+
+        spec, source = settle_batch(spec, root, workers), folder_of(storage.join(root, codes))
+        part: dict[str, Any] = {"rounding": spec.sample.rounding, "compute_batch": spec.tokenize.compute_batch}
+        part |= {"threads": spec.tokenize.threads} | ({"depths": depths} if depths else {})
+        identity = _identity(spec, root, "decode", part, workers)
+        plan = plan_by_shards(storage.join(root, out, "images"), identity, source, "val")
+        yield Output(plan, spec, partial(_setup_decoding, spec, root, source, depths))
+
+    def finish(self, spec: Spec, root: str, workers: Workers, **options: Any) -> Iterator[str]:
+        """Writes the pictures, samples.npz and grid.png beside the images."""
+        from data_specs import open_shards
+        from tokenize_jobs.decode import write_pictures
+
+        out = storage.join(root, options.get("out", "reconstructions/val"))
+        if not storage.exists(storage.join(out, "grid.png")):
+            write_pictures(open_shards(storage.join(out, "images")), out)
+        yield f"pictures: {storage.join(out, 'grid.png')}"
 
 
 def reconstruct(spec: Spec, root: str, split: str, workers: Workers) -> list[str]:
@@ -74,7 +112,8 @@ def reconstruct(spec: Spec, root: str, split: str, workers: Workers) -> list[str
     depth, folder = spec.shape.depth, f"reconstructions/{split}"
     outs = [f"{folder}/depth{depths}" for depths in range(1, depth)] + [folder]
     for depths, out in enumerate(outs, 1):
-        decode(spec, root, f"codes/{split}", out, workers, pictures=False, depths=depths if depths < depth else None)
+        of_depth = depths if depths < depth else None
+        DECODE.make(spec, root, workers, codes=f"codes/{split}", out=out, depths=of_depth)
     return [f"{out}/images" for out in outs]
 
 
@@ -97,65 +136,30 @@ def _batch_of(identity: Identity) -> int | None:
 
 def _probe(spec: Spec, root: str, workers: Workers) -> int:
     """The batch that fits: tried out on a worker where the workers have GPUs."""
+    from tokenize_jobs.encode import fitting_batch
+
     if not workers.gpus:
         return fitting_batch(_model(spec, root))
+    import ray
+
+    from pipeline.runner import connect
+
     connect(workers)
     probe: Any = ray.remote(lambda: fitting_batch(_model(spec, root)))
     return int(ray.get(probe.options(num_cpus=workers.cpus, num_gpus=workers.gpus).remote()))
 
 
-def _plan(
-    spec: Spec, root: str, stage: str, source: str, target: str, split: str, part: dict[str, Any], workers: Workers
-) -> Plan:
-    """The plan of a stage that turns each shard of the set at `source` into one of ROOT/`target`."""
-    manifest, target_uri = read_manifest(storage.join(source, "manifest.json")), storage.join(root, target)
-    identity = Identity(
+def _identity(spec: Spec, root: str, stage: str, part: dict[str, Any], workers: Workers) -> Identity:
+    """What a set depends on that the tokenizer makes, beside the shards that it reads."""
+    import PIL
+    import torch
+
+    return Identity(
         stage=stage,
-        split=split,
         spec={"shape": spec.shape.model_dump(mode="json"), **part},
-        inputs={"shards": _content(manifest), "tokenizer": _tokenizer_sha256(spec, root)},
-        versions={"torch": torch.__version__, "pillow": pillow_version, "device": workers.device},
+        inputs={"tokenizer": _tokenizer_sha256(spec, root)},
+        versions={"torch": torch.__version__, "pillow": PIL.__version__, "device": workers.device},
     )
-    if plan := read_plan(target_uri):
-        inputs = plan.identity.inputs | {"shards": identity.inputs["shards"]}
-        digest.require_same(target_uri, plan.identity.model_copy(update={"inputs": inputs}), identity)
-        return plan if plan.identity == identity else _followed(plan, identity, manifest, split)
-    units = (_unit(number, split, entry) for number, entry in enumerate(manifest.shardlist))
-    return write_plan(target_uri, digest.digest_of(identity), identity, units)
-
-
-def _followed(plan: Plan, identity: Identity, manifest: Manifest, split: str) -> Plan:
-    """The plan after its input was extended or lost samples: shards made anew are done again, new ones appended.
-
-    Raises ValueError where the input is another one: a shard of the plan is neither in its manifest nor replaced there.
-    """
-    now: dict[str, ShardEntry | None] = dict.fromkeys(manifest.emptied)
-    now |= {name: entry for entry in manifest.shardlist for name in (entry.url, *entry.replaces)}
-    restated, seen = list[ShardUnit](), set[str | None]()
-    for unit in plan.units():
-        assert isinstance(unit, ShardUnit)
-        if unit.shard and unit.shard not in now:
-            digest.require_same(plan.set_uri, plan.identity, identity)
-        reads = _unit(unit.unit, split, now[unit.shard] if unit.shard else None)
-        seen.add(reads.shard)
-        if unit.shard and reads != unit:
-            restated.append(reads)
-    new = [entry for entry in manifest.shardlist if entry.url not in seen]
-    for unit in restated:
-        discard(plan.set_uri, unit.unit)
-    appended = [_unit(number, split, entry) for number, entry in enumerate(new, plan.num_units)]
-    return extend_plan(plan, identity, restated + appended)
-
-
-def _unit(number: int, split: str, entry: ShardEntry | None) -> ShardUnit:
-    """A unit that reads a shard of the input's manifest, or nothing where that shard has lost all its samples."""
-    name, sha256, index_sha256 = (entry.url, entry.sha256, entry.index_sha256) if entry else (None, None, None)
-    return ShardUnit(unit=number, split=split, shard=name, sha256=sha256, index_sha256=index_sha256)
-
-
-def _content(manifest: Manifest) -> str:
-    """Digest of what a shard set holds, whatever made it and wherever it lies."""
-    return hashlib.sha256("".join(entry.sha256 for entry in manifest.shardlist).encode()).hexdigest()
 
 
 def _tokenizer_sha256(spec: Spec, root: str) -> str:
@@ -168,15 +172,25 @@ def _tokenizer_sha256(spec: Spec, root: str) -> str:
         ) from None
 
 
-def _setup(spec: Spec, root: str, source: str, plan: Plan) -> Stage:
-    """Runs once in each worker: loads the tokenizer and returns the stage."""
-    model = _model(spec, root)
-    if plan.identity.stage == "encode":
-        return encode_stage(model, spec, source, plan.set_uri, plan.digest)
-    depths = plan.identity.spec.get("depths")
-    assert depths is None or isinstance(depths, int)
-    return decode_stage(model, spec, source, plan.set_uri, plan.digest, depths)
+def _setup_encoding(spec: Spec, root: str, images_uri: str) -> Work:
+    from tokenize_jobs.encode import encoding
+
+    return encoding(_model(spec, root), spec, images_uri)
 
 
-def _model(spec: Spec, root: str) -> RQVAE:
+def _setup_decoding(spec: Spec, root: str, codes_uri: str, depths: int | None) -> Work:
+    from tokenize_jobs.decode import decoding
+
+    return decoding(_model(spec, root), spec, codes_uri, depths)
+
+
+def _model(spec: Spec, root: str) -> Any:
+    from tokenize_jobs.encode import prepare
+    from tokenize_jobs.weights import load_tokenizer
+
     return prepare(load_tokenizer(storage.join(root, spec.tokenize.tokenizer)), spec.tokenize.threads)
+
+
+TRAIN_TOKENIZER = register(TrainTokenizer())
+TOKENIZE = register(Tokenize())
+DECODE = register(Decode())

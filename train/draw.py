@@ -2,18 +2,23 @@
 
 from __future__ import annotations
 
+import json
 import math
+from collections.abc import Iterator
 from typing import Any
 
 import numpy as np
 import torch
 import torch.distributed as dist
 
+from data_specs import open_shards, storage
+from data_specs.records import Sample
 from data_specs.spec import Spec
 from tokenize_jobs.decode import decode_codes, grid
+from tokenize_jobs.encode import npy
 from tokenize_jobs.rqvae import RQVAE
 from train.model import DnDTransformer
-from train.sampling import sample_best, sample_codes
+from train.sampling import FREE, sample_best, sample_codes
 
 SHOWN = 16  # images of a picture
 
@@ -64,3 +69,37 @@ def draw_grid(
         return None
     codes = torch.cat(gathered)[:SHOWN].unflatten(1, spec.shape.grid)
     return grid(list(decode_codes(tokenizer, codes.numpy(), spec.sample.rounding)))
+
+
+def sample_range(model: DnDTransformer, spec: Spec, first: int, count: int, root: str = "") -> Iterator[Sample]:
+    """Code samples of images first … first + count - 1; every batch is full, the last one padded."""
+    part, (rows, columns) = spec.sample, spec.shape.grid
+    for start in range(first, first + count, part.batch_size):
+        used = min(part.batch_size, first + count - start)
+        classes = classes_of(spec, start, part.batch_size)
+        codes = sample_batch(model, spec, classes, start, given_codes(spec, root, start, part.batch_size))
+        grids = codes[:used].reshape(used, 1, rows, columns, -1).cpu().numpy().astype(np.uint16)
+        for offset in range(used):
+            index, cls = start + offset, int(classes[offset])
+            about = json.dumps({"id": str(index), "source": f"sample {part.name}"}, sort_keys=True).encode()
+            yield Sample(f"{index:08d}", {"codes.npy": npy(grids[offset]), "cls": b"%d" % cls, "json": about})
+
+
+def given_codes(spec: Spec, root: str, first: int, count: int) -> torch.Tensor | None:
+    """What spec.sample.given fixes for images first … first + count - 1: codes [count, L, D], FREE where to sample.
+
+    Raises ValueError for codes that are not of the spec's shape.
+    """
+    part, shape = spec.sample.given, (*spec.shape.grid, spec.shape.depth)
+    if part is None:
+        return None
+    items = open_shards(storage.join(root, part.codes))
+    codes = np.stack([items[i % len(items)]["codes"][0] for i in range(first, first + count)]).astype(np.int64)
+    if codes.shape[1:] != shape:
+        raise ValueError(f"sample.given.codes {part.codes}: codes of {codes.shape[1:]}, the spec's are {shape}")
+    if part.depths is not None:
+        codes[..., part.depths :] = FREE
+    if part.hole is not None:
+        top, left, bottom, right = part.hole
+        codes[:, top:bottom, left:right] = FREE
+    return torch.from_numpy(codes).flatten(1, 2)

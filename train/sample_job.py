@@ -1,65 +1,96 @@
-"""Puts sampling on Ray: units are ranges of image indices, the output is a code shard set (`dnd sample`)."""
+"""`dnd train`, codes to a transformer, and `dnd sample`, ranges of image indices to code shards and their pictures."""
 
 from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from functools import partial
+from typing import Any
 
-import numpy as np
-import torch
-
-from data_specs import digest, open_shards, storage
-from data_specs.manifest import read_manifest
-from data_specs.receipts import commit
-from data_specs.records import Identity, Manifest, RangeUnit, Receipt, Sample
-from data_specs.root import record_spec
+from data_specs import storage
+from data_specs.records import Identity, RangeUnit
 from data_specs.spec import Spec
-from data_specs.units import Plan, read_plan, write_plan
-from pipeline.runner import Stage, Workers, run_plan
-from tokenize_jobs.device import pick_device
-from tokenize_jobs.encode import npy
-from train.draw import classes_of, sample_batch
-from train.linear import packed, quantize_int8
-from train.model import DnDTransformer
-from train.sampling import FREE
-from train.weights import load_transformer
+from pipeline.stages import Option, Output, Stage, UnitStage, Work, planned, register
+from pipeline.workers import Share, Workers
+from tokenize_jobs.job import DECODE
 
 
-def sample(spec: Spec, root: str, workers: Workers) -> Manifest:
-    """Draws spec.sample.num images' codes into ROOT/samples/NAME/codes; image i draws from (seed, i).
+class Train(Stage):
+    """The transformer learns on the code shards."""
 
-    A worker holds the whole model: one a GPU, or one a group of spec.sample.threads cores.
-    """
-    plan = _plan(spec, root, workers)
-    workers = workers if workers.gpus else workers._replace(cpus=float(spec.sample.threads))
-    refuse_misfit(spec, storage.join(root, "transformer", "transformer.json"))
-    record_spec(spec, root, f"samples/{spec.sample.name}", ())
-    return run_plan(plan, partial(_setup, spec, root, plan), workers, "codes", f"sample {spec.sample.name}", "images")
+    name = "train"
+    title = "Trains the transformer with DeepSpeed (ROOT/transformer); resumes from its last checkpoint."
+    reads = ("tokenize",)
+    makes = "transformer"
+    parts = ("transformer", "train")
+    batch = "train"
+    options = (Option("deepspeed_config", "JSON that adds to DeepSpeed's what the spec does not own"),)
+
+    def run(
+        self, spec: Spec, root: str, workers: Workers, deepspeed_config: str | None = None, **_: Any
+    ) -> Iterator[str]:
+        from train.job import train
+
+        train(spec, root, ranks=workers.num_workers or 1, deepspeed_config=deepspeed_config)
+        yield f"transformer: {storage.join(root, self.makes)}"
 
 
-def _plan(spec: Spec, root: str, workers: Workers) -> Plan:
-    set_uri = storage.join(root, "samples", spec.sample.name, "codes")
+class DrawSamples(UnitStage):
+    """Draws spec.sample.num images' codes, and decodes them; image i draws from (seed, i)."""
+
+    name = "sample"
+    title = "Draws images from the trained model: codes, pictures, samples.npz, grid.png (ROOT/samples/NAME)."
+    reads = ("train", "train-tokenizer", "decode")
+    makes = "samples/NAME"
+    holds = "codes"
+    counted = "images"
+    parts = ("transformer",)
+    keeps_spec = True
+    remade = "folder"
+    options = (Option("num", "images (default: the spec's)", None, int, "sample.num"),)
+
+    def home(self, spec: Spec) -> str:
+        return f"samples/{spec.sample.name}"
+
+    def workers(self, spec: Spec, workers: Workers) -> Workers:
+        """A worker holds the whole model: one a GPU, or one a group of spec.sample.threads cores."""
+        return workers if workers.gpus else workers._replace(cpus=float(spec.sample.threads))
+
+    def outputs(self, spec: Spec, root: str, workers: Workers, **_: Any) -> Iterator[Output]:
+        refuse_misfit(spec, storage.join(root, "transformer", "transformer.json"))
+        size = spec.sample.images_per_unit
+        starts = range(0, spec.sample.num, size)
+        units = (RangeUnit(unit=n, first=s, count=min(size, spec.sample.num - s)) for n, s in enumerate(starts))
+        plan = planned(storage.join(root, self.home(spec), "codes"), _identity(spec, root, workers), units)
+        yield Output(plan, spec, partial(_setup, spec, root))
+
+    def run(self, spec: Spec, root: str, workers: Workers, **options: Any) -> Iterator[str]:
+        refuse_misfit(spec, storage.join(root, spec.tokenize.tokenizer, "tokenizer.json"))  # before hours of work
+        yield from super().run(spec, root, workers, **options)
+
+    def finish(self, spec: Spec, root: str, workers: Workers, **options: Any) -> Iterator[str]:
+        out, workers = self.home(spec), workers._replace(share=Share())
+        yield from DECODE.run(spec, root, workers, codes=f"{out}/codes", out=out)
+
+
+def _identity(spec: Spec, root: str, workers: Workers) -> Identity:
+    import torch
+
+    from data_specs.manifest import read_manifest
+    from pipeline.follow import content_of
+
     inputs, given = {"transformer": _weights_sha256(spec, root)}, spec.sample.given
     if given:
-        inputs["given"] = read_manifest(storage.join(root, given.codes, "manifest.json")).digest
-    identity = Identity(
+        inputs["given"] = content_of(read_manifest(storage.join(root, given.codes, "manifest.json")))
+    free: Any = {"name": True, "rounding": True, "given": {"codes"}}  # names and paths, and what decoding needs
+    return Identity(
         stage="sample",
-        spec={
-            "sample": spec.sample.model_dump(mode="json", exclude={"name": True, "rounding": True, "given": {"codes"}})
-        },
+        spec={"sample": spec.sample.model_dump(mode="json", exclude=free)},
         inputs=inputs,
         seed=spec.seed,
         versions={"torch": torch.__version__, "device": workers.device},
     )
-    if plan := read_plan(set_uri):
-        digest.require_same(set_uri, plan.identity, identity)
-        return plan
-    size = spec.sample.images_per_unit
-    starts = range(0, spec.sample.num, size)
-    units = (RangeUnit(unit=n, first=s, count=min(size, spec.sample.num - s)) for n, s in enumerate(starts))
-    return write_plan(set_uri, digest.digest_of(identity), identity, units)
 
 
 def _weights_sha256(spec: Spec, root: str) -> str:
@@ -93,53 +124,22 @@ def refuse_misfit(spec: Spec, uri: str) -> None:
         )
 
 
-def _setup(spec: Spec, root: str, plan: Plan) -> Stage:
-    """Runs once in each worker: loads the transformer and returns the stage."""
+def _setup(spec: Spec, root: str) -> Work:
+    """Loads the transformer; a unit is a range of images."""
+    import torch
+
+    from tokenize_jobs.device import pick_device
+    from train.draw import sample_range
+    from train.linear import packed, quantize_int8
+    from train.weights import load_transformer
+
     torch.set_num_threads(spec.sample.threads)
     uri = storage.join(root, "transformer")
     dtype = torch.float32 if spec.sample.dtype == "float32" else torch.bfloat16
     model = load_transformer(uri, ema=spec.sample.ema, device=pick_device(), dtype=dtype)
     model = quantize_int8(model) if spec.sample.dtype == "int8" else packed(model)
-    return sample_stage(model, spec, root, plan.set_uri, plan.digest)
+    return lambda unit: sample_range(model, spec, unit.first, unit.count, root)
 
 
-def sample_stage(
-    model: DnDTransformer, spec: Spec, root: str, set_uri: str, plan_digest: str
-) -> Callable[[RangeUnit], Receipt]:
-    """The stage `unit -> receipt` for a loaded transformer; a unit is a range of images (`first`, `count`)."""
-
-    return lambda unit: commit(set_uri, plan_digest, unit.unit, sample_range(model, spec, unit.first, unit.count, root))
-
-
-def sample_range(model: DnDTransformer, spec: Spec, first: int, count: int, root: str = "") -> Iterator[Sample]:
-    """Code samples of images first … first + count - 1; every batch is full, the last one padded."""
-    part, (rows, columns) = spec.sample, spec.shape.grid
-    for start in range(first, first + count, part.batch_size):
-        used = min(part.batch_size, first + count - start)
-        classes = classes_of(spec, start, part.batch_size)
-        codes = sample_batch(model, spec, classes, start, given_codes(spec, root, start, part.batch_size))
-        grids = codes[:used].reshape(used, 1, rows, columns, -1).cpu().numpy().astype(np.uint16)
-        for offset in range(used):
-            index, cls = start + offset, int(classes[offset])
-            about = json.dumps({"id": str(index), "source": f"sample {part.name}"}, sort_keys=True).encode()
-            yield Sample(f"{index:08d}", {"codes.npy": npy(grids[offset]), "cls": b"%d" % cls, "json": about})
-
-
-def given_codes(spec: Spec, root: str, first: int, count: int) -> torch.Tensor | None:
-    """What spec.sample.given fixes for images first … first + count - 1: codes [count, L, D], FREE where to sample.
-
-    Raises ValueError for codes that are not of the spec's shape.
-    """
-    part, shape = spec.sample.given, (*spec.shape.grid, spec.shape.depth)
-    if part is None:
-        return None
-    items = open_shards(storage.join(root, part.codes))
-    codes = np.stack([items[i % len(items)]["codes"][0] for i in range(first, first + count)]).astype(np.int64)
-    if codes.shape[1:] != shape:
-        raise ValueError(f"sample.given.codes {part.codes}: codes of {codes.shape[1:]}, the spec's are {shape}")
-    if part.depths is not None:
-        codes[..., part.depths :] = FREE
-    if part.hole is not None:
-        top, left, bottom, right = part.hole
-        codes[:, top:bottom, left:right] = FREE
-    return torch.from_numpy(codes).flatten(1, 2)
+TRAIN = register(Train())
+SAMPLE = register(DrawSamples())

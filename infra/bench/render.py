@@ -21,12 +21,13 @@ from pymupdf import mupdf
 
 from data_specs import storage
 from data_specs.digest import digest_of
+from data_specs.receipts import commit
 from data_specs.source import Source
 from data_specs.sources.planning import cut
 from data_specs.spec import Spec, load_spec
 from infra.bench.codes import IDENTITY
 from infra.bench.rounds import Comparison, compare
-from pipeline.job import render_stage
+from pipeline.job import rendering
 from pipeline.png import encode_png
 from pipeline.render import Renderer, render_document
 from pipeline.renderers.fonts import fonts
@@ -62,8 +63,8 @@ def render(kind: str, preset: str, rounds: int) -> dict[str, Comparison]:
 
         def stage() -> int:
             number = next(numbers)
-            run = render_stage(renderer, storage.join(folder, f"set{number}"), digest_of(IDENTITY))
-            return run(unit.model_copy(update={"unit": number})).written
+            uri, work = storage.join(folder, f"set{number}"), rendering(renderer, storage.join(folder, "set"))
+            return commit(uri, digest_of(IDENTITY), number, work(unit)).written
 
         pairs = {
             "the stage x a bare loop with Pillow's PNG": (stage, lambda: bare(spec, inputs, _pillow_png, words=False)),

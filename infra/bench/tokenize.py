@@ -19,7 +19,7 @@ from infra.bench.codes import IDENTITY
 from infra.bench.rounds import Comparison, compare
 from tokenize_jobs.decode import png
 from tokenize_jobs.device import autocast, layout, to_tensor
-from tokenize_jobs.encode import encode_stage, fitting_batch, prepare
+from tokenize_jobs.encode import encoding, fitting_batch, prepare
 from tokenize_jobs.rqvae import RQVAE
 from tokenize_jobs.task import config_of
 
@@ -40,9 +40,10 @@ def tokenize(preset: str, rounds: int) -> Comparison:
 
         def ours() -> int:
             number = next(numbers)
-            stage = encode_stage(model, spec, folder, storage.join(folder, f"codes{number}"), digest_of(IDENTITY))
             digests = {"sha256": shard.sha256, "index_sha256": shard.index_sha256}
-            return stage(ShardUnit(unit=number, split="val", shard=shard.url, **digests)).written
+            unit = ShardUnit(unit=number, split="val", shard=shard.url, **digests)
+            codes = storage.join(folder, f"codes{number}")
+            return commit(codes, digest_of(IDENTITY), number, encoding(model, spec, folder)(unit)).written
 
         return compare(ours, lambda: _bare(model, images, spec, batch), rounds)
 

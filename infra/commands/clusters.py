@@ -8,9 +8,11 @@ import typer
 
 from data_specs import storage
 from infra.commands.options import AddressOpt, RootOpt, SetOpt, SpecArg, WorkersOpt, open_root
-from infra.submit.job import Engine, Stage
+from infra.submit.job import Engine
+from pipeline.stages import registered
 
 app = typer.Typer()
+STAGES = ", ".join(stage.name for stage in registered())
 
 
 @app.command(context_settings={"allow_extra_args": True})
@@ -18,7 +20,7 @@ def submit(
     context: typer.Context,
     root: RootOpt,
     on: Annotated[Engine, typer.Option("--on", help="what runs it")],
-    stage: Annotated[Stage, typer.Option("--stage", help="what runs")],
+    stage: Annotated[str, typer.Option("--stage", help=f"what runs: {STAGES}")],
     spec: SpecArg = None,
     set_: SetOpt = None,
     workers: WorkersOpt = None,

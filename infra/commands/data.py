@@ -1,4 +1,4 @@
-"""`dnd render`, `verify`, `status`: documents to image shards, and what became of them."""
+"""`dnd verify`, `status`, `remove`, `look` and so on: what became of the documents, and what is to become of them."""
 
 from __future__ import annotations
 
@@ -7,44 +7,9 @@ from typing import Annotated
 import typer
 
 from data_specs import storage
-from infra.commands.options import (
-    AddressOpt,
-    MaxFailuresOpt,
-    RootArg,
-    RootOpt,
-    SetOpt,
-    SpecArg,
-    WorkersOpt,
-    open_root,
-    totals,
-)
-from pipeline.workers import MAX_FAILURES, Workers
+from infra.commands.options import RootArg
 
 app = typer.Typer()
-
-
-@app.command()
-def render(
-    root: RootOpt,
-    spec: SpecArg = None,
-    set_: SetOpt = None,
-    ray_address: AddressOpt = None,
-    workers: WorkersOpt = None,
-    max_failures: MaxFailuresOpt = MAX_FAILURES,
-    extend: Annotated[
-        bool, typer.Option("--extend", help="list the sources anew and add what is new, also of a changed spec")
-    ] = False,
-    retry_rejected: Annotated[
-        bool, typer.Option("--retry-rejected", help="extend, and try documents again that were rejected as a whole")
-    ] = False,
-) -> None:
-    """Documents -> image shards (ROOT/images/{train,val}). Run it again to finish what was interrupted."""
-    from pipeline.job import render as run
-
-    resolved, root = open_root(spec, root, set_, "render")
-    crew = Workers(ray_address, workers, max_failures=max_failures)
-    for split, manifest in run(resolved, root, crew, extend, retry_rejected).items():
-        print(f"images/{split}: {totals(manifest)}")
 
 
 @app.command()

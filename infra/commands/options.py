@@ -8,7 +8,6 @@ from typing import Annotated
 import typer
 
 from data_specs import storage
-from data_specs.records import Manifest
 from data_specs.root import read_spec
 from data_specs.spec import Spec
 from pipeline.workers import MAX_FAILURES, Workers
@@ -32,6 +31,9 @@ WorkersOpt = Annotated[
 RootArg = Annotated[str, typer.Argument(help="the root of a run: a folder or s3://bucket/prefix", metavar="ROOT")]
 MaxFailuresOpt = Annotated[
     int, typer.Option("--max-failures", min=1, help="end the run when so many units have failed three times")
+]
+PartOpt = Annotated[
+    str | None, typer.Option("--part", metavar="I/N", help="only these units: the I-th of N jobs that share the work")
 ]
 RanksOpt = Annotated[
     int | None, typer.Option("--ranks", min=1, help="training processes on this machine (default: one a GPU, or one)")
@@ -67,12 +69,3 @@ def ranks_here(ranks: int | None, *batches: int) -> int:
 
     gpus = max(torch.cuda.device_count(), 1)
     return ranks or next(number for number in range(gpus, 0, -1) if not any(batch % number for batch in batches))
-
-
-def totals(manifest: Manifest) -> str:
-    """One line about a shard set."""
-    total = manifest.totals
-    return (
-        f"{total.written} samples in {len(manifest.shardlist)} shards "
-        f"({total.filtered} filtered, {total.rejected} rejected)"
-    )

@@ -13,7 +13,6 @@ import yaml
 from data_specs.code_version import REPOSITORY, patch_name, this_code
 from infra.submit import kubernetes
 from infra.submit.job import (
-    TRAININGS,
     Engine,
     Job,
     command,
@@ -88,7 +87,7 @@ def ray_arguments(job: Job) -> dict[str, Any]:
     }
     if (REPOSITORY / "pyproject.toml").exists():
         arguments["runtime_env"] |= {"working_dir": str(REPOSITORY), "excludes": [".git", "/docs", "/tests"]}
-    if job.stage in TRAININGS:
+    if job.of.trains:
         arguments |= {"entrypoint_num_gpus": job.gpus, "entrypoint_num_cpus": job.ranks}
     return arguments
 
@@ -112,7 +111,7 @@ def slurm_command(job: Job) -> list[str]:
     Account, partition and time come from SBATCH_ACCOUNT, SBATCH_PARTITION, SBATCH_TIMELIMIT.
     """
     options = [f"--job-name=dnd-{job.stage}", *([f"--gpus-per-node={job.gpus}"] if job.gpus else [])]
-    if job.stage in TRAININGS:
+    if job.of.trains:
         script = str(REPOSITORY / "infra/slurm/train.sbatch")
         return ["sbatch", f"--nodes={job.nodes}", *options, script, *training_arguments(job)]
     options += ["--requeue", "--open-mode=append", "--exclusive", "--mem=0", "--nodes=1", "--ntasks=1"]

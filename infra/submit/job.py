@@ -14,10 +14,9 @@ from typing import Any, Literal, NamedTuple
 from data_specs import storage
 from data_specs.code_version import MAX_PATCH_BYTES, REPOSITORY, Code, this_code
 from data_specs.spec import Spec
+from pipeline.stages import Stage, find, registered
 
 Engine = Literal["local", "ray", "slurm", "kubernetes"]
-Stage = Literal["render", "train-tokenizer", "tokenize", "train", "sample", "decode", "reconstruct"]
-TRAININGS = ("train-tokenizer", "train")  # ranks over --nodes x --gpus; the other stages: units over --workers
 PASSED_ON = ("AWS_ENDPOINT_URL", "AWS_ENDPOINT_URL_S3", "AWS_REGION", "AWS_DEFAULT_REGION", "DND_REQUESTER_PAYS")
 
 
@@ -33,7 +32,7 @@ class Job(NamedTuple):
         autoscale: whether pods of a Ray cluster come and go with the work; Kueue wants all of them at once.
     """
 
-    stage: Stage
+    stage: str
     root: str
     workers: int | None = None
     nodes: int = 1
@@ -43,6 +42,14 @@ class Job(NamedTuple):
     options: tuple[str, ...] = ()
     overlay: dict[str, Any] = {}  # noqa: RUF012
     autoscale: bool = True
+
+    @property
+    def of(self) -> Stage:
+        """The registered stage: a training has ranks over --nodes x --gpus, the others have units over --workers."""
+        stage = find(self.stage)
+        if stage is None:
+            raise ValueError(f"--stage {self.stage}: one of {', '.join(one.name for one in registered())}")
+        return stage
 
     @property
     def ranks(self) -> int:
@@ -56,8 +63,8 @@ def checked(job: Job, on: Engine, spec: Spec) -> Job:
     Raises:
         ValueError: that engine cannot run it, or the spec's batch does not divide among its ranks.
     """
-    job = job._replace(gpus=0 if job.stage == "render" else job.gpus)
-    if job.stage in TRAININGS:
+    job = job._replace(gpus=job.gpus if job.of.computes else 0)
+    if job.of.trains:
         _check_training(job, on, spec)
     elif job.nodes > 1 and on != "slurm":
         raise ValueError(f"--nodes {job.nodes}: `{job.stage}` spreads over --workers; nodes come with them")
@@ -76,9 +83,8 @@ def _check_training(job: Job, on: Engine, spec: Spec) -> None:
         raise ValueError(f"--workers {job.workers}: `{job.stage}` has a rank for each GPU: give --nodes and --gpus")
     if job.nodes > 1 and on in ("ray", "local"):
         raise ValueError(f"--nodes {job.nodes}: training spreads over nodes by slurm or kubernetes")
-    key, batch = ("train", spec.train.batch_size)
-    if job.stage == "train-tokenizer":
-        key, batch = "tokenizer", spec.tokenizer.batch_size
+    key = job.of.batch
+    batch = getattr(spec, key).batch_size
     if batch % (job.nodes * job.ranks):
         raise ValueError(
             f"{key}.batch_size {batch} does not divide among {job.nodes} nodes of {job.ranks} ranks: change --nodes or "
@@ -94,7 +100,7 @@ def submitted(root: str, stage: str) -> str:
 def command(job: Job) -> list[str]:
     """Return what runs the stage, from the root alone."""
     words = ["python", "-m", "infra.cli", job.stage, submitted(job.root, job.stage), "--root", job.root]
-    if job.stage in TRAININGS:
+    if job.of.trains:
         return [*words, "--ranks", str(job.ranks), *job.options]
     return [*words, *(["--workers", str(job.workers)] if job.workers else []), *job.options]
 
@@ -137,7 +143,7 @@ def variables(job: Job) -> dict[str, str]:
     found = {name: os.environ[name] for name in PASSED_ON if name in os.environ}
     if job.image:
         found["DND_IMAGE"] = job.image
-    if job.stage not in TRAININGS and job.stage != "render":
+    if job.of.computes and not job.of.trains:
         found["DND_WORKER_GPUS"] = str(min(job.gpus, 1))
     return found
 

@@ -13,7 +13,7 @@ from typing import Any
 
 import yaml
 
-from infra.submit.job import TRAININGS, Job, command, run_tool, training_arguments, variables
+from infra.submit.job import Job, command, run_tool, training_arguments, variables
 from infra.submit.overlay import laid_over
 
 MANIFESTS = Path(__file__).resolve().parents[1] / "kubernetes"
@@ -31,7 +31,7 @@ def manifest(job: Job) -> Manifest:
     """
     image = image_of(job)
     job = job._replace(image=image)
-    return laid_over(_jobset(job) if job.stage in TRAININGS else _rayjob(job), job.overlay)
+    return laid_over(_jobset(job) if job.of.trains else _rayjob(job), job.overlay)
 
 
 def image_of(job: Job) -> str:

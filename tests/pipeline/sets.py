@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from functools import partial
 from pathlib import Path
 
 from data_specs.manifest import merge
@@ -11,6 +12,8 @@ from data_specs.records import Manifest, SourceUnit
 from data_specs.spec import Spec, load_spec
 from pipeline import job
 from pipeline.render import Renderer
+from pipeline.stages import committing
+from pipeline.workers import Workers
 
 TINY = Path(__file__).parent.parent / "tiny.yaml"
 WORDS = ["an", "be", "cat", "do", "elf", "fun", "go", "hat", "it", "jar"]
@@ -32,14 +35,14 @@ def text_spec(folder: Path, *overrides: str) -> Spec:
 
 
 def render_here(spec: Spec, root: Path, extend: bool = False, retry_rejected: bool = False) -> dict[str, Manifest]:
-    """What `pipeline.job.render` makes, unit after unit in this process."""
+    """What `dnd render` makes, unit after unit in this process."""
     (root / "spec.yaml").parent.mkdir(parents=True, exist_ok=True)
     (root / "spec.yaml").write_text(spec.to_yaml())
     grown = extend or retry_rejected
-    plans = job._extended(spec, str(root), retry_rejected) if grown else job._plans(spec, str(root))
     renderer, made = Renderer(spec), {}
-    for split, plan in plans.items():
-        stage = job.render_stage(renderer, plan.set_uri, plan.digest)
+    for output in job.RENDER.outputs(spec, str(root), Workers(), extend=grown, retry_rejected=retry_rejected):
+        plan, split = output.plan, output.plan.set_uri.rpartition("/")[2]
+        stage = committing(partial(job.rendering, renderer, plan.set_uri), plan.set_uri, plan.digest)
         done = {receipt.unit for receipt in valid_receipts(plan.set_uri, plan.digest)}
         for unit in plan.units():
             if isinstance(unit, SourceUnit) and unit.unit not in done:
@@ -49,7 +52,7 @@ def render_here(spec: Spec, root: Path, extend: bool = False, retry_rejected: bo
     return made
 
 
-def contents(root: Path) -> dict[str, bytes]:
-    """Bytes of every file of a root's images but what a growing set must rewrite."""
-    files = (path for path in (root / "images").rglob("*") if path.is_file())
+def contents(root: Path, folder: str = "images") -> dict[str, bytes]:
+    """Bytes of every file of a root's folder but what a growing set must rewrite."""
+    files = (path for path in (root / folder).rglob("*") if path.is_file())
     return {str(path.relative_to(root)): path.read_bytes() for path in files if path.name != "manifest.json"}

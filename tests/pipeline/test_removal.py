@@ -13,6 +13,7 @@ from typing import Any
 import pytest
 from sets import contents, render_here, text_spec, write_texts
 
+import infra.stages  # noqa: F401 (what shows a set registers itself)
 from data_specs import open_shards, storage
 from data_specs.verify import verify_set
 from pipeline.removal import remove

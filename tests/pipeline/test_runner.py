@@ -17,7 +17,7 @@ from data_specs.records import AnyUnit, Identity, RangeUnit, Receipt, Sample
 from data_specs.spec import load_spec
 from data_specs.units import write_plan
 from data_specs.verify import verify_set
-from pipeline.job import render
+from pipeline.job import RENDER
 from pipeline.runner import run_plan
 from pipeline.workers import Share, Workers
 
@@ -34,12 +34,12 @@ def manifests(root: Path) -> list[bytes]:
 def undisturbed(ray_session: None, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A root rendered by one worker."""
     root = tmp_path_factory.mktemp("one")
-    render(load_spec(TINY), str(root), Workers(num_workers=1))
+    RENDER.make(load_spec(TINY), str(root), Workers(num_workers=1))
     return root
 
 
 def test_two_workers_give_the_same_manifest_and_shards(undisturbed: Path, tmp_path: Path) -> None:
-    render(load_spec(TINY), str(tmp_path), Workers(num_workers=2))
+    RENDER.make(load_spec(TINY), str(tmp_path), Workers(num_workers=2))
     assert manifests(tmp_path) == manifests(undisturbed)
     assert [fault for split in SPLITS for fault in verify_set(str(tmp_path / split))] == []
     for tar in (undisturbed / "images/train").glob("*.tar"):
@@ -53,7 +53,7 @@ def test_a_killed_run_is_finished_by_the_next(undisturbed: Path, tmp_path: Path)
     os.killpg(run.pid, signal.SIGKILL)
     run.wait()
     first = storage.stat(str(tmp_path / "images/train/000000.json"))
-    render(load_spec(TINY), str(tmp_path), Workers(num_workers=2))
+    RENDER.make(load_spec(TINY), str(tmp_path), Workers(num_workers=2))
     assert storage.stat(str(tmp_path / "images/train/000000.json")) == first, "a unit with a receipt is not redone"
     assert manifests(tmp_path) == manifests(undisturbed)
 
@@ -68,12 +68,12 @@ def _wait_for(path: Path, run: subprocess.Popen[bytes]) -> None:
 
 def test_a_changed_stage_is_refused_and_says_what_differs(undisturbed: Path) -> None:
     with pytest.raises(ValueError, match=r"render\.text\.margin was 1, is now 3"):
-        render(load_spec(TINY, ["render.text.margin=3"]), str(undisturbed), Workers())
+        RENDER.make(load_spec(TINY, ["render.text.margin=3"]), str(undisturbed), Workers())
 
 
 def test_what_is_free_on_resume_is_not_refused(undisturbed: Path) -> None:
     before = manifests(undisturbed)
-    render(load_spec(TINY, ["train.steps=9", "sample.num=3"]), str(undisturbed), Workers(num_workers=2))
+    RENDER.make(load_spec(TINY, ["train.steps=9", "sample.num=3"]), str(undisturbed), Workers(num_workers=2))
     assert manifests(undisturbed) == before
 
 
@@ -110,11 +110,11 @@ def test_a_unit_that_hangs_is_made_elsewhere(ray_session: None, tmp_path: Path) 
 
 def test_parts_of_a_plan_make_the_same_set_and_whoever_ends_last_merges(undisturbed: Path, tmp_path: Path) -> None:
     spec, root = load_spec(TINY), str(tmp_path)
-    first = render(spec, root, Workers(num_workers=2, share=Share(2, 2)))
-    assert not first["train"].complete and not (tmp_path / SPLITS[0] / "manifest.json").exists()
+    first = RENDER.make(spec, root, Workers(num_workers=2, share=Share(2, 2)))
+    assert not first["images/train"].complete and not (tmp_path / SPLITS[0] / "manifest.json").exists()
     numbers = [int(path.stem) for path in (tmp_path / SPLITS[0]).glob("??????.json")]
     assert numbers and all(number % 2 == 1 for number in numbers)
-    last = render(spec, root, Workers(num_workers=2, share=Share(1, 2)))
+    last = RENDER.make(spec, root, Workers(num_workers=2, share=Share(1, 2)))
     assert all(manifest.complete for manifest in last.values())
     assert manifests(tmp_path) == manifests(undisturbed)
     assert [fault for split in SPLITS for fault in verify_set(str(tmp_path / split))] == []

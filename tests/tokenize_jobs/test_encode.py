@@ -13,14 +13,14 @@ from image_sets import drawn, make_root, tiny_spec
 from data_specs import open_shards
 from data_specs.records import Dropped, Reason, Sample
 from data_specs.units import read_plan
-from infra.reconstruct import reconstruct
 from pipeline.runner import Workers
 from tokenize_jobs.encode import encode_shard, encode_views, fitting_batch, npy, prepare
-from tokenize_jobs.job import settle_batch, tokenize
+from tokenize_jobs.job import TOKENIZE, settle_batch
 from tokenize_jobs.rqvae import RQVAE, RQVAEConfig
 from tokenize_jobs.task import config_of
 from tokenize_jobs.training import fit
 from train.evaluation.reconstruction import code_size, difference
+from train.reconstruct_job import score_depths
 
 SPEC = tiny_spec("tokenize.compute_batch=16")
 
@@ -69,7 +69,7 @@ def test_only_what_matches_is_encoded(root: str) -> None:
     assert [sample.key for sample in written] == sorted(every)[10:]
     assert {one.reason for one in left_out} == {Reason.WHERE} and len(left_out) == 10
     with pytest.raises(ValueError, match=r"no_such.*columns: key"):
-        tokenize(tiny_spec("tokenize.where=no_such = 1"), root, Workers(num_workers=1))
+        TOKENIZE.make(tiny_spec("tokenize.where=no_such = 1"), root, Workers(num_workers=1))
 
 
 def test_npy_is_numpys() -> None:
@@ -82,12 +82,12 @@ def test_npy_is_numpys() -> None:
 def test_the_batch_that_fits_is_settled_before_planning(root: str, ray_session: None) -> None:
     spec = tiny_spec("tokenize.compute_batch=null")
     assert settle_batch(spec, root, Workers()).tokenize.compute_batch == 32
-    tokenize(spec, root, Workers(num_workers=1))
+    TOKENIZE.make(spec, root, Workers(num_workers=1))
     plan = read_plan(f"{root}/codes/train")
     assert plan and plan.identity.spec["tokenize"]["compute_batch"] == 32  # type: ignore[index,call-overload]
     with pytest.raises(ValueError, match=r"tokenize\.compute_batch was 32, is now 16"):
-        tokenize(SPEC, root, Workers(num_workers=1))
-    result = reconstruct(spec, root, "val", Workers(num_workers=1), shown=4)
+        TOKENIZE.make(SPEC, root, Workers(num_workers=1))
+    result = score_depths(spec, root, "val", Workers(num_workers=1), shown=4)
     first, second = result["depths"]
     assert second["psnr"] > first["psnr"] and second["ssim"] > first["ssim"] and "lpips" not in first
     assert first["bits_per_pixel"] == pytest.approx(4 * 4 * 5 / 32**2)

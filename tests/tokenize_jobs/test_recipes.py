@@ -13,7 +13,7 @@ import numpy as np
 
 from data_specs import open_shards
 from data_specs.spec import Spec, load_spec
-from pipeline.job import render
+from pipeline.job import RENDER
 from pipeline.runner import Workers
 from tokenize_jobs.decode import decode_codes
 from tokenize_jobs.encode import encode_views
@@ -49,7 +49,7 @@ def score(folder: Path, data: str, documents: int, steps: int, recipe: list[str]
 
 
 def test_the_shortcut_beats_the_plain_recipe(tmp_path: Path, ray_session: None) -> None:
-    render(spec_of("text", 150, 60), str(tmp_path), Workers(num_workers=2))
+    RENDER.make(spec_of("text", 150, 60), str(tmp_path), Workers(num_workers=2))
     plain, ours = (score(tmp_path, "text", 150, 60, RECIPES[name], 0) for name in ("plain", "shortcut"))
     assert ours > plain + 0.5
 
@@ -57,7 +57,7 @@ def test_the_shortcut_beats_the_plain_recipe(tmp_path: Path, ray_session: None) 
 if __name__ == "__main__":
     for data, documents in (("text", 2000), ("pages", 8)):
         folder = Path(sys.argv[1], data)
-        render(spec_of(data, documents, 1), str(folder), Workers(num_workers=2))
+        RENDER.make(spec_of(data, documents, 1), str(folder), Workers(num_workers=2))
         for name, recipe in RECIPES.items():
             scores = [score(folder, data, documents, int(sys.argv[2]), recipe, seed) for seed in SEEDS]
             print(f"{data}: {name}: {', '.join(f'{psnr:.2f}' for psnr in scores)} dB", flush=True)

@@ -1,0 +1,86 @@
+"""A command for each registered stage: `dnd render`, `tokenize`, `train` and so on, with the options it declares."""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Callable
+from typing import Annotated, Any
+
+import typer
+
+from infra.commands.options import (
+    AddressOpt,
+    MaxFailuresOpt,
+    PartOpt,
+    RanksOpt,
+    RootOpt,
+    SetOpt,
+    SpecArg,
+    WorkersOpt,
+    compute_workers,
+    open_root,
+    ranks_here,
+)
+from pipeline.stages import Option, Stage, registered
+from pipeline.workers import MAX_FAILURES, Share, Workers
+
+Declared = dict[str, tuple[Any, Any]]  # name of a parameter -> (what typer makes of it, its default)
+FOR_ALL: Declared = {"root": (RootOpt, inspect.Parameter.empty), "spec": (SpecArg, None), "set_": (SetOpt, None)}
+FOR_TRAININGS: Declared = {"ranks": (RanksOpt, None)}
+FOR_UNITS: Declared = {
+    "ray_address": (AddressOpt, None),
+    "workers": (WorkersOpt, None),
+    "max_failures": (MaxFailuresOpt, MAX_FAILURES),
+    "part": (PartOpt, None),
+}
+
+
+def add_stages(app: typer.Typer) -> None:
+    """Adds the command of each registered stage."""
+    for stage in registered():
+        app.command(stage.name, help=stage.title)(command_of(stage))
+
+
+def command_of(stage: Stage) -> Callable[..., None]:
+    """The function that runs a stage from the command line, with the signature that typer reads its options from."""
+    declared = FOR_ALL | (FOR_TRAININGS if stage.trains else FOR_UNITS)
+    declared |= {option.name.replace("-", "_"): (_annotated(option), option.default) for option in stage.options}
+
+    def command(
+        root: str,
+        spec: str | None,
+        set_: list[str] | None,
+        ranks: int | None = None,
+        ray_address: str | None = None,
+        workers: int | None = None,
+        max_failures: int = MAX_FAILURES,
+        part: str | None = None,
+        **given: Any,
+    ) -> None:
+        keys = {option.name.replace("-", "_"): option.key for option in stage.options}
+        overrides = [f"{keys[name]}={value}" for name, value in given.items() if keys[name] and value is not None]
+        resolved, root = open_root(spec, root, [*(set_ or []), *overrides], *stage.parts)
+        if stage.trains:
+            use = Workers(num_workers=ranks_here(ranks, getattr(resolved, stage.batch).batch_size))
+        elif stage.computes:
+            use = compute_workers(ray_address, workers, max_failures)
+        else:
+            use = Workers(ray_address, workers, max_failures=max_failures)
+        use = use._replace(share=Share.parse(part)) if part else use
+        options = {name: value for name, value in given.items() if not keys[name]}
+        for line in stage.run(resolved, root, use, **options):
+            print(line)
+
+    parameters = [
+        inspect.Parameter(name, inspect.Parameter.KEYWORD_ONLY, default=default, annotation=kind)
+        for name, (kind, default) in declared.items()
+    ]
+    command.__signature__ = inspect.Signature(parameters)  # type: ignore[attr-defined]
+    command.__annotations__ = {name: kind for name, (kind, _) in declared.items()}
+    return command
+
+
+def _annotated(option: Option) -> Any:
+    kind = option.type if option.default is not None else option.type | None
+    least = 1 if option.type is int else None
+    return Annotated[kind, typer.Option(f"--{option.name}", help=option.help, min=least)]

@@ -1,0 +1,74 @@
+"""Sets that are made shard by shard from another: one unit a shard of the input, and they follow it when it changes."""
+
+from __future__ import annotations
+
+import hashlib
+
+from data_specs import storage
+from data_specs.digest import digest_of, require_same
+from data_specs.manifest import read_manifest
+from data_specs.receipts import discard
+from data_specs.records import Identity, Manifest, ShardEntry, ShardUnit
+from data_specs.units import Plan, extend_plan, read_plan, write_plan
+
+
+def folder_of(uri: str) -> str:
+    """A shard set's folder, by its own address or that of its manifest."""
+    return uri.rpartition("/")[0] if uri.endswith(".json") else uri
+
+
+def content_of(manifest: Manifest) -> str:
+    """Digest of what a shard set holds, whatever made it and wherever it lies."""
+    return hashlib.sha256("".join(entry.sha256 for entry in manifest.shardlist).encode()).hexdigest()
+
+
+def plan_by_shards(set_uri: str, identity: Identity, source_uri: str, split: str) -> Plan:
+    """The plan of a set with a unit for each shard of another.
+
+    Args:
+        set_uri: the set to make.
+        identity: what it depends on beside the shards.
+        source_uri: folder of the set that is read.
+        split: which split that is.
+
+    Raises:
+        ValueError: the source is missing or unfinished, or another one than before.
+    """
+    manifest = read_manifest(storage.join(source_uri, "manifest.json"))
+    identity = identity.model_copy(update={"inputs": identity.inputs | {"shards": content_of(manifest)}})
+    if plan := read_plan(set_uri):
+        inputs = plan.identity.inputs | {"shards": identity.inputs["shards"]}
+        require_same(set_uri, plan.identity.model_copy(update={"inputs": inputs}), identity)
+        return plan if plan.identity == identity else followed(plan, identity, manifest, split)
+    units = (unit_of(number, split, entry) for number, entry in enumerate(manifest.shardlist))
+    return write_plan(set_uri, digest_of(identity), identity, units)
+
+
+def followed(plan: Plan, identity: Identity, manifest: Manifest, split: str) -> Plan:
+    """The plan after its input was extended or lost samples: shards made anew are done again, new ones appended.
+
+    Raises:
+        ValueError: the input is another one: a shard of the plan is neither in its manifest nor replaced there.
+    """
+    now: dict[str, ShardEntry | None] = dict.fromkeys(manifest.emptied)
+    now |= {name: entry for entry in manifest.shardlist for name in (entry.url, *entry.replaces)}
+    restated, seen = list[ShardUnit](), set[str | None]()
+    for unit in plan.units():
+        assert isinstance(unit, ShardUnit)
+        if unit.shard and unit.shard not in now:
+            require_same(plan.set_uri, plan.identity, identity)
+        reads = unit_of(unit.unit, split, now[unit.shard] if unit.shard else None)
+        seen.add(reads.shard)
+        if unit.shard and reads != unit:
+            restated.append(reads)
+    new = [entry for entry in manifest.shardlist if entry.url not in seen]
+    for unit in restated:
+        discard(plan.set_uri, unit.unit)
+    appended = [unit_of(number, split, entry) for number, entry in enumerate(new, plan.num_units)]
+    return extend_plan(plan, identity, restated + appended)
+
+
+def unit_of(number: int, split: str, entry: ShardEntry | None) -> ShardUnit:
+    """A unit that reads a shard of the input's manifest, or nothing where that shard has lost all its samples."""
+    name, sha256, index_sha256 = (entry.url, entry.sha256, entry.index_sha256) if entry else (None, None, None)
+    return ShardUnit(unit=number, split=split, shard=name, sha256=sha256, index_sha256=index_sha256)

@@ -1,0 +1,210 @@
+"""Stages: the steps of the way from documents to pictures, one object each, registered where it is defined.
+
+The commands, `dnd run`, `submit`, `status`, `remove`, the report and the docs' table are made from the registry. A new
+stage is one file, with a class and `register(…)`, and one line in infra/stages.py, which imports it. What is heavy to
+import is imported in its methods, so that `dnd --help` is there at once.
+"""
+
+from __future__ import annotations
+
+import logging
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Iterable, Iterator
+from dataclasses import dataclass
+from functools import partial
+from graphlib import TopologicalSorter
+from typing import Any, ClassVar, Literal, NamedTuple, TypeVar
+
+from data_specs.digest import digest_of, require_same
+from data_specs.records import AnyUnit, Identity, Manifest, Outcome, Receipt
+from data_specs.root import record_spec
+from data_specs.spec import Spec
+from data_specs.units import Plan, read_plan, write_plan
+from pipeline.workers import Workers
+
+Work = Callable[[Any], Iterable[Outcome]]  # what a unit's samples are, and what was dropped
+log = logging.getLogger(__name__)
+
+
+class Option(NamedTuple):
+    """An option of a stage's command beside those that all have; `key` is the key of the spec that it sets, if any."""
+
+    name: str
+    help: str
+    default: str | int | bool | None = None
+    type: type = str
+    key: str = ""
+
+
+class Stage(ABC):
+    """One step: what it reads and makes, and how it is run.
+
+    Attributes:
+        name: what its command is called.
+        title: what it does, as `dnd --help` says it.
+        reads: names of the stages whose output it reads.
+        makes: where its output lies under the root.
+        parts: parts of the spec without which it cannot work.
+        options: what its command takes beside what all take.
+        batch: of a training, the part of the spec that sets its batch size.
+        computes: whether it takes GPUs where there are some.
+        in_run: whether it is a step of `dnd run`.
+    """
+
+    name: ClassVar[str]
+    title: ClassVar[str]
+    reads: ClassVar[tuple[str, ...]] = ()
+    makes: ClassVar[str]
+    parts: ClassVar[tuple[str, ...]] = ()
+    options: ClassVar[tuple[Option, ...]] = ()
+    batch: ClassVar[str] = ""
+    computes: ClassVar[bool] = True
+    in_run: ClassVar[bool] = True
+
+    @property
+    def trains(self) -> bool:
+        """Whether it runs as ranks that train together, rather than as units over workers."""
+        return bool(self.batch)
+
+    @abstractmethod
+    def run(self, spec: Spec, root: str, workers: Workers, **options: Any) -> Iterator[str]:
+        """Makes the output, or finishes what was interrupted; yields lines that say what is there now."""
+
+
+@dataclass(frozen=True)
+class Output:
+    """One shard set of a stage: its plan, the spec by which it is made, and what each worker does first.
+
+    Attributes:
+        plan: of the set.
+        spec: with what the stage has settled, for instance the compute batch.
+        setup: picklable; loads what is needed and returns what makes a unit's samples.
+    """
+
+    plan: Plan
+    spec: Spec
+    setup: Callable[[], Work]
+
+
+class UnitStage(Stage):
+    """A stage that makes shard sets unit by unit, each of which makes one shard.
+
+    Attributes:
+        holds: "images" or "codes", as the manifests of its sets say.
+        counted: what its progress counts: units, or what they are ranges of.
+        answers_for: parts of the root's spec that it sets.
+        keeps_spec: whether the folder of its output keeps the spec that it was made with.
+        remade: what is made anew after a removal: the units that read what is gone, or the whole folder.
+    """
+
+    holds: ClassVar[Literal["images", "codes"]] = "images"
+    counted: ClassVar[str] = "units"
+    answers_for: ClassVar[tuple[str, ...]] = ()
+    keeps_spec: ClassVar[bool] = False
+    remade: ClassVar[Literal["units", "folder"]] = "units"
+
+    @abstractmethod
+    def outputs(self, spec: Spec, root: str, workers: Workers, **options: Any) -> Iterator[Output]:
+        """The sets to make, each planned when it is asked for.
+
+        Raises:
+            ValueError: an input is missing or unfinished, or the root was made for something else.
+        """
+
+    def home(self, spec: Spec) -> str:
+        """The folder under the root that keeps the stage's spec."""
+        return self.makes.partition("/")[0]
+
+    def workers(self, spec: Spec, workers: Workers) -> Workers:
+        """What each worker holds."""
+        return workers
+
+    def make(self, spec: Spec, root: str, workers: Workers, **options: Any) -> dict[str, Manifest]:
+        """Makes the sets; returns their manifests by the sets' names under the root.
+
+        Raises:
+            ValueError: as `outputs`.
+            UnitsFailed: units failed for good.
+        """
+        from pipeline.runner import run_plan
+
+        made: dict[str, Manifest] = {}
+        for output in self.outputs(spec, root, workers, **options):
+            plan, name = output.plan, output.plan.set_uri.removeprefix(root.rstrip("/") + "/")
+            if self.keeps_spec:
+                record_spec(output.spec, root, self.home(spec), self.answers_for)
+            work = partial(committing, output.setup, plan.set_uri, plan.digest)
+            use, task = self.workers(spec, workers), f"{self.name} {name}"
+            made[name] = run_plan(plan, work, use, self.holds, task, self.counted)
+        return made
+
+    def run(self, spec: Spec, root: str, workers: Workers, **options: Any) -> Iterator[str]:
+        made = self.make(spec, root, workers, **options)
+        for name, manifest in made.items():
+            yield f"{name}: {totals(manifest)}"
+        if all(manifest.complete for manifest in made.values()):  # else other jobs have the rest
+            yield from self.finish(spec, root, workers, **options)
+
+    def finish(self, spec: Spec, root: str, workers: Workers, **options: Any) -> Iterator[str]:
+        """What is made of the sets once they are whole; yields lines that say so."""
+        yield from ()
+
+
+def totals(manifest: Manifest) -> str:
+    """A line about a shard set."""
+    total = manifest.totals
+    return (
+        f"{total.written} samples in {len(manifest.shardlist)} shards "
+        f"({total.filtered} filtered, {total.rejected} rejected)"
+    )
+
+
+def planned(set_uri: str, identity: Identity, units: Iterable[AnyUnit]) -> Plan:
+    """The plan of a set: the stored one, or one of these units.
+
+    Raises:
+        ValueError: the stored one was made for something else.
+    """
+    if plan := read_plan(set_uri):
+        require_same(set_uri, plan.identity, identity)
+        return plan
+    return write_plan(set_uri, digest_of(identity), identity, units)
+
+
+def committing(setup: Callable[[], Work], set_uri: str, digest: str) -> Callable[[AnyUnit], Receipt]:
+    """Sets up, once in each worker, and returns what makes and commits a unit: `unit -> receipt`."""
+    from data_specs.receipts import commit
+
+    work = setup()
+
+    def run(unit: AnyUnit) -> Receipt:
+        receipt = commit(set_uri, digest, unit.unit, work(unit))
+        for one in receipt.rejected:
+            if one.reason.environmental:  # the receipt has all others too
+                log.warning("unit %d: %s (%s): %s: %s", unit.unit, one.key, one.source, one.reason, one.detail)
+        return receipt
+
+    return run
+
+
+# ---- the registry --------------------------------------------------------------------------------------------------
+AnyStage = TypeVar("AnyStage", bound=Stage)
+_STAGES: dict[str, Stage] = {}
+VIEWS: dict[str, str] = {}  # what shows or names samples of a root -> the command that makes it
+
+
+def register(stage: AnyStage) -> AnyStage:
+    """Adds a stage to the registry, and returns it."""
+    _STAGES[stage.name] = stage
+    return stage
+
+
+def registered() -> list[Stage]:
+    """All stages, each behind those that it reads."""
+    graph = {name: [one for one in stage.reads if one in _STAGES] for name, stage in _STAGES.items()}
+    return [_STAGES[name] for name in TopologicalSorter(graph).static_order()]
+
+
+def find(name: str) -> Stage | None:
+    """The stage of a name, None where no file of this process defines it."""
+    return _STAGES.get(name)

@@ -1,0 +1,78 @@
+"""The registry: what commands, tables and removals say of stages is what the stages say; a new one is one file."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from sets import contents, render_here, text_spec, write_texts
+
+import infra.stages  # noqa: F401
+from data_specs import open_shards
+from data_specs.manifest import read_manifest
+from data_specs.verify import verify_set
+from pipeline.stages import registered
+
+HERE = Path(__file__).parent
+DND = "import word_count, infra.cli; infra.cli.main()"  # the one line, and the command
+
+
+def dnd(*arguments: object) -> str:
+    """What the command says with the stage that counts words; it must end well."""
+    paths = [str(HERE), str(HERE.parent.parent)]
+    done = subprocess.run(
+        [sys.executable, "-c", f"import sys; sys.path[:0] = {paths}; {DND}", *map(str, arguments)],
+        capture_output=True,
+        text=True,
+        timeout=300,
+    )
+    assert done.returncode == 0, done.stderr[-2000:]
+    return done.stdout
+
+
+def test_stages_stand_behind_what_they_read() -> None:
+    names = [stage.name for stage in registered()]
+    assert {"render", "train-tokenizer", "tokenize", "train", "sample", "decode", "reconstruct"} <= set(names)
+    for stage in registered():
+        assert all(names.index(read) < names.index(stage.name) for read in stage.reads)
+
+
+def test_the_readme_has_a_row_for_each_stage() -> None:
+    rows = [line for line in (HERE.parent.parent / "README.md").read_text().splitlines() if line.startswith("| `dnd ")]
+    for stage in registered():
+        assert any(row.startswith(f"| `dnd {stage.name}") and f"`{stage.makes}" in row for row in rows), stage.name
+
+
+def test_the_table_of_the_architecture_is_the_registry() -> None:
+    text = (HERE.parent.parent / "docs/architecture.md").read_text()
+    rows = [f"| {stage.name} | `{stage.makes}` | {', '.join(stage.reads)}".rstrip() + " |" for stage in registered()]
+    assert "\n".join(rows) in text
+
+
+def test_a_stage_of_ones_own_has_a_command_runs_on_ray_resumes_and_is_taken_back(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("PYTHONPATH", f"{HERE}:{HERE.parent.parent}")  # for Ray's workers
+    write_texts(tmp_path / "texts/a.jsonl", [f"doc{number}" for number in range(12)])
+    root, spec = tmp_path / "run", text_spec(tmp_path / "texts")
+    render_here(spec, root)
+    said = dnd("count-words", "--root", root, "--workers", 1, "--longest", 3)
+    assert "words/train: " in said and "words/val: " in said
+    texts = {item["__key__"]: item["json"]["text"] for item in open_shards(str(root / "images/train"))}
+    counts = {item["__key__"]: item["json"]["counted"] for item in open_shards(str(root / "words/train"))}
+    assert counts == {key: len(text.split()) for key, text in texts.items()}
+    assert list(verify_set(str(root / "words/train"))) == []
+    assert "words/train: 3/3 units done" in dnd("status", root)
+    assert "count-words" in dnd("submit", "--root", root, "--on", "local", "--stage", "count-words", "--dry-run")
+    before = contents(root, "words")
+    dnd("count-words", "--root", root, "--longest", 3)
+    assert contents(root, "words") == before
+    key, shard = next(iter(texts)), read_manifest(str(root / "words/train/manifest.json")).shardlist[0]
+    (tmp_path / "gone").write_text(f"train/0/{key}\n")
+    assert "words/train: 1 shards removed; run `dnd count-words`" in dnd("remove", root, "--samples", tmp_path / "gone")
+    assert not (root / "words/train" / shard.url).exists()
+    dnd("count-words", "--root", root, "--workers", 1, "--longest", 3)
+    assert [item["__key__"] for item in open_shards(str(root / "words/train"))] == list(texts)[1:]
+    assert [fault for split in ("train", "val") for fault in verify_set(str(root / "words" / split))] == []
