@@ -8,13 +8,13 @@ from __future__ import annotations
 import json
 from collections import Counter
 from collections.abc import Iterator
-from typing import Any, TextIO
+from typing import Any, TextIO, get_args
 
 import yaml
 
 from data_specs import storage
 from data_specs.manifest import read_manifest
-from data_specs.records import Manifest, Reason, ShardEntry
+from data_specs.records import Manifest, Reason, SampleInfo, ShardEntry
 from data_specs.root import spec_of
 from data_specs.scratch import scratch_folder
 from data_specs.shards import Shard
@@ -89,7 +89,28 @@ def _head(spec: Spec, manifests: dict[str, Manifest], samples: Counter[str]) -> 
         "tags": ["webdataset", "text-image"],
         "size_categories": [_size_category(total)],
         "configs": [{"config_name": "default", "data_files": files}],
+        "dataset_info": {"features": _features()},
     }
+
+
+def _features() -> list[dict[str, Any]]:
+    """The fields of a sample and their types as `datasets` writes them: of an empty list it could not tell the type."""
+    about = [{"name": name, **_type(field.annotation)} for name, field in SampleInfo.model_fields.items()]
+    ends = [{"name": name, "dtype": "string"} for name in ("__key__", "__url__")]
+    return [
+        {"name": "png", "dtype": "image"},
+        {"name": "cls", "dtype": "int64"},
+        {"name": "json", "struct": about},
+        *ends,
+    ]
+
+
+def _type(annotation: Any) -> dict[str, Any]:
+    """The type of a key of SampleInfo: a scalar, or a tuple as a list of the type of its entries."""
+    if entries := get_args(annotation):
+        inner = _type(entries[0])
+        return {"list": inner.get("dtype", inner)}
+    return {"dtype": {str: "string", int: "int64", float: "float64", bool: "bool"}[annotation]}
 
 
 def _size_category(total: int) -> str:
