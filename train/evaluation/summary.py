@@ -45,7 +45,7 @@ def summarise(spec: Spec, root: str) -> str:
     histogram = histogram_baseline(counts["train"], counts["val"])
     context = context_baseline(
         (item["codes"] for item in codes["train"]),
-        (item["codes"] for item in islice(codes["val"], spec.train.validation_images)),
+        (item["codes"] for item in islice(codes["val"], _validated_images(spec))),
         spec.shape.codebook_size,
     )
     result = {
@@ -72,6 +72,11 @@ def last_validation(root: str) -> dict[str, Any] | None:
     return next((row for row in reversed(rows) if "val_bits_per_code" in row), None)
 
 
+def _validated_images(spec: Spec) -> int | None:
+    """How many images of the validation split training measures its bits on; None, all, where nothing was trained."""
+    return spec.train.validation_images if spec.train else None
+
+
 def _bits(spec: Spec, validation: dict[str, Any] | None) -> float | None:
     """Bits a code of the weights that are sampled from."""
     if validation is None:
@@ -92,7 +97,7 @@ def _inputs(spec: Spec, root: str, engine: OcrEngine | None, validation: dict[st
     return {
         **{name: open_shards(storage.join(root, name)).manifest.digest for name in names},
         "settings": spec.evaluate.model_dump(mode="json") | {"ema": spec.sample.ema},
-        "validation_images": spec.train.validation_images,
+        "validation_images": _validated_images(spec),
         "validated_at": validation["step"] if validation else None,
         "engine": engine_facts(engine) if engine else None,
     }

@@ -157,4 +157,6 @@ def _answers(child: Child, images: Sequence[np.ndarray]) -> list[Answer]:
 
 
 def _reading(answer: Answer) -> Reading:
-    return Reading("", failure=str(answer.reason)) if answer.value is None else Reading(*answer.value)
+    """What a child answered; where it failed, the detail: the reasons are a document's."""
+    failure = answer.detail or str(answer.reason)
+    return Reading("", failure=failure) if answer.value is None else Reading(*answer.value)
