@@ -14,7 +14,7 @@ from PIL import Image, ImageDraw, ImageFont
 
 from data_specs import storage
 from data_specs.receipts import read_receipt, receipt_name
-from data_specs.records import Dropped, Reason, Receipt, Sample, SourceUnit
+from data_specs.records import Dropped, Reason, Receipt, Sample, SampleInfo, SourceUnit
 from data_specs.root import spec_of
 from data_specs.shards import Shard
 from data_specs.spec import Filters, Spec
@@ -22,25 +22,41 @@ from data_specs.units import Plan, read_plan
 from pipeline.extend import without
 from pipeline.removal import read_removed
 from pipeline.render import Renderer
+from pipeline.truth import truth_of_shard
 
 DOCUMENTS = 8  # documents of a unit that are rendered again
-KEPT, DROPPED = 16, 24  # pictures shown
-TILE, COLUMNS, LINE, GAP = 160, 8, 16, 6  # pixels, tiles, pixels of a line of text, pixels between tiles
+KEPT, DROPPED = 20, 20  # pictures shown
+TILE, COLUMNS, LINE, GAP = 256, 5, 16, 6  # pixels, tiles, pixels of a line of text, pixels between tiles
 Tile = tuple[Image.Image | None, str]  # a picture, and what stands below it
+Row = tuple[str, list[Tile]]  # a title, and the tiles below it
 
 
-def look(root: str, set_name: str, number: int) -> str:
-    """Writes ROOT/look/SET-NNNNNN.png and returns its address. Raises ValueError where there is no such shard."""
-    set_uri = storage.join(root, set_name)
+def num_shards(root: str, set_name: str) -> int:
+    """Number of units of a set of rendered images. Raises ValueError where there is none."""
+    return _plan(storage.join(root, set_name)).num_units
+
+
+def _plan(set_uri: str) -> Plan:
     plan = read_plan(set_uri)
     if plan is None or plan.identity.stage != "render":
         raise ValueError(f"{set_uri}: there is no set of rendered images here")
+    return plan
+
+
+def look(root: str, set_name: str, number: int, boxes: bool = False) -> str:
+    """Writes ROOT/look/SET-NNNNNN.png, with the boxes of words where wanted, and returns its address.
+
+    Raises:
+        ValueError: there is no such shard.
+    """
+    set_uri = storage.join(root, set_name)
+    plan = _plan(set_uri)
     unit = next((unit for unit in plan.units() if unit.unit == number), None)
     receipt = read_receipt(storage.join(set_uri, receipt_name(number)), plan.digest)
     if not isinstance(unit, SourceUnit) or receipt is None:
         raise ValueError(f"{set_uri}: unit {number} of {plan.num_units} is not done")
     spec = spec_of(root, "images")
-    rows = list(_rows(spec, plan, unit, receipt))
+    rows = list(_rows(spec, plan, unit, receipt, boxes))
     uri = storage.join(root, "look", f"{set_name.replace('/', '-')}-{number:06d}.png")
     buffer = io.BytesIO()
     draw_sheet(f"{set_name}, shard {number}: {_account(receipt)}", rows).save(buffer, "PNG")
@@ -55,17 +71,20 @@ def _account(receipt: Receipt) -> str:
     )
 
 
-def _rows(spec: Spec, plan: Plan, unit: SourceUnit, receipt: Receipt) -> Iterator[tuple[str, list[Tile]]]:
+def _rows(spec: Spec, plan: Plan, unit: SourceUnit, receipt: Receipt, boxes: bool) -> Iterator[Row]:
     """(title, tiles) of what was kept, then of what was dropped by kind and reason."""
-    kept = _kept(plan, receipt)
-    yield f"kept: {len(kept)} of {receipt.written}", kept
+    if receipt.shard:
+        shard = Shard(storage.join(plan.set_uri, receipt.shard.name), receipt.shard)
+        numbers = range(0, len(shard), -(-len(shard) // KEPT))
+        kept = [_kept(shard, number, boxes) for number in numbers]
+        yield f"kept: {len(kept)} of {receipt.written}; of these {truth_of_shard(shard, numbers)}", kept
     try:
         dropped = sorted(_dropped(spec, plan, unit), key=_reason)
     except (ValueError, OSError) as error:
         yield f"what was dropped cannot be shown: {error}"[:150], []
         return
     for (kind, reason), pairs in groupby(dropped, _reason):
-        tiles: list[Tile] = [(picture, f"{one.key} {one.source}") for one, picture in pairs]
+        tiles: list[Tile] = [(picture, f"{one.key} {one.source} {one.detail}".rstrip()) for one, picture in pairs]
         all_of_it = receipt.filtered.get(reason) or sum(one.reason == reason for one in receipt.rejected)
         yield f"{kind}: {reason}: {min(len(tiles), DROPPED)} of {all_of_it}", tiles[:DROPPED]
 
@@ -74,12 +93,20 @@ def _reason(pair: tuple[Dropped, Image.Image | None]) -> tuple[str, Reason]:
     return pair[0].reason.kind, pair[0].reason
 
 
-def _kept(plan: Plan, receipt: Receipt) -> list[Tile]:
-    if receipt.shard is None:
-        return []
-    shard = Shard(storage.join(plan.set_uri, receipt.shard.name), receipt.shard)
-    numbers = range(0, len(shard), -(-len(shard) // KEPT))
-    return [(_picture(shard.fields(number)["png"]), shard.key(number)) for number in numbers]
+def _kept(shard: Shard, number: int, boxes: bool) -> Tile:
+    fields, key = shard.fields(number), shard.key(number)
+    picture = _picture(fields["png"])
+    return (_with_boxes(picture, SampleInfo.parse(fields["json"], f"{key}.json")) if boxes else picture), key
+
+
+def _with_boxes(picture: Image.Image, info: SampleInfo) -> Image.Image:
+    """A picture, enlarged if it is small, with the boxes of its words, those of clipped ones in red."""
+    times = max(1, -(-TILE // picture.width))
+    large = picture.resize((picture.width * times, picture.height * times), Image.Resampling.NEAREST)
+    draw = ImageDraw.Draw(large)
+    for box, cut in zip(info.boxes, info.clipped, strict=True):
+        draw.rectangle([side * times for side in box], outline="#cf222e" if cut else "#0969da")
+    return large
 
 
 def _picture(png: bytes) -> Image.Image:
@@ -115,39 +142,51 @@ def _without_filters(spec: Spec) -> Spec:
     return spec.model_copy(update={"render": render})
 
 
-def draw_sheet(title: str, rows: list[tuple[str, list[Tile]]]) -> Image.Image:
-    """A sheet: the title, then each row's title and its tiles, COLUMNS side by side, with a line of text below each."""
-    height_of = lambda tiles: 2 * LINE + -(-len(tiles) // COLUMNS) * (TILE + LINE + GAP)  # noqa: E731
-    size = COLUMNS * (TILE + GAP) + GAP, 2 * LINE + sum(height_of(tiles) for _, tiles in rows) + GAP
-    sheet = Image.new("RGB", size, "#f6f8fa")
-    draw, font, top = ImageDraw.Draw(sheet), ImageFont.load_default(12), 2 * LINE
+def draw_sheet(title: str, rows: list[Row]) -> Image.Image:
+    """A sheet: the title, then each row's title and its tiles, COLUMNS side by side, with their labels below."""
+    font, width = ImageFont.load_default(12), COLUMNS * (TILE + GAP) + GAP
+    blocks = [(_wrapped(name, width - 2 * GAP), [(p, _wrapped(text, TILE)) for p, text in ts]) for name, ts in rows]
+    sheet = Image.new("RGB", (width, 2 * LINE + sum(_height(*block) for block in blocks) + GAP), "#f6f8fa")
+    draw, top = ImageDraw.Draw(sheet), 2 * LINE
     draw.text((GAP, GAP), title, "#000000", ImageFont.load_default(14))
-    for row_title, tiles in rows:
-        draw.text((GAP, top + GAP), row_title, "#0969da", font)
-        for place, tile in enumerate(tiles):
-            row, column = divmod(place, COLUMNS)
-            corner = GAP + column * (TILE + GAP), top + 2 * LINE - GAP + row * (TILE + LINE + GAP)
-            _draw_tile(sheet, draw, font, corner, tile)
-        top += height_of(tiles)
+    for name, tiles in blocks:
+        draw.multiline_text((GAP, top + GAP), name, "#0969da", font)
+        below = top + LINE * (name.count("\n") + 2) - GAP
+        for first in range(0, len(tiles), COLUMNS):
+            for column, tile in enumerate(tiles[first : first + COLUMNS]):
+                _draw_tile(sheet, (GAP + column * (TILE + GAP), below), tile)
+            below += _height_of_line(tiles[first : first + COLUMNS])
+        top += _height(name, tiles)
     return sheet
 
 
-def _draw_tile(
-    sheet: Image.Image,
-    draw: ImageDraw.ImageDraw,
-    font: ImageFont.ImageFont | ImageFont.FreeTypeFont,
-    corner: tuple[int, int],
-    tile: Tile,
-) -> None:
-    picture, text = tile
-    left, top = corner
+def _height(name: str, tiles: list[Tile]) -> int:
+    lines = (tiles[first : first + COLUMNS] for first in range(0, len(tiles), COLUMNS))
+    return LINE * (name.count("\n") + 2) + sum(map(_height_of_line, lines))
+
+
+def _height_of_line(tiles: list[Tile]) -> int:
+    """Pixels of tiles side by side with their labels."""
+    return TILE + GAP + LINE * max(label.count("\n") + 1 for _, label in tiles)
+
+
+def _wrapped(text: str, width: int) -> str:
+    """A text in lines of at most `width` pixels, broken anywhere: keys and paths have no blanks."""
+    font, lines = ImageFont.load_default(12), [""]
+    for char in text:
+        if font.getlength(lines[-1] + char) > width:
+            lines.append("")
+        lines[-1] += char
+    return "\n".join(lines)
+
+
+def _draw_tile(sheet: Image.Image, corner: tuple[int, int], tile: Tile) -> None:
+    (picture, label), (left, top) = tile, corner
+    draw, font = ImageDraw.Draw(sheet), ImageFont.load_default(12)
     draw.rectangle((left, top, left + TILE - 1, top + TILE - 1), "#ffffff", "#d0d7de")
     if picture is None:
         draw.text((left + GAP, top + TILE // 2), "no picture", "#cf222e", font)
     else:
         how = Image.Resampling.BOX if picture.width > TILE else Image.Resampling.NEAREST
-        small = picture.resize((TILE - 2, TILE - 2), how)
-        sheet.paste(small, (left + 1, top + 1))
-    while draw.textlength(text, font) > TILE:
-        text = text[:-2]
-    draw.text((left, top + TILE), text, "#57606a", font)
+        sheet.paste(picture.resize((TILE - 2, TILE - 2), how), (left + 1, top + 1))
+    draw.multiline_text((left, top + TILE), label, "#57606a", font, spacing=LINE - 12)

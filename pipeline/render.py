@@ -62,6 +62,7 @@ def versions() -> dict[str, str]:
         "pypdfium2": str(pypdfium2.version.PYPDFIUM_INFO),
         "pillow": PIL.__version__,
         "fonts": version("pymupdf-fonts"),
+        "markdown": version("markdown-it-py"),
         "png": ENCODER,
     }
 

@@ -1,29 +1,85 @@
-"""How true the words of a picture are: which of them stand on ink, and how much ink stands outside of all boxes."""
+"""How true the words of pictures are: which of them stand on ink, and how much ink stands outside of all boxes.
+
+`dnd look` says it of each shard, `dnd verify --truth` of a sample of each set of pictures.
+"""
 
 from __future__ import annotations
 
+import operator
+from collections.abc import Iterator
+from functools import reduce
 from typing import NamedTuple
 
 import numpy as np
 
+from data_specs.reader import decode_image, open_shards
+from data_specs.records import SampleInfo
+from data_specs.shards import Shard
+
 INK = 48  # difference of values of 255 from the paper that counts as ink, as pipeline.filters.ink does
+PICTURES = 200  # looked at in a set
+LEAST_WITH_INK = 0.99  # share of words below which a set is warned of
 
 
 class Truth(NamedTuple):
-    """Share of words with ink under their boxes, and share of ink outside of all boxes; 1 and 0 where there is none."""
+    """Counts over some pictures: words, those with ink under their boxes, pixels of ink, those outside of all boxes."""
 
-    words_with_ink: float
-    ink_outside: float
+    num_words: int = 0
+    num_with_ink: int = 0
+    num_ink: int = 0
+    num_outside: int = 0
+
+    @property
+    def words_with_ink(self) -> float:
+        """Share of words with ink under their boxes; 1 without words."""
+        return self.num_with_ink / self.num_words if self.num_words else 1.0
+
+    @property
+    def ink_outside(self) -> float:
+        """Share of ink outside of all boxes; 0 without ink."""
+        return self.num_outside / self.num_ink if self.num_ink else 0.0
+
+    def plus(self, other: Truth) -> Truth:
+        """The counts over both."""
+        return Truth(*map(operator.add, self, other))
+
+    def __str__(self) -> str:
+        return (
+            f"{self.words_with_ink:.1%} of {self.num_words} words have ink, {self.ink_outside:.1%} of ink has no word"
+        )
 
 
 def shares(image: np.ndarray, boxes: np.ndarray) -> Truth:
-    """The shares of a picture uint8 [H, W, 3] and boxes [n, 4] (x0, y0, x1, y1) in its pixels."""
+    """The counts of a picture uint8 [H, W, 3] and boxes [n, 4] (x0, y0, x1, y1) in its pixels."""
     paper = [np.bincount(image[..., channel].ravel()).argmax() for channel in range(3)]
-    inked = (np.abs(image.astype(np.int16) - np.array(paper, np.int16)) > INK).any(axis=2)
+    inked = np.asarray((np.abs(image.astype(np.int16) - np.array(paper, np.int16)) > INK).any(axis=2))
     outside, with_ink = inked.copy(), 0
-    for x0, y0, x1, y1 in np.asarray(boxes, dtype=np.float64).reshape(-1, 4):
+    boxes = np.asarray(boxes, dtype=np.float64).reshape(-1, 4)
+    for x0, y0, x1, y1 in boxes:
         place = slice(max(0, int(y0) - 1), int(np.ceil(y1)) + 1), slice(max(0, int(x0) - 1), int(np.ceil(x1)) + 1)
         with_ink += bool(inked[place].any())
         outside[place] = False
-    num_ink = int(inked.sum())
-    return Truth(with_ink / len(boxes) if len(boxes) else 1.0, int(outside.sum()) / num_ink if num_ink else 0.0)
+    return Truth(len(boxes), with_ink, int(inked.sum()), int(outside.sum()))
+
+
+def truth_of_shard(shard: Shard, numbers: range) -> Truth:
+    """The counts over some samples of a shard that have words."""
+    return reduce(Truth.plus, (_of_sample(shard.fields(number), shard.key(number)) for number in numbers), Truth())
+
+
+def _of_sample(fields: dict[str, bytes], key: str) -> Truth:
+    info = SampleInfo.parse(fields["json"], f"{key}.json")
+    return shares(decode_image(fields["png"]), np.array(info.boxes)) if info.words else Truth()
+
+
+def check_truth(set_uri: str) -> Iterator[str]:
+    """What a sample of a set of pictures shows, in one line; a warning where words stand on nothing."""
+    pictures = open_shards(set_uri)
+    truth = Truth()
+    for index in range(0, len(pictures), max(1, len(pictures) // PICTURES)):
+        item = pictures[index]
+        if item["json"].get("words"):
+            truth = truth.plus(shares(item["image"], np.array(item["json"]["boxes"])))
+    yield f"{set_uri}: {truth}"
+    if truth.words_with_ink < LEAST_WITH_INK:
+        yield f"{set_uri}: warning: words stand on nothing; look at them with `dnd look --boxes`"

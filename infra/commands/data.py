@@ -16,9 +16,13 @@ app = typer.Typer()
 def verify(
     root: RootArg,
     clean: Annotated[bool, typer.Option("--clean", help="remove tars that belong to no receipt")] = False,
+    truth: Annotated[
+        bool, typer.Option("--truth", help="say of a sample of the pictures whether words stand on ink, and warn")
+    ] = False,
 ) -> None:
     """Re-reads every byte of every shard set against its receipts; exit code 1 where something is wrong."""
     from data_specs.verify import clean_litter, find_shard_sets, verify_set
+    from pipeline.truth import check_truth
 
     root, faults = storage.absolute(root), 0
     sets = find_shard_sets(root)
@@ -28,6 +32,9 @@ def verify(
         for fault in verify_set(set_uri):
             faults += 1
             print(fault)
+        if truth and set_uri.startswith(storage.join(root, "images/")):
+            for line in check_truth(set_uri):
+                print(line)
     if not sets:
         raise ValueError(f"{root}: there is no shard set here")
     print(f"{len(sets)} shard sets, {faults} faults")
@@ -77,11 +84,21 @@ def look(
     root: RootArg,
     set_: Annotated[str, typer.Option("--set", help="image shard set, relative to the root")] = "images/train",
     shard: Annotated[int, typer.Option("--shard", min=0, help="number of the shard")] = 0,
+    all_: Annotated[bool, typer.Option("--all", help="a sheet of every shard")] = False,
+    boxes: Annotated[
+        bool, typer.Option("--boxes", help="draw the boxes of words, those of clipped ones in red")
+    ] = False,
 ) -> None:
     """A contact sheet of a shard: what was kept, and what was filtered or rejected, with the reasons."""
     from infra.look import look as run
+    from infra.look import num_shards
 
-    print(run(storage.absolute(root), set_, shard))
+    root = storage.absolute(root)
+    number = num_shards(root, set_)
+    for one in range(number) if all_ else [shard]:
+        print(run(root, set_, one, boxes))
+    if not all_ and number > 1:
+        print(f"{set_} has {number} shards: --shard N shows another one, --all each of them")
 
 
 @app.command()

@@ -81,11 +81,15 @@ def draw(drawing: pymupdf.DisplayList, scale: float) -> np.ndarray:
 
 def read(drawing: pymupdf.DisplayList, image: np.ndarray, scale: float) -> Words:
     """The words that can be seen of a display list in its picture."""
-    plain, within = (_text(drawing, FLAGS | clip) for clip in (0, pymupdf.TEXT_CLIP))
-    words = _visible(plain, image, scale)
-    if plain.extractText() == within.extractText():
+    words = _visible(_text(drawing, FLAGS), image, scale)
+    if not is_clipped(drawing):
         return words
-    return words.clipped_to(_visible(within, image, scale))
+    return words.clipped_to(_visible(_text(drawing, FLAGS | pymupdf.TEXT_CLIP), image, scale))
+
+
+def is_clipped(drawing: pymupdf.DisplayList) -> bool:
+    """Whether characters of a display list are clipped away."""
+    return len({_text(drawing, FLAGS | clip).extractText() for clip in (0, pymupdf.TEXT_CLIP)}) > 1
 
 
 def _text(drawing: pymupdf.DisplayList, flags: int) -> pymupdf.TextPage:

@@ -24,12 +24,10 @@ from data_specs.records import Reason
 from data_specs.spec import TextStyle
 from pipeline.renderers import Lost, Picture
 from pipeline.renderers.fonts import Fonts, characters, fonts, has_glyph
-from pipeline.renderers.mupdf import read
+from pipeline.renderers.mupdf import is_clipped, read
 from pipeline.renderers.words import Words
 
 Format = Literal["plain", "markdown", "html"]
-_NO_OVERFLOW = mupdf.FZ_PLACE_STORY_FLAG_NO_OVERFLOW
-_OVERFLOWS = mupdf.FZ_PLACE_STORY_RETURN_OVERFLOW_WIDTH
 SHEET = """
 body {{margin: 0; font-family: {family}; font-size: {size}px; line-height: {line}px; color: {colour};
        font-weight: {weight}; font-style: {slant}; {alignment}}}
@@ -38,7 +36,7 @@ h1 {{font-size: 1.5em}} h2 {{font-size: 1.3em}} h3 {{font-size: 1.15em}} h4, h5,
 p, ul, ol, pre, table, blockquote {{margin: 0 0 0.5em 0}}
 li p {{margin: 0}} blockquote {{margin-left: 1em}}
 pre, code {{font-family: {code}}} pre {{white-space: pre-wrap; line-height: 1.2; text-align: left}}
-a {{color: {accent}}} img {{display: none}}
+a {{color: {accent}}}
 th, td {{border: 1px solid {colour}; padding: 0.15em 0.3em; text-align: left}}
 """
 
@@ -129,11 +127,18 @@ def _pieces(text: str, max_words: int, sheet: Sheet) -> Iterator[str]:
 
 
 def _pages(piece: str, form: Format, sheet: Sheet, canvas: int) -> Iterator[pymupdf.DisplayList]:
-    """A piece laid out on as many canvases as it takes, until nothing more can be placed."""
+    """A piece laid out on as many canvases as it takes; where something is wider than a column, in one column."""
     story = pymupdf.Story(html=_html(piece, form), user_css=sheet.css, archive=sheet.fonts.archive)
     columns = sheet.columns
-    if _overflows(story, columns[0].width):  # a table or formula: over the whole width
-        columns = [columns[0] | columns[-1]]
+    if len(columns) > 1:
+        clipped = any(is_clipped(drawing) for drawing in _canvases(story, columns, canvas))
+        columns = [columns[0] | columns[-1]] if clipped else columns
+        story.reset()
+    yield from _canvases(story, columns, canvas)
+
+
+def _canvases(story: pymupdf.Story, columns: list[pymupdf.Rect], canvas: int) -> Iterator[pymupdf.DisplayList]:
+    """What is left of a story, until nothing more can be placed."""
     more = placed = True
     while more and placed:
         drawing = pymupdf.DisplayList(mupdf.FzRect(0, 0, canvas, canvas))
@@ -148,24 +153,15 @@ def _pages(piece: str, form: Format, sheet: Sheet, canvas: int) -> Iterator[pymu
             yield drawing
 
 
-def _overflows(story: pymupdf.Story, width: float) -> bool:
-    """Whether anything in a story is wider than so much."""
-    more, _ = story.place(pymupdf.Rect(0, 0, width, 1e6), flags=_NO_OVERFLOW)
-    story.reset()
-    return more == _OVERFLOWS
-
-
 def _html(piece: str, form: Format) -> str:
-    """A passage as HTML; it runs from right to left where its first letter does."""
-    if form == "html":
-        return piece
-    first = next((way for way in map(unicodedata.bidirectional, piece) if way in ("L", "R", "AL")), "L")
-    if form == "markdown":
-        body = _markdown().render(piece)
-    else:
+    """A passage as HTML without pictures; it runs from right to left where its first letter does."""
+    if form == "plain":
         paragraphs = (html.escape(part) for part in re.split(r"\n\s*\n", piece))
         body = "".join(f"<p>{part}</p>" for part in paragraphs)
-    return f'<body dir="{"ltr" if first == "L" else "rtl"}">{body}</body>'
+    else:
+        body = re.sub(r"(?i)<img\b[^>]*>", "", piece if form == "html" else _markdown().render(piece))
+    first = next((way for way in map(unicodedata.bidirectional, piece) if way in ("L", "R", "AL")), "L")
+    return body if form == "html" else f'<body dir="{"ltr" if first == "L" else "rtl"}">{body}</body>'
 
 
 @lru_cache(maxsize=1)

@@ -78,13 +78,13 @@ class Words(NamedTuple):
         beyond = np.abs(moved - boxes) > EDGE
         reach = (boxes[:, 2:] - boxes[:, :2] >= np.where(beyond.any(axis=1), SLIVER, 0)[:, None]).all(axis=1)
         if pale is None:
-            chosen = [n for n in np.flatnonzero(reach) if not beyond[n].any() or marks.under(boxes[n])]
+            chosen = [n for n in np.flatnonzero(reach).tolist() if not beyond[n].any() or marks.under(boxes[n])]
         else:
-            chosen = [n for n in np.flatnonzero(reach) if marks.under(boxes[n], pale[n])]
+            chosen = [n for n in np.flatnonzero(reach).tolist() if marks.under(boxes[n], pale[n])]
         along = np.where(self.across[:, None], (True, False, True, False), (False, True, False, True))
         cut = self.cut | (beyond & along).any(axis=1)
         for n in chosen:  # boxes are as high as the font: what goes beyond may be without ink
-            cut[n] |= any(marks.cross(boxes[n], side) for side in np.flatnonzero(beyond[n] & ~along[n]))
+            cut[n] |= any(marks.cross(boxes[n], side) for side in np.flatnonzero(beyond[n] & ~along[n]).tolist())
         return self._replace(boxes=boxes, cut=cut).only(chosen)
 
     def without_twins(self) -> Words:
@@ -117,12 +117,12 @@ class Words(NamedTuple):
         """Those of which something is left where characters are clipped away; a word that is not whole is cut."""
         whole = set(zip(left.texts, map(tuple, left.boxes)))
         cut = np.array([word not in whole for word in zip(self.texts, map(tuple, self.boxes))], dtype=bool)
-        kept = [n for n, text in enumerate(self.texts) if not cut[n] or left.holds_part_of(text, self.boxes[n])]
+        kept = [n for n, text in enumerate(self.texts) if not cut[n] or left.holds_part_of(text, tuple(self.boxes[n]))]
         return self._replace(cut=self.cut | cut).only(kept)
 
-    def holds_part_of(self, text: str, box: np.ndarray) -> bool:
+    def holds_part_of(self, text: str, box: Box) -> bool:
         """Whether one of these is a piece of a word at a place."""
-        return any(part in text and _share(at, box) > 0 for part, at in zip(self.texts, self.boxes))
+        return any(part in text and _share(at, box) > 0 for part, at in zip(self.texts, self.boxes.tolist()))
 
 
 class Page(NamedTuple):
@@ -173,7 +173,9 @@ def gather(characters: Iterable[Character]) -> Glyphs:
             texts.append(_finished(word))
             word = last = ""
         if text.strip() and not (text == last and _share(boxes[-1], box) > OVERLAP):
-            if not word:
+            if not word and texts and unicodedata.category(text[0]).startswith("M"):
+                word = texts.pop()  # a mark that stands before its letter begins no word
+            elif not word:
                 starts.append(len(boxes))
                 pales.append(pale)
             word += text

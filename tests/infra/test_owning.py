@@ -14,6 +14,7 @@ from infra.card import write_card
 from infra.look import look
 from infra.status import status_lines
 from pipeline.board import JobReport
+from pipeline.truth import check_truth
 from pipeline.waiting import Run
 
 sys.path.insert(0, str(Path(__file__).parent.parent / "pipeline"))
@@ -49,6 +50,10 @@ def test_the_sheet_shows_kept_and_dropped(root: Path) -> None:
     number = next(n for n, receipt in receipts.items() if receipt["rejected"] or receipt["filtered"])
     sheet = Image.open(look(str(root), "images/train", number))
     assert sheet.width > 1000 and len(sheet.convert("RGB").getcolors(1 << 20) or []) > 10
+    with_boxes = Image.open(look(str(root), "images/train", number, boxes=True))
+    assert with_boxes.size == sheet.size and with_boxes.tobytes() != sheet.tobytes()
+    [line] = check_truth(str(root / "images/train"))
+    assert "100.0% of" in line and "words have ink" in line
     with pytest.raises(ValueError, match="unit 99 of"):
         look(str(root), "images/train", 99)
     with pytest.raises(ValueError, match="no set of rendered images"):
