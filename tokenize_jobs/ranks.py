@@ -10,14 +10,19 @@ from typing import TypeVar
 
 import torch
 import torch.distributed as dist
+from torch.distributed.rendezvous import rendezvous
 
 from tokenize_jobs.device import pick_device
 
 T = TypeVar("T")
+MEETING = timedelta(hours=2)  # machines come one by one, and fetch an image of gigabytes first
 
 
 def join_ranks(timeout: timedelta) -> None:
     """Join the processes that a launcher or `srun` started; a process on its own is the only one.
+
+    Args:
+        timeout: of whatever the ranks do together, once all have met.
 
     Raises:
         ValueError: `srun` started several, and their addresses cannot be found.
@@ -26,7 +31,10 @@ def join_ranks(timeout: timedelta) -> None:
         os.environ |= _ranks_of_srun() or _alone()
     if torch.cuda.is_available():
         torch.cuda.set_device(pick_device())
-    dist.init_process_group("nccl" if torch.cuda.is_available() else "gloo", timeout=timeout)
+    store, rank, world = next(rendezvous("env://", timeout=max(MEETING, timeout)))
+    store.set_timeout(timeout)
+    backend = "nccl" if torch.cuda.is_available() else "gloo"
+    dist.init_process_group(backend, store=store, rank=rank, world_size=world, timeout=timeout)
 
 
 def _alone() -> dict[str, str]:
