@@ -20,7 +20,7 @@ from data_specs.records import AnyUnit, Identity, Manifest, Outcome, Receipt
 from data_specs.root import record_spec
 from data_specs.spec import Spec
 from data_specs.units import Plan, read_plan, write_plan
-from pipeline.workers import Workers
+from pipeline.workers import PartDone, Workers
 
 Work = Callable[[Any], Iterable[Outcome]]  # what a unit's samples are, and what was dropped
 log = logging.getLogger(__name__)
@@ -125,6 +125,7 @@ class UnitStage(Stage):
         Raises:
             ValueError: as `outputs`.
             UnitsFailed: units failed for good.
+            PartDone: the job's share is done, and a set is not whole yet.
         """
         from pipeline.runner import run_plan
 
@@ -136,6 +137,8 @@ class UnitStage(Stage):
             work = partial(committing, output.setup, plan.set_uri, plan.digest)
             use, task = self.workers(spec, workers), f"{self.name} {name}"
             made[name] = run_plan(plan, work, use, self.holds, task, self.counted)
+        if left := [name for name, manifest in made.items() if not manifest.complete]:
+            raise PartDone(f"part {workers.share} is done; {', '.join(left)} will be whole when all parts are")
         return made
 
     def run(self, spec: Spec, root: str, workers: Workers, **options: Any) -> Iterator[str]:

@@ -29,6 +29,9 @@ class Share(NamedTuple):
             raise ValueError(f"--part {text}: give which of how many, counted from 1: --part 2/8")
         return cls(int(match[1]), int(match[2]))
 
+    def __str__(self) -> str:
+        return f"{self.number}/{self.total}"
+
     def of(self, units: Iterable[AnyUnit]) -> Iterator[AnyUnit]:
         """Takes the job's units, in order; those of one affinity all go to one job."""
         places: dict[str, int] = {}
@@ -53,6 +56,10 @@ class Workers(NamedTuple):
     def device(self) -> str:
         """Kind of device that the workers compute on; it decides bytes, so it is part of digests."""
         return "cuda" if self.gpus else "cpu"
+
+
+class PartDone(Exception):
+    """A job has done its share of a plan, and other jobs have not done theirs: what is made of the whole waits."""
 
 
 class UnitsFailed(RuntimeError):

@@ -21,8 +21,8 @@ from infra.commands.options import (
     open_root,
     ranks_here,
 )
-from pipeline.stages import Option, Stage, registered
-from pipeline.workers import MAX_FAILURES, Share, Workers
+from pipeline.stages import Option, Stage, UnitStage, registered
+from pipeline.workers import MAX_FAILURES, PartDone, Share, Workers
 
 Declared = dict[str, tuple[Any, Any]]  # name of a parameter -> (what typer makes of it, its default)
 FOR_ALL: Declared = {"root": (RootOpt, inspect.Parameter.empty), "spec": (SpecArg, None), "set_": (SetOpt, None)}
@@ -66,10 +66,15 @@ def command_of(stage: Stage) -> Callable[..., None]:
             use = compute_workers(ray_address, workers, max_failures)
         else:
             use = Workers(ray_address, workers, max_failures=max_failures)
+        if part and not isinstance(stage, UnitStage):
+            raise ValueError(f"--part {part}: `{stage.name}` is not made in units that jobs could share")
         use = use._replace(share=Share.parse(part)) if part else use
         options = {name: value for name, value in given.items() if not keys[name]}
-        for line in stage.run(resolved, root, use, **options):
-            print(line)
+        try:
+            for line in stage.run(resolved, root, use, **options):
+                print(line)
+        except PartDone as done:
+            print(f"{stage.name}: {done}")
 
     parameters = [
         inspect.Parameter(name, inspect.Parameter.KEYWORD_ONLY, default=default, annotation=kind)

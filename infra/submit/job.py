@@ -14,7 +14,7 @@ from typing import Any, Literal, NamedTuple
 from data_specs import storage
 from data_specs.code_version import MAX_PATCH_BYTES, REPOSITORY, Code, this_code
 from data_specs.spec import Spec
-from pipeline.stages import Stage, find, registered
+from pipeline.stages import Stage, UnitStage, find, registered
 
 Engine = Literal["local", "ray", "slurm", "kubernetes"]
 PASSED_ON = ("AWS_ENDPOINT_URL", "AWS_ENDPOINT_URL_S3", "AWS_REGION", "AWS_DEFAULT_REGION", "DND_REQUESTER_PAYS")
@@ -68,6 +68,8 @@ def checked(job: Job, on: Engine, spec: Spec) -> Job:
         _check_training(job, on, spec)
     elif job.nodes > 1 and on != "slurm":
         raise ValueError(f"--nodes {job.nodes}: `{job.stage}` spreads over --workers; nodes come with them")
+    elif job.nodes > 1 and not isinstance(job.of, UnitStage):
+        raise ValueError(f"--nodes {job.nodes}: `{job.stage}` is not made in units that machines could share")
     elif on in ("ray", "kubernetes") and not job.workers:
         raise ValueError(
             f"--on {on} --stage {job.stage}: give --workers, the number that the pool has CPUs or GPUs for when it is "

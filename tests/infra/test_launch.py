@@ -61,10 +61,11 @@ def test_one_host_told_to_stop_stops_both_which_save_and_end_with_75(tmp_path: P
     assert Path(root, "transformer/latest").exists()
 
 
-def test_a_root_without_spec_ends_with_2(tmp_path: Path) -> None:
-    alone = launch("--root", str(tmp_path / "nowhere"))
+@pytest.mark.parametrize("stage", ["train", "train-tokenizer"])
+def test_a_root_without_spec_ends_with_2(tmp_path: Path, stage: str) -> None:
+    alone = launch(*([stage] if stage != "train" else []), "--root", str(tmp_path / "nowhere"))
     said, _ = alone.communicate(timeout=400)
-    assert alone.returncode == 2 and "spec.yaml" in said and "train, node 0 of 1, 1 of 1 ranks on" in said
+    assert alone.returncode == 2 and "spec.yaml" in said and f"{stage}, node 0 of 1, 1 of 1 ranks" in said
 
 
 def test_what_cannot_train_is_refused_before_a_rank_starts(tmp_path: Path) -> None:

@@ -11,6 +11,7 @@ from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
+import image_sets
 import pytest
 from code_sets import make_root, tiny_spec
 from slurm_cluster import Slurm, missing_binaries, slurm_cluster, wait_for
@@ -86,6 +87,20 @@ def test_stopped_by_usr1_and_by_requeue_it_ends_as_the_undisturbed_run(slurm: Sl
 def saved_step(root: str) -> int:
     """The step of the latest checkpoint."""
     return int(Path(root, "transformer/latest").read_text().strip().removeprefix("step_"))
+
+
+def test_the_tokenizer_is_stopped_and_goes_on_by_the_same_script(slurm: Slurm, tmp_path: Path) -> None:
+    root = image_sets.make_root(tmp_path / "root")
+    rare = ("tokenizer.steps=80", "tokenizer.checkpoint_every=100000")
+    Path(root, "spec.yaml").write_text(image_sets.tiny_spec(*rare).to_yaml())
+    job, metrics = submit(slurm, root, stage="train-tokenizer"), Path(root, "tokenizer/metrics.jsonl")
+    wait_for(lambda: metrics.exists() and len(metrics.read_text().splitlines()) > 5, 400, "steps of the tokenizer")
+    slurm.run("scancel", "--batch", "--signal=USR1", job)
+    slurm.hurry(job)
+    end = ended(slurm, job)
+    assert (end["JobState"], end["Restarts"]) == ("COMPLETED", "1"), Path(root, "log").read_text()[-4000:]
+    assert Path(root, "tokenizer/tokenizer.safetensors").exists()
+    assert "saved; back into the queue" in Path(root, "log").read_text()
 
 
 def test_what_no_restart_mends_ends_the_job(slurm: Slurm, tmp_path: Path) -> None:

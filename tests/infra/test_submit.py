@@ -77,6 +77,7 @@ def test_a_dry_run_prints_the_job(submit: Submit, options: tuple[str, ...], said
         (("--on", "ray", "--stage", "render"), "give --workers"),
         (("--on", "kubernetes", "--stage", "train"), "give an s3:// address"),
         (("--on", "ray", "--stage", "render", "--nodes", "2"), "`render` spreads over --workers"),
+        (("--on", "slurm", "--stage", "reconstruct", "--nodes", "2"), "is not made in units"),
         (("--on", "ray", "--stage", "train", "--nodes", "2"), "training spreads over nodes by slurm or kubernetes"),
         (("--on", "slurm", "--stage", "train", "--nodes", "3"), "train.batch_size 8 does not divide among 3 nodes"),
         (("--on", "slurm", "--stage", "train-tokenizer", "--gpus", "7"), "tokenizer.batch_size 8 does not divide"),
@@ -200,20 +201,24 @@ def slurm() -> Iterator[Slurm]:
         yield cluster
 
 
-def test_slurm_runs_what_was_submitted(
+def test_slurm_runs_what_was_submitted_as_an_array_of_parts(
     slurm: Slurm, submit: Submit, tmp_path: Path, few: tuple[str, str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     for name in ("SLURM_CONF", "PATH"):
         monkeypatch.setenv(name, slurm.environment[name])
     monkeypatch.chdir(tmp_path)  # the log lies where it was submitted
     root = tmp_path / "root"
-    code, out, complaint = submit(TINY, "--root", root, "--on", "slurm", "--stage", "render", *few)
+    small = ("--set", "render.documents_per_unit=8")
+    array = ("--on", "slurm", "--stage", "render", "--nodes", 2)
+    code, out, complaint = submit(TINY, "--root", root, *array, *few, *small)
     assert code == 0 and "Submitted batch job" in out, complaint
     number = out.split()[-1]
-    over = ("COMPLETED", "FAILED", "CANCELLED", "TIMEOUT")
-    wait_for(lambda: slurm.job(number)["JobState"] in over, 600, "the job's end")
-    log = (tmp_path / f"dnd-render-{number}.log").read_text()
-    assert slurm.job(number)["JobState"] == "COMPLETED", log[-2000:]
+    wait_for(lambda: not slurm.run("squeue", "--noheader", f"--jobs={number}"), 800, "the end of both parts")
+    logs = [(tmp_path / f"dnd-render-{number}_{part}.log").read_text() for part in (1, 2)]
+    states = slurm.run("scontrol", "--oneliner", "show", "job", number).splitlines()
+    assert len(states) == 2 and all("JobState=COMPLETED" in state for state in states), logs
+    assert sum("is done; images/train" in log for log in logs) == 1  # and whoever ended last says what there is:
+    assert sum("\nimages/train: " in f"\n{log}" for log in logs) == 1
     assert json.loads((root / "images/train/manifest.json").read_text())["totals"]["written"] > 10
     monkeypatch.setenv("SBATCH_PARTITION", "none")  # sbatch's own variables reach it
     code, _, complaint = submit(TINY, "--root", root, "--on", "slurm", "--stage", "train", "--gpus", 0, *few)
