@@ -26,7 +26,7 @@ from data_specs.progress import Progress
 from data_specs.records import AnyUnit, Manifest, RangeUnit, Receipt
 from data_specs.units import Plan
 from pipeline.board import JobReport
-from pipeline.waiting import DURATIONS, Run, Waiting, straggler
+from pipeline.waiting import DURATIONS, Run, UnitQueue, straggler
 from pipeline.workers import Share, UnitsFailed, Workers
 
 Stage = Callable[[Any], Receipt]
@@ -78,7 +78,7 @@ def connect(workers: Workers) -> None:
     address = workers.address or os.environ.get("RAY_ADDRESS")
     options: dict[str, Any] = {"log_to_driver": True, "logging_level": logging.WARNING}
     if address:
-        _knock(address)
+        _refuse_closed_port(address)
         options["address"] = address
     else:
         logging.getLogger("ray._private.authentication").setLevel(logging.ERROR)  # it says that it made itself a token
@@ -94,7 +94,7 @@ def connect(workers: Workers) -> None:
         ) from error
 
 
-def _knock(address: str) -> None:
+def _refuse_closed_port(address: str) -> None:
     """Raises ConnectionError where nobody listens at host:port: Ray itself would try for four minutes."""
     host, colon, port = address.removeprefix("ray://").rpartition(":")
     if colon and port.isdigit():
@@ -188,7 +188,7 @@ def _size(unit: AnyUnit) -> int:
     return unit.count if isinstance(unit, RangeUnit) else 1
 
 
-class _Crew:
+class _WorkerPool:
     """The actors of a run: as many as are wanted and fit, started and replaced as nodes come and go."""
 
     def __init__(self, setup: Setup, workers: Workers) -> None:
@@ -219,7 +219,7 @@ class _Crew:
         ray.kill(self.actors.pop(worker))
         self.nodes.pop(worker, None)
 
-    def admit(self, reference: Any) -> None:
+    def start_done(self, reference: Any) -> None:
         """A worker has started, and idles from now on; or it could not. Raises UnitsFailed where none can."""
         worker = self.starting.pop(reference)
         try:
@@ -261,8 +261,8 @@ class _Job:
         done = frozenset(report.done)
         self.share = workers.share
         self.left = sum(unit.unit not in done for unit in self.share.of(report.plan.units()))
-        self.waiting = Waiting(unit for unit in self.share.of(report.plan.units()) if unit.unit not in done)
-        self.crew, self.running = _Crew(setup, workers), dict[Any, Run]()
+        self.waiting = UnitQueue(unit for unit in self.share.of(report.plan.units()) if unit.unit not in done)
+        self.pool, self.running = _WorkerPool(setup, workers), dict[Any, Run]()
         self.tries, self.failures = Counter[int](), dict[int, str]()
         self.durations = deque[float](maxlen=DURATIONS)
 
@@ -270,14 +270,17 @@ class _Job:
         """Runs the units; returns the reasons of those that failed for good."""
         try:
             while self.left and len(self.failures) < self.max_failures:
-                self.crew.resize(self.left)
+                self.pool.resize(self.left)
                 self._hand_out()
                 self._report()
-                ready, _ = ray.wait([*self.running, *self.crew.starting], num_returns=1, timeout=TICK)
+                ready, _ = ray.wait([*self.running, *self.pool.starting], num_returns=1, timeout=TICK)
                 for reference in ready:
-                    self._settle(reference) if reference in self.running else self.crew.admit(reference)
+                    if reference in self.running:
+                        self._finish_try(reference)
+                    else:
+                        self.pool.start_done(reference)
         finally:
-            self.crew.close()
+            self.pool.close()
         self._report(ended=True)
         self.progress.finish(f"{len(self.failures)} failed" if self.failures else "")
         return self.failures
@@ -286,29 +289,29 @@ class _Job:
         """Says how far it is; of several jobs that share a plan none knows, and their receipts say it."""
         if self.share.total == 1:
             runs = [] if ended else list(self.running.values())
-            self.report.write(runs, {} if ended else self.crew.hosts, len(self.failures), ended)
+            self.report.write(runs, {} if ended else self.pool.hosts, len(self.failures), ended)
 
     def _hand_out(self) -> None:
         """Gives each idle worker a unit that waits; where none does, a straggler once more, elsewhere if it can."""
-        idle = self.crew.idle
+        idle = self.pool.idle
         while idle and self.waiting:
-            self._give(worker := idle.popleft(), self.waiting.take(self.crew.nodes[worker]))
+            self._assign(worker := idle.popleft(), self.waiting.take(self.pool.nodes[worker]))
         while idle and (slow := straggler(self.running.values(), self.durations, time.monotonic())):
-            elsewhere = (worker for worker in idle if self.crew.nodes[worker] != self.crew.nodes[slow.worker])
+            elsewhere = (worker for worker in idle if self.pool.nodes[worker] != self.pool.nodes[slow.worker])
             idle.remove(worker := next(elsewhere, idle[0]))
-            log.warning("unit %s takes long on %s: started once more", slow.unit.unit, self.crew.hosts[slow.worker])
-            self._give(worker, slow.unit)
+            log.warning("unit %s takes long on %s: started once more", slow.unit.unit, self.pool.hosts[slow.worker])
+            self._assign(worker, slow.unit)
 
-    def _give(self, worker: int, unit: AnyUnit) -> None:
-        self.running[self.crew.actors[worker].run.remote(unit)] = Run(worker, unit, time.monotonic())
+    def _assign(self, worker: int, unit: AnyUnit) -> None:
+        self.running[self.pool.actors[worker].run.remote(unit)] = Run(worker, unit, time.monotonic())
 
-    def _settle(self, reference: Any) -> None:
+    def _finish_try(self, reference: Any) -> None:
         """One try of a unit has ended: well, or badly; of two tries the first that ends well counts."""
         run = self.running.pop(reference)
-        node = self.crew.nodes[run.worker]
-        receipt, reason, counts = self.crew.result(reference, run.worker)
+        node = self.pool.nodes[run.worker]
+        receipt, reason, counts = self.pool.result(reference, run.worker)
         if not counts:
-            self.waiting.leave(node)
+            self.waiting.forget_node(node)
         number = run.unit.unit
         if receipt is None:
             if number not in self.report.done and all(other.unit.unit != number for other in self.running.values()):

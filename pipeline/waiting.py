@@ -18,12 +18,12 @@ STRAGGLER_FACTOR, STRAGGLER_SECONDS = 3.0, 30.0  # times the median, and at leas
 DURATIONS = 1000  # latest durations that the median is taken of
 
 
-class Waiting:
+class UnitQueue:
     """Units of a plan that nobody works on yet; memory holds at most AHEAD of them and those put back."""
 
     def __init__(self, todo: Iterator[AnyUnit]) -> None:
         self.todo, self.ahead = todo, deque(islice(todo, AHEAD))
-        self.homes: dict[str, str] = {}
+        self.node_of: dict[str, str] = {}
 
     def __bool__(self) -> bool:
         return bool(self.ahead)
@@ -43,16 +43,16 @@ class Waiting:
         del self.ahead[place]
         self.ahead.extend(islice(self.todo, 1))
         if affinity := unit.affinity:
-            self.homes.setdefault(affinity, node)
+            self.node_of.setdefault(affinity, node)
         return unit
 
     def _suits(self, unit: AnyUnit, node: str) -> bool:
         affinity = unit.affinity
-        return affinity is None or self.homes.get(affinity, node) == node
+        return affinity is None or self.node_of.get(affinity, node) == node
 
-    def leave(self, node: str) -> None:
+    def forget_node(self, node: str) -> None:
         """Forgets a node that is gone: what was at home there finds another."""
-        self.homes = {affinity: home for affinity, home in self.homes.items() if home != node}
+        self.node_of = {affinity: home for affinity, home in self.node_of.items() if home != node}
 
 
 class Run(NamedTuple):

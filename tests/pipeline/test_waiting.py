@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections import deque
 
 from data_specs.records import RangeUnit
-from pipeline.waiting import AHEAD, Run, Waiting, straggler
+from pipeline.waiting import AHEAD, Run, UnitQueue, straggler
 
 
 def unit(number: int, affinity: str | None = None) -> RangeUnit:
@@ -13,7 +13,7 @@ def unit(number: int, affinity: str | None = None) -> RangeUnit:
 
 
 def test_units_of_one_affinity_go_to_one_node_until_nothing_else_is_left() -> None:
-    waiting = Waiting(unit(n, "ab"[n // 4]) for n in range(8))
+    waiting = UnitQueue(unit(n, "ab"[n // 4]) for n in range(8))
     taken = {node: [waiting.take(node).unit for _ in range(3)] for node in ("x", "y")}
     assert taken == {"x": [0, 1, 2], "y": [4, 5, 6]}
     assert [waiting.take("x").unit, waiting.take("x").unit] == [3, 7], "an idle worker takes another's"
@@ -21,18 +21,18 @@ def test_units_of_one_affinity_go_to_one_node_until_nothing_else_is_left() -> No
 
 
 def test_units_without_affinity_come_in_order_and_each_once() -> None:
-    waiting = Waiting(unit(n) for n in range(AHEAD + 10))
+    waiting = UnitQueue(unit(n) for n in range(AHEAD + 10))
     assert [waiting.take("xy"[n % 2]).unit for n in range(AHEAD + 10)] == list(range(AHEAD + 10))
     waiting.put_back(unit(3))
     assert waiting.take("x") == unit(3) and not waiting
 
 
 def test_what_was_at_home_on_a_lost_node_finds_another() -> None:
-    waiting = Waiting(unit(n, "a") for n in range(3))
+    waiting = UnitQueue(unit(n, "a") for n in range(3))
     waiting.take("x")
-    waiting.leave("x")
+    waiting.forget_node("x")
     waiting.take("y")
-    assert waiting.homes == {"a": "y"}
+    assert waiting.node_of == {"a": "y"}
 
 
 def test_a_unit_far_slower_than_others_is_named_once() -> None:
