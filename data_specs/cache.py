@@ -71,11 +71,16 @@ def local_copy(
     """
     code = hashlib.sha256(key.encode()).hexdigest()
     path = folder() / f"{code[:32]}-{re.sub('[^A-Za-z0-9._-]', '_', name)[-100:]}"
-    if _touch(path):
-        return path
-    with FileLock(folder() / f"lock-{int(code, 16) % _LOCKS:02d}"):
-        if not _touch(path):
-            _fill(path, size, fill, wait)
+    began = warned = time.monotonic()
+    while not _touch(path):
+        with FileLock(folder() / f"lock-{int(code, 16) % _LOCKS:02d}"):
+            if _touch(path) or _fill(path, size, fill, wait is None):
+                return path
+        if wait is None or wait.wait(POLL_SECONDS):
+            raise OSError(f"{path.name}: found no room in the cache, and is no longer wanted")
+        if time.monotonic() - warned > WARN_SECONDS:
+            warned = time.monotonic()
+            log.warning("%s: full of files in use for %.0f s; raise DND_CACHE_BYTES", folder(), warned - began)
     return path
 
 
@@ -101,14 +106,17 @@ def _touch(path: Path) -> bool:
     return True
 
 
-def _fill(path: Path, size: int | None, fill: Callable[[Path], None], wait: threading.Event | None) -> None:
+def _fill(path: Path, size: int | None, fill: Callable[[Path], None], at_once: bool) -> bool:
+    """Makes a file; False where there is no room for it, and it need not be made at once."""
     part = path.with_name(path.name + PART)
-    _reserve(part, size or 0, wait)
+    if not _reserve(part, size or 0, at_once):
+        return False
     try:
         fill(part)
         if size not in (None, part.stat().st_size):
             raise OSError(f"{path.name}: got {part.stat().st_size} bytes of {size}")
         os.replace(part, path)
+        return True
     except OSError as error:
         if error.errno in (errno.ENOSPC, errno.EDQUOT):
             remedy = "free some, set DND_CACHE to a larger disk, or lower DND_CACHE_BYTES"
@@ -118,20 +126,14 @@ def _fill(path: Path, size: int | None, fill: Callable[[Path], None], wait: thre
         part.unlink(missing_ok=True)
 
 
-def _reserve(part: Path, size: int, wait: threading.Event | None) -> None:
-    """Makes room, and an empty file of the size, which counts at once for all processes."""
-    began = warned = time.monotonic()
-    while True:
-        with FileLock(folder() / "lock-evict"):
-            if _evict(size) <= 0 or wait is None:
-                with part.open("wb") as file:
-                    file.truncate(size)
-                return
-        if wait.wait(POLL_SECONDS):
-            raise OSError("the cache has no room, and the file is no longer wanted")
-        if time.monotonic() - warned > WARN_SECONDS:
-            warned = time.monotonic()
-            log.warning("%s: full of files in use for %.0f s; raise DND_CACHE_BYTES", folder(), warned - began)
+def _reserve(part: Path, size: int, at_once: bool) -> bool:
+    """Makes room, and an empty file of the size, which counts for all processes from now on; False without room."""
+    with FileLock(folder() / "lock-evict"):
+        if _evict(size) > 0 and not at_once:
+            return False
+        with part.open("wb") as file:
+            file.truncate(size)
+    return True
 
 
 def _evict(size: int) -> int:

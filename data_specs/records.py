@@ -618,6 +618,12 @@ class CheckpointState(Record):
     files: dict[Annotated[str, Field(pattern=r"^[a-z0-9_]+\.safetensors$")], CheckpointFile]
 
 
+class ReadingOrder(Record):
+    """transformer/order.json: in windows of how many shards a training reads its sets (None: all), since its start."""
+
+    shuffle_window: Annotated[int, Field(ge=1)] | None
+
+
 class Finished(Record):
     """FOLDER/done: the step of a finished training's weights, what proves their files, and how they validate.
 

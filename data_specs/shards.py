@@ -11,9 +11,10 @@ import os
 import re
 import tarfile
 from collections.abc import Iterable
+from io import BufferedReader
 from pathlib import Path
 from threading import Event
-from typing import BinaryIO, NamedTuple, Protocol
+from typing import BinaryIO, NamedTuple, Protocol, cast
 
 import numpy as np
 
@@ -155,7 +156,7 @@ def _sha256(file: BinaryIO) -> str:
     if key not in _hashed:
         if len(_hashed) >= HASHES_KEPT:
             _hashed.pop(next(iter(_hashed)), None)
-        _hashed[key] = hashlib.file_digest(file, "sha256").hexdigest()
+        _hashed[key] = hashlib.file_digest(cast(BufferedReader, file), "sha256").hexdigest()
         file.seek(0)
     return _hashed[key]
 

@@ -327,6 +327,9 @@ class Train(Training):
     codes: Mixture = Field([ShardInput(manifest="codes/train")], description="code shard sets to learn from")
     val_codes: str = Field("codes/val", description="code shard set to validate on")
     init_from: str | None = Field(None, description="a transformer folder to start from")
+    shuffle_window: int | None = Field(
+        None, ge=1, description="shards of a set whose samples are shuffled together (default: all that fit the cache)"
+    )
     learning_rate: float = Field(1e-4, gt=0, description="constant, or the peak of the schedule")
     optimizer: Literal["adamw", "muon"] = Field(
         "adamw", description="muon: for the layers' matrices (docs/training.md)"

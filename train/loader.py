@@ -5,26 +5,35 @@ Shape letters: b samples of a batch, L grid positions (raster order), D codes at
 
 from __future__ import annotations
 
-import hashlib
 import io
+import logging
 import resource
-from collections.abc import Iterable, Iterator, Sequence
+from bisect import bisect_left
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import suppress
+from functools import cache as cache_once
 from functools import lru_cache
-from typing import Any, NamedTuple
+from threading import Event
+from typing import Any, BinaryIO, NamedTuple
 
 import numpy as np
 from numpy.lib.stride_tricks import sliding_window_view
 
-from data_specs import open_shards, storage
-from data_specs.shards import Digests, Shard, index_uri
+from data_specs import cache, open_shards, storage
+from data_specs.reader import ShardSet
+from data_specs.records import ReadingOrder, ShardEntry
+from data_specs.shards import Digests, Shard, index_uri, open_verified
 from data_specs.spec import ShardInput, Spec
 from train import order
 
 FETCHES = 8  # shards that a process fetches and verifies at a time
 LOOK_AHEAD = 32  # samples a shard, in the order of the run, that say which shards are needed first
 BLOCK = 8192  # positions whose order is worked out at once: for a batch alone NumPy's calls cost more than its sums
+CACHE_SHARE = 0.9  # of the cache that two windows may take: the rest is for validation and others
+PATIENCE = 60.0  # seconds that a read waits for a shard which finds no room, before the cache's limit is exceeded
 Batch = tuple[np.ndarray, np.ndarray]  # codes int64 [b, L, D], classes int64 [b]
+log = logging.getLogger(__name__)
 
 
 class CodeShard:
@@ -35,7 +44,7 @@ class CodeShard:
 
     def __init__(self, uri: str, digests: Digests, shape: tuple[int, int, int]) -> None:
         self.uri, self.shape = uri, shape
-        self.shard = shard = Shard(uri, digests)
+        shard = Shard(uri, digests)
         rows, content = shard.field_rows("codes.npy"), np.frombuffer(shard.map, np.uint8)
         header, self.views = self._header(shard.map[int(rows["offset"][0]) :][:4096])
         self.view_bytes = 2 * int(np.prod(shape))
@@ -47,7 +56,7 @@ class CodeShard:
         self.starts = rows["offset"].astype(np.int64) + header
         self.windows = sliding_window_view(content, self.view_bytes)  # the codes of a view that begin at each byte
         classes = shard.field_rows("cls")
-        self.classes = np.array([int(shard.map[o : o + n]) for o, n in classes[["offset", "size"]].tolist()], np.int64)
+        self.classes = np.array([int(shard.map[o : o + n]) for o, n in classes[["offset", "size"]].tolist()], np.int32)
 
     def _header(self, data: bytes) -> tuple[int, int]:
         """(bytes of the .npy header, views a sample); checks type and shape."""
@@ -68,13 +77,17 @@ class CodeShard:
         return raw.view("<u2").reshape(len(numbers), -1, self.shape[2])
 
 
-def verify_shard(uri: str, sha256: str) -> None:
-    """Fetches a shard and its index to this node and raises ValueError where its bytes are not the manifest's."""
-    with storage.local_copy(uri).open("rb") as file:
-        found = hashlib.file_digest(file, "sha256").hexdigest()
-    storage.local_copy(index_uri(uri))
-    if found != sha256:
-        raise ValueError(f"{uri}: its bytes are not those of the manifest (sha256 {found[:12]}…); run `dnd verify`")
+def fetch_shard(uri: str, digests: Digests, wait: Event) -> list[BinaryIO]:
+    """Has the verified tar and index of a shard on this node, a remote one held in the cache by the files returned."""
+    files = [
+        open_verified(index_uri(uri), digests.index_sha256, wait),
+        open_verified(uri, digests.sha256, wait),
+    ]
+    if storage.is_remote(uri):
+        return files
+    for file in files:
+        file.close()
+    return []
 
 
 class CodeSet:
@@ -83,10 +96,15 @@ class CodeSet:
     def __init__(self, uri: str, class_offset: int, shape: tuple[int, int, int]) -> None:
         self.set, self.class_offset, self.shape = open_shards(uri), class_offset, shape
         self.ends = np.array(self.set.ends, np.int64)
-        self.opened: dict[int, CodeShard] = {}
-        self.fetches: dict[int, Future[None]] = {}  # shards under way or here, not opened yet
+        self.opened: dict[int, CodeShard] = {}  # the least recently used first
+        self.fetches: dict[int, Future[list[BinaryIO]]] = {}  # shards under way or here, not opened yet
+        self.entered, self.most_open = range(0), most_open()
         if not len(self.set):
             raise ValueError(f"{uri}: the set has no samples; look at its rejects with `dnd status`")
+
+    def shuffle(self, seed: int, window: int | None) -> None:
+        """Decides the order in which the set is read."""
+        self.windows = order.Windows(seed, np.diff(self.ends, prepend=0), window)
 
     def __len__(self) -> int:
         return len(self.set)
@@ -109,71 +127,113 @@ class CodeSet:
         return np.searchsorted(self.ends, samples, side="right")
 
     def _shard(self, number: int) -> CodeShard:
-        if fetch := self.fetches.pop(number, None):
-            fetch.result()
-        if number not in self.opened:
-            entry = self.set.manifest.shardlist[number]
-            shard = CodeShard(self.set.shard_uris[number], entry, self.shape)
-            if len(shard.starts) != entry.nsamples:
-                raise ValueError(f"{shard.uri}: {len(shard.starts)} samples, the manifest says {entry.nsamples}")
-            self.opened[number] = shard
-        return self.opened[number]
+        shard = self.opened.pop(number, None) or self._open(number)
+        self.opened[number] = shard
+        while len(self.opened) > self.most_open:
+            del self.opened[next(iter(self.opened))]
+        return shard
 
-    def fetch(self, number: int, pool: ThreadPoolExecutor) -> None:
-        """Has a shard fetched and verified in the background; reading it waits for that and raises what it found."""
-        if number not in self.fetches:
-            entry = self.set.manifest.shardlist[number]
-            self.fetches[number] = pool.submit(verify_shard, self.set.shard_uris[number], entry.sha256)
+    def _open(self, number: int) -> CodeShard:
+        held = list[BinaryIO]()
+        if fetch := self.fetches.pop(number, None):
+            with suppress(TimeoutError):  # opened without waiting for room, then
+                held = fetch.result(PATIENCE)
+        entry = self.set.manifest.shardlist[number]
+        shard = CodeShard(self.set.shard_uris[number], entry, self.shape)
+        if len(shard.starts) != entry.nsamples:
+            raise ValueError(f"{shard.uri}: {len(shard.starts)} samples, the manifest says {entry.nsamples}")
+        for file in held:
+            file.close()
+        return shard
+
+    def enter(self, first: int, last: int, fetch: Callable[[str, ShardEntry], Future[list[BinaryIO]]]) -> None:
+        """Has the shards of windows first … last, then those of the next, fetched in the background; closes all others.
+
+        Reading a shard waits for its fetch and raises what that found.
+        """
+        wanted = range(first, last + 2)
+        if wanted == self.entered:
+            return
+        self.entered = wanted
+        kept = dict.fromkeys(shard for number in wanted for shard in self.windows.shards(number).tolist())
+        for number in [number for number in self.fetches if number not in kept]:
+            self.fetches.pop(number).cancel()
+        for number in [number for number in self.opened if number not in kept]:
+            del self.opened[number]
+        self.fetch(kept, fetch)
+
+    def fetch(self, shards: Iterable[int], fetch: Callable[[str, ShardEntry], Future[list[BinaryIO]]]) -> None:
+        """Has shards fetched in the background that are not yet here or under way."""
+        for number in shards:
+            if number not in self.fetches and number not in self.opened:
+                self.fetches[number] = fetch(self.set.shard_uris[number], self.set.manifest.shardlist[number])
 
     def name(self, sample: int) -> str:
         """Shard and key of a sample, for messages."""
         number, inside = self.set.locate(sample)
-        shard = self._shard(number)
-        return f"{shard.uri}: sample {shard.shard.key(inside)}"
+        return f"{self.set.shard_uris[number]}: sample {self.set.shard(number).key(inside)}"
 
 
 class Order(NamedTuple):
-    """What is read at some positions: set and sample of it int64 [n], draws in [0, 1) of view and class dropout."""
+    """What is read at some positions: set, sample and window of it int64 [n], draws in [0, 1) of view and dropout."""
 
     chosen: np.ndarray
     samples: np.ndarray
+    windows: np.ndarray
     views: np.ndarray
     dropout: np.ndarray
 
 
 class Loader:
-    """Batches of a mixture of code sets. Every sample of a set is read once an epoch, on any number of ranks."""
+    """Batches of a mixture of code sets. Every sample of a set is read once an epoch, on any number of ranks.
 
-    def __init__(self, sets: Sequence[ShardInput], root: str, spec: Spec) -> None:
-        _allow_open_files()
+    Args:
+        sets: what is mixed.
+        root: what their addresses start from.
+        spec: its shape, seed and transformer decide what is read, and refuse what does not fit.
+        order_uri: where the first start keeps in windows of how many shards the run is shuffled (train.shuffle_window);
+            None: all at once.
+    """
+
+    def __init__(self, sets: Sequence[ShardInput], root: str, spec: Spec, order_uri: str | None = None) -> None:
         shape = (*spec.shape.grid, spec.shape.depth)
         self.seed, self.weights = spec.seed, [entry.weight for entry in sets]
         self.sets = [CodeSet(storage.join(root, s.manifest), s.class_offset, shape) for s in sets]
+        shards = [entry.set for entry in self.sets]
+        window = settle_window(order_uri, spec.train.shuffle_window, shards) if order_uri else None
+        for number, entry in enumerate(self.sets):
+            entry.shuffle(spec.seed + number, window)
         self.codebook_size, self.num_classes = spec.shape.codebook_size, spec.transformer.num_classes
         self.class_dropout = spec.transformer.class_dropout
-        self.pool = ThreadPoolExecutor(FETCHES)
+        self.pool, self.closed = ThreadPoolExecutor(FETCHES), Event()
         self.block = lru_cache(2)(self._block)
 
     def __len__(self) -> int:
         return sum(len(entry) for entry in self.sets)
 
     def fetch_from(self, position: int) -> None:
-        """Begins to fetch all shards to this node, in the order in which they are used from `position` on.
+        """Begins to fetch shards to this node, in the order in which they are used from `position` on.
 
-        Each is checked against the manifest's digest; a ValueError that names a bad one comes when it is read. The
+        Each is checked against the manifest's digests; a ValueError that names a bad one comes when it is read. The
         ranks of a node share the files, and the first batches need not wait for the last shards.
         """
-        shards = sum(len(entry.ends) for entry in self.sets)
-        chosen, samples, *_ = self.read_order(position, LOOK_AHEAD * shards)
-        numbers = np.empty_like(samples)
-        for number, entry in enumerate(self.sets):
-            numbers[chosen == number] = entry.shards_of(samples[chosen == number])
-        every = [(number, shard) for number, entry in enumerate(self.sets) for shard in range(len(entry.ends))]
-        for number, shard in dict.fromkeys([*zip(chosen.tolist(), numbers.tolist()), *every]):
-            self.sets[number].fetch(shard, self.pool)
+        ahead = self.read_order(position, LOOK_AHEAD * sum(entry.windows.window for entry in self.sets))
+        shards, near, now = np.empty_like(ahead.samples), np.zeros(len(ahead.samples), bool), dict[int, int]()
+        for number in np.unique(ahead.chosen).tolist():
+            mine = ahead.chosen == number
+            shards[mine], now[number] = self.sets[number].shards_of(ahead.samples[mine]), int(ahead.windows[mine][0])
+            near[mine] = ahead.windows[mine] <= now[number] + 1
+        for number, shard in dict.fromkeys(zip(ahead.chosen[near].tolist(), shards[near].tolist())):
+            self.sets[number].fetch([shard], self._fetch)
+        for number, window in now.items():
+            self.sets[number].enter(window, window, self._fetch)
+
+    def _fetch(self, uri: str, entry: ShardEntry) -> Future[list[BinaryIO]]:
+        return self.pool.submit(fetch_shard, uri, entry, self.closed)
 
     def close(self) -> None:
         """Leaves out what is not fetched yet; else the interpreter would wait for it at its end."""
+        self.closed.set()
         self.pool.shutdown(wait=False, cancel_futures=True)
 
     def read_order(self, first: int, count: int) -> Order:
@@ -186,23 +246,24 @@ class Loader:
     def _block(self, number: int) -> Order:
         positions = np.arange(number * BLOCK, (number + 1) * BLOCK, dtype=np.int64)
         chosen, places = order.choose_sets(positions, self.weights)
-        samples = np.empty(BLOCK, np.int64)
+        samples, windows = np.empty(BLOCK, np.int64), np.empty(BLOCK, np.int64)
         for which, entry in enumerate(self.sets):
             mine = chosen == which
-            samples[mine] = order.positions_to_samples(self.seed + which, places[mine], len(entry))
+            samples[mine], windows[mine] = entry.windows.samples(places[mine])
         draws = (order.draw_uniform(self.seed, positions, stream) for stream in (order.VIEW, order.CLASS_DROPOUT))
-        return Order(chosen, samples, *draws)
+        return Order(chosen, samples, windows, *draws)
 
     def batch(self, first: int, count: int) -> Batch:
         """Codes int64 [count, L, D] and classes int64 [count] at positions first … first + count - 1 of the run.
 
         Class num_classes stands for a class that was dropped. Raises ValueError for damaged or unfitting shards.
         """
-        chosen, samples, views, dropout = self.read_order(first, count)
+        chosen, samples, windows, views, dropout = self.read_order(first, count)
         rows, columns, depth = self.sets[0].shape
         codes, classes = np.empty((count, rows * columns, depth), np.int64), np.empty(count, np.int64)
         for number in np.unique(chosen):
             mine = np.flatnonzero(chosen == number)
+            self.sets[number].enter(int(windows[mine[0]]), int(windows[mine[-1]]), self._fetch)
             codes[mine], classes[mine] = self._read(number, samples[mine], views[mine])
         return codes, np.where(dropout < self.class_dropout, self.num_classes, classes)
 
@@ -253,7 +314,53 @@ def positions_of(position: int, batch: int, micro: int, rank: int, world: int) -
     return [(start + rank * micro, micro) for start in range(position, position + batch, micro * world)]
 
 
-def _allow_open_files() -> None:
-    """Every mapped shard holds a file open: raises the soft limit to the hard one."""
+# ---- windows -------------------------------------------------------------------------------------------------------
+def settle_window(uri: str, wanted: int | None, sets: Sequence[ShardSet]) -> int | None:
+    """Shards of a window, of every set: what the run's first start wrote to `uri`, so that all read in one order.
+
+    Args:
+        uri: the file; made if it is absent.
+        wanted: what the spec says; None: as many as fit here, and None where all do.
+        sets: the shard sets of the mixture.
+
+    Raises:
+        ValueError: the spec wants another than the run was begun with.
+    """
+    mine = ReadingOrder(shuffle_window=wanted or _fitting_window(sets))
+    storage.create_if_absent(uri, mine.to_json())
+    settled = ReadingOrder.parse(storage.read_bytes(uri), uri).shuffle_window
+    if wanted and settled != wanted:
+        raise ValueError(
+            f"train.shuffle_window is {wanted}, but {uri} says that this training reads in windows of "
+            f"{settled or 'all'} shards: set it back, or train under another root"
+        )
+    if not _fits(sets, settled):
+        log.warning("two windows of %s shards do not fit DND_CACHE_BYTES or the open files here", settled or "all")
+    return settled
+
+
+def _fitting_window(sets: Sequence[ShardSet]) -> int | None:
+    """The most shards of which two windows fit; None where all sets do."""
+    if _fits(sets, None):
+        return None
+    sizes = range(1, max(len(entry.shard_uris) for entry in sets) + 1)
+    return max(bisect_left(sizes, True, key=lambda window: not _fits(sets, window)), 1)
+
+
+def _fits(sets: Sequence[ShardSet], window: int | None) -> bool:
+    """Whether two windows of each set, or all of it, fit into the cache and into half of the files that may be open."""
+    num_files = num_bytes = 0
+    for entry in sets:
+        sizes = sorted((shard.filesize for shard in entry.manifest.shardlist), reverse=True)
+        here = sizes[: 2 * window if window and window < len(sizes) else None]
+        num_files += len(here)
+        num_bytes += sum(here) if storage.is_remote(entry.uri) else 0
+    return num_files <= most_open() and (not num_bytes or num_bytes <= CACHE_SHARE * cache.limit_bytes())
+
+
+@cache_once
+def most_open() -> int:
+    """Shards that a process keeps open: a fetched one holds two files, a mapped one one. Raises the soft limit."""
     _, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
     resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
+    return hard // 4

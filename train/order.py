@@ -6,13 +6,14 @@ Nothing here keeps state: whoever knows (seed, position) knows what is read ther
 from __future__ import annotations
 
 from collections.abc import Sequence
+from functools import lru_cache
 
 import numpy as np
 
 from data_specs.spec import MIXTURE_BITS as SHARE_BITS
 
 ROUNDS = 6  # of the Feistel network
-VIEW, CLASS_DROPOUT, NETWORK_DROPOUT = 1, 2, 3  # streams of random numbers
+VIEW, CLASS_DROPOUT, NETWORK_DROPOUT, SHARDS, WINDOW = 1, 2, 3, 4, 5  # streams of random numbers
 
 _GOLDEN = np.uint64(0x9E3779B97F4A7C15)
 
@@ -25,12 +26,16 @@ def positions_to_samples(seed: int, positions: np.ndarray, num_samples: int) -> 
     if num_samples < 1:
         raise ValueError("a set without samples has no order: make it again, or take it out of train.codes")
     k = np.asarray(positions, np.int64)
-    keys = _hash(_hash(np.uint64(seed)) ^ (k // num_samples).astype(np.uint64))
-    half = np.uint64(max((int(num_samples - 1).bit_length() + 1) // 2, 1))
-    values, outside = (k % num_samples).astype(np.uint64), np.ones(k.shape, bool)
+    return _permute(k % num_samples, _hash(_hash(np.uint64(seed)) ^ (k // num_samples).astype(np.uint64)), num_samples)
+
+
+def _permute(numbers: np.ndarray, keys: np.ndarray, count: int) -> np.ndarray:
+    """Where the permutation of 0 … count - 1 of each key uint64 [n] takes each number int64 [n], int64 [n]."""
+    half = np.uint64(max((int(count - 1).bit_length() + 1) // 2, 1))
+    values, outside = numbers.astype(np.uint64), np.ones(numbers.shape, bool)
     while outside.any():  # walk the cycle until it is back inside; fewer than four steps on average
         values[outside] = _feistel(values[outside], keys[outside], half)
-        outside = values >= np.uint64(num_samples)
+        outside = values >= np.uint64(count)
     return values.astype(np.int64)
 
 
@@ -52,6 +57,68 @@ def draw_bits(seed: int, positions: np.ndarray, stream: int) -> np.ndarray:
     """Random uint64 [n], a function of (seed, stream, position k int64 [n])."""
     k = np.atleast_1d(np.asarray(positions, np.int64)).astype(np.uint64)
     return _hash(_hash(_hash(np.array([seed], np.uint64)) + np.uint64(stream)) ^ _hash(k))
+
+
+class Windows:
+    """The order of one set: each epoch deals its shards into windows anew and shuffles the samples within each window.
+
+    A window's shards are all that is read at its time, so that no more of a large set than two windows need be here.
+    With one window of all shards an epoch is the permutation of all samples that `positions_to_samples` gives.
+
+    Args:
+        seed: of the order.
+        sizes: samples of each shard, int64 [S].
+        window: shards of a window; None: all.
+    """
+
+    def __init__(self, seed: int, sizes: np.ndarray, window: int | None) -> None:
+        self.seed, self.sizes = seed, sizes
+        self.firsts, self.num_samples = np.cumsum(sizes) - sizes, int(sizes.sum())
+        self.window = min(window or len(sizes), len(sizes))
+        self.per_epoch = -(-len(sizes) // self.window)
+        self._deal = lru_cache(2)(self._dealt)
+
+    def samples(self, places: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        """(sample, number of its window since the beginning), each int64 [n], at places int64 [n] of the set."""
+        epochs, inside = np.divmod(places, self.num_samples)
+        if self.per_epoch == 1:
+            return positions_to_samples(self.seed, places, self.num_samples), epochs
+        samples, windows = np.empty_like(places), np.empty_like(places)
+        for epoch in np.unique(epochs).tolist():
+            here = epochs == epoch
+            samples[here], windows[here] = self._of_epoch(epoch, inside[here])
+        return samples, windows
+
+    def shards(self, window: int) -> np.ndarray:
+        """The shards of a window, int64."""
+        if self.per_epoch == 1:
+            return np.arange(len(self.sizes))
+        epoch, number = divmod(window, self.per_epoch)
+        return self._deal(epoch)[0][number * self.window : (number + 1) * self.window]
+
+    def _dealt(self, epoch: int) -> tuple[np.ndarray, np.ndarray]:
+        """(shards as they are dealt, samples before the end of each), both int64 [S]."""
+        keys = np.full(len(self.sizes), _key(self.seed, SHARDS, epoch))
+        shards = _permute(np.arange(len(self.sizes)), keys, len(self.sizes))
+        return shards, np.cumsum(self.sizes[shards])
+
+    def _of_epoch(self, epoch: int, inside: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        shards, ends = self._deal(epoch)
+        stops = ends[np.r_[self.window - 1 : len(ends) - 1 : self.window, len(ends) - 1]]
+        windows = np.searchsorted(stops, inside, side="right")
+        shuffled = np.empty_like(inside)
+        for number in np.unique(windows).tolist():
+            here, start = windows == number, stops[number - 1] if number else 0
+            keys = np.full(here.sum(), _key(self.seed, WINDOW, epoch * self.per_epoch + number))
+            shuffled[here] = start + _permute(inside[here] - start, keys, int(stops[number] - start))
+        dealt = np.searchsorted(ends, shuffled, side="right")
+        before = ends[dealt] - self.sizes[shards[dealt]]
+        return self.firsts[shards[dealt]] + shuffled - before, epoch * self.per_epoch + windows
+
+
+def _key(seed: int, stream: int, number: int) -> np.uint64:
+    """The key of a permutation: a function of (seed, stream, number)."""
+    return draw_bits(seed, np.array([number]), stream)[0]  # type: ignore[no-any-return]
 
 
 def choose_sets(positions: np.ndarray, weights: Sequence[float]) -> tuple[np.ndarray, np.ndarray]:

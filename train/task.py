@@ -47,7 +47,7 @@ class TransformerTask:
     def __init__(self, spec: Spec, root: str, ranks: Ranks, user_config: dict[str, Any] | None = None) -> None:
         self.spec, self.part, self.ranks, self.device = spec, spec.train, ranks, pick_device()
         self.picture_every = self.part.sample_every
-        self.loader = Loader(self.part.codes, root, spec)
+        self.loader = Loader(self.part.codes, root, spec, storage.join(root, "transformer", "order.json"))
         self.held_out = self._open_held_out(root)
         self.tokenizer = self._load_tokenizer(root)
         self.engine = build_engine(spec, root, ranks.world, user_config)

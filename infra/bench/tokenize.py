@@ -40,8 +40,9 @@ def tokenize(preset: str, rounds: int) -> Comparison:
 
         def ours() -> int:
             number = next(numbers)
-            digests = {"sha256": shard.sha256, "index_sha256": shard.index_sha256}
-            unit = ShardUnit(unit=number, split="val", shard=shard.url, **digests)
+            unit = ShardUnit(
+                unit=number, split="val", shard=shard.url, sha256=shard.sha256, index_sha256=shard.index_sha256
+            )
             codes = storage.join(folder, f"codes{number}")
             return commit(codes, digest_of(IDENTITY), number, encoding(model, spec, folder)(unit)).written
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -9,7 +10,8 @@ import numpy as np
 import pytest
 from code_sets import SHAPE, tiny_spec, write_codes
 
-from data_specs import open_shards
+from data_specs import cache, open_shards, s3
+from data_specs.records import FileInfo
 from data_specs.spec import ShardInput
 from train import order
 from train.loader import Loader
@@ -73,7 +75,7 @@ def test_shards_are_fetched_in_the_order_of_their_use(tmp_path: Path, monkeypatc
     write_codes(str(tmp_path / "b"), [2] * 8)
     loader = Loader([shard_input("a"), shard_input("b", weight=2)], str(tmp_path), tiny_spec())
     asked: list[str] = []
-    monkeypatch.setattr(loader, "pool", SimpleNamespace(submit=lambda _, uri, sha256: asked.append(uri)))
+    monkeypatch.setattr(loader, "pool", SimpleNamespace(submit=lambda _, uri, *more: asked.append(uri)))
     loader.fetch_from(5)
     assert sorted(asked) == sorted(uri for entry in loader.sets for uri in entry.set.shard_uris)
     used = [loader.read_order(position, 1) for position in range(5, 50)]
@@ -98,3 +100,63 @@ def test_codes_that_do_not_fit_the_spec_are_refused(tmp_path: Path, made: dict, 
 def test_a_set_without_manifest_says_what_to_run(tmp_path: Path) -> None:
     with pytest.raises(ValueError, match="run the stage that makes it"):
         Loader([shard_input("codes")], str(tmp_path), tiny_spec())
+
+
+# ---- windows -------------------------------------------------------------------------------------------------------
+def windowed(root: str, window: int) -> Loader:
+    spec = tiny_spec(f"train.shuffle_window={window}", "transformer.class_dropout=0")
+    return Loader([shard_input("codes")], root, spec, f"{root}/order.json")
+
+
+def test_a_training_in_windows_goes_on_exactly_and_keeps_few_shards_open(tmp_path: Path) -> None:
+    write_codes(str(tmp_path / "codes"), [3, 5, 4] * 4)
+    whole, later = windowed(str(tmp_path), 3), windowed(str(tmp_path), 3)
+    whole.fetch_from(0)
+    batches = list(whole.ahead([(first, 8) for first in range(0, 104, 8)]))
+    assert len(whole.sets[0].opened) + len(whole.sets[0].fetches) <= 9  # of twelve: those of two or three windows
+    later.fetch_from(56)
+    for rank in range(2):  # what one rank read, two read
+        for number in range(7, 13):
+            codes, classes = later.batch(8 * number + 4 * rank, 4)
+            assert (codes == batches[number][0][4 * rank : 4 * rank + 4]).all()
+            assert (classes == batches[number][1][4 * rank : 4 * rank + 4]).all()
+    items = open_shards(str(tmp_path / "codes"))
+    epoch = np.concatenate([codes for codes, _ in batches[:6]])
+    expected = np.stack([items[n]["codes"].reshape(-1, 2) for n in range(48)])
+    assert sorted(map(bytes, epoch.astype(np.uint8))) == sorted(map(bytes, expected.astype(np.uint8)))
+
+
+def test_the_window_of_the_first_start_holds(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    write_codes(str(tmp_path / "codes"), [4] * 6)
+    assert windowed(str(tmp_path), 2).sets[0].windows.per_epoch == 3
+    plain = Loader([shard_input("codes")], str(tmp_path), tiny_spec(), f"{tmp_path}/order.json")
+    assert plain.sets[0].windows.per_epoch == 3
+    with pytest.raises(ValueError, match=r"shuffle_window is 3, but .*order.json says .* windows of 2 shards"):
+        windowed(str(tmp_path), 3)
+
+
+def test_a_set_larger_than_the_cache_is_read_within_its_limit(s3_root: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Each shard is fetched once an epoch, and at no time do more bytes lie there than allowed."""
+    write_codes(f"{s3_root}/codes", [8] * 12)
+    sizes = [entry.filesize for entry in open_shards(f"{s3_root}/codes").manifest.shardlist]
+    limit = 8 * max(sizes)
+    monkeypatch.setenv("DND_CACHE_BYTES", str(limit))
+    monkeypatch.setattr(cache, "IN_USE_SECONDS", 0.0)
+    monkeypatch.setattr(cache, "POLL_SECONDS", 0.005)
+    fetched, most, download = list[str](), list[int](), s3._download
+
+    def counted(info: FileInfo, path: Path) -> None:
+        fetched.append(info.uri)
+        most.append(sum(entry.size for entry in cache._entries()))
+        download(info, path)
+
+    monkeypatch.setattr(s3, "_download", counted)
+    loader = Loader([shard_input("codes")], s3_root, tiny_spec(), f"{s3_root}/order.json")
+    assert 1 < loader.sets[0].windows.window <= 3
+    loader.fetch_from(0)
+    for _ in loader.ahead((first, 8) for first in range(0, 96, 8)):
+        pass
+    loader.close()
+    tars = Counter(uri for uri in fetched if uri.endswith(".tar"))
+    assert len(tars) == 12 and sum(tars.values()) <= 12 + 2 * loader.sets[0].windows.window
+    assert max(most) <= limit

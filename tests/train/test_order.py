@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+from concurrent.futures import Future
+from types import SimpleNamespace
+from typing import BinaryIO
+
 import numpy as np
 import pytest
 
-from train.loader import positions_of
-from train.order import choose_sets, draw_uniform, positions_to_samples
+from train.loader import CACHE_SHARE, CodeSet, positions_of
+from train.order import Windows, choose_sets, draw_uniform, positions_to_samples
 
 
 @pytest.mark.parametrize("num_samples", [1, 2, 3, 7, 64, 1000, 4097])
@@ -67,3 +71,48 @@ def test_mixtures_keep_their_shares_without_gap_or_repeat(weights: list[float]) 
 def test_ranks_and_micro_batches_cover_each_step_once(micro: int, world: int) -> None:
     ranges = [w for rank in range(world) for w in positions_of(40, 8, micro, rank, world)]
     assert sorted(k for first, count in ranges for k in range(first, first + count)) == list(range(40, 48))
+
+
+# ---- windows -------------------------------------------------------------------------------------------------------
+@pytest.mark.parametrize("window", [1, 3, 4, 9, 10, 20, None])
+def test_windows_read_every_sample_once_an_epoch_and_no_other_shard(window: int | None) -> None:
+    sizes = np.array([5, 1, 7, 3, 3, 8, 2, 6, 4, 1])
+    windows, ends = Windows(7, sizes, window), np.cumsum(sizes)
+    samples, numbers = windows.samples(np.arange(120))
+    assert (np.sort(samples.reshape(3, 40), axis=1) == np.arange(40)).all()
+    assert (np.diff(numbers) >= 0).all() and numbers[-1] == 3 * windows.per_epoch - 1
+    for number in np.unique(numbers).tolist():
+        read = np.unique(np.searchsorted(ends, samples[numbers == number], side="right"))
+        assert read.tolist() == sorted(windows.shards(number).tolist())
+        assert len(read) <= (window or 10)
+    cut = [Windows(7, sizes, window).samples(np.array([k]))[0][0] for k in range(120)]
+    assert samples.tolist() == cut
+    if window is None:
+        assert samples.tolist() == positions_to_samples(7, np.arange(120), 40).tolist()
+
+
+def test_windows_are_dealt_and_shuffled_anew_each_epoch() -> None:
+    windows = Windows(1, np.full(50, 100), 10)
+    first, second = windows.samples(np.arange(10_000))[0].reshape(2, -1)
+    other = Windows(2, np.full(50, 100), 10).samples(np.arange(5_000))[0]
+    assert (first == second).mean() < 0.01 and (first == other).mean() < 0.01
+    assert set(windows.shards(0)) != set(windows.shards(5))
+    assert abs(np.corrcoef(first[:1000], np.arange(1000))[0, 1]) < 0.1
+
+
+def test_a_billion_samples_on_four_nodes_with_a_cache_of_a_tenth() -> None:
+    """Two epochs of 100,000 shards, looked at 100 times each: no node keeps too much or fetches twice."""
+    num_shards, size, room, done = 100_000, 10_000, 10_000, Future[list[BinaryIO]]()
+    for node in range(4):
+        fetched = list[int]()
+        entry = CodeSet.__new__(CodeSet)  # a set whose shards are their numbers
+        entry.ends, entry.entered = np.cumsum(np.full(num_shards, size)), range(0)
+        entry.opened, entry.fetches = {}, {}
+        entry.set = SimpleNamespace(shard_uris=range(num_shards), manifest=SimpleNamespace(shardlist=range(num_shards)))  # type: ignore[assignment]
+        entry.shuffle(0, int(room * CACHE_SHARE) // 2)
+        for position in range(0, 2 * num_shards * size, 10_000_000):
+            samples, windows = entry.windows.samples(position + 256 * node + np.arange(256))
+            entry.enter(int(windows[0]), int(windows[-1]), lambda uri, _, to=fetched: to.append(uri) or done)  # type: ignore[arg-type,misc]
+            assert len(entry.fetches) <= room
+            assert all(shard in entry.fetches for shard in entry.shards_of(samples).tolist())
+        assert len(fetched) <= 1.1 * 2 * num_shards
