@@ -325,6 +325,12 @@ def finished_step(folder: str) -> int:
     return done.step if done else 0
 
 
+def find_trainings(root: str) -> list[str]:
+    """Return the folders of a root that hold something trained or imported."""
+    folders = (storage.join(root, stage) for stage in ("tokenizer", "transformer"))
+    return [folder for folder in folders if next(iter(storage.list_files(folder)), None)]
+
+
 def verify_training(folder: str) -> Iterator[str]:
     """Read every byte of a training's checkpoints and exported weights; one line for each that is not what it was.
 

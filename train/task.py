@@ -102,6 +102,7 @@ class TransformerTask:
         applied = was_applied(self.engine)
         if applied:
             self.ema.update()
+        if losses.isfinite().all():
             self.bits.append(losses / math.log(2))
         self.position += self.part.batch_size
         return Step(float(losses.mean()), applied, self.waited)

@@ -20,9 +20,10 @@ def verify(
         bool, typer.Option("--truth", help="say of a sample of the pictures whether words stand on ink, and warn")
     ] = False,
 ) -> None:
-    """Re-reads every byte of every shard set against its receipts; exit code 1 where something is wrong."""
+    """Re-reads every byte of shard sets, checkpoints and weights; exit code 1 where something is wrong."""
     from data_specs.verify import clean_litter, find_shard_sets, verify_set
     from pipeline.truth import check_truth
+    from tokenize_jobs.checkpoint import find_trainings, verify_training
 
     root, faults = storage.absolute(root), 0
     sets = find_shard_sets(root)
@@ -35,9 +36,14 @@ def verify(
         if truth and set_uri.startswith(storage.join(root, "images/")):
             for line in check_truth(set_uri):
                 print(line)
-    if not sets:
-        raise ValueError(f"{root}: there is no shard set here")
-    print(f"{len(sets)} shard sets, {faults} faults")
+    trainings = find_trainings(root)
+    for folder in trainings:
+        for fault in verify_training(folder):
+            faults += 1
+            print(fault)
+    if not sets and not trainings:
+        raise ValueError(f"{root}: there is neither a shard set nor a training here")
+    print(f"{len(sets)} shard sets, {len(trainings)} trainings, {faults} faults")
     raise typer.Exit(1 if faults else 0)
 
 

@@ -10,6 +10,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from command import dnd
 from safetensors.torch import save_file
 
 from data_specs import storage
@@ -237,3 +238,13 @@ def test_verify_reads_imported_weights(tmp_path: Path) -> None:
     nan, short = verify_training(str(tmp_path))
     assert nan.endswith("nan.safetensors: a holds numbers that are not finite")
     assert "short.safetensors: cannot be read as safetensors" in short
+
+
+def test_dnd_verify_covers_both_trainings(tmp_path: Path) -> None:
+    save(f"{tmp_path}/tokenizer", 1)
+    save(f"{tmp_path}/transformer", 2)
+    whole = dnd("verify", tmp_path)
+    assert whole.returncode == 0 and "0 shard sets, 2 trainings, 0 faults" in whole.stdout, whole
+    flipped_byte(tmp_path / "transformer/step_00000002" / NAME)
+    damaged = dnd("verify", tmp_path)
+    assert damaged.returncode == 1 and f"step_00000002/{NAME}: its bytes are not" in damaged.stdout

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import logging
+import math
 import os
 import signal
 import socket
@@ -22,10 +23,12 @@ from data_specs import open_shards
 from data_specs.digest import claim
 from data_specs.records import Identity
 from tokenize_jobs.batches import deal, draw, read_batches
+from tokenize_jobs.checkpoint import verify_training
 from tokenize_jobs.device import to_tensor
 from tokenize_jobs.losses import LPIPS
+from tokenize_jobs.ranks import Ranks
 from tokenize_jobs.rqvae import RQVAE
-from tokenize_jobs.task import config_of, initial_model
+from tokenize_jobs.task import TokenizerTask, config_of, initial_model
 from tokenize_jobs.training import fit, train_tokenizer
 from tokenize_jobs.weights import load_tokenizer, save_tokenizer
 
@@ -244,3 +247,29 @@ def test_the_identity_claims_the_folder(tmp_path: Path) -> None:
     claim(f"{root}/tokenizer", Identity(stage="tokenizer", spec={"shape": "another"}))
     with pytest.raises(ValueError, match="was made for something else"):
         fit(tiny_spec(), root)
+
+
+# ---- what must never happen ----------------------------------------------------------------------------------------
+@pytest.mark.parametrize("steps", [1, 12])
+def test_a_rate_that_ruins_the_tokenizer_leaves_none(tmp_path: Path, steps: int) -> None:
+    root = make_root(tmp_path)
+    options = (f"tokenizer.steps={steps}", "tokenizer.checkpoint_every=1", "tokenizer.max_skips=2", "tokenizer.ema=0.9")
+    with pytest.raises(ValueError, match="not finite"):
+        fit(tiny_spec("tokenizer.learning_rate=1e30", *options), root)
+    assert not list((tmp_path / "tokenizer").glob("*.safetensors")) and not (tmp_path / "tokenizer/done").exists()
+    assert not list(verify_training(f"{root}/tokenizer"))  # what there is of checkpoints is whole and finite
+
+
+def test_a_step_that_is_left_out_changes_nothing(tmp_path: Path) -> None:
+    """Neither weights nor codebooks nor the discriminator's running means, which the forward pass has changed."""
+    root = make_root(tmp_path)
+    task = TokenizerTask(tiny_spec("tokenizer.gan_start=0"), root, Ranks())
+    task.begin(0, 40)
+    assert task.step(0.002, math.inf).applied
+    before = {kind: tensor.clone() for kind, tensor in task._named().items() if tensor.is_floating_point()}
+    assert not task.step(0.002, 0.0).applied  # no loss is as small as that
+    for kind, tensor in before.items():
+        assert torch.equal(tensor, task._named()[kind]), kind
+    assert task.step(0.002, math.inf).applied
+    assert not torch.equal(before["model", "quant_conv.weight"], task._named()["model", "quant_conv.weight"])
+    task.close()
