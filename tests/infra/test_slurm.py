@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import random
+import subprocess
 import sys
 from collections.abc import Iterator
 from contextlib import suppress
@@ -62,6 +63,18 @@ def figures(root: str) -> list[list[Any]]:
 
 def after_rows(slurm: Slurm, job: str, root: str, number: int) -> None:
     wait_for(lambda: len(rows(root)) >= number or slurm.job(job)["JobState"] == "FAILED", 400, f"{number} rows")
+
+
+def test_srun_alone_starts_ranks_of_one_training(slurm: Slurm, tmp_path: Path) -> None:
+    """Two tasks on two nodes without a launcher: each takes its half of every batch."""
+    root = make_root(tmp_path)
+    Path(root, "spec.yaml").write_text(tiny_spec("train.steps=3").to_yaml())
+    variables = {"DND_WANDB": "0", "OMP_NUM_THREADS": "1", "DS_ACCELERATOR": "cpu", "PYTHONPATH": str(REPOSITORY)}
+    command = ["srun", "--nodes=2", "--ntasks=2", sys.executable, "-P", "-m", "train.loop", "--root", root]
+    done = subprocess.run(command, env=slurm.environment | variables, capture_output=True, text=True, timeout=400)
+    assert done.returncode == 0, done.stderr
+    assert [row["step"] for row in rows(root) if "rate" in row] == [1, 2, 3]
+    assert len(list(Path(root, "transformer/step_00000003").glob("rank_*_of_00002.safetensors"))) == 2
 
 
 def test_stopped_by_usr1_and_by_requeue_it_ends_as_the_undisturbed_run(slurm: Slurm, tmp_path: Path) -> None:
