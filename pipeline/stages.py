@@ -162,14 +162,17 @@ def totals(manifest: Manifest) -> str:
     )
 
 
-def planned(set_uri: str, identity: Identity, units: Iterable[AnyUnit]) -> Plan:
+def planned(set_uri: str, identity: Identity, units: Iterable[AnyUnit], remedy: str = "") -> Plan:
     """The plan of a set: the stored one, or one of these units.
+
+    Args:
+        remedy: what this stage offers where the stored one was made for something else, beside going back.
 
     Raises:
         ValueError: the stored one was made for something else.
     """
     if plan := read_plan(set_uri):
-        require_same(set_uri, plan.identity, identity)
+        require_same(set_uri, plan.identity, identity, remedy)
         return plan
     return write_plan(set_uri, digest_of(identity), identity, units)
 

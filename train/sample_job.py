@@ -62,11 +62,13 @@ class DrawSamples(UnitStage):
         size = spec.sample.images_per_unit
         starts = range(0, spec.sample.num, size)
         units = (RangeUnit(unit=n, first=s, count=min(size, spec.sample.num - s)) for n, s in enumerate(starts))
-        plan = planned(storage.join(root, self.home(spec), "codes"), _identity(spec, root, workers), units)
+        other = f"draw under another name (--set sample.name=…; these are {spec.sample.name}), "
+        plan = planned(storage.join(root, self.home(spec), "codes"), _identity(spec, root, workers), units, other)
         yield Output(plan, spec, partial(_setup, spec, root))
 
     def run(self, spec: Spec, root: str, workers: Workers, **options: Any) -> Iterator[str]:
         refuse_misfit(spec, storage.join(root, spec.tokenize.tokenizer, "tokenizer.json"))  # before hours of work
+        yield from about_average(spec, root)
         yield from super().run(spec, root, workers, **options)
 
     def finish(self, spec: Spec, root: str, workers: Workers, **options: Any) -> Iterator[str]:
@@ -91,6 +93,18 @@ def _identity(spec: Spec, root: str, workers: Workers) -> Identity:
         seed=spec.seed,
         versions={"torch": torch.__version__, "device": workers.device},
     )
+
+
+def about_average(spec: Spec, root: str) -> Iterator[str]:
+    """A line where samples are drawn from a moving average that validated worse than the weights."""
+    from tokenize_jobs.checkpoint import read_finished
+
+    done = read_finished(storage.join(root, "transformer"))
+    if spec.sample.ema and done and done.ema is not None and done.ema > done.weights:
+        yield (
+            f"warning: the moving average validated worse than the weights ({done.ema:.3f} against {done.weights:.3f} "
+            "bits a code): --set sample.ema=false draws from the weights, or train longer, or with a lower train.ema"
+        )
 
 
 def _weights_sha256(spec: Spec, root: str) -> str:

@@ -10,9 +10,12 @@ from code_sets import make_root, tiny_spec
 from safetensors.torch import save_file
 
 from data_specs.digest import claim
+from data_specs.records import Finished, Identity
+from pipeline.stages import planned
 from train.engine import config_of
 from train.job import identity
 from train.model import DnDTransformer
+from train.sample_job import about_average
 from train.weights import EMA_WEIGHTS
 
 
@@ -52,3 +55,22 @@ def test_a_schedule_with_an_end_is_extended_by_the_key_that_says_so(tmp_path: Pa
         claimed(root, *cosine, "train.steps=40")
     claimed(root, *cosine, "train.steps=40", "train.extend_schedule=true")
     claimed(root, *cosine)
+
+
+def test_sampling_says_that_the_average_is_worse(tmp_path: Path) -> None:
+    root = str(tmp_path)
+    assert list(about_average(tiny_spec(), root)) == []
+    for weights, ema, lines in ((2.0, 2.5, 1), (2.0, 1.9, 0)):
+        (tmp_path / "transformer").mkdir(exist_ok=True)
+        (tmp_path / "transformer/done").write_bytes(Finished(step=1, weights=weights, ema=ema).to_json())
+        said = list(about_average(tiny_spec(), root))
+        assert len(said) == lines and all("--set sample.ema=false" in line for line in said)
+    (tmp_path / "transformer/done").write_bytes(Finished(step=1, weights=2.0, ema=2.5).to_json())
+    assert list(about_average(tiny_spec("sample.ema=false"), root)) == []
+
+
+def test_samples_of_another_model_are_told_to_take_another_name(tmp_path: Path) -> None:
+    was, now = (Identity(stage="sample", inputs={"transformer": digit * 64}) for digit in "ab")
+    planned(str(tmp_path), was, [])
+    with pytest.raises(ValueError, match=r"inputs\.transformer was .*, draw under another name"):
+        planned(str(tmp_path), now, [], "draw under another name (--set sample.name=…), ")
