@@ -64,9 +64,11 @@ export GOMP_SPINCOUNT=${GOMP_SPINCOUNT:-10000}  # threads that wait soon sleep
 ((gpus)) || export DS_ACCELERATOR=cpu
 
 # ---- its ranks -------------------------------------------------------------------------------------------------------
-pids=()
+pids=() told=''
 # shellcheck disable=SC2317  # called by traps
-pass_on() { kill -s USR1 "${pids[@]}" 2>/dev/null || true; }
+pass_on() { [[ -n $told ]] || remind >/dev/null 2>&1 & told=1; }
+# shellcheck disable=SC2317
+remind() { while kill -s USR1 "${pids[@]}"; do sleep 1; done; }  # a rank that is just being started may miss one
 trap pass_on TERM USR1 INT
 for ((local_rank = 0; local_rank < num_ranks; local_rank++)); do
   RANK=$((node_rank * num_ranks + local_rank)) LOCAL_RANK=$local_rank python -P -m "$module" "$@" &
@@ -87,6 +89,7 @@ while ((${#pids[@]})); do
   wait -n -p ended "${pids[@]}" || rank_code=$?
   [[ -n ${ended:-} ]] || continue  # a signal came, no rank ended
   for i in "${!pids[@]}"; do [[ ${pids[i]} != "$ended" ]] || unset 'pids[i]'; done
+  [[ -z $told ]] || ((rank_code <= 128)) || rank_code=75  # the signal came before the rank listened: nothing to save
   ((rank_code == 0 || code == 2)) || ((code && rank_code != 2)) || code=$rank_code
   if ((code && ${#pids[@]})) && [[ -z $watchdog ]]; then end_others >/dev/null 2>&1 & watchdog=$!; fi
 done

@@ -62,10 +62,9 @@ def launch(job: Job, module: str, root: str, ranks: int, arguments: Sequence[str
         return
     with hold(job.folder, f"dnd {job.command}"):  # a second run is refused here, in one line
         pass
-    processes: list[subprocess.Popen[bytes]] = []
-    with _signals_passed_on(processes) as told:
+    with _noting_signals() as told:
         for left in range(job.part.max_restarts, -1, -1):
-            code, message = _run_once(job, [module, "--root", root, *arguments], ranks, processes)
+            code, message = _run_once(job, [module, "--root", root, *arguments], ranks, told)
             if code == 0 or finished_step(job.folder) >= job.part.steps:
                 return
             if code == WRONG:
@@ -80,20 +79,17 @@ def launch(job: Job, module: str, root: str, ranks: int, arguments: Sequence[str
 
 
 @contextmanager
-def _signals_passed_on(processes: list[subprocess.Popen[bytes]]) -> Iterator[list[int]]:
-    """While the block runs, signals that tell to stop go to the ranks, which save; yields those that came."""
+def _noting_signals() -> Iterator[list[int]]:
+    """While the block runs, signals that tell to stop are noted in the list that it yields."""
     told: list[int] = []
 
-    def pass_on(number: int, _: object) -> None:
+    def note(number: int, _: object) -> None:
         told.append(number)
-        for process in processes:
-            if process.poll() is None:
-                process.send_signal(signal.SIGUSR1)
 
     if threading.current_thread() is not threading.main_thread():
         yield told
         return
-    before = {number: signal.signal(number, pass_on) for number in stopping.SIGNALS}
+    before = {number: signal.signal(number, note) for number in stopping.SIGNALS}
     try:
         yield told
     finally:
@@ -101,19 +97,19 @@ def _signals_passed_on(processes: list[subprocess.Popen[bytes]]) -> Iterator[lis
             signal.signal(number, handler)
 
 
-def _run_once(job: Job, command: list[str], ranks: int, processes: list[subprocess.Popen[bytes]]) -> tuple[int, str]:
+def _run_once(job: Job, command: list[str], ranks: int, told: list[int]) -> tuple[int, str]:
     """Run all ranks once; return the exit code of the run and the message that it left, if any."""
+    processes: list[subprocess.Popen[bytes]] = []
     with scratch_folder() as folder:
         errors, spec_file = folder / "error", folder / "spec.yaml"
         spec_file.write_text(job.spec.to_yaml(), encoding="utf-8")
         environment = _environment(ranks) | {"DND_ERROR_FILE": str(errors)}
-        processes.clear()
-        for rank in range(ranks):
-            own = environment | {"RANK": str(rank), "LOCAL_RANK": str(rank)}
-            line = [sys.executable, "-P", "-m", *command, "--spec", str(spec_file)]
-            processes.append(subprocess.Popen(line, env=own))
+        line = [sys.executable, "-P", "-m", *command, "--spec", str(spec_file)]
         try:
-            code = _wait(processes)
+            for rank in range(ranks):
+                own = environment | {"RANK": str(rank), "LOCAL_RANK": str(rank)}
+                processes.append(subprocess.Popen(line, env=own))
+            code = _wait(processes, told)
         finally:
             for process in processes:
                 process.kill()
@@ -121,9 +117,12 @@ def _run_once(job: Job, command: list[str], ranks: int, processes: list[subproce
         return code, errors.read_text(encoding="utf-8") if errors.exists() else ""
 
 
-def _wait(processes: list[subprocess.Popen[bytes]]) -> int:
-    """Wait until all ranks have ended, or GRACE seconds longer than the first that failed; return the run's code."""
-    deadline, codes = float("inf"), list[int]()
+def _wait(processes: list[subprocess.Popen[bytes]], told: list[int]) -> int:
+    """Wait until all ranks have ended, or GRACE seconds longer than the first that failed; return the run's code.
+
+    Once this process is told to stop, the ranks are, again and again: one that is just being started may miss a signal.
+    """
+    deadline, remind, codes = float("inf"), 0.0, list[int]()
     while time.monotonic() < deadline:
         ended = [process.poll() for process in processes]
         codes = [code for code in ended if code]
@@ -131,6 +130,10 @@ def _wait(processes: list[subprocess.Popen[bytes]]) -> int:
             break
         if codes and deadline == float("inf"):
             deadline = time.monotonic() + GRACE
+        if told and time.monotonic() > remind:
+            remind = time.monotonic() + 1
+            for process in processes:
+                process.send_signal(signal.SIGUSR1)
         time.sleep(0.05)
     return WRONG if WRONG in codes else next((code for code in codes if code != STOPPED), codes[0] if codes else 0)
 

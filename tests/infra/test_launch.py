@@ -61,6 +61,14 @@ def test_one_host_told_to_stop_stops_both_which_save_and_end_with_75(tmp_path: P
     assert Path(root, "transformer/latest").exists()
 
 
+def test_told_to_stop_while_its_rank_starts_it_ends_with_75(tmp_path: Path) -> None:
+    alone = launch("train", "--root", root_of(tmp_path / "root", "train.steps=100000"))
+    assert alone.stdout is not None and "node 0 of 1" in alone.stdout.readline()
+    alone.send_signal(signal.SIGTERM)
+    said, _ = alone.communicate(timeout=200)
+    assert alone.returncode == 75 and not Path(tmp_path, "root/transformer/done").exists(), said
+
+
 @pytest.mark.parametrize("stage", ["train", "train-tokenizer"])
 def test_a_root_without_spec_ends_with_2(tmp_path: Path, stage: str) -> None:
     alone = launch(*([stage] if stage != "train" else []), "--root", str(tmp_path / "nowhere"))
