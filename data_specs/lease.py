@@ -30,8 +30,8 @@ log = logging.getLogger(__name__)
 class Lease:
     """A folder's lease, held by this process until `release`; a thread keeps it alive."""
 
-    def __init__(self, folder: str, number: int, holder: LeaseHolder) -> None:
-        self.folder, self.number, self.holder = folder, number, holder
+    def __init__(self, folder: str, number: int, holder: LeaseHolder, shared: bool = False) -> None:
+        self.folder, self.number, self.holder, self.shared = folder, number, holder, shared
         self.lost = False
         self.ended = threading.Event()
         self.thread = threading.Thread(target=self._beat, daemon=True)
@@ -51,7 +51,7 @@ class Lease:
     def _beat(self) -> None:
         while not self.ended.wait(BEAT) and not self.lost:
             try:
-                self.lost = max(_numbers(self.folder), default=0) > self.number
+                self.lost = not self.shared and max(_numbers(self.folder), default=0) > self.number
                 if not self.lost:
                     alive = self.holder.model_copy(update={"beat": time.time()})
                     storage.write_bytes(_uri(self.folder, self.number), alive.to_json())
@@ -59,37 +59,43 @@ class Lease:
                 continue
 
 
-def acquire(folder: str, command: str) -> Lease:
+def acquire(folder: str, command: str, shared: bool = False) -> Lease:
     """Take the lease of a folder for this process.
 
     Args:
         folder: the folder, local or on S3.
         command: what this process does, to be shown to others, for instance `dnd train`.
+        shared: work beside others of the same command, whose receipts decide who commits what.
 
     Raises:
         ValueError: another process holds it; the message names its host, pid, command and start.
     """
-    before = _newest(folder)
-    if before and not _is_dead(folder, *before):
-        raise _refusal(folder, before[1])
-    mine, number = _this_process(command), before[0] + 1 if before else 1
-    if not storage.create_if_absent(_uri(folder, number), mine.to_json()):
-        raise _refusal(folder, holder(folder))
-    others = [other for other in _numbers(folder) if other not in (number, before and before[0])]
-    if others:  # somebody came and went meanwhile, and another came
+    while True:
+        before = _holders(folder)
+        in_the_way = {n: by for n, by in before.items() if not (shared and by.command == command)}
+        for number, by in in_the_way.items():
+            if not _is_dead(folder, number, by):
+                raise _refusal(folder, by)
+        mine, number = _this_process(command), max(before, default=0) + 1
+        if storage.create_if_absent(_uri(folder, number), mine.to_json()):
+            break
+        if not shared:
+            raise _refusal(folder, holder(folder))
+    others = {n: by for n, by in _holders(folder).items() if n != number and n not in before}
+    if any(not (shared and by.command == command) for by in others.values()):  # somebody came meanwhile
         storage.delete(_uri(folder, number))
         raise _refusal(folder, holder(folder))
-    if before:
-        storage.delete(_uri(folder, before[0]))
+    for dead in [*in_the_way, *(n for n, by in before.items() if n not in in_the_way and _ended_here(by))]:
+        storage.delete(_uri(folder, dead))
     if not storage.decides_who_creates(storage.join(folder, "lease")):
         log.warning("%s: the storage refuses no second writer: of two jobs here at once the last receipt holds", folder)
-    return Lease(folder, number, mine)
+    return Lease(folder, number, mine, shared)
 
 
 @contextmanager
-def hold(folder: str, command: str) -> Iterator[Lease]:
+def hold(folder: str, command: str, shared: bool = False) -> Iterator[Lease]:
     """Hold the lease of a folder inside the block; raises as `acquire` does."""
-    lease = acquire(folder, command)
+    lease = acquire(folder, command, shared)
     try:
         yield lease
     finally:
@@ -98,8 +104,13 @@ def hold(folder: str, command: str) -> Iterator[Lease]:
 
 def holder(folder: str) -> LeaseHolder | None:
     """Return who holds a folder's lease, or held it when it died; None where nobody does."""
-    newest = _newest(folder)
-    return newest[1] if newest else None
+    holders = _holders(folder)
+    return holders[max(holders)] if holders else None
+
+
+def is_alive(by: LeaseHolder) -> bool:
+    """Whether a holder has been heard of lately, as far as one look can tell."""
+    return not _ended_here(by) and time.time() - by.beat < LAPSE
 
 
 def _this_process(command: str) -> LeaseHolder:
@@ -128,9 +139,9 @@ def _refusal(folder: str, by: LeaseHolder | None) -> ValueError:
 
 def _is_dead(folder: str, number: int, found: LeaseHolder) -> bool:
     """Whether a holder is gone: its process on this machine, or else its heartbeat, watched for as long as it takes."""
-    here = (found.host, found.pid_space) == (socket.gethostname(), _pid_space())
-    if here and not psutil.pid_exists(found.pid):
+    if _ended_here(found):
         return True
+    here = (found.host, found.pid_space) == (socket.gethostname(), _pid_space())
     if here and time.time() - found.beat < LAPSE:
         return False
     if time.time() - found.beat > LONG_AGO:
@@ -143,11 +154,16 @@ def _is_dead(folder: str, number: int, found: LeaseHolder) -> bool:
     return True
 
 
-def _newest(folder: str) -> tuple[int, LeaseHolder] | None:
-    for number in sorted(_numbers(folder), reverse=True):
-        if found := _read(folder, number):
-            return number, found
-    return None
+def _ended_here(by: LeaseHolder) -> bool:
+    """Whether a holder was a process of this machine that is no more."""
+    here = (by.host, by.pid_space) == (socket.gethostname(), _pid_space())
+    return here and not psutil.pid_exists(by.pid)
+
+
+def _holders(folder: str) -> dict[int, LeaseHolder]:
+    """Holders by number, also dead ones."""
+    found = {number: _read(folder, number) for number in sorted(_numbers(folder))}
+    return {number: by for number, by in found.items() if by}
 
 
 def _numbers(folder: str) -> list[int]:

@@ -115,7 +115,7 @@ def _picture(png: bytes) -> Image.Image:
 
 def _dropped(spec: Spec, plan: Plan, unit: SourceUnit) -> list[tuple[Dropped, Image.Image | None]]:
     """What was dropped of the unit's first documents, with the picture where there is one."""
-    unit = _shortened(without(unit, read_removed(plan.set_uri.rpartition("/")[0]).ids))
+    unit = _shortened(without(unit, read_removed(plan.set_uri.rpartition("/")[0]).holds_document))
     filtering = Renderer(spec)
     keeping = Renderer(_without_filters(spec))
     try:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from typing import cast
 
 import numpy as np
@@ -111,9 +111,9 @@ def _regrouped(units: Iterable[SourceUnit], per_unit: int) -> Iterator[SourceUni
         yield SourceUnit.of(like.source, waiting, like.affinity)
 
 
-def without(unit: SourceUnit, ids: frozenset[str]) -> SourceUnit:
-    """A unit without some of its documents, and without the files that only those need; one of a tar as it is."""
-    if ids.isdisjoint(document.id for document in unit.documents):
+def without(unit: SourceUnit, gone: Callable[[str], bool]) -> SourceUnit:
+    """A unit without the documents whose ids are gone, and the files that only those need; one of a tar as it is."""
+    if not any(gone(document.id) for document in unit.documents):
         return unit
-    kept = [document for document in unit.listed() if document.id not in ids]
+    kept = [document for document in unit.listed() if not gone(document.id)]
     return SourceUnit.of(unit.source, kept, unit.affinity).model_copy(update={"unit": unit.unit})

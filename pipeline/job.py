@@ -61,10 +61,11 @@ def rendering(renderer: Renderer, set_uri: str) -> Work:
 
     images_uri, _, split = set_uri.rpartition("/")
     removed = read_removed(images_uri)
+    of_units = removed.of_units()
 
     def work(unit: SourceUnit) -> Iterator[Outcome]:
-        here = removed.of_unit(split, unit.unit)
-        return rendered_without(unit, here, renderer.render(without(unit, here.ids)))
+        here = of_units.get((split, unit.unit), removed._replace(samples=frozenset()))
+        return rendered_without(unit, here, renderer.render(without(unit, here.holds_document)))
 
     return work
 

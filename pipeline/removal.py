@@ -10,32 +10,57 @@ import hashlib
 import json
 import re
 from collections.abc import Iterable, Iterator
+from contextlib import ExitStack
 from typing import NamedTuple
 
 from data_specs import storage
+from data_specs.lease import hold
 from data_specs.manifest import merge
 from data_specs.receipts import discard, read_receipt, receipt_name, remake
 from data_specs.records import Dropped, Outcome, RangeUnit, Reason, Removed, Sample, ShardUnit, SourceUnit
 from data_specs.splits import key_of
+from data_specs.table import read_table
 from data_specs.units import Plan, read_plan
 from data_specs.verify import find_shard_sets
 from pipeline.stages import VIEWS, UnitStage, find, registered
 
 
 class Taken(NamedTuple):
-    """What must not be in a set: documents by id, samples as SPLIT/UNIT/KEY."""
+    """What must not be in a set: documents by their plain ids (`plain`), samples as SPLIT/UNIT/KEY."""
 
     ids: frozenset[str]
     samples: frozenset[str]
 
-    def of_unit(self, split: str, unit: int) -> Taken:
-        """The same for one unit: its samples as bare keys."""
-        prefix = f"{split}/{unit}/"
-        return Taken(self.ids, frozenset(s.removeprefix(prefix) for s in self.samples if s.startswith(prefix)))
+    def of_units(self) -> dict[tuple[str, int], Taken]:
+        """The same for each unit that single samples are named of: its samples as bare keys."""
+        named: dict[tuple[str, int], set[str]] = {}
+        for name in self.samples:
+            split, unit, key = name.split("/")
+            named.setdefault((split, int(unit)), set()).add(key)
+        return {place: Taken(self.ids, frozenset(keys)) for place, keys in named.items()}
 
     def holds(self, sample: Sample) -> bool:
         """Whether a sample must go; `samples` are bare keys here."""
-        return sample.key in self.samples or (bool(self.ids) and json.loads(sample.fields["json"])["id"] in self.ids)
+        return sample.key in self.samples or (bool(self.ids) and plain(_document(sample)) in self.ids)
+
+    def holds_document(self, document_id: str) -> bool:
+        """Whether a document must go."""
+        return bool(self.ids) and plain(document_id) in self.ids
+
+
+def plain(document_id: str) -> str:
+    """An id as it is compared: people write arXiv:2401.00001v2, 2401-00001.pdf or hep-th/0703012 for one paper."""
+    text = re.sub(r"^arxiv:\s*", "", document_id.strip(), flags=re.I)
+    text = re.sub(r"\.(pdf|jsonl|json|txt|md|html|png|jpe?g|webp|bmp)$", "", text, flags=re.I)
+    if found := re.fullmatch(r"(\d{4})[./-](\d{4,5})(v\d+)?", text):
+        return f"{found[1]}.{found[2]}"
+    if found := re.fullmatch(r"([a-z][a-z-]*[a-z])(\.[A-Z]{2})?[/-]?(\d{7})(v\d+)?", text):
+        return f"{found[1]}/{found[3]}"
+    return text
+
+
+def _document(sample: Sample) -> str:
+    return str(json.loads(sample.fields["json"])["id"])
 
 
 def read_removed(images_uri: str) -> Taken:
@@ -43,7 +68,7 @@ def read_removed(images_uri: str) -> Taken:
     files = storage.list_files(storage.join(images_uri, "removed"))
     found = [Removed.parse(storage.read_bytes(file.uri), file.uri) for file in files]
     return Taken(
-        frozenset(document_id for one in found for document_id in one.ids),
+        frozenset(plain(document_id) for one in found for document_id in one.ids),
         frozenset(name for one in found for name in one.samples),
     )
 
@@ -51,7 +76,7 @@ def read_removed(images_uri: str) -> Taken:
 def rendered_without(unit: SourceUnit, taken: Taken, outcomes: Iterable[Outcome]) -> Iterator[Outcome]:
     """The outcomes of `without(unit, taken.ids)`, with what is removed among them as counted drops."""
     for document in unit.documents:
-        if document.id in taken.ids:
+        if taken.holds_document(document.id):
             yield Dropped(key_of(document.id), "", Reason.REMOVED)
     for outcome in outcomes:
         if isinstance(outcome, Sample) and taken.holds(outcome):
@@ -63,16 +88,34 @@ def rendered_without(unit: SourceUnit, taken: Taken, outcomes: Iterable[Outcome]
 def remove(root: str, ids: Iterable[str], samples: Iterable[str]) -> Iterator[str]:
     """Takes documents and samples out of ROOT/images and of what was made from it; yields lines that say what it did.
 
-    Raises ValueError where there is no image set, or a sample is not given as SPLIT/UNIT/KEY.
+    Raises:
+        ValueError: there is no image set, a sample is not given as SPLIT/UNIT/KEY, a job writes here; or, after all
+            else was done, some id or sample matched nothing.
     """
     images = storage.join(root, "images")
     plans = {split: plan for split in ("train", "val") if (plan := read_plan(storage.join(images, split)))}
     if not plans:
         raise ValueError(f"{images}: there is no image set here")
-    wanted = Taken(frozenset(ids), frozenset(samples))
+    written = {plain(one): one.strip() for one in ids}
+    wanted = Taken(frozenset(written), frozenset(samples))
     if wrong := [name for name in wanted.samples if not re.fullmatch(r"(train|val)/\d+/[A-Za-z0-9_-]+", name)]:
         raise ValueError(f"{wrong[0]!r} names no sample: write SPLIT/UNIT/KEY, for instance train/12/2301-00001-p0001")
-    _record(images, wanted)
+    with ExitStack() as stack:
+        for home in sorted({_home(_short(root, uri)) for uri in find_shard_sets(root)}):
+            stack.enter_context(hold(storage.join(root, home), "dnd remove"))
+        before, found = read_removed(images), _found(plans, wanted)
+        known = Taken(before.ids | found.documents.keys(), before.samples | found.samples)
+        for one in sorted(wanted.ids & known.ids):
+            yield f"{written[one]}: {', '.join(sorted(found.documents.get(one, ()))) or 'was removed before'}"
+        yield from _take_out(root, plans, Taken(wanted.ids & known.ids, wanted.samples & known.samples))
+    if nothing := [written[one] for one in sorted(wanted.ids - known.ids)] + sorted(wanted.samples - known.samples):
+        raise ValueError(f"matched nothing, and is not recorded: {', '.join(nothing)}")
+
+
+def _take_out(root: str, plans: dict[str, Plan], wanted: Taken) -> Iterator[str]:
+    if not any(wanted):
+        return
+    _record(storage.join(root, "images"), wanted)
     replaced = set[str]()
     for split, plan in plans.items():
         for line, names in _remake_set(plan, split, wanted):
@@ -83,6 +126,45 @@ def remove(root: str, ids: Iterable[str], samples: Iterable[str]) -> Iterator[st
     yield from _derived(root, replaced)
 
 
+class _Found(NamedTuple):
+    """What of the wanted there is: plain id -> ids of the documents, and samples."""
+
+    documents: dict[str, set[str]]
+    samples: frozenset[str]
+
+
+def _found(plans: dict[str, Plan], wanted: Taken) -> _Found:
+    documents, samples, named = dict[str, set[str]](), set[str](), wanted.of_units()
+    months = {_month(document_id) for document_id in wanted.ids}
+    for split, plan in plans.items():
+        for unit in plan.units():
+            assert isinstance(unit, SourceUnit)
+            of_tar, here = _of_months(unit, months), named.get((split, unit.unit))
+            rows = _rows(plan, unit.unit) if of_tar or here else []
+            samples.update(f"{split}/{unit.unit}/{row['key']}" for row in rows if here and row["key"] in here.samples)
+            there = [document.id for document in unit.documents] + [row["document"] for row in rows if of_tar]
+            for document_id in filter(wanted.holds_document, there):
+                documents.setdefault(plain(document_id), set()).add(document_id)
+    return _Found(documents, frozenset(samples))
+
+
+def _rows(plan: Plan, unit: int) -> list[dict[str, str]]:
+    """Key and document of each sample that a unit has made."""
+    receipt = read_receipt(storage.join(plan.set_uri, receipt_name(unit)), plan.digest)
+    if receipt is None or receipt.shard is None:
+        return []
+    rows: list[dict[str, str]] = (
+        read_table(storage.join(plan.set_uri, receipt.shard.name)).select(["key", "document"]).to_pylist()
+    )
+    return rows
+
+
+def _home(set_name: str) -> str:
+    """The folder of a shard set whose lease its stage holds: that of its kind, of samples that of their name."""
+    parts = set_name.split("/")
+    return "/".join(parts[:2]) if parts[0] == "samples" else parts[0]
+
+
 def _record(images_uri: str, wanted: Taken) -> None:
     data = Removed(ids=tuple(sorted(wanted.ids)), samples=tuple(sorted(wanted.samples))).to_json()
     name = hashlib.sha256(data).hexdigest()[:16]
@@ -91,25 +173,25 @@ def _record(images_uri: str, wanted: Taken) -> None:
 
 def _remake_set(plan: Plan, split: str, wanted: Taken) -> Iterator[tuple[str, tuple[str, ...]]]:
     """(line, names that the shard had before) for each shard of a set that holds, or held, something to remove."""
-    named = {int(name.split("/")[1]) for name in wanted.samples if name.startswith(f"{split}/")}
-    months = {_month(document_id) for document_id in wanted.ids}
+    named, months = wanted.of_units(), {_month(document_id) for document_id in wanted.ids}
     for unit in plan.units():
         assert isinstance(unit, SourceUnit)
-        if unit.unit not in named and not _may_hold(unit, wanted.ids, months):
+        here = named.get((split, unit.unit))
+        listed = any(wanted.holds_document(document.id) for document in unit.documents)
+        if here is None and not listed and not _of_months(unit, months):
             continue
         receipt = read_receipt(storage.join(plan.set_uri, receipt_name(unit.unit)), plan.digest)
         if receipt is None:
             continue
         before = receipt.written
-        receipt = remake(plan.set_uri, receipt, wanted.of_unit(split, unit.unit).holds)
+        receipt = remake(plan.set_uri, receipt, (here or wanted._replace(samples=frozenset())).holds)
         if receipt.replaces:
             yield f"images/{split}: unit {unit.unit}: {before - receipt.written} samples removed", receipt.replaces
 
 
-def _may_hold(unit: SourceUnit, ids: frozenset[str], months: set[str]) -> bool:
-    if unit.tar is None:
-        return not ids.isdisjoint(document.id for document in unit.documents)
-    return any(f"_{month}_" in unit.files[0].uri for month in months)
+def _of_months(unit: SourceUnit, months: set[str]) -> bool:
+    """Whether a unit is of a bulk tar of one of these months."""
+    return unit.tar is not None and any(f"_{month}_" in unit.files[0].uri for month in months)
 
 
 def _month(arxiv_id: str) -> str:

@@ -19,6 +19,7 @@ from data_specs.digest import digest_of, require_same
 from data_specs.records import AnyUnit, Identity, Manifest, Outcome, Receipt
 from data_specs.root import record_spec
 from data_specs.spec import Spec
+from data_specs.storage import join
 from data_specs.units import Plan, read_plan, write_plan
 from pipeline.workers import PartDone, Workers
 
@@ -127,6 +128,7 @@ class UnitStage(Stage):
             UnitsFailed: units failed for good.
             PartDone: the job's share is done, and a set is not whole yet.
         """
+        from data_specs.lease import hold
         from pipeline.runner import run_plan
 
         made: dict[str, Manifest] = {}
@@ -136,7 +138,8 @@ class UnitStage(Stage):
                 record_spec(output.spec, root, self.home(spec), self.answers_for)
             work = partial(committing, output.setup, plan.set_uri, plan.digest)
             use, task = self.workers(spec, workers), f"{self.name} {name}"
-            made[name] = run_plan(plan, work, use, self.holds, task, self.counted)
+            with hold(join(root, self.home(spec)), f"dnd {self.name}", shared=True):
+                made[name] = run_plan(plan, work, use, self.holds, task, self.counted)
         if left := [name for name, manifest in made.items() if not manifest.complete]:
             raise PartDone(f"part {workers.share} is done; {', '.join(left)} will be whole when all parts are")
         return made

@@ -110,3 +110,18 @@ def test_of_eight_that_come_at_once_one_holds(tmp_path: Path) -> None:
     for one in processes:
         one.join(60)
     assert sorted(one.exitcode or 0 for one in processes) == [0] + [1] * 7
+
+
+def test_writers_of_one_command_work_side_by_side_and_keep_others_out(tmp_path: Path) -> None:
+    folder = str(tmp_path)
+    first = lease.acquire(folder, "dnd render", shared=True)
+    second = lease.acquire(folder, "dnd render", shared=True)
+    first.release()
+    with pytest.raises(ValueError, match="`dnd render` writes here since"):
+        lease.acquire(folder, "dnd remove")
+    with pytest.raises(ValueError, match="`dnd render` writes here since"):
+        lease.acquire(folder, "dnd tokenize", shared=True)
+    second.check()
+    second.release()
+    with lease.hold(folder, "dnd remove"), pytest.raises(ValueError, match="`dnd remove` writes here since"):
+        lease.acquire(folder, "dnd render", shared=True)

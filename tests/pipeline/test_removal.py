@@ -12,15 +12,18 @@ from typing import Any
 
 import pytest
 from sets import contents, render_here, text_spec, write_texts
+from typer.testing import CliRunner
 
 import infra.stages  # noqa: F401 (what shows a set registers itself)
 from data_specs import open_shards, storage
+from data_specs.lease import hold
 from data_specs.verify import verify_set
-from pipeline.removal import remove
+from infra.cli import app
+from pipeline.removal import plain, remove
 
 SPLITS = ("train", "val")
 IDS = [f"doc{i}" for i in range(24)]
-GONE = ["doc3", "doc4", "doc20", "unheard-of"]
+GONE = ["doc3", "doc4", "doc20"]
 
 
 @pytest.fixture
@@ -71,6 +74,55 @@ def test_single_samples_and_whole_shards_go(root: Path) -> None:
     assert manifest["emptied"] == [shards[0].name] and len(manifest["shardlist"]) == len(shards) - 1
     with pytest.raises(ValueError, match="write SPLIT/UNIT/KEY"):
         list(remove(str(root), [], ["doc3"]))
+
+
+@pytest.mark.parametrize(
+    ("written", "stored"),
+    [
+        ("arXiv:2401.00001v2", "2401.00001"),
+        ("2401-00001", "2401.00001"),
+        ("2401.00001.pdf", "2401.00001v3"),
+        (" 2401/00001 ", "2401.00001"),
+        ("hep-th/0703012", "hep-th0703012"),
+        ("hep-th-0703012v1", "hep-th0703012"),
+        ("math.GT/0309136", "math0309136"),
+        ("argon2.pdf", "argon2"),
+    ],
+)
+def test_ids_are_compared_as_people_write_them(written: str, stored: str) -> None:
+    assert plain(written) == plain(stored)
+
+
+@pytest.mark.parametrize(
+    ("one", "other"), [("doc1", "doc10"), ("doc-1", "doc1"), ("2401.00001", "2401.00002"), ("a/1", "a1")]
+)
+def test_ids_of_other_documents_are_others(one: str, other: str) -> None:
+    assert plain(one) != plain(other)
+
+
+def test_what_matched_nothing_is_named_at_the_end_and_not_recorded(root: Path, tmp_path: Path) -> None:
+    (tmp_path / "ids").write_text("doc3.jsonl\nunheard-of\n\n")
+    command = ["remove", str(root), "--ids", str(tmp_path / "ids")]
+    first = CliRunner().invoke(app, command)
+    assert "doc3.jsonl: doc3\n" in first.output and "doc3" not in ids_in(root)
+    assert isinstance(first.exception, ValueError) and str(first.exception).endswith(": unheard-of")
+    assert "unheard-of" not in "".join(path.read_text() for path in (root / "images/removed").iterdir())
+    again = CliRunner().invoke(app, command)
+    assert "doc3.jsonl: doc3" in again.output and isinstance(again.exception, ValueError)
+    with pytest.raises(ValueError, match="train/0/no_such"):
+        list(remove(str(root), [], ["train/0/no_such"]))
+
+
+def test_nothing_is_removed_while_a_job_writes(root: Path) -> None:
+    before = contents(root)
+    with hold(str(root / "images"), "dnd render", shared=True):
+        during = contents(root)
+        with pytest.raises(ValueError, match="`dnd render` writes here since"):
+            list(remove(str(root), ["doc3"], []))
+        assert contents(root) == during
+    assert contents(root) == before
+    list(remove(str(root), ["doc3"], []))
+    assert "doc3" not in ids_in(root)
 
 
 def test_what_shows_or_names_the_removed_is_said(root: Path) -> None:
