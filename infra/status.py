@@ -3,31 +3,74 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import TypeVar
 
 from data_specs import storage
+from data_specs.lease import holder, is_alive
 from data_specs.manifest import summarise
 from data_specs.metrics import read_rows
-from data_specs.records import JobState, Manifest, Record
+from data_specs.records import Failure, JobState, Manifest, Record, SourceUnit
+from data_specs.root import spec_of
+from data_specs.text import printable
 from data_specs.units import Plan, read_plan
 from data_specs.verify import find_shard_sets
 from pipeline.board import progress_uri
-from pipeline.stages import registered
+from pipeline.stages import Stage, registered
 
 _AnyRecord = TypeVar("_AnyRecord", bound=Record)
 SILENT_SECONDS = 90
+FIGURES = ("bits_per_code", "psnr", "loss")  # of a row of a training, the first that there is
 
 
 def status_lines(root: str) -> Iterator[str]:
-    """Lines for each shard set under a root, then the training stages' last logged step."""
+    """Lines for each shard set under a root, then for the trainings and who writes; none where there is nothing.
+
+    What is damaged is a line, never an error.
+    """
     for set_uri in find_shard_sets(root):
-        plan = read_plan(set_uri)
-        if plan:
-            yield from _set_lines(root, plan)
+        yield from _unless_damaged(lambda uri=set_uri: _plan_lines(root, uri))
     for stage in registered():
-        if stage.trains and (rows := read_rows(storage.join(root, stage.makes, "metrics.jsonl"))):
-            yield f"{stage.makes}: step {rows[-1]['step']}"
+        if stage.trains:
+            yield from _unless_damaged(lambda stage=stage: _training_lines(root, stage))
+    for home in sorted({stage.makes.partition("/")[0] for stage in registered()}):
+        yield from _unless_damaged(lambda home=home: _lease_lines(root, home))
+
+
+def _unless_damaged(lines: Callable[[], Iterator[str]]) -> Iterator[str]:
+    try:
+        yield from map(printable, lines())
+    except ValueError as error:
+        yield printable(str(error))
+
+
+def _plan_lines(root: str, set_uri: str) -> Iterator[str]:
+    if plan := read_plan(set_uri):
+        yield from _set_lines(root, plan)
+
+
+def _training_lines(root: str, stage: Stage) -> Iterator[str]:
+    """Step of how many, the last figure, rate and time left; or that it has begun, or came from elsewhere."""
+    folder = storage.join(root, stage.makes)
+    rows = [row for row in read_rows(storage.join(folder, "metrics.jsonl")) if "images_per_second" in row]
+    if not rows:
+        if storage.exists(storage.join(folder, "stage.json")):
+            yield f"{stage.makes}: begun, no step logged yet"
+        elif next(storage.list_files(folder), None):
+            yield f"{stage.makes}: imported"
+        return
+    last, part = rows[-1], getattr(spec_of(root, stage.makes), stage.batch)
+    step, steps = int(last["step"]), int(part.steps)
+    figure = next((f", {last[name]:.3f} {name.replace('_', ' ')}" for name in FIGURES if name in last), "")
+    rate = float(last["images_per_second"]) / part.batch_size
+    left = f", about {(steps - step) / rate / 60:.0f} min left" if rate > 0 and step < steps else ""
+    yield f"{stage.makes}: step {step} of {steps}{figure}, {rate:.3g} steps/s{left}"
+
+
+def _lease_lines(root: str, home: str) -> Iterator[str]:
+    by = holder(storage.join(root, home))
+    if by and is_alive(by):
+        yield f"{home}: `{by.command}` writes here (host {by.host}, process {by.pid})"
 
 
 def _set_lines(root: str, plan: Plan) -> Iterator[str]:
@@ -42,6 +85,17 @@ def _set_lines(root: str, plan: Plan) -> Iterator[str]:
     for kind, counts in (("filtered", state.filtered), ("rejects", state.rejects)):
         for reason, count in sorted(counts.items(), key=lambda pair: -pair[1]):
             yield f"    {kind}: {count} {reason}"
+    if state.totals.units < plan.num_units:
+        yield from _failure_lines(plan)
+
+
+def _failure_lines(plan: Plan) -> Iterator[str]:
+    """Why units failed, with a document of each."""
+    for file in storage.list_files(plan.set_uri):
+        if file.uri.endswith(".failed.json") and (failure := _read(Failure, file.uri)):
+            unit = next((unit for unit in plan.units() if unit.unit == failure.unit), None)
+            names = [document.id for document in unit.documents] if isinstance(unit, SourceUnit) else []
+            yield f"    unit {failure.unit} failed: {failure.reason}{f' (documents from {names[0]})' if names else ''}"
 
 
 def _state(plan: Plan) -> tuple[Manifest | JobState, JobState | None]:
@@ -80,7 +134,8 @@ def _running(job: JobState) -> Iterator[str]:
 
 
 def _read(kind: type[_AnyRecord], uri: str) -> _AnyRecord | None:
+    """A record, None where there is none or it is damaged: the account is then made from what is whole."""
     try:
         return kind.parse(storage.read_bytes(uri), uri)
-    except FileNotFoundError:
+    except (FileNotFoundError, ValueError):
         return None

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from typing import Annotated
 
 import typer
@@ -120,5 +121,10 @@ def status(root: RootArg) -> None:
     """Units done and failed, rejects by reason and rate of each shard set; works while jobs run, from any machine."""
     from infra.status import status_lines
 
+    empty = True
     for line in status_lines(storage.absolute(root)):
-        print(line)
+        print(line, flush=True)
+        empty = False
+    if empty:
+        print(f"{root}: nothing here", file=sys.stderr)
+        raise typer.Exit(1)
