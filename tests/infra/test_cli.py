@@ -14,6 +14,7 @@ from typer.testing import CliRunner
 
 from data_specs import load_spec, open_shards
 from infra.cli import app
+from infra.demo import demo_overrides
 from train.generate import load_root
 
 TINY = Path(__file__).parent.parent / "tiny.yaml"
@@ -210,11 +211,22 @@ def test_the_summary_is_made_anew_for_another_setting_or_engine(finished: Path) 
     assert json.loads(uri.read_text())["words"]["engine"] == first["words"]["engine"]
 
 
-def test_the_demo_takes_a_users_pdfs_and_texts(shared: Path, tmp_path: Path) -> None:
-    data, few = (
-        shared / "data",
-        ["--set", "render.sources.0.max_documents=80", "--set", "render.sources.1.max_documents=2"],
-    )
+FEW = ("render.sources.0.max_documents=80", "render.sources.1.max_documents=2")
+
+
+def test_what_the_demo_makes_of_a_users_pdfs_and_texts_is_rendered(
+    ray_session: None, shared: Path, tmp_path: Path
+) -> None:
+    data = shared / "data"
+    own = (*demo_overrides(str(TINY), data / "pdf/good", data / "text/passages.jsonl"), *FEW)
+    result = dnd("render", TINY, "--root", tmp_path, *(word for value in own for word in ("--set", value)))
+    assert result.returncode == 0, result.stderr[-3000:]
+    assert json.loads((tmp_path / "images/train/manifest.json").read_text())["totals"]["written"] > 40
+
+
+@pytest.mark.long
+def test_the_demo_takes_a_users_pdfs_and_texts(ray_session: None, shared: Path, tmp_path: Path) -> None:
+    data, few = shared / "data", [word for value in FEW for word in ("--set", value)]
     result = dnd(
         *("demo", "--preset", TINY, "--root", tmp_path, "--pdfs", data / "pdf/good"),
         *("--text", data / "text/passages.jsonl", *few),
