@@ -9,7 +9,7 @@ OUT ?= runs/rehearsal
 ENGINE ?= docker
 BIN := .venv/bin
 
-.PHONY: help demo test test-quick test-gpu lint test-long test-s3 rehearsal image-cpu image-cuda lock clean
+.PHONY: help demo site test test-quick test-gpu lint test-long test-s3 rehearsal image-cpu image-cuda lock clean
 help:                ## this list
 	@grep -E '^[a-z0-9-]+:.*##' Makefile | sed 's/:.*##/  /'
 
@@ -54,6 +54,9 @@ test-long: .venv/installed .venv/packages-dev  ## the full forms of what CI show
 test-s3: .venv/installed .venv/packages-dev    ## the tests against a real S3 server (installs Debian's Ceph gateway where it can)
 	command -v radosgw >/dev/null || apt-get install -y --no-install-recommends radosgw ceph-mon ceph-osd || true
 	$(BIN)/pytest -m "s3 and not long"
+
+site: .venv/installed .venv/packages-dev  ## the documentation site, in build/site; a broken link is an error
+	PYTHONPATH=. $(BIN)/mkdocs build --strict
 
 rehearsal: .venv/installed .venv/packages-dev  ## a cluster's life on this machine: Ray nodes die, Slurm preempts, S3 holds all (OUT=folder)
 	$(BIN)/python tests/rehearsal.py --out $(OUT)
