@@ -15,7 +15,7 @@ REPOSITORY = Path(__file__).resolve().parent.parent
 LINK = re.compile(r"(?<!!)\[([^\]]+)\]\((?:\.\./)?([\w./-]+)(#[\w-]*)?\)")
 SPEC = """# All keys of a spec
 
-The whole of one preset, each key with what it means, as `dnd spec {preset}` prints it. `dnd spec --new` begins a file of
+The whole of a preset, each key with what it means, as `dnd spec {preset}` prints it. `dnd spec --new` begins a file of
 your own, `dnd spec --schema` is for editors.
 
 ```yaml
