@@ -13,7 +13,6 @@ import typer
 from data_specs import storage
 from infra.commands.options import RootOpt, SetOpt, SpecArg, compute_workers, open_root
 from pipeline.workers import Workers
-from train.evaluation.reading_cache import cache_of
 from train.evaluation.results import compare as compare_results
 from train.evaluation.results import set_inputs, with_provenance
 
@@ -115,6 +114,7 @@ def rocr(
     """
     from train.evaluation.ocr import load_engine
     from train.evaluation.reading import evaluate_rocr
+    from train.evaluation.reading_cache import cache_of
     from train.evaluation.rocr import FIGURES
 
     root, reader = storage.absolute(root), load_engine(engine, device)
@@ -147,6 +147,7 @@ def ppl_ocr(
     from train.evaluation.ocr import load_engine
     from train.evaluation.perplexity import TransformersModel
     from train.evaluation.reading import evaluate_ppl_ocr
+    from train.evaluation.reading_cache import cache_of
     from train.evaluation.words import drawn_texts, vocabulary
 
     root, reader = storage.absolute(root), load_engine(engine, device)
@@ -246,6 +247,7 @@ def _read(root: str, sets: dict[str, Any], reader: Any, num: int, workers: int |
     """Has workers read `num` images of each set, where they are asked for."""
     from train.evaluation.job import read_on
     from train.evaluation.reading import spread
+    from train.evaluation.reading_cache import cache_of
 
     if workers:
         use = compute_workers(None, workers) if reader.on_device else Workers(None, workers)
