@@ -83,7 +83,7 @@ def test_evaluating_a_folder(tmp_path: Path) -> None:
     rng = np.random.default_rng(0)
     for name in ("generated", "real"):
         (tmp_path / name).mkdir()
-        for number in range(24):
+        for number in range(40):
             Image.fromarray(rng.integers(256, size=(32, 32, 3), dtype=np.uint8)).save(tmp_path / name / f"{number}.png")
     run("Evaluating a folder", tmp_path)
     assert list((tmp_path / "runs/scores/evaluation").glob("*.json"))
