@@ -23,7 +23,7 @@ from train.weights import import_transformer
 
 EXAMPLES = Path(__file__).resolve().parents[2] / "examples"
 SHORT = {
-    "render": ("render.sources.0.max_documents=3", "render.pages.max_pages=1", "render.val_share=0.4"),
+    "render": ("render.sources.0.max_documents=8", "render.pages.max_pages=1", "render.val_share=0.5"),
     "train-tokenizer": ("tokenizer.steps=2", "tokenizer.batch_size=4"),
     "train": ("train.steps=2", "train.batch_size=4"),
 }
@@ -47,9 +47,9 @@ def run(title: str, folder: Path) -> None:
 
 
 def put_pdfs(shared: Path, folder: Path) -> None:
-    """Three good PDFs as `papers`."""
+    """Eight good PDFs as `papers`: by their names, some are for training and some are not."""
     (folder / "papers").mkdir()
-    for path in sorted((shared / "data/pdf/good").glob("*.pdf"), key=lambda path: path.stat().st_size)[:3]:
+    for path in sorted((shared / "data/pdf/good").glob("*.pdf"), key=lambda path: path.stat().st_size)[:8]:
         shutil.copy(path, folder / "papers")
 
 
