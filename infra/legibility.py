@@ -10,12 +10,11 @@ from data_specs.root import spec_of
 from data_specs.spec import Spec
 from infra.report.legibility import legibility_chart
 from pipeline.workers import Workers
-from tokenize_jobs.job import decode
 from train.evaluation.legibility import evaluate_legibility, sweep_point, training_text
 from train.evaluation.ocr import OcrEngine
 from train.evaluation.reading_cache import cache_of
 from train.evaluation.sources import ImageSet, ShardImages
-from train.sample_job import sample
+from train.sample_job import SAMPLE
 
 
 def measure(
@@ -64,6 +63,6 @@ def _draw(made: Spec, temperature: float, num_images: int, root: str, workers: W
         name = f"{name}-t{round(100 * temperature):03d}"
         options = {"name": name, "temperature": temperature, "num": min(num_images, made.sample.num)}
         made = made.model_copy(update={"sample": made.sample.model_copy(update=options)})
-        sample(made, root, workers)
-        decode(made, root, f"samples/{name}/codes", f"samples/{name}", workers, pictures=False)
+        for line in SAMPLE.run(made, root, workers):
+            print(line)
     return ShardImages(storage.join(root, "samples", name, "images"))
