@@ -37,6 +37,7 @@ KEEP_ALL = [
     "render.pages.min_words=0",
     "render.filters.min_ink=0",
     "render.val_share=0",
+    "train.validate_every=null",
     "render.documents_per_unit=100000",
 ]
 SOURCES = {

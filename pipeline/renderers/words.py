@@ -237,8 +237,10 @@ class Marks:
         patches = [plane[y0:y1, x0:x1] for plane in self.planes]
         if not any(patch.size and int(patch.max()) - int(patch.min()) >= CONTRAST for patch in patches):
             return False
+        if not pale:
+            return True
         other = (np.abs(p.astype(np.int16) - colour) >= CONTRAST for p, colour in zip(patches, paper(self.image)))
-        return not pale or any(part.mean() >= AROUND for part in other)
+        return any(part.mean() >= AROUND for part in other)
 
     def cross(self, box: np.ndarray, side: int) -> bool:
         """Whether anything can be seen on the line of pixels along a side (left, top, right, bottom) of a box."""

@@ -72,7 +72,7 @@ def test_plain_text_is_as_the_authors_drew_it() -> None:
     text, shape = load_spec("text_image_plain").render, load_spec("text_image_plain").shape
     assert (text.crop_size, shape.image_size, text.text.sizes, text.text.margin) == (512, 384, (32, 32), 20)
     assert len(text.text.fonts) == len(text.text.colours) == len(text.text.weights) == 1
-    assert (text.text.headings, text.text.lists, text.text.emphasis, text.text.max_words) == (0, 0, 0, 100)
+    assert (text.text.columns, text.text.alignments, text.text.max_words) == ([1], ["left"], 100)
 
 
 @pytest.mark.parametrize("name", ["imagenet_16x16x2", "imagenet_16x16x4", "imagenet512_32x32x2"])
