@@ -24,7 +24,7 @@ from data_specs.records import Reason
 from data_specs.spec import TextStyle
 from pipeline.renderers import Lost, Picture
 from pipeline.renderers.fonts import Fonts, characters, fonts, has_glyph
-from pipeline.renderers.mupdf import is_clipped, read
+from pipeline.renderers.mupdf import draw, is_clipped, read
 from pipeline.renderers.words import Words
 
 Format = Literal["plain", "markdown", "html"]
@@ -118,8 +118,9 @@ def _columns(canvas: int, margin: int, number: int, gap: int) -> list[pymupdf.Re
 def _pieces(text: str, max_words: int, sheet: Sheet) -> Iterator[str]:
     """A plain passage, up to a word that is wider than a column, in pieces of at most so many words."""
     words = [match.span() for match in re.finditer(r"\S+", text)]
-    first = sheet.fonts.first
-    wide = (n for n, (a, b) in enumerate(words) if first.text_length(text[a:b], sheet.size) > sheet.columns[0].width)
+    size, width, first = sheet.size, sheet.columns[0].width, sheet.fonts.first
+    long = (n for n, (a, b) in enumerate(words) if (b - a) * size > width)  # letters are at most as wide as high
+    wide = (n for n in long if first.text_length(text[words[n][0] : words[n][1]], size) > width)
     words = words[: next(wide, None)]
     for start in range(0, len(words), max_words):
         last = words[start : start + max_words][-1]
@@ -171,6 +172,9 @@ def _markdown() -> MarkdownIt:
 
 def _drawn(drawing: pymupdf.DisplayList, sheet: Sheet, scale: float) -> tuple[np.ndarray, Words]:
     """The picture of a canvas on its background, uint8 [size, size, 3], and the words that can be seen in it."""
+    if sheet.background == (255, 255, 255):
+        image = draw(drawing, scale)
+        return image, read(drawing, image, scale)
     pixmap = drawing.get_pixmap(pymupdf.Matrix(scale, scale), pymupdf.csRGB, alpha=1)
     pixels = np.frombuffer(pixmap.samples, np.uint8).reshape(pixmap.height, pixmap.width, 4)
     paper = np.array(sheet.background, np.uint16) * (255 - pixels[..., 3:].astype(np.uint16))
