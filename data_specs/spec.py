@@ -135,6 +135,9 @@ class Limits(Part):
     )
     document_bytes: int = Field(512 * 2**20, ge=1, description="a larger document is rejected unread")
     pixels: int = Field(200_000_000, ge=1, description="a larger source image is rejected before it is decoded")
+    image_formats: list[Literal["JPEG", "PNG", "WEBP", "BMP", "GIF", "TIFF", "AVIF", "JPEG2000", "PPM"]] = Field(
+        ["JPEG", "PNG", "WEBP", "BMP"], min_length=1, description="what a source image may be, whatever it is called"
+    )
 
 
 class Render(Part):

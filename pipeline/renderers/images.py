@@ -3,27 +3,69 @@
 from __future__ import annotations
 
 import io
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 
 import numpy as np
-from PIL import Image
+from PIL import Image, UnidentifiedImageError
 
 from data_specs.records import Reason
+from data_specs.spec import Limits
 from pipeline.renderers import Picture, Unreadable
 
+PREFIX_BYTES = 16  # by which Pillow tells formats
+MODES = ("1", "L", "LA", "La", "P", "PA", "RGB", "RGBA", "RGBa", "RGBX", "CMYK", "YCbCr", "LAB", "HSV")
+SIXTEEN_BITS = ("I;16", "I;16L", "I;16B", "I;16N")  # grey; of these the upper byte is kept
 
-def render_image(data: bytes, size: int, max_pixels: int) -> Iterator[Picture]:
-    """One picture [size, size, 3] of an encoded image; Unreadable where it is too large or broken."""
+
+def render_image(data: bytes, size: int, limits: Limits) -> Iterator[Picture]:
+    """Yield one picture [size, size, 3] of an encoded image.
+
+    Raises:
+        Unreadable: its format is not allowed, it is too large, eight bits cannot hold its pixels, or it is broken.
+    """
     try:
-        image = Image.open(io.BytesIO(data))
-        if image.width * image.height > max_pixels:
-            raise Unreadable(Reason.TOO_LARGE, f"{image.width}x{image.height} pixels, over the limit of {max_pixels}")
-        if max(image.size) * size**2 > min(image.size) * max_pixels:
-            enlarged = f"{image.width}x{image.height} pixels: enlarged to {size}, over the limit of {max_pixels}"
+        image = open_image(data, limits.image_formats, limits.pixels)
+        if max(image.size) * size**2 > min(image.size) * limits.pixels:
+            enlarged = f"{image.width}x{image.height} pixels: enlarged to {size}, over the limit of {limits.pixels}"
             raise Unreadable(Reason.TOO_LARGE, enlarged)
         yield Picture("", center_crop(image, size), {"box": (0, 0, *image.size)})
-    except (OSError, SyntaxError, Image.DecompressionBombError) as error:
-        raise Unreadable(Reason.NOT_AN_IMAGE, str(error)) from None
+    except Unreadable:
+        raise
+    except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
+        raise Unreadable(Reason.NOT_AN_IMAGE, " ".join(str(error).split())[:160]) from None
+
+
+def open_image(data: bytes, formats: Sequence[str], max_pixels: int) -> Image.Image:
+    """Open an encoded image that may be decoded; nothing is decoded yet.
+
+    Args:
+        data: the file.
+        formats: Pillow's names of the formats that may be opened, whatever the file is called.
+        max_pixels: of a larger image nothing is decoded.
+
+    Raises:
+        Unreadable: see `render_image`.
+    """
+    try:
+        image = Image.open(io.BytesIO(data), formats=formats)
+    except UnidentifiedImageError:
+        if other := _format_of(data[:PREFIX_BYTES]):
+            raise Unreadable(Reason.FORMAT_NOT_ALLOWED, other) from None
+        raise Unreadable(Reason.NOT_AN_IMAGE, f"begins with {data[:8]!r}" if data else "empty") from None
+    if image.width * image.height > max_pixels:
+        raise Unreadable(Reason.TOO_LARGE, f"{image.width}x{image.height} pixels, over the limit of {max_pixels}")
+    if image.mode not in (*MODES, *SIXTEEN_BITS):
+        raise Unreadable(Reason.MODE_NOT_ALLOWED, f"{image.format} of mode {image.mode}")
+    return image
+
+
+def _format_of(prefix: bytes) -> str:
+    """The format that a file's first bytes show, by Pillow's own tests, of which none opens the file; "" for none."""
+    if len(prefix) < PREFIX_BYTES:
+        return ""
+    Image.init()
+    known = (name for name, (_, accepts) in sorted(Image.OPEN.items()) if accepts and accepts(prefix) is True)
+    return next(known, "")
 
 
 def center_crop(image: Image.Image, size: int) -> np.ndarray:
@@ -43,6 +85,6 @@ def center_crop(image: Image.Image, size: int) -> np.ndarray:
 
 def _rgb(image: Image.Image) -> Image.Image:
     """Eight bits RGB; of 16-bit grey the upper byte, where Pillow's own conversion makes nearly everything white."""
-    if image.mode.startswith("I;16"):
+    if image.mode in SIXTEEN_BITS:
         image = Image.fromarray((np.asarray(image) >> 8).astype(np.uint8))
     return image.convert("RGB")

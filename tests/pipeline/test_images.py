@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import io
+from pathlib import Path
 
 import numpy as np
 import pytest
 from PIL import Image
 
+from data_specs.records import Reason
+from data_specs.spec import Limits
 from pipeline.renderers import Unreadable
 from pipeline.renderers.images import render_image
 
@@ -21,8 +24,9 @@ def encoded(image: Image.Image, kind: str = "PNG", **options: object) -> bytes:
     return buffer.getvalue()
 
 
-def crop(data: bytes, size: int = 64, max_pixels: int = 10**6) -> np.ndarray:
-    (picture,) = render_image(data, size, max_pixels)
+def crop(data: bytes, size: int = 64, max_pixels: int = 10**6, formats: list[str] | None = None) -> np.ndarray:
+    limits = Limits.model_validate({"pixels": max_pixels} | ({"image_formats": formats} if formats else {}))
+    (picture,) = render_image(data, size, limits)
     assert picture.image.shape == (size, size, 3) and picture.image.dtype == np.uint8
     return picture.image
 
@@ -31,10 +35,36 @@ def crop(data: bytes, size: int = 64, max_pixels: int = 10**6) -> np.ndarray:
     ("mode", "kind"),
     [(mode, "PNG") for mode in ("1", "L", "LA", "P", "RGBA")]
     + [(mode, "JPEG") for mode in ("L", "CMYK", "YCbCr")]
-    + [(mode, "TIFF") for mode in ("I", "F", "LAB", "CMYK")],
+    + [(mode, "TIFF") for mode in ("LAB", "CMYK")]
+    + [("RGB", kind) for kind in ("WEBP", "BMP", "GIF", "PPM")],
 )
 def test_every_mode_becomes_rgb(mode: str, kind: str) -> None:
-    assert abs(float(crop(encoded(RGB.convert(mode), kind)).mean()) - PIXELS.mean()) < 3
+    data = encoded(RGB.convert(mode), kind)
+    assert abs(float(crop(data, formats=[kind]).mean()) - PIXELS.mean()) < 3
+
+
+@pytest.mark.parametrize("mode", ["I", "F"])
+def test_pixels_that_eight_bits_cannot_hold_are_refused(mode: str) -> None:
+    with pytest.raises(Unreadable) as caught:
+        crop(encoded(RGB.convert("L").convert(mode), "TIFF"), formats=["TIFF"])
+    assert (caught.value.reason, caught.value.detail) == (Reason.MODE_NOT_ALLOWED, f"TIFF of mode {mode}")
+
+
+@pytest.mark.parametrize("kind", ["TIFF", "GIF", "PPM", "ICO", "EPS", "PDF", "JPEG2000", "AVIF", "DDS", "PCX"])
+def test_formats_that_the_spec_does_not_name_are_not_opened(kind: str) -> None:
+    with pytest.raises(Unreadable) as caught:
+        crop(encoded(RGB, kind))
+    reason = Reason.NOT_AN_IMAGE if kind == "PDF" else Reason.FORMAT_NOT_ALLOWED
+    assert (caught.value.reason, caught.value.detail) == (reason, "begins with b'%PDF-1.4'" if kind == "PDF" else kind)
+
+
+def test_no_interpreter_is_looked_for(shared: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    looked = list[tuple[object, ...]]()
+    monkeypatch.setattr("shutil.which", lambda *names, **_: looked.append(names))
+    monkeypatch.setattr("subprocess.Popen", lambda *names, **_: looked.append(names))
+    with pytest.raises(Unreadable) as caught:
+        crop((shared / "cases/misc/eps_as.jpg").read_bytes())
+    assert (caught.value.reason, caught.value.detail, looked) == (Reason.FORMAT_NOT_ALLOWED, "EPS", [])
 
 
 @pytest.mark.parametrize("size", [(1, 1), (64, 64), (65, 64), (63, 200), (127, 128), (128, 129), (301, 77)])
