@@ -1,7 +1,7 @@
 """What a source of documents is: its keys in the spec, and how its documents are planned and read.
 
 A kind of source is one class in one file of data_specs/sources, and one line in its `__init__`; the rest of the
-product asks the class. This module imports pydantic alone, so that records can hold any source.
+product asks the class. This module imports no record, so that records can hold any source.
 """
 
 from __future__ import annotations
@@ -23,8 +23,10 @@ from pydantic import (
 from pydantic.json_schema import JsonSchemaValue
 from pydantic_core import InitErrorDetails, PydanticCustomError, core_schema
 
+from data_specs.splits import split_of
+
 if TYPE_CHECKING:
-    from data_specs.records import RawDocument, SourceUnit
+    from data_specs.records import Document, RawDocument, SourceUnit
 
 
 class Source(BaseModel):
@@ -93,6 +95,10 @@ class Source(BaseModel):
     def numbered_classes(self) -> dict[int, str]:
         """Return the names of classes that the source brings along by number."""
         return {}
+
+    def split_of(self, document: Document, val_share: float) -> str:
+        """Return the split, "train" or "val", that a document belongs to."""
+        return split_of(document.id, val_share)
 
     def units(
         self, documents_per_unit: int, val_share: float, classes: Mapping[str, int]

@@ -8,8 +8,12 @@ import re
 
 def split_of(document_id: str, val_share: float) -> str:
     """ "val" for a share of all documents, by the SHA-256 of the id; else "train"."""
-    number = int.from_bytes(hashlib.sha256(document_id.encode("utf-8", "surrogatepass")).digest()[:8], "big")
-    return "val" if number < val_share * 2**64 else "train"
+    return "val" if rank(document_id) < val_share * 2**64 else "train"
+
+
+def rank(document_id: str) -> int:
+    """Return a hash of 64 bits: documents of the lowest ranks are validation."""
+    return int.from_bytes(hashlib.sha256(document_id.encode("utf-8", "surrogatepass")).digest()[:8], "big")
 
 
 def key_of(document_id: str) -> str:

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import hashlib
+import logging
 from collections.abc import Callable, Iterable, Iterator
-from typing import cast
+from typing import NamedTuple, cast
 
 import numpy as np
 from pydantic import JsonValue
@@ -12,9 +13,11 @@ from pydantic import JsonValue
 from data_specs.digest import require_same
 from data_specs.receipts import valid_receipts
 from data_specs.records import Document, Identity, Receipt, SourceUnit
+from data_specs.sources.names import relative
 from data_specs.splits import key_of
 from data_specs.units import Plan
 
+log = logging.getLogger(__name__)
 MAY_CHANGE = ("sources", "limits")  # of the spec's render, when a set is extended
 
 
@@ -28,32 +31,62 @@ def require_extension(plan: Plan, wanted: Identity) -> None:
         require_same(plan.set_uri, plan.identity, wanted)
 
 
-def new_units(plan: Plan, listed: Iterable[SourceUnit], per_unit: int, retry_rejected: bool) -> Iterator[SourceUnit]:
-    """Units of the listed documents that are new to the plan, numbered on from its last.
+class _Hashes(NamedTuple):
+    """Sorted hashes (uint64) of documents: by file and id, and by id alone."""
 
-    retry_rejected: also documents that were rejected as a whole as often as they were offered. A document is known by
-    its file and id, a part of a tar by its place. Raises ValueError for a plan whose units are not all done.
+    place: np.ndarray
+    id: np.ndarray
+
+
+def new_units(
+    plan: Plan,
+    other: Plan,
+    listed: Iterable[SourceUnit],
+    per_unit: int,
+    retry_rejected: bool,
+) -> Iterator[SourceUnit]:
+    """Yield units of the listed documents that are new to the set, numbered on from the plan's last.
+
+    A document is known by its file and id, a part of a tar by its place. One warning tells of new ones whose ids are
+    known: where a source has moved, they all are.
+
+    Args:
+        plan: the plan of a split.
+        other: that of the other split: what it has is no news.
+        listed: all documents of the sources that fall to the split.
+        per_unit: documents of a unit.
+        retry_rejected: also yield documents that were rejected as a whole as often as they were offered.
+
+    Raises:
+        ValueError: documents are to be tried again, and not all units are done.
     """
     receipts = list(valid_receipts(plan.set_uri, plan.digest)) if retry_rejected else None
     if receipts is not None and len(receipts) < plan.num_units:
         raise ValueError(f"{plan.set_uri}: {plan.num_units - len(receipts)} units are not done; finish the set first")
-    known = _known(plan, receipts)
+    known = _known(plan, other, receipts)
     number = plan.num_units
-    for unit in _regrouped(_left(listed, known), per_unit):
+    for unit in _regrouped(_left(listed, known, plan.set_uri), per_unit):
         yield unit.model_copy(update={"unit": number})
         number += 1
 
 
-def _known(plan: Plan, receipts: list[Receipt] | None) -> np.ndarray:
-    """Sorted hashes (uint64) of the documents that are settled: 80 MB for ten million."""
-    offered = np.fromiter((h for unit in _units(plan) for h in _hashes(unit)), np.uint64)
-    if receipts is None:
-        return np.unique(offered)
-    values, times = np.unique(offered, return_counts=True)
-    rejected = (_rejected(unit, receipt) for unit, receipt in zip(_units(plan), receipts, strict=True))
-    failed, failures = np.unique(np.fromiter((h for some in rejected for h in some), np.uint64), return_counts=True)
-    times[np.searchsorted(values, failed)] -= failures
-    return values[times > 0]
+def _known(plan: Plan, other: Plan, receipts: list[Receipt] | None) -> _Hashes:
+    """The documents that are settled: 160 MB for ten million."""
+    offered = _rows(plan)
+    if receipts is not None:
+        values, times = np.unique(offered[:, 0], return_counts=True)
+        rejected = (_rejected(unit, receipt) for unit, receipt in zip(_units(plan), receipts, strict=True))
+        failed, failures = np.unique(np.fromiter((h for some in rejected for h in some), np.uint64), return_counts=True)
+        times[np.searchsorted(values, failed)] -= failures
+        offered = offered[np.isin(offered[:, 0], values[times > 0])]
+    place, document_id = np.concatenate([offered, _rows(other)]).T
+    return _Hashes(np.unique(place), np.unique(document_id))
+
+
+def _rows(plan: Plan) -> np.ndarray:
+    """A plan's hashes, uint64 [documents, 2]."""
+    hashes = (value for unit in _units(plan) for pair in _hashes(unit) for value in pair)
+    return np.fromiter(hashes, np.uint64).reshape(-1, 2)
 
 
 def _units(plan: Plan) -> Iterator[SourceUnit]:
@@ -62,33 +95,43 @@ def _units(plan: Plan) -> Iterator[SourceUnit]:
 
 def _rejected(unit: SourceUnit, receipt: Receipt) -> Iterator[int]:
     keys = {reject.key for reject in receipt.rejected}
-    for document, hashed in zip(unit.documents, _hashes(unit)):
+    for document, (place, _) in zip(unit.documents, _hashes(unit)):
         if key_of(document.id) in keys:
-            yield hashed
+            yield place
 
 
-def _hashes(unit: SourceUnit) -> list[int]:
-    """What a unit holds: a hash of file and id of each document; of a part of a tar, of the tar and the place."""
+def _hashes(unit: SourceUnit) -> list[tuple[int, int]]:
+    """For each document of a unit what `_Hashes` has; for a part of a tar once."""
     if unit.tar:
-        return [_hash(f"{unit.files[0].uri}\0{unit.tar.first}")]
-    return [_hash(f"{document.span.file.uri}\0{document.id}") for document in unit.listed()]
+        named = [(unit.files[0].uri, f"{relative(unit.source.address, unit.files[0].uri)}:{unit.tar.first}")]
+    else:
+        named = [(document.span.file.uri, document.id) for document in unit.listed()]
+    return [(_hash(f"{uri}\0{name}"), _hash(name)) for uri, name in named]
 
 
 def _hash(text: str) -> int:
     return int.from_bytes(hashlib.sha256(text.encode("utf-8", "surrogatepass")).digest()[:8], "big")
 
 
-def _left(listed: Iterable[SourceUnit], known: np.ndarray) -> Iterator[SourceUnit]:
+def _left(listed: Iterable[SourceUnit], known: _Hashes, set_uri: str) -> Iterator[SourceUnit]:
     """The listed units without the documents that are known."""
+    again = list[str]()
     for unit in listed:
-        hashes = np.array(_hashes(unit), np.uint64)
-        places = np.minimum(np.searchsorted(known, hashes), max(len(known) - 1, 0))
-        new = known[places] != hashes if len(known) else np.ones(len(hashes), bool)
+        places, ids = np.array(_hashes(unit), np.uint64).reshape(-1, 2).T
+        new = ~np.isin(places, known.place)
+        names = [unit.files[0].uri] if unit.tar else [document.id for document in unit.documents]
+        again += [name for name, is_again in zip(names, new & np.isin(ids, known.id)) if is_again]
         if unit.tar:
             yield from [unit] if new[0] else []
         elif new.any():
             documents = [document for document, is_new in zip(unit.listed(), new) if is_new]
             yield SourceUnit.of(unit.source, documents, unit.affinity)
+    if again:
+        log.warning(
+            "%s: %d new documents have ids that it knows from another file (for instance %r): if a source has moved, "
+            "they are in the set twice; take it away and render anew",
+            *(set_uri, len(again), again[0]),
+        )
 
 
 def _regrouped(units: Iterable[SourceUnit], per_unit: int) -> Iterator[SourceUnit]:

@@ -5,15 +5,16 @@ from __future__ import annotations
 import itertools
 import json
 import sys
-from collections.abc import Iterable, Iterator
-from contextlib import ExitStack
+from collections.abc import Iterator
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from data_specs import digest, storage
-from data_specs.records import Identity, Outcome, SourceUnit, parse_unit, unit_line
+from data_specs.records import Identity, Outcome, SourceUnit
 from data_specs.scratch import scratch_folder
+from data_specs.source import Source
+from data_specs.sources.planning import SPLITS, class_names, list_units, read_units
 from data_specs.spec import Spec
 from data_specs.units import Plan, extend_plan, read_plan, write_plan
 from pipeline.stages import Option, Output, UnitStage, Work, register
@@ -21,8 +22,6 @@ from pipeline.workers import Workers
 
 if TYPE_CHECKING:
     from pipeline.render import Renderer
-
-SPLITS = ("train", "val")
 
 
 class Render(UnitStage):
@@ -81,7 +80,7 @@ def _plans(spec: Spec, root: str) -> dict[str, Plan]:
     if all(stored.values()):
         return {split: plan for split, plan in stored.items() if plan}
     with scratch_folder() as folder:
-        units = _list(spec, root, folder)
+        units = list_units(spec.render, _prepare(spec, root), folder)
         return {split: stored[split] or _write(spec, uri, split, units[split]) for split, uri in set_uris.items()}
 
 
@@ -103,43 +102,33 @@ def _extended(spec: Spec, root: str, retry_rejected: bool) -> dict[str, Plan]:
         if not done[split] and plan.identity != _identity(spec, split):
             raise ValueError(f"{plan.set_uri}: not all units are done; run `dnd render` as before, then extend")
     with scratch_folder() as folder:
-        listed = _list(spec, root, folder)
-        grow = partial(_grow, spec, retry_rejected=retry_rejected)
-        return {split: grow(plan, split, listed[split]) if done[split] else plan for split, plan in stored.items()}
+        listed = list_units(spec.render, _prepare(spec, root), folder)
+        grow = partial(_grow, spec, stored, retry_rejected=retry_rejected)
+        return {split: grow(split, listed[split]) if done[split] else plan for split, plan in stored.items()}
 
 
-def _grow(spec: Spec, plan: Plan, split: str, listed: Path, retry_rejected: bool) -> Plan:
+def _grow(spec: Spec, plans: dict[str, Plan], split: str, listed: Path, retry_rejected: bool) -> Plan:
     """The plan with a part for new documents; as it is where there are none and the spec is the same."""
     from pipeline.extend import new_units
 
-    identity = _identity(spec, split)
-    with listed.open("rb") as lines:
-        units = new_units(plan, _parsed(lines), spec.render.documents_per_unit, retry_rejected)
-        first = list(itertools.islice(units, 1))
-        if not first and plan.identity == identity:
-            return plan
-        grown = extend_plan(plan, identity, itertools.chain(first, units))
+    identity, plan = _identity(spec, split), plans[split]
+    other = plans["val" if split == "train" else "train"]
+    units = new_units(plan, other, read_units(listed), spec.render.documents_per_unit, retry_rejected)
+    first = list(itertools.islice(units, 1))
+    if not first and plan.identity == identity:
+        return plan
+    grown = extend_plan(plan, identity, itertools.chain(first, units))
     print(f"images/{split}: {grown.num_units - plan.num_units} units added", file=sys.stderr)
     return grown
 
 
-def _list(spec: Spec, root: str, folder: Path) -> dict[str, Path]:
-    """Lists and cuts the sources once, by streaming: a file of units, one a line, for each split."""
-    from data_specs.sources.planning import class_names, cut
-
+def _prepare(spec: Spec, root: str) -> list[Source]:
+    """The spec's sources as workers read them; the names of their classes are kept beside the sets."""
+    assert spec.render, "a spec without render is refused before"
     sources = [source.prepare(storage.join(root, "inputs")) for source in spec.render.sources]
     if names := class_names(sources):
         _keep_classes(storage.join(root, "images", "classes.json"), names)
-    with ExitStack() as stack:
-        files = {split: stack.enter_context((folder / split).open("wb")) for split in SPLITS}
-        for split, unit in cut(spec.render, sources):
-            files[split].write(unit_line(unit))
-    return {split: folder / split for split in SPLITS}
-
-
-def _parsed(lines: Iterable[bytes]) -> Iterator[SourceUnit]:
-    units = (parse_unit(line, "a listed unit") for line in lines)
-    return (unit for unit in units if isinstance(unit, SourceUnit))
+    return sources
 
 
 def _keep_classes(uri: str, names: dict[int, str]) -> None:
@@ -156,8 +145,7 @@ def _keep_classes(uri: str, names: dict[int, str]) -> None:
 
 def _write(spec: Spec, set_uri: str, split: str, units: Path) -> Plan:
     identity = _identity(spec, split)
-    with units.open("rb") as lines:
-        return write_plan(set_uri, digest.digest_of(identity), identity, _parsed(lines))
+    return write_plan(set_uri, digest.digest_of(identity), identity, read_units(units))
 
 
 def _identity(spec: Spec, split: str) -> Identity:

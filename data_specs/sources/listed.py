@@ -15,7 +15,6 @@ from data_specs.source import Source
 from data_specs.sources.names import is_packed, is_parquet, printable
 from data_specs.sources.reading import read_spans
 from data_specs.sources.tables import read_rows
-from data_specs.splits import split_of
 
 log = logging.getLogger(__name__)
 
@@ -74,10 +73,6 @@ class ListedSource(Source):
         not_taken.warn(self.uri, self.kind)
         if number == 0:
             raise ValueError(f"{self.uri}: there is no document of kind {self.kind} here")
-
-    def split_of(self, document: Document, val_share: float) -> str:
-        """Return the split, "train" or "val", that a document belongs to."""
-        return split_of(document.id, val_share)
 
     def units(
         self, documents_per_unit: int, val_share: float, classes: Mapping[str, int]

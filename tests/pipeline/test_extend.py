@@ -73,3 +73,34 @@ def test_another_source_is_an_extension_and_the_old_spec_is_refused_then(tmp_pat
     assert len(ids_in(root)) == 16
     with pytest.raises(ValueError, match=r"something else: render.sources.0.uri was .*--extend.*--root"):
         render_here(text_spec(tmp_path / "one"), root)
+
+
+def test_ids_that_are_known_from_another_file_are_said(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    root, texts, elsewhere = tmp_path / "run", tmp_path / "texts", tmp_path / "elsewhere"
+    write_texts(texts / "sub/a.jsonl", [f"a{i}" for i in range(20)])
+    render_here(text_spec(texts), root)
+    before = contents(root)
+    write_texts(texts / "sub/b.jsonl", ["b0", "b1"])
+    render_here(text_spec(texts), root, extend=True)
+    assert not [r for r in caplog.records if r.name == "pipeline.extend"], "nothing has moved"
+    texts.rename(elsewhere)
+    render_here(text_spec(elsewhere), root, extend=True)
+    said = [r for r in caplog.records if r.name == "pipeline.extend"]
+    assert sum(r.args[1] for r in said) == 22 and "if a source has moved" in said[0].getMessage()  # type: ignore[index,operator,misc]
+    assert {name: data for name, data in contents(root).items() if name in before} == before
+
+
+def test_what_was_taken_for_validation_never_enters_training(tmp_path: Path) -> None:
+    root, texts = tmp_path / "run", tmp_path / "texts"
+    write_texts(texts / "a.jsonl", ["a0", "a1", "a2"])
+    share = "render.val_share=0.01"
+    manifests = render_here(text_spec(texts, share), root)
+    assert (manifests["train"].totals.written, manifests["val"].totals.written) == (2, 1)
+    taken = ids_in_split(root, "val")
+    write_texts(texts / "b.jsonl", [f"b{i}" for i in range(300)])
+    assert render_here(text_spec(texts, share), root, extend=True)["val"].totals.written > 1
+    assert len(ids_in(root)) == 303 and taken[0] in ids_in_split(root, "val")
+
+
+def ids_in_split(root: Path, split: str) -> list[str]:
+    return [item["json"]["id"] for item in open_shards(str(root / "images" / split))]
