@@ -118,9 +118,9 @@ def _left(listed: Iterable[SourceUnit], known: _Hashes, set_uri: str) -> Iterato
     again = list[str]()
     for unit in listed:
         places, ids = np.array(_hashes(unit), np.uint64).reshape(-1, 2).T
-        new = ~np.isin(places, known.place)
+        new = ~_among(places, known.place)
         names = [unit.files[0].uri] if unit.tar else [document.id for document in unit.documents]
-        again += [name for name, is_again in zip(names, new & np.isin(ids, known.id)) if is_again]
+        again += [name for name, is_again in zip(names, new & _among(ids, known.id)) if is_again]
         if unit.tar:
             yield from [unit] if new[0] else []
         elif new.any():
@@ -129,9 +129,15 @@ def _left(listed: Iterable[SourceUnit], known: _Hashes, set_uri: str) -> Iterato
     if again:
         log.warning(
             "%s: %d new documents have ids that it knows from another file (for instance %r): if a source has moved, "
-            "they are in the set twice; take it away and render anew",
+            "they are in the set twice; remove the set and render anew",
             *(set_uri, len(again), again[0]),
         )
+
+
+def _among(values: np.ndarray, known: np.ndarray) -> np.ndarray:
+    """Whether each value is among sorted ones."""
+    places = np.minimum(np.searchsorted(known, values), max(len(known) - 1, 0))
+    return known[places] == values if len(known) else np.zeros(len(values), bool)
 
 
 def _regrouped(units: Iterable[SourceUnit], per_unit: int) -> Iterator[SourceUnit]:
