@@ -80,6 +80,11 @@ class Source(BaseModel):
         return self
 
     @property
+    def text_format(self) -> Literal["plain", "markdown", "html"]:
+        """What its texts are written in."""
+        return "plain"
+
+    @property
     def address(self) -> str:
         """URI under which the documents lie; empty where they are made here."""
         return ""

@@ -28,7 +28,6 @@ from data_specs.records import (
 )
 from data_specs.source import Source
 from data_specs.sources.reading import read_unit
-from data_specs.sources.text import TextSource
 from data_specs.spec import Spec
 from pipeline.filters import Duplicates, ink, perceptual_hash, script_of
 from pipeline.isolate import Answer, Child
@@ -181,5 +180,5 @@ def _render_kind(source: Source, data: bytes, document_id: str, spec: Spec, ende
         raise Unreadable(Reason.BROKEN_ROW, str(error)) from None
     if render.filters.scripts and (script := script_of(text)) not in render.filters.scripts:
         return iter([Lost("", Reason.SCRIPT, script or "")])
-    form = source.format if isinstance(source, TextSource) else "plain"
-    return render_text(text, document_id, render.text, spec.seed, render.crop_size or size, size, form)
+    style, canvas = render.text, render.crop_size or size
+    return render_text(text, document_id, style, spec.seed, canvas, size, source.text_format)

@@ -33,6 +33,10 @@ class TextSource(ListedSource):
     subset: str | None = Field(None, description="configuration of a `datasets` data set")
     partition: str = Field("train", description="split of a `datasets` data set")
 
+    @property
+    def text_format(self) -> Literal["plain", "markdown", "html"]:
+        return self.format
+
     def prepare(self, inputs_uri: str) -> Source:
         if not self.uri.startswith(PREFIX):
             return super().prepare(inputs_uri)
