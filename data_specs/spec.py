@@ -500,18 +500,6 @@ class Spec(Part):
             self._sample_fits_transformer()
         return self
 
-    @model_validator(mode="after")
-    def _training_has_its_data(self) -> Spec:
-        if not (self.render and self.train and self.train.validate_every):
-            return self
-        splits = {getattr(source, "split", "hash") for source in self.render.sources}
-        if self.render.val_share == 0 and "val" not in splits and self.train.val_codes == "codes/val":
-            raise ValueError(
-                "render.val_share is 0, so there is nothing for train.validate_every to validate on: give it a share, "
-                "or set train.validate_every=null"
-            )
-        return self
-
     def _sample_fits_transformer(self) -> None:
         part, number = self.sample, self.transformer.num_classes
         if outside := [cls for cls in part.listed_classes if not 0 <= cls < number]:

@@ -7,6 +7,7 @@ have.
 from __future__ import annotations
 
 import json
+import logging
 import math
 import time
 from collections.abc import Generator, Iterator
@@ -21,7 +22,7 @@ import torch.distributed as dist
 from pydantic import JsonValue
 from torch import Tensor
 
-from data_specs import storage
+from data_specs import open_shards, storage
 from data_specs.records import CheckpointFile
 from data_specs.spec import ShardInput, Spec
 from tokenize_jobs.checkpoint import StoredTensors
@@ -39,6 +40,8 @@ from train.engine import build_engine, clip_at_stage_0, config_of, grad_norm, wa
 from train.flops import utilisation
 from train.loader import Batch, Loader, positions_of
 from train.weights import CONFIG, EMA_WEIGHTS, WEIGHTS
+
+log = logging.getLogger(__name__)
 
 
 class TransformerTask:
@@ -58,6 +61,9 @@ class TransformerTask:
 
     def _open_held_out(self, root: str) -> Loader | None:
         if self.part.validate_every is None:
+            return None
+        if not len(open_shards(storage.join(root, self.part.val_codes))):
+            log.warning("%s has no samples: this training is not validated on held-out codes", self.part.val_codes)
             return None
         held_out = Loader([ShardInput(manifest=self.part.val_codes)], root, self.spec)
         held_out.fetch_from(0)

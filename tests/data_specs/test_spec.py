@@ -145,7 +145,6 @@ def test_overrides_that_are_refused(override: str, message: str) -> None:
         (["train.codes=[]"], r"train\.codes"),
         (["train.codes=[{manifest: a, weight: 1.0e-9}, {manifest: b}]"], r"weight 1e-09 of a is so small"),
         (["train.learning_rate=.inf"], r"train\.learning_rate.*finite"),
-        (["render.val_share=0"], r"nothing for train\.validate_every to validate on"),
     ],
 )
 def test_what_cannot_work_is_refused_with_file_and_key(overrides: list[str], message: str) -> None:

@@ -14,7 +14,8 @@ from pathlib import Path
 
 import psutil
 import pytest
-from code_sets import make_root, tiny_spec
+import ranks
+from code_sets import make_root, tiny_spec, write_codes
 from safetensors.torch import load_file
 
 from train.job import TrainingFailed, train
@@ -117,3 +118,12 @@ def test_a_rank_that_hangs_ends_the_job_in_time(tmp_path: Path) -> None:
 def test_a_loss_that_is_not_finite_stops_at_its_step(tmp_path: Path) -> None:
     with pytest.raises(TrainingFailed, match=r"loss is not finite.* at step"):
         train(tiny_spec("train.learning_rate=1.0e+38", "train.max_restarts=3"), make_root(tmp_path))
+
+
+def test_a_validation_set_without_samples_is_trained_without(tmp_path: Path) -> None:
+    write_codes(str(tmp_path / "codes/train"), [20])
+    write_codes(str(tmp_path / "codes/val"), [0])
+    ranks.run(1, ranks.train_plainly, str(tmp_path), "train.steps=3", "train.validate_every=2", "train.zero_stage=0")
+    assert (tmp_path / "transformer/transformer.safetensors").is_file()
+    rows = [json.loads(line) for line in (tmp_path / "transformer/metrics.jsonl").read_text().splitlines()]
+    assert rows and not any("val_bits_per_code" in row for row in rows)
