@@ -101,12 +101,12 @@ def small_disk(tmp_path: Path) -> Iterator[Path]:
     subprocess.run(["umount", "-l", str(tmp_path)], check=True)
 
 
-def test_a_full_disk(small_disk: Path, undisturbed: str, capsys: pytest.CaptureFixture[str]) -> None:
-    root = str(small_disk / "run")
-    said = runs.end(runs.start(root, "--workers", "2"), 1)
+def test_a_full_disk(cluster: Cluster, small_disk: Path, undisturbed: str, capsys: pytest.CaptureFixture[str]) -> None:
+    root, peers = str(small_disk / "run"), runs.on(cluster)
+    said = runs.end(runs.start(root, *peers, environment=cluster.environment), 1)
     assert "No space left" in said and "Traceback" not in said
     done = runs.receipts(root)
     subprocess.run(["mount", "-o", "remount,size=64m", str(small_disk)], check=True)
-    runs.end(runs.start(root, "--workers", "2"))
+    runs.end(runs.start(root, *peers, environment=cluster.environment))
     happened = f"ends in one line after {done} units; with room, the rest is made"
     runs.tell(capsys, "a full disk", happened, root, undisturbed)
