@@ -438,17 +438,20 @@ class Evaluate(Part):
     reconstructions: int = Field(1000, ge=1, description="images whose reconstructions are scored")
 
 
+_MISSING: Any = None  # a part that a spec file leaves out: typed as if it were there, since `require` sees to it
+
+
 class Spec(Part):
     """A whole run. The parts of stages that are not used may be missing; `require` says which a command needs."""
 
     name: str = Field(pattern=r"^[A-Za-z0-9_-]+$", description="name of the run: letters, digits, _ and -")
     seed: int = Field(0, ge=0, lt=2**31, description="what all random numbers of the run come from")
     shape: Shape
-    render: Render = Field(default=None, description="documents to image shards")
-    tokenizer: Tokenizer = Field(default=None, description="the RQ-VAE and its training")
+    render: Render = Field(default=_MISSING, description="documents to image shards")
+    tokenizer: Tokenizer = Field(default=_MISSING, description="the RQ-VAE and its training")
     tokenize: Tokenize = Tokenize()
-    transformer: Transformer = Field(default=None, description="the DnD transformer")
-    train: Train = Field(default=None, description="training of the transformer")
+    transformer: Transformer = Field(default=_MISSING, description="the DnD transformer")
+    train: Train = Field(default=_MISSING, description="training of the transformer")
     sample: Sample = Sample()
     evaluate: Evaluate = Evaluate()
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Iterator
+from functools import partial
 from typing import TypeVar
 
 from data_specs import storage
@@ -29,12 +30,12 @@ def status_lines(root: str) -> Iterator[str]:
     What is damaged is a line, never an error.
     """
     for set_uri in find_shard_sets(root):
-        yield from _unless_damaged(lambda uri=set_uri: _plan_lines(root, uri))
+        yield from _unless_damaged(partial(_plan_lines, root, set_uri))
     for stage in registered():
         if stage.trains:
-            yield from _unless_damaged(lambda stage=stage: _training_lines(root, stage))
+            yield from _unless_damaged(partial(_training_lines, root, stage))
     for home in sorted({stage.makes.partition("/")[0] for stage in registered()}):
-        yield from _unless_damaged(lambda home=home: _lease_lines(root, home))
+        yield from _unless_damaged(partial(_lease_lines, root, home))
 
 
 def _unless_damaged(lines: Callable[[], Iterator[str]]) -> Iterator[str]:

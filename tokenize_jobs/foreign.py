@@ -122,7 +122,7 @@ class _Unpickler(pickle._Unpickler):  # type: ignore[name-defined]  # the C one 
     def load_bytearray8(self) -> None:
         raise _RefusedError("asks for a buffer, which torch never writes")
 
-    dispatch[pickle.BYTEARRAY8[0]] = load_bytearray8
+    dispatch[pickle.BYTEARRAY8[0]] = load_bytearray8  # type: ignore[assignment]  # the method of a subclass
 
 
 class _Shell:

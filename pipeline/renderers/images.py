@@ -47,7 +47,7 @@ def open_image(data: bytes, formats: Sequence[str], max_pixels: int) -> Image.Im
         Unreadable: see `render_image`.
     """
     try:
-        image = Image.open(io.BytesIO(data), formats=formats)
+        image = Image.open(io.BytesIO(data), formats=list(formats))
     except UnidentifiedImageError:
         if other := _format_of(data[:PREFIX_BYTES]):
             raise Unreadable(Reason.FORMAT_NOT_ALLOWED, other) from None
