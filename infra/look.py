@@ -17,9 +17,10 @@ from data_specs.receipts import read_receipt, receipt_name
 from data_specs.records import Dropped, Reason, Receipt, Sample, SampleInfo, SourceUnit
 from data_specs.root import spec_of
 from data_specs.shards import Shard
-from data_specs.spec import Filters, Spec
+from data_specs.spec import Spec
 from data_specs.units import Plan, read_plan
 from pipeline.extend import without
+from pipeline.filters import without_filters
 from pipeline.removal import read_removed
 from pipeline.render import Renderer
 from pipeline.truth import truth_of_shard
@@ -117,7 +118,7 @@ def _dropped(spec: Spec, plan: Plan, unit: SourceUnit) -> list[tuple[Dropped, Im
     """What was dropped of the unit's first documents, with the picture where there is one."""
     unit = _shortened(without(unit, read_removed(plan.set_uri.rpartition("/")[0]).holds_document))
     filtering = Renderer(spec)
-    keeping = Renderer(_without_filters(spec))
+    keeping = Renderer(spec.model_copy(update={"render": without_filters(spec.render)}))
     try:
         dropped = [outcome for outcome in filtering.render(unit) if isinstance(outcome, Dropped)]
         wanted = {one.key for one in dropped}
@@ -134,12 +135,6 @@ def _shortened(unit: SourceUnit) -> SourceUnit:
         tar = unit.tar.model_copy(update={"count": min(unit.tar.count, DOCUMENTS), "last": False})
         return unit.model_copy(update={"tar": tar})
     return unit.model_copy(update={"documents": unit.documents[:DOCUMENTS]})
-
-
-def _without_filters(spec: Spec) -> Spec:
-    pages = spec.render.pages.model_copy(update={"min_words": 0})
-    render = spec.render.model_copy(update={"filters": Filters(min_ink=0), "pages": pages})
-    return spec.model_copy(update={"render": render})
 
 
 def draw_sheet(title: str, rows: list[Row]) -> Image.Image:

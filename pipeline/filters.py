@@ -1,13 +1,96 @@
-"""Filters: what is not worth keeping. Each gives a reason under which its receipts count it."""
+"""Filters: what is not worth keeping. Each gives a reason under which its receipts count it.
+
+A filter is one entry of FILTERS and one key of the spec's render.filters. `dnd look` shows what it took: it renders
+once more with every filter at the value that lets all pass.
+"""
 
 from __future__ import annotations
 
 import unicodedata
 from collections import Counter
+from collections.abc import Callable
+from typing import Any, NamedTuple
 
 import numpy as np
 
+from data_specs.records import Reason
+from data_specs.spec import Filters, Render
 
+SCANNED = 0.8  # share of a page without words under one picture, from which it counts as scanned
+Taken = tuple[Reason, str]
+
+
+class Facts(NamedTuple):
+    """What is known of a passage, page or picture when filters look at it; None: nothing, and that filter passes it.
+
+    pictured: share of the page under its largest picture; trusted: whether the file says what its letters are;
+    script: of most letters; ink: share of pixels; nearest: bits by which the hash of the nearest kept picture differs.
+    """
+
+    pictured: float | None = None
+    trusted: bool | None = None
+    script: str | None = None
+    ink: float | None = None
+    nearest: int | None = None
+
+
+class Filter(NamedTuple):
+    """A filter: its key in render.filters, the value with which it lets all pass, and what it takes, with a detail."""
+
+    key: str
+    off: Any
+    takes: Callable[[Filters, Facts], Taken | None]
+
+
+def _scanned(filters: Filters, facts: Facts) -> Taken | None:
+    if filters.scanned == "keep" or facts.pictured is None or facts.pictured < SCANNED:
+        return None
+    return Reason.SCANNED, f"{facts.pictured:.0%} under one picture"
+
+
+def _untrusted(filters: Filters, facts: Facts) -> Taken | None:
+    return (Reason.UNTRUSTED_WORDS, "") if filters.untrusted == "drop" and facts.trusted is False else None
+
+
+def _script(filters: Filters, facts: Facts) -> Taken | None:
+    if not filters.scripts or facts.script is None or facts.script in filters.scripts:
+        return None
+    return Reason.SCRIPT, facts.script
+
+
+def _little_ink(filters: Filters, facts: Facts) -> Taken | None:
+    if facts.ink is None or facts.ink >= filters.min_ink:
+        return None
+    return (Reason.TOO_LITTLE_INK, f"{facts.ink:.4f} of the pixels") if facts.ink else (Reason.BLANK, "")
+
+
+def _near_duplicate(filters: Filters, facts: Facts) -> Taken | None:
+    if filters.near_duplicates is None or facts.nearest is None or facts.nearest > filters.near_duplicates:
+        return None
+    return Reason.NEAR_DUPLICATE, f"{facts.nearest} bits from one that was kept"
+
+
+FILTERS = (
+    Filter("scanned", "keep", _scanned),
+    Filter("untrusted", "keep", _untrusted),
+    Filter("scripts", None, _script),
+    Filter("min_ink", 0.0, _little_ink),
+    Filter("near_duplicates", None, _near_duplicate),
+)
+
+
+def taken_by(filters: Filters, facts: Facts) -> Taken | None:
+    """Return the reason and detail of the first filter that takes what has these facts; None where all pass it."""
+    return next((taken for one in FILTERS if (taken := one.takes(filters, facts))), None)
+
+
+def without_filters(render: Render) -> Render:
+    """Return a part of the spec with which nothing is filtered: so `dnd look` gets the pictures of what was."""
+    off = Filters.model_validate({one.key: one.off for one in FILTERS})
+    return render.model_copy(update={"filters": off, "pages": render.pages.model_copy(update={"min_words": 0})})
+
+
+# ---- what filters look at ------------------------------------------------------------------------------------------
 def ink(image: np.ndarray) -> float:
     """Share of pixels of uint8 [H, W, 3] that differ from the commonest value by more than 48 of 255."""
     grey = image[..., 1]
@@ -36,17 +119,17 @@ def script_of(text: str) -> str | None:
     return scripts.most_common(1)[0][0] if scripts else None
 
 
-class Duplicates:
-    """Near duplicates among the pictures of one unit: `distance` is the number of bits that hashes may differ in."""
+class Kept:
+    """Perceptual hashes of the pictures of one unit that were kept."""
 
-    def __init__(self, distance: int) -> None:
-        self.distance, self.seen = distance, np.zeros(0, np.uint64)
+    def __init__(self) -> None:
+        self.hashes = np.zeros(0, np.uint64)
 
-    def holds(self, picture_hash: int) -> bool:
-        """Whether one like it was kept; if not, it is kept."""
-        bits = np.uint64(picture_hash)
-        distances = np.bitwise_count(self.seen ^ bits)
-        if len(distances) and int(distances.min()) <= self.distance:
-            return True
-        self.seen = np.append(self.seen, bits)
-        return False
+    def nearest(self, picture_hash: int) -> int | None:
+        """Return the bits by which the nearest one differs; None before the first."""
+        distances = np.bitwise_count(self.hashes ^ np.uint64(picture_hash))
+        return int(distances.min()) if len(distances) else None
+
+    def add(self, picture_hash: int) -> None:
+        """Note a picture that is kept."""
+        self.hashes = np.append(self.hashes, np.uint64(picture_hash))

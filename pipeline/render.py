@@ -28,8 +28,8 @@ from data_specs.records import (
 )
 from data_specs.source import Source
 from data_specs.sources.reading import read_unit
-from data_specs.spec import Spec
-from pipeline.filters import Duplicates, ink, perceptual_hash, script_of
+from data_specs.spec import Filters, Spec
+from pipeline.filters import Facts, Kept, ink, perceptual_hash, script_of, taken_by
 from pipeline.isolate import Answer, Child
 from pipeline.png import ENCODER, encode_png
 from pipeline.renderers import Lost, Picture, Unreadable
@@ -82,8 +82,7 @@ class Renderer:
         """Samples and what was dropped, in the order of the unit's documents; then what was read."""
         source, waiting = unit.source, deque[RawDocument]()
         read, num_bytes = hashlib.sha256(), 0
-        distance = self.spec.render.filters.near_duplicates
-        duplicates = None if distance is None else Duplicates(distance)
+        filters, kept = self.spec.render.filters, Kept()
 
         def calls() -> Iterator[tuple[Any, ...]]:
             nonlocal num_bytes
@@ -98,7 +97,7 @@ class Renderer:
             while waiting[0].reason:
                 yield _refused(waiting.popleft())
             document = waiting.popleft()
-            yield from _outcomes(document, self._second_chance(source, document, answer), duplicates)
+            yield from _outcomes(document, self._second_chance(source, document, answer), filters, kept)
         yield from map(_refused, waiting)
         yield InputRead(bytes=num_bytes, sha256=read.hexdigest())
 
@@ -125,7 +124,7 @@ def _refused(document: RawDocument) -> Dropped:
     return Dropped(document.key, document.origin, document.reason, document.detail)
 
 
-def _outcomes(document: RawDocument, answer: Answer, duplicates: Duplicates | None) -> Iterator[Outcome]:
+def _outcomes(document: RawDocument, answer: Answer, filters: Filters, kept: Kept) -> Iterator[Outcome]:
     key, origin = document.key, document.origin
     if answer.reason:
         yield Dropped(key, origin, answer.reason, answer.detail)
@@ -133,9 +132,13 @@ def _outcomes(document: RawDocument, answer: Answer, duplicates: Duplicates | No
     for made in answer.value:
         if made.reason:
             yield Dropped(key + made.suffix, origin, made.reason, made.detail)
-        elif duplicates and duplicates.holds(made.facts.hash):
-            yield Dropped(key + made.suffix, origin, Reason.NEAR_DUPLICATE)
+            continue
+        looks_back = filters.near_duplicates is not None
+        if looks_back and (taken := taken_by(filters, Facts(nearest=kept.nearest(made.facts.hash)))):
+            yield Dropped(key + made.suffix, origin, *taken)
         else:
+            if looks_back:
+                kept.add(made.facts.hash)
             fields = {"png": made.png, "cls": b"%d" % document.cls, "json": made.json}
             yield Sample(key + made.suffix, fields, made.facts)
 
@@ -150,8 +153,10 @@ def render_document(
     for part in _render_kind(source, data, document_id, spec, ended):
         if isinstance(part, Lost):
             made.append(Rendered(part.suffix, reason=part.reason, detail=part.detail))
-        elif (share := ink(part.image)) < filters.min_ink:
-            made.append(Rendered(part.suffix, reason=Reason.TOO_LITTLE_INK if share else Reason.BLANK))
+            continue
+        share = ink(part.image)
+        if taken := taken_by(filters, Facts(ink=share)):
+            made.append(Rendered(part.suffix, reason=taken[0], detail=taken[1]))
         else:
             info = SampleInfo.model_validate(part.about | texts)
             png = _photo_png(part.image) if source.document_kind == "image" else encode_png(part.image)
@@ -178,7 +183,8 @@ def _render_kind(source: Source, data: bytes, document_id: str, spec: Spec, ende
         text = source.text(data)
     except ValueError as error:
         raise Unreadable(Reason.BROKEN_ROW, str(error)) from None
-    if render.filters.scripts and (script := script_of(text)) not in render.filters.scripts:
-        return iter([Lost("", Reason.SCRIPT, script or "")])
+    script = (script_of(text) or "") if render.filters.scripts else None
+    if taken := taken_by(render.filters, Facts(script=script)):
+        return iter([Lost("", *taken)])
     style, canvas = render.text, render.crop_size or size
     return render_text(text, document_id, style, spec.seed, canvas, size, source.text_format)

@@ -17,7 +17,7 @@ from PIL import Image
 
 from data_specs.records import Reason
 from data_specs.spec import Filters, PageStyle, Render
-from pipeline.filters import ink, script_of
+from pipeline.filters import Facts, ink, script_of, taken_by
 from pipeline.isolate import begin
 from pipeline.png import from_plane, grey_plane
 from pipeline.renderers import Lost, Picture, Unreadable, mupdf, pdfium, short
@@ -29,7 +29,6 @@ POINTS = 72.0
 OPENING = -1  # what comes before the pages
 Ended = Mapping[int, Sequence[tuple[Reason, str]]]  # by page or OPENING: what ended the child, one entry an engine
 NOTHING: Ended = MappingProxyType({})
-SCANNED = 0.8  # share of a page without words under one picture, from which it counts as scanned
 
 
 def render_pdf(
@@ -113,13 +112,9 @@ def _check(page: Page, filters: Filters, fallback: bool) -> None:
     """
     if (page.repaired or fallback) and ink(page.image) == 0:
         raise Unreadable(Reason.BLANK_AFTER_REPAIR)
-    if filters.scanned == "drop" and page.pictured >= SCANNED:
-        raise Unreadable(Reason.SCANNED)
-    if filters.untrusted == "drop" and not page.words.trusted:
-        raise Unreadable(Reason.UNTRUSTED_WORDS)
     script = script_of(" ".join(page.words.texts)) if filters.scripts else None
-    if script and script not in (filters.scripts or ()):
-        raise Unreadable(Reason.SCRIPT, script)
+    if taken := taken_by(filters, Facts(page.pictured, page.words.trusted, script)):
+        raise Unreadable(*taken)
 
 
 def _crops(
