@@ -75,12 +75,14 @@ def _lease_lines(root: str, home: str) -> Iterator[str]:
 
 
 def _set_lines(root: str, plan: Plan) -> Iterator[str]:
-    state, job = _state(plan)
+    faults = list[str]()
+    state, job = _state(plan, faults)
     name, totals = plan.set_uri.removeprefix(root.rstrip("/") + "/"), state.totals
     yield (
         f"{name}: {totals.units}/{plan.num_units} units done, {_failed(plan, state, job)} failed; "
         f"{totals.written} written, {totals.filtered} filtered, {totals.rejected} rejected"
     )
+    yield from (f"    {fault}" for fault in faults)
     if job:
         yield from _running(job)
     for kind, counts in (("filtered", state.filtered), ("rejects", state.rejects)):
@@ -93,21 +95,22 @@ def _set_lines(root: str, plan: Plan) -> Iterator[str]:
 def _failure_lines(plan: Plan) -> Iterator[str]:
     """Why units failed, with a document of each."""
     for file in storage.list_files(plan.set_uri):
-        if file.uri.endswith(".failed.json") and (failure := _read(Failure, file.uri)):
+        if file.uri.endswith(".failed.json") and (failure := _read(Failure, file.uri, [])):
             unit = next((unit for unit in plan.units() if unit.unit == failure.unit), None)
             names = [document.id for document in unit.documents] if isinstance(unit, SourceUnit) else []
             yield f"    unit {failure.unit} failed: {failure.reason}{f' (documents from {names[0]})' if names else ''}"
 
 
-def _state(plan: Plan) -> tuple[Manifest | JobState, JobState | None]:
+def _state(plan: Plan, faults: list[str]) -> tuple[Manifest | JobState, JobState | None]:
     """A set's account, and what its running job says of itself.
 
-    The account is from the manifest if it is whole, from what the job wrote, else from all receipts.
+    The account is from the manifest if it is whole, from what the job wrote, else from all receipts; what is wrong
+    with the first two is added to `faults`.
     """
-    manifest = _read(Manifest, storage.join(plan.set_uri, "manifest.json"))
+    manifest = _read(Manifest, storage.join(plan.set_uri, "manifest.json"), faults)
     if manifest and manifest.complete and manifest.totals.units == plan.num_units:
         return manifest, None
-    job = _read(JobState, progress_uri(plan.set_uri))
+    job = _read(JobState, progress_uri(plan.set_uri), faults)
     if job and job.units == plan.num_units:
         return job, job
     return summarise(plan, ""), None
@@ -134,9 +137,12 @@ def _running(job: JobState) -> Iterator[str]:
         yield f"    unit {unit}: for {seconds} s on {host}"
 
 
-def _read(kind: type[_AnyRecord], uri: str) -> _AnyRecord | None:
+def _read(kind: type[_AnyRecord], uri: str, faults: list[str]) -> _AnyRecord | None:
     """A record, None where there is none or it is damaged: the account is then made from what is whole."""
     try:
         return kind.parse(storage.read_bytes(uri), uri)
-    except (FileNotFoundError, ValueError):
+    except FileNotFoundError:
+        return None
+    except ValueError as error:
+        faults.append(str(error))
         return None
