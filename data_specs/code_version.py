@@ -12,8 +12,8 @@ import functools
 import hashlib
 import os
 import platform
+import re
 import subprocess
-import tempfile
 import time
 from importlib import metadata
 from pathlib import Path
@@ -25,6 +25,12 @@ from data_specs.records import CodeEntry, CodeHistory
 NAME = "code.json"
 REPOSITORY = Path(__file__).resolve().parents[1]
 MAX_PATCH_BYTES = 8 << 20
+_KEY = re.compile(  # a quoted value of a telling name, or the well-known forms
+    rb"""((?:secret|token|passw(?:or)?d|api_?key|access_?key)\w*["']?\s*[=:]\s*["'])[^"'\n]{8,}"""
+    rb"|\b(?:AKIA|ASIA)[A-Z0-9]{16}\b|\b(?:hf|ghp|gho|xox[abp])[_-][A-Za-z0-9_-]{16,}"
+    rb"|-----BEGIN [A-Z ]*PRIVATE KEY-----[^-]*",
+    re.IGNORECASE,
+)
 
 
 class Code(NamedTuple):
@@ -92,16 +98,12 @@ def checkout(folder: Path) -> Code:
 
 
 def _uncommitted(folder: Path) -> bytes:
-    """`git diff` of the working tree, new files and all, against HEAD; the user's index stays as it is."""
-    with tempfile.TemporaryDirectory(prefix="dnd-index-") as scratch:
-        index = {"GIT_INDEX_FILE": str(Path(scratch, "index"))}
-        _git(folder, "read-tree", "HEAD", **index)
-        _git(folder, "add", "--all", **index)
-        return _git(folder, "diff", "--cached", "--binary", "HEAD", **index)
+    """`git diff` of what git tracks against HEAD, without what looks like a key."""
+    return _KEY.sub(rb"\1[left out: it looks like a key]", _git(folder, "diff", "--binary", "HEAD"))
 
 
-def _git(folder: Path, *arguments: str, **variables: str) -> bytes:
-    done = subprocess.run(["git", *arguments], cwd=folder, env=os.environ | variables, capture_output=True, check=False)
+def _git(folder: Path, *arguments: str) -> bytes:
+    done = subprocess.run(["git", *arguments], cwd=folder, capture_output=True, check=False)
     if done.returncode:
         raise ValueError(f"git {arguments[0]} in {folder}: {done.stderr.decode(errors='replace').strip()}")
     return done.stdout

@@ -41,6 +41,23 @@ def walk(folder: str, above: tuple[str, ...] = ()) -> Iterator[FileInfo]:
                 yield _info(entry.path, entry.stat())
 
 
+def unfinished(folder: str) -> Iterator[str]:
+    """Paths under a folder of what was being written when its writer died; links are not followed."""
+    for entry in sorted(os.scandir(folder), key=lambda e: e.name) if os.path.isdir(folder) else ():
+        if entry.name.endswith(PART):
+            yield entry.path
+        elif entry.is_dir(follow_symlinks=False):
+            yield from unfinished(entry.path)
+
+
+def remove_unfinished(path: str) -> None:
+    """Removes one of them, a file or a folder; a link goes, what it points to stays."""
+    if os.path.isdir(path) and not os.path.islink(path):
+        shutil.rmtree(path)
+    else:
+        Path(path).unlink(missing_ok=True)
+
+
 def _info(uri: str, facts: os.stat_result) -> FileInfo:
     return FileInfo(uri, facts.st_size, f"{facts.st_mtime_ns:x}-{facts.st_size:x}")
 

@@ -9,7 +9,7 @@ import logging
 import re
 import unicodedata
 
-_MARKDOWN = re.compile(r"([\\`*_{}\[\]()#+\-.!|~<>&:])")
+_MARKDOWN = re.compile(r"([\\`*_{}\[\]|~<>&]|:(?=//)|^[#+\-=](?=.)|(?<=^\d)[.)]|(?<=^\d\d)[.)])")
 _ENTITIES = {"<": "&lt;", ">": "&gt;", "&": "&amp;", ":": "&#58;"}  # no tag, no bare address that is made a link
 
 

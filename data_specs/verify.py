@@ -9,10 +9,12 @@ from collections.abc import Iterator
 
 import numpy as np
 
-from data_specs import storage
+from data_specs import local_files, storage
+from data_specs.lease import holder, is_alive
 from data_specs.manifest import load_manifest, parts_named, summarise
 from data_specs.receipts import read_receipt_files, receipt_name
 from data_specs.records import Manifest, Receipt, ShardFile
+from data_specs.scratch import scratch_folder
 from data_specs.shards import INDEX_DTYPE, index_uri
 from data_specs.table import table_uri
 from data_specs.units import Plan, read_plan
@@ -68,6 +70,22 @@ def clean_litter(set_uri: str) -> list[str]:
     for name in names:
         storage.delete(storage.join(set_uri, name))
     return names
+
+
+def clean_unfinished(root: str) -> Iterator[str]:
+    """Removes what killed processes were writing under a local root, and their scratch folders on this machine.
+
+    Yields the paths under the root. A folder in which somebody writes now is left alone.
+    """
+    with scratch_folder():  # the next one that is made removes those of the dead
+        pass
+    if storage.is_remote(root):
+        return
+    for path in list(local_files.unfinished(root)):
+        by = holder(storage.join(root, path.removeprefix(root.rstrip("/") + "/").partition("/")[0]))
+        if not (by and is_alive(by)):
+            local_files.remove_unfinished(path)
+            yield path
 
 
 def _receipts(plan: Plan) -> Iterator[tuple[str | None, Receipt | None]]:

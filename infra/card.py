@@ -19,6 +19,7 @@ from data_specs.root import spec_of
 from data_specs.scratch import scratch_folder
 from data_specs.shards import Shard
 from data_specs.spec import Spec
+from data_specs.text import markdown
 from data_specs.units import read_plan
 
 SPLITS = ("train", "val")
@@ -144,15 +145,21 @@ def _body(
         counted = sum((Counter(getattr(manifest, kind)) for manifest in manifests.values()), Counter[Reason]())
         yield from (f"- {kind}: {count} {reason}" for reason, count in counted.most_common(20))
     yield "\n## Sources\n"
-    yield from (f"- {source.kind}: {_origin(source)}" for source in spec.render.sources)
+    yield from (f"- {source.kind}: {markdown(_origin(source))}" for source in spec.render.sources)
     yield "\n## Licences\n\n| licence | documents | images |\n| --- | --- | --- |"
-    yield from (f"| {name} | {documents[name]} | {count} |" for name, count in samples.most_common())
+    yield from (f"| {markdown(name)} | {documents[name]} | {count} |" for name, count in samples.most_common())
     yield f"\n## Attribution\n\n`attribution.jsonl` names all {sum(documents.values())} documents; the first of them:\n"
     yield from (f"- {_attribution(named)}" for named in shown)
     yield "\n## How it was made\n"
     yield "    dnd render images/spec.yaml --root ROOT\n"
     yield "with " + ", ".join(f"{name} {number}" for name, number in versions.items()) + " and this spec:\n"
-    yield "```yaml\n" + spec.to_yaml() + "```"
+    yield "```yaml\n" + _without_folders(spec).to_yaml() + "```"
+
+
+def _without_folders(spec: Spec) -> Spec:
+    """The spec with sources by name: where they lie on this machine concerns nobody else."""
+    named = [s.model_copy(update={"uri": _origin(s)}) if hasattr(s, "uri") else s for s in spec.render.sources]
+    return spec.model_copy(update={"render": spec.render.model_copy(update={"sources": named})})
 
 
 def _origin(source: Any) -> str:
@@ -165,4 +172,4 @@ def _attribution(named: dict[str, Any]) -> str:
     authors = named.get("authors", "")
     authors = ", ".join(authors) if isinstance(authors, list) else authors
     parts = [named.get("title") or named["id"], authors, named.get("url", ""), named.get("licence", "")]
-    return " · ".join(" ".join(str(part).split()) for part in parts if part)
+    return " · ".join(markdown(" ".join(str(part).split())) for part in parts if part)

@@ -7,6 +7,7 @@ from collections.abc import Callable, Iterator
 from functools import partial
 from typing import TypeVar
 
+import infra.stages  # noqa: F401 (the registry is filled)
 from data_specs import storage
 from data_specs.lease import holder, is_alive
 from data_specs.manifest import summarise

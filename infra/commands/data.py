@@ -16,18 +16,23 @@ app = typer.Typer()
 @app.command()
 def verify(
     root: RootArg,
-    clean: Annotated[bool, typer.Option("--clean", help="remove tars that belong to no receipt")] = False,
+    clean: Annotated[
+        bool,
+        typer.Option("--clean", help="remove what belongs to no receipt, and what killed processes left half written"),
+    ] = False,
     truth: Annotated[
         bool, typer.Option("--truth", help="say of a sample of the pictures whether words stand on ink, and warn")
     ] = False,
 ) -> None:
     """Re-reads every byte of shard sets, checkpoints and weights; exit code 1 where something is wrong."""
-    from data_specs.verify import clean_litter, find_shard_sets, verify_set
+    from data_specs.verify import clean_litter, clean_unfinished, find_shard_sets, verify_set
     from pipeline.truth import check_truth
     from tokenize_jobs.checkpoint import find_trainings, verify_training
 
     root, faults = storage.absolute(root), 0
     sets = find_shard_sets(root)
+    for path in clean_unfinished(root) if clean else ():
+        print(f"removed {path}")
     for set_uri in sets:
         for name in clean_litter(set_uri) if clean else []:
             print(f"removed {set_uri}/{name}")

@@ -11,6 +11,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, Literal, NamedTuple
 
+import infra.stages  # noqa: F401 (the registry is filled)
 from data_specs import storage
 from data_specs.code_version import MAX_PATCH_BYTES, REPOSITORY, Code, this_code
 from data_specs.spec import Spec

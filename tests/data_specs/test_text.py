@@ -48,6 +48,18 @@ def test_markdown_shows_the_text_itself(text: str) -> None:
     assert "".join(child.content for child in inline.children or []) == f"before {printable(text)} after"
 
 
+@pytest.mark.parametrize("text", ["# a", "- a", "+ a", "= a", "1. a", "12) a", "> a", "| a |", "CC-BY-4.0", "a (b) c!"])
+def test_markdown_begins_no_block(text: str) -> None:
+    tokens = MarkdownIt("gfm-like", {"linkify": False}).parse(markdown(text))
+    assert [token.type for token in tokens] == ["paragraph_open", "inline", "paragraph_close"]
+    assert "".join(child.content for child in tokens[1].children or []) == text
+
+
+def test_plain_names_stay_readable() -> None:
+    for text in ("CC-BY-4.0", "J. Doe (ed.)", "2401.00001"):
+        assert markdown(text) == text
+
+
 def test_a_log_line_cannot_be_forged() -> None:
     stream = io.StringIO()
     handler = logging.StreamHandler(stream)

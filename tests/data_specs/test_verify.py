@@ -7,11 +7,12 @@ from pathlib import Path
 
 import pytest
 
+from data_specs.lease import hold
 from data_specs.manifest import merge
 from data_specs.receipts import commit
 from data_specs.records import Dropped, Identity, RangeUnit, Reason, Sample
 from data_specs.units import Plan, write_plan
-from data_specs.verify import clean_litter, find_shard_sets, verify_set
+from data_specs.verify import clean_litter, clean_unfinished, find_shard_sets, verify_set
 
 NUM_UNITS, DIGEST = 3, "d" * 64
 
@@ -139,3 +140,20 @@ def test_a_changed_or_lost_manifest_is_found(folder: Path) -> None:
 def test_no_set_at_all(tmp_path: Path) -> None:
     assert list(verify_set(str(tmp_path))) == [f"{tmp_path}: no plan.jsonl"]
     assert find_shard_sets(str(tmp_path)) == []
+
+
+def test_what_killed_processes_left_behind_is_cleaned_but_not_beside_a_writer(tmp_path: Path) -> None:
+    elsewhere = tmp_path / "elsewhere"
+    elsewhere.mkdir()
+    (elsewhere / "kept.part").touch()
+    root = tmp_path / "root"
+    for name in ("images/train/.000000.json.1a.part", "transformer/.dnd-write-x.part/big", "codes/.x.part"):
+        (root / name).parent.mkdir(parents=True, exist_ok=True)
+        (root / name).touch()
+    (root / "images/link").symlink_to(elsewhere)
+    (root / "images/link.part").symlink_to(elsewhere)
+    with hold(str(root / "codes"), "dnd tokenize", shared=True):
+        removed = [Path(path).relative_to(root).as_posix() for path in clean_unfinished(str(root))]
+    assert removed == ["images/link.part", "images/train/.000000.json.1a.part", "transformer/.dnd-write-x.part"]
+    assert (elsewhere / "kept.part").exists() and (root / "codes/.x.part").exists()
+    assert len(list(clean_unfinished(str(root)))) == 1

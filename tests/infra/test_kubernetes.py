@@ -215,7 +215,7 @@ def test_what_kubectl_complains_of_is_one_line(kube: KubeServer) -> None:
 def test_the_ray_cluster_is_of_the_locked_version_with_token_and_spot_pools() -> None:
     (cluster,) = read_manifests(KUBERNETES / "raycluster.yaml")
     spec = cluster["spec"]
-    assert f"ray=={spec['rayVersion']}\n" in (REPOSITORY / "requirements.lock").read_text()
+    assert f"ray=={spec['rayVersion']} " in (REPOSITORY / "requirements.lock").read_text()
     assert spec["authOptions"]["mode"] == "token" and spec["enableInTreeAutoscaling"]
     for pool in spec["workerGroupSpecs"]:
         pod = pool["template"]["spec"]

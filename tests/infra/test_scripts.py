@@ -9,6 +9,7 @@ import pytest
 
 INFRA = Path(__file__).resolve().parents[2] / "infra"
 CHECKED_BY = {
+    "py.typed": "infra/test_installing.py",
     "deepspeed/*.json": "train/test_engine.py",
     "deepspeed/hostfile.example": "infra/test_launch.py",
     "docker/Dockerfile": "infra/test_docker.py",

@@ -141,7 +141,9 @@ def test_the_patch_brings_back_what_was_not_committed(tmp_path: Path, monkeypatc
     git(work, "commit", "-qm", "first")
     assert code_version.checkout(work) == (git(work, "rev-parse", "HEAD")[:-1], b"")
     (work / "model.py").write_text("layers = 2\n")
-    (work / "new.py").write_bytes(bytes(range(256)))
+    (work / "table.bin").write_bytes(bytes(range(256)))
+    git(work, "add", "table.bin")
+    (work / "notes.txt").write_text("what git does not track stays here")
     (work / "runs").write_text("not code")
     before = git(work, "status", "--porcelain")
     code = code_version.checkout(work)
@@ -150,8 +152,27 @@ def test_the_patch_brings_back_what_was_not_committed(tmp_path: Path, monkeypatc
     assert entry["dirty"] and git(work, "status", "--porcelain") == before
     git(tmp_path, "clone", "-q", str(work), str(fresh))
     git(fresh, "apply", str(tmp_path / "root" / entry["patch"]))
-    assert (fresh / "model.py").read_text() == "layers = 2\n" and (fresh / "new.py").read_bytes() == bytes(range(256))
-    assert not (fresh / "runs").exists()
+    assert (fresh / "model.py").read_text() == "layers = 2\n" and (fresh / "table.bin").read_bytes() == bytes(
+        range(256)
+    )
+    assert not (fresh / "runs").exists() and not (fresh / "notes.txt").exists()
+
+
+def test_what_looks_like_a_key_is_left_out_of_the_patch(tmp_path: Path) -> None:
+    work = tmp_path / "work"
+    work.mkdir()
+    git(work, "init", "-q")
+    (work / "run.py").write_text("steps = 1\n")
+    git(work, "add", "-A")
+    git(work, "commit", "-qm", "first")
+    keys = ["AKIAIOSFODNN7EXAMPLE", "hunter2hunter2", "hf_abcdefghijklmnopqrst", "MIIEvQIBADANBg"]
+    (work / "run.py").write_text(
+        f"key = '{keys[0]}'\npassword = \"{keys[1]}\"\nos.environ['HF'] = '{keys[2]}'\n"
+        f"-----BEGIN PRIVATE KEY-----\n{keys[3]}\n-----END PRIVATE KEY-----\ntoken_count = 12345678\n"
+    )
+    patch = code_version.checkout(work).patch.decode()
+    assert not [key for key in keys if key in patch]
+    assert "left out: it looks like a key" in patch and "token_count = 12345678" in patch
 
 
 def test_code_json_only_grows_and_says_nothing_twice(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
