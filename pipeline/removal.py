@@ -16,7 +16,7 @@ from typing import NamedTuple
 from data_specs import storage
 from data_specs.lease import hold
 from data_specs.manifest import merge
-from data_specs.receipts import discard, read_receipt, receipt_name, remake
+from data_specs.receipts import discard, read_receipt, receipt_name, remake, valid_receipts
 from data_specs.records import Dropped, Outcome, RangeUnit, Reason, Removed, Sample, ShardUnit, SourceUnit
 from data_specs.splits import key_of
 from data_specs.table import read_table
@@ -71,6 +71,19 @@ def read_removed(images_uri: str) -> Taken:
         frozenset(plain(document_id) for one in found for document_id in one.ids),
         frozenset(name for one in found for name in one.samples),
     )
+
+
+def still_there(set_uri: str) -> Iterator[str]:
+    """Yields a line for each sample of an image set that was removed once, and is there all the same."""
+    images_uri, _, split = set_uri.rpartition("/")
+    taken, plan = read_removed(images_uri), read_plan(set_uri)
+    if plan is None or not any(taken):
+        return
+    for receipt in valid_receipts(set_uri, plan.digest):
+        for row in _rows(plan, receipt.unit):
+            name = f"{split}/{receipt.unit}/{row['key']}"
+            if name in taken.samples or taken.holds_document(row["document"]):
+                yield f"{set_uri}: {name} of {row['document']} was removed once and is there: run `dnd remove` again"
 
 
 def rendered_without(unit: SourceUnit, taken: Taken, outcomes: Iterable[Outcome]) -> Iterator[Outcome]:

@@ -20,6 +20,7 @@ from data_specs.records import AnyUnit, Identity, Manifest, Outcome, Receipt
 from data_specs.root import record_spec
 from data_specs.spec import Spec
 from data_specs.storage import join
+from data_specs.text import printable
 from data_specs.units import Plan, read_plan, write_plan
 from pipeline.workers import PartDone, Workers
 
@@ -190,7 +191,8 @@ def committing(setup: Callable[[], Work], set_uri: str, digest: str) -> Callable
         receipt = commit(set_uri, digest, unit.unit, work(unit))
         for one in receipt.rejected:
             if one.reason.environmental:  # the receipt has all others too
-                log.warning("unit %d: %s (%s): %s: %s", unit.unit, one.key, one.source, one.reason, one.detail)
+                said = f"unit {unit.unit}: {one.key} ({one.source}): {one.reason}: {one.detail}"
+                log.warning("%s", printable(said))
         return receipt
 
     return run

@@ -8,6 +8,7 @@ from typing import Annotated
 import typer
 
 from data_specs import storage
+from data_specs.text import printable
 from infra.commands.options import RootArg
 
 app = typer.Typer()
@@ -26,6 +27,7 @@ def verify(
 ) -> None:
     """Re-reads every byte of shard sets, checkpoints and weights; exit code 1 where something is wrong."""
     from data_specs.verify import clean_litter, clean_unfinished, find_shard_sets, verify_set
+    from pipeline.removal import still_there
     from pipeline.truth import check_truth
     from tokenize_jobs.checkpoint import find_trainings, verify_training
 
@@ -39,6 +41,9 @@ def verify(
         for fault in verify_set(set_uri):
             faults += 1
             print(fault)
+        for fault in still_there(set_uri) if set_uri.startswith(storage.join(root, "images/")) else ():
+            faults += 1
+            print(printable(fault))
         if truth and set_uri.startswith(storage.join(root, "images/")):
             for line in check_truth(set_uri):
                 print(line)
@@ -68,7 +73,7 @@ def remove(
         raise ValueError("give --ids FILE or --samples FILE")
     names = [[line for line in storage.read_text(uri).splitlines() if line] if uri else [] for uri in (ids, samples)]
     for line in run(storage.absolute(root), *names):
-        print(line)
+        print(printable(line))
 
 
 @app.command()

@@ -17,6 +17,7 @@ from typer.testing import CliRunner
 import infra.stages  # noqa: F401 (what shows a set registers itself)
 from data_specs import open_shards, storage
 from data_specs.lease import hold
+from data_specs.records import Removed
 from data_specs.verify import verify_set
 from infra.cli import app
 from pipeline.removal import plain, remove
@@ -111,6 +112,15 @@ def test_what_matched_nothing_is_named_at_the_end_and_not_recorded(root: Path, t
     assert "doc3.jsonl: doc3" in again.output and isinstance(again.exception, ValueError)
     with pytest.raises(ValueError, match="train/0/no_such"):
         list(remove(str(root), [], ["train/0/no_such"]))
+
+
+def test_verify_names_what_was_removed_once_and_is_there(root: Path) -> None:
+    (root / "images/removed").mkdir()
+    (root / "images/removed/old.json").write_bytes(Removed(ids=("doc3.pdf",)).to_json())
+    result = CliRunner().invoke(app, ["verify", str(root)])
+    assert result.exit_code == 1 and "of doc3 was removed once and is there" in result.output, result.output
+    list(remove(str(root), ["doc3"], []))
+    assert CliRunner().invoke(app, ["verify", str(root)]).exit_code == 0
 
 
 def test_nothing_is_removed_while_a_job_writes(root: Path) -> None:
