@@ -18,7 +18,7 @@ from data_specs.text import printable
 from data_specs.units import Plan, read_plan
 from data_specs.verify import find_shard_sets
 from pipeline.board import progress_uri
-from pipeline.stages import Stage, registered
+from pipeline.stages import Stage, lease_home, registered
 
 _AnyRecord = TypeVar("_AnyRecord", bound=Record)
 SILENT_SECONDS = 90
@@ -30,12 +30,14 @@ def status_lines(root: str) -> Iterator[str]:
 
     What is damaged is a line, never an error.
     """
+    homes = {stage.makes for stage in registered() if stage.trains}
     for set_uri in find_shard_sets(root):
+        homes.add(lease_home(set_uri.removeprefix(root.rstrip("/") + "/")))
         yield from _unless_damaged(partial(_plan_lines, root, set_uri))
     for stage in registered():
         if stage.trains:
             yield from _unless_damaged(partial(_training_lines, root, stage))
-    for home in sorted({stage.makes.partition("/")[0] for stage in registered()}):
+    for home in sorted(homes):
         yield from _unless_damaged(partial(_lease_lines, root, home))
 
 

@@ -22,7 +22,7 @@ from data_specs.splits import key_of
 from data_specs.table import read_table
 from data_specs.units import Plan, read_plan
 from data_specs.verify import find_shard_sets
-from pipeline.stages import VIEWS, UnitStage, find, registered
+from pipeline.stages import VIEWS, UnitStage, find, lease_home, registered
 
 
 class Taken(NamedTuple):
@@ -114,7 +114,7 @@ def remove(root: str, ids: Iterable[str], samples: Iterable[str]) -> Iterator[st
     if wrong := [name for name in wanted.samples if not re.fullmatch(r"(train|val)/\d+/[A-Za-z0-9_-]+", name)]:
         raise ValueError(f"{wrong[0]!r} names no sample: write SPLIT/UNIT/KEY, for instance train/12/2301-00001-p0001")
     with ExitStack() as stack:
-        for home in sorted({_home(_short(root, uri)) for uri in find_shard_sets(root)}):
+        for home in sorted({lease_home(_short(root, uri)) for uri in find_shard_sets(root)}):
             stack.enter_context(hold(storage.join(root, home), "dnd remove"))
         before, found = read_removed(images), _found(plans, wanted)
         known = Taken(before.ids | found.documents.keys(), before.samples | found.samples)
@@ -170,12 +170,6 @@ def _rows(plan: Plan, unit: int) -> list[dict[str, str]]:
         read_table(storage.join(plan.set_uri, receipt.shard.name)).select(["key", "document"]).to_pylist()
     )
     return rows
-
-
-def _home(set_name: str) -> str:
-    """The folder of a shard set whose lease its stage holds: that of its kind, of samples that of their name."""
-    parts = set_name.split("/")
-    return "/".join(parts[:2]) if parts[0] == "samples" else parts[0]
 
 
 def _record(images_uri: str, wanted: Taken) -> None:

@@ -139,7 +139,7 @@ class UnitStage(Stage):
                 record_spec(output.spec, root, self.home(spec), self.answers_for)
             work = partial(committing, output.setup, plan.set_uri, plan.digest)
             use, task = self.workers(spec, workers), f"{self.name} {name}"
-            with hold(join(root, self.home(spec)), f"dnd {self.name}", shared=True):
+            with hold(join(root, lease_home(name)), f"dnd {self.name}", shared=True):
                 made[name] = run_plan(plan, work, use, self.holds, task, self.counted)
         if left := [name for name, manifest in made.items() if not manifest.complete]:
             raise PartDone(f"part {workers.share} is done; {', '.join(left)} will be whole when all parts are")
@@ -155,6 +155,12 @@ class UnitStage(Stage):
     def finish(self, spec: Spec, root: str, workers: Workers, **options: Any) -> Iterator[str]:
         """What is made of the sets once they are whole; yields lines that say so."""
         yield from ()
+
+
+def lease_home(set_name: str) -> str:
+    """The folder under the root whose lease the writers of a shard set hold: of samples, that of their name."""
+    parts = set_name.split("/")
+    return "/".join(parts[:2]) if parts[0] == "samples" else parts[0]
 
 
 def totals(manifest: Manifest) -> str:
