@@ -152,7 +152,7 @@ def _matching(table: pa.Table, where: str) -> np.ndarray:
     try:
         import duckdb
     except ImportError:
-        raise ValueError("expressions need DuckDB: pip install duckdb") from None
+        raise ValueError("expressions need DuckDB: pip install 'dnd-transformer[render]'") from None
     with duckdb.connect(config={"enable_external_access": False, "threads": 1}) as connection:  # reads no file
         connection.register("samples", table.append_column("row", [np.arange(len(table))]))
         try:
