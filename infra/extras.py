@@ -3,7 +3,16 @@
 from __future__ import annotations
 
 MODULES = {  # of the packages that pyproject.toml names under each extra, as Python imports them
-    "render": ("pymupdf", "pymupdf_fonts", "pypdfium2", "datasets", "webdataset", "defusedxml", "markdown_it"),
+    "render": (
+        "pymupdf",
+        "pymupdf_fonts",
+        "pypdfium2",
+        "datasets",
+        "webdataset",
+        "defusedxml",
+        "markdown_it",
+        "duckdb",
+    ),
     "train": ("torch", "deepspeed", "einops", "safetensors", "wandb"),
     "evaluate": ("scipy", "rouge_score", "rapidfuzz", "transformers", "torch_fidelity", "rapidocr", "onnxruntime"),
 }
