@@ -13,8 +13,9 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from data_specs import storage
+from data_specs.parts import SIZES
 from data_specs.root import read_spec, record_spec
-from data_specs.spec import SIZES, load_spec
+from data_specs.spec import load_spec
 
 HUB = "hf://"
 RELEASED = "hf://leonardPKU/DnD-Transformer"

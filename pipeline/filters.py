@@ -13,8 +13,8 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
+from data_specs.parts import Filters, Render
 from data_specs.records import Reason
-from data_specs.spec import Filters, Render
 
 SCANNED = 0.8  # share of a page without words under one picture, from which it counts as scanned
 Taken = tuple[Reason, str]

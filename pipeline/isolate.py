@@ -27,8 +27,8 @@ from multiprocessing.connection import Connection
 from queue import SimpleQueue
 from typing import Any, NamedTuple
 
+from data_specs.parts import Limits
 from data_specs.records import Reason
-from data_specs.spec import Limits
 from pipeline.renderers import Unreadable
 
 AHEAD = 8  # calls sent before the first is answered

@@ -15,6 +15,7 @@ import pymupdf
 import pypdfium2
 from PIL import Image
 
+from data_specs.parts import Filters
 from data_specs.records import (
     Dropped,
     InputRead,
@@ -28,7 +29,7 @@ from data_specs.records import (
 )
 from data_specs.source import Source
 from data_specs.sources.reading import read_unit
-from data_specs.spec import Filters, Spec
+from data_specs.spec import Spec
 from pipeline.filters import Facts, Kept, ink, perceptual_hash, script_of, taken_by
 from pipeline.isolate import Answer, Child
 from pipeline.png import ENCODER, encode_png

@@ -21,10 +21,11 @@ import torch
 from data_specs import digest, storage
 from data_specs.lease import hold
 from data_specs.manifest import read_manifest
+from data_specs.parts import ShardInput, Training
 from data_specs.records import Identity
 from data_specs.root import read_spec, spec_of
 from data_specs.scratch import scratch_folder
-from data_specs.spec import ShardInput, Spec, Training
+from data_specs.spec import Spec
 from tokenize_jobs import stopping
 from tokenize_jobs.checkpoint import describe_stream, finished_step
 from tokenize_jobs.ranks import free_port, join_ranks

@@ -20,10 +20,11 @@ from torch import Tensor
 from data_specs import digest, storage
 from data_specs.lease import Lease, acquire
 from data_specs.metrics import MetricsLog, Row
+from data_specs.parts import Training
 from data_specs.progress import Progress
 from data_specs.records import CheckpointFile, CheckpointState, Finished, Identity
 from data_specs.root import record_spec
-from data_specs.spec import Spec, Training
+from data_specs.spec import Spec
 from tokenize_jobs import checkpoint, stopping
 from tokenize_jobs.guard import SpikeDetector, Watchdog
 from tokenize_jobs.ranks import Ranks

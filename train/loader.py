@@ -21,10 +21,11 @@ import numpy as np
 from numpy.lib.stride_tricks import sliding_window_view
 
 from data_specs import cache, open_shards, storage
+from data_specs.parts import ShardInput
 from data_specs.reader import ShardSet
 from data_specs.records import ReadingOrder, ShardEntry
 from data_specs.shards import Digests, Shard, index_uri, open_verified
-from data_specs.spec import ShardInput, Spec
+from data_specs.spec import Spec
 from train import order
 
 FETCHES = 8  # shards that a process fetches and verifies at a time

@@ -20,7 +20,7 @@ from einops import rearrange
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
-from data_specs.spec import SIZES
+from data_specs.parts import SIZES
 
 INIT_STD = 0.02
 NORM_EPS = 1e-5

@@ -23,8 +23,9 @@ from pydantic import JsonValue
 from torch import Tensor
 
 from data_specs import open_shards, storage
+from data_specs.parts import ShardInput
 from data_specs.records import CheckpointFile
-from data_specs.spec import ShardInput, Spec
+from data_specs.spec import Spec
 from tokenize_jobs.checkpoint import StoredTensors
 from tokenize_jobs.decode import png
 from tokenize_jobs.device import pick_device

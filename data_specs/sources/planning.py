@@ -17,7 +17,7 @@ from data_specs.source import Source
 from data_specs.splits import rank
 
 if TYPE_CHECKING:
-    from data_specs.spec import Render
+    from data_specs.parts import Render
 
 SPLITS = ("train", "val")
 log = logging.getLogger(__name__)

@@ -15,8 +15,8 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
+from data_specs.parts import Filters, PageStyle, Render
 from data_specs.records import Reason
-from data_specs.spec import Filters, PageStyle, Render
 from pipeline.filters import Facts, ink, script_of, taken_by
 from pipeline.isolate import begin
 from pipeline.png import from_plane, grey_plane

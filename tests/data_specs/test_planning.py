@@ -12,13 +12,14 @@ import pytest
 from raw_documents import write_tar
 
 from data_specs import storage
+from data_specs.parts import Render
 from data_specs.records import Document, SourceUnit, Span
 from data_specs.source import Source
 from data_specs.sources import ImageSource, TextSource
 from data_specs.sources.listed import ListedSource, NotTaken
 from data_specs.sources.planning import list_units, read_units
 from data_specs.sources.reading import read_unit
-from data_specs.spec import Render, load_spec, parse_spec
+from data_specs.spec import load_spec, parse_spec
 
 
 def ids(sources: list[Source], folder: Path, **render: float) -> dict[str, list[str]]:

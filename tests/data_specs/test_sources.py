@@ -14,11 +14,11 @@ import pytest
 from raw_documents import LIMITS, listed_ids, read_all, texts, write_tar
 
 from data_specs import storage
+from data_specs.parts import Render
 from data_specs.records import Reason
 from data_specs.sources import PdfSource, TextSource, reading
 from data_specs.sources.planning import cut
 from data_specs.sources.reading import read_unit
-from data_specs.spec import Render
 
 
 # ---- text ----------------------------------------------------------------------------------------------------------

@@ -22,6 +22,7 @@ from command import dnd
 from s3_server import FaultProxy, Server
 
 from data_specs import s3_client, storage
+from data_specs.parts import Limits, Render
 from data_specs.reader import open_shards
 from data_specs.records import RawDocument, Reason, Receipt, SourceUnit
 from data_specs.sources import ArxivSource
@@ -29,7 +30,7 @@ from data_specs.sources.arxiv import MANIFEST, month_number, read_manifest, sele
 from data_specs.sources.licences import licence_name, month_of, paper_id, papers_of, write_months
 from data_specs.sources.planning import cut
 from data_specs.sources.reading import read_unit
-from data_specs.spec import Limits, Render, load_spec
+from data_specs.spec import load_spec
 from data_specs.splits import key_of
 
 TINY = Path(__file__).parent.parent / "tiny.yaml"

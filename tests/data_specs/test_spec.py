@@ -10,7 +10,8 @@ from typing import Any
 import pytest
 import yaml
 
-from data_specs.spec import SIZES, Spec, load_spec, parse_spec, presets
+from data_specs.parts import SIZES
+from data_specs.spec import Spec, load_spec, parse_spec, presets
 
 NAMES = [
     "arxiv_image_16x16x8",

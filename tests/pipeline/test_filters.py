@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import pytest
 
+from data_specs.parts import Filters
 from data_specs.records import Reason
-from data_specs.spec import Filters, load_spec
+from data_specs.spec import load_spec
 from pipeline.filters import FILTERS, Facts, Kept, taken_by, without_filters
 
 ALL_ON = Filters(min_ink=0.1, near_duplicates=3, scripts=["LATIN"], scanned="drop", untrusted="drop")

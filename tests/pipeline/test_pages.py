@@ -7,8 +7,8 @@ import pymupdf
 import pymupdf_fonts
 import pytest
 
+from data_specs.parts import Filters, PageStyle, Render
 from data_specs.sources import TypesetSource
-from data_specs.spec import Filters, PageStyle, Render
 from pipeline.renderers import Lost
 from pipeline.renderers.pages import ENGINES, render_pdf
 

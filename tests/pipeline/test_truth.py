@@ -10,9 +10,9 @@ import pytest
 from hostile_pdfs import page as pdf_page
 from made_pages import Made, made_pages, vertical
 
+from data_specs.parts import Filters, PageStyle, Render
 from data_specs.records import Reason
 from data_specs.sources.typeset import TypesetSource
-from data_specs.spec import Filters, PageStyle, Render
 from pipeline.renderers import Lost, Picture
 from pipeline.renderers.pages import ENGINES, render_pdf
 from pipeline.renderers.words import BREAK, Page, gather, letters

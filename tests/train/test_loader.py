@@ -11,8 +11,8 @@ import pytest
 from code_sets import SHAPE, tiny_spec, write_codes
 
 from data_specs import cache, open_shards, s3
+from data_specs.parts import ShardInput
 from data_specs.records import FileInfo
-from data_specs.spec import ShardInput
 from train import order
 from train.loader import Loader
 

@@ -1,0 +1,46 @@
+"""What all records have in common, and the types of their keys."""
+
+from __future__ import annotations
+
+import json
+from typing import Annotated, Literal, Self
+
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
+
+FORMAT_VERSION: Literal[2] = 2
+Count = Annotated[int, Field(ge=0, lt=1 << 63)]
+Sha256 = Annotated[str, Field(pattern=r"^[0-9a-f]{64}$")]
+Md5 = Annotated[str, Field(pattern=r"^[0-9a-f]{32}$")]
+ShardName = Annotated[str, Field(pattern=r"^[0-9]{6,12}-[0-9a-f]{8}\.tar$")]
+PartName = Annotated[str, Field(pattern=r"^manifest-[0-9]{4,8}-[0-9a-f]{8}\.json$")]
+
+
+class Record(BaseModel):
+    """What all records have in common: unknown keys, wrong types and numbers that are not finite are refused."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid", strict=True, allow_inf_nan=False, populate_by_name=True)
+
+    @classmethod
+    def parse(cls, data: bytes | str, origin: str) -> Self:
+        """Reads one record from JSON.
+
+        Raises:
+            ValueError: one line with `origin`, the key and what is wrong.
+        """
+        try:
+            return cls.model_validate_json(data)
+        except ValidationError as error:
+            raise ValueError(f"{origin}: not a valid {cls.__name__.lower()} ({first_fault(error)})") from None
+
+    def to_json(self) -> bytes:
+        """One line of canonical JSON: every key, sorted; equal records give equal bytes."""
+        tree = self.model_dump(mode="json", by_alias=True)
+        return (json.dumps(tree, sort_keys=True, separators=(",", ":"), ensure_ascii=False) + "\n").encode()
+
+
+def first_fault(error: ValidationError) -> str:
+    """What is wrong with the first key that is not right."""
+    fault = error.errors(include_url=False, include_context=False, include_input=False)[0]
+    where = ".".join(map(str, fault["loc"])) or "the file"
+    message = " ".join(fault["msg"].removeprefix("Value error, ").split())[:200]
+    return f"{where}: {message}"

@@ -1,0 +1,86 @@
+"""What stands beside the sets of a root: readings of OCR, the code that made it, checkpoints."""
+
+from __future__ import annotations
+
+from typing import Annotated, Literal
+
+from pydantic import Field, JsonValue
+
+from data_specs.records.base import FORMAT_VERSION, Count, Record, Sha256
+from data_specs.records.sets import Box
+
+
+class OcrRecord(Record):
+    """What an engine read in a picture, a line of ROOT/evaluation/ocr.jsonl; `image` is the digest of its pixels."""
+
+    key: str
+    image: Sha256
+    engine: str
+    version: str
+    text: str
+    words: tuple[str, ...] = ()
+    boxes: tuple[Box, ...] = ()
+
+
+class CodeEntry(Record):
+    """What code something was done with: a job that was `submitted`, or a folder of the root whose making `began`.
+
+    `patch` names the file under the root that holds what was not committed, where that is not too much to keep; `image`
+    is a container's reference.
+    """
+
+    at: str
+    submitted: str = ""
+    began: str = ""
+    on: str = ""
+    job: str = ""
+    image: str = ""
+    commit: str | None = None
+    dirty: bool = False
+    patch: Annotated[str, Field(pattern=r"^code-[0-9a-f]{8}\.patch$")] | None = None
+    python: str
+    packages: dict[str, str]
+
+
+class CodeHistory(Record):
+    """ROOT/code.json: entries in the order of their time."""
+
+    entries: tuple[CodeEntry, ...] = ()
+
+
+class CheckpointFile(Record):
+    """Size and digest of a file of a checkpoint."""
+
+    bytes: Count
+    sha256: Sha256
+
+
+class CheckpointState(Record):
+    """STEP/state.json: where a training is, and what proves that its files are whole."""
+
+    format_version: Literal[2] = FORMAT_VERSION
+    step: Count
+    position: Count = Field(description="samples consumed")
+    world: int = Field(ge=1, description="ranks that wrote it")
+    guard: dict[str, JsonValue] = Field({})
+    task: dict[str, JsonValue] = Field({}, description="what the trained task keeps beside its tensors")
+    spec: dict[str, JsonValue] = Field({})
+    files: dict[Annotated[str, Field(pattern=r"^[a-z0-9_]+\.safetensors$")], CheckpointFile]
+
+
+class ReadingOrder(Record):
+    """transformer/order.json: in windows of how many shards a training reads its sets (None: all), since its start."""
+
+    shuffle_window: Annotated[int, Field(ge=1)] | None
+
+
+class Finished(Record):
+    """FOLDER/done: the step of a finished training's weights, what proves their files, and how they validate.
+
+    `weights` and `ema` are to be small: bits a code of the transformer, mean squared error of the tokenizer.
+    """
+
+    step: Count
+    files: dict[Annotated[str, Field(pattern=r"^[a-z]+\.safetensors$")], CheckpointFile] = Field({})
+    weights: float = 0.0
+    ema: float | None = None
