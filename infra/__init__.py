@@ -1,1 +1,1 @@
-"""The `dnd` command, demo, report, benchmarks and cluster files. Nobody imports this floor."""
+"""The `dnd` command, demo, report and cluster files. Nobody imports this floor."""

@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+import sys
 from pathlib import Path
 from typing import Annotated, Literal
 
 import typer
 
-from infra.bench.rounds import Comparison
 from infra.commands.options import SetOpt
+
+CHECKOUT = Path(__file__).parents[2]
 
 app = typer.Typer()
 bench = typer.Typer(no_args_is_help=True, help="Ours against a plain baseline, in turns in one process: a ratio.")
@@ -18,12 +20,15 @@ PresetOpt = Annotated[str, typer.Option("--preset", help="preset or YAML file wh
 RoundsOpt = Annotated[int, typer.Option("--rounds", min=1, help="how often each is measured, in turns")]
 
 
-def _say(what: str, unit: str, against: str, result: Comparison) -> None:
-    low, high = min(result.ratios), max(result.ratios)
-    print(
-        f"{what}: {result.ratio:.2f} x {against} ({low:.2f}-{high:.2f} in {len(result.ratios)} rounds; "
-        f"{result.ours:.4g} against {result.baseline:.4g} {unit}/s here)"
-    )
+@bench.callback()
+def find_benchmarks() -> None:
+    """Make `benchmarks` importable, which is no part of the installed package."""
+    if not (CHECKOUT / "benchmarks").is_dir():
+        raise ValueError(
+            f"dnd bench needs a checkout, and {CHECKOUT} is none: clone the repository, then there "
+            "make .venv/installed && .venv/bin/dnd bench"
+        )
+    sys.path.insert(0, str(CHECKOUT))
 
 
 @bench.command()
@@ -35,28 +40,31 @@ def render(
     rounds: RoundsOpt = 5,
 ) -> None:
     """Documents to a committed shard in one worker, against bare loops that draw and encode the same pictures."""
-    from infra.bench.render import PUBLISHED
-    from infra.bench.render import render as run
+    from benchmarks.render import PUBLISHED
+    from benchmarks.render import render as run
+    from benchmarks.rounds import say
 
     for what, result in run(kind, preset or PUBLISHED[kind], rounds).items():
         ours, _, baseline = what.partition(" x ")
-        _say(f"render {kind}, {ours}", "pictures", baseline, result)
+        say(f"render {kind}, {ours}", "pictures", baseline, result)
 
 
 @bench.command()
 def tokenize(preset: PresetOpt = "demo", rounds: RoundsOpt = 5) -> None:
     """Image shard to committed code shard in one worker, against the bare encoder on decoded images."""
-    from infra.bench.tokenize import tokenize as run
+    from benchmarks.rounds import say
+    from benchmarks.tokenize import tokenize as run
 
-    _say("tokenize", "images", "the bare encoder", run(preset, rounds))
+    say("tokenize", "images", "the bare encoder", run(preset, rounds))
 
 
 @bench.command()
 def load(preset: PresetOpt = "imagenet_16x16x2", rounds: RoundsOpt = 5) -> None:
     """Batches of codes in random order, against webdataset's own reader of the same shards."""
-    from infra.bench.load import load as run
+    from benchmarks.load import load as run
+    from benchmarks.rounds import say
 
-    _say("load", "samples", "webdataset's reader", run(preset, rounds))
+    say("load", "samples", "webdataset's reader", run(preset, rounds))
 
 
 @bench.command()
@@ -67,9 +75,10 @@ def train(
     set_: SetOpt = None,
 ) -> None:
     """A training step with everything around it, against a bare PyTorch step of the same model."""
-    from infra.bench.train import train as run
+    from benchmarks.rounds import say
+    from benchmarks.train import train as run
 
-    _say("train", "images", "a bare PyTorch step", run(preset, rounds, batch, set_ or []))
+    say("train", "images", "a bare PyTorch step", run(preset, rounds, batch, set_ or []))
 
 
 @bench.command()
@@ -87,7 +96,8 @@ def sample(
     set_: SetOpt = None,
 ) -> None:
     """Our decoder against the plain eager loop, and the authors' own code; same weights, dtype and batch."""
-    from infra.bench.sample import sample as run
+    from benchmarks.rounds import say
+    from benchmarks.sample import sample as run
 
     result = run(preset, rounds, batch, guidance, dtype, set_ or [], reference)
     rate = next(iter(result.comparisons.values())).ours
@@ -99,4 +109,4 @@ def sample(
     if result.agreement is not None:
         print(f"its likeliest codes are those of float32 in {result.agreement:.1%} (random weights: the hardest case)")
     for against, comparison in result.comparisons.items():
-        _say("sample", "images", against, comparison)
+        say("sample", "images", against, comparison)

@@ -2,20 +2,24 @@
 
 from __future__ import annotations
 
+import os
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
 import torch
 from command import dnd
 
+from benchmarks.rounds import compare
+from benchmarks.sample import plain_sample
 from data_specs.spec import load_spec
-from infra.bench.rounds import compare
-from infra.bench.sample import plain_sample
 from train.engine import config_of
 from train.model import DnDTransformer
 from train.sampling import sample_codes
 
-TINY = Path(__file__).parent.parent / "tiny.yaml"
+REPOSITORY = Path(__file__).resolve().parents[2]
+TINY = REPOSITORY / "tests/tiny.yaml"
 
 
 @pytest.mark.parametrize(
@@ -42,3 +46,13 @@ def test_rounds_alternate_and_the_median_counts() -> None:
     calls: list[str] = []
     result = compare(lambda: calls.append("ours") or 2, lambda: calls.append("plain") or 1, 2)
     assert calls == ["ours", "plain", "ours", "plain", "plain", "ours"] and len(result.ratios) == 2
+
+
+def test_without_a_checkout_the_command_says_what_to_do(tmp_path: Path) -> None:
+    for floor in ("data_specs", "pipeline", "tokenize_jobs", "train", "infra"):  # what is installed
+        (tmp_path / floor).symlink_to(REPOSITORY / floor)
+    words = [sys.executable, "-P", "-c", "from infra.cli import main; main()", "bench", "load"]
+    environment = os.environ | {"PYTHONPATH": str(tmp_path)}
+    run = subprocess.run(words, env=environment, capture_output=True, text=True, check=False, timeout=300)
+    assert run.returncode == 1 and run.stderr.startswith(f"dnd: dnd bench needs a checkout, and {tmp_path} is none: ")
+    assert run.stderr.count("\n") == 1

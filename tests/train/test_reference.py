@@ -14,7 +14,7 @@ import pytest
 import torch
 from test_sampling import random_model
 
-from infra.bench.sample import authors_sampler
+from benchmarks.sample import authors_sampler
 from train.model import TransformerConfig
 from train.sampling import sample_codes
 

@@ -19,14 +19,14 @@ import pymupdf
 from PIL import Image
 from pymupdf import mupdf
 
+from benchmarks.codes import IDENTITY
+from benchmarks.rounds import Comparison, compare
 from data_specs import storage
 from data_specs.digest import digest_of
 from data_specs.receipts import commit
 from data_specs.source import Source
 from data_specs.sources.planning import cut
 from data_specs.spec import Spec, load_spec
-from infra.bench.codes import IDENTITY
-from infra.bench.rounds import Comparison, compare
 from pipeline.job import rendering
 from pipeline.png import encode_png
 from pipeline.render import Renderer, render_document

@@ -43,3 +43,12 @@ def _rate(work: Work) -> float:
     started = time.perf_counter()
     count = work()
     return count / (time.perf_counter() - started)
+
+
+def say(what: str, unit: str, against: str, result: Comparison) -> None:
+    """Print the ratio, its range over the rounds, and the rates that it is of."""
+    low, high = min(result.ratios), max(result.ratios)
+    print(
+        f"{what}: {result.ratio:.2f} x {against} ({low:.2f}-{high:.2f} in {len(result.ratios)} rounds; "
+        f"{result.ours:.4g} against {result.baseline:.4g} {unit}/s here)"
+    )

@@ -9,9 +9,9 @@ from datetime import timedelta
 
 import torch
 
+from benchmarks.codes import random_codes
+from benchmarks.rounds import Comparison, compare
 from data_specs.spec import Spec, load_spec
-from infra.bench.codes import random_codes
-from infra.bench.rounds import Comparison, compare
 from tokenize_jobs.ranks import Ranks, join_ranks
 from train.engine import build_optimizer, config_of
 from train.model import DnDTransformer

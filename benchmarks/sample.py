@@ -17,8 +17,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from benchmarks.rounds import Comparison, compare
 from data_specs.spec import load_spec
-from infra.bench.rounds import Comparison, compare
 from tokenize_jobs.device import pick_device
 from train.engine import config_of
 from train.linear import packed, quantize_int8

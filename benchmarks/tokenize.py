@@ -8,6 +8,8 @@ import numpy as np
 import torch
 from PIL import Image, ImageDraw
 
+from benchmarks.codes import IDENTITY
+from benchmarks.rounds import Comparison, compare
 from data_specs import open_shards, storage
 from data_specs.digest import digest_of
 from data_specs.manifest import merge
@@ -15,8 +17,6 @@ from data_specs.receipts import commit
 from data_specs.records import RangeUnit, Sample, ShardUnit
 from data_specs.spec import Spec, load_spec
 from data_specs.units import write_plan
-from infra.bench.codes import IDENTITY
-from infra.bench.rounds import Comparison, compare
 from tokenize_jobs.decode import png
 from tokenize_jobs.device import autocast, layout, to_tensor
 from tokenize_jobs.encode import encoding, fitting_batch, prepare

@@ -6,9 +6,9 @@ import tempfile
 
 import webdataset
 
+from benchmarks.codes import random_codes
+from benchmarks.rounds import Comparison, compare
 from data_specs.spec import load_spec
-from infra.bench.codes import random_codes
-from infra.bench.rounds import Comparison, compare
 from train.loader import Loader
 
 SAMPLES, SHARDS, BATCH = 8192, 4, 256
