@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from data_specs import digest, storage
-from data_specs.records import Identity, Outcome, SourceUnit
+from data_specs.records import Identity, Manifest, Outcome, SourceUnit
 from data_specs.scratch import scratch_folder
 from data_specs.source import Source
 from data_specs.sources.planning import SPLITS, class_names, list_units, read_units
@@ -37,6 +37,13 @@ class Render(UnitStage):
         Option("extend", "list the sources anew and add what is new, also of a changed spec", False, bool),
         Option("retry-rejected", "extend, and try documents again that were rejected as a whole", False, bool),
     )
+
+    def make(self, spec: Spec, root: str, workers: Workers, **options: Any) -> dict[str, Manifest]:
+        """The sets, as `UnitStage.make`, without what was removed while this job stood still and its lease lapsed."""
+        from pipeline.removal import take_out_again
+
+        made = super().make(spec, root, workers, **options)
+        return {name: take_out_again(storage.join(root, name)) or manifest for name, manifest in made.items()}
 
     def outputs(
         self, spec: Spec, root: str, workers: Workers, extend: bool = False, retry_rejected: bool = False, **_: Any

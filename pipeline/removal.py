@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import logging
 import re
 from collections.abc import Iterable, Iterator
 from contextlib import ExitStack
@@ -16,13 +17,15 @@ from typing import NamedTuple
 from data_specs import storage
 from data_specs.lease import hold
 from data_specs.manifest import merge
-from data_specs.receipts import discard, read_receipt, receipt_name, remake, valid_receipts
-from data_specs.records import Dropped, Outcome, RangeUnit, Reason, Removed, Sample, ShardUnit, SourceUnit
+from data_specs.receipts import discard, read_receipt, receipt_name, remake
+from data_specs.records import Dropped, Manifest, Outcome, RangeUnit, Reason, Removed, Sample, ShardUnit, SourceUnit
 from data_specs.splits import key_of
 from data_specs.table import read_table
 from data_specs.units import Plan, read_plan
 from data_specs.verify import find_shard_sets
 from pipeline.stages import VIEWS, UnitStage, find, lease_home, registered
+
+log = logging.getLogger(__name__)
 
 
 class Taken(NamedTuple):
@@ -76,14 +79,30 @@ def read_removed(images_uri: str) -> Taken:
 def still_there(set_uri: str) -> Iterator[str]:
     """Yields a line for each sample of an image set that was removed once, and is there all the same."""
     images_uri, _, split = set_uri.rpartition("/")
-    taken, plan = read_removed(images_uri), read_plan(set_uri)
-    if plan is None or not any(taken):
+    taken = read_removed(images_uri)
+    plan = read_plan(set_uri) if any(taken) else None
+    if plan is None:
         return
-    for receipt in valid_receipts(set_uri, plan.digest):
-        for row in _rows(plan, receipt.unit):
-            name = f"{split}/{receipt.unit}/{row['key']}"
-            if name in taken.samples or taken.holds_document(row["document"]):
+    for unit, here in _concerned(plan, split, taken):
+        for row in _rows(plan, unit.unit):
+            if row["key"] in here.samples or here.holds_document(row["document"]):
+                name = f"{split}/{unit.unit}/{row['key']}"
                 yield f"{set_uri}: {name} of {row['document']} was removed once and is there: run `dnd remove` again"
+
+
+def take_out_again(set_uri: str) -> Manifest | None:
+    """Takes out of a set what was removed once and was rendered all the same, by a job that outlived its lease.
+
+    Returns:
+        The set's new manifest; None where nothing was to be done.
+    """
+    images_uri, _, split = set_uri.rpartition("/")
+    plan = read_plan(set_uri)
+    if plan is None or not any(still_there(set_uri)):
+        return None
+    for line, _ in _remake_set(plan, split, read_removed(images_uri)):
+        log.warning("%s, which had been removed before", line)
+    return merge(plan, "images", partial=True)
 
 
 def rendered_without(unit: SourceUnit, taken: Taken, outcomes: Iterable[Outcome]) -> Iterator[Outcome]:
@@ -147,18 +166,26 @@ class _Found(NamedTuple):
 
 
 def _found(plans: dict[str, Plan], wanted: Taken) -> _Found:
-    documents, samples, named = dict[str, set[str]](), set[str](), wanted.of_units()
-    months = {_month(document_id) for document_id in wanted.ids}
+    documents, samples = dict[str, set[str]](), set[str]()
     for split, plan in plans.items():
-        for unit in plan.units():
-            assert isinstance(unit, SourceUnit)
-            of_tar, here = _of_months(unit, months), named.get((split, unit.unit))
-            rows = _rows(plan, unit.unit) if of_tar or here else []
-            samples.update(f"{split}/{unit.unit}/{row['key']}" for row in rows if here and row["key"] in here.samples)
-            there = [document.id for document in unit.documents] + [row["document"] for row in rows if of_tar]
+        for unit, here in _concerned(plan, split, wanted):
+            rows = _rows(plan, unit.unit)
+            samples.update(f"{split}/{unit.unit}/{row['key']}" for row in rows if row["key"] in here.samples)
+            there = [document.id for document in unit.documents] + [row["document"] for row in rows]
             for document_id in filter(wanted.holds_document, there):
                 documents.setdefault(plain(document_id), set()).add(document_id)
     return _Found(documents, frozenset(samples))
+
+
+def _concerned(plan: Plan, split: str, wanted: Taken) -> Iterator[tuple[SourceUnit, Taken]]:
+    """Units of a set that may hold, or held, something wanted; with what that is, samples as bare keys."""
+    named, months = wanted.of_units(), {_month(document_id) for document_id in wanted.ids}
+    for unit in plan.units():
+        assert isinstance(unit, SourceUnit)
+        here = named.get((split, unit.unit))
+        listed = any(wanted.holds_document(document.id) for document in unit.documents)
+        if here or listed or _of_months(unit, months):
+            yield unit, here or wanted._replace(samples=frozenset())
 
 
 def _rows(plan: Plan, unit: int) -> list[dict[str, str]]:
@@ -180,18 +207,12 @@ def _record(images_uri: str, wanted: Taken) -> None:
 
 def _remake_set(plan: Plan, split: str, wanted: Taken) -> Iterator[tuple[str, tuple[str, ...]]]:
     """(line, names that the shard had before) for each shard of a set that holds, or held, something to remove."""
-    named, months = wanted.of_units(), {_month(document_id) for document_id in wanted.ids}
-    for unit in plan.units():
-        assert isinstance(unit, SourceUnit)
-        here = named.get((split, unit.unit))
-        listed = any(wanted.holds_document(document.id) for document in unit.documents)
-        if here is None and not listed and not _of_months(unit, months):
-            continue
+    for unit, here in _concerned(plan, split, wanted):
         receipt = read_receipt(storage.join(plan.set_uri, receipt_name(unit.unit)), plan.digest)
         if receipt is None:
             continue
         before = receipt.written
-        receipt = remake(plan.set_uri, receipt, (here or wanted._replace(samples=frozenset())).holds)
+        receipt = remake(plan.set_uri, receipt, here.holds)
         if receipt.replaces:
             yield f"images/{split}: unit {unit.unit}: {before - receipt.written} samples removed", receipt.replaces
 

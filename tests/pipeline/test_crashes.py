@@ -13,6 +13,7 @@ from typing import Any
 import pytest
 from sets import contents, render_here, text_spec, write_texts
 
+from data_specs.lease import hold
 from data_specs.verify import clean_litter, verify_set
 from pipeline.removal import remove
 
@@ -23,11 +24,21 @@ Step = Callable[[Path], object]  # finishes a root; the texts lie beside it
 
 
 def render(root: Path) -> None:
-    render_here(text_spec(texts(root, "a", IDS)), root)
+    with hold(str(root / "images"), "dnd render", shared=True):
+        render_here(text_spec(texts(root, "a", IDS)), root)
 
 
 def extend(root: Path) -> None:
-    render_here(text_spec(texts(root, "b", ["new0", "new1"])), root, extend=True)
+    with hold(str(root / "images"), "dnd render", shared=True):
+        render_here(text_spec(texts(root, "b", ["new0", "new1"])), root, extend=True)
+
+
+def take_over(root: Path) -> None:
+    """Takes and gives back leases, of one writer and of one beside others; the first finds those of the dead."""
+    for number in range(3):
+        for shared in (False, True):
+            with hold(str(root / "images"), f"dnd {number}", shared):
+                pass
 
 
 def texts(root: Path, name: str, ids: list[str]) -> Path:
@@ -46,6 +57,7 @@ STEPS: dict[str, tuple[list[Step], Step]] = {
     "render": ([], render),
     "extend": ([render], extend),
     "remove": ([render], take_out),
+    "leases": ([render], take_over),
 }
 
 
@@ -85,7 +97,7 @@ def lasting(root: Path) -> dict[str, bytes]:
     return {
         name: data
         for name, (last, data) in files.items()
-        if not (last.endswith(".part") or (last[:6].isdigit() and last.endswith(".json")))
+        if not (".part" in name or (last[:6].isdigit() and last.endswith(".json")))
     }
 
 
@@ -108,6 +120,7 @@ def every_moment(name: str, folder: Path, most: int) -> None:
             clean_litter(str(root / "images" / split))
             assert list(verify_set(str(root / "images" / split))) == [], at
         assert lasting(root) == lasting(whole), at
+        assert not list((root / "images/lease").glob("*.json")), at
         shutil.rmtree(root)
 
 

@@ -20,7 +20,7 @@ from data_specs.lease import hold
 from data_specs.records import Removed
 from data_specs.verify import verify_set
 from infra.cli import app
-from pipeline.removal import plain, remove
+from pipeline.removal import plain, remove, take_out_again
 
 SPLITS = ("train", "val")
 IDS = [f"doc{i}" for i in range(24)]
@@ -121,6 +121,17 @@ def test_verify_names_what_was_removed_once_and_is_there(root: Path) -> None:
     assert result.exit_code == 1 and "of doc3 was removed once and is there" in result.output, result.output
     list(remove(str(root), ["doc3"], []))
     assert CliRunner().invoke(app, ["verify", str(root)]).exit_code == 0
+
+
+def test_a_job_that_outlived_its_lease_takes_out_what_was_removed_meanwhile(root: Path) -> None:
+    whole, offered = len(ids_in(root)), totals(root)["offered"]
+    (root / "images/removed").mkdir()
+    (root / "images/removed/meanwhile.json").write_bytes(Removed(ids=("doc3.pdf", "doc20")).to_json())
+    manifests = [take_out_again(str(root / "images" / split)) for split in SPLITS]
+    assert any(manifests) and len(ids_in(root)) < whole and not {"doc3", "doc20"} & set(ids_in(root))
+    assert totals(root)["offered"] == offered == totals(root)["written"] + totals(root)["filtered"]
+    assert faults(root) == [] and CliRunner().invoke(app, ["verify", str(root)]).exit_code == 0
+    assert [take_out_again(str(root / "images" / split)) for split in SPLITS] == [None, None]
 
 
 def test_nothing_is_removed_while_a_job_writes(root: Path) -> None:
