@@ -45,7 +45,7 @@ def _rate(work: Work) -> float:
     return count / (time.perf_counter() - started)
 
 
-def say(what: str, unit: str, against: str, result: Comparison) -> None:
+def report(what: str, unit: str, against: str, result: Comparison) -> None:
     """Print the ratio, its range over the rounds, and the rates that it is of."""
     low, high = min(result.ratios), max(result.ratios)
     print(

@@ -5,6 +5,8 @@ from __future__ import annotations
 import sys
 import time
 
+from data_specs.text import say
+
 
 class Progress:
     """Counts `total` things of a named task; `unit` is what one thing is called (images, units, steps)."""
@@ -25,7 +27,7 @@ class Progress:
         """Shows the line now."""
         self.shown = time.monotonic()
         end = "\r" if self.terminal else "\n"
-        print(f"{self.line()}{'  ' + note if note else ''}", end=end, file=sys.stderr, flush=True)
+        say(f"{self.line()}{'  ' + note if note else ''}", sys.stderr, end)
 
     def line(self) -> str:
         """The text of the line: task, done of total, rate, time left."""
@@ -36,8 +38,8 @@ class Progress:
     def finish(self, note: str = "") -> None:
         """Shows the last line, with the time taken."""
         taken = _clock(time.monotonic() - self.started)
-        lead = "\r" if self.terminal else ""
-        print(f"{lead}{self.task}: {self.done} {self.unit} in {taken}{'  ' + note if note else ''}   ", file=sys.stderr)
+        sys.stderr.write("\r" if self.terminal else "")
+        say(f"{self.task}: {self.done} {self.unit} in {taken}{'  ' + note if note else ''}   ", sys.stderr)
 
 
 def _clock(seconds: float) -> str:

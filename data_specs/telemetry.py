@@ -14,6 +14,7 @@ from typing import Any
 
 from data_specs import storage
 from data_specs.digest import digest_of
+from data_specs.text import say
 
 Row = dict[str, Any]
 FINISH_SECONDS = 60.0  # for what is still under way when a training ends
@@ -111,7 +112,7 @@ class Telemetry:
             run.log({"samples": wandb.Image(Image.open(io.BytesIO(png)))}, step=step)
 
     def _say(self, message: str) -> None:
-        print(f"warning: wandb: {message}", file=sys.stderr, flush=True)
+        say(f"warning: wandb: {message}", sys.stderr)
 
 
 def _in_short(error: Exception) -> str:

@@ -7,7 +7,9 @@ from __future__ import annotations
 
 import logging
 import re
+import sys
 import unicodedata
+from typing import TextIO
 
 _MARKDOWN = re.compile(r"([\\`*_{}\[\]|~<>&]|:(?=//)|^[#+\-=](?=.)|(?<=^\d)[.)]|(?<=^\d\d)[.)])")
 _ENTITIES = {"<": "&lt;", ">": "&gt;", "&": "&amp;", ":": "&#58;"}  # no tag, no bare address that is made a link
@@ -21,6 +23,11 @@ def printable(text: str) -> str:
 def _shown(letter: str) -> str:
     acts = unicodedata.category(letter) in ("Cc", "Cf", "Cs", "Cn", "Zl", "Zp")
     return letter.encode("unicode_escape", "surrogatepass").decode("ascii") if acts else letter
+
+
+def say(text: str, file: TextIO | None = None, end: str = "\n") -> None:
+    """Writes text at once to stdout, or another file: each of its lines printable, whoever wrote what is in it."""
+    print("\n".join(map(printable, text.split("\n"))), file=file or sys.stdout, end=end, flush=True)
 
 
 def markdown(text: str) -> str:

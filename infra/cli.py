@@ -11,7 +11,7 @@ import typer
 
 import infra.stages  # noqa: F401
 from data_specs.spec import PARTS
-from data_specs.text import printable, start_log
+from data_specs.text import say, start_log
 from infra.commands import bench, clusters, data, evaluation, exchange, query, specs, transformer
 from infra.commands.options import (
     AddressOpt,
@@ -53,9 +53,9 @@ def options(
         from importlib.metadata import version as installed
 
         try:
-            print(f"dnd {installed('dnd-transformer')}")
+            say(f"dnd {installed('dnd-transformer')}")
         except PackageNotFoundError:
-            print("dnd (a checkout that is not installed)")
+            say("dnd (a checkout that is not installed)")
         raise typer.Exit
 
 
@@ -73,7 +73,7 @@ def run(
 
     resolved, root = open_root(spec, root, set_, *PARTS)
     number = ranks_here(ranks, resolved.tokenizer.batch_size, resolved.train.batch_size)
-    print(f"report: {run_all(resolved, root, compute_workers(ray_address, workers), number)}")
+    say(f"report: {run_all(resolved, root, compute_workers(ray_address, workers), number)}")
 
 
 @app.command()
@@ -90,7 +90,7 @@ def demo(
     from infra.demo import demo_overrides, run_all
 
     resolved, root = open_root(preset, root, [*demo_overrides(preset, pdfs, text), *(set_ or [])])
-    print(f"report: {run_all(resolved, root, Workers(), 1)}")
+    say(f"report: {run_all(resolved, root, Workers(), 1)}")
 
 
 def main() -> None:
@@ -101,11 +101,10 @@ def main() -> None:
     try:
         app(standalone_mode=True)
     except ModuleNotFoundError as error:
-        print(f"dnd: {missing(error)}", file=sys.stderr)
+        say(f"dnd: {missing(error)}", sys.stderr)
         sys.exit(1)
     except (ValueError, OSError, UnitsFailed) as error:
-        lines = map(printable, _one_line(error).splitlines())
-        print("dnd: " + "\n".join(lines), file=sys.stderr)
+        say(f"dnd: {_one_line(error)}", sys.stderr)
         sys.exit(1)
 
 

@@ -8,6 +8,7 @@ from typing import Any
 
 import infra.stages  # noqa: F401
 from data_specs.spec import Spec, load_spec
+from data_specs.text import say
 from infra.report.report import write_report
 from pipeline.stages import registered
 from pipeline.workers import Workers
@@ -19,7 +20,7 @@ def run_all(spec: Spec, root: str, workers: Workers, ranks: int) -> str:
     for stage in registered():
         use = workers if stage.computes else workers._replace(gpus=0.0)
         for line in stage.run(spec, root, Workers(num_workers=ranks) if stage.trains else use) if stage.in_run else ():
-            print(line)
+            say(line)
     summarise(spec, root)
     return write_report(root)
 

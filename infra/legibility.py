@@ -8,6 +8,7 @@ from typing import Any
 from data_specs import open_shards, storage
 from data_specs.root import spec_of
 from data_specs.spec import Spec
+from data_specs.text import say
 from infra.report.legibility import legibility_chart
 from pipeline.workers import Workers
 from train.evaluation.legibility import evaluate_legibility, sweep_point, training_text
@@ -64,5 +65,5 @@ def _draw(made: Spec, temperature: float, num_images: int, root: str, workers: W
         options = {"name": name, "temperature": temperature, "num": min(num_images, made.sample.num)}
         made = made.model_copy(update={"sample": made.sample.model_copy(update=options)})
         for line in SAMPLE.run(made, root, workers):
-            print(line)
+            say(line)
     return ShardImages(storage.join(root, "samples", name, "images"))

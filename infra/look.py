@@ -18,6 +18,7 @@ from data_specs.records import Dropped, Reason, Receipt, Sample, SampleInfo, Sou
 from data_specs.root import spec_of
 from data_specs.shards import Shard
 from data_specs.spec import Spec
+from data_specs.text import printable
 from data_specs.units import Plan, read_plan
 from pipeline.extend import without
 from pipeline.filters import without_filters
@@ -143,7 +144,7 @@ def draw_sheet(title: str, rows: list[Row]) -> Image.Image:
     blocks = [(_wrapped(name, width - 2 * GAP), [(p, _wrapped(text, TILE)) for p, text in ts]) for name, ts in rows]
     sheet = Image.new("RGB", (width, 2 * LINE + sum(_height(*block) for block in blocks) + GAP), "#f6f8fa")
     draw, top = ImageDraw.Draw(sheet), 2 * LINE
-    draw.text((GAP, GAP), title, "#000000", ImageFont.load_default(14))
+    draw.text((GAP, GAP), printable(title), "#000000", ImageFont.load_default(14))
     for name, tiles in blocks:
         draw.multiline_text((GAP, top + GAP), name, "#0969da", font)
         below = top + LINE * (name.count("\n") + 2) - GAP
@@ -168,7 +169,7 @@ def _height_of_line(tiles: list[Tile]) -> int:
 def _wrapped(text: str, width: int) -> str:
     """A text in lines of at most `width` pixels, broken anywhere: keys and paths have no blanks."""
     font, lines = ImageFont.load_default(12), [""]
-    for char in text:
+    for char in printable(text):
         if font.getlength(lines[-1] + char) > width:
             lines.append("")
         lines[-1] += char

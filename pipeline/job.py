@@ -16,6 +16,7 @@ from data_specs.scratch import scratch_folder
 from data_specs.source import Source
 from data_specs.sources.planning import SPLITS, class_names, list_units, read_units
 from data_specs.spec import Spec
+from data_specs.text import say
 from data_specs.units import Plan, extend_plan, read_plan, write_plan
 from pipeline.stages import Option, Output, UnitStage, Work, register
 from pipeline.workers import Workers
@@ -125,7 +126,7 @@ def _grow(spec: Spec, plans: dict[str, Plan], split: str, listed: Path, retry_re
     if not first and plan.identity == identity:
         return plan
     grown = extend_plan(plan, identity, itertools.chain(first, units))
-    print(f"images/{split}: {grown.num_units - plan.num_units} units added", file=sys.stderr)
+    say(f"images/{split}: {grown.num_units - plan.num_units} units added", sys.stderr)
     return grown
 
 

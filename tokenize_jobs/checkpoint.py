@@ -27,6 +27,7 @@ from torch import Tensor
 from data_specs import storage
 from data_specs.records import CheckpointFile, CheckpointState, Finished
 from data_specs.scratch import scratch_folder
+from data_specs.text import say
 from tokenize_jobs.ranks import Ranks
 from tokenize_jobs.tensors import NotFiniteError, find_not_finite, write_safetensors
 
@@ -228,7 +229,7 @@ def find_whole(folder: str, ranks: Ranks) -> tuple[str, CheckpointState] | None:
         found = _examine(uri, ranks)
         if isinstance(found, CheckpointState):
             if ranks.rank == 0 and faults:
-                print(f"warning: goes on from {uri}: {'; '.join(faults)}", file=sys.stderr, flush=True)
+                say(f"warning: goes on from {uri}: {'; '.join(faults)}", sys.stderr)
             return uri, found
         faults.append(found)
     if faults:

@@ -14,6 +14,8 @@ from typing import Any
 
 from pydantic import JsonValue
 
+from data_specs.text import say
+
 WINDOW = 128  # accepted losses that mean and deviation are taken over; window and 6 deviations: OLMo-core
 FEWEST = 50  # losses to know before a spike can be told from the fall of the first steps
 
@@ -73,5 +75,5 @@ class Watchdog:
         while (left := self.last_beat + self.seconds - time.monotonic()) > 0:
             if self.ended.wait(min(left, 60)):
                 return
-        print(f"error: no step for {self.seconds:.0f} s: a rank is dead or hangs; ending", file=sys.stderr, flush=True)
+        say(f"error: no step for {self.seconds:.0f} s: a rank is dead or hangs; ending", sys.stderr)
         os._exit(1)

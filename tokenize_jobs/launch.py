@@ -26,6 +26,7 @@ from data_specs.records import Identity
 from data_specs.root import read_spec, spec_of
 from data_specs.scratch import scratch_folder
 from data_specs.spec import Spec
+from data_specs.text import say
 from tokenize_jobs import stopping
 from tokenize_jobs.checkpoint import describe_stream, finished_step
 from tokenize_jobs.ranks import free_port, join_ranks
@@ -72,7 +73,7 @@ def launch(job: Job, module: str, root: str, ranks: int, arguments: Sequence[str
                 raise TrainingFailed(message or f"{job.folder}: training cannot go on; see the output above")
             if told or code == STOPPED:
                 raise SystemExit(STOPPED)
-            print(f"{job.command}: ended with code {code}; {left} restarts left", file=sys.stderr, flush=True)
+            say(f"{job.command}: ended with code {code}; {left} restarts left", sys.stderr)
     raise TrainingFailed(
         f"{job.folder}: training died {job.part.max_restarts + 1} times (last exit code {code}): see the output above, "
         "then run it again to resume from the last checkpoint"
@@ -185,7 +186,7 @@ def run_rank(arguments: argparse.Namespace, stage: str, fit: Callable[[Spec, str
 
 def _say(message: str) -> None:
     """One line on the terminal, also written where `launch` looks for it."""
-    print(f"error: {message}", file=sys.stderr, flush=True)
+    say(f"error: {message}", sys.stderr)
     if path := os.environ.get("DND_ERROR_FILE"):
         with open(path, "w", encoding="utf-8") as file:
             file.write(message)

@@ -25,6 +25,7 @@ from data_specs.progress import Progress
 from data_specs.records import CheckpointFile, CheckpointState, Finished, Identity
 from data_specs.root import record_spec
 from data_specs.spec import Spec
+from data_specs.text import say
 from tokenize_jobs import checkpoint, stopping
 from tokenize_jobs.guard import SpikeDetector, Watchdog
 from tokenize_jobs.ranks import Ranks
@@ -240,7 +241,7 @@ class Trainer:
 
     def _say(self, message: str) -> None:
         if self.ranks.rank == 0:
-            print(f"{self.job.command}: {message}", file=sys.stderr, flush=True)
+            say(f"{self.job.command}: {message}", sys.stderr)
 
     # ---- stopping, saving, loading ---------------------------------------------------------------------------------
     def _agree_to_stop(self) -> bool:

@@ -7,6 +7,7 @@ from typing import Any
 from data_specs import storage
 from data_specs.records import Identity
 from data_specs.spec import Spec
+from data_specs.text import say
 from tokenize_jobs.launch import digest_of_start, digests_of, launch, spec_of_training
 from tokenize_jobs.ranks import Ranks
 from tokenize_jobs.task import TokenizerTask, lpips_of
@@ -79,5 +80,5 @@ def _is_imported(root: str) -> bool:
     folder = storage.join(root, "tokenizer")
     imported = storage.exists(storage.join(folder, WEIGHTS)) and not storage.exists(storage.join(folder, "stage.json"))
     if imported:
-        print(f"{folder}: imported, not trained; to fine-tune it, name it as tokenizer.init_from under another root")
+        say(f"{folder}: imported, not trained; to fine-tune it, name it as tokenizer.init_from under another root")
     return imported

@@ -12,7 +12,7 @@ from pydantic import Field
 from data_specs import storage
 from data_specs.records import Document, RawDocument, Reason, SourceUnit
 from data_specs.source import Source
-from data_specs.sources.names import is_packed, is_parquet, printable
+from data_specs.sources.names import as_utf8, is_packed, is_parquet
 from data_specs.sources.reading import read_spans
 from data_specs.sources.tables import read_rows
 
@@ -31,7 +31,7 @@ class NotTaken:
         base = name.rpartition("/")[2]
         what = what or (f".{base.rpartition('.')[2]}" if "." in base[1:] else "without a suffix")
         self.counts[what] = self.counts.get(what, 0) + 1
-        self.examples.setdefault(what, printable(name))
+        self.examples.setdefault(what, as_utf8(name))
 
     def warn(self, uri: str, kind: str) -> None:
         """Log one line for the source, if anything was left aside."""
@@ -67,7 +67,7 @@ class ListedSource(Source):
         """Yield the documents up to max_documents. Raises ValueError for a source that is empty or cannot be read."""
         not_taken, number = NotTaken(), 0
         for number, document in enumerate(self.listing(classes, not_taken), 1):
-            yield document._replace(id=printable(document.id))
+            yield document._replace(id=as_utf8(document.id))
             if number == self.max_documents:
                 break
         not_taken.warn(self.uri, self.kind)
@@ -132,7 +132,7 @@ class ListedSource(Source):
         return RawDocument(
             document.id,
             "",
-            printable(name if start is None else f"{name}#{start}"),
+            as_utf8(name if start is None else f"{name}#{start}"),
             document.cls,
             reason=document.reason,
             detail=document.detail,

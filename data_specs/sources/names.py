@@ -39,6 +39,6 @@ def stem(name: str) -> str:
     return (name.rpartition(".")[0] if is_packed(name) else name).rpartition(".")[0]
 
 
-def printable(name: str) -> str:
+def as_utf8(name: str) -> str:
     """Return a name as UTF-8 can hold it: names on a disk and in tars may be any bytes."""
     return name.encode("utf-8", "replace").decode()

@@ -8,7 +8,7 @@ from contextlib import closing
 from typing import Any, BinaryIO, NamedTuple
 
 from data_specs.records import FileInfo, Span
-from data_specs.sources.names import printable
+from data_specs.sources.names import as_utf8
 from data_specs.sources.packed import open_unpacked
 
 CONTENT_BYTES = 64  # a member of a wanted suffix is read up to this many bytes
@@ -77,7 +77,7 @@ def members(stream: BinaryIO, content_of: str = "\0") -> Iterator[Member]:
                 if info.isdir():
                     continue
                 member = known.get(_plain(info.linkname)) if info.islnk() else _member(tar, info, content_of)
-                member = (member or Member("", None, 0))._replace(name=printable(info.name))
+                member = (member or Member("", None, 0))._replace(name=as_utf8(info.name))
                 if member.start is not None:
                     known[_plain(info.name)] = member
                 yield member

@@ -13,7 +13,7 @@ from data_specs.records import Document, FileInfo, Reason, Span
 from data_specs.source import Source
 from data_specs.sources.hub import PREFIX, DataSet
 from data_specs.sources.listed import ListedSource, NotTaken
-from data_specs.sources.names import ID_CHARACTERS, is_parquet, printable, relative, without_packing
+from data_specs.sources.names import ID_CHARACTERS, as_utf8, is_parquet, relative, without_packing
 from data_specs.sources.packed import open_unpacked
 from data_specs.sources.tables import list_rows
 
@@ -98,4 +98,4 @@ def _line_id(line: bytes, id_key: str, number: int) -> str:
         found = json.loads(line)[id_key]
     except (ValueError, KeyError, TypeError, RecursionError):
         found = None
-    return f"line-{number}" if found is None else printable(str(found)[:ID_CHARACTERS])
+    return f"line-{number}" if found is None else as_utf8(str(found)[:ID_CHARACTERS])

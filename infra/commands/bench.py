@@ -8,6 +8,7 @@ from typing import Annotated, Literal
 
 import typer
 
+from data_specs.text import say
 from infra.commands.options import SetOpt
 
 CHECKOUT = Path(__file__).parents[2]
@@ -42,29 +43,29 @@ def render(
     """Documents to a committed shard in one worker, against bare loops that draw and encode the same pictures."""
     from benchmarks.render import PUBLISHED
     from benchmarks.render import render as run
-    from benchmarks.rounds import say
+    from benchmarks.rounds import report
 
     for what, result in run(kind, preset or PUBLISHED[kind], rounds).items():
         ours, _, baseline = what.partition(" x ")
-        say(f"render {kind}, {ours}", "pictures", baseline, result)
+        report(f"render {kind}, {ours}", "pictures", baseline, result)
 
 
 @bench.command()
 def tokenize(preset: PresetOpt = "demo", rounds: RoundsOpt = 5) -> None:
     """Image shard to committed code shard in one worker, against the bare encoder on decoded images."""
-    from benchmarks.rounds import say
+    from benchmarks.rounds import report
     from benchmarks.tokenize import tokenize as run
 
-    say("tokenize", "images", "the bare encoder", run(preset, rounds))
+    report("tokenize", "images", "the bare encoder", run(preset, rounds))
 
 
 @bench.command()
 def load(preset: PresetOpt = "imagenet_16x16x2", rounds: RoundsOpt = 5) -> None:
     """Batches of codes in random order, against webdataset's own reader of the same shards."""
     from benchmarks.load import load as run
-    from benchmarks.rounds import say
+    from benchmarks.rounds import report
 
-    say("load", "samples", "webdataset's reader", run(preset, rounds))
+    report("load", "samples", "webdataset's reader", run(preset, rounds))
 
 
 @bench.command()
@@ -75,10 +76,10 @@ def train(
     set_: SetOpt = None,
 ) -> None:
     """A training step with everything around it, against a bare PyTorch step of the same model."""
-    from benchmarks.rounds import say
+    from benchmarks.rounds import report
     from benchmarks.train import train as run
 
-    say("train", "images", "a bare PyTorch step", run(preset, rounds, batch, set_ or []))
+    report("train", "images", "a bare PyTorch step", run(preset, rounds, batch, set_ or []))
 
 
 @bench.command()
@@ -96,17 +97,17 @@ def sample(
     set_: SetOpt = None,
 ) -> None:
     """Our decoder against the plain eager loop, and the authors' own code; same weights, dtype and batch."""
-    from benchmarks.rounds import say
+    from benchmarks.rounds import report
     from benchmarks.sample import sample as run
 
     result = run(preset, rounds, batch, guidance, dtype, set_ or [], reference)
     rate = next(iter(result.comparisons.values())).ours
     steps, limit = rate / batch * result.steps, result.bandwidth / result.step_bytes
-    print(
+    say(
         f"ours: {rate * result.codes:.4g} tokens/s, {1000 / steps:.4g} ms a step, {steps / limit:.0%} of what memory "
         f"allows ({result.step_bytes / 1e6:.0f} MB a step at {result.bandwidth / 1e9:.1f} GB/s)"
     )
     if result.agreement is not None:
-        print(f"its likeliest codes are those of float32 in {result.agreement:.1%} (random weights: the hardest case)")
+        say(f"its likeliest codes are those of float32 in {result.agreement:.1%} (random weights: the hardest case)")
     for against, comparison in result.comparisons.items():
-        say("sample", "images", against, comparison)
+        report("sample", "images", against, comparison)

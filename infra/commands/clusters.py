@@ -7,6 +7,7 @@ from typing import Annotated
 import typer
 
 from data_specs import storage
+from data_specs.text import say
 from infra.commands.options import AddressOpt, RootOpt, SetOpt, SpecArg, WorkersOpt, open_root
 from infra.submit.job import Engine
 from pipeline.stages import registered
@@ -54,11 +55,11 @@ def submit(
     job = Job(stage, root, workers, nodes, gpus, image, ray_address, options, overlay, autoscale)
     wanted, code = request(checked(job, on, resolved), on), code_of(on)
     if dry_run:
-        print(wanted.text, end="")
+        say(wanted.text, end="")
         return
     with left_alone_if_refused(submitted(root, stage)):
         storage.write_text(submitted(root, stage), resolved.to_yaml())
-        print(wanted.send())
+        say(wanted.send())
     record_code(root, code, submitted=stage, on=on, job=wanted.text, image=image or "")
 
 
@@ -74,5 +75,5 @@ def doctor(
     bad = 0
     for finding in findings(storage.absolute(root) if root else None, ray, slurm):
         bad += not finding.ok
-        print(finding, flush=True)
+        say(str(finding))
     raise typer.Exit(1 if bad else 0)

@@ -8,7 +8,7 @@ from typing import Annotated
 import typer
 
 from data_specs import storage
-from data_specs.text import printable
+from data_specs.text import say
 from infra.commands.options import RootArg
 
 app = typer.Typer()
@@ -34,27 +34,27 @@ def verify(
     root, faults = storage.absolute(root), 0
     sets = find_shard_sets(root)
     for path in clean_unfinished(root) if clean else ():
-        print(f"removed {path}")
+        say(f"removed {path}")
     for set_uri in sets:
         for name in clean_litter(set_uri) if clean else []:
-            print(f"removed {set_uri}/{name}")
+            say(f"removed {set_uri}/{name}")
         for fault in verify_set(set_uri):
             faults += 1
-            print(fault)
+            say(fault)
         for fault in still_there(set_uri) if set_uri.startswith(storage.join(root, "images/")) else ():
             faults += 1
-            print(printable(fault))
+            say(fault)
         if truth and set_uri.startswith(storage.join(root, "images/")):
             for line in check_truth(set_uri):
-                print(line)
+                say(line)
     trainings = find_trainings(root)
     for folder in trainings:
         for fault in verify_training(folder):
             faults += 1
-            print(fault)
+            say(fault)
     if not sets and not trainings:
         raise ValueError(f"{root}: there is neither a shard set nor a training here")
-    print(f"{len(sets)} shard sets, {len(trainings)} trainings, {faults} faults")
+    say(f"{len(sets)} shard sets, {len(trainings)} trainings, {faults} faults")
     raise typer.Exit(1 if faults else 0)
 
 
@@ -73,7 +73,7 @@ def remove(
         raise ValueError("give --ids FILE or --samples FILE")
     names = [[line for line in storage.read_text(uri).splitlines() if line] if uri else [] for uri in (ids, samples)]
     for line in run(storage.absolute(root), *names):
-        print(printable(line))
+        say(line)
 
 
 @app.command()
@@ -89,11 +89,11 @@ def duplicates(
 
     surplus = list[str]()
     for group in near_duplicates(storage.absolute(root), distance):
-        print(" ".join(group))
+        say(" ".join(group))
         surplus += group[1:]
     if out:
         storage.write_text(out, "".join(f"{name}\n" for name in surplus))
-    print(f"{len(surplus)} near duplicates of others")
+    say(f"{len(surplus)} near duplicates of others")
 
 
 @app.command()
@@ -113,9 +113,9 @@ def look(
     root = storage.absolute(root)
     number = num_shards(root, set_)
     for one in range(number) if all_ else [shard]:
-        print(run(root, set_, one, boxes))
+        say(run(root, set_, one, boxes))
     if not all_ and number > 1:
-        print(f"{set_} has {number} shards: --shard N shows another one, --all each of them")
+        say(f"{set_} has {number} shards: --shard N shows another one, --all each of them")
 
 
 @app.command()
@@ -123,7 +123,7 @@ def card(root: RootArg) -> None:
     """ROOT/images/README.md: counts, sources, licences, attribution, the command and versions, to publish with it."""
     from infra.card import write_card
 
-    print(write_card(storage.absolute(root)))
+    say(write_card(storage.absolute(root)))
 
 
 @app.command()
@@ -133,8 +133,8 @@ def status(root: RootArg) -> None:
 
     empty = True
     for line in status_lines(storage.absolute(root)):
-        print(line, flush=True)
+        say(line)
         empty = False
     if empty:
-        print(f"{root}: nothing here", file=sys.stderr)
+        say(f"{root}: nothing here", sys.stderr)
         raise typer.Exit(1)

@@ -11,6 +11,7 @@ from typing import Annotated, Any, Literal
 import typer
 
 from data_specs import storage
+from data_specs.text import say
 from infra.commands.options import RootOpt, SetOpt, SpecArg, compute_workers, open_root
 from pipeline.workers import Workers
 from train.evaluation.results import compare as compare_results
@@ -43,7 +44,7 @@ def summary(root: RootOpt, spec: SpecArg = None, set_: SetOpt = None) -> None:
     from train.evaluation.summary import summarise
 
     resolved, root = open_root(spec, root, set_)
-    print(f"evaluation: {summarise(resolved, root)}")
+    say(f"evaluation: {summarise(resolved, root)}")
 
 
 @evaluate.command()
@@ -216,11 +217,11 @@ def compare(
     result = compare_results(*roots)
     for row in result["figures"]:
         difference = "" if row["difference"] is None else f"{row['difference']:+.4g}"
-        print(f"{row['name']:56} {_short(row['a']):>10} {_short(row['b']):>10} {difference:>10}")
+        say(f"{row['name']:56} {_short(row['a']):>10} {_short(row['b']):>10} {difference:>10}")
     if result["assumptions"]:
-        print("\nNot measured alike:")
+        say("\nNot measured alike:")
     for row in result["assumptions"]:
-        print(f"{row['name']:56} {row['a']} | {row['b']}")
+        say(f"{row['name']:56} {row['a']} | {row['b']}")
 
 
 @app.command()
@@ -228,7 +229,7 @@ def report(root: RootOpt) -> None:
     """Writes one self-contained page about everything under the root (ROOT/report/index.html)."""
     from infra.report.report import write_report
 
-    print(f"report: {write_report(storage.absolute(root))}")
+    say(f"report: {write_report(storage.absolute(root))}")
 
 
 def _pictures(root: str, name: str) -> Any:
@@ -261,13 +262,13 @@ def _write(
     uri = storage.join(storage.absolute(root), "evaluation", f"{name}.json")
     storage.write_text(uri, json.dumps(with_provenance(result, sys.argv), indent=1) + "\n")
     if "engine" in result:
-        print(f"read by {result['engine']} {result['engine_version']}")
+        say(f"read by {result['engine']} {result['engine_version']}")
     for figure, value in figures.items():
         own = f" (originals {_short(originals[figure])})" if originals else ""
-        print(f"{figure}: {_short(value)}{own}")
+        say(f"{figure}: {_short(value)}{own}")
     for note in result.get("notes", []):
-        print(f"note: {note}")
-    print(f"evaluation: {uri}")
+        say(f"note: {note}")
+    say(f"evaluation: {uri}")
 
 
 def _results(root: str) -> dict[str, Any]:

@@ -8,6 +8,7 @@ from typing import Annotated
 import typer
 
 from data_specs import storage
+from data_specs.text import say
 from infra.commands.options import RootArg, RootOpt
 
 app = typer.Typer()
@@ -33,7 +34,7 @@ def import_tokenizer(
     """A released RQ-VAE into ROOT/tokenizer."""
     from infra import pretrained as run
 
-    print(run.import_tokenizer(run.checkpoint_in(run.fetch(path).path), config, storage.absolute(root), ema))
+    say(run.import_tokenizer(run.checkpoint_in(run.fetch(path).path), config, storage.absolute(root), ema))
 
 
 @import_.command("transformer")
@@ -46,7 +47,7 @@ def import_transformer(
     """A released transformer into ROOT/transformer; refuses one that is not of this preset and size."""
     from infra import pretrained as run
 
-    print(run.import_transformer(run.checkpoint_in(run.fetch(path).path), preset, size, storage.absolute(root)))
+    say(run.import_transformer(run.checkpoint_in(run.fetch(path).path), preset, size, storage.absolute(root)))
 
 
 @app.command()
@@ -63,12 +64,12 @@ def pretrained(
 
     if name is None:
         for release in run.RELEASES:
-            print(f"{release.preset:22} transformer {', '.join(release.transformers) or 'none':10} {release.figures}")
+            say(f"{release.preset:22} transformer {', '.join(release.transformers) or 'none':10} {release.figures}")
         return
     if root is None:
         raise ValueError(f"dnd pretrained {name}: give --root, a new folder for it")
     for line in run.pretrained(name, size, storage.absolute(root), source or run.RELEASED):
-        print(line)
+        say(line)
 
 
 @app.command()
@@ -81,7 +82,7 @@ def push(
     """Publishes a root on the Hugging Face hub; `dnd pretrained hf://owner/name --root NEW` reads it."""
     from infra.pretrained import push as run
 
-    print(f"published: {run(storage.absolute(root), repo, shards, private=not public)}")
+    say(f"published: {run(storage.absolute(root), repo, shards, private=not public)}")
 
 
 @export.command("tokenizer")
@@ -96,7 +97,7 @@ def export_tokenizer(
 
     folder = storage.join(storage.absolute(root), "tokenizer")
     write(load_tokenizer(folder), path, config or path.with_name("config.yaml"))
-    print(path)
+    say(str(path))
 
 
 @export.command("transformer")
@@ -105,4 +106,4 @@ def export_transformer(path: OutArg, root: RootOpt) -> None:
     from train.weights import export_transformer as write
 
     write(storage.join(storage.absolute(root), "transformer"), path)
-    print(path)
+    say(str(path))

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated, Literal
 import typer
 
 from data_specs import storage
-from data_specs.text import printable
+from data_specs.text import printable, say
 from infra.commands.options import RootArg
 
 if TYPE_CHECKING:
@@ -37,10 +37,10 @@ def query(
     found = run(set_uri, read_manifest(storage.join(set_uri, "manifest.json")).shardlist, expression)
     if format_ == "ids":
         for row in found.select(["split", "unit", "key"]).to_pylist():
-            print(f"{row['split']}/{row['unit']}/{row['key']}")
+            say(f"{row['split']}/{row['unit']}/{row['key']}")
     elif format_ == "json":
         for row in found.to_pylist():
-            print(json.dumps(row, ensure_ascii=True))
+            say(json.dumps(row, ensure_ascii=True))
     else:
         _print_table(found, limit or len(found))
 
@@ -50,8 +50,8 @@ def _print_table(found: pa.Table, limit: int) -> None:
     cells = [SHOWN, *(tuple(printable(_cell(value))[:WIDTH] for value in row.values()) for row in rows)]
     widths = [max(map(len, column)) for column in zip(*cells, strict=True)]
     for line in cells:
-        print("  ".join(cell.ljust(width) for cell, width in zip(line, widths, strict=True)).rstrip())
-    print(f"{len(found)} samples" + (f", {len(rows)} shown" if len(rows) < len(found) else ""))
+        say("  ".join(cell.ljust(width) for cell, width in zip(line, widths, strict=True)).rstrip())
+    say(f"{len(found)} samples" + (f", {len(rows)} shown" if len(rows) < len(found) else ""))
 
 
 def _cell(value: object) -> str:

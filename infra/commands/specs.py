@@ -8,6 +8,7 @@ from typing import Annotated
 import typer
 
 from data_specs.spec import PRESETS, load_spec, presets
+from data_specs.text import say
 from infra.commands.options import SetOpt
 
 app = typer.Typer()
@@ -18,7 +19,7 @@ def list_presets() -> None:
     """Names the presets, with what each is."""
     for name in presets():
         about = (PRESETS / f"{name}.yaml").read_text().splitlines()[0].removeprefix("# ")
-        print(f"{name:24} {about}")
+        say(f"{name:24} {about}")
 
 
 @app.command()
@@ -32,8 +33,8 @@ def spec(
     from data_specs import explain
 
     if new:
-        print(explain.NEW, end="")
+        say(explain.NEW, end="")
     elif schema:
-        print(json.dumps(explain.schema(), indent=1))
+        say(json.dumps(explain.schema(), indent=1))
     else:
-        print(explain.commented(load_spec(preset, set_ or [])), end="")
+        say(explain.commented(load_spec(preset, set_ or [])), end="")

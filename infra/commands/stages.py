@@ -8,6 +8,7 @@ from typing import Annotated, Any
 
 import typer
 
+from data_specs.text import say
 from infra.commands.options import (
     AddressOpt,
     MaxFailuresOpt,
@@ -72,9 +73,9 @@ def command_of(stage: Stage) -> Callable[..., None]:
         options = {name: value for name, value in given.items() if not keys[name]}
         try:
             for line in stage.run(resolved, root, use, **options):
-                print(line)
+                say(line)
         except PartDone as done:
-            print(f"{stage.name}: {done}")
+            say(f"{stage.name}: {done}")
 
     parameters = [
         inspect.Parameter(name, inspect.Parameter.KEYWORD_ONLY, default=default, annotation=kind)

@@ -7,6 +7,7 @@ from typing import Annotated
 import typer
 
 from data_specs.spec import load_spec
+from data_specs.text import say
 from infra.commands.options import SetOpt
 
 app = typer.Typer()
@@ -27,4 +28,4 @@ def memory(
     resolved = load_spec(spec, set_ or [])
     resolved.require("transformer", "train")
     config = config_of(resolved)
-    print("\n".join([*table(resolved, config, gpus, parse_bytes(size)), *duration.table(resolved, config, gpus)]))
+    say("\n".join([*table(resolved, config, gpus, parse_bytes(size)), *duration.table(resolved, config, gpus)]))

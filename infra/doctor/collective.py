@@ -15,6 +15,8 @@ from datetime import timedelta
 import torch
 import torch.distributed as dist
 
+from data_specs.text import say
+
 MEBIBYTES, ROUNDS, TIMEOUT = 64, 5, timedelta(minutes=5)
 
 
@@ -27,11 +29,11 @@ def main() -> None:
         dist.init_process_group("nccl" if device.type == "cuda" else "gloo", timeout=TIMEOUT)
         seconds = measure(device)
     except (RuntimeError, ValueError) as error:
-        print(f"check: {socket.gethostname()}, rank {os.environ['RANK']}: {' '.join(str(error).split())[:300]}")
+        say(f"check: {socket.gethostname()}, rank {os.environ['RANK']}: {' '.join(str(error).split())[:300]}")
         sys.stdout.flush()
         os._exit(1)  # the other ranks may wait for this one: no orderly end is possible
     if dist.get_rank() == 0:
-        print(report(dist.get_world_size(), dist.get_backend(), seconds), flush=True)
+        say(report(dist.get_world_size(), dist.get_backend(), seconds))
     dist.destroy_process_group()
 
 

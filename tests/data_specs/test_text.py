@@ -3,12 +3,17 @@
 from __future__ import annotations
 
 import io
+import json
 import logging
+from pathlib import Path
 
 import pytest
 from markdown_it import MarkdownIt
+from typer.testing import CliRunner
 
-from data_specs.text import PrintableFormatter, markdown, printable
+from data_specs.progress import Progress
+from data_specs.text import PrintableFormatter, markdown, printable, say
+from infra.cli import app
 
 HOSTILE = [
     "\x1b[2J\x1b[31mall gone",
@@ -69,3 +74,27 @@ def test_a_log_line_cannot_be_forged() -> None:
     log.warning("unit %d: %s", 3, "x\nERROR root: all is lost")
     log.removeHandler(handler)
     assert stream.getvalue() == "WARNING test_text: unit 3: x\\nERROR root: all is lost\n"
+
+
+def test_what_is_said_keeps_its_lines_and_nothing_else(capsys: pytest.CaptureFixture[str]) -> None:
+    say("a table\nof two lines \x1b[2J\r0 faults")
+    Progress("render", 1, "units").finish("\x1b]0;title\x07")
+    shown = capsys.readouterr()
+    assert shown.out == "a table\nof two lines \\x1b[2J\\r0 faults\n"
+    assert "\\x1b]0;title\\x07" in shown.err and shown.err.count("\n") == 1
+
+
+def test_two_evaluations_side_by_side_do_not_act_in_a_terminal(tmp_path: Path) -> None:
+    for name in ("one", "two"):
+        (tmp_path / name / "evaluation").mkdir(parents=True)
+        facts = {"psnr\x1b[2J": 1.0, "engine": f"{name}\x1b]0;title\x07"}
+        (tmp_path / name / "evaluation/summary.json").write_text(json.dumps(facts))
+    result = CliRunner().invoke(app, ["compare", str(tmp_path / "one"), str(tmp_path / "two")])
+    assert result.exit_code == 0 and "psnr\\x1b[2J" in result.output and "\x1b" not in result.output, result.output
+
+
+def test_labels_of_a_contact_sheet_are_printable() -> None:
+    from infra.look import draw_sheet
+
+    shown, escaped = (draw_sheet(f"set {key}", [(f"doc {key}", [(None, key)])]) for key in ("a\u202eb", "a\\u202eb"))
+    assert shown.tobytes() == escaped.tobytes()
