@@ -41,8 +41,8 @@ KEEP_ALL = [
     "render.documents_per_unit=100000",
 ]
 SOURCES = {
-    "pages": "{kind: typeset, documents: 12, vocabulary: 200}",
-    "text": "{kind: docstrings, passages: 400, min_words: 6, max_words: 12, vocabulary: 200}",
+    "pages": "{kind: typeset, documents: 4, vocabulary: 200}",
+    "text": "{kind: docstrings, passages: 100, min_words: 6, max_words: 12, vocabulary: 200}",
 }
 PUBLISHED = {"pages": "arxiv_image_16x16x8", "text": "text_image_24x24x1"}
 Encode = Callable[[np.ndarray], object]

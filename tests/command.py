@@ -8,10 +8,22 @@ import os
 import subprocess
 import sys
 import tempfile
+from multiprocessing.process import BaseProcess
 from pathlib import Path
 
 PROCESSES = multiprocessing.get_context("forkserver")
-PROCESSES.set_forkserver_preload(["train.task", "train.job", "infra.demo", "infra.cli", "command"])
+PROCESSES.set_forkserver_preload(["train.task", "train.job", "infra.demo", "infra.cli", "command", "prose"])
+
+
+def start(process: BaseProcess) -> None:
+    """Start a process of the fork server; the first one starts that as well, which finds what it loads in tests/."""
+    paths = os.environ.get("PYTHONPATH")
+    os.environ["PYTHONPATH"] = os.pathsep.join(filter(None, (str(Path(__file__).parent), paths)))
+    process.start()
+    if paths is None:
+        del os.environ["PYTHONPATH"]
+    else:
+        os.environ["PYTHONPATH"] = paths
 
 
 def dnd(*arguments: object, timeout: int = 800, cwd: Path | None = None) -> subprocess.CompletedProcess[str]:
@@ -20,7 +32,7 @@ def dnd(*arguments: object, timeout: int = 800, cwd: Path | None = None) -> subp
     with tempfile.TemporaryDirectory() as folder:
         said = Path(folder, "stdout"), Path(folder, "stderr")
         process = PROCESSES.Process(target=_run, args=(command, os.environ | _ray(), cwd or Path.cwd(), *said))
-        process.start()
+        start(process)
         process.join(timeout)
         if process.exitcode is None:
             process.kill()

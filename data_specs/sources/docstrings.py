@@ -7,8 +7,9 @@ import hashlib
 import json
 import re
 import sysconfig
-from collections import Counter
+from collections import Counter, deque
 from collections.abc import Iterator
+from functools import cache
 from pathlib import Path
 from typing import ClassVar, Literal
 
@@ -19,6 +20,7 @@ from data_specs.source import Source
 from data_specs.sources.text import TextSource
 
 FILES = 1500  # files read at most; the standard library alone has about 700 with prose
+BLOCKS = ("body", "handlers", "orelse", "finalbody", "cases")  # where statements hold others
 
 
 class DocstringSource(Source):
@@ -49,8 +51,7 @@ def passages(source: DocstringSource) -> list[str]:
     With a vocabulary of V, each is drawn word by word from the V most frequent words and the pairs seen in the prose,
     so that a small model can learn to spell all of them; else passages are the prose itself, in order.
     """
-    sentences = [words for words in map(_words, sorted_docstrings()) if len(words) >= 3]
-    if not sentences:
+    if not (sentences := prose()):
         raise ValueError("the installed Python has no documentation strings (python -OO?); use a text source")
     made = _frequent(sentences, source) if source.vocabulary else _running(sentences, source)
     if len(made) < source.passages:
@@ -58,11 +59,13 @@ def passages(source: DocstringSource) -> list[str]:
     return made
 
 
-def sorted_docstrings() -> list[str]:
-    """Docstrings of the standard library, file by file in order of name."""
+@cache
+def prose() -> list[list[str]]:
+    """Words of the sentences in the standard library's docstrings, file by file in order of name."""
     library = Path(sysconfig.get_paths()["stdlib"])
     files = sorted(p for p in library.rglob("*.py") if "test" not in p.parts and "site-packages" not in p.parts)
-    return [text for path in files[:FILES] for text in _docstrings(path)]
+    sentences = (_words(text) for path in files[:FILES] for text in _docstrings(path))
+    return [words for words in sentences if len(words) >= 3]
 
 
 def _docstrings(path: Path) -> Iterator[str]:
@@ -70,9 +73,13 @@ def _docstrings(path: Path) -> Iterator[str]:
         tree = ast.parse(path.read_bytes())
     except (SyntaxError, ValueError, OSError):
         return
-    for node in ast.walk(tree):
+    waiting: deque[ast.AST] = deque([tree])
+    while waiting:
+        node = waiting.popleft()
         if isinstance(node, ast.Module | ast.ClassDef | ast.FunctionDef | ast.AsyncFunctionDef):
             yield from re.split(r"\n\s*\n|(?<=[.!?])\s", ast.get_docstring(node) or "")
+        for block in BLOCKS:  # ast.walk's order, without the expressions
+            waiting.extend(getattr(node, block, ()))
 
 
 def _words(text: str) -> list[str]:

@@ -12,8 +12,8 @@ from multiprocessing.process import BaseProcess
 from pathlib import Path
 from typing import Any
 
+import command
 from code_sets import tiny_spec
-from command import PROCESSES
 
 
 def start(world: int, work: Callable[..., None], *arguments: Any) -> list[BaseProcess]:
@@ -22,11 +22,11 @@ def start(world: int, work: Callable[..., None], *arguments: Any) -> list[BasePr
         probe.bind(("127.0.0.1", 0))
         port = probe.getsockname()[1]
     ranks = [
-        PROCESSES.Process(target=_rank, args=(rank, world, port, dict(os.environ), work, arguments))
+        command.PROCESSES.Process(target=_rank, args=(rank, world, port, dict(os.environ), work, arguments))
         for rank in range(world)
     ]
     for process in ranks:
-        process.start()
+        command.start(process)
     return ranks
 
 
