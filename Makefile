@@ -31,7 +31,7 @@ help:                ## this list
 	touch $@
 
 demo: .venv/installed  ## documents to pictures and a report (ROOT=, PRESET=, PDFS=folder, TEXT=passages.jsonl)
-	$(BIN)/dnd demo --root $(ROOT) --preset $(PRESET) $(if $(PDFS),--pdfs $(PDFS)) $(if $(TEXT),--text $(TEXT))
+	$(BIN)/dnd demo $(PRESET) --root $(ROOT) $(if $(PDFS),--pdfs $(PDFS)) $(if $(TEXT),--text $(TEXT))
 
 lint: .venv/installed .venv/packages-dev  ## style, types, floors
 	$(BIN)/ruff check .

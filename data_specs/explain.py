@@ -33,6 +33,15 @@ def commented(spec: Spec) -> str:
     return "\n".join([about, *_lines(spec, "")]) + "\n"
 
 
+def keys_of(name: str) -> list[str]:
+    """The dotted keys of a part of the spec, one level of them; of a key that is no part, the key itself."""
+    field: Any = Spec
+    for step in name.split("."):
+        field = field.model_fields[step].annotation
+    named = field.model_fields if isinstance(field, type) and issubclass(field, BaseModel) else {}
+    return [f"{name}.{key}" for key in named] or [name]
+
+
 def schema() -> dict[str, Any]:
     """The JSON schema of spec files, for editors: all keys are optional where `base:` names another spec."""
     tree = Spec.model_json_schema()

@@ -32,17 +32,18 @@ class Progress:
     def line(self) -> str:
         """The text of the line: task, done of total, rate, time left."""
         rate = (self.done - self.start_done) / max(time.monotonic() - self.started, 1e-9)
-        left = f"{_clock((self.total - self.done) / rate)} left" if rate > 0 else "?"
+        left = f"{clock((self.total - self.done) / rate)} left" if rate > 0 else "?"
         return f"{self.task}: {self.done}/{self.total} {self.unit}, {rate:.3g} {self.unit}/s, {left}"
 
     def finish(self, note: str = "") -> None:
         """Shows the last line, with the time taken."""
-        taken = _clock(time.monotonic() - self.started)
+        taken = clock(time.monotonic() - self.started)
         sys.stderr.write("\r" if self.terminal else "")
         say(f"{self.task}: {self.done} {self.unit} in {taken}{'  ' + note if note else ''}   ", sys.stderr)
 
 
-def _clock(seconds: float) -> str:
+def clock(seconds: float) -> str:
+    """Seconds as 1:02:03, or 2:03 below an hour."""
     minutes, seconds = divmod(int(seconds), 60)
     hours, minutes = divmod(minutes, 60)
     return f"{hours}:{minutes:02}:{seconds:02}" if hours else f"{minutes}:{seconds:02}"

@@ -150,6 +150,8 @@ def _find(name_or_path: str | Path) -> Path:
     preset = PRESETS / f"{name_or_path}.yaml"
     if preset.is_file():
         return preset
+    if path.is_dir():
+        raise ValueError(f"{name_or_path}: is a folder, and a SPEC is a preset or a YAML file; a root is --root {path}")
     raise ValueError(f"{name_or_path}: no such file and no preset of that name; presets: {', '.join(presets())}")
 
 

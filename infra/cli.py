@@ -34,6 +34,7 @@ CHILDREN = {  # what every process under a command inherits, where the user has 
 }
 app = typer.Typer(
     name="dnd",
+    context_settings={"token_normalize_func": lambda token: token.replace("_", "-")},  # --deepspeed_config, as theirs
     no_args_is_help=True,
     pretty_exceptions_enable=False,
     help="From PDFs, text or images to a trained DnD-Transformer and its pictures. Try: dnd demo --root runs/demo",
@@ -79,7 +80,7 @@ def run(
 @app.command()
 def demo(
     root: RootOpt = "runs/demo",
-    preset: Annotated[str, typer.Option("--preset", help="preset to run")] = "demo",
+    spec: Annotated[str, typer.Argument(help="a preset or a YAML file", metavar="[SPEC]")] = "demo",
     pdfs: Annotated[Path | None, typer.Option("--pdfs", help="folder of PDFs to use instead of typeset ones")] = None,
     text: Annotated[
         Path | None, typer.Option("--text", help="passages (JSON Lines) to use instead of docstrings")
@@ -89,7 +90,7 @@ def demo(
     """The whole way on this machine, on texts that every machine has; prints where the report is."""
     from infra.demo import demo_overrides, run_all
 
-    resolved, root = open_root(preset, root, [*demo_overrides(preset, pdfs, text), *(set_ or [])])
+    resolved, root = open_root(spec, root, [*demo_overrides(spec, pdfs, text), *(set_ or [])])
     say(f"report: {run_all(resolved, root, Workers(), 1)}")
 
 

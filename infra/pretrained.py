@@ -137,22 +137,26 @@ def import_tokenizer(path: Path, config: Path | None, root: str, ema: bool = Fal
     return f"{folder}: codes {list(model.config.code_shape)}, codebook of {model.config.codebook_size}"
 
 
-def import_transformer(path: Path, preset: str, size: str | None, root: str) -> str:
-    """Puts a released transformer into ROOT/transformer and says what it is; refuses one of another preset or size."""
+def import_transformer(path: Path, preset: str | None, size: str | None, root: str) -> str:
+    """Puts a released transformer into ROOT/transformer and says what it is; refuses one of another preset or size.
+
+    Args:
+        preset: or a YAML file, that it was trained by; None: the root's own spec.
+    """
     from train.engine import config_of
     from train.weights import import_transformer as read
     from train.weights import size_of_released
 
-    spec = load_spec(preset, [f"transformer.size={size}"] if size else [])
+    spec = read_spec(preset, root, [f"transformer.size={size}"] if size else [])
     spec.require("transformer")
     found = size_of_released(path) if not size and spec.transformer.size else None
     if found and SIZES[found][0] == spec.transformer.dimensions[0]:  # XXL and XXXL share their presets
-        size, spec = found, load_spec(preset, [f"transformer.size={found}"])
+        size, spec = found, read_spec(preset, root, [f"transformer.size={found}"])
     folder = unused(storage.join(root, "transformer"))
     with storage.writable_folder(folder) as local:
         read(path, local, config_of(spec))
     record_spec(spec, root, "transformer", ("transformer",))
-    return f"{folder}: {size or spec.transformer.size} of {preset}"
+    return f"{folder}: {size or spec.transformer.size} of {preset or spec.name}"
 
 
 def unused(folder: str) -> str:

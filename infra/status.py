@@ -5,7 +5,7 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Iterator
 from functools import partial
-from typing import TypeVar
+from typing import Any, NamedTuple, TypeVar
 
 import infra.stages  # noqa: F401 (the registry is filled)
 from data_specs import storage
@@ -25,83 +25,189 @@ SILENT_SECONDS = 90
 FIGURES = ("bits_per_code", "psnr", "loss")  # of a row of a training, the first that there is
 
 
-def status_lines(root: str) -> Iterator[str]:
-    """Lines for each shard set under a root, then for the trainings and who writes; none where there is nothing.
+class FailedUnit(NamedTuple):
+    """A unit that failed for good, and the first of its documents."""
 
-    What is damaged is a line, never an error.
-    """
+    unit: int
+    reason: str
+    document: str = ""
+
+    def line(self) -> str:
+        """As the terminal shows it."""
+        return f"unit {self.unit} failed: {self.reason}{f' (documents from {self.document})' if self.document else ''}"
+
+
+class SetStatus(NamedTuple):
+    """A shard set: its counts, what its running job says of itself (see JobState), failures, and damaged files."""
+
+    name: str
+    units: int
+    done: int
+    failed: int
+    written: int
+    filtered: int
+    rejected: int
+    reasons: dict[str, dict[str, int]]
+    job: dict[str, Any] | None = None
+    failures: list[FailedUnit] = []  # noqa: RUF012 (never changed)
+    faults: list[str] = []  # noqa: RUF012
+
+    def lines(self) -> Iterator[str]:
+        """As the terminal shows it."""
+        yield (
+            f"{self.name}: {self.done}/{self.units} units done, {self.failed} failed; "
+            f"{self.written} written, {self.filtered} filtered, {self.rejected} rejected"
+        )
+        yield from (f"    {fault}" for fault in self.faults)
+        if self.job:
+            yield from _running(self.job)
+        for kind, counts in self.reasons.items():
+            for reason, count in sorted(counts.items(), key=lambda pair: -pair[1]):
+                yield f"    {kind}: {count} {reason}"
+        yield from (f"    {failure.line()}" for failure in self.failures)
+
+
+class TrainingStatus(NamedTuple):
+    """A training: its state, "imported", "begun", "running" or "finished", and its last logged step."""
+
+    name: str
+    state: str
+    step: int | None = None
+    steps: int | None = None
+    figures: dict[str, float] = {}  # noqa: RUF012
+    steps_per_second: float = 0.0
+    seconds_left: float | None = None
+
+    def lines(self) -> Iterator[str]:
+        """As the terminal shows it."""
+        if self.step is None:
+            yield f"{self.name}: {'begun, no step logged yet' if self.state == 'begun' else self.state}"
+            return
+        figure = "".join(f", {value:.3f} {name.replace('_', ' ')}" for name, value in self.figures.items())
+        left = "" if self.seconds_left is None else f", about {self.seconds_left / 60:.0f} min left"
+        finished = "finished, " if self.state == "finished" else ""
+        rate = f"{self.steps_per_second:.3g} steps/s"
+        yield f"{self.name}: {finished}step {self.step} of {self.steps}{figure}, {rate}{left}"
+
+
+class Writer(NamedTuple):
+    """Who writes in a folder now."""
+
+    name: str
+    command: str
+    host: str
+    pid: int
+
+    def lines(self) -> Iterator[str]:
+        """As the terminal shows it."""
+        yield f"{self.name}: `{self.command}` writes here (host {self.host}, process {self.pid})"
+
+
+class Damaged(NamedTuple):
+    """What cannot be read."""
+
+    fault: str
+
+    def lines(self) -> Iterator[str]:
+        """As the terminal shows it."""
+        yield self.fault
+
+
+Entry = SetStatus | TrainingStatus | Writer | Damaged
+
+
+def status_lines(root: str) -> Iterator[str]:
+    """Lines for each shard set under a root, then for the trainings and who writes; none where there is nothing."""
+    for entry in entries(root):
+        yield from map(printable, entry.lines())
+
+
+def status_of(root: str) -> dict[str, list[Any]]:
+    """The same for programs: `sets`, `trainings`, `writers` and `faults`, as `dnd status --json` prints them."""
+    names = {SetStatus: "sets", TrainingStatus: "trainings", Writer: "writers", Damaged: "faults"}
+    told: dict[str, list[Any]] = {name: [] for name in names.values()}
+    for entry in entries(root):
+        told[names[type(entry)]].append(entry.fault if isinstance(entry, Damaged) else entry._asdict())
+    for one in told["sets"]:
+        one["failures"] = [failure._asdict() for failure in one["failures"]]
+    return told
+
+
+def entries(root: str) -> Iterator[Entry]:
+    """Everything that there is to say of a root; what is damaged is an entry, never an error."""
     homes = {stage.makes for stage in registered() if stage.trains}
     for set_uri in find_shard_sets(root):
         homes.add(lease_home(set_uri.removeprefix(root.rstrip("/") + "/")))
-        yield from _unless_damaged(partial(_plan_lines, root, set_uri))
+        yield from _unless_damaged(partial(_set_status, root, set_uri))
     for stage in registered():
         if stage.trains:
-            yield from _unless_damaged(partial(_training_lines, root, stage))
+            yield from _unless_damaged(partial(_training_status, root, stage))
     for home in sorted(homes):
-        yield from _unless_damaged(partial(_lease_lines, root, home))
+        yield from _unless_damaged(partial(_writer, root, home))
 
 
-def _unless_damaged(lines: Callable[[], Iterator[str]]) -> Iterator[str]:
+def _unless_damaged(find: Callable[[], Entry | None]) -> Iterator[Entry]:
     try:
-        yield from map(printable, lines())
+        if entry := find():
+            yield entry
     except ValueError as error:
-        yield printable(str(error))
+        yield Damaged(str(error))
 
 
-def _plan_lines(root: str, set_uri: str) -> Iterator[str]:
-    if plan := read_plan(set_uri):
-        yield from _set_lines(root, plan)
-
-
-def _training_lines(root: str, stage: Stage) -> Iterator[str]:
-    """Step of how many, the last figure, rate and time left; or that it has begun, or came from elsewhere."""
+def _training_status(root: str, stage: Stage) -> TrainingStatus | None:
     folder = storage.join(root, stage.makes)
     rows = [row for row in read_rows(storage.join(folder, "metrics.jsonl")) if "images_per_second" in row]
     if not rows:
         if storage.exists(storage.join(folder, "stage.json")):
-            yield f"{stage.makes}: begun, no step logged yet"
-        elif next(storage.list_files(folder), None):
-            yield f"{stage.makes}: imported"
-        return
+            return TrainingStatus(stage.makes, "begun")
+        return TrainingStatus(stage.makes, "imported") if next(storage.list_files(folder), None) else None
     last, part = rows[-1], getattr(spec_of(root, stage.makes), stage.batch)
     step, steps = int(last["step"]), int(part.steps)
-    figure = next((f", {last[name]:.3f} {name.replace('_', ' ')}" for name in FIGURES if name in last), "")
     rate = float(last["images_per_second"]) / part.batch_size
-    left = f", about {(steps - step) / rate / 60:.0f} min left" if rate > 0 and step < steps else ""
-    yield f"{stage.makes}: step {step} of {steps}{figure}, {rate:.3g} steps/s{left}"
+    return TrainingStatus(
+        stage.makes,
+        "finished" if step >= steps and storage.exists(storage.join(folder, "done")) else "running",
+        step,
+        steps,
+        next(({name: float(last[name])} for name in FIGURES if name in last), {}),
+        rate,
+        (steps - step) / rate if rate > 0 and step < steps else None,
+    )
 
 
-def _lease_lines(root: str, home: str) -> Iterator[str]:
+def _writer(root: str, home: str) -> Writer | None:
     by = holder(storage.join(root, home))
-    if by and is_alive(by):
-        yield f"{home}: `{by.command}` writes here (host {by.host}, process {by.pid})"
+    return Writer(home, by.command, by.host, by.pid) if by and is_alive(by) else None
 
 
-def _set_lines(root: str, plan: Plan) -> Iterator[str]:
+def _set_status(root: str, set_uri: str) -> SetStatus | None:
+    plan = read_plan(set_uri)
+    if plan is None:
+        return None
     faults = list[str]()
     state, job = _state(plan, faults)
-    name, totals = plan.set_uri.removeprefix(root.rstrip("/") + "/"), state.totals
-    yield (
-        f"{name}: {totals.units}/{plan.num_units} units done, {_failed(plan, state, job)} failed; "
-        f"{totals.written} written, {totals.filtered} filtered, {totals.rejected} rejected"
+    totals = state.totals
+    return SetStatus(
+        plan.set_uri.removeprefix(root.rstrip("/") + "/"),
+        plan.num_units,
+        totals.units,
+        _failed(plan, state, job),
+        totals.written,
+        totals.filtered,
+        totals.rejected,
+        {"filtered": {**state.filtered}, "rejects": {**state.rejects}},
+        job.model_dump(mode="json", exclude={"digest", "totals", "filtered", "rejects"}) if job else None,
+        list(_failures(plan)) if totals.units < plan.num_units else [],
+        faults,
     )
-    yield from (f"    {fault}" for fault in faults)
-    if job:
-        yield from _running(job)
-    for kind, counts in (("filtered", state.filtered), ("rejects", state.rejects)):
-        for reason, count in sorted(counts.items(), key=lambda pair: -pair[1]):
-            yield f"    {kind}: {count} {reason}"
-    if state.totals.units < plan.num_units:
-        yield from _failure_lines(plan)
 
 
-def _failure_lines(plan: Plan) -> Iterator[str]:
-    """Why units failed, with a document of each."""
+def _failures(plan: Plan) -> Iterator[FailedUnit]:
     for file in storage.list_files(plan.set_uri):
         if file.uri.endswith(".failed.json") and (failure := _read(Failure, file.uri, [])):
             unit = next((unit for unit in plan.units() if unit.unit == failure.unit), None)
             names = [document.id for document in unit.documents] if isinstance(unit, SourceUnit) else []
-            yield f"    unit {failure.unit} failed: {failure.reason}{f' (documents from {names[0]})' if names else ''}"
+            yield FailedUnit(failure.unit, failure.reason, names[0] if names else "")
 
 
 def _state(plan: Plan, faults: list[str]) -> tuple[Manifest | JobState, JobState | None]:
@@ -127,16 +233,17 @@ def _failed(plan: Plan, state: Manifest | JobState, job: JobState | None) -> int
     return sum(1 for file in storage.list_files(plan.set_uri) if file.uri.endswith(".failed.json"))
 
 
-def _running(job: JobState) -> Iterator[str]:
+def _running(job: dict[str, Any]) -> Iterator[str]:
     """What a job says of itself: workers, rate, time left, the longest units; or how long it has been silent."""
-    silent = time.time() - job.written
-    if job.ended or silent > SILENT_SECONDS:
-        ended = "the run has ended" if job.ended else f"nothing heard from {job.host} for {silent / 60:.0f} min"
+    silent = time.time() - job["written"]
+    if job["ended"] or silent > SILENT_SECONDS:
+        ended = "the run has ended" if job["ended"] else f"nothing heard from {job['host']} for {silent / 60:.0f} min"
         yield f"    {ended}: run the command again to finish"
         return
-    left = "" if job.seconds_left is None else f", about {job.seconds_left / 60:.0f} min left"
-    yield f"    {job.running} units running on {job.workers} workers, {job.units_per_minute:.1f} units/min{left}"
-    for unit, seconds, host in job.longest[:3]:
+    left = "" if job["seconds_left"] is None else f", about {job['seconds_left'] / 60:.0f} min left"
+    rate = f"{job['units_per_minute']:.1f} units/min"
+    yield f"    {job['running']} units running on {job['workers']} workers, {rate}{left}"
+    for unit, seconds, host in job["longest"][:3]:
         yield f"    unit {unit}: for {seconds} s on {host}"
 
 

@@ -47,6 +47,7 @@ class Stage(ABC):
         reads: names of the stages whose output it reads.
         makes: where its output lies under the root.
         parts: parts of the spec without which it cannot work.
+        keys: parts and keys of the spec that say how it works, as its `--help` names them.
         options: what its command takes beside what all take.
         batch: of a training, the part of the spec that sets its batch size.
         computes: whether it takes GPUs where there are some.
@@ -58,6 +59,7 @@ class Stage(ABC):
     reads: ClassVar[tuple[str, ...]] = ()
     makes: ClassVar[str]
     parts: ClassVar[tuple[str, ...]] = ()
+    keys: ClassVar[tuple[str, ...]] = ()
     options: ClassVar[tuple[Option, ...]] = ()
     batch: ClassVar[str] = ""
     computes: ClassVar[bool] = True

@@ -24,6 +24,7 @@ class TrainTokenizer(Stage):
     reads = ("render",)
     makes = "tokenizer"
     parts = ("tokenizer",)
+    keys = ("tokenizer", "shape", "seed")
     batch = "tokenizer"
 
     def run(self, spec: Spec, root: str, workers: Workers, **options: Any) -> Iterator[str]:
@@ -42,6 +43,7 @@ class Tokenize(UnitStage):
     makes = "codes/{train,val}"
     holds = "codes"
     answers_for = ("tokenize",)
+    keys = ("tokenize",)
     keeps_spec = True
 
     def outputs(self, spec: Spec, root: str, workers: Workers, **_: Any) -> Iterator[Output]:
@@ -67,6 +69,7 @@ class Decode(UnitStage):
     reads = ("tokenize",)
     makes = "OUT/images"
     in_run = False
+    keys = ("sample.rounding", "tokenize.compute_batch", "tokenize.threads")
     remade = "folder"
     options = (
         Option("codes", "code shard set, relative to the root", "codes/val"),

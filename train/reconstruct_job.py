@@ -25,6 +25,7 @@ class Reconstruct(Stage):
     )
     reads = ("render", "train-tokenizer", "tokenize", "decode")
     makes = "reconstructions/{train,val}"
+    keys = ("evaluate.reconstructions", "tokenizer.lpips_weights")
     options = (
         Option("split", "split whose codes are decoded", "val"),
         Option("shown", "images in the picture", 8, int),

@@ -23,9 +23,9 @@ class Train(Stage):
     title = "Trains the transformer with DeepSpeed (ROOT/transformer); resumes from its last checkpoint."
     reads = ("tokenize",)
     makes = "transformer"
-    parts = ("transformer", "train")
+    parts = keys = ("transformer", "train")
     batch = "train"
-    options = (Option("deepspeed_config", "JSON that adds to DeepSpeed's what the spec does not own"),)
+    options = (Option("deepspeed-config", "JSON that adds to DeepSpeed's what the spec does not own"),)
 
     def run(
         self, spec: Spec, root: str, workers: Workers, deepspeed_config: str | None = None, **_: Any
@@ -46,6 +46,7 @@ class DrawSamples(UnitStage):
     holds = "codes"
     counted = "images"
     parts = ("transformer",)
+    keys = ("sample", "seed")
     keeps_spec = True
     remade = "folder"
     options = (Option("num", "images (default: the spec's)", None, int, "sample.num"),)

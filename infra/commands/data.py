@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import sys
 from typing import Annotated
 
@@ -9,12 +10,12 @@ import typer
 
 from data_specs import storage
 from data_specs.text import say
-from infra.commands.options import RootArg
+from infra.commands.options import JsonOpt, RootArg, RootCommand
 
 app = typer.Typer()
 
 
-@app.command()
+@app.command(cls=RootCommand)
 def verify(
     root: RootArg,
     clean: Annotated[
@@ -58,7 +59,7 @@ def verify(
     raise typer.Exit(1 if faults else 0)
 
 
-@app.command()
+@app.command(cls=RootCommand)
 def remove(
     root: RootArg,
     ids: Annotated[str | None, typer.Option("--ids", help="file of document ids, one a line")] = None,
@@ -76,7 +77,7 @@ def remove(
         say(line)
 
 
-@app.command()
+@app.command(cls=RootCommand)
 def duplicates(
     root: RootArg,
     distance: Annotated[
@@ -96,10 +97,10 @@ def duplicates(
     say(f"{len(surplus)} near duplicates of others")
 
 
-@app.command()
+@app.command(cls=RootCommand)
 def look(
     root: RootArg,
-    set_: Annotated[str, typer.Option("--set", help="image shard set, relative to the root")] = "images/train",
+    shard_set: Annotated[str, typer.Option("--shard-set", help="image shard set, under the root")] = "images/train",
     shard: Annotated[int, typer.Option("--shard", min=0, help="number of the shard")] = 0,
     all_: Annotated[bool, typer.Option("--all", help="a sheet of every shard")] = False,
     boxes: Annotated[
@@ -111,14 +112,14 @@ def look(
     from infra.look import num_shards
 
     root = storage.absolute(root)
-    number = num_shards(root, set_)
+    number = num_shards(root, shard_set)
     for one in range(number) if all_ else [shard]:
-        say(run(root, set_, one, boxes))
+        say(run(root, shard_set, one, boxes))
     if not all_ and number > 1:
-        say(f"{set_} has {number} shards: --shard N shows another one, --all each of them")
+        say(f"{shard_set} has {number} shards: --shard N shows another one, --all each of them")
 
 
-@app.command()
+@app.command(cls=RootCommand)
 def card(root: RootArg) -> None:
     """ROOT/images/README.md: counts, sources, licences, attribution, the command and versions, to publish with it."""
     from infra.card import write_card
@@ -126,11 +127,14 @@ def card(root: RootArg) -> None:
     say(write_card(storage.absolute(root)))
 
 
-@app.command()
-def status(root: RootArg) -> None:
+@app.command(cls=RootCommand)
+def status(root: RootArg, as_json: JsonOpt = False) -> None:
     """Units done and failed, rejects by reason and rate of each shard set; works while jobs run, from any machine."""
-    from infra.status import status_lines
+    from infra.status import status_lines, status_of
 
+    if as_json:
+        say(json.dumps(status_of(storage.absolute(root)), indent=1))
+        return
     empty = True
     for line in status_lines(storage.absolute(root)):
         say(line)

@@ -12,9 +12,9 @@ import typer
 
 from data_specs import storage
 from data_specs.text import say
-from infra.commands.options import RootOpt, SetOpt, SpecArg, compute_workers, open_root
+from infra.commands.options import JsonOpt, RootArg, RootCommand, RootOpt, SetOpt, SpecArg, compute_workers, open_root
+from infra.compare import short
 from pipeline.workers import Workers
-from train.evaluation.results import compare as compare_results
 from train.evaluation.results import set_inputs, with_provenance
 
 app = typer.Typer()
@@ -39,12 +39,13 @@ RealOpt = Annotated[str, typer.Option("--real", help="real images, the bound; th
 
 
 @evaluate.command()
-def summary(root: RootOpt, spec: SpecArg = None, set_: SetOpt = None) -> None:
+def summary(root: RootOpt, spec: SpecArg = None, set_: SetOpt = None, as_json: JsonOpt = False) -> None:
     """The report's figures on reconstructions and samples (ROOT/evaluation/summary.json)."""
     from train.evaluation.summary import summarise
 
     resolved, root = open_root(spec, root, set_)
-    say(f"evaluation: {summarise(resolved, root)}")
+    uri = summarise(resolved, root)
+    say(storage.read_text(uri).rstrip() if as_json else f"evaluation: {uri}")
 
 
 @evaluate.command()
@@ -70,6 +71,7 @@ def images(
     name: NameOpt = None,
     device: DeviceOpt = "cpu",
     workers: WorkersOpt = None,
+    as_json: JsonOpt = False,
 ) -> None:
     """FID, sFID, Inception Score, precision and recall as the ADM evaluator computes them.
 
@@ -90,12 +92,12 @@ def images(
         device=device,
         extract_set=partial(extract_on, compute_workers(None, workers), extractor) if workers else None,
     )
-    _write(root, name or metric, result, result["figures"])
+    _write(root, name or metric, result, result["figures"], as_json)
 
 
-@evaluate.command()
+@evaluate.command(cls=RootCommand)
 def rocr(
-    root: RootOpt,
+    root: RootArg,
     reconstructions: Annotated[
         str, typer.Option("--reconstructions", help="FILE.npz, a folder or a shard set, under the root or not")
     ] = "reconstructions/val/images",
@@ -108,6 +110,7 @@ def rocr(
     name: NameOpt = None,
     device: DeviceOpt = "cpu",
     workers: WorkersOpt = None,
+    as_json: JsonOpt = False,
 ) -> None:
     """How much text survives in reconstructions: ROUGE-1/2/L, CER, WER, word accuracy. A killed run goes on.
 
@@ -124,12 +127,13 @@ def rocr(
     _read(root, sets, reader, num, workers)
     result = evaluate_rocr(made, truth, reader, cache_of(root), against_ocr=against_ocr, num_images=num)
     result["inputs"] = _inputs({"reconstructions": made, "originals": truth})
-    _write(root, name or "rocr", result, {figure: result[figure] for figure in FIGURES}, result["originals"])
+    figures = {figure: result[figure] for figure in FIGURES}
+    _write(root, name or "rocr", result, figures, as_json, result["originals"])
 
 
-@evaluate.command("ppl-ocr")
+@evaluate.command("ppl-ocr", cls=RootCommand)
 def ppl_ocr(
-    root: RootOpt,
+    root: RootArg,
     samples: SamplesOpt = "samples/default/images",
     real: RealOpt = "images/val",
     engine: EngineOpt = "auto",
@@ -141,6 +145,7 @@ def ppl_ocr(
     name: NameOpt = None,
     device: DeviceOpt = "cpu",
     workers: WorkersOpt = None,
+    as_json: JsonOpt = False,
 ) -> None:
     """Perplexity of the text that OCR reads from generated images, and from real ones as the bound."""
     from data_specs import open_shards
@@ -163,12 +168,12 @@ def ppl_ocr(
     figures |= {
         f"{kind} real words": result[kind]["words"]["share"] for kind in ("real", "generated") if result[kind]["words"]
     }
-    _write(root, name or "ppl-ocr", result, figures)
+    _write(root, name or "ppl-ocr", result, figures, as_json)
 
 
-@evaluate.command()
+@evaluate.command(cls=RootCommand)
 def legibility(
-    root: RootOpt,
+    root: RootArg,
     samples: SamplesOpt = "samples/default/images",
     real: RealOpt = "images/val",
     reconstructions: Annotated[
@@ -182,6 +187,7 @@ def legibility(
     name: NameOpt = None,
     device: DeviceOpt = "cpu",
     workers: WorkersOpt = None,
+    as_json: JsonOpt = False,
 ) -> None:
     """Real words beside distinct words, copies of the training text and scribbles, over temperatures.
 
@@ -205,27 +211,24 @@ def legibility(
     figures |= {
         figure: result[figure] for figure in ("ratio", "ratio_interval", "distinct_words", "duplicates", "copied")
     }
-    _write(root, name or "legibility", result, figures | {"scribbles": result["scribbles"]})
+    _write(root, name or "legibility", result, figures | {"scribbles": result["scribbles"]}, as_json)
 
 
 @app.command()
 def compare(
-    first: Annotated[str, typer.Argument(metavar="ROOT1")], second: Annotated[str, typer.Argument(metavar="ROOT2")]
+    first: Annotated[str, typer.Argument(metavar="ROOT1")],
+    second: Annotated[str, typer.Argument(metavar="ROOT2")],
+    as_json: JsonOpt = False,
 ) -> None:
-    """The evaluations of two roots side by side, and the assumptions in which they differ."""
-    roots = [_results(storage.absolute(root)) for root in (first, second)]
-    result = compare_results(*roots)
-    for row in result["figures"]:
-        difference = "" if row["difference"] is None else f"{row['difference']:+.4g}"
-        say(f"{row['name']:56} {_short(row['a']):>10} {_short(row['b']):>10} {difference:>10}")
-    if result["assumptions"]:
-        say("\nNot measured alike:")
-    for row in result["assumptions"]:
-        say(f"{row['name']:56} {row['a']} | {row['b']}")
+    """Two roots side by side: what differs in their specs, their trainings' curves, their evaluations."""
+    from infra.compare import compare_roots, comparison_lines
+
+    compared = compare_roots(storage.absolute(first), storage.absolute(second))
+    say(json.dumps(compared, indent=1) if as_json else "\n".join(comparison_lines(compared)))
 
 
-@app.command()
-def report(root: RootOpt) -> None:
+@app.command(cls=RootCommand)
+def report(root: RootArg) -> None:
     """Writes one self-contained page about everything under the root (ROOT/report/index.html)."""
     from infra.report.report import write_report
 
@@ -256,28 +259,25 @@ def _read(root: str, sets: dict[str, Any], reader: Any, num: int, workers: int |
 
 
 def _write(
-    root: str, name: str, result: dict[str, Any], figures: dict[str, Any], originals: dict[str, Any] | None = None
+    root: str,
+    name: str,
+    result: dict[str, Any],
+    figures: dict[str, Any],
+    as_json: bool,
+    originals: dict[str, Any] | None = None,
 ) -> None:
-    """Writes ROOT/evaluation/NAME.json and prints its figures, the originals' own behind them."""
+    """Writes ROOT/evaluation/NAME.json and prints it, or its figures with the originals' own behind them."""
     uri = storage.join(storage.absolute(root), "evaluation", f"{name}.json")
-    storage.write_text(uri, json.dumps(with_provenance(result, sys.argv), indent=1) + "\n")
+    text = json.dumps(with_provenance(result, sys.argv), indent=1)
+    storage.write_text(uri, text + "\n")
+    if as_json:
+        say(text)
+        return
     if "engine" in result:
         say(f"read by {result['engine']} {result['engine_version']}")
     for figure, value in figures.items():
-        own = f" (originals {_short(originals[figure])})" if originals else ""
-        say(f"{figure}: {_short(value)}{own}")
+        own = f" (originals {short(originals[figure])})" if originals else ""
+        say(f"{figure}: {short(value)}{own}")
     for note in result.get("notes", []):
         say(f"note: {note}")
     say(f"evaluation: {uri}")
-
-
-def _results(root: str) -> dict[str, Any]:
-    """{name: result} of a root's evaluations."""
-    files = [file.uri for file in storage.list_files(storage.join(root, "evaluation")) if file.uri.endswith(".json")]
-    if not files:
-        raise ValueError(f"{root}/evaluation: there is no result here; run `dnd evaluate`")
-    return {uri.rpartition("/")[2].removesuffix(".json"): json.loads(storage.read_text(uri)) for uri in files}
-
-
-def _short(value: Any) -> str:
-    return f"{value:.4g}" if isinstance(value, int | float) and not isinstance(value, bool) else str(value or "-")

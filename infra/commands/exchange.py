@@ -9,7 +9,7 @@ import typer
 
 from data_specs import storage
 from data_specs.text import say
-from infra.commands.options import RootArg, RootOpt
+from infra.commands.options import RootArg, RootCommand, RootOpt
 
 app = typer.Typer()
 import_ = typer.Typer(no_args_is_help=True, help="Released checkpoints (.pt) into a root.")
@@ -21,6 +21,10 @@ PathArg = Annotated[
     str, typer.Argument(metavar="PATH", help="the released checkpoint: a .pt file, its folder, or hf://owner/repo/path")
 ]
 OutArg = Annotated[Path, typer.Argument(metavar="PATH.pt", help="file to write")]
+SpecOpt = Annotated[
+    str | None,
+    typer.Option("--spec", "--preset", help="preset or YAML file that it was trained by (default: ROOT/spec.yaml)"),
+]
 SizeOpt = Annotated[str | None, typer.Option("--size", help="XXL, XXXL …  (default: what the file's weights say)")]
 
 
@@ -41,13 +45,13 @@ def import_tokenizer(
 def import_transformer(
     path: PathArg,
     root: RootOpt,
-    preset: Annotated[str, typer.Option("--preset", help="preset or YAML file that it was trained by")],
+    spec: SpecOpt = None,
     size: SizeOpt = None,
 ) -> None:
     """A released transformer into ROOT/transformer; refuses one that is not of this preset and size."""
     from infra import pretrained as run
 
-    say(run.import_transformer(run.checkpoint_in(run.fetch(path).path), preset, size, storage.absolute(root)))
+    say(run.import_transformer(run.checkpoint_in(run.fetch(path).path), spec, size, storage.absolute(root)))
 
 
 @app.command()
@@ -72,7 +76,7 @@ def pretrained(
         say(line)
 
 
-@app.command()
+@app.command(cls=RootCommand)
 def push(
     root: RootArg,
     repo: Annotated[str, typer.Option("--to", help="owner/name of a repository on the hub")],

@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import os
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
+from typer.core import TyperCommand
 
 from data_specs import storage
 from data_specs.root import read_spec
@@ -28,7 +29,13 @@ AddressOpt = Annotated[
 WorkersOpt = Annotated[
     int | None, typer.Option("--workers", min=1, help="number of workers (default: one a CPU or GPU)")
 ]
-RootArg = Annotated[str, typer.Argument(help="the root of a run: a folder or s3://bucket/prefix", metavar="ROOT")]
+KnownRootOpt = Annotated[
+    str | None, typer.Option("--root", help="a root whose spec.yaml is taken where no SPEC is named")
+]
+RootArg = Annotated[
+    str, typer.Argument(help="the root of a run: a folder or s3://bucket/prefix (or --root ROOT)", metavar="ROOT")
+]
+JsonOpt = Annotated[bool, typer.Option("--json", help="print one JSON document instead, for programs")]
 MaxFailuresOpt = Annotated[
     int, typer.Option("--max-failures", min=1, help="end the run when so many units have failed three times")
 ]
@@ -38,6 +45,21 @@ PartOpt = Annotated[
 RanksOpt = Annotated[
     int | None, typer.Option("--ranks", min=1, help="training processes on this machine (default: one a GPU, or one)")
 ]
+
+
+class RootCommand(TyperCommand):
+    """A command whose first argument is ROOT: it takes no SPEC, so that `--root ROOT` and ROOT say the same."""
+
+    def parse_args(self, ctx: Any, args: list[str]) -> list[str]:
+        """Puts what `--root` names, wherever it stands, in front of the other arguments."""
+        ends = args.index("--") if "--" in args else len(args)
+        for place, word in enumerate(args[:ends]):
+            name, equals, value = word.partition("=")
+            if name == "--root" and (equals or place + 1 < ends):
+                rest = args[place + 1 :] if equals else args[place + 2 :]
+                args = [value if equals else args[place + 1], *args[:place], *rest]
+                break
+        return super().parse_args(ctx, args)
 
 
 def open_root(spec: str | None, root: str, overrides: list[str] | None, *parts: str) -> tuple[Spec, str]:
@@ -50,6 +72,19 @@ def open_root(spec: str | None, root: str, overrides: list[str] | None, *parts: 
     resolved = read_spec(spec, root, overrides or [])
     resolved.require(*parts)
     return resolved, root
+
+
+def open_spec(spec: str | None, root: str | None, overrides: list[str] | None, *parts: str) -> Spec:
+    """Reads the spec of a command that needs no root.
+
+    Raises:
+        ValueError: neither a SPEC nor a root was named; or as `open_root`.
+    """
+    if spec is None and root is None:
+        raise ValueError("name a SPEC, a preset (`dnd presets`) or a YAML file, or a root that has one: --root ROOT")
+    resolved = read_spec(spec, storage.absolute(root) if root else None, overrides or [])
+    resolved.require(*parts)
+    return resolved
 
 
 def compute_workers(address: str | None, number: int | None, max_failures: int = MAX_FAILURES) -> Workers:

@@ -9,7 +9,7 @@ import typer
 
 from data_specs import storage
 from data_specs.text import printable, say
-from infra.commands.options import RootArg
+from infra.commands.options import RootArg, RootCommand
 
 if TYPE_CHECKING:
     import pyarrow as pa
@@ -19,11 +19,11 @@ SHOWN = ("key", "split", "unit", "document", "page", "num_words", "ink", "script
 WIDTH = 40  # characters of a cell
 
 
-@app.command()
+@app.command(cls=RootCommand)
 def query(
     root: RootArg,
     expression: Annotated[str, typer.Argument(help="in SQL: \"licence = 'CC-BY-4.0' and num_words > 50\"")] = "true",
-    set_: Annotated[str, typer.Option("--set", help="shard set, relative to the root")] = "images/train",
+    shard_set: Annotated[str, typer.Option("--shard-set", help="shard set, under the root")] = "images/train",
     format_: Annotated[
         Literal["table", "ids", "json"], typer.Option("--format", help="ids: as `dnd remove --samples` takes them")
     ] = "table",
@@ -33,7 +33,7 @@ def query(
     from data_specs.manifest import read_manifest
     from data_specs.table import query as run
 
-    set_uri = storage.join(storage.absolute(root), set_)
+    set_uri = storage.join(storage.absolute(root), shard_set)
     found = run(set_uri, read_manifest(storage.join(set_uri, "manifest.json")).shardlist, expression)
     if format_ == "ids":
         for row in found.select(["split", "unit", "key"]).to_pylist():

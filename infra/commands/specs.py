@@ -7,9 +7,9 @@ from typing import Annotated
 
 import typer
 
-from data_specs.spec import PRESETS, load_spec, presets
+from data_specs.spec import PRESETS, presets
 from data_specs.text import say
-from infra.commands.options import SetOpt
+from infra.commands.options import KnownRootOpt, SetOpt, SpecArg, open_spec
 
 app = typer.Typer()
 
@@ -22,14 +22,15 @@ def list_presets() -> None:
         say(f"{name:24} {about}")
 
 
-@app.command()
-def spec(
-    preset: Annotated[str, typer.Argument(help="a preset or a YAML file")] = "demo",
+@app.command("spec")
+def print_spec(
+    spec: SpecArg = None,
+    root: KnownRootOpt = None,
     schema: Annotated[bool, typer.Option("--schema", help="print the JSON schema of spec files")] = False,
     new: Annotated[bool, typer.Option("--new", help="print a short file to begin with")] = False,
     set_: SetOpt = None,
 ) -> None:
-    """Prints a whole spec with a comment on each key."""
+    """Prints a whole spec with a comment on each key: a preset's, a file's or a root's (default: the demo's)."""
     from data_specs import explain
 
     if new:
@@ -37,4 +38,4 @@ def spec(
     elif schema:
         say(json.dumps(explain.schema(), indent=1))
     else:
-        say(explain.commented(load_spec(preset, set_ or [])), end="")
+        say(explain.commented(open_spec(spec if spec or root else "demo", root, set_)), end="")

@@ -3,11 +3,15 @@
 from __future__ import annotations
 
 import inspect
+import time
 from collections.abc import Callable
 from typing import Annotated, Any
 
 import typer
 
+from data_specs.explain import keys_of
+from data_specs.progress import clock
+from data_specs.spec import Spec
 from data_specs.text import say
 from infra.commands.options import (
     AddressOpt,
@@ -39,7 +43,17 @@ FOR_UNITS: Declared = {
 def add_stages(app: typer.Typer) -> None:
     """Adds the command of each registered stage."""
     for stage in registered():
-        app.command(stage.name, help=stage.title)(command_of(stage))
+        app.command(stage.name, help=stage.title, epilog=_named_keys(stage))(command_of(stage))
+
+
+def run_stage(stage: Stage, spec: Spec, root: str, workers: Workers, **options: Any) -> float:
+    """Runs a stage, prints what it says and that it is done; returns the seconds that it took."""
+    began = time.monotonic()
+    for line in stage.run(spec, root, workers, **options):
+        say(line)
+    seconds = time.monotonic() - began
+    say(f"{stage.name}: done in {clock(seconds)}")
+    return seconds
 
 
 def command_of(stage: Stage) -> Callable[..., None]:
@@ -72,8 +86,7 @@ def command_of(stage: Stage) -> Callable[..., None]:
         use = use._replace(share=Share.parse(part)) if part else use
         options = {name: value for name, value in given.items() if not keys[name]}
         try:
-            for line in stage.run(resolved, root, use, **options):
-                say(line)
+            run_stage(stage, resolved, root, use, **options)
         except PartDone as done:
             say(f"{stage.name}: {done}")
 
@@ -84,6 +97,12 @@ def command_of(stage: Stage) -> Callable[..., None]:
     command.__signature__ = inspect.Signature(parameters)  # type: ignore[attr-defined]
     command.__annotations__ = {name: kind for name, (kind, _) in declared.items()}
     return command
+
+
+def _named_keys(stage: Stage) -> str | None:
+    """Which keys of the spec say how a stage works."""
+    keys = ", ".join(key for name in stage.keys for key in keys_of(name))
+    return f"By the spec's keys, which --set overrides and `dnd spec` explains: {keys}" if keys else None
 
 
 def _annotated(option: Option) -> Any:

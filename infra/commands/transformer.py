@@ -6,16 +6,16 @@ from typing import Annotated
 
 import typer
 
-from data_specs.spec import load_spec
 from data_specs.text import say
-from infra.commands.options import SetOpt
+from infra.commands.options import KnownRootOpt, SetOpt, SpecArg, open_spec
 
 app = typer.Typer()
 
 
 @app.command()
 def memory(
-    spec: Annotated[str, typer.Argument(help="a preset (see `dnd presets`) or a YAML file", metavar="SPEC")],
+    spec: SpecArg = None,
+    root: KnownRootOpt = None,
     gpus: Annotated[int, typer.Option("--gpus", min=1, help="GPUs that train together")] = 8,
     size: Annotated[str, typer.Option("--memory", help="memory of one GPU: 80GB, 141GB, 40GiB")] = "80GB",
     set_: SetOpt = None,
@@ -25,7 +25,6 @@ def memory(
     from train.engine import config_of
     from train.memory import parse_bytes, table
 
-    resolved = load_spec(spec, set_ or [])
-    resolved.require("transformer", "train")
+    resolved = open_spec(spec, root, set_, "transformer", "train")
     config = config_of(resolved)
     say("\n".join([*table(resolved, config, gpus, parse_bytes(size)), *duration.table(resolved, config, gpus)]))

@@ -228,7 +228,7 @@ def test_what_the_demo_makes_of_a_users_pdfs_and_texts_is_rendered(
 def test_the_demo_takes_a_users_pdfs_and_texts(ray_session: None, shared: Path, tmp_path: Path) -> None:
     data, few = shared / "data", [word for value in FEW for word in ("--set", value)]
     result = dnd(
-        *("demo", "--preset", TINY, "--root", tmp_path, "--pdfs", data / "pdf/good"),
+        *("demo", TINY, "--root", tmp_path, "--pdfs", data / "pdf/good"),
         *("--text", data / "text/passages.jsonl", *few),
     )
     assert result.returncode == 0, result.stderr[-3000:]

@@ -1,0 +1,114 @@
+"""Two roots side by side (`dnd compare ROOT1 ROOT2`): what differs in their specs, their curves, their figures."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator
+from itertools import chain
+from typing import Any
+
+from data_specs import storage
+from data_specs.digest import differences
+from data_specs.metrics import read_rows
+from data_specs.root import read_spec
+from train.evaluation.results import compare as compare_results
+
+CURVES = (  # folder of a training, key of its rows
+    ("tokenizer", "psnr"),
+    ("transformer", "bits_per_code"),
+    ("transformer", "val_bits_per_code"),
+    ("transformer", "val_ema_bits_per_code"),
+)
+BARS = "▁▂▃▄▅▆▇█"
+WIDTH = 48  # bars of a curve
+
+Curve = list[tuple[int, float]]  # (step, value)
+
+
+def compare_roots(first: str, second: str) -> dict[str, Any]:
+    """What differs between two roots: `spec`, `curves`, `figures` and `assumptions`, as `dnd compare --json` prints it.
+
+    Raises:
+        ValueError: one of them holds neither a spec nor a result.
+    """
+    roots = (first, second)
+    results = [_results(root) for root in roots]
+    trees = [_spec_tree(root) for root in roots]
+    for root, result, tree in zip(roots, results, trees, strict=True):
+        if not result and not tree:
+            raise ValueError(f"{root}: there is neither a spec.yaml nor a result in evaluation/; is it a root?")
+    spec = differences(trees[0], trees[1]) if all(trees) else []
+    return {
+        "roots": list(roots),
+        "spec": [{"key": key, "a": a, "b": b} for key, a, b in spec],
+        "curves": [curve for folder, key in CURVES if (curve := _curve(roots, folder, key))],
+        **compare_results(*results),
+    }
+
+
+def comparison_lines(compared: dict[str, Any]) -> Iterator[str]:
+    """The same for the terminal; curves of one quantity share their scale."""
+    yield from (f"{name}: {root}" for name, root in zip("ab", compared["roots"], strict=True))
+    yield from ("", "What differs in the specs:" if compared["spec"] else "The specs are the same.")
+    yield from (f"{row['key']:56} {row['a']} | {row['b']}" for row in compared["spec"])
+    for curve in compared["curves"]:
+        yield from _curve_lines(curve)
+    if compared["figures"]:
+        yield from ("", f"{'Figure':56} {'a':>10} {'b':>10} {'b - a':>10}")
+    for row in compared["figures"]:
+        difference = "" if row["difference"] is None else f"{row['difference']:+.4g}"
+        yield f"{row['name']:56} {short(row['a']):>10} {short(row['b']):>10} {difference:>10}"
+    if compared["assumptions"]:
+        yield from ("", "Not measured alike:")
+    yield from (f"{row['name']:56} {row['a']} | {row['b']}" for row in compared["assumptions"])
+
+
+def short(value: Any) -> str:
+    """A figure in four digits; - where there is none."""
+    return f"{value:.4g}" if isinstance(value, int | float) and not isinstance(value, bool) else str(value or "-")
+
+
+def _results(root: str) -> dict[str, Any]:
+    """{name: result} of a root's evaluations."""
+    files = [file.uri for file in storage.list_files(storage.join(root, "evaluation")) if file.uri.endswith(".json")]
+    return {uri.rpartition("/")[2].removesuffix(".json"): json.loads(storage.read_text(uri)) for uri in files}
+
+
+def _spec_tree(root: str) -> dict[str, Any]:
+    return read_spec(None, root).tree() if storage.exists(storage.join(root, "spec.yaml")) else {}
+
+
+def _curve(roots: tuple[str, str], folder: str, key: str) -> dict[str, Any] | None:
+    """A quantity over the steps of both roots' trainings; None where neither logged it."""
+    found = [
+        [
+            (int(row["step"]), float(row[key]))
+            for row in read_rows(storage.join(root, folder, "metrics.jsonl"))
+            if key in row
+        ]
+        for root in roots
+    ]
+    return {"name": f"{folder}: {key.replace('_', ' ')}", "a": found[0], "b": found[1]} if any(found) else None
+
+
+def _curve_lines(curve: dict[str, Any]) -> Iterator[str]:
+    points = list(chain(curve["a"], curve["b"]))
+    last, low, high = max(step for step, _ in points), min(v for _, v in points), max(v for _, v in points)
+    yield from ("", f"{curve['name']}, steps 0 to {last}, from {short(low)} to {short(high)}")
+    for name in "ab":
+        if line := curve[name]:
+            yield f"    {name} {_bars(line, last, low, high)} {short(line[-1][1])} at step {line[-1][0]}"
+        else:
+            yield f"    {name} not logged"
+
+
+def _bars(line: Curve, last: int, low: float, high: float) -> str:
+    """A curve as WIDTH bars over steps 0 to `last`: of each bar's steps the last value; blank behind its end."""
+    drawn, place, value = "", 0, line[0][1]
+    for column in range(WIDTH):
+        while place < len(line) and line[place][0] <= (column + 1) * last / WIDTH:
+            value = line[place][1]
+            place += 1
+        ended = column * last / WIDTH > line[-1][0]
+        drawn += " " if ended else BARS[round((value - low) / ((high - low) or 1.0) * (len(BARS) - 1))]
+    return drawn
