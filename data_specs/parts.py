@@ -214,6 +214,9 @@ class Tokenizer(Training):
     res_blocks: int = Field(2, ge=1, description="residual blocks of a level")
     patch: int = Field(1, ge=1, description="side of the squares of pixels folded into channels first")
     shortcut: bool = Field(False, description="a linear way past encoder and decoder: learns many times faster")
+    encoder: Literal["convolutional", "linear"] = Field(
+        "convolutional", description="linear: of each position's own square of pixels, so that equal ones have equal codes"
+    )
     attention_sizes: tuple[int, ...] | None = Field(
         None, description="feature sizes with attention (default: the grid)"
     )
@@ -335,8 +338,10 @@ class Train(Training):
         1, description="what DeepSpeed shares out over the ranks: 1 optimizer, 2 gradients, 3 weights"
     )
     offload_optimizer: bool = Field(False, description="keep the optimizer in the memory of the host")
-    dtype: Literal["float32", "bfloat16"] = Field(
-        "bfloat16", description="of weights and activations; the optimizer keeps float32"
+    dtype: Literal["auto", "float32", "bfloat16"] = Field(
+        "auto",
+        description="of weights and activations; the optimizer keeps float32; auto: bfloat16 where it is multiplied in "
+        "hardware (GPUs, CPUs with AMX or AVX512-BF16)",
     )
     activation_checkpointing: float = Field(0.0, ge=0, le=1, description="share of layers recomputed in backward")
     compile: bool = Field(False, description="torch.compile of the model")

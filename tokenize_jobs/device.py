@@ -19,6 +19,13 @@ def pick_device() -> torch.device:
     return torch.device("cpu")
 
 
+def multiplies_bfloat16(device: torch.device) -> bool:
+    """Whether a device multiplies bfloat16 in hardware: GPUs since Ampere, CPUs with AMX or AVX512-BF16."""
+    if device.type == "cuda":
+        return torch.cuda.is_bf16_supported(including_emulation=False)
+    return torch.cpu._is_amx_tile_supported() or torch.cpu._is_avx512_bf16_supported()
+
+
 def training_dtype(spec: Spec, device: torch.device) -> torch.dtype:
     """The spec's arithmetic; by default bfloat16 on GPUs that have it, else float32."""
     if spec.tokenizer.dtype:

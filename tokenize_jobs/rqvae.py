@@ -7,7 +7,7 @@ Shapes: B images of H x W pixels, h x w code positions, D codes a position.
 import dataclasses
 import itertools
 import json
-from typing import Any
+from typing import Any, Literal
 
 import torch
 import torch.nn.functional as F
@@ -37,6 +37,7 @@ class RQVAEConfig:
     z_channels: int = 256
     patch: int = 1  # side of the squares of pixels folded into channels first; 1 in every released tokenizer
     shortcut: bool = False  # a linear way past encoder and decoder; none in the released tokenizers
+    encoder: Literal["convolutional", "linear"] = "convolutional"  # linear: see LinearEncoder; not in released ones
     dropout: float = 0.0
     decay: float = 0.99
     commitment_weight: float = 0.25
@@ -123,6 +124,8 @@ class RQVAEConfig:
             raise ValueError(f"patch is {self.patch}: released tokenizers have none (1)")
         if self.shortcut:
             raise ValueError("shortcut is true: released tokenizers have none")
+        if self.encoder != "convolutional":
+            raise ValueError(f"encoder is {self.encoder}: that of released tokenizers is convolutional")
         hparams = {
             "bottleneck_type": "rq",
             "embed_dim": self.embed_dim,
@@ -182,7 +185,7 @@ class RQVAE(nn.Module):
     def __init__(self, config: RQVAEConfig):
         super().__init__()
         self.config = config
-        self.encoder = Encoder(config)
+        self.encoder = LinearEncoder(config) if config.encoder == "linear" else Encoder(config)
         self.decoder = Decoder(config)
         self.quantizer = ResidualQuantizer(
             num_rows=config.codebook_size,
@@ -255,6 +258,22 @@ class Encoder(nn.Module):
             x = stage(x)
         x = self.conv_out(F.silu(self.norm_out(self.mid(x))))
         return x if self.shortcut is None else x + self.shortcut(F.pixel_unshuffle(images, self.fold))
+
+
+class LinearEncoder(nn.Module):
+    """Images to [B, z_channels, latent height, latent width] by a linear map of each latent's square of pixels.
+
+    It sees nothing around the square, so that equal squares have equal codes: the same letter, wherever it stands.
+    """
+
+    def __init__(self, config: RQVAEConfig):
+        super().__init__()
+        self.fold = config.downsampling
+        self.proj = nn.Conv2d(3 * self.fold**2, config.z_channels, 1)
+
+    def forward(self, images: Tensor) -> Tensor:
+        projected: Tensor = self.proj(F.pixel_unshuffle(images, self.fold))
+        return projected
 
 
 class Decoder(nn.Module):

@@ -65,6 +65,7 @@ def config_of(spec: Spec) -> RQVAEConfig:
         z_channels=part.embed_dim,
         patch=part.patch,
         shortcut=part.shortcut,
+        encoder=part.encoder,
         **_learning(spec),
     )
 

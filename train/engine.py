@@ -14,6 +14,8 @@ from torch import nn
 
 from data_specs import storage
 from data_specs.spec import Spec
+from tokenize_jobs.device import multiplies_bfloat16, pick_device
+from tokenize_jobs.ranks import Ranks
 from train.memory import fitting_micro_batch
 from train.model import DnDTransformer, TransformerConfig
 from train.muon import Muon
@@ -51,6 +53,15 @@ def config_of(spec: Spec) -> TransformerConfig:
         ffn_dropout=part.ffn_dropout,
         activation_checkpointing=spec.train.activation_checkpointing,
     )
+
+
+def settle_dtype(spec: Spec, ranks: Ranks) -> Spec:
+    """The spec with train.dtype made out where it says `auto`: bfloat16 where every rank multiplies it in hardware."""
+    if spec.train.dtype != "auto":
+        return spec
+    (lacking,) = ranks.any(not multiplies_bfloat16(pick_device()))
+    part = spec.train.model_copy(update={"dtype": "float32" if lacking else "bfloat16"})
+    return spec.model_copy(update={"train": part})
 
 
 def micro_batch_of(spec: Spec, world: int) -> int:

@@ -39,7 +39,7 @@ def predict(spec: Spec, config: TransformerConfig, gpus: int, stage: int, micro:
 
     Gradients come as activations go: the peak is where backward begins or where the optimizer steps, the larger counts.
     """
-    parameters, low = num_parameters(config), 2 if spec.train.dtype == "bfloat16" else 4
+    parameters, low = num_parameters(config), 4 if _arithmetic(spec) == "float32" else 2
     stage = max(stage, 1) if low == 2 else stage
     share = parameters / gpus if stage else parameters
     on_cpu = spec.train.offload_optimizer and stage > 0
@@ -58,6 +58,11 @@ def predict(spec: Spec, config: TransformerConfig, gpus: int, stage: int, micro:
     forward = parts["activations"] + parts["logits"]
     step = parts["gradients"] + parts["buckets"] + parts["step"]
     return {**parts, "total": sum(parts.values()) - min(forward, step)}
+
+
+def _arithmetic(spec: Spec) -> str:
+    """The working type on GPUs."""
+    return "bfloat16" if spec.train.dtype == "auto" else spec.train.dtype
 
 
 def layer_weights(config: TransformerConfig) -> int:
@@ -116,7 +121,7 @@ def table(spec: Spec, config: TransformerConfig, gpus: int, memory: float) -> li
     for stage in STAGES:
         micro = fitting_micro_batch(spec, config, gpus, memory, stage)
         columns.append((stage, micro, predict(spec, config, gpus, stage, micro or 1)))
-    lines = [f"{num_parameters(config):,} parameters, {spec.train.dtype}, {gpus} GPUs of {memory / 1e9:.0f} GB; in GB:"]
+    lines = [f"{num_parameters(config):,} parameters, {_arithmetic(spec)}, {gpus} GPUs of {memory / 1e9:.0f} GB; in GB:"]
     lines += [f"{'ZeRO stage':18}" + "".join(f"{stage:>9}" for stage, _, _ in columns)]
     lines += [f"{part:18}" + "".join(f"{parts[part] / 1e9:9.2f}" for _, _, parts in columns) for part in columns[0][2]]
     fits = [str(micro) if micro else "none" for _, micro, _ in columns]

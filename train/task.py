@@ -37,7 +37,15 @@ from tokenize_jobs.weights import load_tokenizer
 from train import order, partition
 from train.draw import draw_grid
 from train.ema import MovingAverage
-from train.engine import build_engine, clip_at_stage_0, config_of, grad_norm, was_applied, whole_model
+from train.engine import (
+    build_engine,
+    clip_at_stage_0,
+    config_of,
+    grad_norm,
+    settle_dtype,
+    was_applied,
+    whole_model,
+)
 from train.flops import utilisation
 from train.loader import Batch, Loader, positions_of
 from train.weights import CONFIG, EMA_WEIGHTS, WEIGHTS
@@ -49,6 +57,7 @@ class TransformerTask:
     """A transformer in training (`trainer.Task`)."""
 
     def __init__(self, spec: Spec, root: str, ranks: Ranks, user_config: dict[str, Any] | None = None) -> None:
+        spec = settle_dtype(spec, ranks)
         self.spec, self.part, self.ranks, self.device = spec, spec.train, ranks, pick_device()
         self.picture_every = self.part.sample_every
         self.loader = Loader(self.part.codes, root, spec, storage.join(root, "transformer", "order.json"))

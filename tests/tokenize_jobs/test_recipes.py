@@ -32,6 +32,7 @@ SEEDS, SCORED = (0, 1), 128
 def spec_of(data: str, documents: int, steps: int, *overrides: str) -> Spec:
     """The demo's spec (64 px, 8x8x4, V=512, shortcut) on one kind of images, with batches of 16 and half the rate."""
     common = ["render.val_share=0.2", "tokenizer.batch_size=16", "tokenizer.learning_rate=4e-3"]
+    common += ["tokenizer.encoder=convolutional"]
     source = f"render.sources=[{SOURCES[data] % documents}]"
     return load_spec("demo", [*common, source, f"tokenizer.steps={steps}", *overrides])
 

@@ -1,6 +1,7 @@
 """The tokenizer agrees with the authors' numbers, and its shapes and options hold."""
 
 import json
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -75,6 +76,20 @@ def test_images_need_not_be_square(extra: dict) -> None:
     codes = model.encode(torch.rand(2, 3, *config.image_size))
     assert codes.shape == (2, *config.code_shape)
     assert model.decode(codes).shape == (2, 3, *config.image_size)
+
+
+@torch.no_grad()
+def test_equal_squares_have_equal_codes_with_a_linear_encoder() -> None:
+    model = RQVAE(RQVAEConfig(**{**TINY_SQUARE, "grid": (4, 4), "image_size": 32, "patch": 4, "encoder": "linear"})).eval()
+    square, images = torch.rand(3, 8, 8), torch.rand(2, 3, 32, 32)
+    images[0, :, 8:16, 16:24] = square
+    images[1, :, 24:, :8] = square
+    codes = model.encode(images)
+    assert torch.equal(codes[0, 1, 2], codes[1, 3, 0]) and not torch.equal(codes[0, 1, 2], codes[0, 1, 1])
+    assert model.decode(codes).shape == images.shape
+    assert RQVAEConfig.from_json(model.config.to_json()) == model.config
+    with pytest.raises(ValueError, match="encoder is linear"):
+        replace(model.config, patch=1).to_released()
 
 
 def test_decode_depths_outside_the_model_are_refused() -> None:

@@ -8,10 +8,13 @@ from typing import Any
 
 import pytest
 import ranks
+import torch
 from code_sets import NO_DROPOUT, make_root, tiny_spec
 from golden import fixed_steps, start_with_other_classes
 
-from train.engine import deepspeed_config, read_user_config
+from tokenize_jobs.device import multiplies_bfloat16
+from tokenize_jobs.ranks import Ranks
+from train.engine import deepspeed_config, read_user_config, settle_dtype
 
 
 def test_a_user_adds_to_the_configuration(tmp_path: Path) -> None:
@@ -63,6 +66,7 @@ def test_a_file_that_is_no_configuration_is_named(tmp_path: Path, text: str | No
         read_user_config(str(path))
 
 
+DTYPES = ("auto", "float32", "bfloat16")
 CONFIGURATIONS = {
     "plain": (),
     "bfloat16": ("train.dtype=bfloat16",),
@@ -72,6 +76,12 @@ CONFIGURATIONS = {
     "half recomputed at stage 3": ("train.activation_checkpointing=0.5", "train.zero_stage=3"),
 }
 COMPILED = {"compiled": ("train.compile=true",), "compiled at stage 3": ("train.compile=true", "train.zero_stage=3")}
+
+
+def test_the_arithmetic_is_what_the_device_multiplies_unless_the_spec_says() -> None:
+    here = "bfloat16" if multiplies_bfloat16(torch.device("cuda" if torch.cuda.is_available() else "cpu")) else "float32"
+    found = {dtype: settle_dtype(tiny_spec(f"train.dtype={dtype}"), Ranks()).train.dtype for dtype in DTYPES}
+    assert found == {"auto": here, "float32": "float32", "bfloat16": "bfloat16"}
 
 
 def losses_of(root: Path, overrides: tuple[str, ...]) -> list[float]:
