@@ -215,7 +215,8 @@ class Tokenizer(Training):
     patch: int = Field(1, ge=1, description="side of the squares of pixels folded into channels first")
     shortcut: bool = Field(False, description="a linear way past encoder and decoder: learns many times faster")
     encoder: Literal["convolutional", "linear"] = Field(
-        "convolutional", description="linear: of each position's own square of pixels, so that equal ones have equal codes"
+        "convolutional",
+        description="linear: sees a position's own square of pixels, so that equal ones have equal codes",
     )
     attention_sizes: tuple[int, ...] | None = Field(
         None, description="feature sizes with attention (default: the grid)"

@@ -121,7 +121,8 @@ def table(spec: Spec, config: TransformerConfig, gpus: int, memory: float) -> li
     for stage in STAGES:
         micro = fitting_micro_batch(spec, config, gpus, memory, stage)
         columns.append((stage, micro, predict(spec, config, gpus, stage, micro or 1)))
-    lines = [f"{num_parameters(config):,} parameters, {_arithmetic(spec)}, {gpus} GPUs of {memory / 1e9:.0f} GB; in GB:"]
+    about = f"{num_parameters(config):,} parameters, {_arithmetic(spec)}, {gpus} GPUs of {memory / 1e9:.0f} GB"
+    lines = [f"{about}; in GB:"]
     lines += [f"{'ZeRO stage':18}" + "".join(f"{stage:>9}" for stage, _, _ in columns)]
     lines += [f"{part:18}" + "".join(f"{parts[part] / 1e9:9.2f}" for _, _, parts in columns) for part in columns[0][2]]
     fits = [str(micro) if micro else "none" for _, micro, _ in columns]

@@ -80,7 +80,8 @@ def test_images_need_not_be_square(extra: dict) -> None:
 
 @torch.no_grad()
 def test_equal_squares_have_equal_codes_with_a_linear_encoder() -> None:
-    model = RQVAE(RQVAEConfig(**{**TINY_SQUARE, "grid": (4, 4), "image_size": 32, "patch": 4, "encoder": "linear"})).eval()
+    local = {"grid": (4, 4), "image_size": 32, "patch": 4, "encoder": "linear"}
+    model = RQVAE(RQVAEConfig(**{**TINY_SQUARE, **local})).eval()
     square, images = torch.rand(3, 8, 8), torch.rand(2, 3, 32, 32)
     images[0, :, 8:16, 16:24] = square
     images[1, :, 24:, :8] = square

@@ -8,11 +8,10 @@ from typing import Any
 
 import pytest
 import ranks
-import torch
 from code_sets import NO_DROPOUT, make_root, tiny_spec
 from golden import fixed_steps, start_with_other_classes
 
-from tokenize_jobs.device import multiplies_bfloat16
+from tokenize_jobs.device import multiplies_bfloat16, pick_device
 from tokenize_jobs.ranks import Ranks
 from train.engine import deepspeed_config, read_user_config, settle_dtype
 
@@ -79,7 +78,7 @@ COMPILED = {"compiled": ("train.compile=true",), "compiled at stage 3": ("train.
 
 
 def test_the_arithmetic_is_what_the_device_multiplies_unless_the_spec_says() -> None:
-    here = "bfloat16" if multiplies_bfloat16(torch.device("cuda" if torch.cuda.is_available() else "cpu")) else "float32"
+    here = "bfloat16" if multiplies_bfloat16(pick_device()) else "float32"
     found = {dtype: settle_dtype(tiny_spec(f"train.dtype={dtype}"), Ranks()).train.dtype for dtype in DTYPES}
     assert found == {"auto": here, "float32": "float32", "bfloat16": "bfloat16"}
 
