@@ -35,12 +35,14 @@ class Source(BaseModel):
     Attributes:
         document_kind: what its documents are: "pdf" (the file's bytes), "text" (see `text`), "image" (encoded).
         synthetic: whether `prepare` makes the documents from nothing but this machine.
+        places: its keys that say where something lies; they decide nothing, the listing does.
     """
 
     model_config = ConfigDict(extra="forbid", frozen=True)
     kinds: ClassVar[dict[str, type[Source]]] = {}
     document_kind: ClassVar[Literal["pdf", "text", "image"]]
     synthetic: ClassVar[bool] = False
+    places: ClassVar[tuple[str, ...]] = ()
 
     kind: str = Field(description="what sort of source it is")
 

@@ -20,7 +20,8 @@ from data_specs.scratch import scratch_folder
 class Plan:
     """A stored plan: header plus units; units are read anew on each iteration, so a plan of any size fits in memory.
 
-    `digest` is that of the first part, which every receipt of the set carries; `identity` is that of the last.
+    `digest` is that of the first part, which every receipt of the set carries; `identity` and `places`, where the
+    inputs lay, are those of the last.
     """
 
     set_uri: str
@@ -28,6 +29,7 @@ class Plan:
     identity: Identity
     num_units: int
     num_parts: int = 1
+    places: tuple[str, ...] = ()
 
     def units(self) -> Iterator[AnyUnit]:
         """Units in order, each as the last part that names it states it."""
@@ -45,16 +47,18 @@ class Plan:
         return restated
 
 
-def write_plan(set_uri: str, digest: str, identity: Identity, units: Iterable[AnyUnit]) -> Plan:
+def write_plan(
+    set_uri: str, digest: str, identity: Identity, units: Iterable[AnyUnit], places: tuple[str, ...] = ()
+) -> Plan:
     """Streams units into SET/plan.jsonl, created only if absent: a plan that is there already wins, and is returned.
 
     Raises:
         ValueError: the stored plan was made for something else.
     """
-    return _write_part(set_uri, 0, PlanHeader(digest=digest, identity=identity, num_units=0), units)
+    return _write_part(set_uri, 0, PlanHeader(digest=digest, identity=identity, num_units=0, places=places), units)
 
 
-def extend_plan(plan: Plan, identity: Identity, units: Iterable[AnyUnit]) -> Plan:
+def extend_plan(plan: Plan, identity: Identity, units: Iterable[AnyUnit], places: tuple[str, ...] = ()) -> Plan:
     """Streams units into the plan's next part: numbers from plan.num_units on are new, lower ones are stated anew.
 
     A part that another process wrote first wins, and the plan with it is returned. A unit stated anew is done again
@@ -63,7 +67,8 @@ def extend_plan(plan: Plan, identity: Identity, units: Iterable[AnyUnit]) -> Pla
     Raises:
         ValueError: the part that is there was made for something else.
     """
-    header = PlanHeader(digest=plan.digest, identity=identity, num_units=plan.num_units, first=plan.num_units)
+    first = plan.num_units
+    header = PlanHeader(digest=plan.digest, identity=identity, num_units=first, first=first, places=places)
     return _write_part(plan.set_uri, plan.num_parts, header, units)
 
 
@@ -102,7 +107,8 @@ def read_plan(set_uri: str) -> Plan | None:
             return plan
         if plan and (header.digest, header.first) != (plan.digest, plan.num_units):
             raise ValueError(f"{_part_uri(set_uri, part)}: not a part of this plan; remove it")
-        plan = Plan(set_uri, plan.digest if plan else header.digest, header.identity, header.num_units, part + 1)
+        digest = plan.digest if plan else header.digest
+        plan = Plan(set_uri, digest, header.identity, header.num_units, part + 1, header.places)
     raise AssertionError("unreachable")
 
 

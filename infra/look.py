@@ -17,11 +17,13 @@ from data_specs.receipts import read_receipt, receipt_name
 from data_specs.records import Dropped, Reason, Receipt, Sample, SampleInfo, SourceUnit
 from data_specs.root import spec_of
 from data_specs.shards import Shard
+from data_specs.sources.planning import relocated
 from data_specs.spec import Spec
 from data_specs.text import printable
 from data_specs.units import Plan, read_plan
 from pipeline.extend import without
 from pipeline.filters import without_filters
+from pipeline.job import moved_since
 from pipeline.removal import read_removed
 from pipeline.render import Renderer
 from pipeline.truth import truth_of_shard
@@ -58,6 +60,7 @@ def look(root: str, set_name: str, number: int, boxes: bool = False) -> str:
     if not isinstance(unit, SourceUnit) or receipt is None:
         raise ValueError(f"{set_uri}: unit {number} of {plan.num_units} is not done")
     spec = spec_of(root, "images")
+    unit = relocated(unit, moved_since(plan, spec, root))
     rows = list(_rows(spec, plan, unit, receipt, boxes))
     uri = storage.join(root, "look", f"{set_name.replace('/', '-')}-{number:06d}.png")
     buffer = io.BytesIO()

@@ -5,7 +5,7 @@ from __future__ import annotations
 import itertools
 import json
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -14,15 +14,25 @@ from data_specs import digest, storage
 from data_specs.records import Identity, Manifest, Outcome, SourceUnit
 from data_specs.scratch import scratch_folder
 from data_specs.source import Source
-from data_specs.sources.planning import SPLITS, class_names, list_units, read_units
+from data_specs.sources.planning import (
+    SPLITS,
+    class_names,
+    list_units,
+    listing_digest,
+    places_of,
+    read_units,
+    relocated,
+)
 from data_specs.spec import Spec
 from data_specs.text import say
-from data_specs.units import Plan, extend_plan, read_plan, write_plan
-from pipeline.stages import Option, Output, UnitStage, Work, register
+from data_specs.units import Plan, extend_plan, read_plan
+from pipeline.stages import Option, Output, UnitStage, Work, planned, register
 from pipeline.workers import Workers
 
 if TYPE_CHECKING:
     from pipeline.render import Renderer
+
+REMEDY = "add what is new in render.sources with --extend, "
 
 
 class Render(UnitStage):
@@ -53,16 +63,23 @@ class Render(UnitStage):
         """The sets of both splits; extended ones keep all that is there as it is."""
         plans = _extended(spec, root, retry_rejected) if extend or retry_rejected else _plans(spec, root)
         for split in SPLITS:
-            yield Output(plans[split], spec, partial(_setup, spec, plans[split].set_uri))
+            moved = moved_since(plans[split], spec, root)
+            yield Output(plans[split], spec, partial(_setup, spec, plans[split].set_uri, moved))
 
 
-def _setup(spec: Spec, set_uri: str) -> Work:
+def _setup(spec: Spec, set_uri: str, moved: Sequence[tuple[str, str]]) -> Work:
     from pipeline.render import Renderer
 
-    return rendering(Renderer(spec), set_uri)
+    return rendering(Renderer(spec), set_uri, moved)
 
 
-def rendering(renderer: Renderer, set_uri: str) -> Work:
+def moved_since(plan: Plan, spec: Spec, root: str) -> list[tuple[str, str]]:
+    """(old place, new place) of each input of a plan that lies elsewhere now."""
+    places = zip(plan.places, places_of(spec.render, _inputs(root)))
+    return [(old, new) for old, new in places if old not in (new, "")]
+
+
+def rendering(renderer: Renderer, set_uri: str, moved: Sequence[tuple[str, str]] = ()) -> Work:
     """What renders a unit; what was removed from the set once is left out."""
     from pipeline.extend import without
     from pipeline.removal import read_removed, rendered_without
@@ -73,24 +90,36 @@ def rendering(renderer: Renderer, set_uri: str) -> Work:
 
     def work(unit: SourceUnit) -> Iterator[Outcome]:
         here = of_units.get((split, unit.unit), removed._replace(samples=frozenset()))
-        return rendered_without(unit, here, renderer.render(without(unit, here.holds_document)))
+        there = relocated(without(unit, here.holds_document), moved)
+        return rendered_without(unit, here, renderer.render(there))
 
     return work
 
 
 def _plans(spec: Spec, root: str) -> dict[str, Plan]:
-    """The stored plans of both splits; those that are missing are made from one listing of the sources."""
+    """The stored plans of both splits; those that are missing are made from one listing of the sources.
+
+    Sources that have moved are listed again: they must hold what they held when the set was planned.
+    """
     set_uris = {split: storage.join(root, "images", split) for split in SPLITS}
-    stored = {split: read_plan(uri) for split, uri in set_uris.items()}
+    stored = {split: plan for split, uri in set_uris.items() if (plan := read_plan(uri))}
     for split, plan in stored.items():
-        if plan:
-            remedy = "add what is new in render.sources with --extend, "
-            digest.require_same(plan.set_uri, plan.identity, _identity(spec, split), remedy)
-    if all(stored.values()):
-        return {split: plan for split, plan in stored.items() if plan}
+        digest.require_same(plan.set_uri, plan.identity, _identity(spec, split, plan.identity.inputs), REMEDY)
+    places = places_of(spec.render, _inputs(root))
+    whole = len(stored) == len(SPLITS)
+    if whole and all(plan.places[1:] == places[1:] for plan in stored.values()):
+        return stored
     with scratch_folder() as folder:
-        units = list_units(spec.render, _prepare(spec, root), folder)
-        return {split: stored[split] or _write(spec, uri, split, units[split]) for split, uri in set_uris.items()}
+        sources = _prepare(spec, storage.join(str(folder), "inputs") if whole else _inputs(root))
+        units = list_units(spec.render, sources, folder)
+        identities = {split: _identity(spec, split, _listed(units[split])) for split in SPLITS}
+        places = places_of(spec.render, _inputs(root), sources)
+        if not whole:
+            _keep_classes(storage.join(root, "images", "classes.json"), class_names(sources))
+        return {
+            split: planned(uri, identities[split], read_units(units[split]), REMEDY, places)
+            for split, uri in set_uris.items()
+        }
 
 
 def _extended(spec: Spec, root: str, retry_rejected: bool) -> dict[str, Plan]:
@@ -106,44 +135,52 @@ def _extended(spec: Spec, root: str, retry_rejected: bool) -> dict[str, Plan]:
         raise ValueError(f"{root}/images: there is no image set to extend; run `dnd render` without --extend first")
     stored = {split: plan for split, plan in plans.items() if plan}
     done = {split: sum(1 for _ in valid_receipts(p.set_uri, p.digest)) == p.num_units for split, p in stored.items()}
+    places = places_of(spec.render, _inputs(root))
     for split, plan in stored.items():
-        require_extension(plan, _identity(spec, split))
-        if not done[split] and plan.identity != _identity(spec, split):
+        wanted = _identity(spec, split, plan.identity.inputs)
+        require_extension(plan, wanted)
+        if not done[split] and (plan.identity, plan.places[1:]) != (wanted, places[1:]):
             raise ValueError(f"{plan.set_uri}: not all units are done; run `dnd render` as before, then extend")
     with scratch_folder() as folder:
-        listed = list_units(spec.render, _prepare(spec, root), folder)
-        grow = partial(_grow, spec, stored, retry_rejected=retry_rejected)
+        sources = _prepare(spec, _inputs(root))
+        listed = list_units(spec.render, sources, folder)
+        _keep_classes(storage.join(root, "images", "classes.json"), class_names(sources))
+        places = places_of(spec.render, _inputs(root), sources)
+        grow = partial(_grow, spec, stored, places, retry_rejected=retry_rejected)
         return {split: grow(split, listed[split]) if done[split] else plan for split, plan in stored.items()}
 
 
-def _grow(spec: Spec, plans: dict[str, Plan], split: str, listed: Path, retry_rejected: bool) -> Plan:
+def _grow(
+    spec: Spec, plans: dict[str, Plan], places: tuple[str, ...], split: str, listed: Path, retry_rejected: bool
+) -> Plan:
     """The plan with a part for new documents; as it is where there are none and the spec is the same."""
     from pipeline.extend import new_units
 
-    identity, plan = _identity(spec, split), plans[split]
+    identity, plan = _identity(spec, split, _listed(listed)), plans[split]
     other = plans["val" if split == "train" else "train"]
     units = new_units(plan, other, read_units(listed), spec.render.documents_per_unit, retry_rejected)
     first = list(itertools.islice(units, 1))
     if not first and plan.identity == identity:
         return plan
-    grown = extend_plan(plan, identity, itertools.chain(first, units))
+    grown = extend_plan(plan, identity, itertools.chain(first, units), places)
     say(f"images/{split}: {grown.num_units - plan.num_units} units added", sys.stderr)
     return grown
 
 
-def _prepare(spec: Spec, root: str) -> list[Source]:
-    """The spec's sources as workers read them; the names of their classes are kept beside the sets."""
-    assert spec.render, "a spec without render is refused before"
-    sources = [source.prepare(storage.join(root, "inputs")) for source in spec.render.sources]
-    if names := class_names(sources):
-        _keep_classes(storage.join(root, "images", "classes.json"), names)
-    return sources
+def _inputs(root: str) -> str:
+    """Where what is made of the sources lies."""
+    return storage.absolute(storage.join(root, "inputs"))
+
+
+def _prepare(spec: Spec, inputs_uri: str) -> list[Source]:
+    """The spec's sources as workers read them."""
+    return [source.prepare(inputs_uri) for source in spec.render.sources]
 
 
 def _keep_classes(uri: str, names: dict[int, str]) -> None:
     """Writes the classes' names; more may come behind those there. Raises ValueError if one would change its number."""
     data = json.dumps(names).encode()
-    if storage.create_if_absent(uri, data):
+    if not names or storage.create_if_absent(uri, data):
         return
     there = json.loads(storage.read_text(uri))
     if moved := [name for number, name in there.items() if names.get(int(number)) != name]:
@@ -152,19 +189,22 @@ def _keep_classes(uri: str, names: dict[int, str]) -> None:
         storage.write_bytes(uri, data)
 
 
-def _write(spec: Spec, set_uri: str, split: str, units: Path) -> Plan:
-    identity = _identity(spec, split)
-    return write_plan(set_uri, digest.digest_of(identity), identity, read_units(units))
+def _listed(units: Path) -> dict[str, str]:
+    """The input of a split: what its sources hold."""
+    return {"documents of render.sources": listing_digest(units)}
 
 
-def _identity(spec: Spec, split: str) -> Identity:
+def _identity(spec: Spec, split: str, inputs: dict[str, str]) -> Identity:
     """What the images of a split depend on."""
     from pipeline.render import versions
 
+    render = spec.render.model_dump(mode="json")
+    render["sources"] = [one.model_dump(mode="json", exclude=set(one.places)) for one in spec.render.sources]
     return Identity(
         stage="render",
         split=split,
-        spec={"image_size": spec.shape.image_size, "render": spec.render.model_dump(mode="json")},
+        spec={"image_size": spec.shape.image_size, "render": render},
+        inputs=inputs,
         seed=spec.seed,
         versions=versions(),
     )

@@ -174,10 +174,13 @@ def totals(manifest: Manifest) -> str:
     )
 
 
-def planned(set_uri: str, identity: Identity, units: Iterable[AnyUnit], remedy: str = "") -> Plan:
+def planned(
+    set_uri: str, identity: Identity, units: Iterable[AnyUnit], remedy: str = "", places: tuple[str, ...] = ()
+) -> Plan:
     """The plan of a set: the stored one, or one of these units.
 
     Args:
+        places: where the inputs lie, as a new plan says.
         remedy: what this stage offers where the stored one was made for something else, beside going back.
 
     Raises:
@@ -186,7 +189,7 @@ def planned(set_uri: str, identity: Identity, units: Iterable[AnyUnit], remedy: 
     if plan := read_plan(set_uri):
         require_same(set_uri, plan.identity, identity, remedy)
         return plan
-    return write_plan(set_uri, digest_of(identity), identity, units)
+    return write_plan(set_uri, digest_of(identity), identity, units, places)
 
 
 def committing(setup: Callable[[], Work], set_uri: str, digest: str) -> Callable[[AnyUnit], Receipt]:

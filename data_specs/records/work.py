@@ -202,7 +202,10 @@ class Identity(Record):
 
 
 class PlanHeader(Record):
-    """First line of a file of a plan: whose it is, and how many units stand in it and in the files before it."""
+    """First line of a file of a plan: whose it is, and how many units stand in it and in the files before it.
+
+    `places` says where the inputs lay when it was made, which is no part of the identity.
+    """
 
     format_version: Literal[2] = FORMAT_VERSION
     digest: Sha256
@@ -210,3 +213,4 @@ class PlanHeader(Record):
     num_units: Count
     first: Count = 0
     num_restated: Count = 0
+    places: tuple[str, ...] = ()

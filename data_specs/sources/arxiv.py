@@ -35,6 +35,7 @@ class ArxivSource(Source):
     """arXiv's bulk bucket (requester pays): tars named by pdf/arXiv_pdf_manifest.xml."""
 
     document_kind: ClassVar[Literal["pdf"]] = "pdf"
+    places: ClassVar[tuple[str, ...]] = ("uri", "metadata")
 
     kind: Literal["arxiv"] = Field("arxiv", description="what sort of source it is")
     uri: str = Field("s3://arxiv", description="the bucket, or a folder laid out like it")

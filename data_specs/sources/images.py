@@ -29,6 +29,7 @@ class ImageSource(ListedSource):
     """Images with classes: folder per class, WebDataset tars, Parquet, or `datasets:NAME_OR_FOLDER`."""
 
     document_kind: ClassVar[Literal["image"]] = "image"
+    places: ClassVar[tuple[str, ...]] = ("uri", "mapping")
 
     kind: Literal["images"] = Field("images", description="what sort of source it is")
     classes: Literal["labels", "none"] = Field(

@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 from collections.abc import Iterator, Mapping
 from itertools import groupby
-from typing import Any
+from typing import Any, ClassVar
 
 from pydantic import Field
 
@@ -44,6 +44,8 @@ class NotTaken:
 
 class ListedSource(Source):
     """A source that lists its documents: a folder, a file, or files under an s3:// prefix."""
+
+    places: ClassVar[tuple[str, ...]] = ("uri",)
 
     uri: str = Field(description="folder or file, by path or URI")
     licence: str | None = Field(None, description="licence of all documents, where it is known")

@@ -5,6 +5,7 @@ Validation is never empty unawares: where no document falls to it, the one of th
 
 from __future__ import annotations
 
+import hashlib
 import logging
 from collections.abc import Iterator, Sequence
 from contextlib import ExitStack
@@ -12,8 +13,10 @@ from itertools import count
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from data_specs.records import SourceUnit, parse_unit, unit_line
+from data_specs import storage
+from data_specs.records import FileInfo, SourceUnit, parse_unit, unit_line
 from data_specs.source import Source
+from data_specs.sources.names import relative
 from data_specs.splits import rank
 
 if TYPE_CHECKING:
@@ -67,6 +70,57 @@ def read_units(path: Path) -> Iterator[SourceUnit]:
             unit = parse_unit(line, "a listed unit")
             assert isinstance(unit, SourceUnit)
             yield unit
+
+
+def listing_digest(units: Path) -> str:
+    """SHA-256 (hex) of what a file of units lists: names under the source, sizes, documents; not where they lie."""
+    digest = hashlib.sha256()
+    for unit in read_units(units):
+        files = tuple(FileInfo(relative(unit.source.address, file.uri), file.size, "") for file in unit.files)
+        alone = unit.source.model_copy(update=dict.fromkeys(unit.source.places, ""))
+        digest.update(unit_line(unit.model_copy(update={"source": alone, "files": files, "affinity": None})))
+    return digest.hexdigest()
+
+
+def places_of(render: Render, inputs_uri: str, prepared: Sequence[Source] | None = None) -> tuple[str, ...]:
+    """Return where the documents of a spec lie: `inputs_uri`, and each source's places, "" for none.
+
+    Args:
+        prepared: the sources as they were prepared; where none of them was made under `inputs_uri`, "" stands there.
+    """
+    named = (getattr(source, key) for source in render.sources for key in source.places)
+    places = [storage.absolute(place) if place else "" for place in named]
+    lies = (str(getattr(source, key)) for source in prepared or () for key in source.places)
+    is_used = prepared is None or any(place.startswith(inputs_uri) for place in lies)
+    return inputs_uri if is_used else "", *places
+
+
+def relocated(unit: SourceUnit, moved: Sequence[tuple[str, str]]) -> SourceUnit:
+    """Return a unit whose files lie elsewhere now; a tag of the old place says nothing of the new one.
+
+    Args:
+        moved: (old place, new place) of each folder or file that has moved.
+    """
+    if not moved:
+        return unit
+    named = [_file_at(_new_place(file.uri, moved), file) for file in unit.files]
+    keys = (key for key in unit.source.places if getattr(unit.source, key))
+    source = unit.source.model_copy(update={key: _new_place(getattr(unit.source, key), moved) for key in keys})
+    affinity = unit.affinity and _new_place(unit.affinity, moved)
+    return unit.model_copy(update={"source": source, "files": tuple(named), "affinity": affinity})
+
+
+def _new_place(uri: str, moved: Sequence[tuple[str, str]]) -> str:
+    for old, new in moved:
+        if uri == old or uri.startswith(old.rstrip("/") + "/"):
+            return new.rstrip("/") + uri.removeprefix(old.rstrip("/"))
+    return uri
+
+
+def _file_at(uri: str, planned: FileInfo) -> FileInfo:
+    """The file at its new address, with its tag there where it has the size that was planned."""
+    found = storage.stat(uri) if uri != planned.uri else None
+    return found if found and found.size == planned.size else planned._replace(uri=uri)
 
 
 def _take_one_for_validation(files: dict[str, Path], val_share: float) -> None:

@@ -42,7 +42,8 @@ def render_here(spec: Spec, root: Path, extend: bool = False, retry_rejected: bo
     renderer, made = Renderer(spec), {}
     for output in job.RENDER.outputs(spec, str(root), Workers(), extend=grown, retry_rejected=retry_rejected):
         plan, split = output.plan, output.plan.set_uri.rpartition("/")[2]
-        stage = committing(partial(job.rendering, renderer, plan.set_uri), plan.set_uri, plan.digest)
+        moved = job.moved_since(plan, spec, str(root))
+        stage = committing(partial(job.rendering, renderer, plan.set_uri, moved), plan.set_uri, plan.digest)
         done = {receipt.unit for receipt in valid_receipts(plan.set_uri, plan.digest)}
         for unit in plan.units():
             if isinstance(unit, SourceUnit) and unit.unit not in done:

@@ -66,12 +66,12 @@ def test_an_unfinished_set_and_another_spec_are_not_extended(tmp_path: Path) -> 
 
 def test_another_source_is_an_extension_and_the_old_spec_is_refused_then(tmp_path: Path) -> None:
     root = tmp_path / "run"
-    for name in ("one", "two"):
-        write_texts(tmp_path / name / "a.jsonl", [f"{i}" for i in range(8)])
+    for first, name in enumerate(("one", "two")):
+        write_texts(tmp_path / name / "a.jsonl", [f"{i}" for i in range(first, first + 8)])
     render_here(text_spec(tmp_path / "one"), root)
     render_here(text_spec(tmp_path / "two"), root, extend=True)
     assert len(ids_in(root)) == 16
-    with pytest.raises(ValueError, match=r"something else: render.sources.0.uri was .*--extend.*--root"):
+    with pytest.raises(ValueError, match=r"something else: inputs.documents of render.sources was .*--extend.*--root"):
         render_here(text_spec(tmp_path / "one"), root)
 
 
