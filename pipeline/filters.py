@@ -9,9 +9,11 @@ from __future__ import annotations
 import unicodedata
 from collections import Counter
 from collections.abc import Callable
+from functools import lru_cache
 from typing import Any, NamedTuple
 
 import numpy as np
+from PIL import Image
 
 from data_specs.parts import Filters, Render
 from data_specs.records import Reason
@@ -93,21 +95,26 @@ def without_filters(render: Render) -> Render:
 # ---- what filters look at ------------------------------------------------------------------------------------------
 def ink(image: np.ndarray) -> float:
     """Share of pixels of uint8 [H, W, 3] that differ from the commonest value by more than 48 of 255."""
-    grey = image[..., 1]
-    counts = np.bincount(grey.ravel(), minlength=256)
+    grey = np.ascontiguousarray(image[..., 1])
+    counts = np.array(Image.fromarray(grey).histogram())
     background = int(counts.argmax())
     return 1 - float(counts[max(0, background - 48) : background + 49].sum()) / grey.size
 
 
 def perceptual_hash(image: np.ndarray) -> int:
     """64-bit difference hash: is each cell of a 9 x 8 reduction darker than its right neighbour."""
-    height, width = image.shape[:2]
-    rows, columns = np.linspace(0, height, 9).astype(int), np.linspace(0, width, 10).astype(int)
-    cells = np.add.reduceat(np.add.reduceat(image[..., 1].astype(np.int64), rows[:-1], 0), columns[:-1], 1)
-    areas = np.outer(np.diff(rows), np.diff(columns))
-    means = cells / areas
-    bits = (means[:, :-1] > means[:, 1:]).ravel()
-    return int(np.packbits(bits).view(">u8")[0])
+    rows, columns = (_cells(length, number) for length, number in zip(image.shape[:2], (8, 9), strict=True))
+    sums = rows @ image[..., 1].astype(np.float64) @ columns.T  # whole numbers: exact in any order
+    means = sums / np.outer(rows.sum(1), columns.sum(1))
+    return int(np.packbits((means[:, :-1] > means[:, 1:]).ravel()).view(">u8")[0])
+
+
+@lru_cache(maxsize=64)
+def _cells(length: int, number: int) -> np.ndarray:
+    """Which of `length` pixels lie in which of so many cells side by side: float64 [number, length] of 0 and 1."""
+    edges = np.linspace(0, length, number + 1).astype(int)
+    at = np.arange(length)
+    return ((edges[:-1, None] <= at) & (at < edges[1:, None])).astype(np.float64)
 
 
 def script_of(text: str) -> str | None:

@@ -46,3 +46,9 @@ def grey_plane(image: np.ndarray) -> np.ndarray | None:
 def from_plane(plane: np.ndarray) -> np.ndarray:
     """A grey picture [H, W] as uint8 [H, W, 3], without a copy."""
     return np.broadcast_to(plane[..., None], (*plane.shape, 3))
+
+
+def in_one_plane(image: np.ndarray) -> np.ndarray:
+    """The picture uint8 [H, W, 3] itself, a grey one as `from_plane` makes it, so that nobody need look again."""
+    plane = grey_plane(image)
+    return image if plane is None else from_plane(plane)

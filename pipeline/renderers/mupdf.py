@@ -11,6 +11,7 @@ import pymupdf
 from pymupdf import mupdf
 
 from data_specs.records import Reason
+from pipeline.png import in_one_plane
 from pipeline.renderers import Unreadable, short
 from pipeline.renderers.words import (
     BREAK,
@@ -76,15 +77,14 @@ def _read_page(document: Any, number: int, scale: float, max_pixels: int) -> Pag
 def draw(drawing: pymupdf.DisplayList, scale: float) -> np.ndarray:
     """The picture of a display list, uint8 [H, W, 3]."""
     pixmap = drawing.get_pixmap(pymupdf.Matrix(scale, scale), pymupdf.csRGB, 0)
-    return np.frombuffer(pixmap.samples, np.uint8).reshape(pixmap.height, pixmap.width, 3)  # a copy that outlives it
+    return in_one_plane(np.frombuffer(pixmap.samples, np.uint8).reshape(pixmap.height, pixmap.width, 3))
 
 
 def read(drawing: pymupdf.DisplayList, image: np.ndarray, scale: float) -> Words:
     """The words that can be seen of a display list in its picture."""
-    words = _visible(_text(drawing, FLAGS), image, scale)
-    if not is_clipped(drawing):
-        return words
-    return words.clipped_to(_visible(_text(drawing, FLAGS | pymupdf.TEXT_CLIP), image, scale))
+    whole, clipped = _text(drawing, FLAGS), _text(drawing, FLAGS | pymupdf.TEXT_CLIP)
+    words = _visible(whole, image, scale)
+    return words if whole.extractText() == clipped.extractText() else words.clipped_to(_visible(clipped, image, scale))
 
 
 def is_clipped(drawing: pymupdf.DisplayList) -> bool:

@@ -76,28 +76,34 @@ class Words(NamedTuple):
         moved = self.boxes - (left, top, left, top)
         boxes, marks = np.clip(moved, 0, (width, height, width, height)), Marks(image)
         beyond = np.abs(moved - boxes) > EDGE
-        reach = (boxes[:, 2:] - boxes[:, :2] >= np.where(beyond.any(axis=1), SLIVER, 0)[:, None]).all(axis=1)
-        if pale is None:
-            chosen = [n for n in np.flatnonzero(reach).tolist() if not beyond[n].any() or marks.under(boxes[n])]
-        else:
-            chosen = [n for n in np.flatnonzero(reach).tolist() if marks.under(boxes[n], pale[n])]
+        reach: np.ndarray = (boxes[:, 2:] - boxes[:, :2] >= np.where(beyond.any(axis=1), SLIVER, 0)[:, None]).all(
+            axis=1
+        )
+        doubtful = beyond.any(axis=1) if pale is None else np.ones(len(boxes), bool)
+        for n in np.flatnonzero(reach & doubtful).tolist():
+            reach[n] = marks.under(boxes[n], pale is not None and pale[n])
         along = np.where(self.across[:, None], (True, False, True, False), (False, True, False, True))
-        cut = self.cut | (beyond & along).any(axis=1)
-        for n in chosen:  # boxes are as high as the font: what goes beyond may be without ink
-            cut[n] |= any(marks.cross(boxes[n], side) for side in np.flatnonzero(beyond[n] & ~along[n]).tolist())
-        return self._replace(boxes=boxes, cut=cut).only(chosen)
+        cut, above = self.cut | (beyond & along).any(axis=1), beyond & ~along
+        for n in np.flatnonzero(reach & ~cut & above.any(axis=1)).tolist():
+            # boxes are as high as the font: what goes beyond may be without ink
+            cut[n] = any(marks.cross(boxes[n], side) for side in np.flatnonzero(above[n]).tolist())
+        return self._replace(boxes=boxes, cut=cut).only(np.flatnonzero(reach).tolist())
 
     def without_twins(self) -> Words:
         """Each once, also where it is painted again in the same place, for instance as a poor man's bold."""
         places, chosen = defaultdict[str, list[Box]](list), list[int]()
         for number, (text, box) in enumerate(zip(self.texts, self.boxes.tolist(), strict=True)):
-            if not any(_share(box, other) > OVERLAP for other in places[text]):
+            x0, y0, x1, y1 = box
+            near = (o for o in places[text] if o[0] < x1 and x0 < o[2] and o[1] < y1 and y0 < o[3])
+            if not any(_share(box, other) > OVERLAP for other in near):
                 places[text].append(box)
                 chosen.append(number)
         return self.only(chosen)
 
     def only(self, chosen: list[int]) -> Words:
         """Those of these numbers."""
+        if len(chosen) == len(self.texts):
+            return self
         texts = [self.texts[n] for n in chosen]
         return Words(texts, self.boxes[chosen].reshape(-1, 4), self.cut[chosen], self.across[chosen], self.trusted)
 
