@@ -76,9 +76,8 @@ class Words(NamedTuple):
         moved = self.boxes - (left, top, left, top)
         boxes, marks = np.clip(moved, 0, (width, height, width, height)), Marks(image)
         beyond = np.abs(moved - boxes) > EDGE
-        reach: np.ndarray = (boxes[:, 2:] - boxes[:, :2] >= np.where(beyond.any(axis=1), SLIVER, 0)[:, None]).all(
-            axis=1
-        )
+        least = np.where(beyond.any(axis=1), SLIVER, 0)[:, None]
+        reach = np.asarray((boxes[:, 2:] - boxes[:, :2] >= least).all(axis=1))
         doubtful = beyond.any(axis=1) if pale is None else np.ones(len(boxes), bool)
         for n in np.flatnonzero(reach & doubtful).tolist():
             reach[n] = marks.under(boxes[n], pale is not None and pale[n])
