@@ -9,6 +9,7 @@ import os
 import signal
 import subprocess
 import sys
+import threading
 from pathlib import Path
 from typing import Any
 
@@ -21,7 +22,7 @@ from data_specs import lease
 from tokenize_jobs import checkpoint, stopping
 from tokenize_jobs.checkpoint import read_finished
 from tokenize_jobs.guard import SpikeDetector
-from tokenize_jobs.trainer import learning_rate
+from tokenize_jobs.trainer import Step, learning_rate
 
 FORK = multiprocessing.get_context("fork")
 REPOSITORY = Path(__file__).resolve().parents[2]
@@ -149,6 +150,31 @@ def train_for_ever(folder: str, begun: bool) -> None:
         wait_for(stopping.told_to_stop, 60, "the signal")
     finished = train_line(folder, LinearTask(), "train.steps=10000000", "train.checkpoint_every=1000000")
     os._exit(0 if finished else stopping.STOPPED)
+
+
+def test_a_rank_that_hangs_ends_itself_and_the_next_start_goes_on(folder: str) -> None:
+    process = FORK.Process(target=train_and_hang, args=(folder,))
+    process.start()
+    process.join(60)
+    assert process.exitcode == 1
+    task = LinearTask()
+    assert train_line(folder, task)
+    assert task.taken[0] in (10, 20)  # that of step 20 may still have been in the writing
+    assert task.taken == list(range(task.taken[0], 40))
+
+
+def train_and_hang(folder: str) -> None:
+    """Trains until step 25, which never ends."""
+    task = LinearTask()
+    step = task.step
+
+    def step_or_hang(rate: float, limit: float) -> Step:
+        if task.batch == 25:
+            threading.Event().wait()
+        return step(rate, limit)
+
+    task.step = step_or_hang  # type: ignore[method-assign]
+    train_line(folder, task, "train.rank_timeout=1")
 
 
 def test_the_entries_install_their_handlers_before_anything_slow() -> None:
