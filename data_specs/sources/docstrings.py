@@ -34,6 +34,7 @@ class DocstringSource(Source):
     min_words: int = Field(20, ge=1, description="words of a passage, at least")
     max_words: int = Field(100, ge=1, description="words of a passage, at most")
     vocabulary: int | None = Field(None, ge=2, description="keep only the most frequent words of the prose")
+    markdown: bool = Field(False, description="three of four passages with a heading, a list or both, as Markdown")
 
     def prepare(self, inputs_uri: str) -> Source:
         """Write the passages as JSON Lines (id, text) and return their source; what is there already is kept."""
@@ -42,7 +43,7 @@ class DocstringSource(Source):
         if not storage.exists(uri):
             lines = (json.dumps({"id": f"doc-{n:06d}", "text": text}) for n, text in enumerate(passages(self)))
             storage.create_if_absent(uri, ("\n".join(lines) + "\n").encode())
-        return TextSource(uri=storage.absolute(uri))
+        return TextSource(uri=storage.absolute(uri), format="markdown" if self.markdown else "plain")
 
 
 def passages(source: DocstringSource) -> list[str]:
@@ -56,7 +57,7 @@ def passages(source: DocstringSource) -> list[str]:
     made = _frequent(sentences, source) if source.vocabulary else _running(sentences, source)
     if len(made) < source.passages:
         raise ValueError(f"the documentation strings give {len(made)} passages of {source.passages}: ask for fewer")
-    return made
+    return [_structured(text, number) for number, text in enumerate(made)] if source.markdown else made
 
 
 @cache
@@ -87,6 +88,17 @@ def _words(text: str) -> list[str]:
     words = text.split()
     plain = [word for word in words if re.fullmatch(r"[A-Za-z]+(?:['-][a-z]+)?[.,;:]?", word)]
     return plain if len(plain) >= 0.9 * len(words) else []
+
+
+def _structured(text: str, number: int) -> str:
+    """A passage as Markdown: a paragraph, by turns alone, under a heading, before a list, or both."""
+    words, heading, items = text.split(), "", ""
+    if number % 4 in (1, 3):
+        heading, words = f"# {' '.join(words[:2])}\n\n", words[2:]
+    if number % 4 in (2, 3):
+        words, listed = words[: len(words) // 2], words[len(words) // 2 :]
+        items = "".join(f"\n- {' '.join(listed[start : start + 3])}" for start in range(0, len(listed), 3))
+    return f"{heading}{' '.join(words)}\n{items}"
 
 
 def _running(sentences: list[list[str]], source: DocstringSource) -> list[str]:

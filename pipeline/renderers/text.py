@@ -39,6 +39,10 @@ pre, code {{font-family: {code}}} pre {{white-space: pre-wrap; line-height: 1.2;
 a {{color: {accent}}}
 th, td {{border: 1px solid {colour}; padding: 0.15em 0.3em; text-align: left}}
 """
+GRID = """
+h1, h2, h3, h4, h5, h6 {{font-size: 1em; line-height: {line}px; margin: 0}}
+p, ul, ol, pre, table, blockquote {{margin: 0}} ul, ol {{padding-left: {size}px}}
+"""  # with letters of whole pixels: every line on the same grid
 
 
 class Sheet(NamedTuple):
@@ -93,11 +97,12 @@ def _sheet(style: TextStyle, rng: random.Random, text: str, canvas: int, pixel: 
     code, size, weight = rng.choice(style.code_fonts), rng.randint(*style.sizes), rng.choice(style.weights)
     colour, accent, background = rng.choice(style.colours), rng.choice(style.colours), rng.choice(style.backgrounds)
     alignment, margin, number = rng.choice(style.alignments), rng.randint(*style.margins), rng.choice(style.columns)
-    css = SHEET.format(
+    line = round(size * style.line_spacing / pixel) * pixel if style.whole_pixels else size * style.line_spacing
+    css = (SHEET + GRID * style.whole_pixels).format(
         family=family,
         code=code,
         size=size,
-        line=round(size * style.line_spacing / pixel) * pixel if style.whole_pixels else size * style.line_spacing,
+        line=line,
         colour=colour,
         accent=accent,
         weight="bold" if weight == "bold" else "normal",

@@ -20,10 +20,11 @@ NAMES = [
     "imagenet_16x16x2",
     "imagenet_16x16x2_xxxl",
     "imagenet_16x16x4",
+    "showcase",
     "text_image_24x24x1",
     "text_image_plain",
 ]
-PUBLISHED = [name for name in NAMES if name != "demo"]
+PUBLISHED = [name for name in NAMES if name not in ("demo", "showcase")]
 
 
 def write(folder: Path, tree: Any) -> Path:

@@ -45,7 +45,7 @@ def tiny_spec(*overrides: str) -> Spec:
         "shape={image_size: 32, grid: [4, 4], depth: 2, codebook_size: 32}",
         "tokenizer={channels: 32, channel_multipliers: [1, 1], patch: 4, res_blocks: 1, embed_dim: 16, shortcut: true, "
         "attention_sizes: [], learning_rate: 0.002, batch_size: 8, steps: 40, checkpoint_every: 20, log_every: 1, "
-        "dtype: float32}",
+        "dtype: float32, encoder: convolutional}",
         "tokenize.compute_batch=16",
         "transformer={num_layers: 2, num_heads: 2, width: 32, head_layers: [0, 1]}",
     ]

@@ -38,6 +38,7 @@ def spec_of(depth: int, steps: int, passages: int, images: str = "images/train")
             f"transformer.head_layers={layers}",
             f"render.sources=[{SOURCE % passages}]",
             f"tokenizer.steps={steps}",
+            "tokenizer.encoder=convolutional",
             f"tokenizer.images=[{{manifest: {images}}}]",
         ],
     )
