@@ -20,8 +20,8 @@ from data_specs.units import write_plan
 from tokenize_jobs.decode import png
 from tokenize_jobs.device import autocast, layout, to_tensor
 from tokenize_jobs.encode import encoding, fitting_batch, prepare
+from tokenize_jobs.networks import config_of
 from tokenize_jobs.rqvae import RQVAE
-from tokenize_jobs.task import config_of
 
 PIXELS = 2**21  # of all images: 512 of 64 px, 32 of 256 px
 
@@ -31,7 +31,7 @@ def tokenize(preset: str, rounds: int) -> Comparison:
     spec = load_spec(preset, ["tokenize.views=one", "render.store=image"])
     torch.manual_seed(0)
     model = prepare(RQVAE(config_of(spec)), spec.tokenize.threads)
-    batch = spec.tokenize.compute_batch or fitting_batch(model)
+    batch = spec.tokenize.compute_batch or fitting_batch(model, getattr(torch, spec.tokenize.dtype))
     spec = spec.model_copy(update={"tokenize": spec.tokenize.model_copy(update={"compute_batch": batch})})
     with tempfile.TemporaryDirectory(prefix="dnd-bench-") as folder:
         images = _images(spec, folder)

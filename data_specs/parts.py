@@ -345,7 +345,9 @@ class Train(Training):
         "hardware (GPUs, CPUs with AMX or AVX512-BF16)",
     )
     activation_checkpointing: float = Field(0.0, ge=0, le=1, description="share of layers recomputed in backward")
-    compile: bool = Field(False, description="torch.compile of the model")
+    compile: bool | None = Field(
+        None, description="torch.compile of each layer, at zero_stage 0 to 2 (default: on GPUs)"
+    )
     validation_images: int = Field(1024, ge=1, description="images of a validation, the first of the set")
     sample_every: int | None = Field(
         None, ge=1, description="steps between pictures drawn from the model (default: none)"
@@ -356,6 +358,15 @@ class Train(Training):
         if self.optimizer == "muon" and (self.zero_stage == 3 or self.offload_optimizer):
             raise ValueError(
                 "optimizer muon works at zero_stage 0, 1 and 2 without offload_optimizer: use these, or adamw"
+            )
+        return self
+
+    @model_validator(mode="after")
+    def _compiles_whole_layers(self) -> Train:
+        if self.compile and self.zero_stage == 3:
+            raise ValueError(
+                "compile works at zero_stage 0 to 2: stage 3 gathers the weights inside of a layer, which would fall "
+                "into dozens of graphs; leave it out, or use another stage"
             )
         return self
 
@@ -398,7 +409,9 @@ class Sample(Part):
 
     name: str = Field("default", pattern=r"^[A-Za-z0-9_-]+$", description="ROOT/samples/NAME")
     num: int = Field(64, ge=1, description="images")
-    batch_size: int = Field(32, ge=1, description="images drawn at a time")
+    batch_size: int | None = Field(
+        None, ge=1, description="images drawn at a time; decides bytes (default: 32, on GPUs what fits)"
+    )
     guidance: float | list[float] = Field(1.0, description="1: none; one number, or one a depth")
     guidance_schedule: Literal["constant", "linear", "cosine"] = Field(
         "constant", description="how it rises over the positions"
@@ -413,7 +426,9 @@ class Sample(Part):
     candidates: int = Field(1, ge=1, description="draws for each image, of which the likeliest is kept")
     given: Given | None = Field(None, description="codes that stay while the others are drawn")
     ema: bool = Field(True, description="draw from the moving average of the weights")
-    dtype: Literal["float32", "bfloat16", "int8"] = Field("float32", description="int8: weights only, in bfloat16")
+    dtype: Literal["auto", "float32", "bfloat16", "int8"] = Field(
+        "auto", description="bfloat16 on GPUs, else float32; int8: weights only, in bfloat16, on CPUs"
+    )
     threads: int = Field(1, ge=1, description="cores of a worker on CPUs; decides bytes")
     images_per_unit: int = Field(1024, ge=1, description="images of one unit of work, which makes one shard")
     rounding: Literal["truncate", "nearest"] = Field("nearest", description="truncate: as the authors' script")

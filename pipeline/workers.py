@@ -52,11 +52,6 @@ class Workers(NamedTuple):
     max_failures: int = MAX_FAILURES
     share: Share = Share()
 
-    @property
-    def device(self) -> str:
-        """Kind of device that the workers compute on; it decides bytes, so it is part of digests."""
-        return "cuda" if self.gpus else "cpu"
-
 
 class PartDone(Exception):
     """A job has done its share of a plan, and other jobs have not done theirs: what is made of the whole waits."""

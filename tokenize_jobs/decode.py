@@ -19,6 +19,7 @@ from data_specs.reader import decode_fields
 from data_specs.records import InputRead, Item, Outcome, Sample, ShardUnit
 from data_specs.shards import Shard
 from data_specs.spec import Spec
+from tokenize_jobs.device import naming_what_to_lower
 from tokenize_jobs.rqvae import RQVAE
 
 
@@ -61,7 +62,8 @@ def decode_codes(model: RQVAE, codes: np.ndarray, rounding: str = "nearest", pad
     device = next(model.parameters()).device
     padded = np.zeros((max(pad_to, len(codes)), *codes.shape[1:]), np.int64)
     padded[: len(codes)] = codes
-    return to_uint8(model.decode(torch.from_numpy(padded).to(device))[: len(codes)], rounding)
+    with naming_what_to_lower("tokenize.compute_batch", len(padded)):
+        return to_uint8(model.decode(torch.from_numpy(padded).to(device))[: len(codes)], rounding)
 
 
 def to_uint8(images: Tensor, rounding: str) -> np.ndarray:

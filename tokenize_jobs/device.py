@@ -3,18 +3,27 @@
 from __future__ import annotations
 
 import os
-from contextlib import AbstractContextManager
+from collections.abc import Iterator
+from contextlib import AbstractContextManager, contextmanager
+from pathlib import Path
 
 import numpy as np
+import psutil
 import torch
 from torch import Tensor
 
 from data_specs.spec import Spec
 
+USABLE = 0.94  # of a device's memory: the rest goes to fragments
+CONTEXT = 1 << 30  # bytes of a GPU that CUDA, its libraries and NCCL take
+CONTAINER_LIMIT = Path("/sys/fs/cgroup/memory.max")
+
 
 def pick_device() -> torch.device:
-    """CUDA device of this rank where there is one, else the CPU."""
+    """CUDA device of this rank where there is one, else the CPU; float32 is float32 there, also in convolutions."""
     if torch.cuda.is_available():
+        torch.set_float32_matmul_precision("highest")
+        torch.backends.cudnn.allow_tf32 = False  # on by default; TF32 keeps 10 bits of 23
         return torch.device("cuda", int(os.environ.get("LOCAL_RANK", "0")) % torch.cuda.device_count())
     return torch.device("cpu")
 
@@ -45,4 +54,60 @@ def autocast(device: torch.device, dtype: torch.dtype) -> AbstractContextManager
 
 def to_tensor(images: np.ndarray) -> Tensor:
     """uint8 [B, H, W, 3] -> float32 [B, 3, H, W] in [-1, 1]."""
-    return torch.from_numpy(images).permute(0, 3, 1, 2).float().div_(127.5).sub_(1.0)
+    return _scaled(torch.from_numpy(images))
+
+
+def to_device(images: np.ndarray, device: torch.device) -> Tensor:
+    """As `to_tensor`, on a device and in its layout. A GPU is sent bytes, a quarter of the floats, as it computes."""
+    if device.type == "cpu":
+        return to_tensor(images)
+    sent = torch.from_numpy(images).pin_memory().to(device, non_blocking=True)
+    return _scaled(sent).contiguous(memory_format=layout(device))
+
+
+def _scaled(pixels: Tensor) -> Tensor:
+    return pixels.permute(0, 3, 1, 2).float().div_(127.5).sub_(1.0)
+
+
+def device_name(device: torch.device) -> str:
+    """What computes, as digests name it: "cpu", or "cuda" and the GPU's model, since models round differently."""
+    return "cpu" if device.type == "cpu" else f"cuda {torch.cuda.get_device_name(device)}"
+
+
+def require_device(name: str) -> None:
+    """Refuse a worker that is not of the kind that a set was begun on.
+
+    Raises:
+        ValueError: it is another; the line says which.
+    """
+    if (found := device_name(pick_device())) != name:
+        raise ValueError(f"this worker computes on {found}, the set was begun on {name}: give the pool one kind")
+
+
+def memory_of(device: torch.device) -> int:
+    """Bytes of a device: a GPU's, or this rank's part of the machine's, or of the container's, memory."""
+    if device.type == "cuda":
+        return torch.cuda.get_device_properties(device).total_memory
+    limit = CONTAINER_LIMIT.read_text().strip() if CONTAINER_LIMIT.exists() else "max"
+    memory = min([psutil.virtual_memory().total, *([] if limit == "max" else [int(limit)])])
+    return memory // int(os.environ.get("LOCAL_WORLD_SIZE", "1"))
+
+
+def room_in(memory: float) -> float:
+    """Bytes that tensors may take of so many of a GPU."""
+    return USABLE * memory - CONTEXT
+
+
+@contextmanager
+def naming_what_to_lower(key: str, value: int) -> Iterator[None]:
+    """Turn the end of a device's memory into a line that names the key of the spec which takes it.
+
+    Raises:
+        ValueError: the block ran out of memory.
+    """
+    try:
+        yield
+    except RuntimeError as error:  # on a GPU torch.OutOfMemoryError is one of them
+        if not isinstance(error, torch.OutOfMemoryError) and "can't allocate memory" not in str(error):
+            raise
+        raise ValueError(f"out of memory with {key}={value}: set it lower; `dnd memory` says what fits") from error

@@ -15,19 +15,21 @@ from itertools import islice
 
 import numpy as np
 import torch
+from torch import Tensor
 
 from data_specs import storage, table
 from data_specs.reader import decode_image
 from data_specs.records import Dropped, InputRead, Outcome, Reason, Sample, SampleFacts, ShardUnit
 from data_specs.shards import Shard
 from data_specs.spec import Spec
-from tokenize_jobs.device import autocast, layout, pick_device, to_tensor
+from tokenize_jobs.device import autocast, layout, memory_of, naming_what_to_lower, pick_device, to_device
+from tokenize_jobs.memory import fitting_compute_batch
 from tokenize_jobs.rqvae import RQVAE
 from tokenize_jobs.views import NUM_VIEWS, ViewKind, make_views
 
 BLOCK = 16  # images that a thread decodes at a time
 GPU_THREADS = 4  # threads that decode images for a GPU; a CPU worker has one, beside those that compute
-MAX_BATCH = 512
+BATCH = "tokenize.compute_batch"
 Views = np.ndarray  # uint8 [views, H, W, 3] of one sample
 KEPT_JSON = ("id", "source", "page", "licence", "text")
 
@@ -83,14 +85,25 @@ def _ahead(pool: ThreadPoolExecutor, blocks: int, total: int, load: Callable[[in
 
 @torch.inference_mode()
 def encode_views(model: RQVAE, views: Iterator[np.ndarray], spec: Spec) -> Iterator[np.ndarray]:
-    """Codes uint16 [h, w, d] of each image uint8 [H, W, 3]; every batch has spec.tokenize.compute_batch images."""
+    """Codes uint16 [h, w, d] of each image uint8 [H, W, 3]; every batch has spec.tokenize.compute_batch images.
+
+    A GPU is given the next batch before the codes of the last are waited for.
+    """
     device, size = next(model.parameters()).device, spec.tokenize.compute_batch
     assert size is not None, "job.py settles the batch before it plans"
+    under_way = deque[tuple[int, Tensor]]()
     while batch := list(islice(views, size)):
         images = np.stack(batch + batch[:1] * (size - len(batch)))
-        with autocast(device, getattr(torch, spec.tokenize.dtype)):
-            codes = model.encode(to_tensor(images).to(device, memory_format=layout(device)))
-        yield from codes[: len(batch)].cpu().numpy().astype(np.uint16)
+        with autocast(device, getattr(torch, spec.tokenize.dtype)), naming_what_to_lower(BATCH, size):
+            under_way.append((len(batch), model.encode(to_device(images, device))))
+        if device.type == "cpu" or len(under_way) > 1:
+            yield from _codes(*under_way.popleft())
+    for count, codes in under_way:
+        yield from _codes(count, codes)
+
+
+def _codes(count: int, codes: Tensor) -> np.ndarray:
+    return codes[:count].cpu().numpy().astype(np.uint16)
 
 
 def code_sample(key: str, codes: np.ndarray, fields: dict[str, bytes], facts: SampleFacts) -> Sample:
@@ -121,22 +134,23 @@ def prepare(model: RQVAE, threads: int) -> RQVAE:
 
 
 @torch.inference_mode()
-def fitting_batch(model: RQVAE) -> int:
-    """Images that a prepared tokenizer can encode and decode at once.
+def fitting_batch(model: RQVAE, dtype: torch.dtype = torch.float32, share: float = 1.0) -> int:
+    """Images that a prepared tokenizer can encode, with autocast to `dtype`, and decode at once.
 
-    On a GPU tried out: the largest power of two up to MAX_BATCH. On a CPU, where larger ones gain nothing, the largest
-    up to 32 whose features (four float32 maps at full size) take about a gigabyte.
+    On a GPU the power of two that is counted to fit into `share` of its memory, tried out. On a CPU, where larger ones
+    gain nothing, the largest up to 32 whose features (four float32 maps at full size) take about a gigabyte.
     """
     device, config = next(model.parameters()).device, model.config
     height, width = config.image_size
     if device.type == "cpu":
         of_image = 4 * 4 * config.ch * (height // config.patch) * (width // config.patch)
         return next((size for size in (32, 16, 8, 4, 2) if size * of_image <= 2**30), 1)
-    size = MAX_BATCH
+    size = fitting_compute_batch(config, dtype, share * memory_of(device))
     while size > 1:
         try:
-            images = torch.zeros(size, 3, height, width, device=device)
-            model.decode(model.encode(images.to(memory_format=layout(device))))
+            with autocast(device, dtype):
+                codes = model.encode(to_device(np.zeros((size, height, width, 3), np.uint8), device))
+            model.decode(codes)
             return size
         except torch.OutOfMemoryError:
             size //= 2

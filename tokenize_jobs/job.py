@@ -4,9 +4,9 @@ of each position)."""
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from functools import partial
-from typing import Any
+from typing import Any, TypeVar
 
 from data_specs import storage
 from data_specs.records import Identity
@@ -14,6 +14,8 @@ from data_specs.spec import Spec
 from data_specs.units import read_plan
 from pipeline.stages import Option, Output, Stage, UnitStage, Work, register
 from pipeline.workers import Workers
+
+T = TypeVar("T")
 
 
 class TrainTokenizer(Stage):
@@ -58,7 +60,7 @@ class Tokenize(UnitStage):
             source = folder_of(storage.join(root, images))
             identity = _identity(spec, root, "tokenize", part, workers)
             plan = plan_by_shards(storage.join(root, "codes", split), identity, source, split)
-            yield Output(plan, spec, partial(_setup_encoding, spec, root, source))
+            yield Output(plan, spec, partial(_setup_encoding, spec, root, source, identity.versions["device"]))
 
 
 class Decode(UnitStage):
@@ -94,7 +96,7 @@ class Decode(UnitStage):
         part |= {"threads": spec.tokenize.threads} | ({"depths": depths} if depths else {})
         identity = _identity(spec, root, "decode", part, workers)
         plan = plan_by_shards(storage.join(root, out, "images"), identity, source, "val")
-        yield Output(plan, spec, partial(_setup_decoding, spec, root, source, depths))
+        yield Output(plan, spec, partial(_setup_decoding, spec, root, source, depths, identity.versions["device"]))
 
     def finish(self, spec: Spec, root: str, workers: Workers, **options: Any) -> Iterator[str]:
         """Writes the pictures, samples.npz and grid.png beside the images."""
@@ -138,18 +140,41 @@ def _batch_of(identity: Identity) -> int | None:
 
 
 def _probe(spec: Spec, root: str, workers: Workers) -> int:
-    """The batch that fits: tried out on a worker where the workers have GPUs."""
-    from tokenize_jobs.encode import fitting_batch
+    """The batch that fits: tried out on a worker where the workers have GPUs, of which each may have a part."""
 
+    def fitting() -> int:
+        import torch
+
+        from tokenize_jobs.encode import fitting_batch
+
+        return fitting_batch(_model(spec, root), getattr(torch, spec.tokenize.dtype), min(workers.gpus or 1.0, 1.0))
+
+    return on_worker(workers, fitting)
+
+
+def on_worker(workers: Workers, call: Callable[[], T]) -> T:
+    """What a call gives on a worker where the workers have GPUs, else here."""
     if not workers.gpus:
-        return fitting_batch(_model(spec, root))
+        return call()
     import ray
 
     from pipeline.runner import connect
 
     connect(workers)
-    probe: Any = ray.remote(lambda: fitting_batch(_model(spec, root)))
-    return int(ray.get(probe.options(num_cpus=workers.cpus, num_gpus=workers.gpus).remote()))
+    asked: Any = ray.remote(call)
+    answer: T = ray.get(asked.options(num_cpus=workers.cpus, num_gpus=workers.gpus).remote())
+    return answer
+
+
+def device_of(workers: Workers) -> str:
+    """What the workers compute on, as digests name it; of a pool of several kinds the first that answers."""
+
+    def name() -> str:
+        from tokenize_jobs.device import device_name, pick_device
+
+        return device_name(pick_device())
+
+    return on_worker(workers, name) if workers.gpus else "cpu"
 
 
 def _identity(spec: Spec, root: str, stage: str, part: dict[str, Any], workers: Workers) -> Identity:
@@ -161,7 +186,7 @@ def _identity(spec: Spec, root: str, stage: str, part: dict[str, Any], workers: 
         stage=stage,
         spec={"shape": spec.shape.model_dump(mode="json"), **part},
         inputs={"tokenizer": _tokenizer_sha256(spec, root)},
-        versions={"torch": torch.__version__, "pillow": PIL.__version__, "device": workers.device},
+        versions={"torch": torch.__version__, "pillow": PIL.__version__, "device": device_of(workers)},
     )
 
 
@@ -175,15 +200,19 @@ def _tokenizer_sha256(spec: Spec, root: str) -> str:
         ) from None
 
 
-def _setup_encoding(spec: Spec, root: str, images_uri: str) -> Work:
+def _setup_encoding(spec: Spec, root: str, images_uri: str, device: str) -> Work:
+    from tokenize_jobs.device import require_device
     from tokenize_jobs.encode import encoding
 
+    require_device(device)
     return encoding(_model(spec, root), spec, images_uri)
 
 
-def _setup_decoding(spec: Spec, root: str, codes_uri: str, depths: int | None) -> Work:
+def _setup_decoding(spec: Spec, root: str, codes_uri: str, depths: int | None, device: str) -> Work:
     from tokenize_jobs.decode import decoding
+    from tokenize_jobs.device import require_device
 
+    require_device(device)
     return decoding(_model(spec, root), spec, codes_uri, depths)
 
 

@@ -90,9 +90,7 @@ def adaptive_weight(visible: Tensor, adversarial: Tensor, last_layer: Tensor) ->
     The gradients are summed over the ranks, so each rank gives its part of the two losses.
     """
     grads = [torch.autograd.grad(loss, last_layer, retain_graph=True)[0] for loss in (visible, adversarial)]
-    both = torch.stack(grads).float()
-    if dist.is_initialized():
-        dist.all_reduce(both)
+    both = all_sum(torch.stack(grads).float())
     return (both[0].norm() / (both[1].norm() + 1e-4)).clamp(max=MAX_ADAPTIVE_WEIGHT).detach()
 
 

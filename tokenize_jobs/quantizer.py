@@ -11,6 +11,7 @@ import torch
 import torch.distributed as dist
 from einops import rearrange
 from torch import Tensor, nn
+from torch._subclasses import FakeTensor
 
 MAX_DISTANCES = 2**25  # distances held at once, so that 16,384 rows do not need gigabytes
 SMOOTHING = 1e-5  # keeps a row without any vectors from dividing by zero
@@ -209,7 +210,7 @@ def codebook_health(counts: Tensor) -> tuple[list[float], list[float]]:
 
 
 def all_sum(tensor: Tensor) -> Tensor:
-    """Sum over the ranks, in place; the tensor itself where there is one process."""
-    if dist.is_initialized():
+    """Sum over the ranks, in place; the tensor itself where there is one process, or no bytes (memory.py)."""
+    if dist.is_initialized() and not isinstance(tensor, FakeTensor):
         dist.all_reduce(tensor)
     return tensor

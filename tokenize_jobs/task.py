@@ -26,86 +26,27 @@ from data_specs.records import CheckpointFile
 from data_specs.spec import Spec
 from tokenize_jobs.batches import Draw, deal, draw, read_batches
 from tokenize_jobs.checkpoint import StoredTensors
-from tokenize_jobs.device import autocast, layout, pick_device, to_tensor, training_dtype
-from tokenize_jobs.losses import (
-    LPIPS,
-    LPIPS_PACKAGE,
-    PatchDiscriminator,
-    discriminator_loss,
-    generator_losses,
-    load_lpips,
+from tokenize_jobs.device import (
+    autocast,
+    layout,
+    memory_of,
+    naming_what_to_lower,
+    pick_device,
+    to_device,
+    training_dtype,
 )
+from tokenize_jobs.losses import PatchDiscriminator
+from tokenize_jobs.memory import fitting_micro_batch
+from tokenize_jobs.networks import Losses, Networks, initial_model, lpips_of
 from tokenize_jobs.quantizer import all_sum
 from tokenize_jobs.ranks import Ranks
-from tokenize_jobs.rqvae import RQVAE, RQVAEConfig
+from tokenize_jobs.rqvae import RQVAE
 from tokenize_jobs.statistics import CodeStatistics
 from tokenize_jobs.trainer import Step, Validation
 from tokenize_jobs.views import Pixels
-from tokenize_jobs.weights import load_tokenizer, save_tokenizer
+from tokenize_jobs.weights import save_tokenizer
 
 VALIDATION_IMAGES = 64
-Losses = dict[str, Tensor]
-
-
-# ---- what it starts from -------------------------------------------------------------------------------------------
-def config_of(spec: Spec) -> RQVAEConfig:
-    """Return the model's configuration by the spec."""
-    part, shape = spec.tokenizer, spec.shape
-    return RQVAEConfig(
-        image_size=(shape.image_size, shape.image_size),
-        grid=shape.grid,
-        depth=shape.depth,
-        codebook_size=shape.codebook_size,
-        shared_codebook=part.shared_codebook,
-        embed_dim=part.embed_dim,
-        ch=part.channels,
-        ch_mult=part.channel_multipliers,
-        num_res_blocks=part.res_blocks,
-        attn_resolutions=part.attention_sizes,
-        z_channels=part.embed_dim,
-        patch=part.patch,
-        shortcut=part.shortcut,
-        encoder=part.encoder,
-        **_learning(spec),
-    )
-
-
-def _learning(spec: Spec) -> dict[str, Any]:
-    """How the codebook learns: as the spec says also where the architecture comes from `init_from`."""
-    part = spec.tokenizer
-    return {
-        "decay": part.decay,
-        "commitment_weight": part.commitment,
-        "restart_unused_codes": part.restart_unused,
-    }
-
-
-def initial_model(spec: Spec, root: str) -> RQVAE:
-    """Return a new tokenizer, or that of `tokenizer.init_from`.
-
-    Raises:
-        ValueError: its codes are not the spec's.
-    """
-    wanted, source = config_of(spec), spec.tokenizer.init_from
-    if source is None:
-        return RQVAE(wanted)
-    model = load_tokenizer(storage.join(root, source), **_learning(spec))
-    config = model.config
-    if (config.code_shape, config.codebook_size) != (wanted.code_shape, wanted.codebook_size):
-        raise ValueError(
-            f"tokenizer.init_from {source}: its codes are {list(config.code_shape)} of {config.codebook_size} rows, "
-            f"the spec's {list(wanted.code_shape)} of {wanted.codebook_size}: make shape agree with it"
-        )
-    return model
-
-
-def lpips_of(spec: Spec, root: str) -> LPIPS | None:
-    """Return LPIPS with the weights that the spec names. Raises ValueError or FileNotFoundError without them."""
-    weights = spec.tokenizer.lpips_weights
-    if weights is None or weights == LPIPS_PACKAGE:
-        return load_lpips(weights) if weights else None
-    uri = storage.join(root, weights)
-    return load_lpips(storage.local_copy(uri) if storage.stat(uri) else storage.local_folder(uri))
 
 
 # ---- the task ------------------------------------------------------------------------------------------------------
@@ -117,28 +58,26 @@ class TokenizerTask:
     def __init__(self, spec: Spec, root: str, ranks: Ranks) -> None:
         self.spec, self.part, self.ranks, self.device = spec, spec.tokenizer, ranks, pick_device()
         self.dtype = training_dtype(spec, self.device)
-        self.dealt = deal(self.part.batch_size, self.ranks.world, self.part.micro_batch_size)
+        memory = min(ranks.gather(memory_of(self.device)))  # the least: all make the same number of micro batches
+        micro = self.part.micro_batch_size or fitting_micro_batch(spec, ranks.world, self.dtype, memory)
+        self.dealt = deal(self.part.batch_size, self.ranks.world, micro)
         self.sets = [open_shards(storage.join(root, entry.manifest)) for entry in self.part.images]
         self.held_out = _held_out(spec, root)
         torch.manual_seed(spec.seed)
         lpips = lpips_of(spec, root)
         model = initial_model(spec, root)
-        self.lpips = lpips.to(self.device) if lpips else None
-        self.model = model.to(self.device, memory_format=layout(self.device)).train()  # type: ignore[call-overload]
-        self.discriminator = None if self.part.gan_start is None else PatchDiscriminator().to(self.device)
-        self.optimizers = [
-            torch.optim.Adam(net.parameters(), self.part.learning_rate, self.part.betas) for net in self._networks()
-        ]
+        lpips = lpips.to(self.device) if lpips else None
+        model = model.to(self.device, memory_format=layout(self.device)).train()  # type: ignore[call-overload]
+        adversary = None if self.part.gan_start is None else PatchDiscriminator().to(self.device)
+        self.networks, self.model = Networks(model, adversary, lpips), model
+        self.optimizers = self.networks.optimizers(self.part)
         self.ema = None if self.part.ema is None else MovingAverage(self.model, self.part.ema)
         self.batches: Generator[list[Pixels], None, None] | None = None
         self.statistics = CodeStatistics(model.config.depth, model.config.codebook_size, self.device)
         if self.part.compile:
-            for module in (self.model.encoder, self.model.decoder, self.lpips):
+            for module in (self.model.encoder, self.model.decoder, lpips):
                 if module is not None:
                     module.compile()
-
-    def _networks(self) -> list[nn.Module]:
-        return [self.model] if self.discriminator is None else [self.model, self.discriminator]
 
     # ---- data ------------------------------------------------------------------------------------------------------
     def begin(self, position: int, num_steps: int) -> None:
@@ -177,7 +116,8 @@ class TokenizerTask:
         seed = np.random.SeedSequence((self.spec.seed, self.draw_number, self.ranks.rank)).generate_state(1, np.uint64)
         torch.manual_seed(int(seed[0]) >> 1)
         before = self._copy_buffers()
-        losses, codes = self._backward([self._tensor(micro) for micro in images])
+        with naming_what_to_lower("tokenizer.micro_batch_size", max(map(len, images))):
+            losses, codes = self._backward([self._tensor(micro) for micro in images])
         mse, norm = self._sum_over_ranks(losses["mse"])
         applied = math.isfinite(norm) and mse <= limit
         if applied:
@@ -190,11 +130,11 @@ class TokenizerTask:
         return Step(mse, applied, waited)
 
     def _tensor(self, images: Pixels) -> Tensor:
-        return to_tensor(images).to(self.device, memory_format=layout(self.device))
+        return to_device(images, self.device)
 
     def _buffers(self) -> list[Tensor]:
         """What a forward pass changes: codebooks and the discriminator's running means."""
-        return [buffer for net in self._networks() for buffer in net.buffers()]
+        return [buffer for net in self.networks.trained for buffer in net.buffers()]
 
     def _copy_buffers(self) -> list[Tensor]:
         return [buffer.clone() for buffer in self._buffers()]
@@ -211,7 +151,9 @@ class TokenizerTask:
         codes = []
         for images, share in zip(micros, self._shares(), strict=True):
             weight = len(images) / self.part.batch_size
-            losses, of_micro = self._accumulate(images, share, weight)
+            losses, of_micro = self.networks.add_gradients(
+                self.part, images, self.dtype, self._has_begun, share, weight
+            )
             codes.append(of_micro)
             for name, loss in losses.items():
                 total[name] = total.get(name, 0) + loss * weight
@@ -227,38 +169,9 @@ class TokenizerTask:
         """Whether the discriminator takes part."""
         return self.part.gan_start is not None and self.step_number >= self.part.gan_start
 
-    def _accumulate(self, images: Tensor, share: float, weight: float) -> tuple[Losses, Tensor]:
-        """Add the gradients of one micro batch; return its losses and codes."""
-        discriminator = self.discriminator if self._has_begun else None
-        if discriminator is not None:
-            discriminator.requires_grad_(False)  # the tokenizer's loss passes through it but leaves nothing in it
-        with autocast(self.device, self.dtype):
-            reconstruction, commitment, codes = self.model(images)
-            losses = generator_losses(
-                images,
-                reconstruction,
-                commitment,
-                kind=self.part.reconstruction,
-                commitment_weight=self.part.commitment,
-                lpips=self.lpips,
-                lpips_weight=self.part.lpips_weight,
-                discriminator=discriminator,
-                gan_weight=self.part.gan_weight,
-                last_layer=self.model.decoder.conv_out.weight,
-                share=share,
-            )
-        (losses.pop("total") * weight).backward()
-        if discriminator is not None:
-            discriminator.requires_grad_(True)
-            with autocast(self.device, self.dtype):
-                losses["disc"] = discriminator_loss(discriminator, images, reconstruction)
-            (losses["disc"] * weight).backward()
-        losses["mse"] = (reconstruction.detach().float() - images).square().mean()
-        return {name: loss.detach() for name, loss in losses.items()}, codes
-
     def _sum_over_ranks(self, mse: Tensor) -> tuple[float, float]:
         """Sum the gradients over the ranks, with the mean squared error; return that and the gradients' norm."""
-        by_network = [[p.grad for p in net.parameters() if p.grad is not None] for net in self._networks()]
+        by_network = [[p.grad for p in net.parameters() if p.grad is not None] for net in self.networks.trained]
         gradients = [gradient for of_network in by_network for gradient in of_network]
         if self.ranks.world > 1:
             *summed, mse = _all_sum([*gradients, mse])
@@ -323,8 +236,8 @@ class TokenizerTask:
     def _named(self) -> dict[tuple[str, str], Tensor]:
         """All tensors that a resumed run needs, by kind and name; all ranks hold the same."""
         found = {("model", name): tensor for name, tensor in stored_tensors(self.model).items()}
-        if self.discriminator is not None:
-            found |= {("discriminator", name): t for name, t in stored_tensors(self.discriminator).items()}
+        if self.networks.discriminator is not None:
+            found |= {("discriminator", name): t for name, t in stored_tensors(self.networks.discriminator).items()}
         if self.ema:
             names = (name for name, tensor in stored_tensors(self.model).items() if tensor.is_floating_point())
             found |= {("ema", name): tensor for name, tensor in zip(names, self.ema.tensors, strict=True)}
@@ -333,7 +246,7 @@ class TokenizerTask:
     def tensors(self) -> dict[str, Tensor]:
         """Return copies on the CPU of the flat tensors that this rank answers for."""
         named = self._named()
-        for number, (optimizer, net) in enumerate(zip(self.optimizers, self._networks(), strict=True)):
+        for number, (optimizer, net) in enumerate(zip(self.optimizers, self.networks.trained, strict=True)):
             for name, parameter in net.named_parameters():
                 for kind, tensor in optimizer.state.get(parameter, {}).items():
                     named[f"adam{number}.{kind}", name] = tensor
@@ -350,7 +263,7 @@ class TokenizerTask:
         """Take the tensors and the state of a checkpoint."""
         for (kind, name), tensor in self._named().items():
             tensor.copy_(stored.tensor(kind, name, tensor.shape))
-        for number, (optimizer, net) in enumerate(zip(self.optimizers, self._networks(), strict=True)):
+        for number, (optimizer, net) in enumerate(zip(self.optimizers, self.networks.trained, strict=True)):
             self._load_moments(stored, f"adam{number}", optimizer, net)
         sums = {name: stored.flat("statistics", name) for kind, name in stored.runs if kind == "statistics"}
         self.statistics.restore(sums, state["statistics_steps"], first=self.ranks.rank == 0)

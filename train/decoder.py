@@ -22,13 +22,14 @@ Pick = Callable[[Tensor, int, Tensor], Tensor]  # (hidden state [R, 1, C], depth
 class Decoder:
     """Caches and buffers for `rows` sequences decoded together, and the step that advances them by one position.
 
-    `pick` turns the normed hidden state of a depth into codes and keeps what the caller wants of them. Use `start`,
-    then `step` for each position in turn. Fewer rows than at the start may take part from some position on.
+    Use `start`, then `step` for each position in turn. Fewer rows than at the start may take part from some position
+    on. `pick` turns the normed hidden state of a depth into codes and keeps what the caller wants of them; it is not
+    kept, since who has the buffers also has the decoder, and neither would be freed before Python looks for cycles.
     """
 
-    def __init__(self, model: DnDTransformer, rows: int, pick: Pick) -> None:
+    def __init__(self, model: DnDTransformer, rows: int) -> None:
         config, weight = model.config, model.tok_embeddings.weight
-        self.model, self.pick, self.device = model, pick, weight.device
+        self.model, self.device = model, weight.device
         shape = (config.num_layers, 2, rows, config.num_heads, config.num_positions, config.dim // config.num_heads)
         self.caches = torch.zeros(shape, dtype=weight.dtype, device=self.device).unbind()
         self.position = torch.zeros(1, dtype=torch.int64, device=self.device)
@@ -43,39 +44,41 @@ class Decoder:
         self.classes.copy_(classes)
         self.position.zero_()
 
-    def step(self, position: int, rows: int) -> None:
-        """Decodes grid position `position` of the first `rows` sequences."""
+    def step(self, position: int, rows: int, pick: Pick) -> None:
+        """Decodes grid position `position` of the first `rows` sequences; on a GPU always with the same `pick`."""
         if self.device.type == "cuda":
-            self._replay(min(_round_up(position + 1), len(self.places)) if position else 0, rows)
+            with torch.cuda.device(self.device):
+                self._replay(min(_round_up(position + 1), len(self.places)) if position else 0, rows, pick)
         else:
-            self._advance(position + 1 if position else 0, rows)
+            self._advance(position + 1 if position else 0, rows, pick)
 
-    def _advance(self, length: int, rows: int) -> None:
+    def _advance(self, length: int, rows: int, pick: Pick) -> None:
         """One step over the first `length` keys; length 0 is the class's own step."""
         model = self.model
         if length:
             h = model.tok_embeddings(self.codes[:rows]).sum(1, keepdim=True)
-            attends = [self._attend_to(cache, length, rows) for cache in self.caches]
+            # on a GPU one graph serves several positions
+            mask = (self.places[:length] <= self.position) if self.device.type == "cuda" else None
+            attends = [self._attend_to(cache, length, rows, mask) for cache in self.caches]
         else:
             h = model.cls_embedding(self.classes[:rows])
             attends = [self._attend_to_class(cache, rows) for cache in self.caches]
         rotary = self.cosine.index_select(0, self.position), self.sine.index_select(0, self.position)
-        model.walk(h, rotary, lambda depth, hidden: self._head(depth, hidden, rows), attends)
+
+        def head(depth: int, hidden: Tensor) -> Tensor:
+            codes = pick(hidden, depth, self.position)
+            self.codes[:rows, depth] = codes[:, 0]
+            return codes
+
+        model.walk(h, rotary, head, attends)
         self.position += 1
 
-    def _head(self, depth: int, hidden: Tensor, rows: int) -> Tensor:
-        codes = self.pick(hidden, depth, self.position)
-        self.codes[:rows, depth] = codes[:, 0]
-        return codes
-
-    def _attend_to(self, cache: Tensor, length: int, rows: int) -> Attend:
+    def _attend_to(self, cache: Tensor, length: int, rows: int, mask: Tensor | None) -> Attend:
         keys, values = cache[:, :rows].unbind()
-        on_gpu = self.device.type == "cuda"  # where one graph serves several positions
-        mask = (self.places[:length] <= self.position) if on_gpu else None
 
         def attend(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
             for old, new in ((keys, k), (values, v)):
-                if on_gpu:
+                if mask is not None:
                     old.index_copy_(2, self.position, new.transpose(1, 2))
                 else:
                     old[:, :, length - 1] = new[:, 0]
@@ -93,28 +96,28 @@ class Decoder:
 
         return attend
 
-    def _replay(self, length: int, rows: int) -> None:
+    def _replay(self, length: int, rows: int, pick: Pick) -> None:
         """Runs the step as a CUDA graph, captured the first time this length and number of rows are met."""
         key = (length, rows)
         if key not in self.graphs:
-            self.graphs[key] = self._capture(length, rows)
+            self.graphs[key] = self._capture(length, rows, pick)
         self.graphs[key].replay()
 
-    def _capture(self, length: int, rows: int) -> torch.cuda.CUDAGraph:
+    def _capture(self, length: int, rows: int, pick: Pick) -> torch.cuda.CUDAGraph:
         """Captures one step. The warm-up runs it for real, so what it changed is put back; what it wrote to the caches
         and to `pick`'s buffers at this position is written again by the replay."""
         codes, position = self.codes.clone(), self.position.clone()
         stream = torch.cuda.Stream()
         stream.wait_stream(torch.cuda.current_stream())
         with torch.cuda.stream(stream):
-            self._advance(length, rows)
+            self._advance(length, rows, pick)
         torch.cuda.current_stream().wait_stream(stream)
         self.codes.copy_(codes)
         self.position.copy_(position)
         graph = torch.cuda.CUDAGraph()
         pool = next(iter(self.graphs.values())).pool() if self.graphs else None
         with torch.cuda.graph(graph, pool=pool):
-            self._advance(length, rows)
+            self._advance(length, rows, pick)
         return graph
 
 

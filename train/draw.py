@@ -15,6 +15,7 @@ from data_specs import open_shards, storage
 from data_specs.records import Sample
 from data_specs.spec import Spec
 from tokenize_jobs.decode import decode_codes, grid
+from tokenize_jobs.device import naming_what_to_lower
 from tokenize_jobs.encode import npy
 from tokenize_jobs.rqvae import RQVAE
 from train.model import DnDTransformer
@@ -74,10 +75,13 @@ def draw_grid(
 def sample_range(model: DnDTransformer, spec: Spec, first: int, count: int, root: str = "") -> Iterator[Sample]:
     """Code samples of images first … first + count - 1; every batch is full, the last one padded."""
     part, (rows, columns) = spec.sample, spec.shape.grid
-    for start in range(first, first + count, part.batch_size):
-        used = min(part.batch_size, first + count - start)
-        classes = classes_of(spec, start, part.batch_size)
-        codes = sample_batch(model, spec, classes, start, given_codes(spec, root, start, part.batch_size))
+    size = part.batch_size
+    assert size is not None, "sample_job.py settles the batch before it plans"
+    for start in range(first, first + count, size):
+        used = min(size, first + count - start)
+        classes = classes_of(spec, start, size)
+        with naming_what_to_lower("sample.batch_size", size):
+            codes = sample_batch(model, spec, classes, start, given_codes(spec, root, start, size))
         grids = codes[:used].reshape(used, 1, rows, columns, -1).cpu().numpy().astype(np.uint16)
         for offset in range(used):
             index, cls = start + offset, int(classes[offset])

@@ -14,7 +14,7 @@ from torch import nn
 
 from data_specs import storage
 from data_specs.spec import Spec
-from tokenize_jobs.device import multiplies_bfloat16, pick_device
+from tokenize_jobs.device import memory_of, multiplies_bfloat16, pick_device
 from tokenize_jobs.ranks import Ranks
 from train.memory import fitting_micro_batch
 from train.model import DnDTransformer, TransformerConfig
@@ -65,22 +65,37 @@ def settle_dtype(spec: Spec, ranks: Ranks) -> Spec:
 
 
 def micro_batch_of(spec: Spec, world: int) -> int:
-    """Images a rank takes at a time: the spec's, else all of its share, or what should fit into the GPU's memory.
+    """Images a rank takes at a time: the spec's, else all of its share.
 
     Raises ValueError where the batch does not divide into them.
     """
-    batch, micro = spec.train.batch_size, spec.train.micro_batch_size
-    if micro is None and batch % world == 0:
-        memory = torch.cuda.get_device_properties(0).total_memory if torch.cuda.is_available() else None
-        micro = fitting_micro_batch(spec, config_of(spec), world, memory) if memory else batch // world
-    if not micro or batch % (micro * world):
+    batch, micro = spec.train.batch_size, spec.train.micro_batch_size or max(spec.train.batch_size // world, 1)
+    if batch % (micro * world):
         fitting = [n for n in range(1, batch + 1) if batch % (n * world) == 0]
         remedy = f"use one of {fitting}" if fitting else f"use a number of ranks that divides {batch}"
         raise ValueError(
-            f"train.batch_size {batch} does not divide into train.micro_batch_size {micro or 'that fits'} on {world} "
-            f"ranks: {remedy}"
+            f"train.batch_size {batch} does not divide into train.micro_batch_size {micro} on {world} ranks: {remedy}"
         )
     return micro
+
+
+def settle_micro_batch(spec: Spec, ranks: Ranks, device: torch.device) -> Spec:
+    """The spec with a micro batch: its own, else on GPUs what should fit into the smallest of all ranks' memories.
+
+    Raises:
+        ValueError: not one image fits.
+    """
+    memory = min(ranks.gather(memory_of(device)))
+    if spec.train.micro_batch_size or device.type == "cpu" or spec.train.batch_size % ranks.world:
+        return spec
+    micro = fitting_micro_batch(spec, config_of(spec), ranks.world, memory)
+    if micro is None:
+        raise ValueError(
+            f"train: one image does not fit into {memory / 1e9:.0f} GB on {ranks.world} ranks (`dnd memory` says why): "
+            "raise train.zero_stage or train.activation_checkpointing, or take more GPUs"
+        )
+    part = spec.train.model_copy(update={"micro_batch_size": micro})
+    return spec.model_copy(update={"train": part})
 
 
 def deepspeed_config(spec: Spec, world: int, user: dict[str, Any] | None = None) -> dict[str, Any]:
@@ -171,9 +186,16 @@ def build_engine(spec: Spec, root: str, world: int, user: dict[str, Any] | None 
         engine.enable_backward_allreduce = False  # it would copy all gradients to and fro: a quarter of a small step
     if isinstance(optimizer, Muon):
         optimizer.place(engine)
-    if spec.train.compile:
-        engine.compile()
+    if compiles(spec, engine.device):
+        for layer in engine.module.layers:  # all share one graph, where a whole model is traced layer by layer
+            layer.compile(fullgraph=True, dynamic=False)
     return engine
+
+
+def compiles(spec: Spec, device: torch.device) -> bool:
+    """Whether the layers are compiled: as the spec says, else on GPUs at the stages where a layer is one graph."""
+    by_default = device.type == "cuda" and spec.train.zero_stage < 3
+    return by_default if spec.train.compile is None else spec.train.compile
 
 
 @torch.no_grad()

@@ -8,7 +8,6 @@ from __future__ import annotations
 from collections.abc import Callable
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 
 from train.model import DnDTransformer, FeedForward
@@ -43,7 +42,7 @@ class PackedFeedForward(nn.Module):
 
 
 class Int8Linear(nn.Module):
-    """A map with int8 weights and a scale a row; on a CPU it computes in bfloat16."""
+    """A map with int8 weights and a scale a row, for CPUs; it computes in bfloat16."""
 
     weight: Tensor
     scale: Tensor
@@ -56,10 +55,8 @@ class Int8Linear(nn.Module):
         self.register_buffer("weight", (weight / scale.float()[:, None]).round().clamp(-127, 127).to(torch.int8))
 
     def forward(self, x: Tensor) -> Tensor:
-        if x.device.type == "cpu":
-            flat = torch._weight_int8pack_mm(x.flatten(0, -2).bfloat16(), self.weight, self.scale)
-            return flat.view(*x.shape[:-1], -1).to(x.dtype)
-        return F.linear(x, self.weight.to(x.dtype)) * self.scale.to(x.dtype)
+        flat = torch._weight_int8pack_mm(x.flatten(0, -2).bfloat16(), self.weight, self.scale)
+        return flat.view(*x.shape[:-1], -1).to(x.dtype)
 
 
 def packed(model: DnDTransformer) -> DnDTransformer:
@@ -85,7 +82,13 @@ def _packable() -> tuple[torch.dtype, ...]:
 
 
 def quantize_int8(model: DnDTransformer) -> DnDTransformer:
-    """The model with int8 weights in its linear maps (weight-only, symmetric, a scale a row), for sampling only."""
+    """The model with int8 weights in its linear maps (weight-only, symmetric, a scale a row), for sampling only.
+
+    Raises:
+        ValueError: it lies on a GPU, where there is no kernel that would read int8 weights faster than bfloat16 ones.
+    """
+    if model.tok_embeddings.weight.device.type != "cpu":
+        raise ValueError("sample.dtype int8 is for CPUs: on a GPU use bfloat16")
     return _twin(model, lambda module: Int8Linear(module) if isinstance(module, nn.Linear) else None)
 
 

@@ -1,29 +1,40 @@
-"""What training takes: memory of a GPU by part and ZeRO stage, and the micro batch that fits.
+"""What stages take of a GPU's memory, and the batches that fit.
 
-dnd memory SPEC --gpus 8 --memory 80GB
+dnd memory SPEC --stage train --gpus 8 --memory 80GB
 
-Activations are counted as the tensors that the model's backward keeps, in bytes a position (C width, F hidden width):
-norms 2·(4 + 2 + 2)·C, queries, keys and values 6·C, rotated ones 4·C, attention out 2·C, feed-forward 8·F, dropout
-masks 2·C (a CPU keeps them in the working type); float32 doubles all but the norms' 4 and the masks. Predictions are
-0.88 to 1.00 times the peaks that the kernel counted on a CPU (stages 0 to 3, one and two ranks: test_memory.py), where
-gloo adds its own copies of what travels.
+The transformer's activations are counted as the tensors that the model's backward keeps, in bytes a position of
+bfloat16 (C width, F hidden width; dropout masks 2·C more):
+
+    eager on a CPU    norms 2·(4 + 2 + 2)·C, queries, keys, values 6·C, rotated 4·C, attention out 2·C, feed-forward 8·F
+    fused on a GPU    the same, norms 2·(2 + 2)·C, feed-forward 6·F: kernels keep what they read, not what lies between
+    compiled          one of the norms' results less: it is computed again
+
+float32 doubles all but the norms' 4 and the masks. Predictions are 0.88 to 1.00 times the peaks that the kernel counted
+on a CPU (stages 0 to 3, one and two ranks: test_memory.py), where gloo adds its own copies of what travels. Tokenizer
+and encoding are counted by running their steps on tensors without bytes (tokenize_jobs/memory.py).
 """
 
 from __future__ import annotations
 
 import math
 import re
+from typing import Literal
+
+import torch
 
 from data_specs.spec import Spec
+from tokenize_jobs import networks
+from tokenize_jobs.device import room_in
+from tokenize_jobs.memory import Needs, encoding_needs, fitting_compute_batch, training_needs
 from train.model import LOSS_CHUNK, TransformerConfig
 
 BUCKET = 50_000_000  # elements, of infra/deepspeed/zeroN.json
 MAX_LIVE = 1_000_000_000  # elements that stage 3 keeps gathered
 STAGES = (0, 1, 2, 3)
-USABLE = 0.94  # of a GPU's memory: the rest goes to the context and to fragments
-CONTEXT = 1 << 30
+SAMPLED = 256  # images at a time up to which sampling on a GPU gains
 
 Parts = dict[str, float]  # bytes by part
+Kernels = Literal["eager", "fused", "compiled"]
 
 
 def num_parameters(config: TransformerConfig) -> int:
@@ -34,7 +45,14 @@ def num_parameters(config: TransformerConfig) -> int:
     return config.num_layers * layer + depth * (c + c * config.codebook_size) + tables * c
 
 
-def predict(spec: Spec, config: TransformerConfig, gpus: int, stage: int, micro: int) -> Parts:
+def kernels_on_gpus(spec: Spec, stage: int) -> Kernels:
+    """How the layers of a training run on GPUs."""
+    return "fused" if stage == 3 or spec.train.compile is False else "compiled"
+
+
+def predict(
+    spec: Spec, config: TransformerConfig, gpus: int, stage: int, micro: int, kernels: Kernels = "eager"
+) -> Parts:
     """Bytes of one GPU by part; `total` is the peak of a step.
 
     Gradients come as activations go: the peak is where backward begins or where the optimizer steps, the larger counts.
@@ -52,7 +70,7 @@ def predict(spec: Spec, config: TransformerConfig, gpus: int, stage: int, micro:
         "moments": 0 if on_cpu else moments_bytes(spec, config) * share / parameters,
         "moving average": 0 if on_cpu else 4 * share,
         "step": 0 if on_cpu or not stage else 4 * share + gathered,
-        "activations": activation_bytes(config, low) * micro,
+        "activations": activation_bytes(config, low, kernels) * micro,
         "logits": loss_bytes(config, low, micro),
     }
     forward = parts["activations"] + parts["logits"]
@@ -76,12 +94,14 @@ def moments_bytes(spec: Spec, config: TransformerConfig) -> int:
     return 8 * num_parameters(config) - 4 * of_muon
 
 
-def activation_bytes(config: TransformerConfig, low: int) -> float:
+def activation_bytes(config: TransformerConfig, low: int, kernels: Kernels = "eager") -> float:
     """Bytes that backward keeps of one image: `low` 2 for bfloat16, 4 for float32."""
     c, f = config.dim, config.ffn_dim
-    norm = (4 + 2 * low) * c  # float32 input, its scaled form, the output
+    norm = (4 + 2 * low if kernels == "eager" else 2 * low) * c  # float32 input, its scaled form, the output
     masks = (bool(config.residual_dropout) + bool(config.ffn_dropout)) * c
-    layer = 2 * norm + 6 * low * c + 4 * low * f + 4 * config.num_heads + masks
+    products = (4 if kernels == "eager" else 3) * low * f
+    layer = 2 * norm + 6 * low * c + products + 4 * config.num_heads + masks
+    layer -= low * c if kernels == "compiled" else 0
     kept = math.floor(config.num_layers * config.activation_checkpointing)
     layers = (config.num_layers - kept) * layer + kept * low * c + (layer if kept else 0)
     heads = config.depth * (norm + 2 * low * c)
@@ -100,9 +120,31 @@ def fitting_micro_batch(
 ) -> int | None:
     """The largest part of a rank's batch that should fit into `memory` bytes of a GPU; None if not one image."""
     share, stage = spec.train.batch_size // gpus, spec.train.zero_stage if stage is None else stage
-    room = USABLE * memory - CONTEXT
+    kernels = kernels_on_gpus(spec, stage)
     sizes = [n for n in range(share, 0, -1) if share % n == 0]
-    return next((n for n in sizes if predict(spec, config, gpus, stage, n)["total"] <= room), None)
+    return next((n for n in sizes if predict(spec, config, gpus, stage, n, kernels)["total"] <= room_in(memory)), None)
+
+
+# ---- sampling ------------------------------------------------------------------------------------------------------
+def predict_sampling(spec: Spec, config: TransformerConfig, batch: int) -> Parts:
+    """Bytes of one GPU by part while it samples `batch` images at a time; guidance doubles their rows."""
+    low = 4 if spec.sample.dtype == "float32" else 2
+    guided = spec.sample.guidance if isinstance(spec.sample.guidance, list) else [spec.sample.guidance]
+    rows = batch * spec.sample.candidates * (2 if any(scale != 1 for scale in guided) else 1)
+    parts: Parts = {
+        "weights": low * num_parameters(config),
+        "keys and values": 2 * low * rows * config.num_layers * config.num_positions * config.dim,
+        "a head's logits": 20 * rows * config.codebook_size,  # float32, their noise, what filters them
+        "graphs": 64 * rows * config.dim * math.ceil(config.num_positions / 32),
+    }
+    return {**parts, "total": sum(parts.values())}
+
+
+def fitting_sample_batch(spec: Spec, config: TransformerConfig, memory: float) -> int:
+    """The largest power of two up to SAMPLED of images that should fit into `memory` bytes of a GPU; at least 1."""
+    sizes = [1 << n for n in range(SAMPLED.bit_length() - 1, -1, -1)]
+    fits = (size for size in sizes if predict_sampling(spec, config, size)["total"] <= room_in(memory))
+    return next(fits, 1)
 
 
 def parse_bytes(text: str) -> float:
@@ -120,7 +162,7 @@ def table(spec: Spec, config: TransformerConfig, gpus: int, memory: float) -> li
     columns = []
     for stage in STAGES:
         micro = fitting_micro_batch(spec, config, gpus, memory, stage)
-        columns.append((stage, micro, predict(spec, config, gpus, stage, micro or 1)))
+        columns.append((stage, micro, predict(spec, config, gpus, stage, micro or 1, kernels_on_gpus(spec, stage))))
     about = f"{num_parameters(config):,} parameters, {_arithmetic(spec)}, {gpus} GPUs of {memory / 1e9:.0f} GB"
     lines = [f"{about}; in GB:"]
     lines += [f"{'ZeRO stage':18}" + "".join(f"{stage:>9}" for stage, _, _ in columns)]
@@ -128,3 +170,43 @@ def table(spec: Spec, config: TransformerConfig, gpus: int, memory: float) -> li
     fits = [str(micro) if micro else "none" for _, micro, _ in columns]
     lines += [f"{'micro batch':18}" + "".join(f"{fit:>9}" for fit in fits)]
     return lines
+
+
+def sampling_table(spec: Spec, config: TransformerConfig, memory: float) -> list[str]:
+    """Lines to print: memory of sampling by part, with the batch that fits or the spec's."""
+    batch = spec.sample.batch_size or fitting_sample_batch(spec, config, memory)
+    dtype = "bfloat16" if spec.sample.dtype == "auto" else spec.sample.dtype
+    head = f"sampling in {dtype} on a GPU of {memory / 1e9:.0f} GB; in GB:"
+    return [head, *_lines(predict_sampling(spec, config, batch), batch=batch)]
+
+
+def tokenizer_table(spec: Spec, gpus: int, memory: float) -> list[str]:
+    """Lines to print: memory of the tokenizer's training, with the micro batch that fits or the spec's."""
+    dtype = torch.float32 if spec.tokenizer.dtype == "float32" else torch.bfloat16
+    needs, share = training_needs(spec, gpus, dtype), -(-spec.tokenizer.batch_size // gpus)
+    micro = spec.tokenizer.micro_batch_size or needs.fitting(memory, share)
+    head = f"tokenizer in {_name(dtype)}, {gpus} GPUs of {memory / 1e9:.0f} GB, {share} images of a step each; in GB:"
+    return [head, *_lines(_parts_of(needs, micro), micro_batch=micro or "none")]
+
+
+def encoding_table(spec: Spec, memory: float) -> list[str]:
+    """Lines to print: memory of encoding, with the batch that fits or the spec's."""
+    dtype = getattr(torch, spec.tokenize.dtype)
+    needs = encoding_needs(networks.config_of(spec), dtype)
+    batch = spec.tokenize.compute_batch or fitting_compute_batch(networks.config_of(spec), dtype, memory)
+    head = f"encoding in {_name(dtype)} on a GPU of {memory / 1e9:.0f} GB; in GB:"
+    return [head, *_lines(_parts_of(needs, batch), compute_batch=batch)]
+
+
+def _parts_of(needs: Needs, images: int) -> Parts:
+    parts = {"networks and steps": needs.fixed, "an image": needs.image}
+    return {**parts, "total": needs.of(images)}
+
+
+def _lines(parts: Parts, **batch: int | str) -> list[str]:
+    counts = [f"{name.replace('_', ' '):18}{size:>9}" for name, size in batch.items()]
+    return [f"{part:18}{size / 1e9:9.2f}" for part, size in parts.items()] + counts
+
+
+def _name(dtype: torch.dtype) -> str:
+    return str(dtype).removeprefix("torch.")

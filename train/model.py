@@ -9,10 +9,11 @@ V codebook size, C width, H attention heads, K = C / H width of a head.
 
 from __future__ import annotations
 
+import functools
 import math
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Any, Literal, TypeVar
 
 import torch
 import torch.nn.functional as F
@@ -128,8 +129,8 @@ def rotary_factors(config: TransformerConfig, device: torch.device | str) -> Rot
     rows, columns = (torch.arange(n, device=device, dtype=torch.float32) for n in config.grid)
     angles = torch.cat(
         [
-            torch.outer(rows, speeds)[:, None].expand(-1, config.grid[1], -1),
-            torch.outer(columns, speeds)[None].expand(config.grid[0], -1, -1),
+            (rows[:, None] * speeds)[:, None].expand(-1, config.grid[1], -1),
+            (columns[:, None] * speeds)[None].expand(config.grid[0], -1, -1),
         ],
         dim=-1,
     ).flatten(0, 1)  # [L, K / 2]
@@ -138,6 +139,27 @@ def rotary_factors(config: TransformerConfig, device: torch.device | str) -> Rot
     return tuple(F.pad(table, (0, 0, 1, 0))[:, None, None] for table in pairs)  # type: ignore[return-value]
 
 
+Function = TypeVar("Function", bound=Callable[..., Any])
+
+
+def fused(function: Function) -> Function:
+    """The function as one kernel on a GPU, where it costs what it reads and writes; on a CPU as it stands."""
+
+    @functools.wraps(function)
+    def call(x: Tensor, *rest: Any) -> Any:
+        as_it_is = not x.is_cuda or torch.compiler.is_compiling()  # what is being compiled is fused with its neighbours
+        return (function if as_it_is else compiled(function))(x, *rest)
+
+    return call  # type: ignore[return-value]
+
+
+@functools.cache
+def compiled(function: Function) -> Function:
+    """The function as torch.compile makes it, once for all who call it."""
+    return torch.compile(function)  # type: ignore[return-value]
+
+
+@fused
 def rotate(x: Tensor, rotary: Rotary) -> Tensor:
     """Turns neighbouring pairs of the last axis: x [B, T, *, H, K], in float32, returned in x's dtype."""
     cosine, sine = rotary
@@ -186,6 +208,12 @@ class ClassEmbedding(nn.Module):
         return self.embedding_table(classes)[:, None]
 
 
+@fused
+def rms_norm(x: Tensor, weight: Tensor) -> Tensor:
+    """x [..., C] over its root mean square, in float32, returned in x's dtype, times weight [C]."""
+    return F.rms_norm(x.float(), x.shape[-1:], eps=NORM_EPS).to(x.dtype) * weight
+
+
 class RMSNorm(nn.Module):
     """Root-mean-square norm, computed in float32."""
 
@@ -194,7 +222,7 @@ class RMSNorm(nn.Module):
         self.weight = nn.Parameter(torch.ones(dim))
 
     def forward(self, x: Tensor) -> Tensor:
-        return F.rms_norm(x.float(), x.shape[-1:], eps=NORM_EPS).to(x.dtype) * self.weight
+        return rms_norm(x, self.weight)
 
 
 class Attention(nn.Module):
@@ -213,6 +241,12 @@ class Attention(nn.Module):
         return self.residual_dropout(self.wo(rearrange(attend(q, k, qkv[:, :, 2]), "b t h k -> b t (h k)")))
 
 
+@fused
+def gated(gate: Tensor, x: Tensor) -> Tensor:
+    """SwiGLU's product: SiLU of the gate times x."""
+    return F.silu(gate) * x
+
+
 class FeedForward(nn.Module):
     """SwiGLU."""
 
@@ -224,7 +258,7 @@ class FeedForward(nn.Module):
         self.ffn_dropout = nn.Dropout(config.ffn_dropout)
 
     def forward(self, x: Tensor) -> Tensor:
-        return self.ffn_dropout(self.w2(F.silu(self.w1(x)) * self.w3(x)))
+        return self.ffn_dropout(self.w2(gated(self.w1(x), self.w3(x))))
 
 
 class Block(nn.Module):
@@ -255,6 +289,18 @@ class Output(Linear):
         return ChunkedCrossEntropy.apply(h.flatten(0, -2), self.weight, targets.flatten(), torch.is_grad_enabled())
 
 
+@fused
+def prediction_error(logits: Tensor, wanted: Tensor, needs_grad: bool) -> tuple[Tensor, Tensor | None]:
+    """The summed cross-entropy of logits [N, V] against wanted [N, 1], float32, and softmax - one-hot in their type."""
+    wide = logits.float()
+    normalizer = wide.logsumexp(-1, keepdim=True)
+    loss = (normalizer - wide.gather(-1, wanted)).sum()
+    if not needs_grad:
+        return loss, None
+    error = wide.sub_(normalizer).exp_()
+    return loss, error.scatter_add_(-1, wanted, -torch.ones_like(normalizer)).to(logits.dtype)
+
+
 class ChunkedCrossEntropy(torch.autograd.Function):
     """Mean cross-entropy of h [N, C] @ weight[V, C].T against targets [N], at most LOSS_CHUNK logits at a time.
 
@@ -269,12 +315,9 @@ class ChunkedCrossEntropy(torch.autograd.Function):
         grad_h, grad_weight = torch.empty_like(h), torch.zeros_like(weight, dtype=torch.float32)
         rows = max(1, LOSS_CHUNK // weight.shape[0])
         for chunk, wanted, out in zip(h.split(rows), targets[:, None].split(rows), grad_h.split(rows), strict=True):
-            logits = F.linear(chunk, weight).float()
-            normalizer = logits.logsumexp(-1, keepdim=True)
-            loss += (normalizer - logits.gather(-1, wanted)).sum()
-            if needs_grad:
-                error = logits.sub_(normalizer).exp_()  # softmax - one-hot
-                error = error.scatter_add_(-1, wanted, -torch.ones_like(normalizer)).to(weight.dtype)
+            surprise, error = prediction_error(F.linear(chunk, weight), wanted, needs_grad)
+            loss += surprise
+            if error is not None:
                 out.copy_(error @ weight)
                 grad_weight += error.T @ chunk
         ctx.save_for_backward(grad_h, grad_weight.to(weight.dtype))
@@ -331,8 +374,8 @@ class DnDTransformer(nn.Module):
         """
         positions = self.config.head_positions
         for index, layer in enumerate(self.layers):
-            if attends:
-                h = layer(h, rotary, attends[index])
+            if attends:  # past torch.compile, which would compile anew for each function
+                h = layer.forward(h, rotary, attends[index])
             elif self._recomputed(index):
                 h = checkpoint(layer, h, rotary, use_reentrant=True)
             else:

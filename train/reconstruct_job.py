@@ -47,7 +47,7 @@ def score_depths(spec: Spec, root: str, split: str, workers: Workers, shown: int
     """Writes ROOT/reconstructions/SPLIT with depths.png and ROOT/evaluation/reconstruction-SPLIT.json; returns that."""
     from data_specs import open_shards
     from tokenize_jobs.decode import png
-    from tokenize_jobs.task import lpips_of
+    from tokenize_jobs.networks import lpips_of
     from train.evaluation.reading import spread
     from train.evaluation.reconstruction import depth_picture, evaluate_by_depth
     from train.evaluation.results import with_provenance

@@ -11,9 +11,10 @@ from typing import Any
 from data_specs import storage
 from data_specs.records import Identity, RangeUnit
 from data_specs.spec import Spec
+from data_specs.units import read_plan
 from pipeline.stages import Option, Output, Stage, UnitStage, Work, planned, register
 from pipeline.workers import Share, Workers
-from tokenize_jobs.job import DECODE
+from tokenize_jobs.job import DECODE, device_of, on_worker
 
 
 class Train(Stage):
@@ -60,12 +61,13 @@ class DrawSamples(UnitStage):
 
     def outputs(self, spec: Spec, root: str, workers: Workers, **_: Any) -> Iterator[Output]:
         refuse_misfit(spec, storage.join(root, "transformer", "transformer.json"))
-        size = spec.sample.images_per_unit
+        spec, size = settle(spec, root, workers), spec.sample.images_per_unit
         starts = range(0, spec.sample.num, size)
         units = (RangeUnit(unit=n, first=s, count=min(size, spec.sample.num - s)) for n, s in enumerate(starts))
         other = f"draw under another name (--set sample.name=…; these are {spec.sample.name}), "
-        plan = planned(storage.join(root, self.home(spec), "codes"), _identity(spec, root, workers), units, other)
-        yield Output(plan, spec, partial(_setup, spec, root))
+        identity = _identity(spec, root, workers)
+        plan = planned(storage.join(root, self.home(spec), "codes"), identity, units, other)
+        yield Output(plan, spec, partial(_setup, spec, root, identity.versions["device"]))
 
     def run(self, spec: Spec, root: str, workers: Workers, **options: Any) -> Iterator[str]:
         refuse_misfit(spec, storage.join(root, spec.tokenize.tokenizer, "tokenizer.json"))  # before hours of work
@@ -75,6 +77,40 @@ class DrawSamples(UnitStage):
     def finish(self, spec: Spec, root: str, workers: Workers, **options: Any) -> Iterator[str]:
         out, workers = self.home(spec), workers._replace(share=Share())
         yield from DECODE.run(spec, root, workers, codes=f"{out}/codes", out=out)
+
+
+def settle(spec: Spec, root: str, workers: Workers) -> Spec:
+    """The spec with batch and dtype: its own, those of samples begun under the root, or what suits the workers.
+
+    Raises:
+        ValueError: int8 on GPUs.
+    """
+    if workers.gpus and spec.sample.dtype == "int8":
+        raise ValueError("sample.dtype int8 is for CPUs: on a GPU leave it out, or use bfloat16")
+    plan = read_plan(storage.join(root, f"samples/{spec.sample.name}/codes"))
+    begun: Any = plan.identity.spec["sample"] if plan else {}
+    dtype = begun.get("dtype", "bfloat16" if workers.gpus else "float32")
+    chosen = {"dtype": dtype if spec.sample.dtype == "auto" else spec.sample.dtype}
+    part = spec.sample.model_copy(update=chosen)
+    if part.batch_size is None:
+        batch = begun.get("batch_size") or _fitting_batch(spec.model_copy(update={"sample": part}), workers)
+        part = part.model_copy(update={"batch_size": batch})
+    return spec.model_copy(update={"sample": part})
+
+
+def _fitting_batch(spec: Spec, workers: Workers) -> int:
+    """32, or on GPUs what fits into the part of one that a worker has."""
+    if not workers.gpus:
+        return 32
+
+    def fitting() -> int:
+        from tokenize_jobs.device import memory_of, pick_device
+        from train.engine import config_of
+        from train.memory import fitting_sample_batch
+
+        return fitting_sample_batch(spec, config_of(spec), min(workers.gpus, 1.0) * memory_of(pick_device()))
+
+    return on_worker(workers, fitting)
 
 
 def _identity(spec: Spec, root: str, workers: Workers) -> Identity:
@@ -92,7 +128,7 @@ def _identity(spec: Spec, root: str, workers: Workers) -> Identity:
         spec={"sample": spec.sample.model_dump(mode="json", exclude=free)},
         inputs=inputs,
         seed=spec.seed,
-        versions={"torch": torch.__version__, "device": workers.device},
+        versions={"torch": torch.__version__, "device": device_of(workers)},
     )
 
 
@@ -139,15 +175,16 @@ def refuse_misfit(spec: Spec, uri: str) -> None:
         )
 
 
-def _setup(spec: Spec, root: str) -> Work:
+def _setup(spec: Spec, root: str, device: str) -> Work:
     """Loads the transformer; a unit is a range of images."""
     import torch
 
-    from tokenize_jobs.device import pick_device
+    from tokenize_jobs.device import pick_device, require_device
     from train.draw import sample_range
     from train.linear import packed, quantize_int8
     from train.weights import load_transformer
 
+    require_device(device)
     torch.set_num_threads(spec.sample.threads)
     uri = storage.join(root, "transformer")
     dtype = torch.float32 if spec.sample.dtype == "float32" else torch.bfloat16

@@ -132,12 +132,12 @@ class Sampler:
 
     def __init__(self, model: DnDTransformer, batch: int, settings: Settings) -> None:
         config, device = model.config, model.tok_embeddings.weight.device
-        self.address = model.tok_embeddings.weight.data_ptr()  # graphs hold addresses: moved weights need new ones
+        self.held = _held_by_graphs(model)
         self.batch, self.settings, self.config = batch, settings, config
         rows = batch * (1 + settings.guided)
         fast = packed(model)
         self.model = cast(DnDTransformer, weakref.proxy(model)) if fast is model else fast  # keeps no model alive
-        self.decoder = Decoder(self.model, rows, self._pick)
+        self.decoder = Decoder(self.model, rows)
         self.vocabulary = torch.arange(config.codebook_size, dtype=torch.int32, device=device)
         self.scales = torch.ones(config.num_positions, config.depth, device=device)
         shape = (batch, config.num_positions, config.depth)
@@ -157,7 +157,7 @@ class Sampler:
         self.model.eval()
         try:
             for position in range(self.config.num_positions):
-                self.decoder.step(position, self.batch * (1 + (position <= guided_until)))
+                self.decoder.step(position, self.batch * (1 + (position <= guided_until)), self._pick)
         finally:
             self.model.train(training)
         return self.codes, self.likelihood.double().sum((1, 2))
@@ -200,14 +200,19 @@ _samplers: weakref.WeakKeyDictionary[DnDTransformer, Sampler] = weakref.WeakKeyD
 
 def _sampler_for(model: DnDTransformer, batch: int, settings: Settings) -> Sampler:
     """A sampler; on a GPU the model's last one where it still fits, since its graphs took time to capture."""
-    weight = model.tok_embeddings.weight
-    if weight.device.type != "cuda" or model.training:
+    if model.tok_embeddings.weight.device.type != "cuda" or model.training:
         return Sampler(model, batch, settings)
     sampler = _samplers.pop(model, None)
-    if sampler is None or (sampler.batch, sampler.settings, sampler.address) != (batch, settings, weight.data_ptr()):
+    if sampler is None or (sampler.batch, sampler.settings, sampler.held) != (batch, settings, _held_by_graphs(model)):
+        sampler = None  # its memory is free before another takes some
         sampler = Sampler(model, batch, settings)
     _samplers[model] = sampler
     return sampler
+
+
+def _held_by_graphs(model: DnDTransformer) -> tuple[int, ...]:
+    """Addresses of all that captured graphs read: weights that were moved or replaced need new graphs."""
+    return tuple(tensor.data_ptr() for tensor in (*model.parameters(), *model.buffers()))
 
 
 def _per_depth(name: str, value: PerDepth, depth: int, least: float, most: float = math.inf) -> tuple[float, ...]:

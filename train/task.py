@@ -11,7 +11,7 @@ import logging
 import math
 import time
 from collections.abc import Generator, Iterator
-from contextlib import nullcontext
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -28,7 +28,7 @@ from data_specs.records import CheckpointFile
 from data_specs.spec import Spec
 from tokenize_jobs.checkpoint import StoredTensors
 from tokenize_jobs.decode import png
-from tokenize_jobs.device import pick_device
+from tokenize_jobs.device import naming_what_to_lower, pick_device
 from tokenize_jobs.ranks import Ranks
 from tokenize_jobs.rqvae import RQVAE
 from tokenize_jobs.tensors import write_safetensors
@@ -40,9 +40,11 @@ from train.ema import MovingAverage
 from train.engine import (
     build_engine,
     clip_at_stage_0,
+    compiles,
     config_of,
     grad_norm,
     settle_dtype,
+    settle_micro_batch,
     was_applied,
     whole_model,
 )
@@ -57,8 +59,9 @@ class TransformerTask:
     """A transformer in training (`trainer.Task`)."""
 
     def __init__(self, spec: Spec, root: str, ranks: Ranks, user_config: dict[str, Any] | None = None) -> None:
-        spec = settle_dtype(spec, ranks)
-        self.spec, self.part, self.ranks, self.device = spec, spec.train, ranks, pick_device()
+        self.ranks, self.device = ranks, pick_device()
+        self.spec = spec = settle_micro_batch(settle_dtype(spec, ranks), ranks, self.device)
+        self.part = spec.train
         self.picture_every = self.part.sample_every
         self.loader = Loader(self.part.codes, root, spec, storage.join(root, "transformer", "order.json"))
         self.held_out = self._open_held_out(root)
@@ -114,7 +117,8 @@ class TransformerTask:
         for group in self.engine.optimizer.param_groups:
             group["lr"] = rate
         self.waited = 0.0
-        losses = self._accumulate(limit)
+        with naming_what_to_lower("train.micro_batch_size", self.micro):
+            losses = self._accumulate(limit)
         applied = was_applied(self.engine)
         if applied:
             self.ema.update()
@@ -203,11 +207,17 @@ class TransformerTask:
         for number in range(self.ranks.rank, world * math.ceil(len(starts) / world), world):
             first = starts[number % len(starts)]  # ranks without a share compute along: stage 3 needs all of them
             count = min(size, images - first)
-            losses = self.engine(*self._tensors(*loader.in_order(first, count)), return_loss=True)
+            with self._uncompiled_if(count < size):
+                losses = self.engine(*self._tensors(*loader.in_order(first, count)), return_loss=True)
             total += losses.double().cpu() * (count / images if number < len(starts) else 0.0)
         self.engine.train()
         dist.all_reduce(total, group=self.ranks.control)
         return total / math.log(2)
+
+    def _uncompiled_if(self, partial: bool) -> AbstractContextManager[object]:
+        """Where a batch is smaller than the others: to compile for it would take longer than it does."""
+        compiled = compiles(self.spec, self.device)
+        return torch.compiler.set_stance("force_eager") if partial and compiled else nullcontext()
 
     def picture(self) -> bytes | None:
         """Draw samples with all ranks; rank 0 returns their picture as PNG."""

@@ -14,8 +14,8 @@ from command import dnd
 from PIL import Image
 
 from data_specs import load_spec
+from tokenize_jobs.networks import config_of as tokenizer_config
 from tokenize_jobs.rqvae import RQVAE
-from tokenize_jobs.task import config_of as tokenizer_config
 from tokenize_jobs.weights import save_tokenizer
 from train.engine import config_of
 from train.model import DnDTransformer

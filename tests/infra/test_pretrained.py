@@ -16,8 +16,8 @@ from data_specs.root import read_spec
 from data_specs.spec import load_spec
 from infra import pretrained
 from infra.cli import app
+from tokenize_jobs.networks import config_of as tokenizer_config
 from tokenize_jobs.rqvae import RQVAE
-from tokenize_jobs.task import config_of as tokenizer_config
 from tokenize_jobs.weights import export_tokenizer
 from train.engine import config_of
 from train.generate import load_root

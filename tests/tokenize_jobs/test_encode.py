@@ -16,8 +16,8 @@ from data_specs.units import read_plan
 from pipeline.runner import Workers
 from tokenize_jobs.encode import encode_shard, encode_views, fitting_batch, npy, prepare
 from tokenize_jobs.job import TOKENIZE, settle_batch
+from tokenize_jobs.networks import config_of
 from tokenize_jobs.rqvae import RQVAE, RQVAEConfig
-from tokenize_jobs.task import config_of
 from tokenize_jobs.training import fit
 from train.evaluation.reconstruction import code_size, difference
 from train.reconstruct_job import score_depths

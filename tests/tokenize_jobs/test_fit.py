@@ -26,9 +26,10 @@ from tokenize_jobs.batches import deal, draw, read_batches
 from tokenize_jobs.checkpoint import verify_training
 from tokenize_jobs.device import to_tensor
 from tokenize_jobs.losses import LPIPS
+from tokenize_jobs.networks import config_of, initial_model
 from tokenize_jobs.ranks import Ranks
 from tokenize_jobs.rqvae import RQVAE
-from tokenize_jobs.task import TokenizerTask, config_of, initial_model
+from tokenize_jobs.task import TokenizerTask
 from tokenize_jobs.training import fit, train_tokenizer
 from tokenize_jobs.weights import load_tokenizer, save_tokenizer
 

@@ -15,8 +15,8 @@ from test_elastic import losses
 
 from data_specs.spec import Spec
 from tokenize_jobs.decode import decode_codes, grid
+from tokenize_jobs.networks import config_of
 from tokenize_jobs.rqvae import RQVAE
-from tokenize_jobs.task import config_of
 from tokenize_jobs.weights import load_tokenizer, save_tokenizer
 from train.draw import SHOWN, classes_of, sample_batch
 from train.weights import load_transformer

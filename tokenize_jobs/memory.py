@@ -1,0 +1,147 @@
+"""Memory of the tokenizer's training and of encoding, counted on tensors that have shapes and no bytes.
+
+The very step that training makes is run on them, so that nothing is counted by hand: convolutions, autocast, LPIPS, the
+adversary, Adam. What a library needs for itself (cuDNN's workspaces) is not seen; `device.room_in` leaves room for it.
+"""
+
+from __future__ import annotations
+
+import weakref
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor
+from torch._subclasses import FakeTensorMode
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_iter
+
+from data_specs.spec import Spec
+from tokenize_jobs.device import autocast, room_in
+from tokenize_jobs.losses import LPIPS, PatchDiscriminator
+from tokenize_jobs.networks import Networks, config_of
+from tokenize_jobs.rqvae import RQVAE, RQVAEConfig
+
+COUNTED = (64, 128)  # images that are counted: with so many the parts that do not grow with them no longer decide
+MANY_MAPS = 128  # feature maps at full size that an image never needs: 50 with LPIPS and adversary at f=16
+MAX_BATCH = 512
+
+
+class LiveBytes(TorchDispatchMode):
+    """Counts the bytes of the tensors that live inside of the block, and the most there were at a time."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.now = self.peak = 0
+        self.held: dict[int, int] = {}
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        out = func(*args, **(kwargs or {}))
+        for tensor in tree_iter(out):
+            if isinstance(tensor, Tensor):
+                self._add(tensor.untyped_storage())
+        return out
+
+    def _add(self, storage: torch.UntypedStorage) -> None:
+        key = storage._cdata
+        if key not in self.held:
+            self.held[key] = storage.nbytes()
+            self.now += self.held[key]
+            self.peak = max(self.peak, self.now)
+            weakref.finalize(storage, self._remove, key)
+
+    def _remove(self, key: int) -> None:
+        self.now -= self.held.pop(key)
+
+
+class Needs(NamedTuple):
+    """Bytes that a device must hold: whatever the batch, and for each image of it."""
+
+    fixed: float
+    image: float
+
+    def of(self, images: int) -> float:
+        """With so many images at a time."""
+        return self.fixed + images * self.image
+
+    def fitting(self, memory: float, most: int) -> int:
+        """The most images that fit into so many bytes of a device, up to `most`; 0 where not one does."""
+        return max(min(int((room_in(memory) - self.fixed) / self.image), most), 0)
+
+
+def _line(peaks: list[int]) -> Needs:
+    few, many = COUNTED
+    image = (peaks[1] - peaks[0]) / (many - few)
+    return Needs(peaks[0] - few * image, image)
+
+
+# ---- training ------------------------------------------------------------------------------------------------------
+def training_needs(spec: Spec, world: int, dtype: torch.dtype) -> Needs:
+    """Memory of a rank that trains the tokenizer, one of `world`."""
+    needs = _line([_training_peak(spec, dtype, images) for images in COUNTED])
+    with torch.device("meta"):
+        gradients = 4 * sum(p.numel() for net in _networks(spec).trained for p in net.parameters())
+    return needs._replace(fixed=needs.fixed + (gradients if world > 1 else 0))  # they travel as one tensor
+
+
+def _networks(spec: Spec) -> Networks:
+    part = spec.tokenizer
+    model = RQVAE(config_of(spec)).train()
+    model.quantizer.eval()  # how rows restart depends on values, and takes little
+    adversary = None if part.gan_start is None else PatchDiscriminator()
+    return Networks(model, adversary, LPIPS() if part.lpips_weights else None)
+
+
+def _training_peak(spec: Spec, dtype: torch.dtype, images: int) -> int:
+    """Most bytes at a time in the second of two steps, when the optimizers have their moments."""
+    part, size = spec.tokenizer, spec.shape.image_size
+    with FakeTensorMode(), LiveBytes() as live:
+        networks = _networks(spec)
+        optimizers = networks.optimizers(part)
+        average = [p.clone() for p in networks.model.parameters()] if part.ema else []
+        batch = torch.empty(images, 3, size, size)
+        for _ in range(2):
+            networks.add_gradients(part, batch, dtype, networks.discriminator is not None, 1.0, 1.0)
+            for optimizer in optimizers:
+                optimizer.step()
+                optimizer.zero_grad(set_to_none=True)
+    del average
+    return live.peak
+
+
+def fitting_micro_batch(spec: Spec, world: int, dtype: torch.dtype, memory: float) -> int:
+    """Images that a rank takes at a time: all its share, or what fits into `memory` bytes of its device."""
+    part, shape = spec.tokenizer, spec.shape
+    share = -(-part.batch_size // world)
+    of_map = 4 * part.channels * (shape.image_size // part.patch) ** 2
+    if share * MANY_MAPS * of_map < room_in(memory) / 2:
+        return share
+    needs = training_needs(spec, world, dtype)
+    if fitting := needs.fitting(memory, share):
+        return fitting
+    raise ValueError(
+        f"tokenizer: one image of {shape.image_size} px takes {needs.of(1) / 1e9:.1f} GB in training, a device has "
+        f"{memory / 1e9:.1f}: lower tokenizer.channels or shape.image_size, or set tokenizer.micro_batch_size=1 to try"
+    )
+
+
+# ---- encoding ------------------------------------------------------------------------------------------------------
+def encoding_needs(config: RQVAEConfig, dtype: torch.dtype) -> Needs:
+    """Memory of a worker that encodes, with autocast to `dtype`, and decodes."""
+    return _line([_encoding_peak(config, dtype, images) for images in COUNTED])
+
+
+@torch.inference_mode()
+def _encoding_peak(config: RQVAEConfig, dtype: torch.dtype, images: int) -> int:
+    with FakeTensorMode(), LiveBytes() as live:
+        model = RQVAE(config).eval()
+        batch = torch.empty(images, 3, *config.image_size)
+        with autocast(batch.device, dtype):
+            codes = model.encode(batch)
+        model.decode(codes)
+    return live.peak
+
+
+def fitting_compute_batch(config: RQVAEConfig, dtype: torch.dtype, memory: float) -> int:
+    """The largest power of two up to MAX_BATCH of images that should fit into `memory` bytes of a GPU; at least 1."""
+    fitting = encoding_needs(config, dtype).fitting(memory, MAX_BATCH)
+    return 1 << max(fitting.bit_length() - 1, 0)

@@ -1,0 +1,141 @@
+"""The networks of a tokenizer's training: what they start from, and what a micro batch adds to their gradients."""
+
+from __future__ import annotations
+
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor, nn
+
+from data_specs import storage
+from data_specs.spec import Spec, Tokenizer
+from tokenize_jobs.device import autocast
+from tokenize_jobs.losses import (
+    LPIPS,
+    LPIPS_PACKAGE,
+    PatchDiscriminator,
+    discriminator_loss,
+    generator_losses,
+    load_lpips,
+)
+from tokenize_jobs.rqvae import RQVAE, RQVAEConfig
+from tokenize_jobs.weights import load_tokenizer
+
+Losses = dict[str, Tensor]
+
+
+# ---- what it starts from -------------------------------------------------------------------------------------------
+def config_of(spec: Spec) -> RQVAEConfig:
+    """Return the model's configuration by the spec."""
+    part, shape = spec.tokenizer, spec.shape
+    return RQVAEConfig(
+        image_size=(shape.image_size, shape.image_size),
+        grid=shape.grid,
+        depth=shape.depth,
+        codebook_size=shape.codebook_size,
+        shared_codebook=part.shared_codebook,
+        embed_dim=part.embed_dim,
+        ch=part.channels,
+        ch_mult=part.channel_multipliers,
+        num_res_blocks=part.res_blocks,
+        attn_resolutions=part.attention_sizes,
+        z_channels=part.embed_dim,
+        patch=part.patch,
+        shortcut=part.shortcut,
+        encoder=part.encoder,
+        **_learning(spec),
+    )
+
+
+def _learning(spec: Spec) -> dict[str, Any]:
+    """How the codebook learns: as the spec says also where the architecture comes from `init_from`."""
+    part = spec.tokenizer
+    return {
+        "decay": part.decay,
+        "commitment_weight": part.commitment,
+        "restart_unused_codes": part.restart_unused,
+    }
+
+
+def initial_model(spec: Spec, root: str) -> RQVAE:
+    """Return a new tokenizer, or that of `tokenizer.init_from`.
+
+    Raises:
+        ValueError: its codes are not the spec's.
+    """
+    wanted, source = config_of(spec), spec.tokenizer.init_from
+    if source is None:
+        return RQVAE(wanted)
+    model = load_tokenizer(storage.join(root, source), **_learning(spec))
+    config = model.config
+    if (config.code_shape, config.codebook_size) != (wanted.code_shape, wanted.codebook_size):
+        raise ValueError(
+            f"tokenizer.init_from {source}: its codes are {list(config.code_shape)} of {config.codebook_size} rows, "
+            f"the spec's {list(wanted.code_shape)} of {wanted.codebook_size}: make shape agree with it"
+        )
+    return model
+
+
+def lpips_of(spec: Spec, root: str) -> LPIPS | None:
+    """Return LPIPS with the weights that the spec names. Raises ValueError or FileNotFoundError without them."""
+    weights = spec.tokenizer.lpips_weights
+    if weights is None or weights == LPIPS_PACKAGE:
+        return load_lpips(weights) if weights else None
+    uri = storage.join(root, weights)
+    return load_lpips(storage.local_copy(uri) if storage.stat(uri) else storage.local_folder(uri))
+
+
+# ---- a micro batch -------------------------------------------------------------------------------------------------
+class Networks(NamedTuple):
+    """The tokenizer, its adversary where the spec has one, and LPIPS where it has weights."""
+
+    model: RQVAE
+    discriminator: PatchDiscriminator | None
+    lpips: LPIPS | None
+
+    @property
+    def trained(self) -> list[nn.Module]:
+        """Those that learn."""
+        return [self.model] if self.discriminator is None else [self.model, self.discriminator]
+
+    def optimizers(self, part: Tokenizer) -> list[torch.optim.Optimizer]:
+        """Adam for each of those that learn."""
+        return [torch.optim.Adam(net.parameters(), part.learning_rate, part.betas) for net in self.trained]
+
+    def add_gradients(
+        self, part: Tokenizer, images: Tensor, dtype: torch.dtype, adversary: bool, share: float, weight: float
+    ) -> tuple[Losses, Tensor]:
+        """Add the gradients of one micro batch [b, 3, H, W]; return its losses and codes.
+
+        Args:
+            dtype: of autocast.
+            adversary: whether the discriminator takes part.
+            share: how many of all ranks' images these are.
+            weight: of its losses in the step.
+        """
+        discriminator = self.discriminator if adversary else None
+        if discriminator is not None:
+            discriminator.requires_grad_(False)  # the tokenizer's loss passes through it but leaves nothing in it
+        with autocast(images.device, dtype):
+            reconstruction, commitment, codes = self.model(images)
+            losses = generator_losses(
+                images,
+                reconstruction,
+                commitment,
+                kind=part.reconstruction,
+                commitment_weight=part.commitment,
+                lpips=self.lpips,
+                lpips_weight=part.lpips_weight,
+                discriminator=discriminator,
+                gan_weight=part.gan_weight,
+                last_layer=self.model.decoder.conv_out.weight,
+                share=share,
+            )
+        (losses.pop("total") * weight).backward()
+        if discriminator is not None:
+            discriminator.requires_grad_(True)
+            with autocast(images.device, dtype):
+                losses["disc"] = discriminator_loss(discriminator, images, reconstruction)
+            (losses["disc"] * weight).backward()
+        losses["mse"] = (reconstruction.detach().float() - images).square().mean()
+        return {name: loss.detach() for name, loss in losses.items()}, codes
