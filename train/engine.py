@@ -187,9 +187,14 @@ def build_engine(spec: Spec, root: str, world: int, user: dict[str, Any] | None 
     if isinstance(optimizer, Muon):
         optimizer.place(engine)
     if compiles(spec, engine.device):
-        for layer in engine.module.layers:  # all share one graph, where a whole model is traced layer by layer
-            layer.compile(fullgraph=True, dynamic=False)
+        compile_layers(engine.module)
     return engine
+
+
+def compile_layers(model: DnDTransformer, backend: str = "inductor") -> None:
+    """Compile each layer: all share one graph, where a whole model would be traced layer by layer."""
+    for layer in model.layers:
+        layer.compile(fullgraph=True, dynamic=False, backend=backend)
 
 
 def compiles(spec: Spec, device: torch.device) -> bool:

@@ -8,12 +8,14 @@ from typing import Any
 
 import pytest
 import ranks
+import torch
 from code_sets import NO_DROPOUT, make_root, tiny_spec
 from golden import fixed_steps, start_with_other_classes
 
 from tokenize_jobs.device import multiplies_bfloat16, pick_device
 from tokenize_jobs.ranks import Ranks
-from train.engine import deepspeed_config, read_user_config, settle_dtype
+from train.engine import compile_layers, compiles, config_of, deepspeed_config, read_user_config, settle_dtype
+from train.model import DnDTransformer
 
 
 def test_a_user_adds_to_the_configuration(tmp_path: Path) -> None:
@@ -74,7 +76,7 @@ CONFIGURATIONS = {
     "half recomputed": ("train.activation_checkpointing=0.5",),
     "half recomputed at stage 3": ("train.activation_checkpointing=0.5", "train.zero_stage=3"),
 }
-COMPILED = {"compiled": ("train.compile=true",), "compiled at stage 3": ("train.compile=true", "train.zero_stage=3")}
+COMPILED = {"compiled": ("train.compile=true",), "compiled at stage 2": ("train.compile=true", "train.zero_stage=2")}
 
 
 def test_the_arithmetic_is_what_the_device_multiplies_unless_the_spec_says() -> None:
@@ -104,6 +106,25 @@ def test_engines_of_every_kind_make_the_same_steps(tmp_path: Path) -> None:
 @pytest.mark.long
 def test_compiled_engines_make_the_same_steps(tmp_path: Path) -> None:
     compare_configurations(tmp_path, COMPILED, *NO_DROPOUT)  # compiled code draws other numbers
+
+
+def test_stage_3_is_not_compiled() -> None:
+    with pytest.raises(ValueError, match="compile works at zero_stage 0 to 2"):
+        tiny_spec("train.compile=true", "train.zero_stage=3")
+    at_three, at_two = (tiny_spec(f"train.zero_stage={stage}") for stage in (3, 2))
+    gpu, cpu = torch.device("cuda"), torch.device("cpu")
+    assert [compiles(at_three, gpu), compiles(at_two, gpu), compiles(at_two, cpu)] == [False, True, False]
+
+
+def test_all_layers_are_one_graph_without_a_break() -> None:
+    torch._dynamo.reset()
+    torch._dynamo.utils.counters.clear()
+    model = DnDTransformer(config_of(tiny_spec()))
+    compile_layers(model, backend="aot_eager")
+    codes = torch.zeros(2, 16, 2, dtype=torch.int64)
+    model(codes, codes[:, 0, 0], return_loss=True).mean().backward()
+    counters = torch._dynamo.utils.counters
+    assert counters["stats"]["unique_graphs"] == 1 and not counters["graph_break"]
 
 
 def test_the_ranks_read_the_users_file(tmp_path: Path) -> None:

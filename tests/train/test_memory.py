@@ -2,18 +2,28 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 import ranks
+import torch
 from code_sets import tiny_spec
 from peaks import BUCKET, loss_peak, training_peak
 
 from data_specs.spec import load_spec
 from train import memory
-from train.engine import config_of
-from train.memory import fitting_micro_batch, num_parameters, parse_bytes, predict, table
-from train.model import DnDTransformer
+from train.engine import compile_layers, config_of
+from train.memory import (
+    activation_bytes,
+    fitting_micro_batch,
+    fitting_sample_batch,
+    num_parameters,
+    parse_bytes,
+    predict,
+    table,
+)
+from train.model import DnDTransformer, rotary_factors
 
 SHAPE = "shape={image_size: 128, grid: [16, 16], depth: 2, codebook_size: 1024}"
 MODEL = "transformer={num_layers: 10, num_heads: 4, width: 256, head_layers: [7, 9]}"
@@ -55,6 +65,39 @@ def test_logits_of_all_heads_never_exist_at_once_and_a_larger_batch_fits(tmp_pat
 def test_the_count_of_parameters_is_the_models() -> None:
     config = config_of(tiny_spec(SHAPE, MODEL))
     assert num_parameters(config) == sum(p.numel() for p in DnDTransformer(config).parameters())
+
+
+@pytest.mark.parametrize("width", [64, 128])
+def test_what_a_compiled_layer_keeps_is_what_is_counted(width: int) -> None:
+    """Of the graph that the compiler cuts for backward; on a CPU attention's result is copied once more."""
+    model = f"transformer={{num_layers: 2, num_heads: 2, width: {width}, head_layers: [0, 1]}}"
+    config = config_of(tiny_spec(SHAPE, model))
+    model = DnDTransformer(config)
+    compile_layers(model, "aot_eager_decomp_partition")
+    kept: dict[int, torch.UntypedStorage] = {}
+    own = {tensor.untyped_storage()._cdata for tensor in model.parameters()}
+    rotary = tuple(table[:256] for table in rotary_factors(config, "cpu"))
+    own |= {tensor.untyped_storage()._cdata for tensor in rotary}
+
+    def keep(tensor: torch.Tensor) -> torch.Tensor:
+        kept[tensor.untyped_storage()._cdata] = tensor.untyped_storage()
+        return tensor
+
+    h = torch.zeros(3, 256, width, requires_grad=True) * 1
+    with torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor):
+        model.layers[0](h, rotary)
+    found = sum(storage.nbytes() for number, storage in kept.items() if number not in own) / (3 * 256)
+    sizes = (replace(config, num_layers=layers, head_layers=(layers - 1,)) for layers in (1, 2))
+    one, two = (activation_bytes(size, 4, "compiled") / 256 for size in sizes)
+    assert found == pytest.approx(two - one + 4 * width, abs=8)  # 8: the norms' factors
+
+
+def test_batches_to_sample_grow_with_memory_and_halve_with_guidance() -> None:
+    spec = load_spec("imagenet_16x16x2", ["sample.guidance=1"])
+    guided, config = load_spec("imagenet_16x16x2"), config_of(spec)
+    sizes = [fitting_sample_batch(spec, config, gigabytes * 1e9) for gigabytes in (4, 16, 24, 80)]
+    assert sizes == sorted(sizes) and sizes[0] == 1 and sizes[-1] == 256
+    assert fitting_sample_batch(guided, config, 24e9) == fitting_sample_batch(spec, config, 24e9) // 2
 
 
 def test_what_fits_grows_with_memory_and_stage() -> None:

@@ -1,6 +1,9 @@
 """Sampling against the golden greedy samples, exact probabilities, and itself at other batch sizes."""
 
+import copy
+import gc
 import json
+import weakref
 
 import pytest
 import torch
@@ -9,7 +12,7 @@ from safetensors import safe_open
 from train.linear import packed, quantize_int8
 from train.model import DnDTransformer, TransformerConfig
 from train.noise import code_keys, gumbel, philox
-from train.sampling import FREE, guidance_scales, sample_best, sample_codes
+from train.sampling import FREE, Sampler, Settings, _held_by_graphs, guidance_scales, sample_best, sample_codes
 
 TINY = TransformerConfig(4, 2, 32, 19, (3, 5), (1, 3), num_classes=4, class_dropout=0.1)
 
@@ -257,6 +260,39 @@ def test_int8_weights_sample_nearly_the_same(model):
     wanted, got = model(codes, classes).log_softmax(-1), small(codes, classes).log_softmax(-1)
     assert (wanted.exp() * (wanted - got)).sum(-1).mean() < 0.01
     assert sum(t.nbytes for t in small.state_dict().values()) < 0.6 * sum(t.nbytes for t in model.state_dict().values())
+
+
+def test_a_sampler_is_freed_when_nobody_has_it(model):
+    """Not when Python looks for cycles: on a GPU gigabytes would wait for that."""
+    settings = Settings((1.0, 1.0), (0, 0), (1.0, 1.0), guided=False, likelihood=False)
+    Sampler(model, 2, settings)  # what torch imports at the first one keeps frames
+    gc.disable()
+    try:
+        sampler = Sampler(model, 2, settings)
+        shape = (2, model.config.num_positions, 2)
+        sampler.run(torch.tensor([0, 1]), torch.ones(shape[1:]), torch.zeros(*shape, 2), torch.full(shape, FREE))
+        cache, sampler = weakref.ref(sampler.decoder.caches[0]), None
+        assert cache() is None
+    finally:
+        gc.enable()
+
+
+def test_a_new_graph_is_due_when_any_weight_moves(model):
+    before = _held_by_graphs(model)
+    assert _held_by_graphs(model) == before
+    copied = copy.deepcopy(model)
+    copied.norm[1].weight.data = copied.norm[1].weight.data.clone()
+    assert _held_by_graphs(copied)[:-3] != before[:-3]
+    kept = _held_by_graphs(copied)
+    copied.output[1].weight.data = copied.output[1].weight.data.clone()
+    assert _held_by_graphs(copied) != kept
+
+
+def test_int8_is_for_cpus():
+    with torch.device("meta"):
+        model = DnDTransformer(TINY)
+    with pytest.raises(ValueError, match="int8 is for CPUs"):
+        quantize_int8(model)
 
 
 def test_samples_can_be_trained_on(model):
