@@ -15,15 +15,18 @@ def digest_of(value: Identity | dict[str, Any]) -> str:
     return hashlib.sha256(_canonical(_tree(value)).encode()).hexdigest()
 
 
-def claim(folder_uri: str, identity: Identity) -> str:
+def claim(folder_uri: str, identity: Identity, remedy: str = "") -> str:
     """Binds a stage's folder to its identity (FOLDER/stage.json) and returns the digest.
+
+    Args:
+        remedy: as `require_same` takes it.
 
     Raises:
         ValueError: the folder belongs to another identity; the message says what differs.
     """
     uri = storage.join(folder_uri, "stage.json")
     storage.create_if_absent(uri, identity.to_json())
-    require_same(folder_uri, Identity.parse(storage.read_bytes(uri), uri), identity)
+    require_same(folder_uri, Identity.parse(storage.read_bytes(uri), uri), identity, remedy)
     return digest_of(identity)
 
 

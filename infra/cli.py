@@ -74,7 +74,7 @@ def run(
 
     resolved, root = open_root(spec, root, set_, *PARTS)
     number = ranks_here(ranks, resolved.tokenizer.batch_size, resolved.train.batch_size)
-    say(f"report: {run_all(resolved, root, compute_workers(ray_address, workers), number)}")
+    run_all(resolved, root, compute_workers(ray_address, workers), number)
 
 
 @app.command()
@@ -87,11 +87,11 @@ def demo(
     ] = None,
     set_: SetOpt = None,
 ) -> None:
-    """The whole way on this machine, on texts that every machine has; prints where the report is."""
+    """The whole way on this machine, on texts that every machine has; says what came of it."""
     from infra.demo import demo_overrides, run_all
 
     resolved, root = open_root(spec, root, [*demo_overrides(spec, pdfs, text), *(set_ or [])])
-    say(f"report: {run_all(resolved, root, Workers(), 1)}")
+    run_all(resolved, root, Workers(), 1)
 
 
 def main() -> None:

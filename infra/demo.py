@@ -7,22 +7,28 @@ from pathlib import Path
 from typing import Any
 
 import infra.stages  # noqa: F401
+from data_specs import storage
 from data_specs.spec import Spec, load_spec
 from data_specs.text import say
+from infra.commands.stages import run_stage
 from infra.report.report import write_report
+from infra.verdict import verdict_lines
 from pipeline.stages import registered
 from pipeline.workers import Workers
 from train.evaluation.summary import summarise
 
 
-def run_all(spec: Spec, root: str, workers: Workers, ranks: int) -> str:
-    """Runs every stage and returns the report's address; stages that are done are passed over."""
+def run_all(spec: Spec, root: str, workers: Workers, ranks: int) -> None:
+    """Runs every stage and says what came of it; stages that are done are passed over."""
+    took = dict[str, float]()
     for stage in registered():
-        use = workers if stage.computes else workers._replace(gpus=0.0)
-        for line in stage.run(spec, root, Workers(num_workers=ranks) if stage.trains else use) if stage.in_run else ():
-            say(line)
-    summarise(spec, root)
-    return write_report(root)
+        if stage.in_run:
+            use = workers if stage.computes else workers._replace(gpus=0.0)
+            took[stage.name] = run_stage(stage, spec, root, Workers(num_workers=ranks) if stage.trains else use)
+    summary = json.loads(storage.read_text(summarise(spec, root)))
+    say(f"report: {write_report(root)}\n")
+    for line in verdict_lines(summary, took, root):
+        say(line)
 
 
 def demo_overrides(preset: str, pdfs: Path | None, text: Path | None) -> list[str]:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from functools import partial
 from typing import Any, NamedTuple, TypeVar
 
@@ -12,7 +12,7 @@ from data_specs import storage
 from data_specs.lease import holder, is_alive
 from data_specs.manifest import summarise
 from data_specs.metrics import read_rows
-from data_specs.records import Failure, JobState, Manifest, Record, SourceUnit
+from data_specs.records import Failure, JobState, Manifest, Reason, Record, SourceUnit
 from data_specs.root import spec_of
 from data_specs.text import printable
 from data_specs.units import Plan, read_plan
@@ -195,11 +195,15 @@ def _set_status(root: str, set_uri: str) -> SetStatus | None:
         totals.written,
         totals.filtered,
         totals.rejected,
-        {"filtered": {**state.filtered}, "rejects": {**state.rejects}},
+        {"filtered": _plain(state.filtered), "rejects": _plain(state.rejects)},
         job.model_dump(mode="json", exclude={"digest", "totals", "filtered", "rejects"}) if job else None,
         list(_failures(plan)) if totals.units < plan.num_units else [],
         faults,
     )
+
+
+def _plain(counts: Mapping[Reason, int]) -> dict[str, int]:
+    return {str(reason): count for reason, count in counts.items()}
 
 
 def _failures(plan: Plan) -> Iterator[FailedUnit]:

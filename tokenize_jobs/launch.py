@@ -59,7 +59,7 @@ def launch(job: Job, module: str, root: str, ranks: int, arguments: Sequence[str
         TrainingFailed: it ended without weights.
         SystemExit: with 75 where it was told to stop, and has saved.
     """
-    digest.claim(job.folder, job.identity)
+    digest.claim(job.folder, job.identity, job.remedy)
     if finished_step(job.folder) >= job.part.steps:
         return
     with hold(job.folder, f"dnd {job.command}"):  # a second run is refused here, in one line

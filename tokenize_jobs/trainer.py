@@ -104,6 +104,14 @@ class Job(NamedTuple):
     parts: tuple[str, ...]
     identity: Identity
 
+    @property
+    def remedy(self) -> str:
+        """What a refusal offers beside going back: to go on past the schedule's end, or to learn anew on the data."""
+        fixed = self.part.schedule == "cosine" and not self.part.extend_schedule
+        more = f"for more steps add --set {self.parts[-1]}.extend_schedule=true, " if fixed else ""
+        root = self.folder.rpartition("/")[0]
+        return f"{more}train another model on the same data under a new root (--root NEW --from {root}), "
+
 
 def learning_rate(part: Training, step: int) -> float:
     """Return the rate of a step: linear warm-up, then constant or a cosine to 1 %."""
@@ -328,7 +336,7 @@ def fit(job: Job, build: Callable[[Ranks], Task]) -> bool:
         ValueError: what no restart mends: a folder made for something else or in use, bad data, a loss that is not
             finite.
     """
-    digest.claim(job.folder, job.identity)
+    digest.claim(job.folder, job.identity, job.remedy)
     if checkpoint.finished_step(job.folder) >= job.part.steps:
         return True
     ranks = Ranks()

@@ -9,7 +9,7 @@ import typer
 from typer.core import TyperCommand
 
 from data_specs import storage
-from data_specs.root import read_spec
+from data_specs.root import NAME, read_spec
 from data_specs.spec import Spec
 from pipeline.workers import MAX_FAILURES, Workers
 
@@ -19,6 +19,9 @@ SpecArg = Annotated[
 ]
 RootOpt = Annotated[
     str, typer.Option("--root", help="where everything of this run lies: a folder or s3://bucket/prefix")
+]
+FromOpt = Annotated[
+    str | None, typer.Option("--from", metavar="OLD_ROOT", help="a new root takes what this stage reads from there")
 ]
 SetOpt = Annotated[
     list[str] | None, typer.Option("--set", help="override by dotted key: --set train.micro_batch_size=8")
@@ -72,6 +75,12 @@ def open_root(spec: str | None, root: str, overrides: list[str] | None, *parts: 
     resolved = read_spec(spec, root, overrides or [])
     resolved.require(*parts)
     return resolved, root
+
+
+def spec_beside(spec: str | None, root: str, old: str) -> str | None:
+    """The SPEC of a command with `--from`: that which was named, else the new root's own, else the old root's."""
+    own = storage.exists(storage.join(storage.absolute(root), NAME))
+    return spec if spec or own else storage.join(old, NAME)
 
 
 def open_spec(spec: str | None, root: str | None, overrides: list[str] | None, *parts: str) -> Spec:

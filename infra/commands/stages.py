@@ -9,12 +9,14 @@ from typing import Annotated, Any
 
 import typer
 
+from data_specs import storage
 from data_specs.explain import keys_of
 from data_specs.progress import clock
 from data_specs.spec import Spec
 from data_specs.text import say
 from infra.commands.options import (
     AddressOpt,
+    FromOpt,
     MaxFailuresOpt,
     PartOpt,
     RanksOpt,
@@ -25,12 +27,18 @@ from infra.commands.options import (
     compute_workers,
     open_root,
     ranks_here,
+    spec_beside,
 )
 from pipeline.stages import Option, Stage, UnitStage, registered
 from pipeline.workers import MAX_FAILURES, PartDone, Share, Workers
 
 Declared = dict[str, tuple[Any, Any]]  # name of a parameter -> (what typer makes of it, its default)
-FOR_ALL: Declared = {"root": (RootOpt, inspect.Parameter.empty), "spec": (SpecArg, None), "set_": (SetOpt, None)}
+FOR_ALL: Declared = {
+    "root": (RootOpt, inspect.Parameter.empty),
+    "spec": (SpecArg, None),
+    "set_": (SetOpt, None),
+}
+FOR_READERS: Declared = {"from_": (FromOpt, None)}
 FOR_TRAININGS: Declared = {"ranks": (RanksOpt, None)}
 FOR_UNITS: Declared = {
     "ray_address": (AddressOpt, None),
@@ -58,13 +66,14 @@ def run_stage(stage: Stage, spec: Spec, root: str, workers: Workers, **options: 
 
 def command_of(stage: Stage) -> Callable[..., None]:
     """The function that runs a stage from the command line, with the signature that typer reads its options from."""
-    declared = FOR_ALL | (FOR_TRAININGS if stage.trains else FOR_UNITS)
+    declared = FOR_ALL | (FOR_READERS if stage.reads else {}) | (FOR_TRAININGS if stage.trains else FOR_UNITS)
     declared |= {option.name.replace("-", "_"): (_annotated(option), option.default) for option in stage.options}
 
     def command(
         root: str,
         spec: str | None,
         set_: list[str] | None,
+        from_: str | None = None,
         ranks: int | None = None,
         ray_address: str | None = None,
         workers: int | None = None,
@@ -74,7 +83,11 @@ def command_of(stage: Stage) -> Callable[..., None]:
     ) -> None:
         keys = {option.name.replace("-", "_"): option.key for option in stage.options}
         overrides = [f"{keys[name]}={value}" for name, value in given.items() if keys[name] and value is not None]
+        old = storage.absolute(from_) if from_ else None
+        spec = spec_beside(spec, root, old) if old else spec
         resolved, root = open_root(spec, root, [*(set_ or []), *overrides], *stage.parts)
+        if old:
+            _take_over(stage, resolved, root, old)
         if stage.trains:
             use = Workers(num_workers=ranks_here(ranks, getattr(resolved, stage.batch).batch_size))
         elif stage.computes:
@@ -103,6 +116,13 @@ def _named_keys(stage: Stage) -> str | None:
     """Which keys of the spec say how a stage works."""
     keys = ", ".join(key for name in stage.keys for key in keys_of(name))
     return f"By the spec's keys, which --set overrides and `dnd spec` explains: {keys}" if keys else None
+
+
+def _take_over(stage: Stage, spec: Spec, root: str, old: str) -> None:
+    from infra.inherit import inherit
+
+    for line in inherit(stage, spec, root, old):
+        say(line)
 
 
 def _annotated(option: Option) -> Any:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shlex
 import shutil
 from pathlib import Path
 
@@ -58,9 +59,17 @@ def test_the_whole_way_leaves_what_the_design_names(finished: Path) -> None:
 
 def test_a_second_run_finds_everything_done(finished: Path) -> None:
     before = {path: path.stat().st_mtime_ns for path in finished.rglob("*.tar")}
-    result = dnd("run", TINY, "--root", finished)
+    result = dnd("run", TINY, "--root", finished, cwd=finished.parent)
     assert result.returncode == 0, result.stderr[-3000:]
     assert {path: path.stat().st_mtime_ns for path in finished.rglob("*.tar")} == before
+    assert "reconstruct: done in 0:" in result.stdout and "worked       real words, real: 100%" in result.stdout
+    tries = result.stdout.partition("Try next:")[2].splitlines()[1:]
+    for line in tries:
+        words = shlex.split(line.partition(">")[0], comments=True)
+        words = words[words.index("infra.cli" if "infra.cli" in words else "dnd") + 1 :]
+        done = dnd(*words, cwd=finished.parent)
+        assert done.returncode == 0 and done.stdout, done.stderr
+    assert len(tries) == 3 and (finished / "samples/warm/grid.png").is_file()
 
 
 @pytest.mark.parametrize(
@@ -93,6 +102,24 @@ def test_verify_and_status_speak_of_every_set(finished: Path) -> None:
     assert verified.returncode == 0 and "0 faults" in verified.stdout, verified.stdout
     for name in ("images/train", "codes/val", "samples/default/codes"):
         assert name in status.stdout
+
+
+def test_a_refusal_names_the_way_out_and_the_way_leads_out(finished: Path, tmp_path: Path) -> None:
+    other = ("--set", "transformer.num_layers=3", "--set", "transformer.head_layers=[0, 2]")
+    longer, new = ("--set", "train.steps=8"), tmp_path / "new"
+    refused = dnd("train", "--root", finished, *other)
+    assert refused.returncode == 1 and f"--root NEW --from {finished})" in refused.stderr
+    taken = dnd("train", "--root", new, "--from", finished, *other)
+    assert taken.returncode == 0 and "codes: " in taken.stdout, taken.stderr
+    refused = dnd("train", "--root", new, *longer)
+    assert refused.returncode == 1 and "--set train.extend_schedule=true" in refused.stderr
+    extended = dnd("train", "--root", new, *longer, "--set", "train.extend_schedule=true")
+    assert extended.returncode == 0, extended.stderr
+    assert "transformer: finished, step 8 of 8" in dnd("status", new).stdout
+    refused = dnd("sample", "--root", finished, "--set", "sample.temperature=0.8")
+    assert refused.returncode == 1 and "--set sample.name=" in refused.stderr
+    sampled = dnd("sample", "--root", new, "--set", "sample.temperature=0.8", "--set", "sample.name=other")
+    assert sampled.returncode == 0 and (new / "samples/other/grid.png").is_file(), sampled.stderr
 
 
 def test_verify_finds_a_flipped_byte(finished: Path, tmp_path: Path) -> None:

@@ -1,0 +1,138 @@
+"""What the figures of ROOT/evaluation/summary.json are worth: worked or look here, and what each of them means."""
+
+from __future__ import annotations
+
+import os
+import shlex
+import shutil
+import sys
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from data_specs.progress import clock
+
+PSNR = 20.0  # dB: below, letters of a few pixels dissolve
+KEPT_WORDS = 0.8  # of the real words of real pictures, that reconstructions should keep
+READ_WORDS = 0.8  # of the words that OCR reads in real pictures, that should be real
+
+
+class Figure(NamedTuple):
+    """A figure of the summary: as it is shown, whether it is as it should be (None: not measured), and in words."""
+
+    name: str
+    shown: str
+    worked: bool | None
+    means: str
+    look: str
+
+    @property
+    def verdict(self) -> str:
+        """One word or two."""
+        return "not measured" if self.worked is None else "worked" if self.worked else "look here"
+
+
+def figures(summary: Mapping[str, Any]) -> list[Figure]:
+    """The five figures of a summary, in the order in which the stages made them."""
+    shares = {kind: _share(summary, kind) for kind in ("real", "reconstructed", "generated")}
+    return [
+        _words(
+            "real",
+            shares,
+            READ_WORDS,
+            "share of the words read in real pictures that stand in the training text: the ceiling of the next ones",
+            "the pictures are hard to read: look at them (dnd look), larger type or images (render.text, render.pages)",
+        ),
+        _reconstruction(summary),
+        _words(
+            "reconstructed",
+            shares,
+            KEPT_WORDS * (shares["real"] or 1.0),
+            "the same after a picture has become codes and come back: what the tokenizer keeps of the text",
+            "the tokenizer loses letters: more tokenizer.steps, a larger shape.depth or codebook_size",
+        ),
+        _bits(summary),
+        _words(
+            "generated",
+            shares,
+            float(summary["words"].get("aim", 0.0)),
+            "the same in pictures that the transformer drew from nothing",
+            "it scribbles: more train.steps, or a lower sample.temperature",
+        ),
+    ]
+
+
+def _share(summary: Mapping[str, Any], kind: str) -> float | None:
+    share = summary["words"].get(kind, {}).get("share")
+    return None if share is None else float(share)
+
+
+def _words(kind: str, shares: dict[str, float | None], least: float, means: str, look: str) -> Figure:
+    share = shares[kind]
+    shown = "none" if share is None else f"{share:.0%}"
+    return Figure(f"real words, {kind}", shown, None if share is None else share >= least, means, look)
+
+
+def _reconstruction(summary: Mapping[str, Any]) -> Figure:
+    psnr = summary["reconstruction"]["psnr"]  # None where every picture came back exactly
+    return Figure(
+        "reconstruction",
+        "exact" if psnr is None else f"{psnr:.1f} dB",
+        psnr is None or psnr >= PSNR,
+        "PSNR of pictures that became codes and came back: 20 dB is legible, above 30 the eye sees no difference",
+        "the tokenizer is too coarse: more tokenizer.steps, a larger shape.depth",
+    )
+
+
+def _bits(summary: Mapping[str, Any]) -> Figure:
+    bits, counts = summary["bits_per_code"], summary["context_bits_per_code"]
+    return Figure(
+        "bits per code",
+        "none" if bits is None else f"{bits:.2f}",
+        None if bits is None else bits < counts,
+        f"how well the transformer foresees a code, less is better; counting neighbours alone reaches {counts:.2f}",
+        "it has learnt less than counting gives: more train.steps, or another train.learning_rate",
+    )
+
+
+def verdict_lines(summary: Mapping[str, Any], took: Mapping[str, float], root: str) -> Iterator[str]:
+    """What a user is told after the whole way: the figures, the time of each stage, and what to try next.
+
+    Args:
+        took: seconds of each stage in this run, by name.
+    """
+    for figure in figures(summary):
+        yield f"{figure.verdict:12} {figure.name}: {figure.shown}"
+        yield f"{'':12} {figure.means}"
+        if figure.worked is False:
+            yield f"{'':12} {figure.look}"
+    stages = ", ".join(f"{name} {clock(seconds)}" for name, seconds in took.items())
+    yield from ("", f"took {clock(sum(took.values()))}: {stages}", "", "Try next:")
+    yield from (f"    {command}" for command in next_commands(root))
+
+
+def next_commands(root: str) -> list[str]:
+    """Three commands that run as they stand, from where this one was started."""
+    dnd, here = shlex.join(program()), shlex.quote(_from_here(root))
+    return [
+        f"{dnd} sample --root {here} --set sample.name=warm --set sample.temperature=0.8  # more variety, fewer words",
+        f"{dnd} look {here} --boxes  # what it learnt from, word by word",
+        f"{dnd} spec --new > mine.yaml  # your own PDFs or text; then: {dnd} run mine.yaml --root runs/mine",
+    ]
+
+
+def program() -> list[str]:
+    """How `dnd` was called, in words that a shell takes: it may stand on no PATH."""
+    called = Path(sys.argv[0])
+    found = shutil.which("dnd")
+    if found and called.name == "dnd" and called.resolve() == Path(found).resolve():
+        return ["dnd"]
+    if called.name == "dnd" and os.access(called, os.X_OK):
+        return [_from_here(str(called.absolute()))]
+    return [_from_here(sys.executable), "-m", "infra.cli"]
+
+
+def _from_here(path: str) -> str:
+    """A local path from the working directory where it lies below that; else as it is."""
+    here = f"{Path.cwd()}/"
+    return path.removeprefix(here) if path.startswith(here) else path
