@@ -9,7 +9,7 @@ OUT ?= runs/rehearsal
 ENGINE ?= docker
 BIN := .venv/bin
 
-.PHONY: help demo site test test-quick test-gpu lint test-long test-s3 rehearsal image-cpu image-cuda lock clean
+.PHONY: help demo view site test test-quick test-gpu lint test-long test-s3 rehearsal image-cpu image-cuda lock clean
 help:                ## this list
 	@grep -E '^[a-z0-9-]+:.*##' Makefile | sed 's/:.*##/  /'
 
@@ -26,12 +26,19 @@ help:                ## this list
 	$(BIN)/python tools/install.py requirements-dev.lock
 	touch $@
 
+.venv/packages-view: .venv/packages requirements-view.lock
+	$(BIN)/python tools/install.py requirements-view.lock
+	touch $@
+
 .venv/installed: .venv/packages pyproject.toml
 	$(BIN)/python -m pip install -q --disable-pip-version-check --no-deps -e . --config-settings editable_mode=compat
 	touch $@
 
 demo: .venv/installed  ## documents to pictures and a report (ROOT=, PRESET=, PDFS=folder, TEXT=passages.jsonl)
 	$(BIN)/dnd demo $(PRESET) --root $(ROOT) $(if $(PDFS),--pdfs $(PDFS)) $(if $(TEXT),--text $(TEXT))
+
+view: .venv/installed .venv/packages-view  ## the demo's results in the browser (ROOT=)
+	$(BIN)/dnd view $(ROOT)
 
 lint: .venv/installed .venv/packages-dev  ## style, types, floors
 	$(BIN)/ruff check .
@@ -70,11 +77,13 @@ image-cpu image-cuda:  ## container images dnd-transformer:cpu and dnd-transform
 	  --build-arg COMMIT=$$(git describe --always --dirty --abbrev=40 --exclude '*') .
 
 COMPILE := $(BIN)/uv pip compile -q pyproject.toml --universal --python-version 3.11 --generate-hashes --no-annotate \
-  --custom-compile-command "make lock" --no-header -c tools/torch.txt $(addprefix --no-emit-package ,torch torchvision triton \
-  cuda-bindings cuda-pathfinder cuda-toolkit $(addprefix nvidia-,cublas cuda-cupti cuda-nvrtc cuda-runtime cudnn-cu13 cufft \
-  cufile curand cusolver cusparse cusparselt-cu13 nccl-cu13 nvjitlink nvshmem-cu13 nvtx))
-lock: .venv/packages ## writes the users' and the developers' lock; the versions in them stay unless UPGRADE=--upgrade
+  --custom-compile-command "make lock" --no-header -c tools/torch.txt --override tools/overrides.txt \
+  $(addprefix --no-emit-package ,torch torchvision triton cuda-bindings cuda-pathfinder cuda-toolkit $(addprefix nvidia-,cublas \
+  cuda-cupti cuda-nvrtc cuda-runtime cudnn-cu13 cufft cufile curand cusolver cusparse cusparselt-cu13 nccl-cu13 nvjitlink \
+  nvshmem-cu13 nvtx))
+lock: .venv/packages ## writes the locks of users, viewer and developers; versions stay unless UPGRADE=--upgrade
 	$(COMPILE) $(UPGRADE) --extra all -o requirements.lock
+	$(COMPILE) $(UPGRADE) --extra view -c requirements.lock -o requirements-view.lock
 	$(COMPILE) $(UPGRADE) --extra dev -c requirements.lock -o requirements-dev.lock
 	sed -i '1e cat tools/torch.txt' requirements.lock requirements-dev.lock
 

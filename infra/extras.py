@@ -15,6 +15,7 @@ MODULES = {  # of the packages that pyproject.toml names under each extra, as Py
     ),
     "train": ("torch", "deepspeed", "einops", "safetensors", "wandb"),
     "evaluate": ("scipy", "rouge_score", "rapidfuzz", "transformers", "torch_fidelity", "rapidocr", "onnxruntime"),
+    "view": ("gradio", "uvicorn"),
 }
 
 

@@ -1,7 +1,7 @@
 """Installs a lock into this Python's environment, by uv where it can be had: `python tools/install.py LOCK`
 
-Packages come by their hashes; torch and torchvision, whose builds differ by machine, by their versions and both from
-one index: PyTorch's for CPUs where a Linux machine has no GPU, else (or where that cannot be reached) the ones that pip
+Packages come by their hashes, and as the lock has them: what they demand of each other was settled when it was made.
+torch and torchvision, whose builds differ by machine, come by their versions, with CUDA's libraries, both from one index: PyTorch's for CPUs where a Linux machine has no GPU, else (or where that cannot be reached) the ones that pip
 is set up for. Needs nothing but Python's own library.
 """
 
@@ -18,6 +18,10 @@ from pathlib import Path
 CPU_INDEX = "https://download.pytorch.org/whl/cpu"
 BUILDS = ("torch==", "torchvision==")  # lines of a lock without hashes
 PIP = (sys.executable, "-m", "pip", "--disable-pip-version-check")
+UV = [  # takes the best build of all indexes, as pip does: 2.13.0+cpu before 2.13.0
+    *(sys.executable, "-m", "uv", "pip", "install", "-q"),
+    *("--python", sys.executable, "--index-strategy", "unsafe-best-match"),
+]
 
 
 def main(lock: Path) -> int:
@@ -26,13 +30,14 @@ def main(lock: Path) -> int:
     extra = setup.get("extra-index-url", [])
     if wants_cpu_build() and not any("download.pytorch.org" in index for index in extra) and reachable(CPU_INDEX):
         extra = [*extra, CPU_INDEX]
-    if has_uv():
-        return run(uv_command(lock), uv_environment(setup, extra))
-    options = [word for index in extra for word in ("--extra-index-url", index)]
     builds, hashed = split(lock)
-    return run([*PIP, "install", "-q", *options, *builds], {}) or run(
-        [*PIP, "install", "-q", "--no-deps", "--require-hashes", "-r", "/dev/stdin"], {}, hashed
-    )
+    if has_uv():
+        install, environment = UV, uv_environment(setup, extra)
+    else:
+        options = [word for index in extra for word in ("--extra-index-url", index)]
+        install, environment = [*PIP, "install", "-q", *options], {}
+    failed = run([*install, *builds], environment) if builds else 0
+    return failed or run([*install, "--no-deps", "--require-hashes", "-r", "/dev/stdin"], environment, hashed)
 
 
 def pip_settings() -> dict[str, list[str]]:
@@ -62,12 +67,6 @@ def has_uv() -> bool:
     return fetched.returncode == 0
 
 
-def uv_command(lock: Path) -> list[str]:
-    """uv that takes the best build of all indexes, as pip does: 2.13.0+cpu before 2.13.0."""
-    options = ("--python", sys.executable, "--index-strategy", "unsafe-best-match")
-    return [sys.executable, "-m", "uv", "pip", "install", "-q", *options, "-r", str(lock)]
-
-
 def uv_environment(setup: dict[str, list[str]], extra: list[str]) -> dict[str, str]:
     """pip's settings in uv's words; indexes on disk are pip's alone."""
     found = {
@@ -80,7 +79,7 @@ def uv_environment(setup: dict[str, list[str]], extra: list[str]) -> dict[str, s
 
 
 def split(lock: Path) -> tuple[list[str], str]:
-    """The requirements without hashes, and the text of all others: pip takes no mixture."""
+    """The requirements without hashes, and the text of all others."""
     lines = lock.read_text(encoding="utf-8").splitlines(keepends=True)
     return [line.strip() for line in lines if line.startswith(BUILDS)], "".join(
         line for line in lines if not line.startswith(BUILDS)
