@@ -14,6 +14,7 @@ from typing import Any
 
 import jinja2
 import numpy as np
+from markupsafe import Markup
 
 from data_specs import open_shards, storage
 from data_specs.manifest import Account
@@ -22,6 +23,7 @@ from data_specs.root import read_spec
 from data_specs.spec import Spec
 from data_specs.units import read_plan
 from data_specs.verify import find_shard_sets
+from infra.report.charts import chart_svg, curves_of
 from infra.report.tables import against_published, table_of
 from tokenize_jobs.decode import grid, png
 from train.evaluation.published import PUBLISHED, SOURCE
@@ -61,7 +63,7 @@ def write_report(root: str) -> str:
         spec=spec,
         spec_yaml=spec.to_yaml(),
         pictures=_pictures(spec, root),
-        curves=_curves(root),
+        curves=[(chart.title, Markup(chart_svg(chart))) for chart in curves_of(root)],  # noqa: S704 (it escapes)
     )
     uri = storage.join(root, "report", "index.html")
     storage.write_text(uri, page)
@@ -171,55 +173,3 @@ def data_uri(images: Sequence[np.ndarray]) -> str:
 def png_uri(data: bytes) -> str:
     """A PNG as a data URI."""
     return "data:image/png;base64," + base64.b64encode(data).decode()
-
-
-def _curves(root: str) -> list[dict[str, Any]]:
-    """Curves to draw: the tokenizer's PSNR; the transformer's bits per code, whole and by depth, and its gradient."""
-    tokenizer = _rows(storage.join(root, "tokenizer", "metrics.jsonl"))
-    transformer = _rows(storage.join(root, "transformer", "metrics.jsonl"))
-    wanted = [
-        ("Tokenizer: PSNR, dB", [("training", tokenizer, "psnr")]),
-        (
-            "Transformer: bits per code",
-            [
-                ("training", transformer, "bits_per_code"),
-                ("validation", transformer, "val_bits_per_code"),
-                ("validation, EMA", transformer, "val_ema_bits_per_code"),
-            ],
-        ),
-        ("Transformer: bits per code by depth, training", _by_depth(transformer, "bits_per_code_by_depth")),
-        (
-            "Transformer: bits per code by depth, validation, EMA",
-            _by_depth(transformer, "val_ema_bits_per_code_by_depth"),
-        ),
-        ("Transformer: norm of the gradient", [("before clipping", transformer, "grad_norm")]),
-    ]
-    return [chart for title, series in wanted if (chart := _chart(title, series))]
-
-
-def _by_depth(rows: list[dict[str, Any]], key: str) -> list[tuple[str, list[dict[str, Any]], str]]:
-    """A series for each depth of a key whose values are lists."""
-    listed = [row for row in rows if key in row]
-    depths = range(len(listed[0][key])) if listed else ()
-    return [(f"depth {d + 1}", [{"step": r["step"], key: r[key][d]} for r in listed], key) for d in depths]
-
-
-def _rows(uri: str) -> list[dict[str, Any]]:
-    return [json.loads(line) for line in storage.read_text(uri).splitlines()] if storage.exists(uri) else []
-
-
-def _chart(title: str, series: list[tuple[str, list[dict[str, Any]], str]]) -> dict[str, Any] | None:
-    """A chart's lines as SVG points in a box of 600 x 220, and the marks of its axes; None without data."""
-    lines = [(name, [(r["step"], r[key]) for r in rows if r.get(key) is not None]) for name, rows, key in series]
-    points = [point for _, line in lines for point in line]
-    if not points:
-        return None
-    last_step = max(step for step, _ in points) or 1
-    low, high = min(v for _, v in points), max(v for _, v in points)
-    span = (high - low) or 1.0
-    place = lambda s, v: f"{600 * s / last_step:.1f},{220 - 220 * (v - low) / span:.1f}"  # noqa: E731
-    drawn = [{"name": n, "points": " ".join(place(*p) for p in line), "last": line[-1][1]} for n, line in lines if line]
-    shares = (0, 0.25, 0.5, 0.75, 1)
-    rows = [{"y": 220 - 220 * share, "value": low + span * share} for share in shares]
-    columns = [{"x": 600 * share, "step": round(last_step * share)} for share in shares]
-    return {"title": title, "rows": rows, "columns": columns, "lines": drawn}
