@@ -48,7 +48,16 @@ def _plan(set_uri: str) -> Plan:
 
 
 def look(root: str, set_name: str, number: int, boxes: bool = False) -> str:
-    """Writes ROOT/look/SET-NNNNNN.png, with the boxes of words where wanted, and returns its address.
+    """Writes ROOT/look/SET-NNNNNN.png, with the boxes of words where wanted, and returns its address."""
+    uri = storage.join(root, "look", f"{set_name.replace('/', '-')}-{number:06d}.png")
+    buffer = io.BytesIO()
+    contact_sheet(root, set_name, number, boxes).save(buffer, "PNG")
+    storage.write_bytes(uri, buffer.getvalue())
+    return uri
+
+
+def contact_sheet(root: str, set_name: str, number: int, boxes: bool = False) -> Image.Image:
+    """What was kept of a unit, and what of its first documents was dropped, with the reasons.
 
     Raises:
         ValueError: there is no such shard.
@@ -62,11 +71,7 @@ def look(root: str, set_name: str, number: int, boxes: bool = False) -> str:
     spec = spec_of(root, "images")
     unit = relocated(unit, moved_since(plan, spec, root))
     rows = list(_rows(spec, plan, unit, receipt, boxes))
-    uri = storage.join(root, "look", f"{set_name.replace('/', '-')}-{number:06d}.png")
-    buffer = io.BytesIO()
-    draw_sheet(f"{set_name}, shard {number}: {_account(receipt)}", rows).save(buffer, "PNG")
-    storage.write_bytes(uri, buffer.getvalue())
-    return uri
+    return draw_sheet(f"{set_name}, shard {number}: {_account(receipt)}", rows)
 
 
 def _account(receipt: Receipt) -> str:
@@ -101,10 +106,10 @@ def _reason(pair: tuple[Dropped, Image.Image | None]) -> tuple[str, Reason]:
 def _kept(shard: Shard, number: int, boxes: bool) -> Tile:
     fields, key = shard.fields(number), shard.key(number)
     picture = _picture(fields["png"])
-    return (_with_boxes(picture, SampleInfo.parse(fields["json"], f"{key}.json")) if boxes else picture), key
+    return (with_boxes(picture, SampleInfo.parse(fields["json"], f"{key}.json")) if boxes else picture), key
 
 
-def _with_boxes(picture: Image.Image, info: SampleInfo) -> Image.Image:
+def with_boxes(picture: Image.Image, info: SampleInfo) -> Image.Image:
     """A picture, enlarged if it is small, with the boxes of its words, those of clipped ones in red."""
     times = max(1, -(-TILE // picture.width))
     large = picture.resize((picture.width * times, picture.height * times), Image.Resampling.NEAREST)

@@ -1,0 +1,109 @@
+"""Serves the page: on this machine to whoever is on it, beyond it to those who have the token."""
+
+from __future__ import annotations
+
+import os
+import secrets
+import socket
+from collections.abc import Awaitable, Callable, MutableMapping
+from ipaddress import ip_address
+from typing import Any
+from urllib.parse import urlsplit
+
+from data_specs.text import say
+
+Scope = MutableMapping[str, Any]
+App = Callable[[Scope, Callable[..., Any], Callable[..., Any]], Awaitable[None]]
+COOKIE = "dnd-view"
+NOTHING_FROM_ELSEWHERE = "default-src 'self' 'unsafe-inline' 'unsafe-eval' data: blob:; frame-ancestors 'self'"
+
+
+def serve(root: str, host: str, port: int) -> None:
+    """Serves the page of a root until it is interrupted; says its address, with the token where one is needed.
+
+    Args:
+        port: 0 takes any that is free.
+
+    Raises:
+        ValueError: there is no run here, or the port is taken.
+    """
+    os.environ.setdefault("GRADIO_ANALYTICS_ENABLED", "False")
+    import gradio as gr
+    import uvicorn
+    from fastapi import FastAPI
+
+    from infra.view.page import FOLDER, page
+
+    blocks, listening = page(root).queue(), listen(host, port)
+    plain = gr.themes.Default(font=["system-ui", "sans-serif"], font_mono=["ui-monospace", "monospace"])
+    app = gr.mount_gradio_app(
+        FastAPI(), blocks, path="/", ssr_mode=False, footer_links=[], theme=plain, css_paths=FOLDER / "page.css"
+    )
+    token = None if is_local(host) else secrets.token_urlsafe(24)
+    say(f"view: http://{host}:{listening.getsockname()[1]}/{f'?token={token}' if token else ''} (Ctrl-C ends it)")
+    config = uvicorn.Config(guarded(app, token), log_level="warning", lifespan="on")
+    uvicorn.Server(config).run(sockets=[listening])
+
+
+def listen(host: str, port: int) -> socket.socket:
+    """A socket that listens at the address. Raises ValueError where it cannot be had."""
+    try:
+        return socket.create_server((host, port))
+    except OSError as error:
+        raise ValueError(f"{host}:{port}: {error.strerror}; --port N takes another one, --port 0 any") from None
+
+
+def is_local(host: str) -> bool:
+    """Whether an address reaches this machine alone."""
+    try:
+        return host == "localhost" or ip_address(host).is_loopback
+    except ValueError:
+        return False
+
+
+def guarded(app: App, token: str | None) -> App:
+    """An application that answers only who may ask.
+
+    Without a token only requests to this machine under its own names are answered, so that no page of another site
+    reaches it through the browser; with one, those that bring it: at first in the address, then as a cookie.
+    """
+    from starlette.requests import HTTPConnection
+    from starlette.responses import PlainTextResponse, RedirectResponse
+
+    async def call(scope: Scope, receive: Callable[..., Any], send: Callable[..., Any]) -> None:
+        if scope["type"] == "lifespan":
+            return await app(scope, receive, send)
+        asked = HTTPConnection(scope)
+        if given := asked.query_params.get("token") if token else None:
+            answer = RedirectResponse(asked.url.path, status_code=303)
+            answer.set_cookie(COOKIE, given, httponly=True, samesite="strict")
+            return await answer(scope, receive, send)
+        if refusal := refused(asked.headers, asked.cookies, token):
+            return await PlainTextResponse(refusal, status_code=403)(scope, receive, send)
+        return await app(scope, receive, _with_policy(send))
+
+    return call
+
+
+def refused(headers: Any, cookies: dict[str, str], token: str | None) -> str:
+    """Why a request is not answered; "" where it is."""
+    host, origin = headers.get("host", ""), headers.get("origin")
+    if token and not secrets.compare_digest(cookies.get(COOKIE, "").encode(), token.encode()):
+        return "open the address that `dnd view` printed: it bears the token"
+    if not token and not is_local(urlsplit(f"//{host}").hostname or ""):
+        return "this page is served to this machine alone"
+    if origin and urlsplit(origin).netloc != host:
+        return "this page answers no other"
+    return ""
+
+
+def _with_policy(send: Callable[..., Any]) -> Callable[..., Any]:
+    """Answers that tell the browser to load nothing from elsewhere."""
+
+    async def sending(message: Scope) -> None:
+        if message["type"] == "http.response.start":
+            policy = (b"content-security-policy", NOTHING_FROM_ELSEWHERE.encode())
+            message = {**message, "headers": [*message["headers"], policy]}
+        await send(message)
+
+    return sending

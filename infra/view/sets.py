@@ -1,0 +1,160 @@
+"""The picture sets of a root as far as they have come: samples by shard, by an expression, with all that is known."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator, Sequence
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+import jinja2
+import numpy as np
+from PIL import Image
+
+from data_specs import storage
+from data_specs.manifest import load_manifest, summarise
+from data_specs.reader import ShardSet
+from data_specs.receipts import valid_receipts
+from data_specs.records import Item, Reason, Reject, SampleInfo
+from data_specs.shards import key_hash
+from data_specs.table import matching
+from data_specs.units import read_plan
+from data_specs.verify import find_shard_sets
+from infra.look import with_boxes
+from infra.report.report import png_uri
+from pipeline.stages import find
+from tokenize_jobs.decode import png
+
+SEARCHED = 64  # shards of codes that are looked through for a key
+ABOUT = ("id", "licence", "source", "title", "authors", "url", "page", "box", "engine")
+
+
+def set_names(root: str, holds: str) -> list[str]:
+    """Names under the root of the shard sets that hold "images" or "codes"."""
+    found = []
+    for uri in find_shard_sets(root):
+        plan = read_plan(uri)
+        if plan and getattr(find(plan.identity.stage), "holds", None) == holds:
+            found.append(uri.removeprefix(root.rstrip("/") + "/"))
+    return found
+
+
+def open_now(root: str, name: str) -> ShardSet:
+    """A set with the samples that have a receipt by now.
+
+    Raises:
+        ValueError: there is no such set.
+    """
+    uri = storage.join(root, name)
+    manifest_uri = storage.join(uri, "manifest.json")
+    try:
+        manifest = load_manifest(manifest_uri)
+    except FileNotFoundError:
+        plan = read_plan(uri)
+        if plan is None:
+            raise ValueError(f"{uri}: there is no shard set here") from None
+        manifest = summarise(plan, name)
+    return ShardSet(manifest_uri, manifest)
+
+
+def shard_numbers(items: ShardSet) -> list[int]:
+    """The units whose shards a set has, in its order."""
+    return [int(entry.url.partition("-")[0]) for entry in items.manifest.shardlist]
+
+
+def chosen(items: ShardSet, unit: int | None, where: str) -> Sequence[int]:
+    """Indices of the samples of one unit's shard, or of all, that match an expression over the columns of the tables.
+
+    Raises:
+        ValueError: there is no such shard, or the expression is none.
+    """
+    numbers = shard_numbers(items)
+    if unit is not None and unit not in numbers:
+        raise ValueError(f"{items.uri}: there is no shard {unit} (there are {len(numbers)}, 0 to {max(numbers)})")
+    if unit is None and not where.strip():
+        return range(len(items))
+    found = list[int]()
+    for shard in range(len(numbers)) if unit is None else [numbers.index(unit)]:
+        first = items.ends[shard - 1] if shard else 0
+        all_of_it = range(items.ends[shard] - first)
+        found += (first + int(n) for n in (matching(items.shard_uris[shard], where) if where.strip() else all_of_it))
+    return found
+
+
+def codes_of(root: str, name: str, key: str, unit: int) -> np.ndarray | None:
+    """The codes uint16 [views, h, w, d] of a picture, or None where it has none under this root.
+
+    Args:
+        name: the set of the picture.
+        key: its key.
+        unit: the unit of its shard, where its codes are looked for first.
+    """
+    kind, _, rest = name.partition("/")
+    of = {"images": f"codes/{rest}", "reconstructions": f"codes/{rest.partition('/')[0]}"}
+    codes = of.get(kind, f"{name.removesuffix('/images')}/codes")
+    if not storage.exists(storage.join(root, codes, "plan.jsonl")):
+        return None
+    items = open_now(root, codes)
+    units = shard_numbers(items)
+    for shard in sorted(range(len(units)), key=lambda number: units[number] != unit)[:SEARCHED]:
+        rows = items.shard(shard).rows
+        if len(found := rows["sample"][rows["key_hash"] == key_hash(key)]):
+            first = items.ends[shard - 1] if shard else 0
+            return np.asarray(items[first + int(found[0])]["codes"])
+    return None
+
+
+def class_names(root: str) -> list[tuple[str, int]]:
+    """Names and numbers of the classes, where the root has them."""
+    uri = storage.join(root, "images", "classes.json")
+    stored = json.loads(storage.read_text(uri)) if storage.exists(uri) else {}
+    return [(str(name), int(number)) for name, number in stored.items()]
+
+
+# ---- as HTML ---------------------------------------------------------------------------------------------------------
+def part(name: str, *values: Any) -> str:
+    """A macro of parts.html with these values: whatever documents wrote into them is escaped."""
+    return str(getattr(_parts(), name)(*values))
+
+
+@cache
+def _parts() -> Any:
+    loader = jinja2.FileSystemLoader(Path(__file__).parent)
+    environment = jinja2.Environment(loader=loader, autoescape=True, undefined=jinja2.StrictUndefined)
+    return environment.get_template("parts.html").module
+
+
+def shown(words: str, image: np.ndarray) -> tuple[str, str]:
+    """A picture uint8 [H, W, 3] and the words below it, as the macros take them."""
+    return words, png_uri(png(image))
+
+
+def about(item: Item, shard: str) -> str:
+    """A sample: its picture with the boxes of its words, its text, and what else is known of it."""
+    known, picture, words = item["json"], item["image"], item["__key__"]
+    if "words" in known:
+        info = SampleInfo.model_validate(known)
+        picture = np.asarray(with_boxes(Image.fromarray(picture), info))
+        words = f"{len(info.words)} words, {sum(info.clipped)} of them cut by the edge"
+    facts = [("key", item["__key__"]), ("shard", shard), ("class", item["cls"])]
+    facts += [(name, known[name]) for name in ABOUT if known.get(name) not in (None, "", -1)]
+    return part("sample", shown(words, picture)[1], words, known.get("text", ""), facts)
+
+
+# ---- what is not there -----------------------------------------------------------------------------------------------
+def reasons(root: str, name: str) -> list[tuple[str, str, int]]:
+    """(filtered or rejected, reason, how many) of a set, most of them first."""
+    manifest = open_now(root, name).manifest
+    counts = [("filtered", str(r), n) for r, n in manifest.filtered.items()]
+    counts += [("rejected", str(r), n) for r, n in manifest.rejects.items()]
+    return sorted(counts, key=lambda row: -row[2])
+
+
+def rejects(root: str, name: str, reason: str) -> Iterator[Reject]:
+    """The documents and pictures of a set that were rejected for a reason."""
+    uri = storage.join(root, name)
+    plan = read_plan(uri)
+    assert plan is not None
+    for receipt in valid_receipts(uri, plan.digest):
+        yield from (reject for reject in receipt.rejected if reject.reason == Reason(reason))

@@ -1,0 +1,152 @@
+"""What the studio does with a root's models: draws, paints holes anew, completes coarse codes, goes on with a text."""
+
+from __future__ import annotations
+
+from functools import lru_cache
+from typing import Any, NamedTuple
+
+import numpy as np
+import torch
+
+from data_specs import storage
+from data_specs.spec import Spec
+from pipeline.renderers import Picture
+from pipeline.renderers.text import render_text
+from tokenize_jobs.decode import decode_codes
+from tokenize_jobs.device import to_tensor
+from tokenize_jobs.rqvae import RQVAE
+from tokenize_jobs.weights import load_tokenizer
+from train.evaluation.reconstruction import difference
+from train.generate import Generator, load_root
+from train.sampling import FREE, sample_codes
+
+Hole = tuple[int, int, int, int]  # rows top … bottom - 1 and columns left … right - 1 of the grid
+Drawn = tuple[np.ndarray, np.ndarray]  # codes int64 [B, h, w, d], and their pictures uint8 [B, H, W, 3]
+
+
+class Base(NamedTuple):
+    """What is given: a picture uint8 [H, W, 3], its codes int64 [h, w, d], and where [h, w] they are not kept."""
+
+    picture: np.ndarray
+    codes: np.ndarray
+    free: np.ndarray
+
+
+def models(root: str, ema: bool) -> Generator:
+    """The models of a root; loaded again when training has written others.
+
+    Raises:
+        ValueError: one is missing, or they do not fit each other.
+    """
+    name = "ema.safetensors" if ema else "transformer.safetensors"
+    files = [
+        storage.stat(storage.join(root, uri)) for uri in (f"transformer/{name}", "tokenizer/tokenizer.safetensors")
+    ]
+    return _models(root, ema, tuple(file.etag if file else "" for file in files))
+
+
+@lru_cache(1)
+def _models(root: str, ema: bool, tags: tuple[str, ...]) -> Generator:
+    return load_root(root, ema=ema)
+
+
+def tokenizer_of(uri: str) -> RQVAE:
+    """The tokenizer in a folder; loaded again when training has written another. Raises ValueError where none is."""
+    file = storage.stat(storage.join(uri, "tokenizer.safetensors"))
+    return _tokenizer(uri, file.etag if file else "")
+
+
+@lru_cache(1)
+def _tokenizer(uri: str, tag: str) -> RQVAE:
+    return load_tokenizer(uri)
+
+
+def decoded(tokenizer: RQVAE, codes: np.ndarray, depths: int) -> np.ndarray:
+    """The picture uint8 [H, W, 3] of the first `depths` codes of each position of codes [h, w, d]."""
+    return decode_codes(tokenizer, codes[None, ..., :depths])[0]
+
+
+def by_depth(tokenizer: RQVAE, codes: np.ndarray, depths: int, original: np.ndarray) -> list[tuple[str, np.ndarray]]:
+    """The original, what the first codes of each position make of it, and what differs."""
+    made = decoded(tokenizer, codes, depths)
+    named = [("original", original)] if original.shape == made.shape else []
+    named += [(f"from {depths} of {codes.shape[-1]} codes a position", made)]
+    return named + ([("difference; grey is none", difference(original, made))] if original.shape == made.shape else [])
+
+
+def sample_base(model: Generator, codes: np.ndarray) -> Base:
+    """Codes [h, w, d] as what is given, all of them kept."""
+    codes = codes.astype(np.int64)
+    return Base(decode_codes(model.tokenizer, codes[None])[0], codes, np.zeros(codes.shape[:2], bool))
+
+
+def text_base(model: Generator, spec: Spec, text: str) -> Base:
+    """A text drawn as the root's passages are: the codes below its words are kept, those after its last one are not.
+
+    Raises:
+        ValueError: it cannot be drawn, or does not fit on one picture.
+    """
+    style, size = spec.render.text, spec.shape.image_size
+    made = list(render_text(text, "studio", style, spec.seed, spec.render.crop_size or size, size))
+    if len(made) != 1 or not isinstance(made[0], Picture) or len(made[0].about["words"]) < len(text.split()):
+        reason = getattr(made[0], "reason", "it is longer than one picture: give fewer words")
+        raise ValueError(f"the text cannot be drawn: {reason}")
+    image, boxes = made[0].image, np.array(made[0].about["boxes"])
+    codes = model.tokenizer.encode(to_tensor(image[None]).to(next(model.tokenizer.parameters()).device))
+    return Base(image, codes[0].cpu().numpy(), after_words(boxes, codes.shape[1:3], size))
+
+
+def after_words(boxes: np.ndarray, grid: tuple[int, ...], size: int) -> np.ndarray:
+    """Cells bool [h, w] of a picture of `size` pixels that come after its last word, boxes [n, 4], in reading order."""
+    rows, columns = (np.arange(number) * (size / number) for number in grid)
+    right, top, bottom = boxes[-1, 2], boxes[-1, 1], boxes[-1, 3]
+    below, beside = rows >= bottom, rows + size / grid[0] > top
+    return below[:, None] | (beside[:, None] & (columns >= right)[None])
+
+
+def hole_of(words: str, grid: tuple[int, ...]) -> Hole | None:
+    """A hole as it is written, `top, left, bottom, right` in positions of the grid; None where nothing is.
+
+    Raises:
+        ValueError: it is none, or lies outside of the grid.
+    """
+    if not words.strip():
+        return None
+    try:
+        top, left, bottom, right = (int(word) for word in words.replace(",", " ").split())
+    except ValueError:
+        raise ValueError(f"hole {words!r}: give four numbers, top, left, bottom, right") from None
+    if not (0 <= top < bottom <= grid[0] and 0 <= left < right <= grid[1]):
+        raise ValueError(f"hole {words!r}: top < bottom within {grid[0]} rows, left < right within {grid[1]} columns")
+    return top, left, bottom, right
+
+
+def given_codes(base: Base, hole: Hole | None, depths: int) -> np.ndarray:
+    """Codes int64 [h, w, d] that are given: the first `depths` of each position, FREE in the hole and where it is."""
+    codes = base.codes.copy()
+    codes[base.free] = FREE
+    codes[..., depths:] = FREE
+    if hole:
+        codes[hole[0] : hole[2], hole[1] : hole[3]] = FREE
+    return codes
+
+
+def draw(model: Generator, spec: Spec, cls: int, number: int, given: np.ndarray | None, **options: Any) -> Drawn:
+    """Draws pictures of a class, around what is given.
+
+    Args:
+        given: codes [h, w, d], FREE where they are to be drawn; None draws all.
+        options: temperature, guidance and seed; all else is the spec's.
+
+    Raises:
+        ValueError: the model has no such class, or cannot do what is asked for.
+    """
+    grid = spec.shape.grid
+    fixed = torch.from_numpy(given).flatten(0, 1).repeat(number, 1, 1) if given is not None else None
+    options |= {
+        name: getattr(spec.sample, name) for name in ("guidance_schedule", "guidance_interval", "top_k", "top_p")
+    }
+    codes = sample_codes(model.transformer, [cls] * number, given=fixed, **options)
+    assert isinstance(codes, torch.Tensor)
+    drawn = codes.unflatten(1, grid).cpu().numpy()
+    return drawn, decode_codes(model.tokenizer, drawn)
