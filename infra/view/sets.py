@@ -12,6 +12,7 @@ import jinja2
 import numpy as np
 from PIL import Image
 
+import infra.stages  # noqa: F401 (the registry is filled)
 from data_specs import storage
 from data_specs.manifest import load_manifest, summarise
 from data_specs.reader import ShardSet
@@ -134,7 +135,7 @@ def about(item: Item, shard: str) -> str:
     """A sample: its picture with the boxes of its words, its text, and what else is known of it."""
     known, picture, words = item["json"], item["image"], item["__key__"]
     if "words" in known:
-        info = SampleInfo.model_validate(known)
+        info = SampleInfo.parse(json.dumps(known).encode(), words)
         picture = np.asarray(with_boxes(Image.fromarray(picture), info))
         words = f"{len(info.words)} words, {sum(info.clipped)} of them cut by the edge"
     facts = [("key", item["__key__"]), ("shard", shard), ("class", item["cls"])]

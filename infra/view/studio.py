@@ -98,10 +98,9 @@ def text_base(model: Generator, spec: Spec, text: str) -> Base:
 
 def after_words(boxes: np.ndarray, grid: tuple[int, ...], size: int) -> np.ndarray:
     """Cells bool [h, w] of a picture of `size` pixels that come after its last word, boxes [n, 4], in reading order."""
-    rows, columns = (np.arange(number) * (size / number) for number in grid)
+    rows, columns = ((np.arange(number) + 0.5) * (size / number) for number in grid)  # the middles of the cells
     right, top, bottom = boxes[-1, 2], boxes[-1, 1], boxes[-1, 3]
-    below, beside = rows >= bottom, rows + size / grid[0] > top
-    return below[:, None] | (beside[:, None] & (columns >= right)[None])
+    return (rows > bottom)[:, None] | ((rows > top)[:, None] & (columns > right)[None])
 
 
 def hole_of(words: str, grid: tuple[int, ...]) -> Hole | None:

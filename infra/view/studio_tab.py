@@ -1,0 +1,154 @@
+"""The studio's tab: what is drawn, and what is given."""
+
+from __future__ import annotations
+
+from typing import Any, NamedTuple
+
+import gradio as gr
+import numpy as np
+
+from data_specs.spec import Spec
+from infra.view import sets, studio
+from infra.view.page import place_for, told
+from infra.view.sets import part, shown
+from train.generate import Generator
+
+DRAWN = 16  # pictures at most
+NOTHING = "<p>Nothing is given yet: choose a picture that was drawn, take a sample, or write a line.</p>"
+ALONE = {"concurrency_id": "model", "concurrency_limit": 1}  # one at a time holds the model
+Shown = tuple[Any, str]  # what is kept for the next step, and what the page shows
+
+
+class Given(NamedTuple):
+    """The controls of what is given."""
+
+    set_name: gr.Dropdown
+    number: gr.Number
+    take: gr.Button
+    words: gr.Textbox
+    write: gr.Button
+    hole: gr.Textbox
+    depths: gr.Slider
+    paint: gr.Button
+
+
+def studio_tab(root: str, spec: Spec) -> None:
+    """Draws pictures, and draws them anew around what is given."""
+    options = _options(root, spec)
+    start = gr.Button("Draw", variant="primary")
+    drawn = place_for()
+    with gr.Row():
+        with gr.Column():
+            controls = _given(root, spec)
+        given = place_for(NOTHING)
+    base, codes = gr.State(None), gr.State(None)
+    _draws(root, spec, start, controls, [base, controls.hole, controls.depths], options, [codes, drawn])
+    _gives(root, spec, controls, codes, drawn, [base, given])
+
+
+def _options(root: str, spec: Spec) -> list[Any]:
+    """Controls of class, number, temperature, guidance and seed."""
+    assert spec.transformer is not None
+    guided = spec.transformer.class_dropout > 0
+    classes = sets.class_names(root) or [(str(n), n) for n in range(spec.transformer.num_classes)]
+    with gr.Row():
+        cls = gr.Dropdown(classes, value=classes[0][1], label="Class", visible=len(classes) > 1)
+        number = gr.Slider(1, DRAWN, value=4, step=1, label="Pictures")
+        warm = gr.Slider(0, 2, value=_first(spec.sample.temperature), step=0.05, label="Temperature", info="0: greedy")
+        about = "1: none" if guided else "this model was trained without"
+        guidance = gr.Slider(
+            *(0, 10), value=_first(spec.sample.guidance), step=0.1, label="Guidance", info=about, interactive=guided
+        )
+        seed = gr.Number(value=spec.seed, precision=0, label="Seed")
+    return [cls, number, warm, guidance, seed]
+
+
+def _first(value: float | tuple[float, ...]) -> float:
+    return value if isinstance(value, float | int) else value[0]
+
+
+def _given(root: str, spec: Spec) -> Given:
+    depth, names = spec.shape.depth, sets.set_names(root, "codes")
+    with gr.Row():
+        set_name = gr.Dropdown(names, label="Sample of", min_width=120)
+        number = gr.Number(value=0, precision=0, minimum=0, label="Number", min_width=80)
+        take = gr.Button("Take this sample", min_width=120)
+    with gr.Row(visible=any(source.document_kind == "text" for source in spec.render.sources)):
+        words = gr.Textbox(label="Line of text", info="the model goes on behind it", min_width=160)
+        write = gr.Button("Write this line", min_width=120)
+    hole = gr.Textbox(
+        label="Hole", info="top, left, bottom, right; or mark it in the picture", placeholder="2, 2, 6, 6"
+    )
+    about = "fewer: the model completes the deeper ones"
+    depths = gr.Slider(1, depth, value=depth, step=1, label="Codes kept of each position", info=about)
+    paint = gr.Button("Paint", variant="primary")
+    return Given(set_name, number, take, words, write, hole, depths, paint)
+
+
+def _draws(
+    root: str, spec: Spec, start: gr.Button, controls: Given, given: list[Any], options: list[Any], outputs: list[Any]
+) -> None:
+    """Draw and Paint."""
+
+    def draw(fixed: np.ndarray | None, cls: int, number: int, warm: float, guidance: float, seed: int) -> Shown:
+        asked = {"temperature": float(warm), "guidance": float(guidance), "seed": int(seed)}
+        codes, pictures = studio.draw(_models(root, spec), spec, int(cls), int(number), fixed, **asked)
+        return codes, part("tiles", [shown(f"seed {seed}, {n}", one) for n, one in enumerate(pictures)], "")
+
+    @told
+    def from_nothing(*asked: Any) -> Shown:
+        return draw(None, *asked)
+
+    @told
+    def from_base(base: studio.Base | None, hole: str, depths: int, *asked: Any) -> Shown:
+        if base is None:
+            raise ValueError("nothing is given: choose a picture that was drawn, take a sample, or write a line")
+        return draw(studio.given_codes(base, studio.hole_of(hole, spec.shape.grid), int(depths)), *asked)
+
+    start.click(from_nothing, options, outputs, **ALONE)
+    controls.paint.click(from_base, [*given, *options], outputs, **ALONE)
+
+
+def _gives(root: str, spec: Spec, controls: Given, codes: gr.State, drawn: gr.HTML, outputs: list[Any]) -> None:
+    """What is given: a picture that was drawn, a sample, a line; and the hole that is marked in it."""
+    base, given = outputs
+
+    def looked(base: studio.Base | None, hole: str) -> str:
+        if base is None:
+            return NOTHING
+        marked, free = studio.hole_of(hole, spec.shape.grid), np.argwhere(base.free).tolist()
+        return part("hole", shown("", base.picture)[1], *spec.shape.grid, marked, free)
+
+    @told
+    def choose(codes: np.ndarray, event: gr.EventData) -> Shown:
+        base = studio.sample_base(_models(root, spec), codes[event.index])
+        return base, looked(base, "")
+
+    @told
+    def take(name: str, place: int) -> Shown:
+        items = sets.open_now(root, name)
+        if not 0 <= place < len(items):
+            raise ValueError(f"{name} has the samples 0 to {len(items) - 1}")
+        base = studio.sample_base(_models(root, spec), items[int(place)]["codes"][0])
+        return base, looked(base, "")
+
+    @told
+    def write(words: str) -> Shown:
+        base = studio.text_base(_models(root, spec), spec, words)
+        return base, looked(base, "")
+
+    def marked(event: gr.EventData) -> str:
+        return str(event.hole)
+
+    for began in (
+        drawn.select(choose, codes, outputs, **ALONE),
+        controls.take.click(take, [controls.set_name, controls.number], outputs, **ALONE),
+        controls.write.click(write, controls.words, outputs, **ALONE),
+    ):
+        began.then(lambda: "", outputs=controls.hole)
+    given.input(marked, outputs=controls.hole)
+    controls.hole.change(told(looked), [base, controls.hole], given)
+
+
+def _models(root: str, spec: Spec) -> Generator:
+    return studio.models(root, spec.sample.ema)

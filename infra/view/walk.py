@@ -1,0 +1,175 @@
+"""The tabs in which one walks through a root: samples, what was left out, neighbours, curves."""
+
+from __future__ import annotations
+
+from itertools import islice
+from typing import Any
+
+import gradio as gr
+import numpy as np
+from markupsafe import Markup
+
+from data_specs import storage
+from data_specs.spec import Spec
+from infra.look import contact_sheet
+from infra.report.charts import chart_svg, curves_of
+from infra.status import status_lines
+from infra.view import neighbours, sets, studio
+from infra.view.page import place_for, told
+from infra.view.sets import part, shown
+from tokenize_jobs.views import make_views
+
+PAGE, ROWS, REJECTS = 24, 8, 200  # samples of a page, of neighbours, and rejects that are listed
+ALL, LISTED = "all", 64  # shards together; of sets of more shards the first is shown at first
+EVERY = 5.0  # seconds between two looks at a running training
+
+
+# ---- samples ---------------------------------------------------------------------------------------------------------
+def samples(root: str, spec: Spec, names: list[str]) -> None:
+    with gr.Row():
+        name = gr.Dropdown(names, value=names[0], label="Set")
+        unit = gr.Dropdown([ALL], value=ALL, label="Shard")
+        where = gr.Textbox(
+            label="Only where", info="as in dnd query", placeholder="num_words > 8 and licence = 'CC0-1.0'"
+        )
+        number = gr.Number(value=1, precision=0, minimum=1, label="Page")
+    count = gr.Markdown()
+    found = place_for()
+    with gr.Row():
+        before, after = gr.Button("Previous"), gr.Button("Next")
+    sample = place_for("<p>Choose a sample.</p>")
+    depth = gr.Slider(1, spec.shape.depth, value=spec.shape.depth, step=1, label="Decoded from the first … codes")
+    view = gr.Number(value=0, precision=0, minimum=0, label="View", visible=spec.tokenize.views == "ten_crop")
+    codes = place_for()
+    index = gr.State(None)
+    query = [name, unit, where, number]
+
+    @told
+    def opened(name: str) -> tuple[Any, int]:
+        units = [str(unit) for unit in sets.shard_numbers(sets.open_now(root, name))]
+        return gr.Dropdown([ALL, *units], value=units[0] if len(units) > LISTED else ALL), 1
+
+    @told
+    def listed(name: str, unit: str, where: str, number: int) -> tuple[str, str]:
+        items = sets.open_now(root, name)
+        places = sets.chosen(items, _unit(unit), where)
+        pages = max(1, -(-len(places) // PAGE))
+        on_page = [items[place] for place in places[(number - 1) * PAGE : number * PAGE]]
+        words = f"{len(places):,} of {len(items):,} samples, page {number} of {pages}"
+        return words, part("tiles", [shown(item["__key__"], item["image"]) for item in on_page], "No samples here.")
+
+    @told
+    def take(name: str, unit: str, where: str, number: int, event: gr.EventData) -> tuple[int, str]:
+        items = sets.open_now(root, name)
+        place = int(sets.chosen(items, _unit(unit), where)[(number - 1) * PAGE + event.index])
+        shard = items.manifest.shardlist[items.locate(place)[0]].url
+        return place, sets.about(items[place], shard)
+
+    @told
+    def coded(name: str, place: int | None, depth: int, view: int) -> str:
+        return "" if place is None else _coded(root, spec, name, place, int(depth), int(view or 0))
+
+    name.change(opened, name, [unit, number]).then(listed, query, [count, found])
+    gr.on([unit.input, where.submit], lambda: 1, None, number).then(listed, query, [count, found])
+    number.change(listed, query, [count, found])
+    before.click(lambda number: max(1, number - 1), number, number)
+    after.click(lambda number: number + 1, number, number)
+    found.select(take, query, [index, sample]).then(coded, [name, index, depth, view], codes)
+    for control in (depth, view):
+        control.change(coded, [name, index, depth, view], codes)
+    gr.on(None, opened, name, [unit, number]).then(listed, query, [count, found])
+
+
+def _unit(shard: str) -> int | None:
+    return None if shard == ALL else int(shard)
+
+
+def _coded(root: str, spec: Spec, name: str, place: int, depth: int, view: int) -> str:
+    """The codes of a sample at a depth, and what the first codes of each position make of it."""
+    items = sets.open_now(root, name)
+    item, unit = items[place], sets.shard_numbers(items)[items.locate(place)[0]]
+    views = sets.codes_of(root, name, item["__key__"], unit)
+    if views is None:
+        return "<p>No codes of it under this root.</p>"
+    codes = views[min(view, len(views) - 1)]
+    kind = spec.tokenize.views if len(views) > 1 else "centre"
+    original = make_views(item["image"], spec.shape.image_size, kind)[min(view, len(views) - 1)]
+    tokenizer = studio.tokenizer_of(storage.join(root, spec.tokenize.tokenizer))
+    pictures = [shown(*pair) for pair in studio.by_depth(tokenizer, codes, depth, original)]
+    title = f"<h3>Code {depth} of {codes.shape[-1]} of each position</h3>"
+    return part("figures", pictures) + title + part("codes", codes[..., depth - 1].tolist(), codes.shape[1] > 16)
+
+
+# ---- what was left out -----------------------------------------------------------------------------------------------
+def left_out(root: str, names: list[str]) -> None:
+    name = gr.Dropdown(names, value=names[0], label="Set")
+    counts = place_for()
+    reason = gr.Dropdown([], label="Reason", info="documents that were rejected are listed; filtered ones are counted")
+    listed = place_for()
+    with gr.Row():
+        unit = gr.Number(value=0, precision=0, minimum=0, label="Shard")
+        draw = gr.Button("Pictures of what this shard kept and left out")
+    sheet = place_for()
+
+    @told
+    def counted(name: str) -> tuple[str, Any, str]:
+        rows = sets.reasons(root, name)
+        rejected = [reason for kind, reason, _ in rows if kind == "rejected"]
+        table = part("table", ["", "reason", "count"], rows) if rows else "<p>Nothing was left out of this set.</p>"
+        return table, gr.Dropdown(rejected, value=rejected[0] if rejected else None), ""
+
+    @told
+    def of_reason(name: str, reason: str | None) -> str:
+        rows = (
+            [(r.key, r.source, r.detail) for r in islice(sets.rejects(root, name, reason), REJECTS)] if reason else []
+        )
+        return part("table", ["key", "source", "what is known"], rows) if rows else ""
+
+    @told
+    def drawn(name: str, unit: int) -> str:
+        picture = np.asarray(contact_sheet(root, name, int(unit), boxes=True))
+        return part("figures", [shown(f"{name}, shard {unit}", picture)], "wide")
+
+    gr.on([name.change], counted, name, [counts, reason, sheet])
+    reason.change(of_reason, [name, reason], listed)
+    draw.click(drawn, [name, unit], sheet)
+    gr.on(None, counted, name, [counts, reason, sheet])
+
+
+# ---- neighbours ------------------------------------------------------------------------------------------------------
+def neighbours_of(root: str, spec: Spec, names: list[str]) -> None:
+    gr.Markdown(
+        f"Of the {neighbours.CANDIDATES} training images whose perceptual hashes are nearest, the one that differs least "
+        f"when both are reduced to {neighbours.SIDE} × {neighbours.SIDE} pixels. 0 is a copy."
+    )
+    drawn = [name for name in names if name.startswith("samples/")] or names
+    with gr.Row():
+        name = gr.Dropdown(names, value=drawn[0], label="Set")
+        number = gr.Number(value=1, precision=0, minimum=1, label="Page")
+    search = gr.Button("Search", variant="primary")
+    found = place_for()
+
+    @told
+    def searched(name: str, number: int) -> str:
+        items = sets.open_now(root, name)
+        training, rows = storage.join(root, spec.tokenize.images["train"]), []
+        for item in (items[place] for place in range(len(items))[(number - 1) * ROWS : number * ROWS]):
+            near = neighbours.nearest(training, item["image"])
+            rows += [shown(item["__key__"], item["image"]), shown(f"{near.key}: {near.difference:.1f}", near.image)]
+        return part("figures", rows, "pair" if len(rows) < 3 else "")
+
+    search.click(searched, [name, number], found)
+
+
+# ---- curves ----------------------------------------------------------------------------------------------------------
+def curves(root: str, tab: gr.Tab) -> None:
+    seen = place_for()
+    timer = gr.Timer(EVERY, active=False)
+
+    @told
+    def looked() -> str:
+        charts = [(chart.title, Markup(chart_svg(chart))) for chart in curves_of(root)]  # noqa: S704 (it escapes)
+        return part("charts", charts, list(status_lines(root)))
+
+    tab.select(looked, outputs=seen).then(lambda: gr.Timer(active=True), outputs=timer)
+    timer.tick(looked, outputs=seen, show_progress="hidden")
