@@ -7,12 +7,12 @@ from typing import Annotated
 import typer
 
 from data_specs import storage
-from infra.commands.options import RootArg
+from infra.commands.options import RootArg, RootCommand
 
 app = typer.Typer()
 
 
-@app.command()
+@app.command(cls=RootCommand)
 def view(
     root: RootArg,
     port: Annotated[

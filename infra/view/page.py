@@ -35,7 +35,7 @@ def page(root: str) -> gr.Blocks:
                     walk.samples(root, spec, pictures)
                 with gr.Tab("Left out"):
                     walk.left_out(root, pictures)
-                with gr.Tab("Nearest training image"):
+                with gr.Tab("Nearest"):
                     walk.neighbours_of(root, spec, pictures)
             with gr.Tab("Curves") as tab:
                 walk.curves(root, tab)

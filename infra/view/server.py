@@ -35,7 +35,10 @@ def serve(root: str, host: str, port: int) -> None:
     from infra.view.page import FOLDER, page
 
     blocks, listening = page(root).queue(), listen(host, port)
-    plain = gr.themes.Default(font=["system-ui", "sans-serif"], font_mono=["ui-monospace", "monospace"])
+    plain = gr.themes.Default(
+        primary_hue="blue", font=["system-ui", "sans-serif"], font_mono=["ui-monospace", "monospace"]
+    )
+    plain.set(block_info_text_color="*neutral_600", block_info_text_color_dark="*neutral_300")
     app = gr.mount_gradio_app(
         FastAPI(), blocks, path="/", ssr_mode=False, footer_links=[], theme=plain, css_paths=FOLDER / "page.css"
     )

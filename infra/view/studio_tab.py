@@ -40,7 +40,8 @@ def studio_tab(root: str, spec: Spec) -> None:
     with gr.Row():
         with gr.Column():
             controls = _given(root, spec)
-        given = place_for(NOTHING)
+        with gr.Column():
+            given = place_for(NOTHING)
     base, codes = gr.State(None), gr.State(None)
     _draws(root, spec, start, controls, [base, controls.hole, controls.depths], options, [codes, drawn])
     _gives(root, spec, controls, codes, drawn, [base, given])
@@ -70,7 +71,7 @@ def _first(value: float | tuple[float, ...]) -> float:
 def _given(root: str, spec: Spec) -> Given:
     depth, names = spec.shape.depth, sets.set_names(root, "codes")
     with gr.Row():
-        set_name = gr.Dropdown(names, label="Sample of", min_width=120)
+        set_name = gr.Dropdown(names, label="Sample of", min_width=160)
         number = gr.Number(value=0, precision=0, minimum=0, label="Number", min_width=80)
         take = gr.Button("Take this sample", min_width=120)
     with gr.Row(visible=any(source.document_kind == "text" for source in spec.render.sources)):

@@ -104,7 +104,7 @@ def _coded(root: str, spec: Spec, name: str, place: int, depth: int, view: int) 
 def left_out(root: str, names: list[str]) -> None:
     name = gr.Dropdown(names, value=names[0], label="Set")
     counts = place_for()
-    reason = gr.Dropdown([], label="Reason", info="documents that were rejected are listed; filtered ones are counted")
+    reason = gr.Dropdown([], label="Rejected for", visible=False)
     listed = place_for()
     with gr.Row():
         unit = gr.Number(value=0, precision=0, minimum=0, label="Shard")
@@ -116,7 +116,7 @@ def left_out(root: str, names: list[str]) -> None:
         rows = sets.reasons(root, name)
         rejected = [reason for kind, reason, _ in rows if kind == "rejected"]
         table = part("table", ["", "reason", "count"], rows) if rows else "<p>Nothing was left out of this set.</p>"
-        return table, gr.Dropdown(rejected, value=rejected[0] if rejected else None), ""
+        return table, gr.Dropdown(rejected, value=rejected[0] if rejected else None, visible=bool(rejected)), ""
 
     @told
     def of_reason(name: str, reason: str | None) -> str:
@@ -139,8 +139,8 @@ def left_out(root: str, names: list[str]) -> None:
 # ---- neighbours ------------------------------------------------------------------------------------------------------
 def neighbours_of(root: str, spec: Spec, names: list[str]) -> None:
     gr.Markdown(
-        f"Of the {neighbours.CANDIDATES} training images whose perceptual hashes are nearest, the one that differs least "
-        f"when both are reduced to {neighbours.SIDE} × {neighbours.SIDE} pixels. 0 is a copy."
+        f"Of the {neighbours.CANDIDATES} training images whose perceptual hashes are nearest, the one that differs "
+        f"least when both are reduced to {neighbours.SIDE} × {neighbours.SIDE} pixels. 0 is a copy, 255 the most."
     )
     drawn = [name for name in names if name.startswith("samples/")] or names
     with gr.Row():
@@ -155,8 +155,9 @@ def neighbours_of(root: str, spec: Spec, names: list[str]) -> None:
         training, rows = storage.join(root, spec.tokenize.images["train"]), []
         for item in (items[place] for place in range(len(items))[(number - 1) * ROWS : number * ROWS]):
             near = neighbours.nearest(training, item["image"])
-            rows += [shown(item["__key__"], item["image"]), shown(f"{near.key}: {near.difference:.1f}", near.image)]
-        return part("figures", rows, "pair" if len(rows) < 3 else "")
+            about = f"{near.key}, difference {near.difference:.1f}"
+            rows.append([shown(item["__key__"], item["image"]), shown(about, near.image)])
+        return part("pairs", rows)
 
     search.click(searched, [name, number], found)
 
