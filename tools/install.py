@@ -1,8 +1,9 @@
 """Installs a lock into this Python's environment, by uv where it can be had: `python tools/install.py LOCK`
 
 Packages come by their hashes, and as the lock has them: what they demand of each other was settled when it was made.
-torch and torchvision, whose builds differ by machine, come by their versions, with CUDA's libraries, both from one index: PyTorch's for CPUs where a Linux machine has no GPU, else (or where that cannot be reached) the ones that pip
-is set up for. Needs nothing but Python's own library.
+torch and torchvision, whose builds differ by machine, come by their versions, with CUDA's libraries, both from one
+index: PyTorch's for CPUs where a Linux machine has no GPU, else (or where that cannot be reached) the ones that pip is
+set up for. Needs nothing but Python's own library.
 """
 
 from __future__ import annotations

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any, NamedTuple
 
 import gradio as gr
@@ -15,7 +16,7 @@ from train.generate import Generator
 
 DRAWN = 16  # pictures at most
 NOTHING = "<p>Nothing is given yet: choose a picture that was drawn, take a sample, or write a line.</p>"
-ALONE = {"concurrency_id": "model", "concurrency_limit": 1}  # one at a time holds the model
+ALONE: dict[str, Any] = {"concurrency_id": "model", "concurrency_limit": 1}  # one at a time holds the model
 Shown = tuple[Any, str]  # what is kept for the next step, and what the page shows
 
 
@@ -64,7 +65,7 @@ def _options(root: str, spec: Spec) -> list[Any]:
     return [cls, number, warm, guidance, seed]
 
 
-def _first(value: float | tuple[float, ...]) -> float:
+def _first(value: float | Sequence[float]) -> float:
     return value if isinstance(value, float | int) else value[0]
 
 

@@ -24,8 +24,8 @@ from infra.view.sets import part
 from pipeline.stages import UnitStage
 from pipeline.workers import Workers
 from tokenize_jobs.job import DECODE, TOKENIZE
+from tokenize_jobs.networks import config_of as tokenizer_config
 from tokenize_jobs.rqvae import RQVAE
-from tokenize_jobs.task import config_of as tokenizer_config
 from tokenize_jobs.weights import save_tokenizer
 from train.engine import config_of
 from train.model import DnDTransformer
