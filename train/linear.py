@@ -1,28 +1,70 @@
-"""Linear maps for sampling, where a step multiplies a few rows with every weight: packed for oneDNN, or int8.
+"""Linear maps for sampling on CPUs, where a step multiplies a few rows with every weight: by the product that is the
+fastest here for each shape, or int8.
 
-docs/sampling.md has what was measured.
+Which one that is differs between makes of CPU, numbers of rows and threads, so it is measured (docs/sampling.md).
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import time
+from collections.abc import Callable, Mapping, Sequence
+from functools import lru_cache, partial
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 
-from train.model import DnDTransformer, FeedForward
+from train.model import DnDTransformer, FeedForward, TransformerConfig
 
-PACKED_ROWS = 16  # rows that the layout is chosen for; from 2 to 64 it made no difference
+ROWS = 16  # of a step, where nobody says how many
+CACHED = 2**26  # bytes of weights that a measurement reads in turn, so that no cache holds them where none would
+ROUNDS = 3
+GAIN = 0.95  # of the plain product's time that another must stay below
+
+Products = Mapping[str, str]  # "OUTxIN" to a name of PRODUCTS, or "plain"
+
+
+class TransposedLinear(nn.Module):
+    """The weight times the rows as columns: on some CPUs the fastest for two to four rows."""
+
+    def __init__(self, weight: Tensor) -> None:
+        super().__init__()
+        self.weight = weight
+
+    def forward(self, x: Tensor) -> Tensor:
+        product = torch.mm(self.weight, x.flatten(0, -2).t()).t()
+        return product.contiguous().view(*x.shape[:-1], -1)
+
+
+class MklLinear(nn.Module):
+    """A map with its weight laid out for MKL's product of so many rows."""
+
+    def __init__(self, weight: Tensor, rows: int) -> None:
+        super().__init__()
+        self.weight, self.rows = weight, rows
+        self.packed = torch.ops.mkl._mkl_reorder_linear_weight(weight, rows)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return torch.ops.mkl._mkl_linear(x, self.packed, self.weight, None, self.rows)
 
 
 class PackedLinear(nn.Module):
-    """A map with its weight laid out for oneDNN's products."""
+    """A map with its weight laid out for oneDNN's product, of `least` rows at least: four can cost less than two."""
 
-    def __init__(self, linear: nn.Linear) -> None:
+    def __init__(self, weight: Tensor, least: int = 1) -> None:
         super().__init__()
-        self.packed = torch.ops.mkldnn._reorder_linear_weight(linear.weight.detach(), PACKED_ROWS)
+        self.packed, self.least = torch.ops.mkldnn._reorder_linear_weight(weight, ROWS), least
 
-    def forward(self, x: Tensor, activation: str = "none") -> Tensor:
+    def widened(self, x: Tensor) -> Tensor:
+        """x [B, T, C] with as many rows of zeros behind it as are missing."""
+        missing = self.least - x.shape[0] * x.shape[1]
+        return F.pad(x, (0, 0, 0, 0, 0, missing)) if missing > 0 else x
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.product(self.widened(x))[: x.shape[0]]
+
+    def product(self, x: Tensor, activation: str = "none") -> Tensor:
+        """The product with x that has rows enough."""
         return torch.ops.mkldnn._linear_pointwise(x, self.packed, None, activation, [], "")
 
     def times(self, x: Tensor, factor: Tensor) -> Tensor:
@@ -31,14 +73,75 @@ class PackedLinear(nn.Module):
 
 
 class PackedFeedForward(nn.Module):
-    """SwiGLU over packed maps; gate and product are done where the maps' results are written."""
+    """SwiGLU over maps packed for oneDNN; gate and product are done where the maps' results are written."""
 
-    def __init__(self, feed_forward: FeedForward) -> None:
+    w1: PackedLinear
+    w3: PackedLinear
+
+    def __init__(self, gate: nn.Module, up: nn.Module, down: nn.Module) -> None:
         super().__init__()
-        self.w1, self.w2, self.w3 = map(PackedLinear, (feed_forward.w1, feed_forward.w2, feed_forward.w3))
+        self.w1, self.w3, self.w2 = gate, up, down  # type: ignore[assignment]
 
     def forward(self, x: Tensor) -> Tensor:
-        return self.w2(self.w3.times(x, self.w1(x, "swish")))
+        wide = self.w1.widened(x)
+        return self.w2(self.w3.times(wide, self.w1.product(wide, "swish"))[: x.shape[0]])
+
+
+PRODUCTS: dict[str, Callable[[Tensor, int], nn.Module]] = {
+    "transposed": lambda weight, rows: TransposedLinear(weight),
+    "mkl": MklLinear,
+    "onednn": lambda weight, rows: PackedLinear(weight),
+    "onednn-4": lambda weight, rows: PackedLinear(weight, 4),
+}
+
+
+def choose_products(config: TransformerConfig, dtype: torch.dtype, rows: int) -> dict[str, str]:
+    """The fastest product of each shape of a model's maps for so many rows, by this process's threads."""
+    c, f, layers = config.dim, config.ffn_dim, config.num_layers
+    shapes = {(3 * c, c): layers, (c, c): layers, (f, c): 2 * layers, (c, f): layers}
+    shapes |= {(config.codebook_size, c): config.depth}
+    threads = torch.get_num_threads()
+    return {f"{out}x{into}": fastest(out, into, dtype, rows, n, threads) for (out, into), n in shapes.items()}
+
+
+@lru_cache(maxsize=256)
+def fastest(out: int, into: int, dtype: torch.dtype, rows: int, copies: int, threads: int) -> str:
+    """The product that is fastest here for a weight [out, into], or "plain" where none is faster than F.linear.
+
+    Args:
+        copies: of the weight that are multiplied in turn, as in a model's step; fewer where that would take long.
+        threads: of this process, by which results are kept.
+    """
+    item = torch.empty((), dtype=dtype).itemsize
+    number = min(copies, max(1, CACHED // (out * into * item)))
+    x, weight = torch.ones(rows, 1, into, dtype=dtype), torch.ones(out, into, dtype=dtype)
+    with torch.inference_mode():
+        weights = [weight.clone() for _ in range(number)]
+        seconds = {"plain": _seconds([partial(F.linear, weight=one) for one in weights], x)}
+        for name in offered(dtype):
+            seconds[name] = _seconds([PRODUCTS[name](one, rows) for one in weights], x)
+    best = min(seconds, key=seconds.__getitem__)
+    return best if seconds[best] < GAIN * seconds["plain"] else "plain"
+
+
+def _seconds(maps: Sequence[Callable[[Tensor], Tensor]], x: Tensor) -> float:
+    """Of one map, the best of a few rounds."""
+    taken = []
+    for _ in range(1 + ROUNDS):
+        started = time.perf_counter()
+        for one in maps:
+            one(x)
+        taken.append(time.perf_counter() - started)
+    return min(taken[1:]) / len(maps)
+
+
+def offered(dtype: torch.dtype) -> list[str]:
+    """The products that there are here for a type."""
+    names = ["transposed"]
+    if dtype == torch.float32 and torch.backends.mkl.is_available():
+        names.append("mkl")
+    packable = dtype == torch.float32 or torch.ops.mkldnn._is_mkldnn_bf16_supported()
+    return [*names, "onednn", "onednn-4"] if torch.backends.mkldnn.is_available() and packable else names
 
 
 class Int8Linear(nn.Module):
@@ -59,26 +162,32 @@ class Int8Linear(nn.Module):
         return flat.view(*x.shape[:-1], -1).to(x.dtype)
 
 
-def packed(model: DnDTransformer) -> DnDTransformer:
-    """The model with its maps packed for sampling on a CPU; itself where packing brings nothing."""
+def packed(model: DnDTransformer, rows: int = ROWS, products: Products | None = None) -> DnDTransformer:
+    """The model with its maps as sampling on a CPU multiplies them fastest; itself on GPUs.
+
+    Args:
+        model: not a rank's share of its weights; one that is packed or int8 already stays as it is.
+        rows: of a step.
+        products: by shape, as `choose_products` gives them; by default that is asked.
+    """
     weight = model.tok_embeddings.weight
-    # neither packed or int8 already nor a rank's share of the weights
-    whole = isinstance(model.output[0], nn.Linear) and model.output[0].weight.shape == weight.shape
-    fits = weight.device.type == "cpu" and weight.dtype in _packable() and torch.backends.mkldnn.is_available()
-    if not (fits and whole):
+    if weight.device.type != "cpu" or isinstance(model, Twin) or model.output[0].weight.shape != weight.shape:
         return model
+    chosen = choose_products(model.config, weight.dtype, rows) if products is None else products
+
+    def name_of(linear: nn.Linear) -> str:
+        return chosen["x".join(map(str, linear.weight.shape))]
+
+    def pack_linear(linear: nn.Linear) -> nn.Module:
+        name = name_of(linear)
+        return linear if name == "plain" else PRODUCTS[name](linear.weight.detach(), rows)
 
     def pack(module: nn.Module) -> nn.Module | None:
-        if isinstance(module, FeedForward):
-            return PackedFeedForward(module)
-        return PackedLinear(module) if isinstance(module, nn.Linear) else None
+        if isinstance(module, FeedForward) and name_of(module.w1).startswith("onednn"):
+            return PackedFeedForward(*map(pack_linear, (module.w1, module.w3, module.w2)))
+        return pack_linear(module) if isinstance(module, nn.Linear) else None
 
     return _twin(model, pack)
-
-
-def _packable() -> tuple[torch.dtype, ...]:
-    fast = torch.ops.mkldnn._is_mkldnn_bf16_supported()
-    return (torch.float32, torch.bfloat16) if fast else (torch.float32,)
 
 
 def quantize_int8(model: DnDTransformer) -> DnDTransformer:
@@ -92,10 +201,14 @@ def quantize_int8(model: DnDTransformer) -> DnDTransformer:
     return _twin(model, lambda module: Int8Linear(module) if isinstance(module, nn.Linear) else None)
 
 
-def _twin(model: DnDTransformer, make: Callable[[nn.Module], nn.Module | None]) -> DnDTransformer:
+class Twin(DnDTransformer):
+    """A second model over the tensors of another, with other maps: for sampling only."""
+
+
+def _twin(model: DnDTransformer, make: Callable[[nn.Module], nn.Module | None]) -> Twin:
     """A second model over the same tensors, the modules that `make` has an answer to replaced."""
     with torch.device("meta"):
-        twin = DnDTransformer(model.config)
+        twin = Twin(model.config)
     twin.load_state_dict(model.state_dict(), assign=True)
     _replace(twin, make)
     return twin.eval().requires_grad_(False)

@@ -174,8 +174,8 @@ def causal_attention(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
     On CPUs in float32: the bfloat16 kernels' backward is up to nine times slower.
     """
     dtype = torch.float32 if q.device.type == "cpu" else q.dtype
-    wide = (x.transpose(1, 2).to(dtype) for x in (q, k, v))
-    return F.scaled_dot_product_attention(*wide, is_causal=True).transpose(1, 2).to(q.dtype)
+    queries, keys, values = (x.transpose(1, 2).to(dtype) for x in (q, k, v))
+    return F.scaled_dot_product_attention(queries, keys, values, is_causal=True).transpose(1, 2).to(q.dtype)
 
 
 # Weights are drawn in the leaf modules, so that construction under deepspeed.zero.Init, which partitions each module

@@ -65,9 +65,10 @@ class DrawSamples(UnitStage):
         starts = range(0, spec.sample.num, size)
         units = (RangeUnit(unit=n, first=s, count=min(size, spec.sample.num - s)) for n, s in enumerate(starts))
         other = f"draw under another name (--set sample.name=…; these are {spec.sample.name}), "
-        identity = _identity(spec, root, workers)
+        products = settle_products(spec, root, workers)
+        identity = _identity(spec, root, workers, products)
         plan = planned(storage.join(root, self.home(spec), "codes"), identity, units, other)
-        yield Output(plan, spec, partial(_setup, spec, root, identity.versions["device"]))
+        yield Output(plan, spec, partial(_setup, spec, root, identity.versions["device"], products))
 
     def run(self, spec: Spec, root: str, workers: Workers, **options: Any) -> Iterator[str]:
         refuse_misfit(spec, storage.join(root, spec.tokenize.tokenizer, "tokenizer.json"))  # before hours of work
@@ -113,7 +114,28 @@ def _fitting_batch(spec: Spec, workers: Workers) -> int:
     return on_worker(workers, fitting)
 
 
-def _identity(spec: Spec, root: str, workers: Workers) -> Identity:
+def settle_products(spec: Spec, root: str, workers: Workers) -> dict[str, str]:
+    """How CPU workers multiply, since it decides bytes: as samples begun under the root, or as is fastest here."""
+    plan = read_plan(storage.join(root, f"samples/{spec.sample.name}/codes"))
+    if plan:
+        return dict(plan.identity.spec.get("products", {}))  # type: ignore[arg-type]
+    if workers.gpus or spec.sample.dtype == "int8":
+        return {}
+    import torch
+
+    from train.linear import choose_products
+    from train.weights import read_config
+
+    threads, config = torch.get_num_threads(), read_config(storage.join(root, "transformer"))
+    rows = (spec.sample.batch_size or 1) * (1 + (spec.sample.guidance != 1))
+    torch.set_num_threads(spec.sample.threads)
+    try:
+        return choose_products(config, getattr(torch, spec.sample.dtype), rows)
+    finally:
+        torch.set_num_threads(threads)
+
+
+def _identity(spec: Spec, root: str, workers: Workers, products: dict[str, str]) -> Identity:
     import torch
 
     from data_specs.manifest import read_manifest
@@ -125,7 +147,7 @@ def _identity(spec: Spec, root: str, workers: Workers) -> Identity:
     free: Any = {"name": True, "rounding": True, "given": {"codes"}}  # names and paths, and what decoding needs
     return Identity(
         stage="sample",
-        spec={"sample": spec.sample.model_dump(mode="json", exclude=free)},
+        spec={"sample": spec.sample.model_dump(mode="json", exclude=free), "products": dict[str, Any](products)},
         inputs=inputs,
         seed=spec.seed,
         versions={"torch": torch.__version__, "device": device_of(workers)},
@@ -175,7 +197,7 @@ def refuse_misfit(spec: Spec, uri: str) -> None:
         )
 
 
-def _setup(spec: Spec, root: str, device: str) -> Work:
+def _setup(spec: Spec, root: str, device: str, products: dict[str, str]) -> Work:
     """Loads the transformer; a unit is a range of images."""
     import torch
 
@@ -189,7 +211,7 @@ def _setup(spec: Spec, root: str, device: str) -> Work:
     uri = storage.join(root, "transformer")
     dtype = torch.float32 if spec.sample.dtype == "float32" else torch.bfloat16
     model = load_transformer(uri, ema=spec.sample.ema, device=pick_device(), dtype=dtype)
-    model = quantize_int8(model) if spec.sample.dtype == "int8" else packed(model)
+    model = quantize_int8(model) if spec.sample.dtype == "int8" else packed(model, products=products)
     return lambda unit: sample_range(model, spec, unit.first, unit.count, root)
 
 

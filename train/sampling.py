@@ -135,7 +135,7 @@ class Sampler:
         self.held = _held_by_graphs(model)
         self.batch, self.settings, self.config = batch, settings, config
         rows = batch * (1 + settings.guided)
-        fast = packed(model)
+        fast = packed(model, rows)
         self.model = cast(DnDTransformer, weakref.proxy(model)) if fast is model else fast  # keeps no model alive
         self.decoder = Decoder(self.model, rows)
         self.vocabulary = torch.arange(config.codebook_size, dtype=torch.int32, device=device)

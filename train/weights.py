@@ -39,7 +39,7 @@ def load_transformer(
     Fetches no other file than these weights and reads one tensor at a time, so that only the model itself takes
     memory. Raises ValueError naming the file.
     """
-    config = _read_config(storage.join(str(folder), CONFIG))
+    config = read_config(str(folder))
     with open_weights(str(folder), ema, device) as file:
         shapes = {name: tuple(file.get_slice(name).get_shape()) for name in file.keys()}  # noqa: SIM118
         uri = storage.join(str(folder), EMA_WEIGHTS if ema else WEIGHTS)
@@ -65,7 +65,9 @@ def open_weights(folder: str, ema: bool = False, device: torch.device | str = "c
         raise ValueError(f"{uri}: no readable transformer weights ({error}): train or import it again") from None
 
 
-def _read_config(uri: str) -> TransformerConfig:
+def read_config(folder: str) -> TransformerConfig:
+    """The configuration of a transformer's folder or URI. Raises ValueError naming the file where it cannot be read."""
+    uri = storage.join(folder, CONFIG)
     try:
         values = json.loads(storage.read_text(uri))
         tuples: dict[str, Any] = {k: tuple(v) if isinstance(v, list) else v for k, v in values.items()}

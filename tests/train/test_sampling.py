@@ -9,7 +9,7 @@ import pytest
 import torch
 from safetensors import safe_open
 
-from train.linear import packed, quantize_int8
+from train.linear import PRODUCTS, choose_products, offered, packed, quantize_int8
 from train.model import DnDTransformer, TransformerConfig
 from train.noise import code_keys, gumbel, philox
 from train.sampling import FREE, Sampler, Settings, _held_by_graphs, guidance_scales, sample_best, sample_codes
@@ -238,18 +238,27 @@ def test_graphs_sample_what_the_whole_pass_says():
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
-@pytest.mark.parametrize("rows", [1, 4, 9])
-def test_packed_weights_change_nothing(rows, dtype):
+@pytest.mark.parametrize("name", ["plain", *PRODUCTS])
+def test_every_product_computes_the_same(name, dtype):
+    if name not in ("plain", *offered(dtype)):
+        pytest.skip(f"no {name} here for {dtype}")
     model = random_model().to(dtype)
-    fast = packed(model)
-    if dtype == torch.float32:
-        assert (fast is model) == (not torch.backends.mkldnn.is_available())
-    codes = torch.randint(19, (rows, 15, 2))
+    shapes = ("96x32", "32x32", "256x32", "32x256", "19x32")
+    fast = packed(model, products=dict.fromkeys(shapes, name))
     assert packed(fast) is fast
-    classes = torch.arange(rows) % 4
-    for part in (codes[:, :1], codes):  # another number of rows
-        wanted, got = model(part, classes), fast(part, classes).float()
-        assert (got - wanted).norm() < (1e-5 if dtype == torch.float32 else 0.03) * wanted.norm()
+    for rows in (1, 2, 4, 9):
+        codes, classes = torch.randint(19, (rows, 15, 2)), torch.arange(rows) % 4
+        for part in (codes[:, :1], codes):  # another number of rows
+            wanted, got = model(part, classes), fast(part, classes).float()
+            assert (got - wanted).norm() < (1e-5 if dtype == torch.float32 else 0.03) * wanted.norm()
+
+
+def test_each_shape_has_the_product_that_was_the_fastest_here():
+    config = random_model().config
+    chosen = choose_products(config, torch.float32, 2)
+    assert list(chosen) == ["96x32", "32x32", "256x32", "32x256", "19x32"]
+    assert set(chosen.values()) <= {"plain", *offered(torch.float32)}
+    assert choose_products(config, torch.float32, 2) == chosen  # measured once a process
 
 
 def test_int8_weights_sample_nearly_the_same(model):
