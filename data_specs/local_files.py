@@ -25,20 +25,42 @@ def find_file(uri: str) -> FileInfo | None:
     return _info(uri, os.stat(uri)) if os.path.isfile(uri) else None
 
 
-def walk(folder: str, above: tuple[str, ...] = ()) -> Iterator[FileInfo]:
-    """Files under a folder, `above` being the real paths of the folders that led here: a link to one is a circle."""
+def walk(folder: str) -> Iterator[FileInfo]:
+    """Files under a folder; what is gone when its turn comes is left out."""
+    for entry in _entries(folder):
+        with suppress(FileNotFoundError):
+            if _leads_to(entry) == "a file":
+                yield _info(entry.path, entry.stat())
+
+
+def no_files(folder: str) -> Iterator[tuple[str, str]]:
+    """Paths under a folder that a listing leaves out, and why: links that lead nowhere, pipes, devices, `.part`."""
+    for entry in _entries(folder) if os.path.isdir(folder) else ():
+        if (what := _leads_to(entry)) != "a file":
+            yield entry.path, what
+
+
+def _entries(folder: str, above: tuple[str, ...] = ()) -> Iterator[os.DirEntry[str]]:
+    """All but folders, `above` being the real paths of the folders that led here: a link to one is a circle."""
     here = os.path.realpath(folder)
     if here in above:
         return
-    entries = sorted(os.scandir(folder), key=lambda e: e.name + "/" * e.is_dir())  # the order of whole names, as on S3
-    for entry in entries:
-        if entry.name.endswith(PART):
-            continue
-        with suppress(FileNotFoundError):  # gone meanwhile, or a link to nothing
-            if entry.is_dir():
-                yield from walk(entry.path, (*above, here))
-            else:
-                yield _info(entry.path, entry.stat())
+    found = [(entry, _leads_to(entry) == "a folder") for entry in os.scandir(folder)]
+    for entry, is_folder in sorted(found, key=lambda e: e[0].name + "/" * e[1]):  # the order of whole names, as on S3
+        if is_folder:
+            yield from _entries(entry.path, (*above, here))
+        else:
+            yield entry
+
+
+def _leads_to(entry: os.DirEntry[str]) -> str:
+    """What stands at a path, or where its link leads."""
+    if entry.name.endswith(PART):
+        return "still being written"
+    with suppress(OSError):  # a link to itself
+        if entry.is_dir() or entry.is_file():
+            return "a folder" if entry.is_dir() else "a file"
+    return "link to nothing" if entry.is_symlink() else "neither file nor folder"
 
 
 def unfinished(folder: str) -> Iterator[str]:

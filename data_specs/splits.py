@@ -21,6 +21,6 @@ def key_of(document_id: str) -> str:
     if re.fullmatch(r"\d{4}\.\d{4,5}(v\d+)?", document_id):
         return document_id.replace(".", "-")
     clean = re.sub(r"[^A-Za-z0-9_-]+", "-", document_id)[:48].strip("-")
-    if clean == document_id:
+    if clean and clean == document_id:
         return clean
     return f"{clean}-{hashlib.sha256(document_id.encode('utf-8', 'surrogatepass')).hexdigest()[:8]}".lstrip("-")

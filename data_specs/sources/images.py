@@ -54,19 +54,21 @@ class ImageSource(ListedSource):
     def listing(self, classes: Mapping[str, int], not_taken: NotTaken) -> Iterator[Document]:
         listed = _mapping(self.mapping) if self.mapping else None
         named = ((relative(self.uri, file.uri), file) for file in storage.list_files(self.uri))
-        for _, neighbours in groupby(named, lambda pair: stem(pair[0])):
+        for _, neighbours in groupby(named, lambda pair: _shared_part(pair[0])):
             files = dict(neighbours)
+            captions = _captions(files) if self.classes == "none" else {}
+            used = set(captions.values())
             for name, file in files.items():
                 if without_packing(name).endswith(".tar"):
                     folder = "" if file.uri == self.uri else f"{stem(name)}/"
                     yield from samples.list_samples(file, folder, self.classes == "labels", not_taken)
-                elif is_parquet(name) and f"{stem(name)}.tar" not in files:
+                elif is_parquet(name) and stem(name) not in _tars(files):
                     labels = (self.class_key, classes) if self.classes == "labels" else None
                     yield from list_rows(self.uri, file, "id", self.image_key, labels)
                 elif samples.is_image(name):
                     named_class = None if self.classes == "none" else _class_of(name, listed)
-                    yield _image(name, file, named_class, classes, files.get(f"{stem(name)}.txt"))
-                elif name != "classes.json" and not (self.classes == "none" and name == f"{stem(name)}.txt"):
+                    yield _image(name, file, named_class, classes, captions.get(name))
+                elif name != "classes.json" and file not in used:
                     not_taken.add(name)
 
     def split_of(self, document: Document, val_share: float) -> str:
@@ -103,6 +105,28 @@ class ImageSource(ListedSource):
             return {int(n): str(name) for n, name in (found.items() if isinstance(found, dict) else enumerate(found))}
         except (ValueError, TypeError, RecursionError):
             raise ValueError(f"{uri}: write a list of names, or an object from class number to name") from None
+
+
+def _shared_part(name: str) -> str:
+    """What a file's name has in common with those of its sample: all up to the first dot."""
+    folder, slash, base = name.rpartition("/")
+    return folder + slash + base.partition(".")[0]
+
+
+def _tars(files: Mapping[str, FileInfo]) -> set[str]:
+    return {stem(name) for name in files if without_packing(name).endswith(".tar")}
+
+
+def _captions(files: Mapping[str, FileInfo]) -> dict[str, FileInfo]:
+    """The captions of images, by the images' names: files of the same name that end in .txt or .caption."""
+    written = {stem(name) + name[len(stem(name)) :].lower(): file for name, file in files.items()}
+    named = (
+        (name, f"{stem(name)}.{suffix}")
+        for name in files
+        if samples.is_image(name)
+        for suffix in samples.CAPTIONS[::-1]
+    )
+    return {name: written[caption] for name, caption in named if caption in written}
 
 
 def _image(

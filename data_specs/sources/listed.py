@@ -10,6 +10,7 @@ from typing import Any, ClassVar
 from pydantic import Field
 
 from data_specs import storage
+from data_specs.local_files import no_files
 from data_specs.records import Document, RawDocument, Reason, SourceUnit
 from data_specs.source import Source
 from data_specs.sources.names import as_utf8, is_packed, is_parquet
@@ -72,6 +73,8 @@ class ListedSource(Source):
             yield document._replace(id=as_utf8(document.id))
             if number == self.max_documents:
                 break
+        for path, what in () if storage.is_remote(self.uri) else no_files(self.uri):
+            not_taken.add(path, what)
         not_taken.warn(self.uri, self.kind)
         if number == 0:
             raise ValueError(f"{self.uri}: there is no document of kind {self.kind} here")

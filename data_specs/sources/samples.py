@@ -8,13 +8,13 @@ from typing import Any
 from data_specs.records import Document, FileInfo, Reason
 from data_specs.sources.listed import NotTaken
 from data_specs.sources.names import is_hidden
+from data_specs.sources.tables import MAX_CLASS
 from data_specs.sources.tars import Member, list_members
 
 IMAGES = (
     *(".jpg", ".jpeg", ".jpe", ".jfif", ".png", ".apng", ".webp", ".bmp", ".dib", ".gif", ".tif", ".tiff", ".avif"),
     *(".jxl", ".jp2", ".heic", ".heif", ".ppm", ".pgm", ".pbm", ".tga", ".ico", ".exr", ".hdr"),
 )
-MAX_CLASS = 1 << 31
 CAPTIONS = ("txt", "caption")
 
 
@@ -83,7 +83,7 @@ def _images_of(
     fields: dict[str, Member] = {field: value for field, value in sample.items() if not field.startswith("__")}
     images = {field: member for field, member in fields.items() if is_image(f"x.{field}")}
     stems = dict[str, str]()
-    used = {"cls"} if labelled else set(CAPTIONS)
+    used = set[str]()
     for field, member in images.items():
         before = field.rpartition(".")[0]
         document = Document(f"{folder}{key}{before and f'.{before}'}", member.span(file))
@@ -92,22 +92,19 @@ def _images_of(
             yield document._replace(reason=Reason.SECOND_OF_KEY, detail=detail)
             continue
         stems[before] = field
-        used |= {f"{before}.{name}" for name in (*CAPTIONS, "cls")}
-        yield _labelled(document, fields, before) if labelled else _captioned(document, fields, before, file)
+        places = [f"{before}.cls", "cls"] if labelled else [f"{before}.{name}".lstrip(".") for name in CAPTIONS]
+        beside = next((name for name in places if name in fields), "")
+        used.add(beside)
+        if labelled:
+            yield _labelled(document, fields[beside].content.strip() if beside else b"")
+        else:
+            yield document._replace(caption=fields[beside].span(file)) if beside else document
     for field in fields:
-        if field not in images and not (images and field in used):
+        if field not in images and field not in used:
             not_taken.add(f"{folder}{key}.{field}")
 
 
-def _labelled(document: Document, fields: dict[str, Member], before: str) -> Document:
-    label = fields.get(f"{before}.cls") or fields.get("cls")
-    text = label.content.strip() if label else b""
+def _labelled(document: Document, text: bytes) -> Document:
     if text.isdigit() and int(text) < MAX_CLASS:
         return document._replace(cls=int(text))
     return document._replace(reason=Reason.NO_CLASS, detail=text.decode("utf-8", "replace"))
-
-
-def _captioned(document: Document, fields: dict[str, Member], before: str, file: FileInfo) -> Document:
-    names = (f"{before}.{name}" if before else name for name in CAPTIONS)
-    caption = next((fields[name] for name in names if name in fields), None)
-    return document._replace(caption=caption.span(file)) if caption else document

@@ -15,6 +15,7 @@ if TYPE_CHECKING:
 
 LISTED_ROWS = 1 << 15
 READ_ROWS = 64
+MAX_CLASS = 1 << 31
 READ_BYTES = 32 << 20  # of rows held at a time, as long as a row is no larger
 LISTED_BYTES = 512 << 20  # of a row group's ids and classes
 RATIO = 200  # bytes that one of the file may unpack to, where these are more than wanted
@@ -45,9 +46,16 @@ def list_rows(
 
 
 def _row(span: Span, row_id: Any, label: Any, name: str, numbers: Mapping[str, int]) -> Document:
-    cls = label if isinstance(label, int) else numbers.get(str(label), -1)
-    document = Document(f"{name}#{span.start}" if row_id is None else str(row_id)[:ID_CHARACTERS], span, cls)
-    return document if cls >= 0 else document._replace(cls=0, reason=Reason.NO_CLASS, detail=repr(label)[:80])
+    document = Document(f"{name}#{span.start}" if row_id is None else text_of(row_id)[:ID_CHARACTERS], span)
+    cls = int(label) if isinstance(label, int) else numbers.get(text_of(label), -1)
+    if 0 <= cls < MAX_CLASS:
+        return document._replace(cls=cls)
+    return document._replace(reason=Reason.NO_CLASS, detail=repr(label)[:80])
+
+
+def text_of(value: Any) -> str:
+    """A value of a row as text; bytes are UTF-8, as files hold them whose writer did not say that they are text."""
+    return value.decode("utf-8", "replace") if isinstance(value, bytes) else str(value)
 
 
 def _python(value: Any) -> Any:
@@ -60,9 +68,13 @@ def named_classes(file: FileInfo, class_key: str) -> set[str]:
     import pyarrow as pa
 
     schema, found = open_table(file.uri).schema_arrow, set[str]()
-    if class_key in schema.names and not pa.types.is_integer(schema.field(class_key).type):
+    kind = schema.field(class_key).type if class_key in schema.names else pa.int64()
+    if not (pa.types.is_integer(kind) or pa.types.is_boolean(kind)):
+        if pa.types.is_nested(kind):
+            raise ValueError(f"{file.uri}: column {class_key!r} holds {kind}, and no numbers or names of classes")
         for rows in _listed(file.uri, [class_key]):
-            found |= {str(name) for name in rows.column(class_key).unique().to_pylist() if name is not None}
+            names = rows.column(class_key).unique().to_pylist()
+            found |= {text for name in names if name is not None and (text := text_of(name))}
     return found
 
 

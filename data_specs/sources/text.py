@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Iterator, Mapping
 from typing import Any, BinaryIO, ClassVar, Literal
 
@@ -18,7 +19,10 @@ from data_specs.sources.packed import open_unpacked
 from data_specs.sources.tables import list_rows
 
 LINES = (".jsonl", ".ndjson", ".json")
+ARRAY_BYTES = 1 << 26  # of a file that holds one JSON array
 LINE_BYTES = 1 << 24  # what is held of a line while listing; a longer one is offered by its number
+_ARRAY = re.compile(rb"(?:\xef\xbb\xbf)?\s*\[\s*")
+_BETWEEN = re.compile(r"\s*,?\s*")
 
 
 class TextSource(ListedSource):
@@ -55,8 +59,12 @@ class TextSource(ListedSource):
     def value_key(self) -> str:
         return self.text_key
 
-    def row_bytes(self, value: Any) -> bytes:
-        return json.dumps({self.text_key: value}).encode()
+    def row_bytes(self, value: Any) -> bytes | None:
+        try:
+            text = value.decode() if isinstance(value, bytes) else value
+            return json.dumps({self.text_key: text}).encode()
+        except (TypeError, ValueError):  # a value that JSON has no name for, or bytes that are no text
+            return None
 
     def text(self, data: bytes) -> str:
         """Return the text of a line. Raises ValueError where it is no object with text under text_key."""
@@ -74,13 +82,13 @@ def _list_lines(file: FileInfo, id_key: str, name: str) -> Iterator[Document]:
     start, some = 0, False
     with open_unpacked(file.uri) as stream:
         for number, (line, length) in enumerate(read_lines(stream), 1):
-            if not some and line.lstrip().startswith(b"[") and without_packing(name).endswith(".json"):
-                detail = "a JSON array: write an object a line (jq -c .[])"
-                yield Document(name, Span(file), reason=Reason.TYPE_NOT_READ, detail=detail)
+            if not some and _ARRAY.match(line) and without_packing(name).endswith(".json"):
+                fits = length == len(line)
+                yield from _list_array(line + stream.read(ARRAY_BYTES) if fits else b"", start, file, id_key, name)
                 return
             if line.strip():
                 some = True
-                yield Document(_line_id(line, id_key, number), Span(file, start, length))
+                yield Document(_id_of(line, id_key, f"line-{number}"), Span(file, start, length))
             start += length
 
 
@@ -93,9 +101,30 @@ def read_lines(stream: BinaryIO) -> Iterator[tuple[bytes, int]]:
         yield line, length
 
 
-def _line_id(line: bytes, id_key: str, number: int) -> str:
+def _id_of(data: bytes, id_key: str, otherwise: str) -> str:
     try:
-        found = json.loads(line)[id_key]
+        found = json.loads(data)[id_key]
     except (ValueError, KeyError, TypeError, RecursionError):
         found = None
-    return f"line-{number}" if found is None else as_utf8(str(found)[:ID_CHARACTERS])
+    return otherwise if found is None else as_utf8(str(found)[:ID_CHARACTERS])
+
+
+def _list_array(data: bytes, start: int, file: FileInfo, id_key: str, name: str) -> Iterator[Document]:
+    """The elements of a JSON array that begins at `start`; one that is damaged or too large is a reject itself."""
+    if not 0 < len(data) <= ARRAY_BYTES:
+        detail = f"a JSON array of more than {ARRAY_BYTES} bytes: write an object a line (jq -c .[])"
+        yield Document(name, Span(file), reason=Reason.TYPE_NOT_READ, detail=detail)
+        return
+    text, place, number = data.decode("latin-1"), len(_ARRAY.match(data)[0]), 0  # type: ignore[index]
+    try:
+        while not text.startswith("]", place):
+            _, stop = json.JSONDecoder().raw_decode(text, place)
+            number += 1
+            element = Span(file, start + place, stop - place)
+            yield Document(_id_of(data[place:stop], id_key, f"item-{number}"), element)
+            place = _BETWEEN.match(text, stop).end()  # type: ignore[union-attr]
+        if text[place + 1 :].strip():
+            raise ValueError("something stands behind the array")
+    except (ValueError, RecursionError):
+        detail = f"a JSON array that is damaged behind byte {start + place}"
+        yield Document(name, Span(file), reason=Reason.TYPE_NOT_READ, detail=detail)

@@ -8,8 +8,10 @@ import io
 import json
 import logging
 import lzma
+import os
 import tarfile
 from collections.abc import Callable
+from decimal import Decimal
 from pathlib import Path
 
 import pyarrow as pa
@@ -86,9 +88,9 @@ def test_dots_and_blanks_in_names_are_webdatasets_keys(cases: Path) -> None:
     assert taken(images(cases / "tar/dotkey.tar")) == [("S_02 2.0", 1), ("img.v2.left", 2)]
 
 
-def test_a_json_array_is_refused_by_what_it_is(cases: Path) -> None:
-    [found] = read_all(TextSource(uri=str(cases / "misc/array.json")), val_share=0)["train"]
-    assert (found.id, found.reason) == ("array.json", Reason.TYPE_NOT_READ) and "JSON array" in found.detail
+def test_a_json_array_is_its_passages(cases: Path) -> None:
+    found = read_all(TextSource(uri=str(cases / "misc/array.json")), val_share=0)["train"]
+    assert texts(found) == [(f"a{n}", "the quick brown fox jumps over the lazy dog again") for n in range(3)]
 
 
 # ---- their kinds ---------------------------------------------------------------------------------------------------
@@ -188,6 +190,21 @@ def test_lines_in_every_suffix_and_packing(suffix: str, tmp_path: Path) -> None:
     assert texts(found) == [(str(i), "x" * i) for i in range(300)]
 
 
+@pytest.mark.parametrize("packing", ["", *PACKERS])
+def test_json_arrays_are_their_elements(packing: str, tmp_path: Path) -> None:
+    array = '\ufeff [{"id": 1, "text": "ä]"},{"text":"\\"[,"}\n , ["no passage"]]\n'.encode()
+    (tmp_path / (f"a.JSON.{packing}" if packing else "a.json")).write_bytes(PACKERS.get(packing, bytes)(array))
+    found = read_all(TextSource(uri=str(tmp_path)), val_share=0)["train"]
+    assert texts(found[:2]) == [("1", "ä]"), ("item-2", '"[,')] and found[2].data == b'["no passage"]'
+
+
+@pytest.mark.parametrize("end", ["", ", {]", "] [1]"])
+def test_a_damaged_json_array_is_a_reject_beside_its_elements(end: str, tmp_path: Path) -> None:
+    (tmp_path / "a.json").write_text('[{"id": "x", "text": "y"}' + end)
+    found = read_all(TextSource(uri=str(tmp_path)), val_share=0)["train"]
+    assert [(raw.id, raw.reason) for raw in found] == [("x", None), ("a.json", Reason.TYPE_NOT_READ)]
+
+
 @pytest.mark.parametrize("packing", PACKERS)
 def test_damaged_packed_files_are_refused_by_name(packing: str, tmp_path: Path) -> None:
     data = PACKERS[packing](bytes(range(256)) * 100)
@@ -224,6 +241,18 @@ def test_other_files_of_a_folder(
     ) == len(files)
 
 
+def test_links_and_pipes_are_counted(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    (tmp_path / "a.pdf").write_bytes(b"%PDF")
+    (tmp_path / "b.pdf.part").write_bytes(b"%PDF")
+    for name, target in (("gone.pdf", "none"), ("itself.pdf", "itself.pdf"), ("up", "."), ("linked.pdf", "a.pdf")):
+        (tmp_path / name).symlink_to(target)
+    os.mkfifo(tmp_path / "pipe.pdf")
+    found = read_all(PdfSource(uri=str(tmp_path)), val_share=0)["train"]
+    assert [(raw.id, raw.data) for raw in found] == [("a", b"%PDF"), ("linked", b"%PDF")]
+    for said in ("2 link to nothing", "1 neither file nor folder", "1 still being written"):
+        assert said in caplog.text
+
+
 def test_names_on_a_disk_may_be_any_bytes(tmp_path: Path) -> None:
     (tmp_path / b"\xff.pdf".decode("utf-8", "surrogateescape")).write_bytes(b"%PDF")
     [found] = read_all(PdfSource(uri=str(tmp_path)), val_share=0)["train"]
@@ -251,6 +280,68 @@ def test_img2datasets_layout_is_one_class_with_captions(tmp_path: Path, caplog: 
             assert not raw.reason and raw.cls == 0
             assert raw.info.get("text", "") == ("" if number == "3" else f"a caption {number}")
     assert "11 .json" in caplog.text and "1 .parquet" in caplog.text
+
+
+def test_captions_of_files_are_those_of_the_same_name(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    written = (
+        "a.jpg",
+        "a.m.jpg",
+        "a.m.txt",
+        "a.txt",
+        "b.caption",
+        "b.jpg",
+        "b.txt",
+        "C.JPG",
+        "C.TXT",
+        "d.txt",
+        "e.webp",
+    )
+    for name in written:
+        (tmp_path / name).write_text(name)
+    found = read_all(ImageSource(uri=str(tmp_path), classes="none"), val_share=0)["train"]
+    assert [(raw.id, raw.info.get("text")) for raw in found] == [
+        ("C.JPG", "C.TXT"), ("a.jpg", "a.txt"), ("a.m.jpg", "a.m.txt"), ("b.jpg", "b.txt"), ("e.webp", None)
+    ]  # fmt: skip
+    assert "1 .caption (for instance 'b.caption'), 1 .txt (for instance 'd.txt')" in caplog.text
+
+
+def test_fields_of_a_tar_that_are_not_used_are_counted(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    path = write_tar(tmp_path / "x.tar", [("a.x.jpg", b"J"), ("a.x.cls", b"1"), ("a.x.txt", b""), ("a.cls", b"2")])
+    assert taken(images(path)) == [("a.x", 1)]
+    assert "1 .cls (for instance 'a.cls'), 1 .txt (for instance 'a.x.txt')" in caplog.text
+
+
+# ---- rows ----------------------------------------------------------------------------------------------------------
+def test_classes_of_rows_that_are_none_are_rejected(tmp_path: Path) -> None:
+    columns = {
+        "big": pa.array([1, 2**31 - 1, 2**31, 2**63], pa.uint64()),
+        "true": pa.array([True, False, None, True]),
+        "name": pa.array([b"cat", b"dog", b"", None]),
+    }
+    wanted = {"big": [1, 2**31 - 1, None, None], "true": [1, 0, None, 1], "name": [0, 1, None, None]}
+    for name, labels in columns.items():
+        pq.write_table(pa.table({"image": [b"A"] * 4, "label": labels}), tmp_path / f"{name}.parquet")
+        found = images(tmp_path / f"{name}.parquet")
+        assert [None if raw.reason == Reason.NO_CLASS else raw.cls for raw in found] == wanted[name]
+    pq.write_table(pa.table({"image": [b"A"], "label": [[1]]}), tmp_path / "list.parquet")
+    with pytest.raises(ValueError, match=r"list\.parquet: column 'label' holds list"):
+        images(tmp_path / "list.parquet")
+
+
+def test_texts_of_rows_are_text_or_rejected(tmp_path: Path) -> None:
+    for name, column in (("bytes", [b"x", b"\xff"]), ("decimal", [Decimal("1.5"), None])):
+        pq.write_table(pa.table({"id": [b"1", b"2"], "text": column}), tmp_path / f"{name}.parquet")
+    found = read_all(TextSource(uri=str(tmp_path)), val_share=0)["train"]
+    assert [(raw.id, raw.reason) for raw in found] == [
+        ("1", None), ("2", Reason.BROKEN_ROW), ("1", Reason.BROKEN_ROW), ("2", None)
+    ]  # fmt: skip
+    assert json.loads(found[0].data) == {"text": "x"} and json.loads(found[3].data) == {"text": None}
+
+
+def test_an_empty_id_has_a_key(tmp_path: Path) -> None:
+    (tmp_path / "a.jsonl").write_text('{"id": "", "text": "x"}\n')
+    [found] = read_all(TextSource(uri=str(tmp_path)), val_share=0)["train"]
+    assert (found.id, found.key) == ("", "e3b0c442")
 
 
 def test_a_caption_over_the_limit_is_a_reject(tmp_path: Path) -> None:
