@@ -26,6 +26,7 @@ from data_specs.progress import Progress
 from data_specs.records import AnyUnit, Manifest, RangeUnit, Receipt
 from data_specs.units import Plan
 from pipeline.board import JobReport
+from pipeline.gauges import RunMetrics
 from pipeline.waiting import DURATIONS, Run, UnitQueue, straggler
 from pipeline.workers import Share, UnitsFailed, Workers
 
@@ -264,6 +265,7 @@ class _Job:
         self.waiting = UnitQueue(unit for unit in self.share.of(report.plan.units()) if unit.unit not in done)
         self.pool, self.running = _WorkerPool(setup, workers), dict[Any, Run]()
         self.tries, self.failures = Counter[int](), dict[int, str]()
+        self.metrics = RunMetrics(progress.task)
         self.durations = deque[float](maxlen=DURATIONS)
 
     def run(self) -> dict[int, str]:
@@ -287,6 +289,7 @@ class _Job:
 
     def _report(self, ended: bool = False) -> None:
         """Says how far it is; of several jobs that share a plan none knows, and their receipts say it."""
+        self.metrics.show(self.left, len(self.running), len(self.pool.nodes))
         if self.share.total == 1:
             runs = [] if ended else list(self.running.values())
             self.report.write(runs, {} if ended else self.pool.hosts, len(self.failures), ended)
@@ -318,6 +321,7 @@ class _Job:
                 self._fail(run.unit, reason, counts)
         elif number not in self.report.done:
             self.report.account.add(receipt)
+            self.metrics.count(receipt)
             self.left -= 1
             self.durations.append(time.monotonic() - run.since)
             self.progress.advance(1 if self.progress.unit == "units" else _size(run.unit))
@@ -325,6 +329,7 @@ class _Job:
     def _fail(self, unit: AnyUnit, reason: str, counts: bool) -> None:
         number = unit.unit
         self.tries[number] += counts
+        self.metrics.count_failure(for_good=self.tries[number] >= TRIES)
         if self.tries[number] < TRIES:
             self.waiting.put_back(unit)
             return

@@ -15,6 +15,7 @@ CHECKED_BY = {
     "docker/Dockerfile": "infra/test_docker.py",
     "kubernetes/*.yaml": "infra/test_kubernetes.py",
     "ray/*": "infra/test_ray_config.py",
+    "ray/grafana.json": "pipeline/test_gauges.py",
     "**/*.sh": "infra/test_launch.py",
     "**/*.sbatch": "infra/test_launch.py",
     "skypilot/*.yaml": "infra/test_skypilot.py",
