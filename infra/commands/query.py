@@ -24,6 +24,7 @@ def query(
     root: RootArg,
     expression: Annotated[str, typer.Argument(help="in SQL: \"licence = 'CC-BY-4.0' and num_words > 50\"")] = "true",
     shard_set: Annotated[str, typer.Option("--shard-set", help="shard set, under the root")] = "images/train",
+    set_: Annotated[str | None, typer.Option("--set", hidden=True)] = None,
     format_: Annotated[
         Literal["table", "ids", "json"], typer.Option("--format", help="ids: as `dnd remove --samples` takes them")
     ] = "table",
@@ -33,7 +34,7 @@ def query(
     from data_specs.manifest import read_manifest
     from data_specs.table import query as run
 
-    set_uri = storage.join(storage.absolute(root), shard_set)
+    set_uri = storage.join(storage.absolute(root), set_ or shard_set)
     found = run(set_uri, read_manifest(storage.join(set_uri, "manifest.json")).shardlist, expression)
     if format_ == "ids":
         for row in found.select(["split", "unit", "key"]).to_pylist():

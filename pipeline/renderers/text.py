@@ -166,6 +166,7 @@ def _html(piece: str, form: Format) -> str:
         body = "".join(f"<p>{part}</p>" for part in paragraphs)
     else:
         body = re.sub(r"(?i)<img\b[^>]*>", "", piece if form == "html" else _markdown().render(piece))
+    body = re.sub(r"(?i)&(amp|#0*38|#x0*26);", "&amp;amp;", body)  # MuPDF takes a text's entities for such once more
     first = next((way for way in map(unicodedata.bidirectional, piece) if way in ("L", "R", "AL")), "L")
     return body if form == "html" else f'<body dir="{"ltr" if first == "L" else "rtl"}">{body}</body>'
 

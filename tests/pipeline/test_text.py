@@ -49,6 +49,19 @@ def test_markdown_keeps_its_structure_and_words_stand_on_ink() -> None:
 
 
 @pytest.mark.parametrize(
+    ("text", "form", "seen"),
+    [
+        ("&amp; &lt;b&gt; & x&copy; <i>", "plain", "&amp; &lt;b&gt; & x&copy; <i>"),
+        ("`&lt;` &amp; &copy; & `&amp;amp;`", "markdown", "&lt; & © & &amp;amp;"),
+        ("<p>&amp;lt; &amp; &copy; &#38;gt; & <code>&amp;amp;</code>", "html", "&lt; & © &gt; & &amp;"),
+    ],
+)
+def test_entities_are_taken_for_characters_once(text: str, form: Format, seen: str) -> None:
+    [made] = draw(text, form, sizes=(20, 20))
+    assert made.about["text"] == seen
+
+
+@pytest.mark.parametrize(
     ("words", "right_to_left"),
     [
         ("مرحبا بالعالم", True),
