@@ -9,7 +9,7 @@ OUT ?= runs/rehearsal
 ENGINE ?= docker
 BIN := .venv/bin
 
-.PHONY: help demo view site test test-quick test-gpu lint test-long test-s3 rehearsal image-cpu image-cuda lock clean
+.PHONY: help keys demo view site test test-quick test-gpu lint test-long test-s3 rehearsal image-cpu image-cuda lock clean
 help:                ## this list
 	@grep -E '^[a-z0-9-]+:.*##' Makefile | sed 's/:.*##/  /'
 
@@ -64,6 +64,9 @@ test-s3: .venv/installed .venv/packages-dev    ## the tests against a real S3 se
 
 site: .venv/installed .venv/packages-dev  ## the documentation site, in build/site; a broken link is an error
 	PYTHONPATH=. $(BIN)/mkdocs build --strict
+
+keys: .venv/installed  ## writes docs/keys.md from the models of the spec
+	$(BIN)/python -m data_specs.reference > docs/keys.md
 
 rehearsal: .venv/installed .venv/packages-dev  ## a cluster's life on this machine: Ray nodes die, Slurm preempts, S3 holds all (OUT=folder)
 	$(BIN)/python tests/rehearsal.py --out $(OUT)

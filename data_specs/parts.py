@@ -382,7 +382,7 @@ class Given(Part):
     """
 
     codes: str = Field(description="a code shard set, relative to the root")
-    depths: int | None = Field(None, ge=1)
+    depths: int | None = Field(None, ge=1, description="the first so many codes of each position stay")
     hole: tuple[int, int, int, int] | None = Field(None, description="top, left, bottom, right in grid positions")
 
     @model_validator(mode="after")
