@@ -1,7 +1,8 @@
 """Sampling: our decoder against the plain eager loop (the published algorithm over a masked cache of full length) and,
 given a checkout, against the authors' own code; all with the same weights, dtype and batch.
 
-dnd bench sample --preset imagenet_16x16x2 --set transformer.size=B --set transformer.head_layers=[9,11] --guidance 2
+dnd bench sample --preset imagenet_16x16x2 --set transformer.size=B --set transformer.head_layers=[9,11] \
+  --set sample.guidance=2 --set sample.batch_size=1
 """
 
 from __future__ import annotations
@@ -25,6 +26,8 @@ from train.linear import packed, quantize_int8
 from train.model import Attend, DnDTransformer, rotary_factors
 from train.sampling import sample_codes
 
+DEFAULT_BATCH = 16  # where the spec leaves it open
+
 
 class Result(NamedTuple):
     """Rates in images/s by baseline, and what bounds a step: bytes of weights and cache, bytes/s of this memory."""
@@ -38,19 +41,24 @@ class Result(NamedTuple):
     agreement: float | None  # share of likeliest codes that are float32's
 
 
-def sample(
-    preset: str, rounds: int, batch: int, guidance: float, dtype: str, overrides: list[str], reference: Path | None
-) -> Result:
-    """The same random weights, guidance and temperature 1 for all; weights are packed once, before."""
-    device = pick_device()
-    model = random_model(preset, overrides).to(device)
-    wide = model
+def sample(preset: str, rounds: int, overrides: list[str], reference: Path | None) -> Result:
+    """The same random weights at temperature 1 for all; batch, guidance and dtype are the spec's, packing comes before.
+
+    Raises:
+        ValueError: the spec has a guidance for each depth.
+    """
+    device, part = pick_device(), load_spec(preset, overrides).sample
+    guidance, batch = part.guidance, part.batch_size or DEFAULT_BATCH
+    if isinstance(guidance, list):
+        raise ValueError(f"sample.guidance {guidance}: the baselines know one number for all depths: give one")
+    dtype = ("bfloat16" if device.type == "cuda" else "float32") if part.dtype == "auto" else part.dtype
+    wide = model = random_model(preset, overrides).to(device)
     if dtype != "float32":
         model = DnDTransformer(model.config).to(device).eval()
         model.load_state_dict(wide.state_dict())
         model = model.to(torch.bfloat16)
-    small = quantize_int8(model) if dtype == "int8" else model
-    ours, classes = packed(small), torch.zeros(batch, dtype=torch.int64, device=device)
+    small, rows = quantize_int8(model) if dtype == "int8" else model, batch * (1 + (guidance != 1))
+    ours, classes = packed(small, rows), torch.zeros(batch, dtype=torch.int64, device=device)
     baselines = {"the plain eager loop": lambda: len(plain_sample(model, classes, guidance).cpu())}
     if reference:
         theirs = authors_sampler(reference, model, guidance)
@@ -63,7 +71,7 @@ def sample(
         },
         model.config.num_positions * model.config.depth,
         batch,
-        step_bytes(small, batch * (1 + (guidance != 1))),
+        step_bytes(small, rows),
         memory_bandwidth(device),
         model.config.num_positions,
         None if dtype == "float32" else agreement(wide, ours),
@@ -88,15 +96,19 @@ def step_bytes(model: DnDTransformer, rows: int) -> float:
 
 
 def memory_bandwidth(device: torch.device) -> float:
-    """Bytes/s of reading one buffer that no cache holds; the best of five."""
-    buffer = torch.ones(2**27, device=device)
+    """Bytes/s of reading one buffer that no cache holds, by the faster read: a sum, or a product with a vector.
 
-    def seconds() -> float:
+    Each is the best of five.
+    """
+    buffer, vector = torch.ones(2**13, 2**14, device=device), torch.ones(2**14, device=device)
+
+    def seconds(read: Callable[[], Tensor]) -> float:
         started = time.perf_counter()
-        float(buffer.sum())
+        read().sum().item()
         return time.perf_counter() - started
 
-    return buffer.nbytes / min(seconds() for _ in range(5))
+    reads = (buffer.sum, lambda: torch.mv(buffer, vector))
+    return buffer.nbytes / min(seconds(read) for read in reads for _ in range(5))
 
 
 @torch.inference_mode()

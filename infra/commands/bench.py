@@ -86,23 +86,21 @@ def train(
 def sample(
     preset: PresetOpt = "demo",
     rounds: RoundsOpt = 5,
-    batch: Annotated[int, typer.Option("--batch", min=1, help="images at a time")] = 16,
-    guidance: Annotated[float, typer.Option("--guidance", help="1: none")] = 1.0,
-    dtype: Annotated[
-        Literal["float32", "bfloat16", "int8"], typer.Option("--dtype", help="of the weights")
-    ] = "float32",
     reference: Annotated[
         Path | None, typer.Option("--reference", help="a checkout of the authors' code, measured as well")
     ] = None,
     set_: SetOpt = None,
 ) -> None:
-    """Our decoder against the plain eager loop, and the authors' own code; same weights, dtype and batch."""
+    """Our decoder against the plain eager loop, and the authors' own code; same weights, dtype and batch.
+
+    Batch, guidance and dtype are the spec's: --set sample.batch_size=1 --set sample.guidance=2 --set sample.dtype=int8.
+    """
     from benchmarks.rounds import report
     from benchmarks.sample import sample as run
 
-    result = run(preset, rounds, batch, guidance, dtype, set_ or [], reference)
+    result = run(preset, rounds, set_ or [], reference)
     rate = next(iter(result.comparisons.values())).ours
-    steps, limit = rate / batch * result.steps, result.bandwidth / result.step_bytes
+    steps, limit = rate / result.batch * result.steps, result.bandwidth / result.step_bytes
     say(
         f"ours: {rate * result.codes:.4g} tokens/s, {1000 / steps:.4g} ms a step, {steps / limit:.0%} of what memory "
         f"allows ({result.step_bytes / 1e6:.0f} MB a step at {result.bandwidth / 1e9:.1f} GB/s)"
