@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import base64
 import json
+import math
 import shlex
 import sys
 from collections.abc import Iterator, Sequence
@@ -16,8 +17,11 @@ import jinja2
 import numpy as np
 from markupsafe import Markup
 
+import infra.stages  # noqa: F401 (the registry is filled)
 from data_specs import open_shards, storage
 from data_specs.manifest import Account
+from data_specs.metrics import read_rows
+from data_specs.progress import clock
 from data_specs.receipts import valid_receipts
 from data_specs.root import read_spec
 from data_specs.spec import Spec
@@ -25,6 +29,8 @@ from data_specs.units import read_plan
 from data_specs.verify import find_shard_sets
 from infra.report.charts import chart_svg, curves_of
 from infra.report.tables import against_published, table_of
+from infra.verdict import figures
+from pipeline.stages import registered
 from tokenize_jobs.decode import grid, png
 from train.evaluation.published import PUBLISHED, SOURCE
 from train.evaluation.results import flatten, with_provenance
@@ -41,10 +47,12 @@ def write_report(root: str) -> str:
     spec = read_spec(None, root)
     provenance = with_provenance({}, sys.argv)
     evaluations = list(_evaluations(root))
+    stages = [_stage(root, uri) for uri in find_shard_sets(root)]
     metrics = {
         "name": spec.name,
         "root": root,
-        "stages": [_stage(root, uri) for uri in find_shard_sets(root)],
+        "stages": stages,
+        "durations": sorted([*map(_set_duration, stages), *_trainings(root)], key=lambda one: one["ended"]),
         "evaluation": _json(storage.join(root, "evaluation", "summary.json")),
         "evaluations": evaluations,
         "published": {
@@ -58,6 +66,7 @@ def write_report(root: str) -> str:
     page = _template().render(
         metrics=metrics,
         results=[(one, table_of(one["result"])) for one in evaluations],
+        verdict=figures(metrics["evaluation"]) if metrics["evaluation"] else [],
         published=against_published(evaluations, spec, root),
         source=SOURCE,
         spec=spec,
@@ -72,9 +81,9 @@ def write_report(root: str) -> str:
 
 def _template() -> jinja2.Template:
     loader = jinja2.FileSystemLoader(Path(__file__).parent)
-    return jinja2.Environment(loader=loader, autoescape=True, undefined=jinja2.StrictUndefined).get_template(
-        "page.html"
-    )
+    environment = jinja2.Environment(loader=loader, autoescape=True, undefined=jinja2.StrictUndefined)
+    environment.filters["clock"] = clock
+    return environment.get_template("page.html")
 
 
 def _json(uri: str) -> Any:
@@ -103,9 +112,11 @@ def _stage(root: str, set_uri: str) -> dict[str, Any]:
     plan = read_plan(set_uri)
     assert plan is not None
     account, seconds, rejects = Account(), 0.0, list[dict[str, Any]]()
+    began, ended = math.inf, 0.0
     for receipt in valid_receipts(set_uri, plan.digest):
         account.add(receipt)
         seconds += receipt.ran.seconds
+        began, ended = min(began, receipt.ran.ended - receipt.ran.seconds), max(ended, receipt.ran.ended)
         rejects += [reject.model_dump(mode="json") for reject in receipt.rejected[: REJECTS - len(rejects)]]
     manifest = account.manifest(plan, "")
     return {
@@ -114,9 +125,25 @@ def _stage(root: str, set_uri: str) -> dict[str, Any]:
         "units": plan.num_units,
         "done": manifest.totals.units,
         "seconds": seconds,
+        "took": max(ended - began, 0.0),
+        "ended": ended,
         "manifest": manifest.model_dump(mode="json", include=set(KEPT)) if manifest.complete else {},
         "rejected": rejects,
     }
+
+
+def _set_duration(stage: dict[str, Any]) -> dict[str, Any]:
+    return {"name": stage["name"], "took": stage["took"], "work": stage["seconds"], "ended": stage["ended"]}
+
+
+def _trainings(root: str) -> Iterator[dict[str, Any]]:
+    """How long each training took, by its log."""
+    for stage in registered():
+        if stage.trains and (
+            rows := [r for r in read_rows(storage.join(root, stage.makes, "metrics.jsonl")) if "time" in r]
+        ):
+            first = rows[0]["time"] - rows[0]["step"] * rows[0].get("step_seconds", 0.0)
+            yield {"name": stage.makes, "took": rows[-1]["time"] - first, "work": None, "ended": rows[-1]["time"]}
 
 
 def _pictures(spec: Spec, root: str) -> list[dict[str, str]]:

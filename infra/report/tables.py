@@ -68,14 +68,15 @@ def table_of(result: dict[str, Any]) -> Table:
 
 
 def against_published(evaluations: list[dict[str, Any]], spec: Spec, root: str) -> list[dict[str, Any]]:
-    """Every published figure, and ours of the same name where data, size and codes a position agree.
+    """The published figures of a run's data, size and codes a position, and ours of the same name.
 
     Returns:
         Rows of figure, value, place and the published conditions; `here` has ours, each with what differs.
     """
+    concerned = (_data_of(spec), spec.shape.image_size, spec.shape.depth)
     ours = [found for one in evaluations for found in _measured(one, spec, root)]
     rows = []
-    for row in PUBLISHED:
+    for row in (row for row in PUBLISHED if row.conditions[:3] == concerned):
         same = (
             (name, value, differences(row.conditions, own)) for name, figure, value, own in ours if figure == row.figure
         )
@@ -106,15 +107,18 @@ def _measured(one: dict[str, Any], spec: Spec, root: str) -> Iterator[tuple[str,
 
 def _conditions(figure: str, result: dict[str, Any], spec: Spec, root: str) -> Conditions:
     """What a figure of ours was measured under; the data set is told by the preset's name."""
-    data = next((name for prefix, name in DATA.items() if spec.name.startswith(prefix)), spec.name)
     reader, count = _reader(figure, result), result.get("samples", {}).get("count", result.get("num_images"))
-    known = Conditions(data, spec.shape.image_size, spec.shape.depth, "RQ-VAE", None, reader, count)
+    known = Conditions(_data_of(spec), spec.shape.image_size, spec.shape.depth, "RQ-VAE", None, reader, count)
     if figure == "ppl_ocr":
         return known._replace(model="real images", images=result["real"]["num_images"])
     if result.get("metric") != "gfid":
         return known
     model, guidance = _drawn_by(result["samples"]["uri"], root)
     return known._replace(model=model, guidance=guidance)
+
+
+def _data_of(spec: Spec) -> str:
+    return next((name for prefix, name in DATA.items() if spec.name.startswith(prefix)), spec.name)
 
 
 def _reader(figure: str, result: dict[str, Any]) -> str:

@@ -92,7 +92,7 @@ def text_base(model: Generator, spec: Spec, text: str) -> Base:
         reason = getattr(made[0], "reason", "it is longer than one picture: give fewer words")
         raise ValueError(f"the text cannot be drawn: {reason}")
     image, boxes = made[0].image, np.array(made[0].about["boxes"])
-    codes = model.tokenizer.encode(to_tensor(image[None]).to(next(model.tokenizer.parameters()).device))
+    codes = model.tokenizer.encode(to_tensor(image[None].copy()).to(next(model.tokenizer.parameters()).device))
     return Base(image, codes[0].cpu().numpy(), after_words(boxes, codes.shape[1:3], size))
 
 

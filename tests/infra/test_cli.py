@@ -9,8 +9,8 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from browser import chromium, serious_faults
 from command import dnd
-from PIL import Image
 from typer.testing import CliRunner
 
 from data_specs import load_spec, open_shards
@@ -133,27 +133,26 @@ def test_verify_finds_a_flipped_byte(finished: Path, tmp_path: Path) -> None:
     assert result.returncode == 1 and tar.name in result.stdout
 
 
-def test_the_report_opens_in_a_browser(finished: Path, tmp_path: Path) -> None:
-    chromium = shutil.which("chromium")
-    if chromium is None:
-        pytest.skip("chromium is not installed: apt-get install chromium")
-    from playwright.sync_api import sync_playwright
-
-    with sync_playwright() as playwright:
-        browser = playwright.chromium.launch(executable_path=chromium, args=["--no-sandbox", "--disable-gpu"])
-        page = browser.new_page(viewport={"width": 1200, "height": 1600})
-        requests: list[str] = []
+@pytest.mark.parametrize(("width", "scheme"), [(1280, "light"), (1280, "dark"), (400, "dark")])
+def test_the_report_opens_in_a_browser_and_is_for_everyone(finished: Path, width: int, scheme: str) -> None:
+    requests: list[str] = []
+    with chromium(width, scheme) as page:
         page.on("request", lambda request: requests.append(request.url))
         page.goto(f"file://{finished}/report/index.html")
-        assert page.locator("#figures .figure").count() >= 2
+        assert page.locator("#figures .figure .verdict").count() == 5
         assert page.locator("img").count() == 6  # four of the stages, two of the training
         assert page.evaluate("[...document.images].every(i => i.complete && i.naturalWidth > 0)")
         assert page.locator("svg").count() == 5
         assert page.locator(".charts > div", has_text="depth 2").count() == 2
-        page.screenshot(path=str(tmp_path / "report.png"))
-        browser.close()
+        timed = page.locator("#durations td:first-child").all_inner_texts()
+        assert [name for name in timed if name in ("tokenizer", "transformer")] == ["tokenizer", "transformer"]
+        assert timed.index("images/train") < timed.index("tokenizer") < timed.index("codes/train")
+        assert page.evaluate("document.documentElement.scrollWidth") <= width
+        assert page.evaluate("getComputedStyle(document.body).backgroundColor.match(/\\d+/)[0] < 60") == (
+            scheme == "dark"
+        )
+        assert serious_faults(page) == []
     assert [url for url in requests if not url.startswith(("file:", "data:"))] == []
-    assert Image.open(tmp_path / "report.png").size == (1200, 1600)
 
 
 def test_python_gives_the_pictures_that_the_command_gives(finished: Path) -> None:

@@ -10,7 +10,7 @@ import pytest
 
 HEAVY = {
     *("numpy", "PIL", "torch", "ray", "deepspeed", "datasets", "pyarrow", "pandas", "pymupdf", "pypdfium2", "scipy"),
-    *("boto3", "botocore", "transformers", "wandb", "jinja2", "einops", "sklearn", "torch._dynamo"),
+    *("boto3", "botocore", "transformers", "wandb", "jinja2", "einops", "sklearn", "torch._dynamo", "gradio"),
 }
 
 

@@ -49,3 +49,9 @@ def test_readings_of_another_size_or_data_set_have_nothing_to_say(tmp_path: Path
     cells = here(one, "text_image_24x24x1", tmp_path, "shape.image_size=512", "shape.grid=[32,32]")
     said = ["0.8 (rocr; but reader tesserocr 5.5.4, not Qwen2-VL-72B)"]
     assert cells["ROUGE-L", "Text-Image", 512, "RQ-VAE", None] == said
+
+
+def test_only_those_published_figures_that_concern_the_run_are_listed(tmp_path: Path) -> None:
+    assert against_published([], load_spec("demo"), str(tmp_path)) == []
+    rows = against_published([], load_spec("imagenet_16x16x4"), str(tmp_path))
+    assert {(row["data"], row["size"], row["depth"]) for row in rows} == {("ImageNet", 256, 4)} and len(rows) == 3

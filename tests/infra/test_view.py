@@ -19,7 +19,7 @@ from data_specs import open_shards
 from data_specs.manifest import merge
 from data_specs.receipts import commit
 from infra.view import neighbours, sets, studio
-from infra.view.server import COOKIE, is_local, listen, refused
+from infra.view.server import COOKIE, guarded, is_local, listen, refused
 from infra.view.sets import part
 from pipeline.stages import UnitStage
 from pipeline.workers import Workers
@@ -112,7 +112,11 @@ def test_one_walks_through_samples_codes_rejects_neighbours_and_curves(address: 
         page.get_by_role("button", name="Search").click()
         page.locator(".pairs figcaption", has_text="difference").first.wait_for()
         page.get_by_role("tab", name="Curves").click()
-        page.locator("svg.chart").wait_for()
+        page.get_by_text("training, 5 at last").wait_for()
+        Path(root, "transformer/metrics.jsonl").write_text(
+            '{"step": 1, "bits_per_code": 5.0}\n{"step": 2, "bits_per_code": 4.5}\n'
+        )
+        page.get_by_text("training, 4.5 at last").wait_for()  # without a click: training goes on
     assert [url for url in asked if not url.startswith((address, "data:", "blob:"))] == []
 
 
@@ -203,6 +207,22 @@ def test_only_who_may_ask_is_answered() -> None:
     assert not refused(other, {COOKIE: "secret"}, "secret")
     assert is_local("127.0.0.1") and is_local("localhost") and is_local("::1")
     assert not is_local("0.0.0.0") and not is_local("example.org")
+
+
+def test_the_token_in_the_address_becomes_a_cookie() -> None:
+    from starlette.applications import Starlette
+    from starlette.responses import PlainTextResponse
+    from starlette.routing import Route
+    from starlette.testclient import TestClient
+
+    page = Starlette(routes=[Route("/", lambda request: PlainTextResponse("here"))])
+    client = TestClient(guarded(page, "secret"), base_url="http://cluster.example")
+    assert client.get("/").status_code == 403 and client.get("/?token=guess").status_code == 403
+    found = client.get("/?token=secret")
+    assert (
+        found.text == "here" and "token" not in str(found.url) and "'self'" in found.headers["content-security-policy"]
+    )
+    assert client.get("/").status_code == 200
 
 
 def test_a_port_that_is_taken_is_named() -> None:
