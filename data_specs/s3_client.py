@@ -63,7 +63,7 @@ def address(uri: str) -> dict[str, str]:
 
 def backoff(attempt: int) -> float:
     """Seconds to wait, with full jitter: up to 0.1, 0.2, … 20."""
-    return random.random() * min(0.1 * 2**attempt, 20)
+    return random.random() * min(0.1 * 2.0**attempt, 20)
 
 
 def answer_of(error: ClientError) -> tuple[int, str]:

@@ -189,7 +189,7 @@ class Shard:
 
     def field_rows(self, field: str) -> np.ndarray:
         """Rows of one field, one a sample. Raises ValueError where a sample lacks it."""
-        rows = self.rows[self.rows["field"] == field.encode()]
+        rows: np.ndarray = self.rows[self.rows["field"] == field.encode()]
         if len(rows) != len(self):
             raise ValueError(f"{self.uri}: {len(rows)} of {len(self)} samples have a field {field}")
         return rows

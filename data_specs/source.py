@@ -132,7 +132,7 @@ AnySource = SerializeAsAny[Source]
 def _refused_keys(kind: type[Source], keys: list[str]) -> ValidationError:
     known = list(kind.model_fields)
     faults = [
-        InitErrorDetails(type=PydanticCustomError("unknown_key", unknown_key(key, known)), loc=(key,), input=None)  # type: ignore[arg-type]
+        InitErrorDetails(type=PydanticCustomError("unknown_key", unknown_key(key, known)), loc=(key,), input=None)
         for key in keys
     ]
     return ValidationError.from_exception_data(kind.__name__, faults)

@@ -100,7 +100,8 @@ def _row(sample: Sample) -> dict[str, Any]:
 
 def column(tar_uri: str, name: str) -> np.ndarray:
     """One column of the table beside a shard, in the order of its samples. Raises ValueError where there is none."""
-    return read_table(tar_uri).column(name).to_numpy()
+    values: np.ndarray = read_table(tar_uri).column(name).to_numpy()
+    return values
 
 
 def facts_of(tar_uri: str) -> dict[str, SampleFacts]:

@@ -97,8 +97,9 @@ def _shares(hashes: np.ndarray, bits: np.uint64) -> Iterator[np.ndarray]:
 
 def _mixed(values: np.ndarray) -> np.ndarray:
     """Spreads uint64 values evenly (a step of splitmix64)."""
-    mixed = (values ^ (values >> np.uint64(31))) * np.uint64(0x7FB5D329728EA185)
-    return mixed ^ (mixed >> np.uint64(27))
+    mixed: np.ndarray = (values ^ (values >> np.uint64(31))) * np.uint64(0x7FB5D329728EA185)
+    mixed ^= mixed >> np.uint64(27)
+    return mixed
 
 
 def _close(hashes: np.ndarray, share: np.ndarray, bits: np.uint64, distance: int) -> Iterator[tuple[int, int]]:

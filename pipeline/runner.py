@@ -18,7 +18,6 @@ from pathlib import Path
 from typing import Any, cast
 
 import ray
-from ray.exceptions import RayError
 
 from data_specs import receipts
 from data_specs.manifest import merge, store, summarise
@@ -88,7 +87,7 @@ def connect(workers: Workers) -> None:
     try:
         with contextlib.chdir(REPOSITORY):  # Ray has workers import from where it was started before anything else
             ray.init(**options)
-    except (OSError, RuntimeError, RayError) as error:
+    except Exception as error:  # whatever it is: Ray's own time limit is a bare Exception
         reason = " ".join(str(error).split())[:300]
         raise ConnectionError(
             f"Ray at {address or 'this machine'} did not start: {reason}; try `dnd doctor`"

@@ -100,7 +100,7 @@ def write_npz(items: Sequence[Item], uri: str) -> None:
             archive.open("arr_0.npy", "w", force_zip64=True) as file,
         ):
             header = {"descr": "|u1", "fortran_order": False, "shape": shape}
-            np.lib.format.write_array_header_1_0(file, header)  # type: ignore[arg-type]
+            np.lib.format.write_array_header_1_0(file, header)
             for item in items:
                 file.write(np.ascontiguousarray(item["image"]).tobytes())
 

@@ -74,7 +74,10 @@ def _load(shard: Shard, number: int, size: int, kind: ViewKind) -> np.ndarray:
 
 def _ahead(pool: ThreadPoolExecutor, blocks: int, total: int, load: Callable[[int], Views]) -> Iterator[Views]:
     """load(0) ... load(total - 1) in order, made in threads `blocks` blocks ahead of their use."""
-    block = lambda first: [load(number) for number in range(first, min(first + BLOCK, total))]  # noqa: E731
+
+    def block(first: int) -> list[Views]:
+        return [load(number) for number in range(first, min(first + BLOCK, total))]
+
     firsts = iter(range(0, total, BLOCK))
     ahead = deque(pool.submit(block, first) for first in islice(firsts, blocks))
     while ahead:
@@ -122,7 +125,7 @@ def npy(array: np.ndarray) -> bytes:
 def _npy_header(shape: tuple[int, ...], dtype: str) -> bytes:
     buffer = io.BytesIO()
     header = {"descr": dtype, "fortran_order": False, "shape": shape}
-    np.lib.format.write_array_header_1_0(buffer, header)  # type: ignore[arg-type]
+    np.lib.format.write_array_header_1_0(buffer, header)
     return buffer.getvalue()
 
 
@@ -130,7 +133,7 @@ def prepare(model: RQVAE, threads: int) -> RQVAE:
     """Puts a tokenizer on this worker's device with the spec's number of threads, ready to encode and decode."""
     torch.set_num_threads(threads)
     device = pick_device()
-    return model.eval().to(device, memory_format=layout(device))  # type: ignore[call-overload,no-any-return]
+    return model.eval().to(device, memory_format=layout(device))  # type: ignore[call-overload]
 
 
 @torch.inference_mode()

@@ -91,9 +91,9 @@ def _reader(file_size: int) -> Any:
     return types.SimpleNamespace(Unpickler=Unpickler, load=load, __name__="safe_pickle")
 
 
-class _Unpickler(pickle._Unpickler):  # type: ignore[name-defined]  # the C one grows its memo to whatever a file says
+class _Unpickler(pickle._Unpickler):  # the C one grows its memo to whatever a file says
     max_bytes = 0
-    dispatch: ClassVar = dict(pickle._Unpickler.dispatch)  # type: ignore[attr-defined]
+    dispatch: ClassVar = dict(pickle._Unpickler.dispatch)
 
     def find_class(self, module: str, name: str) -> Any:
         known = _KNOWN.get(f"{module}.{name}")

@@ -7,6 +7,7 @@ Shapes: B images of H x W pixels, h x w code positions, D codes a position.
 import dataclasses
 import itertools
 import json
+from functools import partial
 from typing import Any, Literal
 
 import torch
@@ -44,7 +45,7 @@ class RQVAEConfig:
     restart_unused_codes: bool = True
 
     def __post_init__(self) -> None:
-        put = lambda name, value: object.__setattr__(self, name, value)  # noqa: E731
+        put = partial(object.__setattr__, self)
         for name in ("image_size", "grid"):
             value = getattr(self, name)
             put(name, (value, value) if isinstance(value, int) else tuple(value))

@@ -249,14 +249,17 @@ def build_optimizer(model: nn.Module, spec: Spec) -> torch.optim.AdamW:
 
 def parameter_groups(model: nn.Module, weight_decay: float, muon: bool = False) -> list[dict[str, Any]]:
     """Weight decay for tensors of two or more dimensions, none for the others; a group of the layers' for Muon."""
-    dimensions = lambda p: len(getattr(p, "ds_shape", p.shape))  # noqa: E731
-    of_muon = lambda name, p: muon and name.startswith("layers.") and dimensions(p) == 2  # noqa: E731
-    parameters = list(model.named_parameters())
-    wide = [(n, p) for n, p in parameters if dimensions(p) >= 2]
+    matrices, wide, narrow = list[nn.Parameter](), list[nn.Parameter](), list[nn.Parameter]()
+    for name, parameter in model.named_parameters():
+        dimensions = len(getattr(parameter, "ds_shape", parameter.shape))
+        if muon and name.startswith("layers.") and dimensions == 2:
+            matrices.append(parameter)
+        else:
+            (wide if dimensions >= 2 else narrow).append(parameter)
     groups = [
-        {"params": [p for n, p in wide if of_muon(n, p)], "weight_decay": weight_decay, "muon": True},
-        {"params": [p for n, p in wide if not of_muon(n, p)], "weight_decay": weight_decay, "muon": False},
-        {"params": [p for _, p in parameters if dimensions(p) < 2], "weight_decay": 0.0, "muon": False},
+        {"params": matrices, "weight_decay": weight_decay, "muon": True},
+        {"params": wide, "weight_decay": weight_decay, "muon": False},
+        {"params": narrow, "weight_decay": 0.0, "muon": False},
     ]
     return groups if muon else groups[1:]
 

@@ -118,7 +118,7 @@ class Windows:
 
 def _key(seed: int, stream: int, number: int) -> np.uint64:
     """The key of a permutation: a function of (seed, stream, number)."""
-    return draw_bits(seed, np.array([number]), stream)[0]  # type: ignore[no-any-return]
+    return draw_bits(seed, np.array([number]), stream)[0]
 
 
 def choose_sets(positions: np.ndarray, weights: Sequence[float]) -> tuple[np.ndarray, np.ndarray]:

@@ -121,8 +121,8 @@ def _rows_at_once(table: pq.ParquetFile, group: int, columns: Sequence[str], max
     unpacked = sum(chunk.total_uncompressed_size for chunk in chunks)
     if unpacked > max(max_bytes, RATIO * sum(chunk.total_compressed_size for chunk in chunks)):
         return 0
-    num_rows = table.metadata.row_group(group).num_rows
-    return max(1, min(most, READ_BYTES * num_rows // max(unpacked, 1)))
+    num_rows: int = table.metadata.row_group(group).num_rows
+    return max(1, min(most, READ_BYTES * num_rows // max(int(unpacked), 1)))
 
 
 def read_rows(documents: Sequence[Document], column: str, max_bytes: int) -> Iterator[tuple[Document, Any]]:

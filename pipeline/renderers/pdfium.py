@@ -90,7 +90,7 @@ def _words(page: Any, image: np.ndarray) -> Words:
 def _guesses(text: Any) -> bool:
     """Whether fonts do not say what some of their letters are; PDFium takes the bytes for letters then."""
     count = raw.FPDFText_CountChars(text)
-    return sum(raw.FPDFText_HasUnicodeMapError(text, n) == 1 for n in range(count)) > UNTRUSTED * count
+    return bool(sum(raw.FPDFText_HasUnicodeMapError(text, n) == 1 for n in range(count)) > UNTRUSTED * count)
 
 
 def _texts(page: Any, ground: tuple[int, int, int]) -> dict[int, _Text]:

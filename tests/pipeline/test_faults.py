@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import subprocess
 from collections.abc import Iterator
+from functools import partial
 from pathlib import Path
 
 import fault_runs as runs
@@ -79,7 +80,7 @@ def test_a_node_that_joins(undisturbed: str, tmp_path: Path, capsys: pytest.Capt
     with ray_cluster(cpus=0) as growing:
         growing.add_node()
         run = runs.start(root, "--ray-address", growing.address, environment=growing.environment)
-        crew = lambda: runs.processes(growing, "ray::_Worker")  # noqa: E731
+        crew = partial(runs.processes, growing, "ray::_Worker")
         runs.at(root, 2, run, lambda: crew()[0].suspend())  # or the run would be over before the node is there
         done = runs.receipts(root)
         growing.add_node()

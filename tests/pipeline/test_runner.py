@@ -11,6 +11,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
+import ray
 
 from data_specs import receipts, storage
 from data_specs.records import AnyUnit, Identity, RangeUnit, Receipt, Sample
@@ -18,7 +19,7 @@ from data_specs.spec import load_spec
 from data_specs.units import write_plan
 from data_specs.verify import verify_set
 from pipeline.job import RENDER
-from pipeline.runner import run_plan
+from pipeline.runner import connect, run_plan
 from pipeline.workers import PartDone, Share, Workers
 
 TINY = Path(__file__).parent.parent / "tiny.yaml"
@@ -134,3 +135,15 @@ def test_units_of_one_tar_are_of_one_part_and_every_unit_of_one() -> None:
 def test_a_part_that_is_none_is_refused(text: str) -> None:
     with pytest.raises(ValueError, match="--part 2/8"):
         Share.parse(text)
+
+
+def test_a_ray_that_does_not_start_in_time_is_one_line(monkeypatch: pytest.MonkeyPatch) -> None:
+    """After 30 s Ray raises a bare Exception, which no list of errors holds."""
+
+    def in_vain(**_: object) -> None:
+        raise Exception("The current node timed out during startup. This could\nhappen")
+
+    monkeypatch.setattr(ray, "is_initialized", lambda: False)
+    monkeypatch.setattr(ray, "init", in_vain)
+    with pytest.raises(ConnectionError, match="this machine did not start: The current node timed out during startup"):
+        connect(Workers(address=None))

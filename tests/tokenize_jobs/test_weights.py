@@ -265,7 +265,10 @@ def test_configs_of_the_released_kinds(
     tmp_path: Path, side: int, depth: int, rows: int, size: int, spelling: str, shared_codebook: str
 ) -> None:
     """As the authors' trainer writes them: a decay and a codebook size for each depth, tuples, foreign keys."""
-    each = lambda value: f"[{', '.join([str(value)] * depth)}]"  # noqa: E731
+
+    def each(value: float) -> str:
+        return f"[{', '.join([str(value)] * depth)}]"
+
     shape = f"!!python/tuple [{side}, {side}, %d]"
     hparams = (
         f"{{bottleneck_type: rq, embed_dim: 256, n_embed: {each(rows)}, latent_shape: {shape % 256}, "

@@ -1,6 +1,7 @@
 """What a set of codes uses of its codebook, and the bits per code that a model without any context would need."""
 
 from collections.abc import Iterable
+from typing import Any
 
 import numpy as np
 
@@ -43,7 +44,7 @@ def cross_entropy_bits(train: np.ndarray, val: np.ndarray) -> np.ndarray:
     return -(val * np.log2(share)).sum(axis=1) / val.sum(axis=1)
 
 
-def codebook_usage(histogram: np.ndarray) -> list[dict]:
+def codebook_usage(histogram: np.ndarray) -> list[dict[str, Any]]:
     """Per depth: rows used at all, their share of the codebook, perplexity (2 ** entropy) and entropy in bits."""
     bits = entropy_bits(histogram)
     return [
@@ -58,7 +59,7 @@ def codebook_usage(histogram: np.ndarray) -> list[dict]:
     ]
 
 
-def histogram_baseline(train: np.ndarray, val: np.ndarray) -> dict:
+def histogram_baseline(train: np.ndarray, val: np.ndarray) -> dict[str, Any]:
     """The figure to put beside a model's bits per code: what a model that learned nothing but frequencies reaches.
 
     train, val: histograms [depths, V]. `bits_per_code` is the mean over depths of the cross-entropy of the train

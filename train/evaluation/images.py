@@ -1,6 +1,7 @@
 """How close a reconstructed picture is to its original: PSNR and SSIM over uint8 pixels."""
 
 from collections.abc import Iterable
+from typing import Any
 
 import numpy as np
 from scipy.ndimage import correlate1d
@@ -33,7 +34,7 @@ def ssim(a: np.ndarray, b: np.ndarray) -> float:
     return float(np.mean((2 * mean_x * mean_y + c1) / (mean_x**2 + mean_y**2 + c1) * structure))
 
 
-def reconstruction_quality(pairs: Iterable[tuple[np.ndarray, np.ndarray]]) -> dict:
+def reconstruction_quality(pairs: Iterable[tuple[np.ndarray, np.ndarray]]) -> dict[str, Any]:
     """PSNR and SSIM over (original, reconstruction) pairs of uint8 [H, W, 3], streaming.
 
     `psnr` is the mean of the pictures' PSNRs in dB, as papers report it, without the exactly equal ones, which

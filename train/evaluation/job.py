@@ -9,7 +9,8 @@ from functools import lru_cache, partial
 from pathlib import Path
 
 from data_specs.progress import Progress
-from pipeline.runner import Workers, run_tasks
+from pipeline.runner import run_tasks
+from pipeline.workers import Workers
 from tokenize_jobs.device import pick_device
 from train.evaluation.features import load_extractor
 from train.evaluation.fid import PIECE, SetFeatures, merge, pieces

@@ -26,7 +26,7 @@ class LanguageModel(Protocol):
         ...
 
 
-def ppl_ocr(texts: Sequence[str], model: LanguageModel, seed: int = 0) -> dict:
+def ppl_ocr(texts: Sequence[str], model: LanguageModel, seed: int = 0) -> dict[str, Any]:
     """Perplexity of OCR texts, one per image, with a 95 % bootstrap interval over images (1,000 resamples of `seed`).
 
     `perplexity` is exp(nats / units) over all scored texts together; `median` is that of the single texts. Texts of

@@ -6,7 +6,7 @@ from __future__ import annotations
 import unicodedata
 from collections.abc import Sequence
 from functools import lru_cache
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from rapidfuzz.distance import LCSseq, Levenshtein
 
@@ -49,7 +49,7 @@ def score_text(reference: str, text: str) -> dict[str, float]:
     }
 
 
-def rocr(references: Sequence[str], texts: Sequence[str], keys: Sequence[str], num_worst: int = 8) -> dict:
+def rocr(references: Sequence[str], texts: Sequence[str], keys: Sequence[str], num_worst: int = 8) -> dict[str, Any]:
     """Scores of a set: `texts` as OCR read them, `references` as drawn (or OCR of the originals), `keys` of the images.
 
     ROUGE is the mean over images, as published; cer, wer and word_accuracy are over the whole set's characters and
