@@ -83,7 +83,7 @@ def test_equal_squares_have_equal_codes_with_a_linear_encoder() -> None:
     torch.manual_seed(0)
     local = {"grid": (4, 4), "image_size": 32, "patch": 4, "encoder": "linear"}
     model = RQVAE(RQVAEConfig(**{**TINY_SQUARE, **local})).eval()
-    square, images = torch.rand(3, 8, 8), torch.rand(2, 3, 32, 32)
+    square, images = 50 * torch.randn(3, 8, 8), 50 * torch.randn(2, 3, 32, 32)  # far apart: a new codebook is coarse
     images[0, :, 8:16, 16:24] = square
     images[1, :, 24:, :8] = square
     codes = model.encode(images)
