@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Literal
+from typing import Annotated, Literal, NamedTuple
 
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field, model_validator
 
@@ -28,13 +28,16 @@ class Part(BaseModel):
     model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False, defer_build=True)
 
 
+MAX_CODES = 2**16  # codes are uint16
+
+
 class Shape(Part):
     """What every stage must agree on: the image, its grid of codes and the codebook."""
 
     image_size: int = Field(ge=8, le=4096, description="side of the square image, pixels")
     grid: tuple[int, int] = Field(description="code positions, rows x columns")
     depth: int = Field(ge=1, le=64, description="residual codes at each position")
-    codebook_size: int = Field(ge=2, le=65_536, description="rows of the codebook; codes are uint16")
+    codebook_size: int = Field(ge=2, le=MAX_CODES, description="rows of the codebook; codes are uint16")
 
     @model_validator(mode="after")
     def _grid_divides(self) -> Shape:
@@ -45,6 +48,14 @@ class Shape(Part):
                     f"grid {self.grid} does not divide image_size {self.image_size}: use one of {divisors}"
                 )
         return self
+
+
+class CodeShape(NamedTuple):
+    """What a transformer sees of codes: positions (rows, columns), codes at each, and how many values a code has."""
+
+    grid: tuple[int, int]
+    depth: int
+    codebook_size: int
 
 
 # ---- render --------------------------------------------------------------------------------------------------------
@@ -264,6 +275,11 @@ class Tokenize(Part):
     )
     dtype: Literal["float32", "bfloat16"] = Field("float32", description="of the encoder")
     threads: int = Field(1, ge=1, description="threads of a worker; decides bytes")
+    flatten: bool = Field(
+        False,
+        description="lay the codes of a position side by side, h x w x d as h x wd x 1, the k-th raised by k "
+        "codebooks: a longer sequence with one head, the paper's 1-D arm",
+    )
 
 
 # ---- transformer ---------------------------------------------------------------------------------------------------

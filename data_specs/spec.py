@@ -13,7 +13,19 @@ from typing import Any
 import yaml
 from pydantic import BaseModel, Field, ValidationError, model_validator
 
-from data_specs.parts import Evaluate, Part, Render, Sample, Shape, Tokenize, Tokenizer, Train, Transformer
+from data_specs.parts import (
+    MAX_CODES,
+    CodeShape,
+    Evaluate,
+    Part,
+    Render,
+    Sample,
+    Shape,
+    Tokenize,
+    Tokenizer,
+    Train,
+    Transformer,
+)
 from data_specs.source import unknown_key
 
 PRESETS = Path(__file__).parent / "presets"
@@ -37,10 +49,15 @@ class Spec(Part):
 
     @model_validator(mode="after")
     def _stages_agree(self) -> Spec:
-        if self.transformer and len(self.transformer.head_layers) != self.shape.depth:
+        if self.transformer and len(self.transformer.head_layers) != self.codes.depth:
             raise ValueError(
-                f"transformer.head_layers has {len(self.transformer.head_layers)} entries for shape.depth "
-                f"{self.shape.depth}: give one layer for each depth"
+                f"transformer.head_layers has {len(self.transformer.head_layers)} entries for codes of depth "
+                f"{self.codes.depth}: give one layer for each depth"
+            )
+        if self.codes.codebook_size > MAX_CODES:
+            raise ValueError(
+                f"tokenize.flatten: {self.shape.depth} codebooks of {self.shape.codebook_size} are more codes than "
+                f"uint16 holds ({MAX_CODES})"
             )
         if self.tokenizer:
             self._reduction_fits()
@@ -70,13 +87,15 @@ class Spec(Part):
         for name, most in (("guidance", inf), ("temperature", inf), ("top_k", inf), ("top_p", 1)):
             value = getattr(part, name)
             values = value if isinstance(value, list) else [value]
-            if isinstance(value, list) and len(value) != self.shape.depth:
-                raise ValueError(f"sample.{name} {value}: give one number, or {self.shape.depth} (one per depth)")
+            if isinstance(value, list) and len(value) != self.codes.depth:
+                raise ValueError(f"sample.{name} {value}: give one number, or {self.codes.depth} (one per depth)")
             if not all(0 <= number <= most for number in values):
                 bound = "" if most == inf else f" and at most {most}"
                 raise ValueError(f"sample.{name} {value} must be at least 0{bound}")
         if part.guidance_interval[0] > part.guidance_interval[1]:
             raise ValueError(f"sample.guidance_interval {list(part.guidance_interval)} must rise")
+        if part.given and self.tokenize.flatten:
+            raise ValueError("sample.given names positions and depths: not with tokenize.flatten, which has no depths")
         if part.given:
             part.given.fits(self.shape)
         if self.transformer:
@@ -102,6 +121,14 @@ class Spec(Part):
         for part in parts:
             if getattr(self, part) is None:
                 raise ValueError(f"spec {self.name}: {part}: is missing, and this command works by it; add it")
+
+    @property
+    def codes(self) -> CodeShape:
+        """The shape of the codes that code shards hold and the transformer learns."""
+        (rows, columns), depth, size = self.shape.grid, self.shape.depth, self.shape.codebook_size
+        if self.tokenize.flatten:
+            return CodeShape((rows, columns * depth), 1, size * depth)
+        return CodeShape(self.shape.grid, depth, size)
 
     @property
     def stored_size(self) -> int:

@@ -10,17 +10,19 @@ from pathlib import Path
 
 import numpy as np
 import torch
+from einops import rearrange
 from PIL import Image
 from torch import Tensor
 
 from data_specs import storage
+from data_specs.parts import Shape
 from data_specs.progress import Progress
 from data_specs.reader import decode_fields
 from data_specs.records import InputRead, Item, Outcome, Sample, ShardUnit
 from data_specs.shards import Shard
 from data_specs.spec import Spec
 from tokenize_jobs.device import naming_what_to_lower
-from tokenize_jobs.rqvae import RQVAE
+from tokenize_jobs.rqvae import RQVAE, RQVAEConfig
 
 
 def decoding(
@@ -48,22 +50,31 @@ def decode_shard(model: RQVAE, spec: Spec, shard: Shard, depths: int | None = No
     while batch := list(islice(numbers, size)):
         fields = [shard.fields(number) for number in batch]
         codes = np.stack([decode_fields("", f)["codes"][0] for f in fields])
-        images = decode_codes(model, codes[..., :depths], spec.sample.rounding, size)
+        images = decode_codes(model, codes_by_depth(codes, model.config)[..., :depths], spec.sample.rounding, size)
         for number, field, image in zip(batch, fields, images, strict=True):
             yield Sample(shard.key(number), {"png": png(image), "cls": field["cls"], "json": field["json"]})
 
 
 @torch.inference_mode()
 def decode_codes(model: RQVAE, codes: np.ndarray, rounding: str = "nearest", pad_to: int = 0) -> np.ndarray:
-    """Images uint8 [B, H, W, 3] of codes [B, h, w, d]; the batch is padded to `pad_to` so that sizes do not vary.
+    """Images uint8 [B, H, W, 3] of codes [B, h, w, d] or flattened ones.
+
+    The batch is padded to `pad_to` so that sizes do not vary.
 
     rounding: "nearest", or "truncate" as the authors' script does.
     """
-    device = next(model.parameters()).device
+    codes, device = codes_by_depth(codes, model.config), next(model.parameters()).device
     padded = np.zeros((max(pad_to, len(codes)), *codes.shape[1:]), np.int64)
     padded[: len(codes)] = codes
     with naming_what_to_lower("tokenize.compute_batch", len(padded)):
         return to_uint8(model.decode(torch.from_numpy(padded).to(device))[: len(codes)], rounding)
+
+
+def codes_by_depth(codes: np.ndarray, config: RQVAEConfig | Shape) -> np.ndarray:
+    """Codes [B, h, w, d] of those or of flattened ones [B, h, wd, 1], where only the codebook's row counts."""
+    if codes.shape[2] == config.grid[1]:
+        return codes
+    return rearrange(codes % config.codebook_size, "b h (w d) 1 -> b h w d", w=config.grid[1])
 
 
 def to_uint8(images: Tensor, rounding: str) -> np.ndarray:

@@ -15,6 +15,7 @@ from itertools import islice
 
 import numpy as np
 import torch
+from einops import rearrange
 from torch import Tensor
 
 from data_specs import storage, table
@@ -88,7 +89,7 @@ def _ahead(pool: ThreadPoolExecutor, blocks: int, total: int, load: Callable[[in
 
 @torch.inference_mode()
 def encode_views(model: RQVAE, views: Iterator[np.ndarray], spec: Spec) -> Iterator[np.ndarray]:
-    """Codes uint16 [h, w, d] of each image uint8 [H, W, 3]; every batch has spec.tokenize.compute_batch images.
+    """Codes uint16 of spec.codes of each image uint8 [H, W, 3]; every batch has spec.tokenize.compute_batch images.
 
     A GPU is given the next batch before the codes of the last are waited for.
     """
@@ -100,13 +101,19 @@ def encode_views(model: RQVAE, views: Iterator[np.ndarray], spec: Spec) -> Itera
         with autocast(device, getattr(torch, spec.tokenize.dtype)), naming_what_to_lower(BATCH, size):
             under_way.append((len(batch), model.encode(to_device(images, device))))
         if device.type == "cpu" or len(under_way) > 1:
-            yield from _codes(*under_way.popleft())
+            yield from _codes(*under_way.popleft(), spec)
     for count, codes in under_way:
-        yield from _codes(count, codes)
+        yield from _codes(count, codes, spec)
 
 
-def _codes(count: int, codes: Tensor) -> np.ndarray:
-    return codes[:count].cpu().numpy().astype(np.uint16)
+def _codes(count: int, codes: Tensor, spec: Spec) -> np.ndarray:
+    few = codes[:count].cpu().numpy()
+    return (flattened(few, spec.shape.codebook_size) if spec.tokenize.flatten else few).astype(np.uint16)
+
+
+def flattened(codes: np.ndarray, codebook_size: int) -> np.ndarray:
+    """Codes [B, h, w, d] as [B, h, wd, 1]: those of a position side by side, the k-th raised by k codebooks."""
+    return rearrange(codes + np.arange(codes.shape[-1]) * codebook_size, "b h w d -> b h (w d) 1")
 
 
 def code_sample(key: str, codes: np.ndarray, fields: dict[str, bytes], facts: SampleFacts) -> Sample:

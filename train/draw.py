@@ -68,13 +68,13 @@ def draw_grid(
     dist.all_gather(gathered, codes, group=group)
     if tokenizer is None:
         return None
-    codes = torch.cat(gathered)[:SHOWN].unflatten(1, spec.shape.grid)
+    codes = torch.cat(gathered)[:SHOWN].unflatten(1, spec.codes.grid)
     return grid(list(decode_codes(tokenizer, codes.numpy(), spec.sample.rounding)))
 
 
 def sample_range(model: DnDTransformer, spec: Spec, first: int, count: int, root: str = "") -> Iterator[Sample]:
     """Code samples of images first … first + count - 1; every batch is full, the last one padded."""
-    part, (rows, columns) = spec.sample, spec.shape.grid
+    part, (rows, columns) = spec.sample, spec.codes.grid
     size = part.batch_size
     assert size is not None, "sample_job.py settles the batch before it plans"
     for start in range(first, first + count, size):

@@ -49,7 +49,7 @@ class Generator(NamedTuple):
         wanted = [given[i % len(given)] if given else i * number // max(num, 1) for i in range(num)]
         codes = sample_codes(self.transformer, wanted, **options)
         assert isinstance(codes, torch.Tensor)
-        grids = codes.unflatten(1, self.tokenizer.config.grid).cpu().numpy()
+        grids = codes.unflatten(1, self.transformer.config.grid).cpu().numpy()
         return [Image.fromarray(image) for image in decode_codes(self.tokenizer, grids)]
 
     def _class(self, cls: int | str) -> int:
@@ -70,7 +70,9 @@ def load_root(root: str, ema: bool = True, dtype: torch.dtype = torch.float32) -
     transformer = load_transformer(storage.join(root, "transformer"), ema=ema, device=device, dtype=dtype)
     tokenizer = load_tokenizer(storage.join(root, "tokenizer"), device=device)
     ours, theirs = transformer.config, tokenizer.config
-    if (*ours.grid, ours.depth, ours.codebook_size) != (*theirs.code_shape, theirs.codebook_size):
+    (rows, columns, depth), size = theirs.code_shape, theirs.codebook_size
+    flat = (rows, columns * depth, 1, size * depth)
+    if (*ours.grid, ours.depth, ours.codebook_size) not in ((rows, columns, depth, size), flat):
         raise ValueError(
             f"{root}: the transformer makes codes {[*ours.grid, ours.depth]} of {ours.codebook_size}, the tokenizer "
             f"reads {list(theirs.code_shape)} of {theirs.codebook_size}: import a pair that belongs together"

@@ -62,7 +62,7 @@ def identity(spec: Spec, root: str) -> Identity:
     if part.init_from:
         inputs["init_from"] = digest_of_start(storage.join(root, part.init_from, EMA_WEIGHTS), folder)
     tree: dict[str, Any] = {
-        "shape": spec.shape.model_dump(mode="json"),
+        "shape": spec.shape.model_dump(mode="json") | {"flatten": spec.tokenize.flatten},
         "transformer": spec.transformer.model_dump(mode="json"),
         "train": spec_of_training(spec, "train", FREE, folder),
     }

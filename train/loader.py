@@ -197,14 +197,14 @@ class Loader:
     """
 
     def __init__(self, sets: Sequence[ShardInput], root: str, spec: Spec, order_uri: str | None = None) -> None:
-        shape = (*spec.shape.grid, spec.shape.depth)
+        shape = (*spec.codes.grid, spec.codes.depth)
         self.seed, self.weights = spec.seed, [entry.weight for entry in sets]
         self.sets = [CodeSet(storage.join(root, s.manifest), s.class_offset, shape) for s in sets]
         shards = [entry.set for entry in self.sets]
         window = settle_window(order_uri, spec.train.shuffle_window, shards) if order_uri else None
         for number, entry in enumerate(self.sets):
             entry.shuffle(spec.seed + number, window)
-        self.codebook_size, self.num_classes = spec.shape.codebook_size, spec.transformer.num_classes
+        self.codebook_size, self.num_classes = spec.codes.codebook_size, spec.transformer.num_classes
         self.class_dropout = spec.transformer.class_dropout
         self.pool, self.closed = ThreadPoolExecutor(FETCHES), Event()
         self.block = lru_cache(2)(self._block)

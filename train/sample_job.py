@@ -189,7 +189,8 @@ def refuse_misfit(spec: Spec, uri: str) -> None:
     has = [*made["grid"], depth, made["codebook_size"]]
     wanted = [*spec.shape.grid, spec.shape.depth, spec.shape.codebook_size]
     if "num_classes" in made:
-        has, wanted = [*has, made["num_classes"]], [*wanted, spec.transformer.num_classes]
+        wanted = [*spec.codes.grid, spec.codes.depth, spec.codes.codebook_size, spec.transformer.num_classes]
+        has.append(made["num_classes"])
     if has != wanted:
         raise ValueError(
             f"{uri}: grid, depth, codebook and classes are {has}, by the spec {wanted}: use the preset that it was "

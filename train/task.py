@@ -133,7 +133,7 @@ class TransformerTask:
         Returns:
             The mean loss of each depth over all ranks, nats, float64 [D] on the CPU.
         """
-        total = torch.zeros(self.spec.shape.depth, device=self.device)
+        total = torch.zeros(self.spec.codes.depth, device=self.device)
         micro_batches = self._of_step(self.position)
         for number, (first, _) in enumerate(micro_batches):
             losses = self._forward(first)
@@ -202,7 +202,7 @@ class TransformerTask:
         images = min(self.part.validation_images, len(loader))
         size = min(self.micro, math.ceil(images / self.ranks.world))
         starts = range(0, images, size)
-        total = torch.zeros(self.spec.shape.depth, dtype=torch.float64)
+        total = torch.zeros(self.spec.codes.depth, dtype=torch.float64)
         world = self.ranks.world
         for number in range(self.ranks.rank, world * math.ceil(len(starts) / world), world):
             first = starts[number % len(starts)]  # ranks without a share compute along: stage 3 needs all of them

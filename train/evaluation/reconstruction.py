@@ -12,7 +12,7 @@ import torch
 
 from data_specs.parts import Shape
 from data_specs.reader import ShardSet
-from tokenize_jobs.decode import grid
+from tokenize_jobs.decode import codes_by_depth, grid
 from tokenize_jobs.device import to_tensor
 from tokenize_jobs.losses import LPIPS
 from train.evaluation.codes import codebook_usage, count_codes
@@ -32,7 +32,7 @@ def evaluate_by_depth(
     Raises ValueError where the sets are not of the same images.
     """
     inputs = reconstruction_inputs(originals, by_depth[-1], num)
-    usage = codebook_usage(count_codes((item["codes"] for item in codes), shape.codebook_size))
+    usage = codebook_usage(count_codes((codes_by_depth(item["codes"], shape) for item in codes), shape.codebook_size))
     rows = []
     for depths, copies in enumerate(by_depth, 1):
         row = {"depth": depths, **reconstruction_quality(pairs(originals, copies, num)), **code_size(shape, depths)}

@@ -40,13 +40,13 @@ def summarise(spec: Spec, root: str) -> str:
         return uri
     codes = {split: open_shards(storage.join(root, "codes", split)) for split in ("train", "val")}
     counts = {
-        split: count_codes((item["codes"] for item in of), spec.shape.codebook_size) for split, of in codes.items()
+        split: count_codes((item["codes"] for item in of), spec.codes.codebook_size) for split, of in codes.items()
     }
     histogram = histogram_baseline(counts["train"], counts["val"])
     context = context_baseline(
         (item["codes"] for item in codes["train"]),
         (item["codes"] for item in islice(codes["val"], _validated_images(spec))),
-        spec.shape.codebook_size,
+        spec.codes.codebook_size,
     )
     result = {
         "inputs": inputs,
