@@ -31,7 +31,7 @@ from pipeline.job import rendering
 from pipeline.png import encode_png
 from pipeline.render import Renderer, render_document
 from pipeline.renderers.fonts import fonts
-from pipeline.renderers.pages import POINTS
+from pipeline.renderers.words import POINTS
 
 KEEP_ALL = [
     "render.pages.min_words=0",

@@ -106,6 +106,10 @@ class PageStyle(Part):
     """How PDF pages are rendered and cropped; the default is A4 at 1260 x 1782 px as published."""
 
     dpi: float = Field(152.4, ge=18, le=1200, description="dots per inch at which a page is drawn before it is cut")
+    fit: tuple[Annotated[int, Field(ge=16)], Annotated[int, Field(ge=16)]] | None = Field(
+        None,
+        description="pixels, width and height, into which each page is fitted, on white; dpi is not heeded then",
+    )
     crops: int = Field(10, ge=1, description="random crops of a page")
     max_pages: int = Field(100, ge=1, description="pages rendered of one document, from the first")
     max_pixels: int = Field(40_000_000, ge=1, description="a larger page is rejected")

@@ -4,12 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import contextmanager
+from functools import partial
 from typing import Any
 
 import numpy as np
 import pymupdf
 from pymupdf import mupdf
 
+from data_specs.parts import PageStyle
 from data_specs.records import Reason
 from pipeline.png import in_one_plane
 from pipeline.renderers import Unreadable, short
@@ -19,9 +21,9 @@ from pipeline.renderers.words import (
     Page,
     ReadPage,
     Words,
-    check_size,
     gather,
     is_pale,
+    page_scale,
     paper,
     share_under,
     visible,
@@ -50,21 +52,21 @@ def open_pdf(data: bytes) -> Iterator[tuple[int, ReadPage]]:
     with document:
         if document.needs_pass:
             raise Unreadable(Reason.ENCRYPTED, "needs a password")
-        yield num_pages, lambda number, scale, max_pixels: _page(document, number, scale, max_pixels)
+        yield num_pages, partial(_page, document)
         pymupdf.TOOLS.store_shrink(100)
 
 
-def _page(document: Any, number: int, scale: float, max_pixels: int) -> Page:
+def _page(document: Any, number: int, style: PageStyle) -> Page:
     try:
-        return _read_page(document, number, scale, max_pixels)
+        return _read_page(document, number, style)
     except mupdf.FzErrorSystem as error:  # its malloc gives nothing
         raise MemoryError(short(error)) from None
 
 
-def _read_page(document: Any, number: int, scale: float, max_pixels: int) -> Page:
+def _read_page(document: Any, number: int, style: PageStyle) -> Page:
     page = document[number]
     width, height = page.rect.width, page.rect.height
-    check_size(width * scale, height * scale, max_pixels)
+    scale = page_scale(width, height, style)
     drawing = page.get_displaylist()  # interpreted once, for the picture and for the words
     image = draw(drawing, scale)
     words, pictured = read(drawing, image, scale), 0.0

@@ -19,13 +19,12 @@ from data_specs.parts import Filters, PageStyle, Render
 from data_specs.records import Reason
 from pipeline.filters import Facts, ink, script_of, taken_by
 from pipeline.isolate import begin
-from pipeline.png import from_plane, grey_plane
+from pipeline.png import from_plane, grey_plane, in_one_plane
 from pipeline.renderers import Lost, Picture, Unreadable, mupdf, pdfium, short
 from pipeline.renderers.words import Page, ReadPage
 
 ENGINES = {"mupdf": mupdf, "pdfium": pdfium}
 ERRORS = mupdf.ERRORS + pdfium.ERRORS
-POINTS = 72.0
 OPENING = -1  # what comes before the pages
 Ended = Mapping[int, Sequence[tuple[Reason, str]]]  # by page or OPENING: what ended the child, one entry an engine
 NOTHING: Ended = MappingProxyType({})
@@ -95,7 +94,7 @@ class _Document:
         faults, ended = list[str](), dict(self.ended.get(number, ()))
         for name in (name for name in self.engines if name not in ended):
             try:
-                return self._open(name)[1](number, style.dpi / POINTS, style.max_pixels), name
+                return self._open(name)[1](number, style), name
             except ERRORS as error:
                 if isinstance(error, Unreadable) and error.reason == Reason.TOO_LARGE:
                     raise
@@ -120,20 +119,29 @@ def _check(page: Page, filters: Filters, fallback: bool) -> None:
 def _crops(
     page: Page, key: str, style: PageStyle, cut: int, size: int, suffix: str, about: dict[str, Any]
 ) -> Iterator[Picture | Lost]:
-    height, width = page.image.shape[:2]
+    image = _on_white(page.image, style.fit)
+    height, width = image.shape[:2]
     if height < cut or width < cut:
         yield Lost(suffix, Reason.PAGE_TOO_SMALL, f"{width}x{height} px at {style.dpi:g} dpi; a crop takes {cut}")
         return
     rng = random.Random(key)
     for number in range(style.crops):
         left, top = rng.randint(0, width - cut), rng.randint(0, height - cut)
-        image = page.image[top : top + cut, left : left + cut]
-        words = page.words.within(left, top, image)
+        crop = image[top : top + cut, left : left + cut]
+        words = page.words.within(left, top, crop)
         if len(words.texts) - words.cut.sum() < style.min_words:
             yield Lost(f"{suffix}-c{number:02d}", Reason.TOO_FEW_WORDS)
             continue
         box = {"box": (left, top, left + cut, top + cut)}
-        yield Picture(f"{suffix}-c{number:02d}", _reduced(image, size), about | box | words.fields(size / cut))
+        yield Picture(f"{suffix}-c{number:02d}", _reduced(crop, size), about | box | words.fields(size / cut))
+
+
+def _on_white(image: np.ndarray, fit: tuple[int, int] | None) -> np.ndarray:
+    """A page [H, W, 3] with white below and beside it up to a width and height."""
+    right, below = (max(0, side - has) for side, has in zip(fit or (0, 0), image.shape[1::-1], strict=True))
+    if not right and not below:
+        return image
+    return in_one_plane(np.pad(image, ((0, below), (0, right), (0, 0)), constant_values=255))
 
 
 def _reduced(crop: np.ndarray, size: int) -> np.ndarray:

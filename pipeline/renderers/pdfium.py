@@ -5,13 +5,16 @@ from __future__ import annotations
 import ctypes
 from collections.abc import Iterator
 from contextlib import contextmanager
+from functools import partial
 from typing import Any, NamedTuple
 
 import numpy as np
 import pypdfium2
 from pypdfium2 import raw
 
+from data_specs.parts import PageStyle
 from data_specs.records import Box, Reason
+from pipeline.png import in_one_plane
 from pipeline.renderers import Unreadable, short
 from pipeline.renderers.words import (
     BREAK,
@@ -21,9 +24,9 @@ from pipeline.renderers.words import (
     Page,
     ReadPage,
     Words,
-    check_size,
     gather,
     is_pale,
+    page_scale,
     paper,
     share_under,
     visible,
@@ -61,17 +64,17 @@ def open_pdf(data: bytes) -> Iterator[tuple[int, ReadPage]]:
         locked = error.err_code == raw.FPDF_ERR_PASSWORD
         raise Unreadable(Reason.ENCRYPTED if locked else Reason.UNREADABLE, short(error)) from None
     with document:
-        yield len(document), lambda number, scale, max_pixels: _page(document, number, scale, max_pixels)
+        yield len(document), partial(_page, document)
 
 
-def _page(document: Any, number: int, scale: float, max_pixels: int) -> Page:
+def _page(document: Any, number: int, style: PageStyle) -> Page:
     page = document[number]
     if raw.FPDFPage_GetAnnotCount(page):
         raw.FPDFPage_Flatten(page, raw.FLAT_NORMALDISPLAY)  # what annotations say is text of the page then
         page = document[number]
     width, height = page.get_size()
-    check_size(width * scale, height * scale, max_pixels)
-    image = np.ascontiguousarray(page.render(scale=scale, rev_byteorder=True).to_numpy()[..., :3])
+    bitmap = page.render(scale=page_scale(width, height, style), rev_byteorder=True)
+    image = in_one_plane(np.ascontiguousarray(bitmap.to_numpy()[..., :3]))
     words, pictured = _words(page, image), 0.0
     if not words.texts:
         pictures = page.get_objects(filter=(raw.FPDF_PAGEOBJ_IMAGE,), max_depth=DEPTH)

@@ -14,6 +14,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
+from data_specs.parts import PageStyle
 from data_specs.records import Box, Reason
 from pipeline.png import grey_plane
 from pipeline.renderers import Unreadable
@@ -26,6 +27,7 @@ SLIVER = 2  # pixels of a cut word in both directions from which it counts as se
 OVERLAP = 0.6  # share of the smaller box from which the same letters are painted twice in one place
 UNKNOWN = "\ufffd"  # a glyph of which the file does not say what it means
 UNTRUSTED = 0.05  # share of unknown letters from which a page's words cannot be trusted
+POINTS = 72.0  # of an inch
 _SOFT_HYPHEN = "\u00ad"
 _JOINERS = "\u200c\u200d"
 
@@ -141,7 +143,7 @@ class Page(NamedTuple):
 
 Character = tuple[str, Box, bool]  # what the file calls it, its box, and whether it has the paper's own colour
 BREAK: Character = (" ", (0.0, 0.0, 0.0, 0.0), False)
-ReadPage = Callable[[int, float, int], Page]  # a page's number, pixels a point, most pixels
+ReadPage = Callable[[int, PageStyle], Page]  # of a page's number
 
 
 @lru_cache(maxsize=1 << 16)
@@ -283,9 +285,16 @@ def share_under(boxes: Iterable[Box], area: float) -> float:
     return max(((x1 - x0) * (y1 - y0) / area for x0, y0, x1, y1 in boxes), default=0.0)
 
 
-def check_size(width: float, height: float, max_pixels: int) -> None:
-    """Raises Unreadable for a page of so many pixels that is empty, or larger than allowed."""
-    if width <= 0 or height <= 0 or width * height > max_pixels:
-        raise Unreadable(
-            Reason.TOO_LARGE, f"a page of {width:.0f}x{height:.0f} px; render.pages.max_pixels is {max_pixels}"
-        )
+def page_scale(width: float, height: float, style: PageStyle) -> float:
+    """Pixels a point at which a page of so many points is drawn: those of style.dpi, or that fit it into style.fit.
+
+    Raises:
+        Unreadable: it is empty, or has more pixels than allowed.
+    """
+    scale = style.dpi / POINTS
+    if style.fit and width > 0 and height > 0:
+        scale = min(style.fit[0] / width, style.fit[1] / height)
+    if width <= 0 or height <= 0 or width * height * scale**2 > style.max_pixels:
+        size = f"{width * scale:.0f}x{height * scale:.0f}"
+        raise Unreadable(Reason.TOO_LARGE, f"a page of {size} px; render.pages.max_pixels is {style.max_pixels}")
+    return scale

@@ -16,6 +16,7 @@ import psutil
 import pymupdf
 import pytest
 
+from data_specs.parts import PageStyle
 from data_specs.receipts import commit
 from data_specs.records import Dropped, InputRead, Outcome, Reason, Receipt, Sample, SampleInfo
 from data_specs.source import Source
@@ -183,10 +184,10 @@ def dies_on_mupdf(
 def dies_on_second_page(data: bytes) -> Iterator[tuple[int, ReadPage]]:
     """MuPDF, if it crashed on the second page."""
 
-    def read(number: int, scale: float, max_pixels: int) -> Page:
+    def read(number: int, style: PageStyle) -> Page:
         if number == 1:
             os.kill(os.getpid(), signal.SIGSEGV)
-        return read_page(number, scale, max_pixels)
+        return read_page(number, style)
 
     with open_with_mupdf(data) as (num_pages, read_page):
         yield num_pages, read

@@ -20,11 +20,30 @@ def test_boxes_of_a_turned_page_hold_its_ink(rotation: int, engine: str) -> None
     document[0].set_rotation(rotation)
     with ENGINES[engine].open_pdf(document.tobytes()) as (num_pages, read_page):
         assert num_pages == 1
-        image, words, *_ = read_page(0, 1.0, 10**6)
+        image, words, *_ = read_page(0, PageStyle(dpi=72))
     assert words.texts == ["Hello,", "reader"]
     dark = image[..., 1] < 128
     inside = sum(dark[int(y0) : int(y1) + 1, int(x0) : int(x1) + 1].sum() for x0, y0, x1, y1 in words.boxes)
     assert dark.any() and inside == dark.sum()
+
+
+@pytest.mark.parametrize("engine", ENGINES)
+@pytest.mark.parametrize(("width", "height"), [(595, 842), (612, 792), (842, 595), (200, 2000)])
+def test_pages_of_all_sizes_are_fitted_into_one(width: int, height: int, engine: str) -> None:
+    """US Letter too comes to the published 1260 x 1782 px, and no word lies on what is added."""
+    document = pymupdf.open()
+    document.new_page(width=width, height=height).insert_text((20, 60), "Hello, reader", fontsize=12)
+    style = PageStyle.model_validate({"fit": (1260, 1782), "engines": [engine], "crops": 1})
+    with ENGINES[engine].open_pdf(document.tobytes()) as (_, read_page):
+        page = read_page(0, style)
+    scale = min(1260 / width, 1782 / height)
+    assert page.image.shape[:2] == pytest.approx((height * scale, width * scale), abs=1.01)
+    assert page.words.boxes[0, 0] == pytest.approx(20 * scale, abs=3)
+    render = Render.model_validate({"sources": [{"kind": "arxiv"}], "pages": style, "crop_size": 1260, "filters": {"min_ink": 0}})
+    (crop,) = render_pdf(document.tobytes(), "a", render, 0, 1260)
+    assert not isinstance(crop, Lost) and crop.image.shape == (1260, 1260, 3)
+    left, top, right, bottom = crop.about["box"]
+    assert 0 <= left <= right <= 1261 and 0 <= top <= bottom <= 1783
 
 
 @pytest.mark.parametrize("engine", ["mupdf", "pdfium"])

@@ -18,14 +18,14 @@ from pipeline.renderers.pages import ENGINES, render_pdf
 from pipeline.renderers.words import BREAK, Page, gather, letters
 from pipeline.truth import shares
 
-SCALE, PIXELS = 100 / 72, 40_000_000
+DPI = 100
 both = pytest.mark.parametrize("engine", ENGINES)
 
 
 def read(data: bytes, engine: str, number: int = 0) -> Page:
     """One page of a PDF."""
     with ENGINES[engine].open_pdf(data) as (_, read_page):
-        return read_page(number, SCALE, PIXELS)
+        return read_page(number, PageStyle(dpi=DPI))
 
 
 def whole(page: Page) -> list[str]:
