@@ -39,7 +39,9 @@ def test_pages_of_all_sizes_are_fitted_into_one(width: int, height: int, engine:
     scale = min(1260 / width, 1782 / height)
     assert page.image.shape[:2] == pytest.approx((height * scale, width * scale), abs=1.01)
     assert page.words.boxes[0, 0] == pytest.approx(20 * scale, abs=3)
-    render = Render.model_validate({"sources": [{"kind": "arxiv"}], "pages": style, "crop_size": 1260, "filters": {"min_ink": 0}})
+    render = Render.model_validate(
+        {"sources": [{"kind": "arxiv"}], "pages": style, "crop_size": 1260, "filters": {"min_ink": 0}}
+    )
     (crop,) = render_pdf(document.tobytes(), "a", render, 0, 1260)
     assert not isinstance(crop, Lost) and crop.image.shape == (1260, 1260, 3)
     left, top, right, bottom = crop.about["box"]

@@ -9,7 +9,9 @@ import torch
 from safetensors import safe_open
 from torch import Tensor
 
+from data_specs.spec import load_spec
 from tokenize_jobs.rqvae import RQVAE, RQVAEConfig
+from tokenize_jobs.task import config_of
 
 TINY = {"embed_dim": 16, "ch": 32, "ch_mult": (1, 1), "num_res_blocks": 1, "z_channels": 16}
 TINY_SQUARE = {"image_size": (16, 16), "grid": (8, 8), "depth": 3, "codebook_size": 32, **TINY}
@@ -149,3 +151,20 @@ def test_foreign_options_of_released_configs_are_refused() -> None:
         RQVAEConfig.from_released(hparams, {**ddconfig, "double_z": True})
     with pytest.raises(ValueError, match="a different one for each depth"):
         RQVAEConfig.from_released({**hparams, "n_embed": [16, 32]}, ddconfig)
+
+
+def test_the_published_presets_are_as_large_as_the_released_files() -> None:
+    """836 MB (V = 16384) and 811 MB (V = 4096), as the hub states: weights, Adam's two moments, codebook and its sums.
+
+    What is left, 3 MB each time, is the archive's own.
+    """
+    sizes = []
+    for preset in ("imagenet_16x16x2", "text_image_24x24x1"):
+        spec = load_spec(preset)
+        with torch.device("meta"):
+            model = RQVAE(config_of(spec))
+        codebook = 2 * spec.shape.codebook_size * spec.tokenizer.embed_dim
+        sizes.append(4 * (3 * sum(weight.numel() for weight in model.parameters()) + codebook))
+        assert spec.tokenizer.attention_sizes == () and spec.tokenizer.shared_codebook
+    assert sizes == pytest.approx([836e6, 811e6], rel=0.005)
+    assert sizes[0] - sizes[1] == 4 * 2 * (16384 - 4096) * 256 == pytest.approx(836e6 - 811e6, rel=0.01)
