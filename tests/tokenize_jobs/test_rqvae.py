@@ -10,8 +10,8 @@ from safetensors import safe_open
 from torch import Tensor
 
 from data_specs.spec import load_spec
+from tokenize_jobs.networks import config_of
 from tokenize_jobs.rqvae import RQVAE, RQVAEConfig
-from tokenize_jobs.task import config_of
 
 TINY = {"embed_dim": 16, "ch": 32, "ch_mult": (1, 1), "num_res_blocks": 1, "z_channels": 16}
 TINY_SQUARE = {"image_size": (16, 16), "grid": (8, 8), "depth": 3, "codebook_size": 32, **TINY}

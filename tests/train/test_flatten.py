@@ -12,8 +12,8 @@ from code_sets import tiny_spec, write_codes
 
 from tokenize_jobs.decode import codes_by_depth, decode_codes
 from tokenize_jobs.encode import encode_views, flattened
+from tokenize_jobs.networks import config_of
 from tokenize_jobs.rqvae import RQVAE
-from tokenize_jobs.task import config_of
 from tokenize_jobs.weights import save_tokenizer
 from train import engine
 from train.draw import sample_range
