@@ -9,7 +9,7 @@ OUT ?= runs/rehearsal
 ENGINE ?= docker
 BIN := .venv/bin
 
-.PHONY: help keys demo view site test test-quick test-gpu lint test-long test-s3 rehearsal image-cpu image-cuda lock clean
+.PHONY: help keys demo view site test test-quick test-gpu gpu-wheels lint test-long test-s3 rehearsal image-cpu image-cuda lock clean
 help:                ## this list
 	@grep -E '^[a-z0-9-]+:.*##' Makefile | sed 's/:.*##/  /'
 
@@ -54,6 +54,13 @@ test-quick: .venv/installed .venv/packages-dev  ## the tests of the inner loop, 
 
 test-gpu: .venv/installed .venv/packages-dev  ## the tests that need a CUDA device
 	$(BIN)/pytest -m "gpu and not long"
+
+WHEELS := --dest build/wheels --python-version 3.12 --only-binary :all: --platform manylinux_2_28_x86_64 \
+  --platform manylinux_2_17_x86_64 --platform manylinux2014_x86_64
+gpu-wheels: .venv/packages  ## what `dnd accept` needs beside torch, for Python 3.12 on Linux, into build/wheels
+	$(BIN)/python -m pip download -q $(WHEELS) pydantic typer pillow pyyaml psutil einops safetensors pyarrow fsspec \
+	  filelock jinja2 hjson msgpack ninja packaging py-cpuinfo tqdm
+	$(BIN)/python -m pip wheel -q --no-deps --no-build-isolation --wheel-dir build/wheels $$(grep -o '^deepspeed==[0-9.]*' requirements.lock)
 
 test-long: .venv/installed .venv/packages-dev  ## the full forms of what CI shows in short
 	$(BIN)/pytest -m long --timeout 7200

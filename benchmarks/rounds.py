@@ -8,6 +8,10 @@ from collections.abc import Callable
 from statistics import median
 from typing import NamedTuple
 
+import torch
+
+from tokenize_jobs.device import pick_device
+
 Work = Callable[[], int]  # does some work and returns how many items it made
 
 
@@ -40,8 +44,11 @@ def compare(ours: Work, baseline: Work, rounds: int, warm_up: bool = True) -> Co
 
 
 def _rate(work: Work) -> float:
+    device = pick_device()
+    synchronise(device)  # what the other one left in the queue is not this one's time
     started = time.perf_counter()
     count = work()
+    synchronise(device)
     return count / (time.perf_counter() - started)
 
 
@@ -52,3 +59,23 @@ def report(what: str, unit: str, against: str, result: Comparison) -> None:
         f"{what}: {result.ratio:.2f} x {against} ({low:.2f}-{high:.2f} in {len(result.ratios)} rounds; "
         f"{result.ours:.4g} against {result.baseline:.4g} {unit}/s here)"
     )
+
+
+def seconds_of(work: Callable[[], object], device: torch.device, repeats: int = 5) -> float:
+    """Seconds of the fastest of some repeats after one unmeasured, the device's queue empty before and after each."""
+    work()
+    return min(_seconds(work, device) for _ in range(repeats))
+
+
+def _seconds(work: Callable[[], object], device: torch.device) -> float:
+    synchronise(device)
+    started = time.perf_counter()
+    work()
+    synchronise(device)
+    return time.perf_counter() - started
+
+
+def synchronise(device: torch.device) -> None:
+    """Wait until a GPU has done all that it was given; a CPU has."""
+    if device.type == "cuda":
+        torch.cuda.synchronize(device)

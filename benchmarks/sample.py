@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import importlib
 import sys
-import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import NamedTuple
@@ -18,7 +17,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from benchmarks.rounds import Comparison, compare
+from benchmarks.rounds import Comparison, compare, seconds_of
 from data_specs.spec import load_spec
 from tokenize_jobs.device import pick_device
 from train.engine import config_of
@@ -96,19 +95,10 @@ def step_bytes(model: DnDTransformer, rows: int) -> float:
 
 
 def memory_bandwidth(device: torch.device) -> float:
-    """Bytes/s of reading one buffer that no cache holds, by the faster read: a sum, or a product with a vector.
-
-    Each is the best of five.
-    """
+    """Bytes/s of reading one buffer that no cache holds, by the faster read: a sum, or a product with a vector."""
     buffer, vector = torch.ones(2**13, 2**14, device=device), torch.ones(2**14, device=device)
-
-    def seconds(read: Callable[[], Tensor]) -> float:
-        started = time.perf_counter()
-        read().sum().item()
-        return time.perf_counter() - started
-
     reads = (buffer.sum, lambda: torch.mv(buffer, vector))
-    return buffer.nbytes / min(seconds(read) for read in reads for _ in range(5))
+    return buffer.nbytes / min(seconds_of(read, device) for read in reads)
 
 
 @torch.inference_mode()

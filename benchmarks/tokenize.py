@@ -18,7 +18,7 @@ from data_specs.records import RangeUnit, Sample, ShardUnit
 from data_specs.spec import Spec, load_spec
 from data_specs.units import write_plan
 from tokenize_jobs.decode import png
-from tokenize_jobs.device import autocast, layout, to_tensor
+from tokenize_jobs.device import autocast, to_device
 from tokenize_jobs.encode import encoding, fitting_batch, prepare
 from tokenize_jobs.networks import config_of
 from tokenize_jobs.rqvae import RQVAE
@@ -72,7 +72,6 @@ def _drawn(number: int, size: int) -> np.ndarray:
 def _bare(model: RQVAE, images: np.ndarray, spec: Spec, size: int) -> int:
     device, dtype = next(model.parameters()).device, getattr(torch, spec.tokenize.dtype)
     for start in range(0, len(images), size):
-        batch = to_tensor(images[start : start + size])
         with autocast(device, dtype):
-            model.encode(batch.to(device, memory_format=layout(device))).cpu()
+            model.encode(to_device(images[start : start + size], device)).cpu()
     return len(images)

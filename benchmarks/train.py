@@ -12,6 +12,7 @@ import torch
 from benchmarks.codes import random_codes
 from benchmarks.rounds import Comparison, compare
 from data_specs.spec import Spec, load_spec
+from tokenize_jobs.device import pick_device
 from tokenize_jobs.ranks import Ranks, join_ranks
 from train.engine import build_optimizer, config_of
 from train.model import DnDTransformer
@@ -31,7 +32,8 @@ def train(preset: str, rounds: int, batch: int | None, overrides: list[str]) -> 
     with tempfile.TemporaryDirectory(prefix="dnd-bench-") as root:
         random_codes(spec, root, 2048, 2)
         join_ranks(timedelta(minutes=5))
-        task, bare = TransformerTask(spec, root, Ranks()), _Bare(spec)
+        task = TransformerTask(spec, root, Ranks())
+        bare = _Bare(task.spec)
         task.begin(0, spec.train.steps)
 
         def ours() -> int:
@@ -43,16 +45,17 @@ def train(preset: str, rounds: int, batch: int | None, overrides: list[str]) -> 
 
 
 class _Bare:
-    """The same model with nothing around it; its batch lies in memory."""
+    """The same model, device and type with nothing around it; its batch lies in memory."""
 
     def __init__(self, spec: Spec) -> None:
         part, self.spec = spec.train, spec
-        self.model = DnDTransformer(config_of(spec)).train()
+        device, dtype = pick_device(), torch.bfloat16 if part.dtype == "bfloat16" else torch.float32
+        self.model = DnDTransformer(config_of(spec)).to(device, dtype).train()
         self.optimizer = build_optimizer(self.model, spec)
         rows, columns = spec.shape.grid
         shape = (part.batch_size, rows * columns, spec.shape.depth)
-        self.codes = torch.randint(spec.shape.codebook_size, shape)
-        self.classes = torch.zeros(part.batch_size, dtype=torch.int64)
+        self.codes = torch.randint(spec.shape.codebook_size, shape, device=device)
+        self.classes = torch.zeros(part.batch_size, dtype=torch.int64, device=device)
 
     def steps(self) -> int:
         """Makes STEPS steps and returns the images they took."""

@@ -12,7 +12,7 @@ import typer
 import infra.stages  # noqa: F401
 from data_specs.spec import PARTS
 from data_specs.text import say, start_log
-from infra.commands import bench, clusters, data, evaluation, exchange, query, specs, transformer, view
+from infra.commands import accept, bench, clusters, data, evaluation, exchange, query, specs, transformer, view
 from infra.commands.options import (
     AddressOpt,
     RanksOpt,
@@ -40,7 +40,7 @@ app = typer.Typer(
     help="From PDFs, text or images to a trained DnD-Transformer and its pictures. Try: dnd demo --root runs/demo",
 )
 add_stages(app)
-for part in (specs, data, query, clusters, transformer, evaluation, exchange, bench, view):
+for part in (specs, data, query, clusters, transformer, evaluation, exchange, bench, accept, view):
     app.add_typer(part.app)
 
 

@@ -6,9 +6,9 @@ A step computes its share of the batch and exchanges gradients and weights:
     exchange = 2 · parameters / bandwidth: bfloat16 weights gathered after the step,
                + what is left of 4 · parameters / bandwidth, float32 gradients, when backward (2/3 of compute) ends
 
-UTILISATION is a roofline's of the model as it runs by default. FLOOR_TOKENS is where a GPU's kernels become too small:
-with less it takes as long. Bandwidths are those of NCCL on H100s: NVLink inside of a node of eight, eight adapters of
-400 Gb/s between nodes at half their peak.
+UTILISATION is a roofline's of the model as it runs by default, at 16 to 32 images of a GPU (docs/gpu.md). FLOOR_TOKENS
+is where a GPU's kernels become too small: with less it takes as long. Bandwidths are those of NCCL on H100s: NVLink
+inside of a node of eight, eight adapters of 400 Gb/s between nodes at half their peak.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ from train.flops import PEAK_FLOPS, image_flops
 from train.memory import num_parameters
 from train.model import TransformerConfig
 
-PEAK, UTILISATION = PEAK_FLOPS["H100"], 0.35
+PEAK, UTILISATION = PEAK_FLOPS["H100"], 0.45
 FLOOR_TOKENS = 2048  # positions that a GPU takes at a time
 NODE = 8  # GPUs
 INSIDE, BETWEEN = 400e9, 200e9  # bytes a second

@@ -115,6 +115,8 @@ def deepspeed_config(spec: Spec, world: int, user: dict[str, Any] | None = None)
         "bf16": {"enabled": part.dtype == "bfloat16"},
         "zero_optimization": {"stage": stage},
     }
+    if part.dtype == "bfloat16":  # 8 bits of a sum of 64 gradients would be rounded away
+        owned["data_types"] = {"grad_accum_dtype": "fp32"}
     if part.offload_optimizer and stage:
         owned["zero_optimization"]["offload_optimizer"] = {"device": "cpu", "pin_memory": torch.cuda.is_available()}
     _refuse_contradictions(user or {}, owned | dict.fromkeys(("optimizer", "scheduler", "fp16", "amp")))

@@ -13,6 +13,8 @@ from train.model import TransformerConfig
 
 PEAK_FLOPS = {"H100": 989e12, "H200": 989e12, "H800": 989e12, "A100": 312e12, "A800": 312e12, "L40S": 362e12}
 
+BANDWIDTH = {"H100": 3.35e12, "H200": 4.8e12, "H800": 3.35e12, "A100": 2.0e12, "A800": 2.0e12, "L40S": 0.864e12}
+
 
 def multiplying_weights(config: TransformerConfig) -> int:
     """Weights that every position is multiplied by: those of the layers and of the outputs."""
@@ -29,10 +31,19 @@ def image_flops(config: TransformerConfig) -> float:
 
 def peak_flops(device: torch.device) -> float | None:
     """Peak of a device in dense bfloat16, FLOP/s; None where it is not known."""
+    return _of_device(PEAK_FLOPS, device)
+
+
+def bandwidth(device: torch.device) -> float | None:
+    """Bytes a second of a device's memory by its maker; None where it is not known."""
+    return _of_device(BANDWIDTH, device)
+
+
+def _of_device(figures: dict[str, float], device: torch.device) -> float | None:
     if device.type != "cuda":
         return None
     name = torch.cuda.get_device_name(device)
-    return next((peak for part, peak in PEAK_FLOPS.items() if part in name), None)
+    return next((figure for part, figure in figures.items() if part in name), None)
 
 
 def utilisation(config: TransformerConfig, images_per_second: float, device: torch.device) -> float | None:

@@ -64,8 +64,8 @@ def predict(
     gathered = 4 * layer_weights(config) if spec.train.optimizer == "muon" else 0
     parts: Parts = {
         "weights": low * (parameters / gpus + min(parameters, MAX_LIVE) if stage == 3 else parameters),
-        "gradients": low * (parameters if stage < 2 else share),
-        "buckets": low * min(2 * BUCKET, parameters) if stage else 0,
+        "gradients": 4 * (parameters if stage < 2 else share),  # they add up and travel in float32
+        "buckets": 4 * min(2 * BUCKET, parameters) if stage else 0,
         "master weights": 0 if on_cpu or not stage else 4 * share,
         "moments": 0 if on_cpu else moments_bytes(spec, config) * share / parameters,
         "moving average": 0 if on_cpu else 4 * share,

@@ -33,7 +33,8 @@ class Piece(NamedTuple):
 def master_weights(engine: Any) -> list[Tensor]:
     """This rank's float32 weights, the ones the optimizer steps, in whatever tensors the ZeRO stage keeps them."""
     optimizer = engine.optimizer
-    for name in ("single_partition_of_fp32_groups", "fp32_partitioned_groups_flat"):  # stages 1 and 2; stage 3
+    stages = ("single_partition_of_fp32_groups", "fp32_groups_flat_partition", "fp32_partitioned_groups_flat")
+    for name in stages:  # 1 and 2; 1 where bfloat16's gradients add up in float32; 3
         if hasattr(optimizer, name):
             return list(getattr(optimizer, name))
     return [tensor for group in optimizer.param_groups for tensor in group["params"]]
@@ -45,8 +46,9 @@ def pieces(engine: Any) -> list[Piece]:
     names = {id(parameter): name for name, parameter in engine.module.named_parameters()}
     if hasattr(optimizer, "grad_position"):
         return list(_stage3(optimizer, names))
-    if hasattr(optimizer, "bit16_groups"):
-        return list(_stage12(optimizer, names))
+    for groups in ("bit16_groups", "bf16_groups"):
+        if hasattr(optimizer, groups):
+            return list(_stage12(getattr(optimizer, groups), names))
     return [Piece(names[id(p)], 0, p.numel(), number, 0) for number, p in enumerate(master_weights(engine))]
 
 
@@ -56,8 +58,8 @@ def own_pieces(engine: Any) -> list[Piece]:
     return held if engine.zero_optimization_stage() else held[dist.get_rank() :: dist.get_world_size()]
 
 
-def _stage12(optimizer: Any, names: dict[int, str]) -> Iterator[Piece]:
-    for tensor, group in enumerate(optimizer.bit16_groups):
+def _stage12(groups: Any, names: dict[int, str]) -> Iterator[Piece]:
+    for tensor, group in enumerate(groups):
         for parameter in group:
             if parameter._hp_mapping is not None:  # None: it lies on other ranks
                 here, there = parameter._hp_mapping.lp_fragment_address, parameter._hp_mapping.hp_fragment_address

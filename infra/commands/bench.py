@@ -22,12 +22,20 @@ RoundsOpt = Annotated[int, typer.Option("--rounds", min=1, help="how often each 
 
 
 @bench.callback()
-def find_benchmarks() -> None:
-    """Make `benchmarks` importable, which is no part of the installed package."""
+def _before() -> None:
+    find_benchmarks("bench")
+
+
+def find_benchmarks(command: str) -> None:
+    """Make `benchmarks` importable, which is no part of the installed package.
+
+    Raises:
+        ValueError: this is no checkout, where they lie.
+    """
     if not (CHECKOUT / "benchmarks").is_dir():
         raise ValueError(
-            f"dnd bench needs a checkout, and {CHECKOUT} is none: clone the repository, then there "
-            "make .venv/installed && .venv/bin/dnd bench"
+            f"dnd {command} needs a checkout, and {CHECKOUT} is none: clone the repository, then there "
+            f"make .venv/installed && .venv/bin/dnd {command}"
         )
     sys.path.insert(0, str(CHECKOUT))
 

@@ -58,6 +58,25 @@ def golden_steps(root: str, golden: str, number: int) -> None:
     writer.commit()
 
 
+def bfloat16_pieces(root: str, *overrides: str) -> None:
+    """Two steps of two micro batches in bfloat16; every weight is found once, in float32, whatever holds it."""
+    engine = build_engine(tiny_spec("train.dtype=bfloat16", "train.micro_batch_size=4", *overrides), root, 1)
+    codes = torch.arange(4 * 32).remainder(16).view(4, 16, 2)
+    for number in range(4):
+        engine.backward(engine(codes, codes[:, 0, 0] * 0, return_loss=True).mean())
+        engine.step()
+        if number == 2:  # the first of the second step: it has not been reduced yet
+            sums = [getattr(p, "grad_accum", None) for p in engine.module.parameters()]
+            assert all(total is None or total.dtype == torch.float32 for total in sums)
+    found = partition.copy_pieces(engine, MovingAverage(engine, 0.9).averages)
+    for name, parameter in engine.module.named_parameters():
+        parts = [found[f"weight/{p.name}/{p.start}"] for p in partition.pieces(engine) if p.name == name]
+        assert all(part.dtype == torch.float32 for part in parts)
+        assert torch.equal(torch.cat(parts).bfloat16(), parameter.detach().flatten()), name
+    assert partition.optimizer_steps(engine) == 2
+    Path(root, "optimizer").write_text(type(engine.optimizer).__name__)
+
+
 def golden_batch(tensors: dict[str, torch.Tensor]) -> tuple[torch.Tensor, torch.Tensor]:
     """The golden samples and the first of them once more: two for each rank."""
     return tensors["codes"][[0, 1, 2, 0]], tensors["cond"][[0, 1, 2, 0]]

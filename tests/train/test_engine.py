@@ -10,7 +10,7 @@ import pytest
 import ranks
 import torch
 from code_sets import NO_DROPOUT, make_root, tiny_spec
-from golden import fixed_steps, start_with_other_classes
+from golden import bfloat16_pieces, fixed_steps, start_with_other_classes
 
 from tokenize_jobs.device import multiplies_bfloat16, pick_device
 from tokenize_jobs.ranks import Ranks
@@ -135,6 +135,14 @@ def test_the_ranks_read_the_users_file(tmp_path: Path) -> None:
     spec = tiny_spec("train.steps=2")
     with pytest.raises(ValueError, match=r"zero_optimization.stage is the spec's"):
         train(spec, make_root(tmp_path / "run"), deepspeed_config=str(user))
+
+
+@pytest.mark.parametrize(("stage", "optimizer"), [(1, "BF16_Optimizer"), (2, "DeepSpeedZeroOptimizer")])
+def test_gradients_of_bfloat16_add_up_in_float32(tmp_path: Path, stage: int, optimizer: str) -> None:
+    ranks.run(1, bfloat16_pieces, str(tmp_path), f"train.zero_stage={stage}")
+    assert (tmp_path / "optimizer").read_text() == optimizer
+    config = deepspeed_config(tiny_spec("train.dtype=bfloat16", f"train.zero_stage={stage}"), 1)
+    assert config["data_types"] == {"grad_accum_dtype": "fp32"} and config["communication_data_type"] == "fp32"
 
 
 def test_fine_tuning_may_have_other_classes(tmp_path: Path) -> None:

@@ -1,0 +1,57 @@
+"""The machine: how fast it reads and multiplies, and that float32 is float32."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from benchmarks.accept.record import Row, Setting
+from benchmarks.rounds import seconds_of
+from benchmarks.sample import memory_bandwidth
+from tokenize_jobs.device import memory_of
+from train.flops import bandwidth, peak_flops
+
+FLOAT32 = 1e-6  # relative error of products of 1,024 terms in float32 (TF32: 3e-4)
+
+
+def machine(setting: Setting) -> Iterator[Row]:
+    """Memory, bandwidth, bfloat16 products, and the error of float32 products and convolutions."""
+    device = setting.device
+    yield Row(part="machine", what="memory", measured=memory_of(device) / 1e9, unit="GB")
+    expected, peak = bandwidth(device), peak_flops(device)
+    measured = memory_bandwidth(device)
+    least = None if expected is None else 0.8 * expected / 1e12
+    told = None if expected is None else expected / 1e12
+    yield Row(part="machine", what="bandwidth", measured=measured / 1e12, unit="TB/s", estimated=told, least=least)
+    size = 256 if setting.tiny else 8192
+    a, b = (torch.randn(size, size, device=device, dtype=torch.bfloat16) for _ in range(2))
+    rate = 2 * size**3 / seconds_of(lambda: a @ b, device) / 1e12
+    yield Row(
+        part="machine",
+        what=f"bfloat16 product of {size}",
+        measured=rate,
+        unit="TFLOP/s",
+        estimated=None if peak is None else peak / 1e12,
+        least=None if peak is None else 0.6 * peak / 1e12,
+    )
+    yield from _float32(device)
+
+
+def _float32(device: torch.device) -> Iterator[Row]:
+    torch.manual_seed(0)
+    a, b = (torch.randn(1024, 1024, device=device) for _ in range(2))
+    x, w = torch.randn(2, 64, 32, 32, device=device), torch.randn(64, 64, 3, 3, device=device)
+    found = {
+        "product": (a @ b, a.double() @ b.double()),
+        "convolution": (F.conv2d(x, w), F.conv2d(x.double(), w.double())),
+    }
+    for name, (narrow, wide) in found.items():
+        yield Row(part="machine", what=f"error of a float32 {name}", measured=error(narrow, wide), most=FLOAT32)
+
+
+def error(found: Tensor, wanted: Tensor) -> float:
+    """Norm of the difference over that of what is wanted."""
+    return float((found.double() - wanted.double()).norm() / wanted.double().norm())

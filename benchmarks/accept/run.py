@@ -1,0 +1,65 @@
+"""The parts of the acceptance in their order, and one run of them."""
+
+from __future__ import annotations
+
+import tempfile
+import time
+import traceback
+from pathlib import Path
+
+import torch
+
+from benchmarks.accept import exact, machine, speed, training
+from benchmarks.accept.record import Acceptance, Part, Row, Setting
+from data_specs.text import say
+from tokenize_jobs.device import device_name, pick_device
+
+PARTS: dict[str, Part] = {
+    "machine": machine.machine,
+    "golden": exact.golden,
+    "graphs": exact.graphs,
+    "agree": exact.agree,
+    "zero": training.zero,
+    "resume": training.resume,
+    "train": training.speeds,
+    "sample": speed.sampling,
+    "encode": speed.encoding,
+    "tokenizer": speed.tokenizer,
+}
+
+
+def accept(names: list[str], tiny: bool, reference: Path | None) -> Acceptance:
+    """Run parts (all, where none is named); a part that fails is a row that misses.
+
+    Raises:
+        ValueError: an unknown part, or no GPU without `tiny`.
+    """
+    device = pick_device()
+    if unknown := [name for name in names if name not in PARTS]:
+        raise ValueError(f"--part {unknown[0]}: there are {', '.join(PARTS)}")
+    if device.type != "cuda" and not tiny:
+        raise ValueError(
+            "dnd accept measures GPUs, and torch sees none here: --tiny shows on a CPU that its parts work"
+        )
+    rows, seconds = list[Row](), dict[str, float]()
+    with tempfile.TemporaryDirectory(prefix="dnd-accept-") as folder:
+        for name in names or PARTS:
+            started, place = time.monotonic(), Path(folder, name)
+            place.mkdir()
+            say(f"{name} …")
+            rows += _run(name, Setting(device, tiny, reference, place))
+            seconds[name] = round(time.monotonic() - started, 1)
+            if device.type == "cuda":
+                torch.cuda.empty_cache()
+    return Acceptance(device=device_name(device), torch=torch.__version__, tiny=tiny, seconds=seconds, rows=rows)
+
+
+def _run(name: str, setting: Setting) -> list[Row]:
+    rows = list[Row]()
+    try:
+        rows.extend(PARTS[name](setting))
+    except Exception as error:
+        say(traceback.format_exc())
+        line = " ".join(f"{type(error).__name__}: {error}".split())[:300]
+        rows.append(Row(part=name, what="ran to its end", measured=None, note=line, failed=True))
+    return rows

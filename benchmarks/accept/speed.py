@@ -1,0 +1,136 @@
+"""How fast sampling, encoding and the tokenizer's training are, against what their memory and the estimates say."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+import numpy as np
+import torch
+
+from benchmarks.accept.record import Row, Setting
+from benchmarks.rounds import seconds_of
+from benchmarks.sample import authors_sampler, memory_bandwidth, random_model, step_bytes
+from data_specs.spec import Spec, load_spec
+from tokenize_jobs.device import autocast, layout, to_device
+from tokenize_jobs.losses import LPIPS, PatchDiscriminator
+from tokenize_jobs.memory import encoding_needs, training_needs
+from tokenize_jobs.networks import Networks, config_of
+from tokenize_jobs.rqvae import RQVAE
+from train.linear import quantize_int8
+from train.model import DnDTransformer
+from train.sampling import sample_codes
+
+TINY_MODEL = ["transformer={num_layers: 2, num_heads: 2, width: 64, head_layers: [0, 1], class_dropout: 0.1}"]
+TINY_MODEL += ["shape={image_size: 32, grid: [4, 4], depth: 2, codebook_size: 64}"]
+TINY_MODEL += ["tokenizer={steps: 1, channels: 32, channel_multipliers: [1, 1], patch: 4, attention_sizes: []}"]
+GOALS = {(1, "bfloat16"): 0.6, (32, "bfloat16"): 0.3, (128, "bfloat16"): 0.3}  # of what the memory allows
+IMAGES_A_SECOND = {(1, "bfloat16"): 2.8, (32, "float32"): 15.0, (128, "bfloat16"): 68.0}  # estimated, XXL on an H100
+
+
+# ---- sampling ------------------------------------------------------------------------------------------------------
+def sampling(setting: Setting) -> Iterator[Row]:
+    """Images/s of XXL with guidance 2 by batch and type, as a share of what reading weights and caches allows."""
+    speed = memory_bandwidth(setting.device)
+    for dtype in ("bfloat16", "float32"):
+        model = random_model("demo" if setting.tiny else "imagenet_16x16x2", TINY_MODEL if setting.tiny else [])
+        model = model.to(setting.device, getattr(torch, dtype))
+        for batch in (1, 2) if setting.tiny else (1, 32, 128):
+            yield from _sampled(setting, model, dtype, batch, speed)
+        if setting.on_gpu:
+            yield _int8_is_refused(model)
+
+
+def _sampled(setting: Setting, model: DnDTransformer, dtype: str, batch: int, speed: float) -> Iterator[Row]:
+    classes = torch.zeros(batch, dtype=torch.int64, device=setting.device)
+    seconds = seconds_of(lambda: sample_codes(model, classes, guidance=2.0), setting.device, 2)
+    what, key = f"{dtype}, batch {batch}", (batch, dtype)
+    told = IMAGES_A_SECOND.get(key) if setting.on_gpu else None
+    yield Row(part="sample", what=what, measured=batch / seconds, unit="images/s", estimated=told)
+    limit = step_bytes(model, 2 * batch) * model.config.num_positions / speed
+    least = GOALS.get(key) if setting.on_gpu else None
+    yield Row(part="sample", what=f"{what}: of memory's limit", measured=limit / seconds, least=least)
+    if setting.reference:
+        theirs = authors_sampler(setting.reference, model, 2.0)
+        ratio = seconds_of(lambda: theirs(classes), setting.device, 1) / seconds
+        yield Row(part="sample", what=f"{what}: x the authors' code", measured=ratio, least=1.0)
+
+
+def _int8_is_refused(model: DnDTransformer) -> Row:
+    try:
+        quantize_int8(model)
+    except ValueError:
+        return Row(part="sample", what="int8 is refused", measured=1.0, least=1.0)
+    return Row(part="sample", what="int8 is refused", measured=0.0, least=1.0)
+
+
+# ---- the tokenizer -------------------------------------------------------------------------------------------------
+def _specs(setting: Setting) -> Iterator[tuple[str, Spec]]:
+    if setting.tiny:
+        yield "32 px", load_spec("demo", TINY_MODEL)
+        return
+    for size in (256, 384):
+        grid = f"shape.grid=[{size // 16}, {size // 16}]"
+        yield f"{size} px", load_spec("imagenet_16x16x2", [f"shape.image_size={size}", grid])
+
+
+def encoding(setting: Setting) -> Iterator[Row]:
+    """Images/s of the encoder in bfloat16, channels last and not, and the memory of it."""
+    size = 2 if setting.tiny else 32
+    for name, spec in _specs(setting):
+        config = config_of(spec)
+        images = np.zeros((size, *config.image_size, 3), np.uint8)
+        for order in (torch.contiguous_format, torch.channels_last):
+            model = RQVAE(config).to(setting.device, memory_format=order).eval()  # type: ignore[call-overload]
+            _reset_peak(setting)
+
+            def work(model: RQVAE = model, images: np.ndarray = images, order: torch.memory_format = order) -> None:
+                with torch.inference_mode(), autocast(setting.device, torch.bfloat16):
+                    model.encode(to_device(images, setting.device).contiguous(memory_format=order))
+
+            what = f"{name}, batch {size}, {'channels last' if order == torch.channels_last else 'NCHW'}"
+            seconds = seconds_of(work, setting.device, 3)
+            yield Row(part="encode", what=what, measured=size / seconds, unit="images/s")
+        needs = encoding_needs(config, torch.bfloat16)
+        yield from _peak(setting, "encode", f"{name}, batch {size}: peak", needs.of(size), at_most=True)
+
+
+def tokenizer(setting: Setting) -> Iterator[Row]:
+    """Images/s of training steps with LPIPS and adversary in bfloat16, and the memory of them."""
+    for name, spec in _specs(setting):
+        yield from _trained(setting, name, spec, 2 if setting.tiny else 8)
+
+
+def _trained(setting: Setting, name: str, spec: Spec, size: int) -> Iterator[Row]:
+    adversary = PatchDiscriminator().to(setting.device) if spec.tokenizer.gan_start is not None else None
+    lpips = LPIPS().to(setting.device) if spec.tokenizer.lpips_weights else None
+    model = RQVAE(config_of(spec)).train()
+    model = model.to(setting.device, memory_format=layout(setting.device))  # type: ignore[call-overload]
+    networks = Networks(model, adversary, lpips)
+    optimizers = networks.optimizers(spec.tokenizer)
+    images = to_device(np.zeros((size, *model.config.image_size, 3), np.uint8), setting.device)
+    _reset_peak(setting)
+
+    def step() -> None:
+        networks.add_gradients(spec.tokenizer, images, torch.bfloat16, adversary is not None, 1.0, 1.0)
+        for optimizer in optimizers:
+            optimizer.step()
+            optimizer.zero_grad(set_to_none=True)
+
+    seconds = seconds_of(step, setting.device, 3)
+    what = f"{name}, micro batch {size}"
+    yield Row(part="tokenizer", what=what, measured=size / seconds, unit="images/s")
+    needs = training_needs(spec, 1, torch.bfloat16)
+    yield from _peak(setting, "tokenizer", f"{what}: peak", needs.of(size), at_most=False)
+
+
+def _reset_peak(setting: Setting) -> None:
+    if setting.on_gpu:
+        torch.cuda.reset_peak_memory_stats(setting.device)
+
+
+def _peak(setting: Setting, part: str, what: str, needed: float, at_most: bool) -> Iterator[Row]:
+    """The peak of a GPU against what was counted: within 15 % (cuDNN's workspaces are not counted), or below that."""
+    if setting.on_gpu:
+        measured = torch.cuda.max_memory_allocated(setting.device)
+        row = Row(part=part, what=what, measured=measured / 1e9, unit="GB", estimated=needed / 1e9)
+        yield row.model_copy(update={"least": None if at_most else 0.85 * needed / 1e9, "most": 1.15 * needed / 1e9})

@@ -1,0 +1,183 @@
+"""The transformer's training: the ZeRO stages against each other, a kill and a resume, and how fast large models go."""
+
+from __future__ import annotations
+
+import json
+import math
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from datetime import timedelta
+from pathlib import Path
+from typing import Any
+
+import torch
+import torch.distributed as dist
+
+from benchmarks.accept.record import Row, Setting
+from benchmarks.codes import random_codes
+from benchmarks.roofline import estimated_mfu
+from benchmarks.rounds import seconds_of
+from data_specs.spec import Spec, load_spec
+from tokenize_jobs.device import memory_of, room_in
+from tokenize_jobs.ranks import Ranks, join_ranks
+from train.ema import MovingAverage
+from train.engine import build_engine, compile_layers, config_of
+from train.flops import utilisation
+from train.memory import Kernels, fitting_micro_batch, predict
+from train.task import TransformerTask
+
+SMALL = [
+    "shape={image_size: 32, grid: [4, 4], depth: 2, codebook_size: 64}",
+    "tokenizer={steps: 1, encoder: convolutional, patch: 1, channel_multipliers: [1, 2, 2, 4]}",
+    "transformer={num_layers: 4, num_heads: 4, width: 128, head_layers: [2, 3]}",
+    "train={steps: 40, batch_size: 16, dtype: float32, learning_rate: 1.0e-3, checkpoint_every: 10, log_every: 1, "
+    "validate_every: 20, validation_images: 16}",
+]
+STEPS = 6
+MICRO_BATCHES = (8, 16, 32)
+GOAL = 0.5  # of dense bfloat16, compiled, at the largest of these
+PREDICTED = 0.05  # of the peak
+
+
+def _join() -> None:
+    os.environ.setdefault("WANDB_MODE", "disabled")
+    os.environ.setdefault("DND_WANDB", "0")
+    if not torch.cuda.is_available():
+        os.environ.setdefault("DS_ACCELERATOR", "cpu")
+    if not dist.is_initialized():
+        join_ranks(timedelta(minutes=5))
+
+
+# ---- that it is right ----------------------------------------------------------------------------------------------
+def zero(setting: Setting) -> Iterator[Row]:
+    """A few steps on the same codes at every stage, in float32 and bfloat16: the losses are those of stage 0."""
+    _join()
+    root = str(setting.folder)
+    random_codes(load_spec("demo", SMALL), root, 256, 2)
+    wanted = _losses(root, "train.zero_stage=0")
+    for dtype, allowed in (("float32", 1e-4), ("bfloat16", 2e-2)):
+        for stage in (1, 2, 3):
+            found = _losses(root, f"train.zero_stage={stage}", f"train.dtype={dtype}")
+            apart = max(abs(a - b) for a, b in zip(found, wanted, strict=True))
+            what = f"stage {stage} in {dtype} against stage 0 in float32, {STEPS} steps"
+            yield Row(part="zero", what=what, measured=apart, unit="nats", most=allowed)
+
+
+def _losses(root: str, *overrides: str) -> list[float]:
+    spec = load_spec("demo", [*SMALL, *overrides])
+    task = TransformerTask(spec, root, Ranks())
+    task.begin(0, STEPS)
+    losses = [task.step(spec.train.learning_rate, math.inf).loss for _ in range(STEPS)]
+    task.close()
+    return losses
+
+
+def resume(setting: Setting) -> Iterator[Row]:
+    """A training that is killed after a checkpoint and started again, against one that runs through."""
+    straight, killed = (setting.folder / name for name in ("straight", "killed"))
+    spec = load_spec("demo", SMALL)
+    for root in (straight, killed):
+        random_codes(spec, str(root), 256, 2)
+        (root / "given.yaml").write_text(spec.to_yaml(), encoding="utf-8")
+    assert _rank(straight).wait(300) == 0
+    process = _rank(killed)
+    while not (killed / "transformer/latest").exists() and process.poll() is None:
+        time.sleep(0.01)
+    process.send_signal(signal.SIGKILL)
+    process.wait()
+    assert _rank(killed).wait(300) == 0
+    apart = [abs(a - b) for a, b in zip(_bits(straight), _bits(killed), strict=True)]
+    allowed = 1e-3 if setting.on_gpu else 0.0  # on CUDA sums of some kernels come in any order
+    yield Row(part="resume", what="bits after a kill against none", measured=max(apart), unit="bits", most=allowed)
+
+
+def _rank(root: Path) -> subprocess.Popen[bytes]:
+    environment = os.environ | {"DND_WANDB": "0", "PYTHONPATH": os.pathsep.join(sys.path)}
+    for name in ("RANK", "LOCAL_RANK", "WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT"):
+        environment.pop(name, None)  # of this process, which has joined itself
+    words = [sys.executable, "-m", "train.loop", "--root", str(root), "--spec", str(root / "given.yaml")]
+    return subprocess.Popen(words, env=environment)
+
+
+def _bits(root: Path) -> list[float]:
+    rows = [json.loads(line) for line in (root / "transformer/metrics.jsonl").read_text().splitlines()]
+    return [row["bits_per_code"] for row in rows if "bits_per_code" in row]
+
+
+# ---- how fast it is ------------------------------------------------------------------------------------------------
+def speeds(setting: Setting) -> Iterator[Row]:
+    """Steps of XXL and XXXL on random codes at several micro batches, eager and compiled: MFU, idle share, memory."""
+    _join()
+    for size in ("small",) if setting.tiny else ("XXL", "XXXL"):
+        yield from _of_size(setting, size)
+
+
+def _of_size(setting: Setting, size: str) -> Iterator[Row]:
+    given = SMALL if setting.tiny else [f"transformer.size={size}", "train.steps=100"]
+    given = [*given, "train.zero_stage=2", "train.compile=false", "train.batch_size=1024", "train.micro_batch_size=1"]
+    spec = load_spec("demo" if setting.tiny else "imagenet_16x16x2", given)
+    config, memory = config_of(spec), memory_of(setting.device)
+    engine = build_engine(spec, str(setting.folder), 1)
+    average = MovingAverage(engine, 0.9999)
+    for kernels in ("fused", "compiled"):
+        if kernels == "compiled":
+            compile_layers(engine.module, "aot_eager" if setting.tiny else "inductor")
+        largest = fitting_micro_batch(spec, config, 1, memory)
+        for micro in sorted({2} if setting.tiny else {*MICRO_BATCHES, largest or 1}):
+            needed = predict(spec, config, 1, 2, micro, kernels)["total"]
+            what = f"{size}, {kernels}, micro batch {micro}"
+            if needed > room_in(memory) and not setting.tiny:
+                yield Row(part="train", what=what, measured=None, note=f"would take {needed / 1e9:.0f} GB")
+                continue
+            yield from _measured(setting, spec, engine, average, micro, kernels, what)
+    engine.destroy()
+
+
+def _measured(
+    setting: Setting, spec: Spec, engine: Any, average: MovingAverage, micro: int, kernels: Kernels, what: str
+) -> Iterator[Row]:
+    config, device = config_of(spec), setting.device
+    shape = (micro, config.num_positions, config.depth)
+    codes = torch.randint(config.codebook_size, shape, device=device)
+
+    def step() -> None:
+        engine.set_gradient_accumulation_boundary(True)
+        engine.backward(engine(codes, codes[:, 0, 0] % config.num_classes, return_loss=True).mean())
+        engine.step()
+        average.update()
+
+    step()
+    if setting.on_gpu:
+        torch.cuda.reset_peak_memory_stats(device)
+    seconds = seconds_of(step, device, 3)
+    rate, estimated = micro / seconds, estimated_mfu(config, micro, kernels, device)
+    mfu = utilisation(config, rate, device)
+    goal = GOAL if kernels == "compiled" and micro == max(MICRO_BATCHES) and setting.on_gpu else None
+    if mfu is None:
+        yield Row(part="train", what=what, measured=rate, unit="images/s")
+    else:
+        yield Row(part="train", what=f"{what}: MFU", measured=mfu, estimated=estimated, least=goal)
+    if setting.on_gpu:
+        yield Row(part="train", what=f"{what}: idle share", measured=_idle_share(step, device), most=0.1)
+        peak, needed = torch.cuda.max_memory_allocated(device), predict(spec, config, 1, 2, micro, kernels)["total"]
+        low, high = ((1 + sign * PREDICTED) * needed / 1e9 for sign in (-1, 1))
+        row = Row(part="train", what=f"{what}: peak", measured=peak / 1e9, unit="GB", estimated=needed / 1e9)
+        yield row.model_copy(update={"least": low, "most": high})
+
+
+def _idle_share(step: Any, device: torch.device) -> float:
+    """Share of two steps in which no kernel ran."""
+    activities = [torch.profiler.ProfilerActivity.CUDA]
+    torch.cuda.synchronize(device)
+    started = time.perf_counter()
+    with torch.profiler.profile(activities=activities) as profiled:
+        for _ in range(2):
+            step()
+        torch.cuda.synchronize(device)
+        taken = time.perf_counter() - started
+    busy = sum(event.self_device_time_total for event in profiled.key_averages()) / 1e6
+    return max(1 - busy / taken, 0.0)
