@@ -1,9 +1,17 @@
-"""Loading: batches of codes gathered over memory-mapped shards against webdataset's own reader of the same shards."""
+"""Loading: batches of codes gathered over memory-mapped shards, against other ways to read the same codes.
+
+- webdataset's own reader of the same shards: whole samples in the order of the tar, all members decoded, on one thread;
+- the same with a lean decode: of each sample only the bytes of its codes and class are looked at;
+- a plain memory map: one array of all codes, gathered at random; no shards, no views, no classes, nothing verified.
+"""
 
 from __future__ import annotations
 
 import tempfile
+from collections.abc import Callable
+from pathlib import Path
 
+import numpy as np
 import webdataset
 
 from benchmarks.codes import random_codes
@@ -12,27 +20,51 @@ from data_specs.spec import load_spec
 from train.loader import Loader
 
 SAMPLES, SHARDS, BATCH = 8192, 4, 256
+BATCHES = 50 * SAMPLES // BATCH  # of what is gathered, since it is much faster than what is unpacked
+HEADER = 128  # bytes of a .npy file before its numbers
 
 
-def load(preset: str, rounds: int) -> Comparison:
-    """Samples/s in batches of 256: ours in the order of training (random), webdataset's in the order of the tar."""
+def load(preset: str, rounds: int) -> dict[str, Comparison]:
+    """Samples/s in batches of 256, ours in the order of training (random), by what it is compared with."""
     spec = load_spec(preset)
     with tempfile.TemporaryDirectory(prefix="dnd-bench-") as root:
         random_codes(spec, root, SAMPLES, SHARDS)
         loader = Loader(spec.train.codes, root, spec)
-        position = 0
+        shards, position = loader.sets[0].set.shard_uris, 0
 
         def ours() -> int:
             nonlocal position
-            batches = 50 * SAMPLES // BATCH  # it is much faster, so it gets more to do
-            for _ in range(batches):
+            for _ in range(BATCHES):
                 loader.batch(position, BATCH)
                 position += BATCH
-            return batches * BATCH
+            return BATCHES * BATCH
 
-        return compare(ours, lambda: _webdataset(loader.sets[0].set.shard_uris), rounds)
+        baselines = {
+            "webdataset's reader": lambda: _webdataset(shards),
+            "webdataset with a lean decode": lambda: _lean(shards),
+            "a plain memory map": _memory_map(loader, Path(root, "codes.bin")),
+        }
+        return {name: compare(ours, baseline, rounds) for name, baseline in baselines.items()}
 
 
 def _webdataset(shards: list[str]) -> int:
     reader = webdataset.WebDataset(shards, shardshuffle=False, empty_check=False)
     return sum(len(codes) for codes, _ in reader.decode().to_tuple("codes.npy", "cls").batched(BATCH))
+
+
+def _lean(shards: list[str]) -> int:
+    reader = webdataset.WebDataset(shards, shardshuffle=False, empty_check=False)
+    pairs = reader.to_tuple("codes.npy", "cls").map(lambda pair: (np.frombuffer(pair[0][HEADER:], "<u2"), int(pair[1])))
+    return sum(len(codes) for codes, _ in pairs.batched(BATCH))
+
+
+def _memory_map(loader: Loader, path: Path) -> Callable[[], int]:
+    np.concatenate([loader.in_order(first, BATCH)[0] for first in range(0, SAMPLES, BATCH)]).astype("<u2").tofile(path)
+    codes, rng = np.memmap(path, "<u2", "r").reshape(SAMPLES, -1), np.random.default_rng(0)
+
+    def gather() -> int:
+        for _ in range(BATCHES):
+            codes[rng.integers(SAMPLES, size=BATCH)].astype(np.int64)
+        return BATCHES * BATCH
+
+    return gather

@@ -16,6 +16,7 @@ from typing import Any
 
 import numpy as np
 import pymupdf
+import pypdfium2
 from PIL import Image
 from pymupdf import mupdf
 
@@ -28,7 +29,7 @@ from data_specs.source import Source
 from data_specs.sources.planning import cut
 from data_specs.spec import Spec, load_spec
 from pipeline.job import rendering
-from pipeline.png import encode_png
+from pipeline.png import encode_png, grey_plane
 from pipeline.render import Renderer, render_document
 from pipeline.renderers.fonts import fonts
 from pipeline.renderers.words import POINTS
@@ -78,6 +79,11 @@ def render(kind: str, preset: str, rounds: int) -> dict[str, Comparison]:
                 lambda: sum(len(render_document(spec, *call)) for call in calls),
             ),
         }
+        if kind == "pages":
+            pairs["the stage x a bare loop with pypdfium2 and Pillow's PNG"] = (
+                stage,
+                lambda: _cut_and_encode(spec, _pages_by_pdfium(inputs, spec), _pillow_png),
+            )
         try:
             return {name: compare(ours, baseline, rounds) for name, (ours, baseline) in pairs.items()}
         finally:
@@ -98,27 +104,45 @@ def _lines(inputs: Path) -> Iterator[bytes]:
 
 
 def _pillow_png(image: np.ndarray) -> None:
-    Image.fromarray(image).save(io.BytesIO(), "PNG", compress_level=1)
+    plane = grey_plane(image)  # as ours: a grey picture is one plane
+    Image.fromarray(image if plane is None else plane).save(io.BytesIO(), "PNG", compress_level=1)
 
 
 def _bare_pages(spec: Spec, inputs: Path, encode: Encode, words: bool) -> int:
     """Pages rendered once, crops cut at random and encoded; with `words`, those of each page are read."""
-    style, size, rng, made = spec.render.pages, spec.shape.image_size, random.Random(0), 0
-    side, scale = spec.render.crop_size or size, style.dpi / POINTS
+    return _cut_and_encode(spec, _pages_by_mupdf(inputs, spec, words), encode)
+
+
+def _pages_by_mupdf(inputs: Path, spec: Spec, words: bool) -> Iterator[np.ndarray]:
+    scale = spec.render.pages.dpi / POINTS
     for path in sorted(inputs.rglob("*.pdf")):
         with pymupdf.open(path) as document:
             for page in document:
                 pixmap = page.get_pixmap(matrix=pymupdf.Matrix(scale, scale), colorspace=pymupdf.csRGB, alpha=False)
-                image = np.frombuffer(pixmap.samples, np.uint8).reshape(pixmap.height, pixmap.width, 3)
                 if words:
                     page.get_text("words")
-                for _ in range(style.crops):
-                    top, left = rng.randint(0, pixmap.height - side), rng.randint(0, pixmap.width - side)
-                    crop = image[top : top + side, left : left + side]
-                    if side != size:
-                        crop = np.asarray(Image.fromarray(crop).resize((size, size), Image.Resampling.BICUBIC))
-                    encode(crop)
-                    made += 1
+                yield np.frombuffer(pixmap.samples, np.uint8).reshape(pixmap.height, pixmap.width, 3)
+
+
+def _pages_by_pdfium(inputs: Path, spec: Spec) -> Iterator[np.ndarray]:
+    for path in sorted(inputs.rglob("*.pdf")):
+        with pypdfium2.PdfDocument(path) as document:
+            for page in document:
+                yield page.render(scale=spec.render.pages.dpi / POINTS, rev_byteorder=True).to_numpy()
+
+
+def _cut_and_encode(spec: Spec, pages: Iterator[np.ndarray], encode: Encode) -> int:
+    size, rng, made = spec.shape.image_size, random.Random(0), 0
+    side = spec.render.crop_size or size
+    for image in pages:
+        height, width = image.shape[:2]
+        for _ in range(spec.render.pages.crops):
+            top, left = rng.randint(0, height - side), rng.randint(0, width - side)
+            crop = image[top : top + side, left : left + side]
+            if side != size:
+                crop = np.asarray(Image.fromarray(crop).resize((size, size), Image.Resampling.BICUBIC))
+            encode(crop)
+            made += 1
     return made
 
 

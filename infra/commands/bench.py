@@ -69,25 +69,29 @@ def tokenize(preset: PresetOpt = "demo", rounds: RoundsOpt = 5) -> None:
 
 @bench.command()
 def load(preset: PresetOpt = "imagenet_16x16x2", rounds: RoundsOpt = 5) -> None:
-    """Batches of codes in random order, against webdataset's own reader of the same shards."""
+    """Batches of codes in random order, against webdataset's own reader, a lean decode, and a plain memory map."""
     from benchmarks.load import load as run
     from benchmarks.rounds import report
 
-    report("load", "samples", "webdataset's reader", run(preset, rounds))
+    for against, comparison in run(preset, rounds).items():
+        report("load", "samples", against, comparison)
 
 
 @bench.command()
 def train(
     preset: PresetOpt = "demo",
     rounds: RoundsOpt = 5,
-    batch: Annotated[int | None, typer.Option("--batch", min=1, help="images a step (default: the preset's)")] = None,
+    compiled: Annotated[
+        bool, typer.Option("--compiled", help="also against a compiled step; needs a C++ compiler, and a minute")
+    ] = False,
     set_: SetOpt = None,
 ) -> None:
-    """A training step with everything around it, against a bare PyTorch step of the same model."""
+    """A training step with everything around it, as the preset says, against a bare PyTorch step of the same model."""
     from benchmarks.rounds import report
     from benchmarks.train import train as run
 
-    report("train", "images", "a bare PyTorch step", run(preset, rounds, batch, set_ or []))
+    for against, comparison in run(preset, rounds, compiled, set_ or []).items():
+        report("train", "images", against, comparison)
 
 
 @bench.command()
