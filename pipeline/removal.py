@@ -10,6 +10,7 @@ import hashlib
 import json
 import logging
 import re
+import unicodedata
 from collections.abc import Iterable, Iterator
 from contextlib import ExitStack
 from typing import NamedTuple
@@ -52,13 +53,17 @@ class Taken(NamedTuple):
 
 
 def plain(document_id: str) -> str:
-    """An id as it is compared: people write arXiv:2401.00001v2, 2401-00001.pdf or hep-th/0703012 for one paper."""
-    text = re.sub(r"^arxiv:\s*", "", document_id.strip(), flags=re.I)
+    """An id as it is compared: people write arXiv:2401.00001v2 [cs.CL], its address or DOI, 2401-00001.pdf, and
+    hep-th/0703012 or HEP-TH-0703012, for one paper."""
+    text = unicodedata.normalize("NFC", document_id).strip("\ufeff \t\r\n").removeprefix("./")
+    text = re.sub(r"^(https?://)?(www\.|export\.)?arxiv\.org/(abs|pdf|html|format|e-print|src)/", "", text, flags=re.I)
+    text = re.sub(r"^((https?://(dx\.)?doi\.org/|doi:\s*)?10\.48550/)?arxiv[:.]\s*", "", text, flags=re.I)
+    text = re.sub(r"(?<=\d)\s+\[[a-z.-]+\]$", "", text, flags=re.I)
     text = re.sub(r"\.(pdf|jsonl|json|txt|md|html|png|jpe?g|webp|bmp)$", "", text, flags=re.I)
-    if found := re.fullmatch(r"(\d{4})[./-](\d{4,5})(v\d+)?", text):
+    if found := re.fullmatch(r"(\d{4})[./_-](\d{4,5})(v\d+)?", text, flags=re.I):
         return f"{found[1]}.{found[2]}"
-    if found := re.fullmatch(r"([a-z][a-z-]*[a-z])(\.[A-Z]{2})?[/-]?(\d{7})(v\d+)?", text):
-        return f"{found[1]}/{found[3]}"
+    if found := re.fullmatch(r"([a-z][a-z-]*[a-z])(\.[a-z-]{2,12})?[/_-]?(\d{7})(v\d+)?", text, flags=re.I):
+        return f"{found[1].lower()}/{found[3]}"
     return text
 
 

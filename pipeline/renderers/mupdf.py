@@ -17,6 +17,7 @@ from pipeline.png import in_one_plane
 from pipeline.renderers import Unreadable, short
 from pipeline.renderers.words import (
     BREAK,
+    CONTRAST,
     Character,
     Page,
     ReadPage,
@@ -116,7 +117,7 @@ def _characters(lines: list[dict[str, Any]], ground: tuple[int, int, int]) -> It
     """Characters that are painted, with a break after each line."""
     for line in lines:
         for span in line["spans"]:
-            if span["alpha"] and span["char_flags"] & _PAINTED:
+            if span["alpha"] >= CONTRAST and span["char_flags"] & _PAINTED:
                 pale = is_pale(pymupdf.sRGB_to_rgb(span["color"]), ground)
                 for char in span["chars"]:
                     yield char["c"], char["bbox"], pale

@@ -16,6 +16,7 @@ from data_specs.parts import PageStyle
 from data_specs.records import Box, Reason
 from pipeline.png import in_one_plane
 from pipeline.renderers import Unreadable, short
+from pipeline.renderers.hidden import in_one_place, unmarked
 from pipeline.renderers.words import (
     BREAK,
     UNKNOWN,
@@ -39,16 +40,17 @@ FINE = 1 << 20  # device units a side, where PDFium gives whole numbers
 
 
 class _Text(NamedTuple):
-    """A text object that is painted: its place in the order of painting, whether it has the paper's own colour, and
-    whether its letters stand upright in the page's space."""
+    """A text object that is painted: its place in the order of painting, its handle, whether it has the paper's own
+    colour, and whether its letters stand upright in the page's space."""
 
     rank: int
+    handle: Any
     pale: bool
     upright: bool
 
 
 _Placed = tuple[_Text, Character]
-_NONE = _Text(0, False, False)
+_NONE = _Text(0, None, False, False)
 
 
 @contextmanager
@@ -73,21 +75,51 @@ def _page(document: Any, number: int, style: PageStyle) -> Page:
         raw.FPDFPage_Flatten(page, raw.FLAT_NORMALDISPLAY)  # what annotations say is text of the page then
         page = document[number]
     width, height = page.get_size()
-    bitmap = page.render(scale=page_scale(width, height, style), rev_byteorder=True)
-    image = in_one_plane(np.ascontiguousarray(bitmap.to_numpy()[..., :3]))
-    words, pictured = _words(page, image), 0.0
+    scale = page_scale(width, height, style)
+    image = _draw(page, scale)
+    words, pictured = _words(page, image, scale), 0.0
     if not words.texts:
         pictures = page.get_objects(filter=(raw.FPDF_PAGEOBJ_IMAGE,), max_depth=DEPTH)
         pictured = share_under((picture.get_bounds() for picture in pictures), width * height)
     return Page(image, words, False, pictured)
 
 
-def _words(page: Any, image: np.ndarray) -> Words:
+def _draw(page: Any, scale: float) -> np.ndarray:
+    bitmap = page.render(scale=scale, rev_byteorder=True)
+    return in_one_plane(np.ascontiguousarray(bitmap.to_numpy()[..., :3]))
+
+
+def _words(page: Any, image: np.ndarray, scale: float) -> Words:
     text = page.get_textpage()
     runs = _runs(_characters(text, _texts(page, paper(image))))
-    glyphs = gather(character for run in runs for character in (*(one for _, one in run), BREAK))
+    hidden = _hidden(page, runs, image, scale)
+    seen = ([char for one, char in run if one.rank not in hidden] for run in runs)
+    glyphs = gather(character for run in seen for character in (*run, BREAK))
     doubtful = _run_down(runs) or _guesses(text)
     return visible(glyphs._replace(boxes=_shown(page, glyphs.boxes, image)), image, doubtful, each=True)
+
+
+def _hidden(page: Any, runs: list[list[_Placed]], image: np.ndarray, scale: float) -> set[int]:
+    """Ranks of the text objects of words that share their place with others, and leave no mark there."""
+    if not runs:
+        return set()
+    placed = [one for run in runs for one in run]
+    boxes = _shown(page, np.array([box for _, (_, box, _) in placed]), image)
+    starts = np.cumsum([0, *map(len, runs[:-1])])
+    words = np.concatenate([np.minimum.reduceat(boxes[:, :2], starts), np.maximum.reduceat(boxes[:, 2:], starts)], 1)
+    doubtful = in_one_place(["".join(char for _, (char, _, _) in run) for run in runs], words)
+    handles = {one.rank: one.handle for number in doubtful for one, _ in runs[number]}
+    ranks = np.array([one.rank for one, _ in placed])
+    whole = {
+        rank: np.concatenate([boxes[ranks == rank, :2].min(0), boxes[ranks == rank, 2:].max(0)]) for rank in handles
+    }
+
+    def draw_without(left_out: set[int]) -> np.ndarray:
+        for rank, handle in handles.items():
+            raw.FPDFPageObj_SetIsActive(handle, rank not in left_out)
+        return _draw(page, scale)
+
+    return unmarked(whole, image, draw_without)
 
 
 def _guesses(text: Any) -> bool:
@@ -101,7 +133,8 @@ def _texts(page: Any, ground: tuple[int, int, int]) -> dict[int, _Text]:
     found = page.get_objects(filter=(raw.FPDF_PAGEOBJ_TEXT,), max_depth=DEPTH)
     painted = (one.raw for one in found if _is_painted(one.raw))
     return {
-        _address(one): _Text(rank, is_pale(_colour(one), ground), _is_upright(one)) for rank, one in enumerate(painted)
+        _address(one): _Text(rank, one, is_pale(_colour(one), ground), _is_upright(one))
+        for rank, one in enumerate(painted)
     }
 
 

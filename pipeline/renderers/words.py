@@ -96,7 +96,7 @@ class Words(NamedTuple):
         for number, (text, box) in enumerate(zip(self.texts, self.boxes.tolist(), strict=True)):
             x0, y0, x1, y1 = box
             near = (o for o in places[text] if o[0] < x1 and x0 < o[2] and o[1] < y1 and y0 < o[3])
-            if not any(_share(box, other) > OVERLAP for other in near):
+            if not any(share(box, other) > OVERLAP for other in near):
                 places[text].append(box)
                 chosen.append(number)
         return self.only(chosen)
@@ -129,7 +129,7 @@ class Words(NamedTuple):
 
     def holds_part_of(self, text: str, box: Box) -> bool:
         """Whether one of these is a piece of a word at a place."""
-        return any(part in text and _share(at, box) > 0 for part, at in zip(self.texts, self.boxes.tolist()))
+        return any(part in text and share(at, box) > 0 for part, at in zip(self.texts, self.boxes.tolist()))
 
 
 class Page(NamedTuple):
@@ -179,7 +179,7 @@ def gather(characters: Iterable[Character]) -> Glyphs:
         if word and (text == " " or pale != pales[-1]):
             texts.append(_finished(word))
             word = last = ""
-        if text.strip() and not (text == last and _share(boxes[-1], box) > OVERLAP):
+        if text.strip() and not (text == last and share(boxes[-1], box) > OVERLAP):
             if not word and texts and unicodedata.category(text[0]).startswith("M"):
                 word = texts.pop()  # a mark that stands before its letter begins no word
             elif not word:
@@ -201,7 +201,7 @@ def _finished(word: str) -> str:
     return unicodedata.normalize("NFC", word)
 
 
-def _share(a: Box, b: Box) -> float:
+def share(a: Box, b: Box) -> float:
     """What two boxes have in common, as a share of the smaller one; 0 where that has no area."""
     width, height = min(a[2], b[2]) - max(a[0], b[0]), min(a[3], b[3]) - max(a[1], b[1])
     smaller = min((a[2] - a[0]) * (a[3] - a[1]), (b[2] - b[0]) * (b[3] - b[1]))

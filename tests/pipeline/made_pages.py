@@ -133,6 +133,9 @@ def _hidden(x: float, y: float) -> tuple[bytes, list[str]]:
         _show(b"hiddenoff", x + 500, y),
         _show(b"hiddenover", x, y - 22) + b"q 1 g %g %g 90 20 re f Q" % (x - 5, y - 27),
         _show(b"under the visible", x, y),
+        b"/OC /MC0 BDC " + _show(b"layer on the place", x, y) + b" EMC",
+        _show(b"alpha on the place", x, y, state=b"/G0 gs"),
+        b"q %g %g 99 9 re W n 0 0 1 1 re W n " % (x, y) + _show(b"clipped from place", x, y) + b" Q",
     ]
     return b" ".join(content), ["under", "the", "visible"]
 

@@ -88,6 +88,17 @@ def test_single_samples_and_whole_shards_go(root: Path) -> None:
         ("hep-th-0703012v1", "hep-th0703012"),
         ("math.GT/0309136", "math0309136"),
         ("argon2.pdf", "argon2"),
+        ("./argon2.pdf", "argon2"),
+        ("\ufeff2401.00001", "2401.00001"),
+        ("arXiv:2401.00001v2 [cs.CL]", "2401.00001"),
+        ("https://arxiv.org/abs/2401.00001v1", "2401.00001"),
+        ("http://www.arxiv.org/pdf/hep-th/0703012.pdf", "hep-th0703012"),
+        ("doi:10.48550/arXiv.2401.00001", "2401.00001"),
+        ("https://doi.org/10.48550/arXiv.2401.00001", "2401.00001"),
+        ("2401_00001V10", "2401.00001"),
+        ("HEP-TH/0703012", "hep-th0703012"),
+        ("cond-mat.mes-hall/9901001", "cond-mat9901001"),
+        ("cafe\u0301", "caf\u00e9"),
     ],
 )
 def test_ids_are_compared_as_people_write_them(written: str, stored: str) -> None:
