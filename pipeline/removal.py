@@ -27,6 +27,11 @@ from data_specs.verify import find_shard_sets
 from pipeline.stages import VIEWS, UnitStage, find, lease_home, registered
 
 log = logging.getLogger(__name__)
+ARCHIVES = (  # of arXiv's identifiers before April 2007
+    "acc-phys|adap-org|alg-geom|ao-sci|astro-ph|atom-ph|bayes-an|chao-dyn|chem-ph|cmp-lg|comp-gas|cond-mat|cs|dg-ga|"
+    "funct-an|gr-qc|hep-ex|hep-lat|hep-ph|hep-th|math-ph|math|mtrl-th|nlin|nucl-ex|nucl-th|patt-sol|physics|plasm-ph|"
+    "q-alg|q-bio|quant-ph|solv-int|supr-con"
+)
 
 
 class Taken(NamedTuple):
@@ -60,9 +65,9 @@ def plain(document_id: str) -> str:
     text = re.sub(r"^((https?://(dx\.)?doi\.org/|doi:\s*)?10\.48550/)?arxiv[:.]\s*", "", text, flags=re.I)
     text = re.sub(r"(?<=\d)\s+\[[a-z.-]+\]$", "", text, flags=re.I)
     text = re.sub(r"\.(pdf|jsonl|json|txt|md|html|png|jpe?g|webp|bmp)$", "", text, flags=re.I)
-    if found := re.fullmatch(r"(\d{4})[./_-](\d{4,5})(v\d+)?", text, flags=re.I):
+    if found := re.fullmatch(r"(\d\d(?:0[1-9]|1[0-2]))[./_-](\d{4,5})(v\d+)?", text, flags=re.I):
         return f"{found[1]}.{found[2]}"
-    if found := re.fullmatch(r"([a-z][a-z-]*[a-z])(\.[a-z-]{2,12})?[/_-]?(\d{7})(v\d+)?", text, flags=re.I):
+    if found := re.fullmatch(rf"({ARCHIVES})(\.[a-z-]{{2,12}})?[/_-]?(\d{{7}})(v\d+)?", text, flags=re.I):
         return f"{found[1].lower()}/{found[3]}"
     return text
 

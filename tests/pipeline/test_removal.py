@@ -106,7 +106,15 @@ def test_ids_are_compared_as_people_write_them(written: str, stored: str) -> Non
 
 
 @pytest.mark.parametrize(
-    ("one", "other"), [("doc1", "doc10"), ("doc-1", "doc1"), ("2401.00001", "2401.00002"), ("a/1", "a1")]
+    ("one", "other"),
+    [
+        ("doc1", "doc10"),
+        ("doc-1", "doc1"),
+        ("2401.00001", "2401.00002"),
+        ("a/1", "a1"),
+        ("img_1234567", "img-1234567"),
+        ("1234-5678", "1234_5678"),
+    ],
 )
 def test_ids_of_other_documents_are_others(one: str, other: str) -> None:
     assert plain(one) != plain(other)
