@@ -8,7 +8,8 @@ import torch
 from torch import Tensor, nn
 
 from data_specs import storage
-from data_specs.spec import Spec, Tokenizer
+from data_specs.parts import Tokenizer
+from data_specs.spec import Spec
 from tokenize_jobs.device import autocast
 from tokenize_jobs.losses import (
     LPIPS,

@@ -3,16 +3,18 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Callable
 from functools import partial
 from pathlib import Path
 
 from data_specs.manifest import merge
 from data_specs.receipts import valid_receipts
-from data_specs.records import Manifest, SourceUnit
+from data_specs.records import Manifest
 from data_specs.spec import Spec, load_spec
+from data_specs.units import Plan
 from pipeline import job
 from pipeline.render import Renderer
-from pipeline.stages import committing
+from pipeline.stages import Work, committing
 from pipeline.workers import Workers
 
 TINY = Path(__file__).parent.parent / "tiny.yaml"
@@ -43,14 +45,19 @@ def render_here(spec: Spec, root: Path, extend: bool = False, retry_rejected: bo
     for output in job.RENDER.outputs(spec, str(root), Workers(), extend=grown, retry_rejected=retry_rejected):
         plan, split = output.plan, output.plan.set_uri.rpartition("/")[2]
         moved = job.moved_since(plan, spec, str(root))
-        stage = committing(partial(job.rendering, renderer, plan.set_uri, moved), plan.set_uri, plan.digest)
-        done = {receipt.unit for receipt in valid_receipts(plan.set_uri, plan.digest)}
-        for unit in plan.units():
-            if isinstance(unit, SourceUnit) and unit.unit not in done:
-                stage(unit)
-        made[split] = merge(plan, "images")
+        made[split] = make_here(plan, partial(job.rendering, renderer, plan.set_uri, moved), "images")
     renderer.close()
     return made
+
+
+def make_here(plan: Plan, setup: Callable[[], Work], holds: str) -> Manifest:
+    """Makes the units of a plan that have no receipt, one after the other in this process, and merges."""
+    stage = committing(setup, plan.set_uri, plan.digest)
+    done = {receipt.unit for receipt in valid_receipts(plan.set_uri, plan.digest)}
+    for unit in plan.units():
+        if unit.unit not in done:
+            stage(unit)
+    return merge(plan, holds)
 
 
 def contents(root: Path, folder: str = "images") -> dict[str, bytes]:

@@ -11,11 +11,17 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from sets import contents, render_here, text_spec, write_texts
+import torch
+from sets import contents, make_here, render_here, text_spec, write_texts
 
 from data_specs.lease import hold
-from data_specs.verify import clean_litter, verify_set
+from data_specs.verify import clean_litter, find_shard_sets, verify_set
 from pipeline.removal import remove
+from pipeline.workers import Workers
+from tokenize_jobs.job import TOKENIZE
+from tokenize_jobs.networks import config_of
+from tokenize_jobs.rqvae import RQVAE
+from tokenize_jobs.weights import save_tokenizer
 
 CALLS = ("link", "replace", "unlink")
 FORK = multiprocessing.get_context("fork")
@@ -53,11 +59,24 @@ def take_out(root: Path) -> None:
     list(remove(str(root), ["doc3", "doc4"], []))
 
 
+def new_tokenizer(root: Path) -> None:
+    """A tokenizer that has learned nothing: the same from equal seeds."""
+    torch.manual_seed(0)
+    save_tokenizer(RQVAE(config_of(text_spec(root))), root / "tokenizer")
+
+
+def encode(root: Path) -> None:
+    spec = text_spec(root, "tokenize.compute_batch=8")
+    for output in TOKENIZE.outputs(spec, str(root), Workers()):
+        make_here(output.plan, output.setup, "codes")
+
+
 STEPS: dict[str, tuple[list[Step], Step]] = {
     "render": ([], render),
     "extend": ([render], extend),
     "remove": ([render], take_out),
     "leases": ([render], take_over),
+    "tokenize": ([render, new_tokenizer], encode),
 }
 
 
@@ -93,7 +112,8 @@ def killed_at(step: Step, root: Path, at: int) -> int:
 
 def lasting(root: Path) -> dict[str, bytes]:
     """Bytes of the set but of receipts, which say when they were made, and of what nobody lists."""
-    files = {name: (name.rpartition("/")[2], data) for name, data in contents(root).items()}
+    every = contents(root) | contents(root, "codes")
+    files = {name: (name.rpartition("/")[2], data) for name, data in every.items()}
     return {
         name: data
         for name, (last, data) in files.items()
@@ -116,9 +136,9 @@ def every_moment(name: str, folder: Path, most: int) -> None:
         shutil.copytree(start, root)
         killed_at(step, root, at)
         step(root)
-        for split in ("train", "val"):
-            clean_litter(str(root / "images" / split))
-            assert list(verify_set(str(root / "images" / split))) == [], at
+        for set_uri in find_shard_sets(str(root)):
+            clean_litter(set_uri)
+            assert list(verify_set(set_uri)) == [], at
         assert lasting(root) == lasting(whole), at
         assert not list((root / "images/lease").glob("*.json")), at
         shutil.rmtree(root)

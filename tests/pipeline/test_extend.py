@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import re
+import sys
+from collections import Counter
 from pathlib import Path
 
 import pytest
@@ -11,8 +14,11 @@ from data_specs import open_shards
 from data_specs.records import SourceUnit
 from data_specs.units import read_plan
 from data_specs.verify import verify_set
+from pipeline.job import RENDER
+from pipeline.workers import Workers
 
 SPLITS = ("train", "val")
+IDS = [f"doc{number}" for number in range(9)]
 
 
 def ids_in(root: Path) -> list[str]:
@@ -104,3 +110,25 @@ def test_what_was_taken_for_validation_never_enters_training(tmp_path: Path) -> 
 
 def ids_in_split(root: Path, split: str) -> list[str]:
     return [item["json"]["id"] for item in open_shards(str(root / "images" / split))]
+
+
+def test_a_finished_set_is_recognised_by_reading_each_receipt_once(tmp_path: Path) -> None:
+    root, opened, watches = tmp_path / "run", list[tuple[str, str]](), [True]
+    write_texts(tmp_path / "texts/a.jsonl", IDS)
+    spec = text_spec(tmp_path / "texts")
+    made = render_here(spec, root)
+    RENDER.make(spec, str(root), Workers())  # keeps the spec
+
+    def watch(event: str, arguments: tuple[object, ...]) -> None:
+        if event == "open" and watches and str(arguments[0]).startswith(f"{root}/images/"):
+            opened.append((str(arguments[0]).rpartition("/images/")[2], str(arguments[1])))
+
+    sys.addaudithook(watch)  # stays as long as the process
+    again = RENDER.make(spec, str(root), Workers())
+    watches.clear()
+    assert {name.rpartition("/")[2]: manifest for name, manifest in again.items()} == made
+    receipts = Counter(name for name, _ in opened if re.fullmatch(r"(train|val)/\d{6}\.json", name))
+    assert len(receipts) == sum(manifest.totals.units for manifest in made.values()) and set(receipts.values()) == {1}
+    tars = [name for name, _ in opened if name.endswith((".tar", ".npy", ".parquet"))]
+    assert tars == [], "what is there is known from the listing"
+    assert [name for name, mode in opened if mode != "r" and not name.startswith("lease")] == []
