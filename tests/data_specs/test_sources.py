@@ -5,6 +5,7 @@ from __future__ import annotations
 import gzip
 import io
 import json
+import re
 import tarfile
 from pathlib import Path
 
@@ -16,7 +17,8 @@ from raw_documents import LIMITS, listed_ids, read_all, texts, write_tar
 from data_specs import storage
 from data_specs.parts import Render
 from data_specs.records import Reason
-from data_specs.sources import PdfSource, TextSource, reading
+from data_specs.sources import PdfSource, TextSource, docstrings, reading
+from data_specs.sources.docstrings import DocstringSource
 from data_specs.sources.planning import cut
 from data_specs.sources.reading import read_unit
 
@@ -210,3 +212,12 @@ def test_uris_become_absolute_for_workers_elsewhere(tmp_path: Path, monkeypatch:
     source = TextSource(kind="text", uri="a.jsonl").prepare("inputs")
     [(_, unit)] = cut(Render(sources=[source]), [source])
     assert [file.uri for file in unit.files] == [str(tmp_path / "a.jsonl")]
+
+
+def test_docstrings_as_markdown_have_headings_and_lists_of_the_same_words(tmp_path: Path) -> None:
+    kinds = {"passages": 8, "min_words": 8, "max_words": 12, "vocabulary": 50}
+    plain, structured = (docstrings.passages(DocstringSource(**kinds, markdown=way)) for way in (False, True))
+    assert [text.startswith("# ") for text in structured] == [False, True] * 4
+    assert ["\n- " in text for text in structured] == [False, False, True, True] * 2
+    assert [re.sub(r"[#-] ?", "", text).split() for text in structured] == [text.split() for text in plain]
+    assert DocstringSource(**kinds, markdown=True).prepare(str(tmp_path)).text_format == "markdown"

@@ -134,6 +134,15 @@ def test_letters_of_whole_pixels_have_one_shape() -> None:
     assert shapes(True) < shapes(False)
 
 
+def test_headings_lists_and_paragraphs_stand_on_one_grid_of_whole_pixels() -> None:
+    style = {"fonts": ["noto-sans"], "sizes": (14, 14), "margin": 0, "line_spacing": 1.15, "whole_pixels": True}
+    lines = "# is the", "sum of", "- has", "- on"
+    alone = [draw(line, "markdown", canvas=128, size=128, **style)[0].image[:16] for line in lines]
+    [together] = draw("\n\n".join(lines[:3]) + "\n- on", "markdown", canvas=128, size=128, **style)
+    for place, line in enumerate(alone):  # the same squares wherever a line stands
+        assert (together.image[16 * place : 16 * place + 16] == line).all() and line.min() < 128
+
+
 def test_style_sheets_are_drawn_from_the_spec_alone() -> None:
     style = {"backgrounds": ["#102030"], "colours": ["#ffe0a0"], "alignments": ["right"], "margin": (30, 30)}
     made, again = (draw("a few words", **style)[0] for _ in range(2))
