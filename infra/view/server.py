@@ -43,7 +43,7 @@ def serve(root: str, host: str, port: int) -> None:
         FastAPI(), blocks, path="/", ssr_mode=False, footer_links=[], theme=plain, css_paths=FOLDER / "page.css"
     )
     token = None if is_local(host) else secrets.token_urlsafe(24)
-    say(f"view: http://{host}:{listening.getsockname()[1]}/{f'?token={token}' if token else ''} (Ctrl-C ends it)")
+    say(f"view: {address(host, listening.getsockname()[1])}/{f'?token={token}' if token else ''} (Ctrl-C ends it)")
     config = uvicorn.Config(guarded(app, token), log_level="warning", lifespan="on")
     uvicorn.Server(config).run(sockets=[listening])
 
@@ -51,9 +51,15 @@ def serve(root: str, host: str, port: int) -> None:
 def listen(host: str, port: int) -> socket.socket:
     """A socket that listens at the address. Raises ValueError where it cannot be had."""
     try:
-        return socket.create_server((host, port))
+        return socket.create_server((host, port), family=socket.AF_INET6 if ":" in host else socket.AF_INET)
     except OSError as error:
         raise ValueError(f"{host}:{port}: {error.strerror}; --port N takes another one, --port 0 any") from None
+
+
+def address(host: str, port: int) -> str:
+    """The address that a browser takes: this machine's name where it listens on all of its addresses."""
+    name = socket.gethostname() if host in ("0.0.0.0", "::") else host  # noqa: S104 (it is only compared)
+    return f"http://[{name}]:{port}" if ":" in name else f"http://{name}:{port}"
 
 
 def is_local(host: str) -> bool:

@@ -20,6 +20,7 @@ from data_specs.manifest import merge
 from data_specs.receipts import commit
 from infra.view import neighbours, sets, studio
 from infra.view.server import COOKIE, guarded, is_local, listen, refused
+from infra.view.server import address as address_of
 from infra.view.sets import part
 from pipeline.stages import UnitStage
 from pipeline.workers import Workers
@@ -222,6 +223,13 @@ def test_the_token_in_the_address_becomes_a_cookie() -> None:
         found.text == "here" and "token" not in str(found.url) and "'self'" in found.headers["content-security-policy"]
     )
     assert client.get("/").status_code == 200
+
+
+def test_the_address_is_one_that_a_browser_takes() -> None:
+    assert address_of("127.0.0.1", 80) == "http://127.0.0.1:80" and address_of("::1", 80) == "http://[::1]:80"
+    assert address_of("0.0.0.0", 80) == f"http://{socket.gethostname()}:80"
+    with listen("127.0.0.1", 0) as own:
+        assert own.getsockname()[1] > 0
 
 
 def test_a_port_that_is_taken_is_named() -> None:
