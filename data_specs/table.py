@@ -6,12 +6,12 @@ expression, in DuckDB's SQL.
 
 from __future__ import annotations
 
-import json
 from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
+from pydantic_core import from_json
 
 from data_specs import storage
 from data_specs.records import Sample, SampleFacts, ShardEntry
@@ -82,7 +82,7 @@ class TableRows:
 
 
 def _row(sample: Sample) -> dict[str, Any]:
-    about = json.loads(sample.fields["json"]) if "json" in sample.fields else {}
+    about = from_json(sample.fields["json"]) if "json" in sample.fields else {}
     words = about.get("words")
     x0, y0, x1, y1 = about.get("box") or (0, 0, 0, 0)
     return {
