@@ -64,6 +64,16 @@ MonospaceFont = Literal["cascadia-mono", "space-mono", "ubuntu-mono", "monospace
 TextFont = Literal["noto-sans", "fira-go", "ubuntu", "sans-serif", "serif", "times"] | MonospaceFont
 
 
+def _rising(ends: tuple[int, int]) -> tuple[int, int]:
+    if ends[0] > ends[1]:
+        raise ValueError(f"{list(ends)}: write the smallest first")
+    return ends
+
+
+Ends = Annotated[tuple[Annotated[int, Field(ge=0)], Annotated[int, Field(ge=0)]], AfterValidator(_rising)]
+Sizes = Annotated[tuple[Annotated[int, Field(ge=1)], Annotated[int, Field(ge=1)]], AfterValidator(_rising)]
+
+
 class TextStyle(Part):
     """How rich text is drawn: a style sheet is drawn from this for each passage, whose structure is its own.
 
@@ -76,7 +86,7 @@ class TextStyle(Part):
     code_fonts: list[MonospaceFont] = Field(
         ["cascadia-mono", "monospace"], min_length=1, description="families of code, one drawn for each passage"
     )
-    sizes: tuple[int, int] = Field((24, 32), description="smallest and largest type of the body")
+    sizes: Sizes = Field((24, 32), description="smallest and largest type of the body")
     weights: list[Literal["regular", "bold", "italic"]] = Field(
         ["regular"], min_length=1, description="of the body, one drawn for each passage"
     )
@@ -88,7 +98,7 @@ class TextStyle(Part):
     columns: list[Annotated[int, Field(ge=1, le=4)]] = Field(
         [1], min_length=1, description="numbers of columns, one drawn for each passage"
     )
-    margin: Annotated[int, Field(ge=0)] | tuple[int, int] = Field(
+    margin: Annotated[int, Field(ge=0)] | Ends = Field(
         20, description="empty border, pixels: one, or smallest and largest"
     )
     line_spacing: float = Field(1.2, ge=0.8, le=3, description="distance of the lines in units of the type size")

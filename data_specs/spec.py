@@ -67,7 +67,18 @@ class Spec(Part):
             )
         if self.render and (self.render.store == "ten_crop") != (self.tokenize.views == "ten_crop"):
             raise ValueError("render.store and tokenize.views must both be ten_crop or neither")
+        if self.render and any(source.document_kind == "text" for source in self.render.sources):
+            self._text_has_room()
         return self
+
+    def _text_has_room(self) -> None:
+        style, canvas = self.render.text, self.render.crop_size or self.shape.image_size
+        most, gaps = max(style.columns), (max(style.columns) - 1) * style.sizes[1]
+        if 2 * style.margins[1] + gaps + most * style.sizes[1] > canvas:
+            raise ValueError(
+                f"render.text: a margin of {style.margins[1]} px and {most} columns leave no room for letters of "
+                f"{style.sizes[1]} px on {canvas} px"
+            )
 
     def _reduction_fits(self) -> None:
         reduction = self.shape.image_size // self.shape.grid[0]
