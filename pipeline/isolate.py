@@ -157,6 +157,8 @@ class Child:
             self.process.wait()
             self._hang_up()
 
+    __del__ = close  # a worker that goes on to another plan
+
     def _hang_up(self) -> None:
         self.outbox.put(None)
         self.pipe.close()

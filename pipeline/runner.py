@@ -27,7 +27,7 @@ from data_specs.units import Plan
 from pipeline.board import JobReport
 from pipeline.gauges import RunMetrics
 from pipeline.waiting import DURATIONS, Run, UnitQueue, straggler
-from pipeline.workers import Share, UnitsFailed, Workers
+from pipeline.workers import Share, Spare, UnitsFailed, Workers
 
 Stage = Callable[[Any], Receipt]
 Setup = Callable[[], Stage]
@@ -42,11 +42,12 @@ class _Worker:
     def __init__(self, setup: Setup) -> None:
         self.setup, self.stage = setup, cast(Any, None)
 
-    def start(self) -> tuple[str, str, str | None]:
-        """(node, host, why it could not start or None)."""
+    def start(self, setup: Setup) -> tuple[str, str, str | None]:
+        """(node, host, why it could not start or None); what it was set up for before goes first."""
         where = ray.get_runtime_context().get_node_id(), socket.gethostname()
+        self.stage = None
         try:
-            self.stage = self.setup()
+            self.stage = setup()
         except Exception as error:
             return *where, f"{type(error).__name__}: {error}"
         return *where, None
@@ -176,6 +177,12 @@ def _worker(setup: Callable[[], Any], workers: Workers, **options: Any) -> Any:
     return cast(Any, _Worker).options(**resources, **options).remote(setup)
 
 
+def dismiss(spare: list[Spare]) -> None:
+    """Ends actors that waited for a plan."""
+    while spare:
+        ray.kill(spare.pop().actor)
+
+
 def _fitting(workers: Workers) -> int:
     """Workers that fit on the nodes that are alive."""
     resources = [node["Resources"] for node in ray.nodes() if node["Alive"]]
@@ -195,7 +202,10 @@ class _WorkerPool:
         self.setup, self.workers, self.refused, self.next_look = setup, workers, 0, 0.0
         self.actors, self.starting = dict[int, Any](), dict[Any, int]()
         self.nodes, self.hosts, self.idle = dict[int, str](), dict[int, str](), deque[int]()
-        self.numbers = itertools.count()
+        self.numbers, self.used = itertools.count(), set[int]()  # `used`: have made an earlier plan
+        spare = workers.spare or []
+        if workers.gpus or any(one.cpus != workers.cpus for one in spare):
+            dismiss(spare)  # what they hold is needed
 
     def resize(self, left: int) -> None:
         """Now and then: starts workers that are wanted for the `left` units, ends those that wait in vain or idle."""
@@ -212,8 +222,12 @@ class _WorkerPool:
 
     def _start(self) -> None:
         number = next(self.numbers)
-        self.actors[number] = _worker(self.setup, self.workers)
-        self.starting[self.actors[number].start.remote()] = number
+        if self.workers.spare:
+            self.actors[number] = self.workers.spare.pop().actor
+            self.used.add(number)
+        else:
+            self.actors[number] = _worker(self.setup, self.workers)
+        self.starting[self.actors[number].start.remote(self.setup)] = number
 
     def _end(self, worker: int) -> None:
         ray.kill(self.actors.pop(worker))
@@ -230,6 +244,9 @@ class _WorkerPool:
             self.idle.append(worker)
             return
         self._end(worker)
+        if worker in self.used:  # it may have died while it waited
+            self.next_look = 0.0
+            return
         self.refused += 1
         if self.refused >= TRIES and not self.nodes:
             raise UnitsFailed(f"no worker could start: {error}")
@@ -248,7 +265,10 @@ class _WorkerPool:
             return None, f"the worker died: {' '.join(str(error).split())[:300]}", alive
 
     def close(self) -> None:
-        """Ends all workers, with those that still run a unit which another has finished."""
+        """Ends all workers, with those whose unit another has finished; idle ones are kept where that was asked for."""
+        if self.workers.spare is not None and not self.workers.gpus:
+            for worker in self.idle:
+                self.workers.spare.append(Spare(self.actors.pop(worker), self.workers.cpus))
         for worker in list(self.actors):
             self._end(worker)
 

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterable, Iterator
-from typing import NamedTuple, Self
+from contextlib import contextmanager
+from typing import Any, NamedTuple, Self
 
 from data_specs.records import AnyUnit
 
@@ -43,7 +44,8 @@ class Share(NamedTuple):
 
 class Workers(NamedTuple):
     """How a job uses a cluster: Ray's address (None: embedded), most actors (None: all that fit, as nodes come and
-    go), what each one holds, how many units may fail before the run ends, and its share of the plan."""
+    go), what each one holds, how many units may fail before the run ends, its share of the plan, and the actors that
+    wait for a next plan (see `kept`; None: none do)."""
 
     address: str | None = None
     num_workers: int | None = None
@@ -51,6 +53,30 @@ class Workers(NamedTuple):
     gpus: float = 0.0
     max_failures: int = MAX_FAILURES
     share: Share = Share()
+    spare: list[Spare] | None = None
+
+
+class Spare(NamedTuple):
+    """An actor that has ended a plan well, and what it holds."""
+
+    actor: Any
+    cpus: float
+
+
+@contextmanager
+def kept(workers: Workers) -> Iterator[Workers]:
+    """The same workers; in the block, those that have ended a plan take up the next, with what they have imported.
+
+    Those with GPUs do not: between two plans a stage asks for a GPU of its own, to see what fits.
+    """
+    spare: list[Spare] = []
+    try:
+        yield workers._replace(spare=spare)
+    finally:
+        if spare:
+            from pipeline.runner import dismiss
+
+            dismiss(spare)
 
 
 class PartDone(Exception):

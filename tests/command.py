@@ -12,7 +12,9 @@ from multiprocessing.process import BaseProcess
 from pathlib import Path
 
 PROCESSES = multiprocessing.get_context("forkserver")
-PROCESSES.set_forkserver_preload(["train.task", "train.job", "infra.demo", "infra.cli", "command", "prose"])
+COMPILER = ["torch._dynamo", "torch._inductor.compile_fx"]  # an optimizer loads the one, DeepSpeed's Muon the other
+OURS = ["train.task", "train.job", "pipeline.runner", "infra.demo", "infra.cli", "command", "prose"]
+PROCESSES.set_forkserver_preload([*COMPILER, *OURS])
 
 
 def start(process: BaseProcess) -> None:
@@ -31,7 +33,7 @@ def dnd(*arguments: object, timeout: int = 800, cwd: Path | None = None) -> subp
     command = ["dnd", *map(str, arguments)]
     with tempfile.TemporaryDirectory() as folder:
         said = Path(folder, "stdout"), Path(folder, "stderr")
-        process = PROCESSES.Process(target=_run, args=(command, os.environ | _ray(), cwd or Path.cwd(), *said))
+        process = PROCESSES.Process(target=_run, args=(command, os.environ | session_ray(), cwd or Path.cwd(), *said))
         start(process)
         process.join(timeout)
         if process.exitcode is None:
@@ -40,7 +42,8 @@ def dnd(*arguments: object, timeout: int = 800, cwd: Path | None = None) -> subp
         return subprocess.CompletedProcess(command, process.exitcode, *(path.read_text() for path in said))
 
 
-def _ray() -> dict[str, str]:
+def session_ray() -> dict[str, str]:
+    """The variable by which commands join the session's Ray, if there is one."""
     ray = sys.modules.get("ray")
     return {"RAY_ADDRESS": ray.get_runtime_context().gcs_address} if ray and ray.is_initialized() else {}
 

@@ -30,7 +30,7 @@ from infra.commands.options import (
     spec_beside,
 )
 from pipeline.stages import Option, Stage, UnitStage, registered
-from pipeline.workers import MAX_FAILURES, PartDone, Share, Workers
+from pipeline.workers import MAX_FAILURES, PartDone, Share, Workers, kept
 
 Declared = dict[str, tuple[Any, Any]]  # name of a parameter -> (what typer makes of it, its default)
 FOR_ALL: Declared = {
@@ -57,8 +57,9 @@ def add_stages(app: typer.Typer) -> None:
 def run_stage(stage: Stage, spec: Spec, root: str, workers: Workers, **options: Any) -> float:
     """Runs a stage, prints what it says and that it is done; returns the seconds that it took."""
     began = time.monotonic()
-    for line in stage.run(spec, root, workers, **options):
-        say(line)
+    with kept(workers) as same:
+        for line in stage.run(spec, root, same, **options):
+            say(line)
     seconds = time.monotonic() - began
     say(f"{stage.name}: done in {clock(seconds)}")
     return seconds

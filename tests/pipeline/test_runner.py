@@ -10,6 +10,7 @@ import time
 from collections.abc import Callable
 from pathlib import Path
 
+import command
 import pytest
 import ray
 
@@ -20,7 +21,7 @@ from data_specs.units import write_plan
 from data_specs.verify import verify_set
 from pipeline.job import RENDER
 from pipeline.runner import connect, run_plan
-from pipeline.workers import PartDone, Share, Workers
+from pipeline.workers import PartDone, Share, Workers, kept
 
 TINY = Path(__file__).parent.parent / "tiny.yaml"
 SPLITS = ("images/train", "images/val")
@@ -29,6 +30,13 @@ SPLITS = ("images/train", "images/val")
 def manifests(root: Path) -> list[bytes]:
     """The bytes of both manifests."""
     return [(root / split / "manifest.json").read_bytes() for split in SPLITS]
+
+
+def start_render(root: Path) -> subprocess.Popen[bytes]:
+    """`dnd render` by one worker of the session's Ray, in a process group of its own."""
+    words = [sys.executable, "-m", "infra.cli", "render", str(TINY), "--root", str(root), "--workers", "1"]
+    environment = os.environ | command.session_ray()
+    return subprocess.Popen(words, start_new_session=True, stderr=subprocess.DEVNULL, env=environment)
 
 
 @pytest.fixture(scope="module")
@@ -48,13 +56,12 @@ def test_two_workers_give_the_same_manifest_and_shards(undisturbed: Path, tmp_pa
 
 
 def test_a_killed_run_is_finished_by_the_next(undisturbed: Path, tmp_path: Path) -> None:
-    command = [sys.executable, "-m", "infra.cli", "render", str(TINY), "--root", str(tmp_path), "--workers", "1"]
-    run = subprocess.Popen(command, start_new_session=True, stderr=subprocess.DEVNULL)
+    run = start_render(tmp_path)
     _wait_for(tmp_path / "images/train/000000.json", run)
     os.killpg(run.pid, signal.SIGKILL)
     run.wait()
     first = storage.stat(str(tmp_path / "images/train/000000.json"))
-    RENDER.make(load_spec(TINY), str(tmp_path), Workers(num_workers=2))
+    RENDER.make(load_spec(TINY), str(tmp_path), Workers(num_workers=1))
     assert storage.stat(str(tmp_path / "images/train/000000.json")) == first, "a unit with a receipt is not redone"
     assert manifests(tmp_path) == manifests(undisturbed)
 
@@ -79,11 +86,34 @@ def test_what_is_free_on_resume_is_not_refused(undisturbed: Path) -> None:
 
 
 def test_two_jobs_on_one_root_end_in_one_valid_set(undisturbed: Path, tmp_path: Path) -> None:
-    command = [sys.executable, "-m", "infra.cli", "render", str(TINY), "--root", str(tmp_path), "--workers", "1"]
-    runs = [subprocess.Popen(command, stderr=subprocess.DEVNULL) for _ in range(2)]
+    runs = [start_render(tmp_path) for _ in range(2)]
     assert [run.wait(timeout=800) for run in runs] == [0, 0]
     assert manifests(tmp_path) == manifests(undisturbed)
     assert [fault for split in SPLITS for fault in verify_set(str(tmp_path / split)) if "litter" not in fault] == []
+
+
+def test_workers_that_have_ended_a_plan_take_up_the_next_and_may_die_in_between(
+    ray_session: None, tmp_path: Path
+) -> None:
+    def pid_of_a_plan(name: str, workers: Workers) -> int:
+        root = str(tmp_path / name)
+        plan = write_plan(root, "d" * 64, Identity(stage="test"), [RangeUnit(unit=0, first=0, count=1)])
+
+        def setup() -> Callable[[AnyUnit], Receipt]:
+            (tmp_path / "pid").write_text(str(os.getpid()))
+            sample = Sample(name, {"txt": b"", "json": b"{}"})
+            return lambda unit: receipts.commit(root, plan.digest, unit.unit, [sample])
+
+        run_plan(plan, setup, workers, "images", "test")
+        return int((tmp_path / "pid").read_text())
+
+    with kept(Workers(num_workers=1)) as same:
+        first, second = pid_of_a_plan("a", same), pid_of_a_plan("b", same)
+        os.kill(second, signal.SIGKILL)
+        third = pid_of_a_plan("c", same)
+        with_more = pid_of_a_plan("d", same._replace(cpus=2.0))
+    assert first == second != third and with_more not in (first, third)
+    assert pid_of_a_plan("e", Workers(num_workers=1)) != with_more
 
 
 @pytest.mark.long
@@ -112,11 +142,11 @@ def test_a_unit_that_hangs_is_made_elsewhere(ray_session: None, tmp_path: Path) 
 def test_parts_of_a_plan_make_the_same_set_and_whoever_ends_last_merges(undisturbed: Path, tmp_path: Path) -> None:
     spec, root = load_spec(TINY), str(tmp_path)
     with pytest.raises(PartDone, match="part 2/2 is done; images/train, images/val will be whole when all parts are"):
-        RENDER.make(spec, root, Workers(num_workers=2, share=Share(2, 2)))
+        RENDER.make(spec, root, Workers(num_workers=1, share=Share(2, 2)))
     assert not (tmp_path / SPLITS[0] / "manifest.json").exists()
     numbers = [int(path.stem) for path in (tmp_path / SPLITS[0]).glob("??????.json")]
     assert numbers and all(number % 2 == 1 for number in numbers)
-    last = RENDER.make(spec, root, Workers(num_workers=2, share=Share(1, 2)))
+    last = RENDER.make(spec, root, Workers(num_workers=1, share=Share(1, 2)))
     assert all(manifest.complete for manifest in last.values())
     assert manifests(tmp_path) == manifests(undisturbed)
     assert [fault for split in SPLITS for fault in verify_set(str(tmp_path / split))] == []
