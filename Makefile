@@ -46,11 +46,12 @@ lint: .venv/installed .venv/packages-dev  ## style, types, floors
 	$(BIN)/mypy
 	$(BIN)/lint-imports
 
+APART := -n 3 --dist loadfile --no-loadscope-reorder  # three processes for two cores: tests wait for what they start
 test: lint           ## lint and the ordinary tests, on two cores, without GPUs
-	CUDA_VISIBLE_DEVICES= OMP_NUM_THREADS=1 $(BIN)/pytest -n 2 --dist loadfile --durations 20
+	CUDA_VISIBLE_DEVICES= OMP_NUM_THREADS=1 $(BIN)/pytest $(APART) --durations 20
 
 test-quick: .venv/installed .venv/packages-dev  ## the tests of the inner loop, in a minute or so: no Ray, no ranks, no whole runs
-	CUDA_VISIBLE_DEVICES= OMP_NUM_THREADS=1 $(BIN)/pytest -n 2 --dist loadfile -m "not slow and not long and not gpu and not s3"
+	CUDA_VISIBLE_DEVICES= OMP_NUM_THREADS=1 $(BIN)/pytest $(APART) -m "not slow and not long and not gpu and not s3"
 
 test-gpu: .venv/installed .venv/packages-dev  ## the tests that need a CUDA device
 	$(BIN)/pytest -m "gpu and not long"

@@ -23,7 +23,7 @@ from tokenize_jobs.encode import encoding, fitting_batch, prepare
 from tokenize_jobs.networks import config_of
 from tokenize_jobs.rqvae import RQVAE
 
-PIXELS = 2**21  # of all images: 512 of 64 px, 32 of 256 px
+MOST, PIXELS = 512, 2**21  # of all images: 512 of 64 px, 32 of 256 px
 
 
 def tokenize(preset: str, rounds: int) -> Comparison:
@@ -52,7 +52,7 @@ def tokenize(preset: str, rounds: int) -> Comparison:
 def _images(spec: Spec, folder: str) -> np.ndarray:
     """Writes a shard of drawn text and returns the images, uint8 [N, H, W, 3]."""
     size = spec.shape.image_size
-    images = np.stack([_drawn(number, size) for number in range(max(8, PIXELS // size**2))])
+    images = np.stack([_drawn(number, size) for number in range(min(MOST, max(8, PIXELS // size**2)))])
     units = [RangeUnit(unit=0, first=0, count=len(images))]
     plan = write_plan(folder, digest_of(IDENTITY), IDENTITY, units)
     fields = ({"png": png(image), "cls": b"0", "json": b"{}"} for image in images)

@@ -19,6 +19,7 @@ from infra.demo import demo_overrides
 from train.generate import load_root
 
 TINY = Path(__file__).parent.parent / "tiny.yaml"
+ONE = ("--workers", "1")  # each takes seconds to load torch; what several do is test_runner.py's
 
 
 @pytest.fixture(scope="module")
@@ -27,7 +28,7 @@ def finished(ray_session: None, tmp_path_factory: pytest.TempPathFactory) -> Pat
     folder = tmp_path_factory.mktemp("whole")
     for name in ("data_specs", "pipeline", "tokenize_jobs", "train", "infra", "torch", "numpy"):
         (folder / f"{name}.py").write_text(f"open({str(folder / 'ran')!r}, 'a').write({name!r})\nraise SystemExit(3)\n")
-    result = dnd("run", TINY, "--root", "run", cwd=folder)
+    result = dnd("run", TINY, "--root", "run", *ONE, cwd=folder)
     assert result.returncode == 0, result.stderr[-3000:]
     return folder / "run"
 
@@ -168,7 +169,7 @@ def test_coarse_codes_are_completed_holes_painted_and_the_likeliest_kept(finishe
         ("hole", ["--set", "sample.given={codes: codes/val, hole: [1, 1, 3, 3]}"]),
         ("best", ["--set", "sample.candidates=3", "--set", "sample.top_k=[4, 8]"]),
     ):
-        result = dnd("sample", TINY, "--root", finished, "--set", f"sample.name={name}", *options)
+        result = dnd("sample", TINY, "--root", finished, *ONE, "--set", f"sample.name={name}", *options)
         assert result.returncode == 0, result.stderr[-2000:]
     real, *made = (open_shards(str(finished / n)) for n in ("codes/val", "samples/depths/codes", "samples/hole/codes"))
     for i in range(8):
@@ -245,7 +246,7 @@ def test_what_the_demo_makes_of_a_users_pdfs_and_texts_is_rendered(
 ) -> None:
     data = shared / "data"
     own = (*demo_overrides(str(TINY), data / "pdf/good", data / "text/passages.jsonl"), *FEW)
-    result = dnd("render", TINY, "--root", tmp_path, *(word for value in own for word in ("--set", value)))
+    result = dnd("render", TINY, "--root", tmp_path, *ONE, *(word for value in own for word in ("--set", value)))
     assert result.returncode == 0, result.stderr[-3000:]
     assert json.loads((tmp_path / "images/train/manifest.json").read_text())["totals"]["written"] > 40
 

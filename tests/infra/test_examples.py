@@ -42,7 +42,8 @@ def run(title: str, folder: Path) -> None:
     for words in commands(title):
         of_all = [value for name in SHORT for value in SHORT[name]]  # a root has one spec
         short = of_all if words[0] in (*SHORT, "tokenize") else []
-        done = dnd(*words, *(word for value in short for word in ("--set", value)), cwd=folder)
+        workers = ("--workers", 1) if words[0] in ("render", "tokenize") else ()
+        done = dnd(*words, *workers, *(word for value in short for word in ("--set", value)), cwd=folder)
         assert done.returncode == 0, done.stderr[-3000:]
 
 

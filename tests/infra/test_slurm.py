@@ -14,11 +14,13 @@ from typing import Any
 
 import image_sets
 import pytest
+import ranks
 from code_sets import make_root, tiny_spec
 from slurm_cluster import Slurm, missing_binaries, slurm_cluster, wait_for
 
 REPOSITORY = Path(__file__).resolve().parents[2]
 STEPS = 150
+RARE = ("train.checkpoint_every=100000", "train.validate_every=50")  # only being stopped makes a checkpoint
 FIGURES = ("step", "position", "bits_per_code_by_depth", "grad_norm", "val_ema_bits_per_code_by_depth")
 
 
@@ -33,8 +35,7 @@ def slurm() -> Iterator[Slurm]:
 
 def root_of(folder: Path, *overrides: str) -> str:
     root = make_root(folder)
-    rare = ("train.checkpoint_every=100000", "train.validate_every=50")  # only being stopped makes a checkpoint
-    Path(root, "spec.yaml").write_text(tiny_spec(f"train.steps={STEPS}", *rare, *overrides).to_yaml())
+    Path(root, "spec.yaml").write_text(tiny_spec(f"train.steps={STEPS}", *RARE, *overrides).to_yaml())
     return root
 
 
@@ -77,21 +78,24 @@ def test_srun_alone_starts_ranks_of_one_training(slurm: Slurm, tmp_path: Path) -
     assert len(list(Path(root, "transformer/step_00000003").glob("rank_*_of_00002.safetensors"))) == 2
 
 
-def test_stopped_by_usr1_and_by_requeue_it_ends_as_the_undisturbed_run(slurm: Slurm, tmp_path: Path) -> None:
+def test_stopped_by_usr1_and_by_requeue_it_ends_as_the_undisturbed_run(
+    slurm: Slurm, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     whole, cut = root_of(tmp_path / "whole"), root_of(tmp_path / "cut")
-    jobs = submit(slurm, whole), submit(slurm, cut)
-    after_rows(slurm, jobs[1], cut, STEPS // 5)
-    slurm.run("scancel", "--batch", "--signal=USR1", jobs[1])  # as Slurm does before the time limit
-    slurm.hurry(jobs[1])
+    job = submit(slurm, cut)
+    monkeypatch.setenv("OMP_NUM_THREADS", "1")  # as the job's ranks
+    ranks.run(2, ranks.train_plainly, whole, f"train.steps={STEPS}", *RARE)
+    after_rows(slurm, job, cut, STEPS // 5)
+    slurm.run("scancel", "--batch", "--signal=USR1", job)  # as Slurm does before the time limit
+    slurm.hurry(job)
     first = saved_step(cut)
-    after_rows(slurm, jobs[1], cut, first + STEPS // 5)
-    slurm.run("scontrol", "requeue", jobs[1])  # as a preemption does
-    slurm.hurry(jobs[1])
+    after_rows(slurm, job, cut, first + STEPS // 5)
+    slurm.run("scontrol", "requeue", job)  # as a preemption does
+    slurm.hurry(job)
     second = saved_step(cut)
     assert 0 < first < second < STEPS
-    for job, root, restarts in zip(jobs, (whole, cut), ("0", "2"), strict=True):
-        end = ended(slurm, job)
-        assert (end["JobState"], end["Restarts"]) == ("COMPLETED", restarts), Path(root, "log").read_text()[-4000:]
+    end = ended(slurm, job)
+    assert (end["JobState"], end["Restarts"]) == ("COMPLETED", "2"), Path(cut, "log").read_text()[-4000:]
     assert len(figures(whole)) == STEPS + 3 and figures(cut) == figures(whole)
     for name in ("transformer.safetensors", "ema.safetensors"):
         assert Path(cut, "transformer", name).read_bytes() == Path(whole, "transformer", name).read_bytes()
@@ -106,7 +110,7 @@ def test_the_tokenizer_is_stopped_and_goes_on_by_the_same_script(slurm: Slurm, t
     root = image_sets.make_root(tmp_path / "root")
     rare = ("tokenizer.steps=80", "tokenizer.checkpoint_every=100000")
     Path(root, "spec.yaml").write_text(image_sets.tiny_spec(*rare).to_yaml())
-    job, metrics = submit(slurm, root, stage="train-tokenizer"), Path(root, "tokenizer/metrics.jsonl")
+    job, metrics = submit(slurm, root, "--nodes=1", stage="train-tokenizer"), Path(root, "tokenizer/metrics.jsonl")
     wait_for(lambda: metrics.exists() and len(metrics.read_text().splitlines()) > 5, 400, "steps of the tokenizer")
     slurm.run("scancel", "--batch", "--signal=USR1", job)
     slurm.hurry(job)
@@ -137,7 +141,7 @@ def test_a_job_has_all_cores_of_its_nodes(slurm: Slurm, tmp_path: Path) -> None:
 
 def test_a_run_that_makes_no_checkpoint_is_not_requeued_for_ever(slurm: Slurm, tmp_path: Path) -> None:
     root = root_of(tmp_path / "root", "train.steps=100000")
-    job = submit(slurm, root, SLURM_RESTART_COUNT="3")
+    job = submit(slurm, root, "--nodes=1", SLURM_RESTART_COUNT="3")
     wait_for(lambda: Path(root, "log").exists() and "launch.sh: train" in Path(root, "log").read_text(), 200, "ranks")
     slurm.run("scancel", "--batch", "--signal=USR1", job)
     assert ended(slurm, job)["JobState"] == "FAILED"

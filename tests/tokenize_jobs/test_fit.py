@@ -15,6 +15,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import ranks
 import torch
 from image_sets import make_root, tiny_spec, write_images
 from safetensors.torch import load_file, save_file
@@ -112,8 +113,8 @@ def test_two_ranks_learn_what_one_learns(tmp_path: Path) -> None:
     """
     spec = tiny_spec(*GAN, "tokenizer.steps=50", "tokenizer.batch_size=7")
     roots = [make_root(tmp_path / name) for name in ("one", "two")]
-    train_tokenizer(spec, roots[0])
-    train_tokenizer(spec, roots[1], ranks=2)
+    fit(spec, roots[0])
+    ranks.run(2, fit, spec, roots[1])
     one, two = (curve(root) for root in roots)
     assert len(one) == len(two) == 50 and one[-1]["mse"] < one[0]["mse"] / 3
     assert [row["mse"] for row in two[:10]] == pytest.approx([row["mse"] for row in one[:10]], rel=2e-5)

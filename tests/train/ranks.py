@@ -43,11 +43,14 @@ def _rank(
 ) -> None:
     from datetime import timedelta
 
+    import torch
+
     from tokenize_jobs.ranks import join_ranks
 
     os.environ |= environment  # the fork server has that of its start
     os.environ |= {"RANK": str(rank), "LOCAL_RANK": str(rank), "WORLD_SIZE": str(world), "DND_WANDB": "0"}
     os.environ |= {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port)}
+    torch.set_num_threads(int(environment.get("OMP_NUM_THREADS", torch.get_num_threads())))
     join_ranks(timedelta(seconds=60))
     work(*arguments)
     sys.stdout.flush()
