@@ -14,13 +14,11 @@ from typing import Any
 
 import image_sets
 import pytest
-import ranks
 from code_sets import make_root, tiny_spec
 from slurm_cluster import Slurm, missing_binaries, slurm_cluster, wait_for
 
 REPOSITORY = Path(__file__).resolve().parents[2]
 STEPS = 150
-RARE = ("train.checkpoint_every=100000", "train.validate_every=50")  # only being stopped makes a checkpoint
 FIGURES = ("step", "position", "bits_per_code_by_depth", "grad_norm", "val_ema_bits_per_code_by_depth")
 
 
@@ -35,7 +33,8 @@ def slurm() -> Iterator[Slurm]:
 
 def root_of(folder: Path, *overrides: str) -> str:
     root = make_root(folder)
-    Path(root, "spec.yaml").write_text(tiny_spec(f"train.steps={STEPS}", *RARE, *overrides).to_yaml())
+    rare = ("train.checkpoint_every=100000", "train.validate_every=50")  # only being stopped makes a checkpoint
+    Path(root, "spec.yaml").write_text(tiny_spec(f"train.steps={STEPS}", *rare, *overrides).to_yaml())
     return root
 
 
@@ -78,24 +77,21 @@ def test_srun_alone_starts_ranks_of_one_training(slurm: Slurm, tmp_path: Path) -
     assert len(list(Path(root, "transformer/step_00000003").glob("rank_*_of_00002.safetensors"))) == 2
 
 
-def test_stopped_by_usr1_and_by_requeue_it_ends_as_the_undisturbed_run(
-    slurm: Slurm, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_stopped_by_usr1_and_by_requeue_it_ends_as_the_undisturbed_run(slurm: Slurm, tmp_path: Path) -> None:
     whole, cut = root_of(tmp_path / "whole"), root_of(tmp_path / "cut")
-    job = submit(slurm, cut)
-    monkeypatch.setenv("OMP_NUM_THREADS", "1")  # as the job's ranks
-    ranks.run(2, ranks.train_plainly, whole, f"train.steps={STEPS}", *RARE)
-    after_rows(slurm, job, cut, STEPS // 5)
-    slurm.run("scancel", "--batch", "--signal=USR1", job)  # as Slurm does before the time limit
-    slurm.hurry(job)
+    jobs = submit(slurm, whole), submit(slurm, cut)
+    after_rows(slurm, jobs[1], cut, STEPS // 5)
+    slurm.run("scancel", "--batch", "--signal=USR1", jobs[1])  # as Slurm does before the time limit
+    slurm.hurry(jobs[1])
     first = saved_step(cut)
-    after_rows(slurm, job, cut, first + STEPS // 5)
-    slurm.run("scontrol", "requeue", job)  # as a preemption does
-    slurm.hurry(job)
+    after_rows(slurm, jobs[1], cut, first + STEPS // 5)
+    slurm.run("scontrol", "requeue", jobs[1])  # as a preemption does
+    slurm.hurry(jobs[1])
     second = saved_step(cut)
     assert 0 < first < second < STEPS
-    end = ended(slurm, job)
-    assert (end["JobState"], end["Restarts"]) == ("COMPLETED", "2"), Path(cut, "log").read_text()[-4000:]
+    for job, root, restarts in zip(jobs, (whole, cut), ("0", "2"), strict=True):
+        end = ended(slurm, job)
+        assert (end["JobState"], end["Restarts"]) == ("COMPLETED", restarts), Path(root, "log").read_text()[-4000:]
     assert len(figures(whole)) == STEPS + 3 and figures(cut) == figures(whole)
     for name in ("transformer.safetensors", "ema.safetensors"):
         assert Path(cut, "transformer", name).read_bytes() == Path(whole, "transformer", name).read_bytes()

@@ -28,7 +28,6 @@ SLOW = ("train.checkpoint_every=4", "train.steps=4000")
 @pytest.fixture(autouse=True)
 def _quiet(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     monkeypatch.setenv("DND_WANDB", "0")
-    monkeypatch.setenv("OMP_NUM_THREADS", "1")  # however its ranks are started
     paths = [str(Path(__file__).parent), str(Path(__file__).parents[2])]
     monkeypatch.setenv("PYTHONPATH", os.pathsep.join(paths))
     yield
@@ -68,7 +67,7 @@ def signal_a_rank(root: str, number: signal.Signals) -> None:
 def test_two_ranks_killed_and_restarted_give_the_undisturbed_curve(tmp_path: Path) -> None:
     spec = tiny_spec("train.max_restarts=1", "train.checkpoint_every=4")
     whole, disturbed = make_root(tmp_path / "whole"), make_root(tmp_path / "disturbed")
-    ranks.run(2, ranks.train_plainly, whole, "train.checkpoint_every=4")
+    train(spec, whole, ranks=2)
     killer = threading.Thread(target=kill_a_rank_at, args=(disturbed, 6))
     killer.start()
     train(spec, disturbed, ranks=2)
