@@ -43,7 +43,8 @@ def start_render(root: Path) -> subprocess.Popen[bytes]:
 def undisturbed(ray_session: None, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A root rendered by one worker."""
     root = tmp_path_factory.mktemp("one")
-    RENDER.make(load_spec(TINY), str(root), Workers(num_workers=1))
+    with kept(Workers(num_workers=1)) as same:
+        RENDER.make(load_spec(TINY), str(root), same)
     return root
 
 

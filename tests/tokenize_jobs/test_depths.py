@@ -15,7 +15,7 @@ import pytest
 from data_specs import open_shards
 from data_specs.spec import Spec, load_spec
 from pipeline.job import RENDER
-from pipeline.runner import Workers
+from pipeline.workers import Workers, kept
 from tokenize_jobs.decode import decode_codes, grid, png
 from tokenize_jobs.encode import encode_views, prepare
 from tokenize_jobs.training import fit
@@ -46,7 +46,8 @@ def spec_of(depth: int, steps: int, passages: int, images: str = "images/train")
 
 def side_by_side(folder: Path, steps: int, passages: int, num: int) -> list[dict[str, float]]:
     """Trains a tokenizer for each depth on the same images; PSNR, SSIM and OCR's word accuracy on `num` others."""
-    RENDER.make(spec_of(4, steps, passages), str(folder), Workers(num_workers=2))
+    with kept(Workers(num_workers=2)) as workers:
+        RENDER.make(spec_of(4, steps, passages), str(folder), workers)
     val = open_shards(str(folder / "images/val"))[:num]
     real, texts = np.stack([item["image"] for item in val]), [item["json"]["text"] for item in val]
     rows, shown = [{"depth": 0, **words(real, texts)}], [*real[:SHOWN]]

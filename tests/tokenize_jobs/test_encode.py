@@ -13,7 +13,7 @@ from image_sets import drawn, make_root, tiny_spec
 from data_specs import open_shards
 from data_specs.records import Dropped, Reason, Sample
 from data_specs.units import read_plan
-from pipeline.runner import Workers
+from pipeline.workers import Workers, kept
 from tokenize_jobs.encode import encode_shard, encode_views, fitting_batch, npy, prepare
 from tokenize_jobs.job import TOKENIZE, settle_batch
 from tokenize_jobs.networks import config_of
@@ -82,12 +82,13 @@ def test_npy_is_numpys() -> None:
 def test_the_batch_that_fits_is_settled_before_planning(root: str, ray_session: None) -> None:
     spec = tiny_spec("tokenize.compute_batch=null")
     assert settle_batch(spec, root, Workers()).tokenize.compute_batch == 32
-    TOKENIZE.make(spec, root, Workers(num_workers=1))
+    with kept(Workers(num_workers=1)) as same:
+        TOKENIZE.make(spec, root, same)
+        result = score_depths(spec, root, "val", same, shown=4)
     plan = read_plan(f"{root}/codes/train")
     assert plan and plan.identity.spec["tokenize"]["compute_batch"] == 32  # type: ignore[index,call-overload]
     with pytest.raises(ValueError, match=r"tokenize\.compute_batch was 32, is now 16"):
         TOKENIZE.make(SPEC, root, Workers(num_workers=1))
-    result = score_depths(spec, root, "val", Workers(num_workers=1), shown=4)
     first, second = result["depths"]
     assert second["psnr"] > first["psnr"] and second["ssim"] > first["ssim"] and "lpips" not in first
     assert first["bits_per_pixel"] == pytest.approx(4 * 4 * 5 / 32**2)
