@@ -107,8 +107,9 @@ def _plans(spec: Spec, root: str) -> dict[str, Plan]:
         digest.require_same(plan.set_uri, plan.identity, _identity(spec, split, plan.identity.inputs), REMEDY)
     places = places_of(spec.render, _inputs(root))
     whole = len(stored) == len(SPLITS)
-    if whole and all(plan.places[1:] == places[1:] for plan in stored.values()):
-        return stored
+    kept = {split: plan for split, plan in stored.items() if plan.places[1:] == places[1:]}
+    if len(kept) == len(SPLITS):
+        return kept
     with scratch_folder() as folder:
         sources = _prepare(spec, storage.join(str(folder), "inputs") if whole else _inputs(root))
         units = list_units(spec.render, sources, folder)
@@ -117,7 +118,7 @@ def _plans(spec: Spec, root: str) -> dict[str, Plan]:
         if not whole:
             _keep_classes(storage.join(root, "images", "classes.json"), class_names(sources))
         return {
-            split: planned(uri, identities[split], read_units(units[split]), REMEDY, places)
+            split: kept.get(split) or planned(uri, identities[split], read_units(units[split]), REMEDY, places)
             for split, uri in set_uris.items()
         }
 

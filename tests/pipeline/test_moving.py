@@ -90,6 +90,17 @@ def test_other_documents_at_another_place_are_refused_and_nothing_is_written(tmp
     assert everything(root) == before
 
 
+def test_a_half_planned_set_is_planned_to_its_end_also_where_the_source_has_grown(tmp_path: Path) -> None:
+    root, texts = tmp_path / "run", tmp_path / "texts"
+    write_texts(texts / "a.jsonl", IDS)
+    outputs = RENDER.outputs(text_spec(texts), str(root), Workers())
+    train = next(outputs).plan
+    (root / "images/val/plan.jsonl").unlink()
+    write_texts(texts / "b.jsonl", ["new0", "new1", "new2"])
+    assert next(RENDER.outputs(text_spec(texts), str(root), Workers())).plan == train
+    assert (root / "images/val/plan.jsonl").is_file()
+
+
 def test_a_file_that_moved_and_changed_since_fails_its_unit(tmp_path: Path) -> None:
     root, texts, elsewhere = tmp_path / "run", tmp_path / "texts", tmp_path / "elsewhere"
     write_texts(texts / "a.jsonl", IDS)
