@@ -51,7 +51,10 @@ def summary(root: RootOpt, spec: SpecArg = None, set_: SetOpt = None, as_json: J
 @evaluate.command()
 def images(
     samples: Annotated[str, typer.Argument(help="FILE.npz (arr_0), a folder of pictures, or an image shard set")],
-    reference: Annotated[str, typer.Option("--reference", help="the same kinds, or an .npz with mu and sigma")],
+    reference: Annotated[
+        str,
+        typer.Option("--reference", help="the same kinds, an .npz with mu and sigma, or a name of `dnd pretrained`"),
+    ],
     root: RootOpt,
     metric: Annotated[Literal["gfid", "rfid"], typer.Option("--metric", help="generated, or reconstructed")] = "gfid",
     kind: Annotated[
@@ -62,7 +65,7 @@ def images(
     extractor: Annotated[
         str,
         typer.Option(
-            "--extractor", help="inception:FILE, transformers:FOLDER, module:PACKAGE.MODULE:FUNCTION, builtin"
+            "--extractor", help="inception[:FILE], transformers:FOLDER, module:PACKAGE.MODULE:FUNCTION, builtin"
         ),
     ] = "builtin",
     force: Annotated[bool, typer.Option("--force", help="accept a reference of the wrong kind; the result says so")] = (
@@ -77,16 +80,18 @@ def images(
 
     gFID is measured against the training set, rFID against the same-crop originals; the wrong kind is refused.
     """
+    from infra.weights import REGISTRY, at_hand
     from train.evaluation.features import load_extractor
     from train.evaluation.fid import evaluate_images
     from train.evaluation.job import extract_on
     from train.evaluation.references import open_reference
     from train.evaluation.sources import open_images
 
+    extractor, known = _with_weights(extractor), REGISTRY.get(reference)
     result = evaluate_images(
         metric,
         open_images(storage.absolute(samples)),
-        open_reference(storage.absolute(reference), kind, crop),
+        open_reference(storage.absolute(at_hand(reference)), kind or (known.reference if known else None), crop),
         load_extractor(extractor, device),
         forced=force,
         device=device,
@@ -121,7 +126,7 @@ def rocr(
     from train.evaluation.reading_cache import cache_of
     from train.evaluation.rocr import FIGURES
 
-    root, reader = storage.absolute(root), load_engine(engine, device)
+    root, reader = storage.absolute(root), load_engine(_with_weights(engine), device)
     sets = {"reconstructed": _pictures(root, reconstructions), "real": _pictures(root, originals)}
     made, truth = sets.values()
     _read(root, sets, reader, num, workers)
@@ -149,6 +154,7 @@ def ppl_ocr(
 ) -> None:
     """Perplexity of the text that OCR reads from generated images, and from real ones as the bound."""
     from data_specs import open_shards
+    from infra.weights import at_hand
     from train.evaluation.ngram import train_ngram
     from train.evaluation.ocr import load_engine
     from train.evaluation.perplexity import TransformersModel
@@ -156,10 +162,10 @@ def ppl_ocr(
     from train.evaluation.reading_cache import cache_of
     from train.evaluation.words import drawn_texts, vocabulary
 
-    root, reader = storage.absolute(root), load_engine(engine, device)
+    root, reader = storage.absolute(root), load_engine(_with_weights(engine), device)
     sets = {"real": _pictures(root, real), "generated": _pictures(root, samples)}
     train = open_shards(storage.join(root, "images/train"))
-    language = TransformersModel(model, device) if model else train_ngram(drawn_texts(train))
+    language = TransformersModel(at_hand(model), device) if model else train_ngram(drawn_texts(train))
     _read(root, sets, reader, num, workers)
     result = evaluate_ppl_ocr(sets, reader, language, vocabulary(drawn_texts(train)), cache_of(root), num_images=num)
     result["inputs"] = _inputs(sets) | set_inputs({"training text": train})
@@ -197,7 +203,7 @@ def legibility(
     from infra.legibility import measure
     from train.evaluation.ocr import load_engine
 
-    root, reader = storage.absolute(root), load_engine(engine, device)
+    root, reader = storage.absolute(root), load_engine(_with_weights(engine), device)
     sets = {"real": _pictures(root, real), "generated": _pictures(root, samples)}
     if samples.startswith("samples/") and storage.exists(storage.join(root, reconstructions, "manifest.json")):
         sets["reconstructed"] = _pictures(root, reconstructions)
@@ -233,6 +239,16 @@ def report(root: RootArg) -> None:
     from infra.report.report import write_report
 
     say(f"report: {write_report(storage.absolute(root))}")
+
+
+def _with_weights(spec: str) -> str:
+    """KIND:NAME of an extractor or engine with the path of what NAME names; `inception` is the published file."""
+    from infra.weights import at_hand
+
+    kind, _, name = spec.partition(":")
+    if kind not in ("inception", "transformers", "qwen2-vl") or not (name or kind == "inception"):
+        return spec
+    return f"{kind}:{at_hand(name or kind)}"
 
 
 def _pictures(root: str, name: str) -> Any:

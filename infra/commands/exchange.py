@@ -63,12 +63,20 @@ def pretrained(
         str | None, typer.Option("--from", help="another repository, or a local copy of it, with the same folders")
     ] = None,
 ) -> None:
-    """Lists the authors' released models, or fetches one by name (or what `dnd push` published) and draws with it."""
+    """Lists the authors' released models, or fetches one by name (or what `dnd push` published) and draws with it.
+
+    Weights and reference batches that evaluation takes are listed and fetched as well: into the cache, without a root.
+    """
     from infra import pretrained as run
+    from infra.weights import REGISTRY, at_hand, list_weights
 
     if name is None:
         for release in run.RELEASES:
             say(f"{release.preset:22} transformer {', '.join(release.transformers) or 'none':10} {release.figures}")
+        say("\nFor evaluation:\n" + "\n".join(list_weights()))
+        return
+    if name in REGISTRY:
+        say(at_hand(name))
         return
     if root is None:
         raise ValueError(f"dnd pretrained {name}: give --root, a new folder for it")
