@@ -266,7 +266,9 @@ class Tokenizer(Training):
     spike: float | None = Field(
         20, gt=0, description="standard deviations over the recent mean from which a squared error is skipped"
     )
-    dtype: Literal["float32", "bfloat16"] | None = Field(None, description="default: bfloat16 on GPUs, else float32")
+    dtype: Literal["float32", "bfloat16"] | None = Field(
+        None, description="default: bfloat16 where it is multiplied in hardware"
+    )
     compile: bool = Field(False, description="torch.compile of encoder, decoder and LPIPS")
     log_every: int = Field(50, ge=1, description="steps between rows of metrics.jsonl")
 

@@ -36,10 +36,10 @@ def multiplies_bfloat16(device: torch.device) -> bool:
 
 
 def training_dtype(spec: Spec, device: torch.device) -> torch.dtype:
-    """The spec's arithmetic; by default bfloat16 on GPUs that have it, else float32."""
+    """The spec's arithmetic; by default bfloat16 where the device multiplies it in hardware, else float32."""
     if spec.tokenizer.dtype:
         return torch.bfloat16 if spec.tokenizer.dtype == "bfloat16" else torch.float32
-    return torch.bfloat16 if device.type == "cuda" and torch.cuda.is_bf16_supported() else torch.float32
+    return torch.bfloat16 if multiplies_bfloat16(device) else torch.float32
 
 
 def layout(device: torch.device) -> torch.memory_format:

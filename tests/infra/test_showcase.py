@@ -12,13 +12,11 @@ from data_specs.sources.docstrings import DocstringSource, passages
 from data_specs.spec import load_spec
 
 SMALL = [
-    "render.sources.0.passages=24",
-    "render.sources.1.documents=1",
-    "render.val_share=0.2",
-    "tokenizer={steps: 3, checkpoint_every: 3}",
-    "transformer={num_layers: 4, head_layers: [0, 1, 2, 3], num_heads: 2, width: 32}",
-    "train={steps: 2, checkpoint_every: 2, validate_every: 2, sample_every: 2, validation_images: 4, batch_size: 4}",
-    "sample={num: 4, batch_size: 4}",
+    *("render.sources.0.passages=24", "render.sources.1.documents=1", "render.val_share=0.2"),
+    *("tokenizer.steps=3", "tokenizer.checkpoint_every=3"),
+    *("transformer.width=32", "transformer.num_heads=2", "train.steps=2", "train.checkpoint_every=2"),
+    *("train.batch_size=4", "train.validate_every=2", "train.sample_every=2", "train.validation_images=4"),
+    *("sample.num=4", "sample.batch_size=4", "evaluate.reconstructions=4", "evaluate.ocr_images=4"),
 ]
 
 
