@@ -212,6 +212,9 @@ class Training(Part):
         False, description="go on past the end of a cosine schedule: steps may change, and the rate follows the new end"
     )
     checkpoint_every: int = Field(1000, ge=1, description="steps between checkpoints")
+    checkpoint_minutes: float | None = Field(
+        None, gt=0, description="minutes since the last one after which a checkpoint is due as well (default: none)"
+    )
     keep_last: int = Field(2, ge=1, description="checkpoints that are kept")
     keep_every: int | None = Field(None, ge=1, description="steps whose checkpoint is never removed")
     validate_every: int | None = Field(500, ge=1, description="steps between validations; null: none, and no such set")

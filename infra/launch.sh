@@ -61,6 +61,7 @@ cores=$(env -u OMP_NUM_THREADS nproc)
 export WORLD_SIZE=$((num_nodes * num_ranks)) LOCAL_WORLD_SIZE=$num_ranks
 export OMP_NUM_THREADS=${OMP_NUM_THREADS:-$((cores / num_ranks))}  # more threads than cores: many times slower
 export GOMP_SPINCOUNT=${GOMP_SPINCOUNT:-10000}  # threads that wait soon sleep
+export PYTORCH_CUDA_ALLOC_CONF=${PYTORCH_CUDA_ALLOC_CONF:-expandable_segments:True}  # fragments cost gigabytes else
 ((gpus)) || export DS_ACCELERATOR=cpu
 
 # ---- its ranks -------------------------------------------------------------------------------------------------------

@@ -36,7 +36,8 @@ from tokenize_jobs.trainer import Job
 REPOSITORY = Path(__file__).resolve().parent.parent
 GRACE = 20.0  # seconds for the other ranks to end in once one has ended badly; they may hang in a collective
 FREE_ON_RESUME = {
-    *("micro_batch_size", "checkpoint_every", "keep_last", "keep_every", "log_every", "validate_every"),
+    *("micro_batch_size", "checkpoint_every", "checkpoint_minutes", "keep_last", "keep_every"),
+    *("log_every", "validate_every"),
     *("max_restarts", "rank_timeout", "spike", "max_skips", "max_rollbacks", "extend_schedule"),
 }
 
@@ -145,6 +146,7 @@ def _environment(ranks: int) -> dict[str, str]:
     environment = dict(os.environ) | {"PYTHONPATH": os.pathsep.join(filter(None, paths))}
     environment |= {"WORLD_SIZE": str(ranks), "LOCAL_WORLD_SIZE": str(ranks)}
     environment |= {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(free_port())}
+    environment.setdefault("PYTORCH_CUDA_ALLOC_CONF", "expandable_segments:True")  # fragments cost gigabytes else
     if not torch.cuda.is_available():
         environment["DS_ACCELERATOR"] = "cpu"
         environment.setdefault("OMP_NUM_THREADS", str(max(1, len(os.sched_getaffinity(0)) // ranks)))

@@ -12,7 +12,7 @@ import torch
 import torch.distributed as dist
 from torch.distributed.rendezvous import rendezvous
 
-from tokenize_jobs.device import pick_device
+from tokenize_jobs.device import USABLE, pick_device
 
 T = TypeVar("T")
 MEETING = timedelta(hours=2)  # machines come one by one, and fetch an image of gigabytes first
@@ -29,12 +29,14 @@ def join_ranks(timeout: timedelta) -> None:
     """
     if "RANK" not in os.environ:
         os.environ |= _ranks_of_srun() or _alone()
-    if torch.cuda.is_available():
-        torch.cuda.set_device(pick_device())
+    device = pick_device() if torch.cuda.is_available() else None
+    if device is not None:
+        torch.cuda.set_device(device)
+        torch.cuda.set_per_process_memory_fraction(USABLE, device)  # CUDA and NCCL find theirs; an end names its key
     store, rank, world = next(rendezvous("env://", timeout=max(MEETING, timeout)))
     store.set_timeout(timeout)
-    backend = "nccl" if torch.cuda.is_available() else "gloo"
-    dist.init_process_group(backend, store=store, rank=rank, world_size=world, timeout=timeout)
+    backend = "gloo" if device is None else "nccl"
+    dist.init_process_group(backend, store=store, rank=rank, world_size=world, timeout=timeout, device_id=device)
 
 
 def _alone() -> dict[str, str]:

@@ -42,6 +42,7 @@ from tokenize_jobs.quantizer import all_sum
 from tokenize_jobs.ranks import Ranks
 from tokenize_jobs.rqvae import RQVAE
 from tokenize_jobs.statistics import CodeStatistics
+from tokenize_jobs.tensors import to_host
 from tokenize_jobs.trainer import Step, Validation
 from tokenize_jobs.views import Pixels
 from tokenize_jobs.weights import save_tokenizer
@@ -252,7 +253,7 @@ class TokenizerTask:
                     named[f"adam{number}.{kind}", name] = tensor
         named |= {("statistics", name): tensor for name, tensor in self.statistics.tensors().items()}
         mine = list(named.items())[self.ranks.rank :: self.ranks.world]
-        return {f"{kind}/{name}/0": t.detach().reshape(-1).to("cpu", copy=True) for (kind, name), t in mine}
+        return to_host({f"{kind}/{name}/0": t.detach().reshape(-1) for (kind, name), t in mine})
 
     def state(self) -> dict[str, JsonValue]:
         """Return what a resumed run needs beside the tensors."""

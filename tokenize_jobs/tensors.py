@@ -60,6 +60,17 @@ def _parts(tensors: Mapping[str, Tensor]) -> Iterator[bytes | memoryview]:
         yield tensor.detach().contiguous().view(-1).view(torch.uint8).numpy().data
 
 
+def to_host(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """Return copies on the CPU; those of a GPU's run side by side into pinned memory, which is used again each time."""
+    copies = {
+        name: torch.empty_like(tensor, device="cpu", pin_memory=tensor.is_cuda).copy_(tensor, non_blocking=True)
+        for name, tensor in tensors.items()
+    }
+    if any(tensor.is_cuda for tensor in tensors.values()):
+        torch.cuda.synchronize()
+    return copies
+
+
 def is_finite(tensor: Tensor) -> bool:
     """Whether all numbers of a tensor are finite, without a copy of it."""
     if not tensor.is_floating_point() or not tensor.numel():

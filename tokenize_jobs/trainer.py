@@ -131,6 +131,7 @@ class Trainer:
         self.job, self.part, self.task, self.ranks, self.held = job, job.part, task, ranks, held
         self.writer = checkpoint.CheckpointWriter(job.folder, ranks, self.part.keep_last, self.part.keep_every)
         self.num_rollbacks, self.note = 0, ""
+        self.saved_at, self.save_is_due = time.monotonic(), False
         self.validation: Validation | None = None
         self.ema_was_worse = False
         self.step = self.position = self.saved_step = 0
@@ -194,7 +195,7 @@ class Trainer:
                 self._validate()
             if self._is_due(self.task.picture_every):
                 self._draw()
-            if self.step % self.part.checkpoint_every == 0:
+            if self.step % self.part.checkpoint_every == 0 or self.save_is_due:
                 self._save()
 
     def _is_due(self, every: int | None) -> bool:
@@ -256,7 +257,9 @@ class Trainer:
         """Whether any rank was told to stop. Also completes a checkpoint once no rank is writing any more."""
         if self.held:
             self.held.check()
-        told, busy = self.ranks.any(stopping.told_to_stop(), self.writer.busy)
+        minutes = self.part.checkpoint_minutes
+        due = minutes is not None and self.ranks.rank == 0 and time.monotonic() > self.saved_at + 60 * minutes
+        told, busy, self.save_is_due = self.ranks.any(stopping.told_to_stop(), self.writer.busy, due)
         if not busy:
             self.writer.commit()
         return told
@@ -275,7 +278,7 @@ class Trainer:
             "spec": self.job.spec.tree(),
         }
         self.writer.start(state, self.task.tensors())
-        self.saved_step = self.step
+        self.saved_step, self.saved_at, self.save_is_due = self.step, time.monotonic(), False
 
     def _complete_checkpoint(self) -> None:
         """Wait for the checkpoint that is being written, on all ranks, and make it count."""

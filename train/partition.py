@@ -14,6 +14,7 @@ import torch.distributed as dist
 from torch import Tensor
 
 from tokenize_jobs.checkpoint import StoredTensors
+from tokenize_jobs.tensors import to_host
 
 WEIGHT, AVERAGE = "weight", "ema"  # kinds of a checkpoint's tensors; the others are the optimizer's moments
 MOMENTS = ("exp_avg", "exp_avg_sq")  # AdamW has both, Muon the first
@@ -130,12 +131,13 @@ def refresh_model(engine: Any) -> None:
 def copy_pieces(engine: Any, averages: list[Tensor]) -> dict[str, Tensor]:
     """Return copies on the CPU of the pieces that this rank answers for, by `kind/parameter/first element`."""
     kinds: Kinds = {WEIGHT: master_weights(engine), AVERAGE: averages, **moments(engine)}
-    return {
-        f"{kind}/{piece.name}/{piece.start}": view(tensor, piece).to("cpu", copy=True)
+    views = {
+        f"{kind}/{piece.name}/{piece.start}": view(tensor, piece)
         for piece in own_pieces(engine)
         for kind, tensors in kinds.items()
         if (tensor := tensors[piece.tensor]) is not None
     }
+    return to_host(views)
 
 
 @torch.no_grad()

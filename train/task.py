@@ -159,7 +159,10 @@ class TransformerTask:
         return losses
 
     def _tensors(self, *arrays: np.ndarray) -> list[Tensor]:
-        return [torch.from_numpy(array).to(self.device, non_blocking=True) for array in arrays]
+        tensors = map(torch.from_numpy, arrays)
+        if self.device.type == "cpu":
+            return list(tensors)
+        return [tensor.pin_memory().to(self.device, non_blocking=True) for tensor in tensors]  # the host runs ahead
 
     # ---- accounts --------------------------------------------------------------------------------------------------
     def report(self, images_per_second: float) -> tuple[dict[str, Any], str]:

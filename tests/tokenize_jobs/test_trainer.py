@@ -69,6 +69,12 @@ def test_too_many_go_back_to_the_checkpoint_and_on_behind_the_data(
     assert "5 steps in a row: back to step 20; data before sample 216 is left out" in capsys.readouterr().err
 
 
+def test_checkpoints_come_by_time_as_well_as_by_steps(folder: str) -> None:
+    often = ("train.checkpoint_minutes=1e-9", "train.checkpoint_every=1000", "train.keep_last=100")
+    assert train_line(folder, LinearTask(), *often)
+    assert checkpoint.list_steps(folder) == list(range(1, 41))
+
+
 def test_a_training_that_only_goes_back_ends_with_one_line(folder: str) -> None:
     with pytest.raises(
         ValueError, match=r"the loss is not finite, or leaps, 5 steps in a row, at step 25, also after 3"
