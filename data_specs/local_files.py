@@ -42,10 +42,12 @@ def no_files(folder: str) -> Iterator[tuple[str, str]]:
 
 def _entries(folder: str, above: tuple[str, ...] = ()) -> Iterator[os.DirEntry[str]]:
     """All but folders, `above` being the real paths of the folders that led here: a link to one is a circle."""
-    here = os.path.realpath(folder)
+    here, entries = os.path.realpath(folder), list[os.DirEntry[str]]()
     if here in above:
         return
-    found = [(entry, _leads_to(entry) == "a folder") for entry in os.scandir(folder)]
+    with suppress(FileNotFoundError):
+        entries = list(os.scandir(folder))
+    found = [(entry, _leads_to(entry) == "a folder") for entry in entries]
     for entry, is_folder in sorted(found, key=lambda e: e[0].name + "/" * e[1]):  # the order of whole names, as on S3
         if is_folder:
             yield from _entries(entry.path, (*above, here))

@@ -310,3 +310,13 @@ def test_links_are_followed_to_read_but_in_no_circle(tmp_path: Path) -> None:
     (root / "set" / "link").symlink_to(other / "y")
     storage.delete(str(root / "set" / "link"))
     assert (other / "y").exists() and not (root / "set" / "link").is_symlink()
+
+
+def test_a_folder_that_goes_while_it_is_listed_is_left_out(tmp_path: Path) -> None:
+    for name in ("a/1", "b/2", "c/3"):
+        (tmp_path / name).parent.mkdir()
+        (tmp_path / name).touch()
+    listed = storage.list_files(str(tmp_path))
+    assert next(listed).uri.endswith("a/1")
+    shutil.rmtree(tmp_path / "b")
+    assert [file.uri.rpartition("/")[2] for file in listed] == ["3"]
