@@ -77,7 +77,7 @@ def test_extras_and_the_modules_that_are_named_by_them_agree() -> None:
 
 @pytest.mark.parametrize(
     ("command", "module", "extra"),
-    [(["render", "demo"], "pymupdf", "render"), (["sample", "demo"], "torch", "train")],
+    [(["render", "demo"], "pymupdf", "render"), (["sample", "demo"], "torch", "train"), (["view"], "gradio", "view")],
 )
 def test_a_missing_package_is_named_with_its_extra(command: list[str], module: str, extra: str, tmp_path: Path) -> None:
     code = f"import sys; sys.modules[{module!r}] = None; from infra.cli import main; main()"
