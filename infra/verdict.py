@@ -115,7 +115,7 @@ def next_commands(root: str) -> list[str]:
     """Three commands that run as they stand, from where this one was started."""
     dnd, here = shlex.join(program()), shlex.quote(_from_here(root))
     return [
-        f"{dnd} sample --root {here} --set sample.name=warm --set sample.temperature=0.8  # more variety, fewer words",
+        f"{dnd} sample --root {here} --set sample.name=cold --set sample.temperature=0.5  # legible, less varied",
         f"{dnd} look {here} --boxes  # what it learnt from, word by word",
         f"{dnd} spec --new > mine.yaml  # your own PDFs or text; then: {dnd} run mine.yaml --root runs/mine",
     ]

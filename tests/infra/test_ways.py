@@ -53,7 +53,7 @@ def test_the_demo_ends_with_a_verdict_and_commands_that_run(laptop: tuple[Path, 
     for line in tries:
         words = shlex.split(line.partition(">")[0], comments=True)
         assert run(folder, *words[words.index("infra.cli" if "infra.cli" in words else "dnd") + 1 :])
-    assert len(tries) == 3 and (folder / "runs/demo/samples/warm/grid.png").is_file()
+    assert len(tries) == 3 and (folder / "runs/demo/samples/cold/grid.png").is_file()
 
 
 def test_own_documents(laptop: tuple[Path, str]) -> None:
