@@ -27,7 +27,7 @@ CHECKOUT = Path(__file__).resolve().parents[2]
 TRANSFORMERS = ("transformer_1head_uncond", "transformer_2head_cfg")
 TOKENIZER = "rqvae_shared_codebook"
 # Relative errors of logits and images: products of about a hundred terms, a few in a row
-ALLOWED = {"float32": 1e-5, "TF32": 3e-3, "bfloat16": 3e-2}
+ALLOWED = {"float32": 1e-5, "TF32": 3e-3, "bfloat16": 5e-2}
 
 
 # ---- golden tensors ------------------------------------------------------------------------------------------------

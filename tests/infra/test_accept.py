@@ -23,7 +23,7 @@ def test_its_parts_run_and_leave_their_figures(tmp_path: Path) -> None:
     found = Acceptance.parse((tmp_path / "accept.json").read_bytes(), "accept.json")
     assert {row.part for row in found.rows} == set(SHORT) and not found.misses
     assert [row.what for row in found.rows if "float32 product" in row.what and (row.measured or 1) < 1e-6]
-    assert len([line for line in result.stdout.splitlines() if line.startswith("graphs ")]) == 8
+    assert len([line for line in result.stdout.splitlines() if line.startswith("graphs  ")]) == 8
 
 
 @pytest.mark.long
