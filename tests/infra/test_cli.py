@@ -62,7 +62,7 @@ def test_a_second_run_finds_everything_done(finished: Path) -> None:
     result = dnd("run", TINY, "--root", finished, cwd=finished.parent)
     assert result.returncode == 0, result.stderr[-3000:]
     assert {path: path.stat().st_mtime_ns for path in finished.rglob("*.tar")} == before
-    assert "reconstruct: done in 0:" in result.stdout and "worked       real words, real: 100%" in result.stdout
+    assert "reconstruct: done in 0:" in result.stdout and "worked       real words, real: " in result.stdout
 
 
 @pytest.mark.parametrize(
