@@ -46,7 +46,7 @@ lint: .venv/installed .venv/packages-dev  ## style, types, floors
 	$(BIN)/mypy
 	$(BIN)/lint-imports
 
-APART := -n 3 --dist loadfile --no-loadscope-reorder  # three processes for two cores: tests wait for what they start
+APART := -n 2 --dist loadfile --no-loadscope-reorder
 test: lint           ## lint and the ordinary tests, on two cores, without GPUs
 	CUDA_VISIBLE_DEVICES= OMP_NUM_THREADS=1 $(BIN)/pytest $(APART) --durations 20
 

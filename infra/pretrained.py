@@ -125,12 +125,20 @@ def checkpoint_in(path: Path) -> Path:
 
 
 # ---- into a root ---------------------------------------------------------------------------------------------------
-def import_tokenizer(path: Path, config: Path | None, root: str, ema: bool = False) -> str:
-    """Puts a released RQ-VAE into ROOT/tokenizer and says what it is."""
+def import_tokenizer(path: Path, config: Path | None, root: str, ema: bool = False, preset: str | None = None) -> str:
+    """Puts a released RQ-VAE into ROOT/tokenizer and says what it is.
+
+    Raises:
+        ValueError: it cannot be read, its codes are not of the `preset`'s shape, or there is a tokenizer already.
+    """
     from tokenize_jobs.weights import import_tokenizer as read
     from tokenize_jobs.weights import save_tokenizer
 
     model = read(path, config or path.with_name("config.yaml"), ema=ema)
+    if preset is not None:
+        shape, has = load_spec(preset).shape, (*model.config.code_shape, model.config.codebook_size)
+        if has != (wanted := (*shape.grid, shape.depth, shape.codebook_size)):
+            raise ValueError(f"{path}: grid, depth and codebook are {list(has)}, those of {preset} {list(wanted)}")
     folder = unused(storage.join(root, "tokenizer"))
     with storage.writable_folder(folder) as local:
         save_tokenizer(model, local)
@@ -187,7 +195,7 @@ def pretrained(name: str, size: str | None, root: str, source: str = RELEASED) -
         unused(storage.join(root, folder))
     tokenizer = fetch(f"{source.rstrip('/')}/{release.tokenizer}")
     path = checkpoint_in(tokenizer.path)
-    lines, origins = [import_tokenizer(path, None, root)], {"tokenizer": _origin(tokenizer, path)}
+    lines, origins = [import_tokenizer(path, None, root, preset=name)], {"tokenizer": _origin(tokenizer, path)}
     if chosen is not None:
         transformer = fetch(f"{source.rstrip('/')}/{sizes[chosen]}")
         path = checkpoint_in(transformer.path)
@@ -262,6 +270,10 @@ def push(root: str, repo: str, shards: bool, private: bool) -> str:
     from huggingface_hub.errors import HfHubHTTPError, HFValidationError
 
     folder = storage.local_folder(root)
+    if shards and any(storage.exists(storage.join(root, "images", name, "plan.jsonl")) for name in ("train", "val")):
+        from infra.card import write_card
+
+        write_card(root)
     patterns = [*PUBLISHED, *(SHARDS if shards else ())]
     if not any(next(folder.glob(pattern), None) for pattern in patterns):
         raise ValueError(f"{root}: holds neither models nor shards to publish")

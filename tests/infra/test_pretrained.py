@@ -92,6 +92,18 @@ def test_a_local_copy_serves_as_well(release: Path, tiny_release: str, tmp_path:
     assert load_root(str(tmp_path / "root")).transformer.config.depth == 2
 
 
+def test_a_tokenizer_of_another_shape_is_refused_and_nothing_is_written(
+    tiny_release: str, release: Path, tmp_path: Path
+) -> None:
+    other = load_spec(TINY, ["tokenizer.shortcut=false", "shape.codebook_size=48"])
+    (tmp_path / "copy/tok").mkdir(parents=True)
+    (tmp_path / "copy/gpt").symlink_to(release / "gpt")
+    export_tokenizer(RQVAE(tokenizer_config(other)), tmp_path / "copy/tok/a.pt", tmp_path / "copy/tok/config.yaml")
+    with pytest.raises(ValueError, match=r"a\.pt: grid, depth and codebook are .* 48\], those of .*tiny\.yaml"):
+        run("pretrained", tiny_release, "--root", tmp_path / "root", "--from", tmp_path / "copy")
+    assert not (tmp_path / "root").exists()
+
+
 def test_an_address_is_accepted_where_a_checkpoint_is(hub: Hub, release: Path, tmp_path: Path) -> None:
     run("import", "tokenizer", f"hf://{REPO}/tok", "--root", tmp_path / "hub_root")
     run("import", "tokenizer", release / "tok", "--root", tmp_path / "folder_root")

@@ -140,6 +140,9 @@ def test_verify_names_what_was_removed_once_and_is_there(root: Path) -> None:
     assert result.exit_code == 1 and "of doc3 was removed once and is there" in result.output, result.output
     list(remove(str(root), ["doc3"], []))
     assert CliRunner().invoke(app, ["verify", str(root)]).exit_code == 0
+    (root / "images/removed/old.json").write_text("{")
+    result = CliRunner().invoke(app, ["verify", str(root)])
+    assert result.exit_code == 1 and "removed/old.json" in result.output and "2 shard sets" in result.output
 
 
 def test_a_job_that_outlived_its_lease_takes_out_what_was_removed_meanwhile(root: Path) -> None:
