@@ -20,6 +20,7 @@ CHECKED_BY = {
     "**/*.sbatch": "infra/test_launch.py",
     "skypilot/*.yaml": "infra/test_skypilot.py",
     "report/page.html": "infra/test_cli.py",
+    "view/*": "infra/test_view.py",
 }
 FILES = sorted(path for path in INFRA.rglob("*") if path.is_file() and path.suffix not in (".py", ".pyc"))
 
