@@ -13,7 +13,7 @@ from pathlib import Path
 
 PROCESSES = multiprocessing.get_context("forkserver")
 COMPILER = ["torch._dynamo", "torch._inductor.compile_fx"]  # an optimizer loads the one, DeepSpeed's Muon the other
-OURS = ["train.task", "train.job", "pipeline.runner", "infra.demo", "infra.cli", "command", "prose"]
+OURS = ["train.task", "train.job", "infra.demo", "infra.cli", "command", "prose"]
 PROCESSES.set_forkserver_preload([*COMPILER, *OURS])
 
 

@@ -76,7 +76,7 @@ def _wait_for(path: Path, run: subprocess.Popen[bytes]) -> None:
 
 
 def test_a_changed_stage_is_refused_and_says_what_differs(undisturbed: Path) -> None:
-    with pytest.raises(ValueError, match=r"render\.text\.margin was 0, is now 3"):
+    with pytest.raises(ValueError, match=r"render\.text\.margin was 1, is now 3"):
         RENDER.make(load_spec(TINY, ["render.text.margin=3"]), str(undisturbed), Workers())
 
 
