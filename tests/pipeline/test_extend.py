@@ -63,7 +63,7 @@ def test_an_unfinished_set_and_another_spec_are_not_extended(tmp_path: Path) -> 
     with pytest.raises(ValueError, match="no image set to extend"):
         render_here(text_spec(texts), root, extend=True)
     render_here(text_spec(texts), root)
-    with pytest.raises(ValueError, match=r"margin was 0, is now 2"):
+    with pytest.raises(ValueError, match=r"margin was 1, is now 2"):
         render_here(text_spec(texts, "render.text.margin=2"), root, extend=True)
     (root / "images/train/000000.json").unlink()
     with pytest.raises(ValueError, match="not all units are done"):
