@@ -28,6 +28,6 @@ def random_codes(spec: Spec, root: str, samples: int, shards: int) -> None:
 
 
 def _sample(spec: Spec, number: int) -> Sample:
-    shape = (1, *spec.shape.grid, spec.shape.depth)
-    codes = np.random.default_rng(number).integers(spec.shape.codebook_size, size=shape).astype(np.uint16)
+    shape = (1, *spec.codes.grid, spec.codes.depth)
+    codes = np.random.default_rng(number).integers(spec.codes.codebook_size, size=shape).astype(np.uint16)
     return Sample(f"{number:08d}", {"codes.npy": npy(codes), "cls": b"0", "json": b"{}"})

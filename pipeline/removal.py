@@ -89,7 +89,11 @@ def read_removed(images_uri: str) -> Taken:
 def still_there(set_uri: str) -> Iterator[str]:
     """Yields a line for each sample of an image set that was removed once, and is there all the same."""
     images_uri, _, split = set_uri.rpartition("/")
-    taken = read_removed(images_uri)
+    try:
+        taken = read_removed(images_uri)
+    except ValueError as error:  # a record of what was removed is damaged
+        yield str(error)
+        return
     plan = read_plan(set_uri) if any(taken) else None
     if plan is None:
         return

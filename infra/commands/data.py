@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import sys
-from collections.abc import Iterator
 from typing import Annotated
 
 import typer
@@ -29,6 +28,7 @@ def verify(
 ) -> None:
     """Re-reads every byte of shard sets, checkpoints and weights; exit code 1 where something is wrong."""
     from data_specs.verify import clean_litter, clean_unfinished, find_shard_sets, verify_set
+    from pipeline.removal import still_there
     from pipeline.truth import check_truth
     from tokenize_jobs.checkpoint import find_trainings, verify_training
 
@@ -42,7 +42,7 @@ def verify(
         for fault in verify_set(set_uri):
             faults += 1
             say(fault)
-        for fault in _still_there(set_uri) if set_uri.startswith(storage.join(root, "images/")) else ():
+        for fault in still_there(set_uri) if set_uri.startswith(storage.join(root, "images/")) else ():
             faults += 1
             say(fault)
         if truth and set_uri.startswith(storage.join(root, "images/")):
@@ -57,15 +57,6 @@ def verify(
         raise ValueError(f"{root}: there is neither a shard set nor a training here")
     say(f"{len(sets)} shard sets, {len(trainings)} trainings, {faults} faults")
     raise typer.Exit(1 if faults else 0)
-
-
-def _still_there(set_uri: str) -> Iterator[str]:
-    from pipeline.removal import still_there
-
-    try:
-        yield from still_there(set_uri)
-    except ValueError as error:  # a record of what was removed is damaged
-        yield str(error)
 
 
 @app.command(cls=RootCommand)

@@ -140,7 +140,7 @@ def draw(model: Generator, spec: Spec, cls: int, number: int, given: np.ndarray 
     Raises:
         ValueError: the model has no such class, or cannot do what is asked for.
     """
-    grid = spec.shape.grid
+    grid = spec.codes.grid
     fixed = torch.from_numpy(given).flatten(0, 1).repeat(number, 1, 1) if given is not None else None
     options |= {
         name: getattr(spec.sample, name) for name in ("guidance_schedule", "guidance_interval", "top_k", "top_p")

@@ -38,7 +38,7 @@ def samples(root: str, spec: Spec, names: list[str]) -> None:
     with gr.Row():
         before, after = gr.Button("Previous"), gr.Button("Next")
     sample = place_for("<p>Choose a sample.</p>")
-    depth = gr.Slider(1, spec.shape.depth, value=spec.shape.depth, step=1, label="Decoded from the first … codes")
+    depth = gr.Slider(1, spec.codes.depth, value=spec.codes.depth, step=1, label="Decoded from the first … codes")
     view = gr.Number(value=0, precision=0, minimum=0, label="View", visible=spec.tokenize.views == "ten_crop")
     codes = place_for()
     index = gr.State(None)
