@@ -57,6 +57,11 @@ class CodeShape(NamedTuple):
     depth: int
     codebook_size: int
 
+    def flattened(self) -> CodeShape:
+        """That of the same codes with those of a position side by side (tokenize.flatten)."""
+        rows, columns = self.grid
+        return CodeShape((rows, columns * self.depth), 1, self.codebook_size * self.depth)
+
 
 # ---- render --------------------------------------------------------------------------------------------------------
 Colour = Annotated[str, Field(pattern=r"^#[0-9a-fA-F]{6}$")]

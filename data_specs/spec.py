@@ -136,10 +136,8 @@ class Spec(Part):
     @property
     def codes(self) -> CodeShape:
         """The shape of the codes that code shards hold and the transformer learns."""
-        (rows, columns), depth, size = self.shape.grid, self.shape.depth, self.shape.codebook_size
-        if self.tokenize.flatten:
-            return CodeShape((rows, columns * depth), 1, size * depth)
-        return CodeShape(self.shape.grid, depth, size)
+        codes = CodeShape(self.shape.grid, self.shape.depth, self.shape.codebook_size)
+        return codes.flattened() if self.tokenize.flatten else codes
 
     @property
     def stored_size(self) -> int:

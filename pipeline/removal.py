@@ -112,10 +112,11 @@ def take_out_again(set_uri: str) -> Manifest | None:
     """
     images_uri, _, split = set_uri.rpartition("/")
     plan = read_plan(set_uri)
-    if plan is None or not any(still_there(set_uri)):
+    if plan is None or not (left := list(still_there(set_uri))):
         return None
-    for line, _ in _remake_set(plan, split, read_removed(images_uri)):
-        log.warning("%s, which had been removed before", line)
+    for _ in _remake_set(plan, split, read_removed(images_uri)):
+        pass
+    log.warning("%s: %d samples that had been removed before are taken out again", set_uri, len(left))
     return merge(plan, "images", partial=True)
 
 

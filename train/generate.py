@@ -16,6 +16,7 @@ import torch
 from PIL import Image
 
 from data_specs import storage
+from data_specs.parts import CodeShape
 from tokenize_jobs.decode import decode_codes
 from tokenize_jobs.device import pick_device
 from tokenize_jobs.rqvae import RQVAE
@@ -70,9 +71,8 @@ def load_root(root: str, ema: bool = True, dtype: torch.dtype = torch.float32) -
     transformer = load_transformer(storage.join(root, "transformer"), ema=ema, device=device, dtype=dtype)
     tokenizer = load_tokenizer(storage.join(root, "tokenizer"), device=device)
     ours, theirs = transformer.config, tokenizer.config
-    (rows, columns, depth), size = theirs.code_shape, theirs.codebook_size
-    flat = (rows, columns * depth, 1, size * depth)
-    if (*ours.grid, ours.depth, ours.codebook_size) not in ((rows, columns, depth, size), flat):
+    made = CodeShape(theirs.grid, theirs.depth, theirs.codebook_size)
+    if CodeShape(ours.grid, ours.depth, ours.codebook_size) not in (made, made.flattened()):
         raise ValueError(
             f"{root}: the transformer makes codes {[*ours.grid, ours.depth]} of {ours.codebook_size}, the tokenizer "
             f"reads {list(theirs.code_shape)} of {theirs.codebook_size}: import a pair that belongs together"
