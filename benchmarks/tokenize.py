@@ -17,7 +17,7 @@ from data_specs.receipts import commit
 from data_specs.records import RangeUnit, Sample, ShardUnit
 from data_specs.spec import Spec, load_spec
 from data_specs.units import write_plan
-from tokenize_jobs.decode import png
+from pipeline.png import encode_photo
 from tokenize_jobs.device import autocast, to_device
 from tokenize_jobs.encode import encoding, fitting_batch, prepare
 from tokenize_jobs.networks import config_of
@@ -55,7 +55,7 @@ def _images(spec: Spec, folder: str) -> np.ndarray:
     images = np.stack([_drawn(number, size) for number in range(min(MOST, max(8, PIXELS // size**2)))])
     units = [RangeUnit(unit=0, first=0, count=len(images))]
     plan = write_plan(folder, digest_of(IDENTITY), IDENTITY, units)
-    fields = ({"png": png(image), "cls": b"0", "json": b"{}"} for image in images)
+    fields = ({"png": encode_photo(image), "cls": b"0", "json": b"{}"} for image in images)
     commit(folder, plan.digest, 0, (Sample(f"{number:06d}", part) for number, part in enumerate(fields)))
     merge(plan, "images")
     return images

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Literal, NamedTuple
+from typing import Annotated, Literal, NamedTuple, Protocol
 
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field, model_validator
 
@@ -50,12 +50,40 @@ class Shape(Part):
         return self
 
 
+class HoldsCodes(Protocol):
+    """What says of which shape codes are."""
+
+    @property
+    def grid(self) -> tuple[int, ...]: ...
+    @property
+    def depth(self) -> int: ...
+    @property
+    def codebook_size(self) -> int: ...
+
+
 class CodeShape(NamedTuple):
     """What a transformer sees of codes: positions (rows, columns), codes at each, and how many values a code has."""
 
     grid: tuple[int, int]
     depth: int
     codebook_size: int
+
+    @classmethod
+    def of(cls, holder: HoldsCodes) -> CodeShape:
+        """That of a part of the spec or of a model's configuration."""
+        return cls((holder.grid[0], holder.grid[1]), holder.depth, holder.codebook_size)
+
+    def refuse_other(self, found: CodeShape, where: str, whose: str, remedy: str) -> None:
+        """Refuses a model whose codes are of another shape than these.
+
+        Raises:
+            ValueError: names both shapes, `where` the model lies, `whose` these are, and the remedy.
+        """
+        if found != self:
+            raise ValueError(
+                f"{where}: its codes are {[*found.grid, found.depth]} of {found.codebook_size} rows, {whose} "
+                f"{[*self.grid, self.depth]} of {self.codebook_size}: {remedy}"
+            )
 
     def flattened(self) -> CodeShape:
         """That of the same codes with those of a position side by side (tokenize.flatten)."""

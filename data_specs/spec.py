@@ -136,7 +136,7 @@ class Spec(Part):
     @property
     def codes(self) -> CodeShape:
         """The shape of the codes that code shards hold and the transformer learns."""
-        codes = CodeShape(self.shape.grid, self.shape.depth, self.shape.codebook_size)
+        codes = CodeShape.of(self.shape)
         return codes.flattened() if self.tokenize.flatten else codes
 
     @property

@@ -6,13 +6,14 @@ reasons, and once without filters, which gives the pictures.
 
 from __future__ import annotations
 
-import io
 from collections.abc import Iterator
 from itertools import groupby
 
+import numpy as np
 from PIL import Image, ImageDraw, ImageFont
 
 from data_specs import storage
+from data_specs.reader import decode_image
 from data_specs.receipts import read_receipt, receipt_name
 from data_specs.records import Dropped, Reason, Receipt, Sample, SampleInfo, SourceUnit
 from data_specs.root import spec_of
@@ -24,6 +25,7 @@ from data_specs.units import Plan, read_plan
 from pipeline.extend import without
 from pipeline.filters import without_filters
 from pipeline.job import moved_since
+from pipeline.png import encode_photo
 from pipeline.removal import read_removed
 from pipeline.render import Renderer
 from pipeline.truth import truth_of_shard
@@ -50,9 +52,7 @@ def _plan(set_uri: str) -> Plan:
 def look(root: str, set_name: str, number: int, boxes: bool = False) -> str:
     """Writes ROOT/look/SET-NNNNNN.png, with the boxes of words where wanted, and returns its address."""
     uri = storage.join(root, "look", f"{set_name.replace('/', '-')}-{number:06d}.png")
-    buffer = io.BytesIO()
-    contact_sheet(root, set_name, number, boxes).save(buffer, "PNG")
-    storage.write_bytes(uri, buffer.getvalue())
+    storage.write_bytes(uri, encode_photo(np.asarray(contact_sheet(root, set_name, number, boxes))))
     return uri
 
 
@@ -120,7 +120,7 @@ def with_boxes(picture: Image.Image, info: SampleInfo) -> Image.Image:
 
 
 def _picture(png: bytes) -> Image.Image:
-    return Image.open(io.BytesIO(png)).convert("RGB")
+    return Image.fromarray(decode_image(png))
 
 
 def _dropped(spec: Spec, plan: Plan, unit: SourceUnit) -> list[tuple[Dropped, Image.Image | None]]:

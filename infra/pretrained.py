@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from data_specs import storage
-from data_specs.parts import SIZES
+from data_specs.parts import SIZES, CodeShape
 from data_specs.root import read_spec, record_spec
 from data_specs.spec import load_spec
 
@@ -136,9 +136,8 @@ def import_tokenizer(path: Path, config: Path | None, root: str, ema: bool = Fal
 
     model = read(path, config or path.with_name("config.yaml"), ema=ema)
     if preset is not None:
-        shape, has = load_spec(preset).shape, (*model.config.code_shape, model.config.codebook_size)
-        if has != (wanted := (*shape.grid, shape.depth, shape.codebook_size)):
-            raise ValueError(f"{path}: grid, depth and codebook are {list(has)}, those of {preset} {list(wanted)}")
+        wanted, remedy = CodeShape.of(load_spec(preset).shape), "give the checkpoint's own preset"
+        wanted.refuse_other(CodeShape.of(model.config), str(path), f"those of {preset}", remedy)
     folder = unused(storage.join(root, "tokenizer"))
     with storage.writable_folder(folder) as local:
         save_tokenizer(model, local)
@@ -238,14 +237,15 @@ def draw_first(root: str) -> str:
     """Draws eight pictures by the root's sampling options into ROOT/samples/first.png."""
     import numpy as np
 
-    from tokenize_jobs.decode import grid, png
+    from pipeline.png import encode_photo
+    from tokenize_jobs.decode import grid
     from train.generate import load_root
 
     part = read_spec(None, root).sample
     options = {name: getattr(part, name) for name in ("guidance", "temperature", "top_k", "top_p")}
     pictures = load_root(root, ema=part.ema).pictures(PICTURES, **options)
     uri = storage.join(root, "samples", "first.png")
-    storage.write_bytes(uri, png(grid([np.asarray(picture) for picture in pictures])))
+    storage.write_bytes(uri, encode_photo(grid([np.asarray(picture) for picture in pictures])))
     return f"pictures: {uri}"
 
 

@@ -13,7 +13,7 @@ from data_specs import storage
 from data_specs.manifest import Account
 from data_specs.records import JobState, Receipt
 from data_specs.units import Plan
-from pipeline.waiting import Run
+from pipeline.waiting import Try
 
 EVERY_SECONDS = 10.0
 SHOWN = 10  # running units that are named, the longest first
@@ -33,13 +33,13 @@ class JobReport:
         """Numbers of the units that are done."""
         return self.account.units
 
-    def write(self, runs: Collection[Run], hosts: dict[int, str], failed: int, ended: bool = False) -> None:
+    def write(self, runs: Collection[Try], hosts: dict[int, str], failed: int, ended: bool = False) -> None:
         """Writes the file if it is time, or if the run has ended. `hosts` names the host of each worker."""
         if ended or time.time() - self.written >= EVERY_SECONDS:
             self.written = time.time()
             storage.write_bytes(progress_uri(self.plan.set_uri), self.state(runs, hosts, failed, ended).to_json())
 
-    def state(self, runs: Collection[Run], hosts: dict[int, str], failed: int, ended: bool) -> JobState:
+    def state(self, runs: Collection[Try], hosts: dict[int, str], failed: int, ended: bool) -> JobState:
         """What the file says."""
         minutes = (self.written - self.started) / 60
         rate = (len(self.done) - self.before) / minutes if minutes else 0.0

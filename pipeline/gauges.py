@@ -5,6 +5,8 @@ Every node of a Ray cluster serves them as ray_dnd_…; infra/ray/grafana.json i
 
 from __future__ import annotations
 
+from typing import Any
+
 from ray.util.metrics import Counter, Gauge
 
 from data_specs.records import Receipt
@@ -39,9 +41,13 @@ class RunMetrics:
         for metric in (*self.counters.values(), *self.gauges.values()):
             metric.set_default_tags({"stage": stage, "set": name})
 
-    def count(self, receipt: Receipt) -> None:
-        """Counts a unit that is done."""
+    def count(self, result: Any) -> None:
+        """Counts a unit that is done, and what its receipt says, where that is its result."""
         self.counters["units"].inc()
+        if isinstance(result, Receipt):
+            self._count_samples(result)
+
+    def _count_samples(self, receipt: Receipt) -> None:
         if receipt.shard:
             self.counters["samples"].inc(receipt.written)
             self.counters["bytes"].inc(receipt.shard.bytes)

@@ -50,12 +50,11 @@ class Render(UnitStage):
         Option("retry-rejected", "extend, and try documents again that were rejected as a whole", False, bool),
     )
 
-    def make(self, spec: Spec, root: str, workers: Workers, **options: Any) -> dict[str, Manifest]:
-        """The sets, as `UnitStage.make`, without what was removed while this job stood still and its lease lapsed."""
+    def corrected(self, plan: Plan, manifest: Manifest) -> Manifest:
+        """Without what was removed while this job stood still and its lease lapsed."""
         from pipeline.removal import take_out_again
 
-        made = super().make(spec, root, workers, **options)
-        return {name: take_out_again(storage.join(root, name)) or manifest for name, manifest in made.items()}
+        return take_out_again(plan) or manifest
 
     def outputs(
         self, spec: Spec, root: str, workers: Workers, extend: bool = False, retry_rejected: bool = False, **_: Any

@@ -94,29 +94,35 @@ def still_there(set_uri: str) -> Iterator[str]:
     except ValueError as error:  # a record of what was removed is damaged
         yield str(error)
         return
-    plan = read_plan(set_uri) if any(taken) else None
-    if plan is None:
-        return
+    if any(taken) and (plan := read_plan(set_uri)):
+        for name, document in _still_there(plan, split, taken):
+            yield f"{set_uri}: {name} of {document} was removed once and is there: run `dnd remove` again"
+
+
+def _still_there(plan: Plan, split: str, taken: Taken) -> Iterator[tuple[str, str]]:
+    """(SPLIT/UNIT/KEY, document) of each sample of a set that must not be in it."""
     for unit, here in _concerned(plan, split, taken):
         for row in _rows(plan, unit.unit):
             if row["key"] in here.samples or here.holds_document(row["document"]):
-                name = f"{split}/{unit.unit}/{row['key']}"
-                yield f"{set_uri}: {name} of {row['document']} was removed once and is there: run `dnd remove` again"
+                yield f"{split}/{unit.unit}/{row['key']}", row["document"]
 
 
-def take_out_again(set_uri: str) -> Manifest | None:
+def take_out_again(plan: Plan) -> Manifest | None:
     """Takes out of a set what was removed once and was rendered all the same, by a job that outlived its lease.
+
+    The caller holds the lease of the set.
 
     Returns:
         The set's new manifest; None where nothing was to be done.
     """
-    images_uri, _, split = set_uri.rpartition("/")
-    plan = read_plan(set_uri)
-    if plan is None or not (left := list(still_there(set_uri))):
+    images_uri, _, split = plan.set_uri.rpartition("/")
+    taken = read_removed(images_uri)
+    left = list(_still_there(plan, split, taken)) if any(taken) else []
+    if not left:
         return None
-    for _ in _remake_set(plan, split, read_removed(images_uri)):
+    for _ in _remake_set(plan, split, taken):
         pass
-    log.warning("%s: %d samples that had been removed before are taken out again", set_uri, len(left))
+    log.warning("%s: %d samples that had been removed before are taken out again", plan.set_uri, len(left))
     return merge(plan, "images", partial=True)
 
 

@@ -3,17 +3,14 @@
 from __future__ import annotations
 
 import hashlib
-import io
 from collections import defaultdict, deque
 from collections.abc import Iterator
 from importlib.metadata import version
 from typing import Any, NamedTuple
 
-import numpy as np
 import PIL
 import pymupdf
 import pypdfium2
-from PIL import Image
 
 from data_specs.parts import Filters
 from data_specs.records import (
@@ -32,13 +29,12 @@ from data_specs.sources.reading import read_unit
 from data_specs.spec import Spec
 from pipeline.filters import Facts, Kept, ink, perceptual_hash, script_of, taken_by
 from pipeline.isolate import Answer, Child
-from pipeline.png import ENCODER, encode_png
+from pipeline.png import ENCODER, encode_photo, encode_png
 from pipeline.renderers import Lost, Picture, Unreadable
 from pipeline.renderers.images import render_image
 from pipeline.renderers.pages import NOTHING, OPENING, Ended, render_pdf
 from pipeline.renderers.text import render_text
 
-PHOTO_LEVEL = 1  # of Pillow's PNGs of photographs; higher levels take three times the time for a tenth of the bytes
 RETRY_FACTOR = 4.0
 TRIES = 3  # of a document that a limit or crash has ended
 FUNCTION = "pipeline.render:render_document"  # what the children run
@@ -160,18 +156,12 @@ def render_document(
             made.append(Rendered(part.suffix, reason=taken[0], detail=taken[1]))
         else:
             info = SampleInfo.model_validate(part.about | texts)
-            png = _photo_png(part.image) if source.document_kind == "image" else encode_png(part.image)
+            png = encode_photo(part.image) if source.document_kind == "image" else encode_png(part.image)
             facts = SampleFacts(share, script_of(info.text) or "", perceptual_hash(part.image))
             made.append(Rendered(part.suffix, png, info.to_json(), facts))
     if made and all(one.reason and one.reason.kind == "rejected" for one in made):
         raise Unreadable(made[0].reason or Reason.NO_PAGE, made[0].detail)
     return made
-
-
-def _photo_png(image: np.ndarray) -> bytes:
-    buffer = io.BytesIO()
-    Image.fromarray(image).save(buffer, "PNG", compress_level=PHOTO_LEVEL)
-    return buffer.getvalue()
 
 
 def _render_kind(source: Source, data: bytes, document_id: str, spec: Spec, ended: Ended) -> Iterator[Picture | Lost]:

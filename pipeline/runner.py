@@ -1,7 +1,8 @@
-"""Puts a plan's units on Ray: actors that set up once, bounded work in flight, retries, failures on record.
+"""Puts units of work on Ray: actors that set up once, bounded work in flight, retries, failures on record.
 
-Ray carries units and receipts only. A setup is a picklable function that returns the stage's `unit -> receipt`. Each
-actor has one unit at a time; actors join with the nodes of the cluster and are replaced when they go.
+Ray carries units and small results only, of a plan its receipts. A setup is a picklable function that returns
+`unit -> result`. Each actor has one unit at a time; actors join with the nodes of the cluster and are replaced when
+they go.
 """
 
 from __future__ import annotations
@@ -13,59 +14,57 @@ import os
 import socket
 import time
 from collections import Counter, deque
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
-from typing import Any, cast
+from typing import Any, NamedTuple, cast
 
 import ray
 
 from data_specs import receipts
 from data_specs.manifest import merge, store, summarise
 from data_specs.progress import Progress
-from data_specs.records import AnyUnit, Manifest, RangeUnit, Receipt
+from data_specs.records import AnyUnit, Manifest, RangeUnit
 from data_specs.units import Plan
 from pipeline.board import JobReport
 from pipeline.gauges import RunMetrics
-from pipeline.waiting import DURATIONS, Run, UnitQueue, straggler
+from pipeline.waiting import DURATIONS, Try, UnitQueue, straggler
 from pipeline.workers import Share, Spare, UnitsFailed, Workers
 
-Stage = Callable[[Any], Receipt]
-Setup = Callable[[], Stage]
+Setup = Callable[[], Callable[[Any], Any]]
 REPOSITORY = Path(__file__).resolve().parent.parent
 TRIES = 3  # of a unit, and of workers that cannot start
 TICK = 2.0  # seconds between looks at the cluster's size and at stragglers
 log = logging.getLogger(__name__)
 
 
+class Done(NamedTuple):
+    """A unit that is done, with what was made of it, or that failed for good, with the reason."""
+
+    unit: AnyUnit
+    result: Any
+    failure: str = ""
+
+
 @ray.remote
 class _Worker:
-    def __init__(self, setup: Setup) -> None:
-        self.setup, self.stage = setup, cast(Any, None)
-
     def start(self, setup: Setup) -> tuple[str, str, str | None]:
         """(node, host, why it could not start or None); what it was set up for before goes first."""
         where = ray.get_runtime_context().get_node_id(), socket.gethostname()
-        self.stage = None
+        self.work: Any = None
         try:
-            self.stage = setup()
+            self.work = setup()
         except Exception as error:
             return *where, f"{type(error).__name__}: {error}"
         return *where, None
 
-    def run(self, unit: AnyUnit) -> tuple[Receipt | None, str]:
-        """(receipt, "") or (None, why the unit failed). A dead worker is Ray's to report."""
+    def run(self, unit: AnyUnit) -> tuple[Any, str]:
+        """(result, "") or (None, why the unit failed). A dead worker is Ray's to report."""
         try:
-            return self.stage(unit), ""
+            return self.work(unit), ""
         except Exception as error:
             expected = isinstance(error, (OSError, ValueError))  # says enough by itself: a full disk, a changed source
             log.error("unit %s: %s: %s", unit.unit, type(error).__name__, error, exc_info=not expected)
             return None, f"{type(error).__name__}: {error}"
-
-    @ray.method(max_task_retries=2)
-    def call(self, task: Any) -> Any:
-        """For `run_tasks`: what the stage returns. An actor that was restarted sets up anew."""
-        self.stage = self.stage or self.setup()
-        return self.stage(task)
 
 
 def connect(workers: Workers) -> None:
@@ -108,20 +107,43 @@ def _refuse_closed_port(address: str) -> None:
 def run_plan(plan: Plan, setup: Setup, workers: Workers, kind: str, task: str, counted: str = "units") -> Manifest:
     """Runs every unit without a valid receipt, then merges the manifest.
 
-    kind: "images" or "codes", as the manifest names it; task: what the progress line is called; counted: what it
-    counts, units or what their `count` says. Raises UnitsFailed where units failed three times, saying which and why.
+    Args:
+        plan: the set's plan.
+        setup: returns `unit -> receipt`.
+        workers: how the cluster is used.
+        kind: "images" or "codes", as the manifest names it.
+        task: stage and set, as the progress line has them.
+        counted: what that line counts: units, or what they are ranges of.
+
+    Raises:
+        UnitsFailed: as `run_units`.
     """
     report = JobReport(plan, receipts.valid_receipts(plan.set_uri, plan.digest))
     if len(report.done) == plan.num_units:
         manifest = report.account.manifest(plan, kind)
         store(plan.set_uri, manifest)
     else:
-        units = {unit.unit: _size(unit) if counted != "units" else 1 for unit in workers.share.of(plan.units())}
-        if units.keys() - report.done:
-            _run_units(report, setup, workers, _progress(task, counted, units, report.done))
+        _run_missing(report, setup, workers, task, counted)
         manifest = _merged(plan, kind, workers.share)
     report.remove()
     return manifest
+
+
+def _run_missing(report: JobReport, setup: Setup, workers: Workers, task: str, counted: str) -> None:
+    """Runs those units of the job's share that have no receipt."""
+    plan = report.plan
+    sizes = {unit.unit: _size(unit, counted) for unit in workers.share.of(plan.units())}
+    missing = sizes.keys() - report.done
+    if not missing:
+        return
+    progress = Progress(task, sum(sizes.values()), counted, sum(sizes[unit] for unit in sizes.keys() - missing))
+    units = (unit for unit in plan.units() if unit.unit in missing)
+    alone = workers.share.total == 1  # of jobs that share a plan none knows how far it is: their receipts say it
+    for done in run_units(units, len(missing), setup, workers, progress, report if alone else None):
+        if done.failure:
+            receipts.record_failure(plan.set_uri, done.unit.unit, done.failure)
+        else:
+            report.account.add(done.result)
 
 
 def _merged(plan: Plan, kind: str, share: Share) -> Manifest:
@@ -134,47 +156,35 @@ def _merged(plan: Plan, kind: str, share: Share) -> Manifest:
     return manifest
 
 
-def _run_units(report: JobReport, setup: Setup, workers: Workers, progress: Progress) -> None:
-    connect(workers)
-    if failures := _Job(report, setup, workers, progress).run():
-        shown = "; ".join(f"unit {unit}: {reason}" for unit, reason in sorted(failures.items())[:5])
-        raise UnitsFailed(
-            f"{report.plan.set_uri}: {len(failures)} units failed ({shown}); run the command again to retry them"
-        )
+def run_units(
+    units: Iterable[AnyUnit],
+    num_units: int,
+    setup: Setup,
+    workers: Workers,
+    progress: Progress,
+    report: JobReport | None = None,
+) -> Iterator[Done]:
+    """Runs units on workers; yields each once, as soon as it is done or has failed for good.
 
+    Args:
+        units: what is to be done.
+        num_units: how many they are.
+        setup: returns `unit -> result`, which should be small.
+        workers: how the cluster is used.
+        progress: the line that shows how far it is.
+        report: where else that is written.
 
-def _progress(task: str, counted: str, sizes: dict[int, int], done: set[int]) -> Progress:
-    """The progress line over units of these sizes."""
-    return Progress(task, sum(sizes.values()), counted, sum(size for unit, size in sizes.items() if unit in done))
-
-
-def run_tasks(setup: Callable[[], Callable[[Any], Any]], tasks: Sequence[Any], workers: Workers) -> Iterator[Any]:
-    """What the stage returns for each task, in their order; for results that are small and need no receipt.
-
-    At most two tasks an actor are under way. An error of the stage ends the iteration and is raised as it was there.
+    Raises:
+        UnitsFailed: some failed three times, or no worker could start; the line says why.
     """
     connect(workers)
-    num_actors = min(workers.num_workers or max(_fitting(workers), 1), len(tasks))
-    actors, waiting = [_worker(setup, workers, max_restarts=2) for _ in range(num_actors)], deque[Any]()
-    for number, task in enumerate(tasks):
-        waiting.append(actors[number % len(actors)].call.remote(task))
-        if len(waiting) == 2 * len(actors):
-            yield _value(waiting.popleft())
-    yield from map(_value, waiting)
-
-
-def _value(reference: Any) -> Any:
-    try:
-        return ray.get(reference)
-    except ray.exceptions.RayTaskError as error:
-        raise error.cause from None
-    except ray.exceptions.RayActorError as error:
-        raise UnitsFailed(f"a worker died: {' '.join(str(error).split())[:300]}; run the command again") from None
-
-
-def _worker(setup: Callable[[], Any], workers: Workers, **options: Any) -> Any:
-    resources = {"num_cpus": workers.cpus, "num_gpus": workers.gpus, "scheduling_strategy": "SPREAD"}
-    return cast(Any, _Worker).options(**resources, **options).remote(setup)
+    job = _Job(units, num_units, setup, workers, progress, report)
+    yield from job.run()
+    if job.failures:
+        shown = "; ".join(f"unit {unit}: {reason}" for unit, reason in sorted(job.failures.items())[:5])
+        raise UnitsFailed(
+            f"{progress.task}: {len(job.failures)} units failed ({shown}); run the command again to retry them"
+        )
 
 
 def dismiss(spare: list[Spare]) -> None:
@@ -191,8 +201,8 @@ def _fitting(workers: Workers) -> int:
     return sum(int(has.get("CPU", 0) // workers.cpus) for has in resources)
 
 
-def _size(unit: AnyUnit) -> int:
-    return unit.count if isinstance(unit, RangeUnit) else 1
+def _size(unit: AnyUnit, counted: str) -> int:
+    return unit.count if counted != "units" and isinstance(unit, RangeUnit) else 1
 
 
 class _WorkerPool:
@@ -226,7 +236,8 @@ class _WorkerPool:
             self.actors[number] = self.workers.spare.pop().actor
             self.used.add(number)
         else:
-            self.actors[number] = _worker(self.setup, self.workers)
+            resources = {"num_cpus": self.workers.cpus, "num_gpus": self.workers.gpus}
+            self.actors[number] = cast(Any, _Worker).options(**resources, scheduling_strategy="SPREAD").remote()
         self.starting[self.actors[number].start.remote(self.setup)] = number
 
     def _end(self, worker: int) -> None:
@@ -251,12 +262,12 @@ class _WorkerPool:
         if self.refused >= TRIES and not self.nodes:
             raise UnitsFailed(f"no worker could start: {error}")
 
-    def result(self, reference: Any, worker: int) -> tuple[Receipt | None, str, bool]:
-        """(receipt, "", True), or (None, why the try failed, whether it counts: the loss of a node does not)."""
+    def result(self, reference: Any, worker: int) -> tuple[Any, str, bool]:
+        """(result, "", True), or (None, why the try failed, whether it counts: the loss of a node does not)."""
         try:
-            receipt, reason = ray.get(reference)
+            result, reason = ray.get(reference)
             self.idle.append(worker)
-            return receipt, reason, True
+            return result, reason, True
         except ray.exceptions.RayError as error:
             node = self.nodes[worker]
             self._end(worker)
@@ -274,21 +285,25 @@ class _WorkerPool:
 
 
 class _Job:
-    """One run over what is left of a plan: who works on which unit, what failed and why."""
+    """One run over units: who works on which of them, what failed and why."""
 
-    def __init__(self, report: JobReport, setup: Setup, workers: Workers, progress: Progress) -> None:
-        self.report, self.progress, self.max_failures = report, progress, workers.max_failures
-        done = frozenset(report.done)
-        self.share = workers.share
-        self.left = sum(unit.unit not in done for unit in self.share.of(report.plan.units()))
-        self.waiting = UnitQueue(unit for unit in self.share.of(report.plan.units()) if unit.unit not in done)
-        self.pool, self.running = _WorkerPool(setup, workers), dict[Any, Run]()
-        self.tries, self.failures = Counter[int](), dict[int, str]()
-        self.metrics = RunMetrics(progress.task)
+    def __init__(
+        self,
+        units: Iterable[AnyUnit],
+        num_units: int,
+        setup: Setup,
+        workers: Workers,
+        progress: Progress,
+        report: JobReport | None,
+    ) -> None:
+        self.waiting, self.left, self.max_failures = UnitQueue(iter(units)), num_units, workers.max_failures
+        self.pool, self.running = _WorkerPool(setup, workers), dict[Any, Try]()
+        self.done, self.tries, self.failures = set[int](), Counter[int](), dict[int, str]()
+        self.progress, self.report, self.metrics = progress, report, RunMetrics(progress.task)
         self.durations = deque[float](maxlen=DURATIONS)
 
-    def run(self) -> dict[int, str]:
-        """Runs the units; returns the reasons of those that failed for good."""
+    def run(self) -> Iterator[Done]:
+        """Runs the units; yields each once, as it ends."""
         try:
             while self.left and len(self.failures) < self.max_failures:
                 self.pool.resize(self.left)
@@ -296,20 +311,18 @@ class _Job:
                 self._report()
                 ready, _ = ray.wait([*self.running, *self.pool.starting], num_returns=1, timeout=TICK)
                 for reference in ready:
-                    if reference in self.running:
-                        self._finish_try(reference)
-                    else:
+                    if reference not in self.running:
                         self.pool.start_done(reference)
+                    elif done := self._finish_try(reference):
+                        yield done
         finally:
             self.pool.close()
         self._report(ended=True)
         self.progress.finish(f"{len(self.failures)} failed" if self.failures else "")
-        return self.failures
 
     def _report(self, ended: bool = False) -> None:
-        """Says how far it is; of several jobs that share a plan none knows, and their receipts say it."""
         self.metrics.show(self.left, len(self.running), len(self.pool.nodes))
-        if self.share.total == 1:
+        if self.report:
             runs = [] if ended else list(self.running.values())
             self.report.write(runs, {} if ended else self.pool.hosts, len(self.failures), ended)
 
@@ -325,33 +338,34 @@ class _Job:
             self._assign(worker, slow.unit)
 
     def _assign(self, worker: int, unit: AnyUnit) -> None:
-        self.running[self.pool.actors[worker].run.remote(unit)] = Run(worker, unit, time.monotonic())
+        self.running[self.pool.actors[worker].run.remote(unit)] = Try(worker, unit, time.monotonic())
 
-    def _finish_try(self, reference: Any) -> None:
+    def _finish_try(self, reference: Any) -> Done | None:
         """One try of a unit has ended: well, or badly; of two tries the first that ends well counts."""
-        run = self.running.pop(reference)
-        node = self.pool.nodes[run.worker]
-        receipt, reason, counts = self.pool.result(reference, run.worker)
+        ended = self.running.pop(reference)
+        node, number = self.pool.nodes[ended.worker], ended.unit.unit
+        result, failure, counts = self.pool.result(reference, ended.worker)
         if not counts:
             self.waiting.forget_node(node)
-        number = run.unit.unit
-        if receipt is None:
-            if number not in self.report.done and all(other.unit.unit != number for other in self.running.values()):
-                self._fail(run.unit, reason, counts)
-        elif number not in self.report.done:
-            self.report.account.add(receipt)
-            self.metrics.count(receipt)
-            self.left -= 1
-            self.durations.append(time.monotonic() - run.since)
-            self.progress.advance(1 if self.progress.unit == "units" else _size(run.unit))
+        if number in self.done:
+            return None
+        if failure:
+            again = any(other.unit.unit == number for other in self.running.values())
+            return None if again else self._fail(ended.unit, failure, counts)
+        self.done.add(number)
+        self.left -= 1
+        self.metrics.count(result)
+        self.durations.append(time.monotonic() - ended.since)
+        self.progress.advance(_size(ended.unit, self.progress.unit))
+        return Done(ended.unit, result)
 
-    def _fail(self, unit: AnyUnit, reason: str, counts: bool) -> None:
+    def _fail(self, unit: AnyUnit, reason: str, counts: bool) -> Done | None:
         number = unit.unit
         self.tries[number] += counts
         self.metrics.count_failure(for_good=self.tries[number] >= TRIES)
         if self.tries[number] < TRIES:
             self.waiting.put_back(unit)
-            return
+            return None
         self.failures[number] = reason
         self.left -= 1
-        receipts.record_failure(self.report.plan.set_uri, number, reason)
+        return Done(unit, None, reason)

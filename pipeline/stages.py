@@ -142,7 +142,7 @@ class UnitStage(Stage):
             work = partial(committing, output.setup, plan.set_uri, plan.digest)
             use, task = self.workers(spec, workers), f"{self.name} {name}"
             with hold(join(root, lease_home(name)), f"dnd {self.name}", shared=True):
-                made[name] = run_plan(plan, work, use, self.holds, task, self.counted)
+                made[name] = self.corrected(plan, run_plan(plan, work, use, self.holds, task, self.counted))
         if left := [name for name, manifest in made.items() if not manifest.complete]:
             raise PartDone(f"part {workers.share} is done; {', '.join(left)} will be whole when all parts are")
         return made
@@ -153,6 +153,10 @@ class UnitStage(Stage):
             yield f"{name}: {totals(manifest)}"
         if all(manifest.complete for manifest in made.values()):  # else other jobs have the rest
             yield from self.finish(spec, root, workers, **options)
+
+    def corrected(self, plan: Plan, manifest: Manifest) -> Manifest:
+        """A set's manifest, after what is still to be put right in the set while its lease is held."""
+        return manifest
 
     def finish(self, spec: Spec, root: str, workers: Workers, **options: Any) -> Iterator[str]:
         """What is made of the sets once they are whole; yields lines that say so."""

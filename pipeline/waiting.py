@@ -55,7 +55,7 @@ class UnitQueue:
         self.node_of = {affinity: home for affinity, home in self.node_of.items() if home != node}
 
 
-class Run(NamedTuple):
+class Try(NamedTuple):
     """One try of a unit: who works on it, and since when (monotonic seconds)."""
 
     worker: int
@@ -63,7 +63,7 @@ class Run(NamedTuple):
     since: float
 
 
-def straggler(running: Iterable[Run], durations: deque[float], now: float) -> Run | None:
+def straggler(running: Iterable[Try], durations: deque[float], now: float) -> Try | None:
     """The run that takes longest, if far longer than others took, and its unit is on one worker only; else None."""
     runs = list(running)
     copies = Counter(run.unit.unit for run in runs)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import io
 import zipfile
 from collections.abc import Callable, Iterator, Sequence
 from itertools import islice
@@ -11,7 +10,6 @@ from pathlib import Path
 import numpy as np
 import torch
 from einops import rearrange
-from PIL import Image
 from torch import Tensor
 
 from data_specs import storage
@@ -21,6 +19,7 @@ from data_specs.reader import decode_fields
 from data_specs.records import InputRead, Item, Outcome, Sample, ShardUnit
 from data_specs.shards import Shard
 from data_specs.spec import Spec
+from pipeline.png import encode_photo
 from tokenize_jobs.device import naming_what_to_lower
 from tokenize_jobs.rqvae import RQVAE, RQVAEConfig
 
@@ -52,7 +51,7 @@ def decode_shard(model: RQVAE, spec: Spec, shard: Shard, depths: int | None = No
         codes = np.stack([decode_fields("", f)["codes"][0] for f in fields])
         images = decode_codes(model, codes_by_depth(codes, model.config)[..., :depths], spec.sample.rounding, size)
         for number, field, image in zip(batch, fields, images, strict=True):
-            yield Sample(shard.key(number), {"png": png(image), "cls": field["cls"], "json": field["json"]})
+            yield Sample(shard.key(number), {"png": encode_photo(image), "cls": field["cls"], "json": field["json"]})
 
 
 @torch.inference_mode()
@@ -84,21 +83,14 @@ def to_uint8(images: Tensor, rounding: str) -> np.ndarray:
     return scaled.to(torch.uint8).permute(0, 2, 3, 1).cpu().numpy()
 
 
-def png(image: np.ndarray) -> bytes:
-    """An image uint8 [H, W, 3] as PNG bytes."""
-    buffer = io.BytesIO()
-    Image.fromarray(image).save(buffer, "PNG", compress_level=1)
-    return buffer.getvalue()
-
-
 def write_pictures(items: Sequence[Item], out_uri: str) -> None:
     """Writes each image as OUT/pictures/KEY.png, all of them as OUT/samples.npz, the first 64 as OUT/grid.png."""
     progress = Progress("pictures", len(items), "images")
     for item in items:
-        storage.write_bytes(storage.join(out_uri, "pictures", f"{item['__key__']}.png"), png(item["image"]))
+        storage.write_bytes(storage.join(out_uri, "pictures", f"{item['__key__']}.png"), encode_photo(item["image"]))
         progress.advance()
     write_npz(items, storage.join(out_uri, "samples.npz"))
-    storage.write_bytes(storage.join(out_uri, "grid.png"), png(grid([item["image"] for item in items[:64]])))
+    storage.write_bytes(storage.join(out_uri, "grid.png"), encode_photo(grid([item["image"] for item in items[:64]])))
 
 
 def write_npz(items: Sequence[Item], uri: str) -> None:

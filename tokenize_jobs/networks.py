@@ -8,7 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from data_specs import storage
-from data_specs.parts import Tokenizer
+from data_specs.parts import CodeShape, Tokenizer
 from data_specs.spec import Spec
 from tokenize_jobs.device import autocast
 from tokenize_jobs.losses import (
@@ -68,12 +68,8 @@ def initial_model(spec: Spec, root: str) -> RQVAE:
     if source is None:
         return RQVAE(wanted)
     model = load_tokenizer(storage.join(root, source), **_learning(spec))
-    config = model.config
-    if (config.code_shape, config.codebook_size) != (wanted.code_shape, wanted.codebook_size):
-        raise ValueError(
-            f"tokenizer.init_from {source}: its codes are {list(config.code_shape)} of {config.codebook_size} rows, "
-            f"the spec's {list(wanted.code_shape)} of {wanted.codebook_size}: make shape agree with it"
-        )
+    where, remedy = f"tokenizer.init_from {source}", "make shape agree with it"
+    CodeShape.of(wanted).refuse_other(CodeShape.of(model.config), where, "the spec's", remedy)
     return model
 
 

@@ -44,7 +44,7 @@ from tokenize_jobs.rqvae import RQVAE
 from tokenize_jobs.statistics import CodeStatistics
 from tokenize_jobs.tensors import to_host
 from tokenize_jobs.trainer import Step, Validation
-from tokenize_jobs.views import Pixels
+from tokenize_jobs.views import Pixels, center_view
 from tokenize_jobs.weights import save_tokenizer
 
 VALIDATION_IMAGES = 64
@@ -203,7 +203,7 @@ class TokenizerTask:
         """Return the mean squared error on held-out images, whole and unmirrored, or on the first it learns from."""
         images = self.held_out if self.held_out is not None else self.sets[0]
         size, wanted = self.spec.shape.image_size, min(VALIDATION_IMAGES, len(images))
-        pixels = np.stack([_centre(images[number]["image"], size) for number in range(wanted)])
+        pixels = np.stack([center_view(images[number]["image"], size) for number in range(wanted)])
         weights = self._mean_squared_error(self.model, pixels)
         ema = self._mean_squared_error(self._averaged(), pixels) if self.ema else None
         if self.held_out is None:
@@ -332,11 +332,6 @@ def _held_out(spec: Spec, root: str) -> ShardSet | None:
         return None
     images = open_shards(storage.join(root, uri))
     return images if len(images) else None
-
-
-def _centre(image: Pixels, size: int) -> Pixels:
-    top, left = ((side - size) // 2 for side in image.shape[:2])
-    return image[top : top + size, left : left + size]
 
 
 def _psnr(mse: float) -> float:

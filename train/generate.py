@@ -70,13 +70,9 @@ def load_root(root: str, ema: bool = True, dtype: torch.dtype = torch.float32) -
     root, device = storage.absolute(root), pick_device()
     transformer = load_transformer(storage.join(root, "transformer"), ema=ema, device=device, dtype=dtype)
     tokenizer = load_tokenizer(storage.join(root, "tokenizer"), device=device)
-    ours, theirs = transformer.config, tokenizer.config
-    made = CodeShape(theirs.grid, theirs.depth, theirs.codebook_size)
-    if CodeShape(ours.grid, ours.depth, ours.codebook_size) not in (made, made.flattened()):
-        raise ValueError(
-            f"{root}: the transformer makes codes {[*ours.grid, ours.depth]} of {ours.codebook_size}, the tokenizer "
-            f"reads {list(theirs.code_shape)} of {theirs.codebook_size}: import a pair that belongs together"
-        )
+    made, read = CodeShape.of(transformer.config), CodeShape.of(tokenizer.config)
+    if made != read.flattened():
+        read.refuse_other(made, f"{root}/transformer", "the tokenizer's", "import a pair that belongs together")
     names = storage.join(root, "images", "classes.json")
     stored: dict[str, str] = json.loads(storage.read_text(names)) if storage.exists(names) else {}
     return Generator(packed(transformer), tokenizer, {name: int(number) for number, name in stored.items()})

@@ -46,7 +46,7 @@ class Reconstruct(Stage):
 def score_depths(spec: Spec, root: str, split: str, workers: Workers, shown: int) -> dict[str, Any]:
     """Writes ROOT/reconstructions/SPLIT with depths.png and ROOT/evaluation/reconstruction-SPLIT.json; returns that."""
     from data_specs import open_shards
-    from tokenize_jobs.decode import png
+    from pipeline.png import encode_photo
     from tokenize_jobs.networks import lpips_of
     from train.evaluation.reading import spread
     from train.evaluation.reconstruction import depth_picture, evaluate_by_depth
@@ -59,7 +59,7 @@ def score_depths(spec: Spec, root: str, split: str, workers: Workers, shown: int
     result = evaluate_by_depth(originals, by_depth, codes, spec.shape, spec.evaluate.reconstructions, lpips)
     result = with_provenance({"split": split} | result, sys.argv)
     picture = depth_picture(originals, by_depth, spread(len(originals), shown))
-    storage.write_bytes(storage.join(root, "reconstructions", split, "depths.png"), png(picture))
+    storage.write_bytes(storage.join(root, "reconstructions", split, "depths.png"), encode_photo(picture))
     uri = storage.join(root, "evaluation", f"reconstruction-{split}.json")
     storage.write_text(uri, json.dumps(result, indent=1) + "\n")
     return result

@@ -9,6 +9,7 @@ from functools import partial
 from typing import Any
 
 from data_specs import storage
+from data_specs.parts import CodeShape
 from data_specs.records import Identity, RangeUnit
 from data_specs.spec import Spec
 from data_specs.units import read_plan
@@ -185,17 +186,12 @@ def refuse_misfit(spec: Spec, uri: str) -> None:
     except FileNotFoundError:
         name = uri.rpartition("/")[2].removesuffix(".json")
         raise ValueError(f"{uri}: no {name}; train one or run `dnd import {name}` first") from None
-    depth = len(made["head_layers"]) if "head_layers" in made else made["depth"]
-    has = [*made["grid"], depth, made["codebook_size"]]
-    wanted = [*spec.shape.grid, spec.shape.depth, spec.shape.codebook_size]
-    if "num_classes" in made:
-        wanted = [*spec.codes.grid, spec.codes.depth, spec.codes.codebook_size, spec.transformer.num_classes]
-        has.append(made["num_classes"])
-    if has != wanted:
-        raise ValueError(
-            f"{uri}: grid, depth, codebook and classes are {has}, by the spec {wanted}: use the preset that it was "
-            "trained or imported by"
-        )
+    is_transformer, remedy = "head_layers" in made, "use the preset that it was trained or imported by"
+    depth = len(made["head_layers"]) if is_transformer else made["depth"]
+    found = CodeShape((made["grid"][0], made["grid"][1]), depth, made["codebook_size"])
+    (spec.codes if is_transformer else CodeShape.of(spec.shape)).refuse_other(found, uri, "the spec's", remedy)
+    if is_transformer and made["num_classes"] != spec.transformer.num_classes:
+        raise ValueError(f"{uri}: has {made['num_classes']} classes, the spec {spec.transformer.num_classes}: {remedy}")
 
 
 def _setup(spec: Spec, root: str, device: str, products: dict[str, str]) -> Work:

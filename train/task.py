@@ -26,8 +26,8 @@ from data_specs import open_shards, storage
 from data_specs.parts import ShardInput
 from data_specs.records import CheckpointFile
 from data_specs.spec import Spec
+from pipeline.png import encode_photo
 from tokenize_jobs.checkpoint import StoredTensors
-from tokenize_jobs.decode import png
 from tokenize_jobs.device import naming_what_to_lower, pick_device
 from tokenize_jobs.ranks import Ranks
 from tokenize_jobs.rqvae import RQVAE
@@ -226,7 +226,7 @@ class TransformerTask:
         """Draw samples with all ranks; rank 0 returns their picture as PNG."""
         with self.ema.in_place() if self.spec.sample.ema else nullcontext():
             drawn = draw_grid(whole_model(self.engine), self.spec, self.tokenizer, self.ranks.control)
-        return None if drawn is None else png(drawn)
+        return None if drawn is None else encode_photo(drawn)
 
     # ---- saving ----------------------------------------------------------------------------------------------------
     def tensors(self) -> dict[str, Tensor]:

@@ -30,8 +30,9 @@ from data_specs.verify import find_shard_sets
 from infra.report.charts import chart_svg, curves_of
 from infra.report.tables import against_published, table_of
 from infra.verdict import figures
+from pipeline.png import encode_photo
 from pipeline.stages import registered
-from tokenize_jobs.decode import grid, png
+from tokenize_jobs.decode import grid
 from train.evaluation.published import PUBLISHED, SOURCE
 from train.evaluation.results import flatten, with_provenance
 
@@ -194,7 +195,7 @@ def data_uri(images: Sequence[np.ndarray]) -> str:
     """A grid of images, each enlarged to at least 128 px by repeating pixels, as a PNG data URI."""
     factor = max(1, 128 // images[0].shape[0])
     enlarged = [image.repeat(factor, 0).repeat(factor, 1) for image in images]
-    return png_uri(png(grid(enlarged, columns=8, gap=4)))
+    return png_uri(encode_photo(grid(enlarged, columns=8, gap=4)))
 
 
 def png_uri(data: bytes) -> str:

@@ -24,8 +24,8 @@ from data_specs.units import read_plan
 from data_specs.verify import find_shard_sets
 from infra.look import with_boxes
 from infra.report.report import png_uri
+from pipeline.png import encode_photo
 from pipeline.stages import find
-from tokenize_jobs.decode import png
 
 SEARCHED = 64  # shards of codes that are looked through for a key
 ABOUT = ("id", "licence", "source", "title", "authors", "url", "page", "box", "engine")
@@ -128,7 +128,7 @@ def _parts() -> Any:
 
 def shown(words: str, image: np.ndarray) -> tuple[str, str]:
     """A picture uint8 [H, W, 3] and the words below it, as the macros take them."""
-    return words, png_uri(png(image))
+    return words, png_uri(encode_photo(image))
 
 
 def about(item: Item, shard: str) -> str:

@@ -15,7 +15,7 @@ from infra.look import look
 from infra.status import status_lines
 from pipeline.board import JobReport
 from pipeline.truth import check_truth
-from pipeline.waiting import Run
+from pipeline.waiting import Try
 
 sys.path.insert(0, str(Path(__file__).parent.parent / "pipeline"))
 from sets import render_here, text_spec, write_texts
@@ -72,7 +72,7 @@ def test_status_of_a_finished_and_of_a_running_set(root: Path) -> None:
     (root / "images/train/manifest.json").rename(root / "held")
     try:
         report = JobReport(plan, [])
-        report.write([Run(0, RangeUnit(unit=1, first=0, count=1), 0.0)], {0: "node-7"}, failed=1)
+        report.write([Try(0, RangeUnit(unit=1, first=0, count=1), 0.0)], {0: "node-7"}, failed=1)
         text = "\n".join(status_lines(str(root)))
         assert f"0/{plan.num_units} units done, 1 failed" in text
         assert "1 units running on 1 workers" in text and "on node-7" in text

@@ -99,7 +99,7 @@ def test_a_tokenizer_of_another_shape_is_refused_and_nothing_is_written(
     (tmp_path / "copy/tok").mkdir(parents=True)
     (tmp_path / "copy/gpt").symlink_to(release / "gpt")
     export_tokenizer(RQVAE(tokenizer_config(other)), tmp_path / "copy/tok/a.pt", tmp_path / "copy/tok/config.yaml")
-    with pytest.raises(ValueError, match=r"a\.pt: grid, depth and codebook are .* 48\], those of .*tiny\.yaml"):
+    with pytest.raises(ValueError, match=r"a\.pt: its codes are .* of 48 rows, those of .*tiny\.yaml"):
         run("pretrained", tiny_release, "--root", tmp_path / "root", "--from", tmp_path / "copy")
     assert not (tmp_path / "root").exists()
 

@@ -78,7 +78,7 @@ def test_imported_checkpoints_are_sampled_the_same_by_one_worker_and_by_two(rele
         ("sample.top_k=[1, 2, 3]", "one per depth"),
         ("transformer.class_dropout=0", "sample.guidance 1.7 needs a model trained with transformer.class_dropout"),
         ("tokenize.tokenizer=other", "no tokenizer; train one or run `dnd import tokenizer` first"),
-        ("shape.codebook_size=64", "tokenizer.json: grid, depth, codebook and classes are [4, 4, 2, 32], by the spec"),
+        ("shape.codebook_size=64", "tokenizer.json: its codes are [4, 4, 2] of 32 rows, the spec's"),
         ("transformer.num_classes=5", "use the preset that it was trained or imported by"),
     ],
 )

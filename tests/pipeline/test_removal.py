@@ -16,11 +16,15 @@ from typer.testing import CliRunner
 
 import infra.stages  # noqa: F401 (what shows a set registers itself)
 from data_specs import open_shards, storage
-from data_specs.lease import hold
-from data_specs.records import Removed
+from data_specs.lease import hold, holder
+from data_specs.records import Manifest, Removed
+from data_specs.spec import load_spec
+from data_specs.units import Plan, read_plan
 from data_specs.verify import verify_set
 from infra.cli import app
+from pipeline.job import RENDER
 from pipeline.removal import plain, remove, take_out_again
+from pipeline.workers import Workers
 
 SPLITS = ("train", "val")
 IDS = [f"doc{i}" for i in range(24)]
@@ -149,11 +153,29 @@ def test_a_job_that_outlived_its_lease_takes_out_what_was_removed_meanwhile(root
     whole, offered = len(ids_in(root)), totals(root)["offered"]
     (root / "images/removed").mkdir()
     (root / "images/removed/meanwhile.json").write_bytes(Removed(ids=("doc3.pdf", "doc20")).to_json())
-    manifests = [take_out_again(str(root / "images" / split)) for split in SPLITS]
+    plans = [read_plan(str(root / "images" / split)) for split in SPLITS]
+    manifests = [take_out_again(plan) for plan in plans if plan]
     assert any(manifests) and len(ids_in(root)) < whole and not {"doc3", "doc20"} & set(ids_in(root))
     assert totals(root)["offered"] == offered == totals(root)["written"] + totals(root)["filtered"]
     assert faults(root) == [] and CliRunner().invoke(app, ["verify", str(root)]).exit_code == 0
-    assert [take_out_again(str(root / "images" / split)) for split in SPLITS] == [None, None]
+    assert [take_out_again(plan) for plan in plans if plan] == [None, None]
+
+
+def test_what_was_removed_meanwhile_is_taken_out_while_the_lease_is_held(
+    root: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (root / "images/removed").mkdir()
+    (root / "images/removed/meanwhile.json").write_bytes(Removed(ids=("doc3",)).to_json())
+    writers = list[str]()
+
+    def seen(plan: Plan) -> Manifest | None:
+        by = holder(str(root / "images"))
+        writers.append(by.command if by else "nobody")
+        return take_out_again(plan)
+
+    monkeypatch.setattr("pipeline.removal.take_out_again", seen)
+    RENDER.make(load_spec(root / "spec.yaml"), str(root), Workers())
+    assert writers == ["dnd render"] * 2 and "doc3" not in ids_in(root) and holder(str(root / "images")) is None
 
 
 def test_nothing_is_removed_while_a_job_writes(root: Path) -> None:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections import deque
 
 from data_specs.records import RangeUnit
-from pipeline.waiting import AHEAD, Run, UnitQueue, straggler
+from pipeline.waiting import AHEAD, Try, UnitQueue, straggler
 
 
 def unit(number: int, affinity: str | None = None) -> RangeUnit:
@@ -36,8 +36,8 @@ def test_what_was_at_home_on_a_lost_node_finds_another() -> None:
 
 
 def test_a_unit_far_slower_than_others_is_named_once() -> None:
-    durations, slow = deque([1.0, 2.0, 3.0]), Run(0, unit(7), 0.0)
-    assert straggler([slow, Run(1, unit(8), 90.0)], durations, 100.0) == slow
+    durations, slow = deque([1.0, 2.0, 3.0]), Try(0, unit(7), 0.0)
+    assert straggler([slow, Try(1, unit(8), 90.0)], durations, 100.0) == slow
     assert straggler([slow], durations, 20.0) is None, "at least half a minute"
-    assert straggler([slow, Run(1, unit(7), 99.0)], durations, 100.0) is None, "it runs twice already"
+    assert straggler([slow, Try(1, unit(7), 99.0)], durations, 100.0) is None, "it runs twice already"
     assert straggler([slow], deque([90.0] * 5), 100.0) is None and straggler([slow], deque([1.0]), 100.0) is None

@@ -13,7 +13,7 @@ from data_specs.receipts import commit
 from data_specs.records import Identity, RangeUnit, Sample
 from data_specs.spec import Spec, load_spec
 from data_specs.units import write_plan
-from tokenize_jobs.decode import png
+from pipeline.png import encode_photo
 
 WORDS = ("class", "index", "value", "return", "object", "string", "number", "module")
 
@@ -33,7 +33,8 @@ def write_images(uri: str, shards: list[int], side: int = 32, ink: str = "black"
     plan = write_plan(uri, digest_of({"uri": uri}), Identity(stage="test"), units)
     first = 0
     for unit, count in enumerate(shards):
-        fields = ({"png": png(drawn(n, side, ink)), "cls": b"0", "json": b"{}"} for n in range(first, first + count))
+        pictures = (encode_photo(drawn(number, side, ink)) for number in range(first, first + count))
+        fields = ({"png": picture, "cls": b"0", "json": b"{}"} for picture in pictures)
         commit(uri, plan.digest, unit, (Sample(f"s{first + n:06d}", of) for n, of in enumerate(fields)))
         first += count
     merge(plan, "images")

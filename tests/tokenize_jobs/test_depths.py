@@ -15,8 +15,9 @@ import pytest
 from data_specs import open_shards
 from data_specs.spec import Spec, load_spec
 from pipeline.job import RENDER
+from pipeline.png import encode_photo
 from pipeline.workers import Workers, kept
-from tokenize_jobs.decode import decode_codes, grid, png
+from tokenize_jobs.decode import decode_codes, grid
 from tokenize_jobs.encode import encode_views, prepare
 from tokenize_jobs.training import fit
 from tokenize_jobs.weights import load_tokenizer
@@ -61,7 +62,7 @@ def side_by_side(folder: Path, steps: int, passages: int, num: int) -> list[dict
         rows.append({"depth": depth, "psnr": quality["psnr"], "ssim": quality["ssim"], **words(copies, texts)})
         shown += [*copies[:SHOWN]]
     enlarged = [image.repeat(2, 0).repeat(2, 1) for image in shown]
-    (folder / "depths.png").write_bytes(png(grid(enlarged, columns=SHOWN)))
+    (folder / "depths.png").write_bytes(encode_photo(grid(enlarged, columns=SHOWN)))
     return rows
 
 

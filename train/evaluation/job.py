@@ -1,15 +1,17 @@
-"""Puts evaluation on Ray: pieces of image sets to features, images to texts. Ray carries names and results, no images:
+"""Puts evaluation on Ray: pieces of image sets to features, images to texts. Ray carries ranges and results, no images:
 the workers open the sets themselves (`dnd evaluate … --workers N`)."""
 
 from __future__ import annotations
 
 import socket
-from collections.abc import Callable, Iterator, Mapping
-from functools import lru_cache, partial
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from functools import partial
 from pathlib import Path
+from typing import Any
 
 from data_specs.progress import Progress
-from pipeline.runner import run_tasks
+from data_specs.records import RangeUnit
+from pipeline.runner import run_units
 from pipeline.workers import Workers
 from tokenize_jobs.device import pick_device
 from train.evaluation.features import load_extractor
@@ -24,11 +26,8 @@ IMAGES_AT_ONCE = 8  # read by a worker at a time
 def extract_on(workers: Workers, extractor: str, images: ImageSet) -> SetFeatures:
     """Features of a set, its pieces spread over workers; `extractor` as load_extractor takes it. The pieces are those
     of `extract` and are merged in the same order: the figures do not depend on the number of workers."""
-    starts = range(0, len(images), PIECE)
-    tasks = [(images.uri, start, min(start + PIECE, len(images))) for start in starts]
-    return merge(
-        _counted(run_tasks(partial(_extract_stage, extractor), tasks, workers), f"features {images.uri}", tasks)
-    )
+    setup = partial(_set_up_extraction, extractor, images.uri)
+    return merge(_in_order(_run(setup, len(images), PIECE, workers, f"features {images.uri}")))
 
 
 def read_on(workers: Workers, engine: OcrEngine, cache: Path, sets: Mapping[str, tuple[ImageSet, list[int]]]) -> None:
@@ -43,48 +42,55 @@ def read_on(workers: Workers, engine: OcrEngine, cache: Path, sets: Mapping[str,
     """
     for kind, (pictures, chosen) in sets.items():
         missing = missing_pictures(pictures, chosen, engine, cache)
-        groups = [missing[i : i + IMAGES_AT_ONCE] for i in range(0, len(missing), IMAGES_AT_ONCE)]
-        tasks = [(pictures.uri, [wanted.number for wanted in group]) for group in groups]
-        progress = Progress(f"read {kind}", len(missing), "images")
-        stage = partial(_read_stage, engine.spec, engine.version)
-        for group, readings in zip(groups, run_tasks(stage, tasks, workers), strict=True):
-            found = zip(group, readings, strict=True)
-            remember(cache, engine, [(wanted.key, wanted.image, reading) for wanted, reading in found])
-            progress.advance(len(group))
+        indices = [picture.number for picture in missing]
+        setup = partial(_set_up_reading, engine.spec, engine.version, pictures.uri, indices)
+        for unit, readings in _run(setup, len(missing), IMAGES_AT_ONCE, workers, f"read {kind}"):
+            read = zip(missing[unit.first : unit.first + unit.count], readings, strict=True)
+            remember(cache, engine, [(picture.key, picture.image, reading) for picture, reading in read])
 
 
-def _counted(parts: Iterator[SetFeatures], task: str, tasks: list[tuple[str, int, int]]) -> Iterator[SetFeatures]:
-    progress = Progress(task, tasks[-1][2], "images")
-    for part, (_, start, stop) in zip(parts, tasks, strict=True):
-        progress.advance(stop - start)
-        yield part
-    progress.finish()
+def _run(
+    setup: Callable[[], Callable[[RangeUnit], Any]], total: int, step: int, workers: Workers, task: str
+) -> Iterator[tuple[RangeUnit, Any]]:
+    """Ranges of `step` images with their results, as they are done; the first that fails for good ends all."""
+    firsts = range(0, total, step)
+    units = [RangeUnit(unit=i, first=first, count=min(step, total - first)) for i, first in enumerate(firsts)]
+    progress = Progress(task, total, "images")
+    for done in run_units(units, len(units), setup, workers._replace(max_failures=1), progress) if units else ():
+        if not done.failure:
+            yield done.unit, done.result
 
 
-def _extract_stage(extractor: str) -> Callable[[tuple[str, int, int]], SetFeatures]:
-    """Runs once in each worker: loads the network and returns the stage (set, start, stop) -> features of one piece."""
-    network, open_once = load_extractor(extractor, pick_device().type), lru_cache(4)(open_images)
+def _in_order(results: Iterator[tuple[RangeUnit, Any]]) -> Iterator[Any]:
+    """The results in the order of their units."""
+    ahead, number = dict[int, Any](), 0
+    for unit, result in results:
+        ahead[unit.unit] = result
+        while number in ahead:
+            yield ahead.pop(number)
+            number += 1
 
-    def stage(task: tuple[str, int, int]) -> SetFeatures:
-        uri, start, stop = task
-        return next(pieces(open_once(uri), network, start, stop))
 
-    return stage
+def _set_up_extraction(extractor: str, uri: str) -> Callable[[RangeUnit], SetFeatures]:
+    """Runs once in each worker: loads the network and returns what makes the features of one piece of the set."""
+    network, images = load_extractor(extractor, pick_device().type), open_images(uri)
+    return lambda unit: next(pieces(images, network, unit.first, unit.first + unit.count))
 
 
-def _read_stage(spec: str, version: str) -> Callable[[tuple[str, list[int]]], list[Reading]]:
-    """Runs once in each worker: loads the engine and returns the stage (set, indices) -> readings.
+def _set_up_reading(
+    engine_spec: str, version: str, uri: str, indices: Sequence[int]
+) -> Callable[[RangeUnit], list[Reading]]:
+    """Runs once in each worker: loads the engine and returns what reads a range of the chosen images.
 
     Raises:
         ValueError: the engine here is not of the version that the results will name.
     """
-    engine = load_engine(spec, pick_device().type, num_workers=1)
+    engine, images = load_engine(engine_spec, pick_device().type, num_workers=1), open_images(uri)
     if engine.version != version:
         raise ValueError(f"{engine.name} is {engine.version} on {socket.gethostname()}, but {version} where it began")
-    open_once = lru_cache(4)(open_images)
 
-    def stage(task: tuple[str, list[int]]) -> list[Reading]:
-        pictures = open_once(task[0])
-        return engine.read([pictures[index].image for index in task[1]])
+    def read(unit: RangeUnit) -> list[Reading]:
+        chosen = indices[unit.first : unit.first + unit.count]
+        return engine.read([images[index].image for index in chosen])
 
-    return stage
+    return read

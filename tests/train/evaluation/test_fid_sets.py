@@ -88,7 +88,8 @@ def test_pieces_merge_to_the_whole_and_thin_the_rows_evenly(two_sets, builtin, m
 
 
 def test_workers_give_the_figures_of_one_process(tmp_path, builtin, ray_session, monkeypatch):
-    from pipeline.runner import Workers
+    from pipeline.png import encode_photo
+    from pipeline.workers import UnitsFailed, Workers
     from train.evaluation.job import extract_on
 
     uri = npz(tmp_path / "many.npz", arr_0=pictures(0, 1100))
@@ -99,6 +100,12 @@ def test_workers_give_the_figures_of_one_process(tmp_path, builtin, ray_session,
     assert shared.pool.count == 1100
     one = extract_on(Workers(None, 1), "builtin", images)
     assert np.array_equal(one.pool.scatter, shared.pool.scatter) and np.array_equal(one.rows, shared.rows)
+    folder = tmp_path / "damaged"
+    folder.mkdir()
+    for number in range(2):
+        (folder / f"{number}.png").write_bytes(encode_photo(pictures(number, 1)[0]) if number else b"no picture")
+    with pytest.raises(UnitsFailed, match=r"features .*: 1 units failed .unit 0: ValueError: .*0\.png: cannot be read"):
+        extract_on(Workers(None, 1), "builtin", sources.open_images(str(folder)))
 
 
 def test_folder_npz_and_shards_of_the_same_pictures_give_the_same_figure(tmp_path, two_sets, builtin):

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import hashlib
 import importlib
-import io
 import os
 import re
 import shutil
@@ -17,8 +16,8 @@ from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
-from PIL import Image
 
+from pipeline.png import encode_photo
 from train.evaluation.ocr.engine import (
     SECONDS_PER_IMAGE,
     OcrEngine,
@@ -87,18 +86,12 @@ def _models(program: str) -> Path:
 
 
 def _run(program: Program, image: np.ndarray) -> Reading:
-    png = io.BytesIO()
-    Image.fromarray(enlarge(image)).save(png, "PNG", compress_level=1)
     command = [program.path, "stdin", "stdout", "--psm", "6", "-l", "eng", "tsv"]
     environment = {**os.environ, "OMP_THREAD_LIMIT": "1", "TESSDATA_PREFIX": str(program.models)}
     try:
+        png = encode_photo(enlarge(image))
         done = subprocess.run(
-            command,
-            input=png.getvalue(),
-            capture_output=True,
-            check=False,
-            env=environment,
-            timeout=SECONDS_PER_IMAGE,
+            command, input=png, capture_output=True, check=False, env=environment, timeout=SECONDS_PER_IMAGE
         )
     except subprocess.TimeoutExpired:
         return Reading("", failure=f"tesseract gave no answer in {SECONDS_PER_IMAGE} s")
