@@ -58,6 +58,7 @@ def _run(
     progress = Progress(task, total, "images")
     for done in run_units(units, len(units), setup, workers._replace(max_failures=1), progress) if units else ():
         if not done.failure:
+            assert isinstance(done.unit, RangeUnit)
             yield done.unit, done.result
 
 
