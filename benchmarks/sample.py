@@ -1,7 +1,7 @@
 """Sampling: our decoder against the plain eager loop (the published algorithm over a masked cache of full length) and,
 given a checkout, against the authors' own code; all with the same weights, dtype and batch.
 
-dnd bench sample --preset imagenet_16x16x2 --set transformer.size=B --set transformer.head_layers=[9,11] \
+dnd bench sample imagenet_16x16x2 --set transformer.size=B --set transformer.head_layers=[9,11] \
   --set sample.guidance=2 --set sample.batch_size=1
 """
 

@@ -10,11 +10,13 @@ from typing import Annotated
 import typer
 
 import infra.stages  # noqa: F401
+from data_specs import storage
 from data_specs.spec import PARTS
 from data_specs.text import say, start_log
 from infra.commands import accept, bench, clusters, data, evaluation, exchange, query, specs, transformer, view
 from infra.commands.options import (
     AddressOpt,
+    FromOpt,
     RanksOpt,
     RootOpt,
     SetOpt,
@@ -23,9 +25,11 @@ from infra.commands.options import (
     compute_workers,
     open_root,
     ranks_here,
+    spec_beside,
 )
-from infra.commands.stages import add_stages
+from infra.commands.stages import add_stages, take_over
 from infra.extras import missing
+from pipeline.stages import find
 from pipeline.workers import UnitsFailed, Workers
 
 CHILDREN = {  # what every process under a command inherits, where the user has not said otherwise
@@ -68,11 +72,18 @@ def run(
     ray_address: AddressOpt = None,
     workers: WorkersOpt = None,
     ranks: RanksOpt = None,
+    from_: FromOpt = None,
 ) -> None:
-    """All stages in order, from documents to the report; finished ones are recognised and passed over."""
+    """All stages in order, from documents to the report; finished ones are recognised and passed over.
+
+    With --from, a new root takes images, tokenizer and codes of another, as far as that has them: for another model.
+    """
     from infra.demo import run_all
 
-    resolved, root = open_root(spec, root, set_, *PARTS)
+    old = storage.absolute(from_) if from_ else None
+    resolved, root = open_root(spec_beside(spec, root, old) if old else spec, root, set_, *PARTS)
+    if old and (training := find("train")):
+        take_over(training, resolved, root, old)
     number = ranks_here(ranks, resolved.tokenizer.batch_size, resolved.train.batch_size)
     run_all(resolved, root, compute_workers(ray_address, workers), number)
 

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import re
 import shutil
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -210,7 +211,19 @@ def pretrained(name: str, size: str | None, root: str, source: str = RELEASED) -
 def _origin(fetched: Fetched, path: Path) -> dict[str, Any]:
     with path.open("rb") as file:
         digest = hashlib.file_digest(file, "sha256").hexdigest()
-    return {**fetched.origin, "file": path.name, "bytes": path.stat().st_size, "sha256": digest}
+    commit = {"commit": found} if "commit" not in fetched.origin and (found := downloaded_commit(path)) else {}
+    return {**fetched.origin, **commit, "file": path.name, "bytes": path.stat().st_size, "sha256": digest}
+
+
+def downloaded_commit(path: Path) -> str | None:
+    """The commit that a file came from by `hf download`: noted below its --local-dir, or a folder of the hub's cache."""
+    for folder in path.absolute().parents:
+        note = folder / ".cache/huggingface/download" / f"{path.absolute().relative_to(folder)}.metadata"
+        if note.is_file():
+            return note.read_text("utf-8").partition("\n")[0]
+        if folder.parent.name == "snapshots" and re.fullmatch("[0-9a-f]{40}", folder.name):
+            return folder.name
+    return None
 
 
 def _published_root(address: str, root: str) -> list[str]:

@@ -17,11 +17,16 @@ from pydantic import JsonValue
 from data_specs.text import say
 
 WINDOW = 128  # accepted losses that mean and deviation are taken over; window and 6 deviations: OLMo-core
+CLIPPED = 3  # a skipped loss is taken in as at most so many times the limit's distance from the mean
 FEWEST = 50  # losses to know before a spike can be told from the fall of the first steps
 
 
 class SpikeDetector:
-    """Judges losses by the ones before; counts the steps that were skipped."""
+    """Judges losses by the ones before; counts the steps that were skipped.
+
+    Skipped losses widen the limit as well, clipped: data that is rare and hard is learned after a few skips, and a loss
+    that leaps and stays is not, since the deviation is taken between neighbours.
+    """
 
     def __init__(self, spike: float | None, max_skips: int, state: dict[str, Any] | None = None) -> None:
         self.spike, self.max_skips, self.skipped_in_a_row = spike, max_skips, 0
@@ -31,18 +36,23 @@ class SpikeDetector:
     @property
     def limit(self) -> float:
         """The largest mean loss with which a step is made."""
+        return self._above_mean(1)
+
+    def _above_mean(self, times: float) -> float:
         if self.spike is None or len(self.recent) < FEWEST:
             return math.inf
         noise = math.sqrt(fmean((b - a) ** 2 for a, b in pairwise(self.recent)) / 2)  # blind to the fall of the loss
-        return fmean(self.recent) + self.spike * noise
+        return fmean(self.recent) + times * self.spike * noise
 
     def accept(self, loss: float) -> None:
         """Take in the mean loss of a step that was made."""
         self.recent.append(loss)
         self.skipped_in_a_row = 0
 
-    def skip(self) -> bool:
-        """Count a step that was left out; return whether there were too many in a row."""
+    def skip(self, loss: float) -> bool:
+        """Count a step that was left out, with its mean loss; return whether there were too many in a row."""
+        if math.isfinite(loss):
+            self.recent.append(min(loss, self._above_mean(CLIPPED)))
         self.skipped += 1
         self.skipped_in_a_row += 1
         return self.skipped_in_a_row >= self.max_skips

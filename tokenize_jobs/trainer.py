@@ -182,7 +182,7 @@ class Trainer:
             self.spikes.accept(made.loss)
         else:
             self._say(f"step {self.step} left out: loss {made.loss:.4g}, limit {self.spikes.limit:.4g}")
-            if self.spikes.skip():
+            if self.spikes.skip(made.loss):
                 raise NotFiniteError(f"the loss is not finite, or leaps, {self.part.max_skips} steps in a row")
         self._do_what_is_due(rate)
 

@@ -9,7 +9,7 @@ from typing import Annotated, Literal
 import typer
 
 from data_specs.text import say
-from infra.commands.options import SetOpt
+from infra.commands.options import SetOpt, SpecCommand
 
 CHECKOUT = Path(__file__).parents[2]
 
@@ -17,7 +17,7 @@ app = typer.Typer()
 bench = typer.Typer(no_args_is_help=True, help="Ours against a plain baseline, in turns in one process: a ratio.")
 app.add_typer(bench, name="bench")
 
-PresetOpt = Annotated[str, typer.Option("--preset", help="preset or YAML file whose sizes are used")]
+SizesArg = Annotated[str, typer.Argument(metavar="[SPEC]", help="preset or YAML file whose sizes are used")]
 RoundsOpt = Annotated[int, typer.Option("--rounds", min=1, help="how often each is measured, in turns")]
 
 
@@ -40,12 +40,13 @@ def find_benchmarks(command: str) -> None:
     sys.path.insert(0, str(CHECKOUT))
 
 
-@bench.command()
+@bench.command(cls=SpecCommand)
 def render(
-    kind: Annotated[Literal["pages", "text"], typer.Option("--kind", help="PDF pages, or rich text")] = "pages",
-    preset: Annotated[
-        str | None, typer.Option("--preset", help="preset or YAML file whose sizes are used (default: the published)")
+    spec: Annotated[
+        str | None,
+        typer.Argument(metavar="[SPEC]", help="preset or YAML file whose sizes are used (default: the published)"),
     ] = None,
+    kind: Annotated[Literal["pages", "text"], typer.Option("--kind", help="PDF pages, or rich text")] = "pages",
     rounds: RoundsOpt = 5,
 ) -> None:
     """Documents to a committed shard in one worker, against bare loops that draw and encode the same pictures."""
@@ -53,33 +54,33 @@ def render(
     from benchmarks.render import render as run
     from benchmarks.rounds import report
 
-    for what, result in run(kind, preset or PUBLISHED[kind], rounds).items():
+    for what, result in run(kind, spec or PUBLISHED[kind], rounds).items():
         ours, _, baseline = what.partition(" x ")
         report(f"render {kind}, {ours}", "pictures", baseline, result)
 
 
-@bench.command()
-def tokenize(preset: PresetOpt = "demo", rounds: RoundsOpt = 5) -> None:
+@bench.command(cls=SpecCommand)
+def tokenize(spec: SizesArg = "demo", rounds: RoundsOpt = 5) -> None:
     """Image shard to committed code shard in one worker, against the bare encoder on decoded images."""
     from benchmarks.rounds import report
     from benchmarks.tokenize import tokenize as run
 
-    report("tokenize", "images", "the bare encoder", run(preset, rounds))
+    report("tokenize", "images", "the bare encoder", run(spec, rounds))
 
 
-@bench.command()
-def load(preset: PresetOpt = "imagenet_16x16x2", rounds: RoundsOpt = 5) -> None:
+@bench.command(cls=SpecCommand)
+def load(spec: SizesArg = "imagenet_16x16x2", rounds: RoundsOpt = 5) -> None:
     """Batches of codes in random order, against webdataset's own reader, a lean decode, and a plain memory map."""
     from benchmarks.load import load as run
     from benchmarks.rounds import report
 
-    for against, comparison in run(preset, rounds).items():
+    for against, comparison in run(spec, rounds).items():
         report("load", "samples", against, comparison)
 
 
-@bench.command()
+@bench.command(cls=SpecCommand)
 def train(
-    preset: PresetOpt = "demo",
+    spec: SizesArg = "demo",
     rounds: RoundsOpt = 5,
     compiled: Annotated[
         bool, typer.Option("--compiled", help="also against a compiled step; needs a C++ compiler, and a minute")
@@ -90,13 +91,13 @@ def train(
     from benchmarks.rounds import report
     from benchmarks.train import train as run
 
-    for against, comparison in run(preset, rounds, compiled, set_ or []).items():
+    for against, comparison in run(spec, rounds, compiled, set_ or []).items():
         report("train", "images", against, comparison)
 
 
-@bench.command()
+@bench.command(cls=SpecCommand)
 def sample(
-    preset: PresetOpt = "demo",
+    spec: SizesArg = "demo",
     rounds: RoundsOpt = 5,
     reference: Annotated[
         Path | None, typer.Option("--reference", help="a checkout of the authors' code, measured as well")
@@ -110,7 +111,7 @@ def sample(
     from benchmarks.rounds import report
     from benchmarks.sample import sample as run
 
-    result = run(preset, rounds, set_ or [], reference)
+    result = run(spec, rounds, set_ or [], reference)
     rate = next(iter(result.comparisons.values())).ours
     steps, limit = rate / result.batch * result.steps, result.bandwidth / result.step_bytes
     say(

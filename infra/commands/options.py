@@ -53,16 +53,24 @@ RanksOpt = Annotated[
 class RootCommand(TyperCommand):
     """A command whose first argument is ROOT: it takes no SPEC, so that `--root ROOT` and ROOT say the same."""
 
+    first = "--root"
+
     def parse_args(self, ctx: Any, args: list[str]) -> list[str]:
-        """Puts what `--root` names, wherever it stands, in front of the other arguments."""
+        """Puts what the option names, wherever it stands, in front of the other arguments."""
         ends = args.index("--") if "--" in args else len(args)
         for place, word in enumerate(args[:ends]):
             name, equals, value = word.partition("=")
-            if name == "--root" and (equals or place + 1 < ends):
+            if name == self.first and (equals or place + 1 < ends):
                 rest = args[place + 1 :] if equals else args[place + 2 :]
                 args = [value if equals else args[place + 1], *args[:place], *rest]
                 break
         return super().parse_args(ctx, args)
+
+
+class SpecCommand(RootCommand):
+    """A command whose only argument is SPEC: `--preset SPEC` says the same."""
+
+    first = "--preset"
 
 
 def open_root(spec: str | None, root: str, overrides: list[str] | None, *parts: str) -> tuple[Spec, str]:

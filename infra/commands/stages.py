@@ -88,7 +88,7 @@ def command_of(stage: Stage) -> Callable[..., None]:
         spec = spec_beside(spec, root, old) if old else spec
         resolved, root = open_root(spec, root, [*(set_ or []), *overrides], *stage.parts)
         if old:
-            _take_over(stage, resolved, root, old)
+            take_over(stage, resolved, root, old)
         if stage.trains:
             use = Workers(num_workers=ranks_here(ranks, getattr(resolved, stage.batch).batch_size))
         elif stage.computes:
@@ -119,7 +119,8 @@ def _named_keys(stage: Stage) -> str | None:
     return f"By the spec's keys, which --set overrides and `dnd spec` explains: {keys}" if keys else None
 
 
-def _take_over(stage: Stage, spec: Spec, root: str, old: str) -> None:
+def take_over(stage: Stage, spec: Spec, root: str, old: str) -> None:
+    """Gives a new root what a stage reads in the old one, and says so (`--from`); raises as `inherit` does."""
     from infra.inherit import inherit
 
     for line in inherit(stage, spec, root, old):

@@ -26,7 +26,7 @@ TINY = REPOSITORY / "tests/tiny.yaml"
     "arguments", [["render"], ["render", "--kind", "text"], ["tokenize"], ["load"], ["train"], ["sample"]]
 )
 def test_a_benchmark_prints_a_ratio(arguments: list[str]) -> None:
-    result = dnd("bench", *arguments, "--preset", TINY, "--rounds", 1)
+    result = dnd("bench", *arguments, TINY, "--rounds", 1)
     assert result.returncode == 0, result.stderr[-2000:]
     ratio = result.stdout.splitlines()[-1].partition(": ")[2].split(" x ")[0]
     assert float(ratio) > 0

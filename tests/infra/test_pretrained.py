@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -17,8 +18,9 @@ from data_specs.spec import load_spec
 from infra import pretrained
 from infra.cli import app
 from tokenize_jobs.networks import config_of as tokenizer_config
+from tokenize_jobs.networks import initial_model
 from tokenize_jobs.rqvae import RQVAE
-from tokenize_jobs.weights import export_tokenizer
+from tokenize_jobs.weights import export_tokenizer, load_tokenizer
 from train.engine import config_of
 from train.generate import load_root
 from train.model import DnDTransformer
@@ -92,6 +94,20 @@ def test_a_local_copy_serves_as_well(release: Path, tiny_release: str, tmp_path:
     assert load_root(str(tmp_path / "root")).transformer.config.depth == 2
 
 
+def test_the_commit_of_a_local_copy_is_what_hf_download_noted(release: Path, tiny_release: str, tmp_path: Path) -> None:
+    copy, commit = tmp_path / "copy", "0123456789abcdef" * 2 + "01234567"
+    shutil.copytree(release, copy)
+    for name in ("tok/epoch4.pt", "gpt/XXL/0750000.pt"):
+        note = copy / ".cache/huggingface/download" / f"{name}.metadata"
+        note.parent.mkdir(parents=True)
+        note.write_text(f"{commit}\netag\n1.0\n")
+    run("pretrained", tiny_release, "--root", tmp_path / "root", "--from", copy)
+    origins = json.loads((tmp_path / "root/pretrained.json").read_text())
+    assert [origins[name]["commit"] for name in ("tokenizer", "transformer")] == [commit, commit]
+    cached = tmp_path / "hub/snapshots" / commit / "tok/epoch4.pt"
+    assert pretrained.downloaded_commit(cached) == commit and pretrained.downloaded_commit(release / "a.pt") is None
+
+
 def test_a_tokenizer_of_another_shape_is_refused_and_nothing_is_written(
     tiny_release: str, release: Path, tmp_path: Path
 ) -> None:
@@ -128,6 +144,11 @@ def test_what_push_published_is_what_pretrained_reads(
     run("pretrained", "hf://me/mine", "--root", second)
     for name in ("tokenizer/tokenizer.safetensors", "transformer/transformer.safetensors"):
         assert (first / name).read_bytes() == (second / name).read_bytes()
+    tune = load_spec(TINY, [f"{name}.init_from=hf://me/mine/{name}" for name in ("tokenizer",)])
+    assert torch.equal(
+        initial_model(tune, str(tmp_path)).state_dict()["quantizer.codebooks"],
+        load_tokenizer(str(first / "tokenizer")).state_dict()["quantizer.codebooks"],
+    )
 
 
 @pytest.mark.parametrize(

@@ -10,6 +10,7 @@ import signal
 import subprocess
 import sys
 import threading
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
@@ -112,6 +113,28 @@ def test_a_spike_is_told_from_the_fall_of_the_first_steps() -> None:
     assert math.isfinite(guard.limit) and guard.limit < 1
     again = SpikeDetector(6, 5, json.loads(json.dumps(guard.state())))
     assert again.limit == guard.limit
+
+
+def skipped(losses: Iterable[float]) -> list[int]:
+    """Which of the losses a guard leaves out."""
+    guard, left_out = SpikeDetector(6, 5), list[int]()
+    for step, loss in enumerate(losses):
+        if loss <= guard.limit:
+            guard.accept(loss)
+        else:
+            left_out.append(step)
+            if guard.skip(loss):
+                break
+    return left_out
+
+
+def test_rare_hard_data_is_learned_after_a_few_skips_and_a_leap_that_stays_is_not() -> None:
+    quiet = [1 + 0.01 * (-1) ** step for step in range(800)]
+    rare = [3.0 if step % 25 == 24 and step >= 100 else loss for step, loss in enumerate(quiet)]
+    assert 0 < len(skipped(rare)) <= 8 and max(skipped(rare)) < 300  # of 28
+    assert skipped([*quiet[:100], *[3.0] * 100]) == [100, 101, 102, 103, 104]
+    assert skipped([*quiet[:100], 1e9, *quiet[:20], 3.0]) == [100, 121]  # one wild loss does not blind it
+    assert skipped([*quiet[:100], math.inf, math.nan]) == [100, 101]
 
 
 # ---- resume --------------------------------------------------------------------------------------------------------
