@@ -216,7 +216,7 @@ def _origin(fetched: Fetched, path: Path) -> dict[str, Any]:
 
 
 def downloaded_commit(path: Path) -> str | None:
-    """The commit that a file came from by `hf download`: noted below its --local-dir, or a folder of the hub's cache."""
+    """The commit of a file that `hf download` brought: noted below its --local-dir, or a folder of the hub's cache."""
     for folder in path.absolute().parents:
         note = folder / ".cache/huggingface/download" / f"{path.absolute().relative_to(folder)}.metadata"
         if note.is_file():
