@@ -7,6 +7,7 @@ import socket
 import subprocess
 import sys
 from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import numpy as np
@@ -15,7 +16,7 @@ import torch
 from browser import chromium, serious_faults
 from sets import render_here, text_spec, write_texts
 
-from data_specs import open_shards
+from data_specs import open_shards, storage
 from data_specs.manifest import merge
 from data_specs.receipts import commit
 from infra.view import neighbours, sets, studio
@@ -65,16 +66,25 @@ def root(tmp_path_factory: pytest.TempPathFactory) -> str:
     return str(folder / "root")
 
 
-@pytest.fixture(scope="module")
-def address(root: str) -> Iterator[str]:
-    """Where the command serves the page."""
+@contextmanager
+def served(root: str) -> Iterator[str]:
+    """Where the command serves the page of a root."""
     words = [sys.executable, "-m", "infra.cli", "view", root, "--port", "0"]
     server = subprocess.Popen(words, stdout=subprocess.PIPE, text=True)
     assert server.stdout is not None
     said = server.stdout.readline()
-    yield said.split()[1]
-    server.terminate()
-    server.wait(60)
+    try:
+        yield said.split()[1]
+    finally:
+        server.terminate()
+        server.wait(60)
+
+
+@pytest.fixture(scope="module")
+def address(root: str) -> Iterator[str]:
+    """Where the command serves the page."""
+    with served(root) as where:
+        yield where
 
 
 def test_one_walks_through_samples_codes_rejects_neighbours_and_curves(address: str, root: str) -> None:
@@ -142,6 +152,28 @@ def test_the_studio_draws_paints_a_hole_and_goes_on_with_a_line(address: str) ->
         page.get_by_label("Line of text").fill("word " * 60)
         page.get_by_role("button", name="Write this line").click()
         page.get_by_text("the text cannot be drawn").wait_for()
+
+
+def test_a_root_on_s3_is_shown_and_drawn_from_as_well(root: str, s3_root: str) -> None:
+    for file in storage.list_files(root):
+        storage.create_from_file(Path(file.uri), storage.join(s3_root, file.uri.removeprefix(root + "/")))
+    with served(s3_root) as where, chromium() as page:
+        page.goto(where)
+        page.get_by_text(re.compile(r"^\d+ of \d+ samples")).wait_for()
+        page.get_by_label("Only where").fill("text like 'an %'")
+        page.get_by_label("Only where").press("Enter")
+        found = len(sets.chosen(sets.open_now(root, "images/train"), None, "text like 'an %'"))
+        page.get_by_text(re.compile(rf"^{found} of \d+ samples, page 1 of 1")).wait_for()
+        page.locator(".tiles button").first.click()
+        page.locator("table.codes").wait_for()
+        page.get_by_role("tab", name="Left out").click()
+        page.get_by_role("cell", name=f"{SCRIPT}.jsonl").wait_for()
+        page.get_by_role("tab", name="Nearest").click()
+        page.get_by_role("button", name="Search").click()
+        page.locator(".pairs figcaption", has_text="difference").first.wait_for()
+        page.get_by_role("tab", name="Studio").click()
+        page.get_by_role("button", name="Draw").click()
+        page.locator(".tiles button", has_text="seed 0, 3").wait_for()
 
 
 @pytest.mark.parametrize(("width", "scheme"), [(1280, "dark"), (400, "light")])
