@@ -57,8 +57,7 @@ class Decoder:
         model = self.model
         if length:
             h = model.tok_embeddings(self.codes[:rows]).sum(1, keepdim=True)
-            # on a GPU one graph serves several positions
-            mask = (self.places[:length] <= self.position) if self.device.type == "cuda" else None
+            mask = self._mask(length, h.dtype) if self.device.type == "cuda" else None
             attends = [self._attend_to(cache, length, rows, mask) for cache in self.caches]
         else:
             h = model.cls_embedding(self.classes[:rows])
@@ -72,6 +71,15 @@ class Decoder:
 
         model.walk(h, rotary, head, attends)
         self.position += 1
+
+    def _mask(self, length: int, dtype: torch.dtype) -> Tensor:
+        """What a captured step, which serves several positions, adds to the scores of `length` keys: [1, 1, 1, length].
+
+        A mask of booleans would be made into this by three kernels in every layer.
+        """
+        return torch.zeros(1, 1, 1, length, dtype=dtype, device=self.places.device).masked_fill_(
+            self.places[:length] > self.position, -torch.inf
+        )
 
     def _attend_to(self, cache: Tensor, length: int, rows: int, mask: Tensor | None) -> Attend:
         keys, values = cache[:, :rows].unbind()

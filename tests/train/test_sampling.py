@@ -222,6 +222,19 @@ def test_guidance_needs_class_dropout():
         sample_codes(model, [0], guidance=2.0)
 
 
+def test_a_masked_step_over_all_places_is_that_over_the_places_so_far(model):
+    """What a captured step does on a GPU, done here: masked keys weigh nothing."""
+    classes, settings = torch.tensor([0, 3]), Settings((0.0, 0.0), (0, 0), (1.0, 1.0), guided=False, likelihood=False)
+    sampler = Sampler(model, 2, settings)
+    sampler.given.fill_(FREE)
+    sampler.decoder.start(classes)
+    sampler.decoder.device = torch.device("cuda")
+    with torch.inference_mode():
+        for position in range(model.config.num_positions):
+            sampler.decoder._advance(15 if position else 0, 2, sampler._pick)
+    assert torch.equal(sampler.codes, sample_codes(model, classes, temperature=0))
+
+
 @pytest.mark.gpu
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device")
 def test_graphs_sample_what_the_whole_pass_says():
