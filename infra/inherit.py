@@ -30,10 +30,7 @@ def inherit(stage: Stage, spec: Spec, root: str, old: str) -> Iterator[str]:
         ValueError: the old root has nothing of it, or unfinished sets, or codes of another shape; or the new root
             holds something else. Nothing is written then.
     """
-    changes = differences(read_spec(None, old).shape.model_dump(mode="json"), spec.shape.model_dump(mode="json"))
-    if changes:
-        said = "; ".join(f"shape.{key} is {was} there and {now} in the spec" for key, was, now in changes)
-        raise ValueError(f"--from {old}: {said}: use its shape, or make images and codes anew, without --from")
+    _refuse_other_shape(stage, spec, old)
     folders = [name for name in folders_of(stage) if next(iter(storage.list_files(storage.join(old, name))), None)]
     if not folders:
         raise ValueError(f"--from {old}: holds nothing that `dnd {stage.name}` reads; name a root that does")
@@ -53,6 +50,15 @@ def folders_of(stage: Stage) -> list[str]:
         if (before := find(name)) and before.in_run:
             found |= dict.fromkeys([*folders_of(before), before.makes.partition("/")[0]])
     return list(found)
+
+
+def _refuse_other_shape(stage: Stage, spec: Spec, old: str) -> None:
+    """The old root's shape must be the spec's; where only images are taken, which have no codes yet, their size."""
+    taken = {"image_size"} if folders_of(stage) == ["images"] else None
+    was, now = (one.shape.model_dump(mode="json", include=taken) for one in (read_spec(None, old), spec))
+    if changes := differences(was, now):
+        said = "; ".join(f"shape.{key} is {there} there and {here} in the spec" for key, there, here in changes)
+        raise ValueError(f"--from {old}: {said}: use its shape, or make images and codes anew, without --from")
 
 
 def _refuse_other(old: str, new: str) -> None:

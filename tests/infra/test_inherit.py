@@ -54,6 +54,13 @@ def test_a_set_is_taken_whole_and_links_are_shared(old: tuple[Path, Spec], tmp_p
     assert list(inherit(stage("train-tokenizer"), spec, str(new), str(root))) == ["images: there already"]
 
 
+def test_images_serve_a_tokenizer_of_another_depth(old: tuple[Path, Spec], tmp_path: Path) -> None:
+    root, spec = old
+    deeper = spec.model_copy(update={"shape": spec.shape.model_copy(update={"depth": 7})})
+    list(inherit(stage("train-tokenizer"), deeper, str(tmp_path / "new"), str(root)))
+    assert contents(tmp_path / "new", "images/train") == contents(root, "images/train")
+
+
 def test_an_interrupted_one_goes_on_also_from_and_to_s3(old: tuple[Path, Spec], s3_root: str, tmp_path: Path) -> None:
     root, spec = old
     for _ in range(2):
@@ -68,9 +75,10 @@ def test_an_interrupted_one_goes_on_also_from_and_to_s3(old: tuple[Path, Spec], 
 def test_what_does_not_go_is_refused_and_nothing_is_written(old: tuple[Path, Spec], tmp_path: Path) -> None:
     root, spec = old
     new, reader = tmp_path / "new", stage("train-tokenizer")
-    other = spec.model_copy(update={"shape": spec.shape.model_copy(update={"depth": 7})})
-    with pytest.raises(ValueError, match=r"shape\.depth is \d there and 7 in the spec"):
-        list(inherit(reader, other, str(new), str(root)))
+    for key, refusing in (("depth", stage("train")), ("image_size", reader)):
+        other = spec.model_copy(update={"shape": spec.shape.model_copy(update={key: 7})})
+        with pytest.raises(ValueError, match=rf"shape\.{key} is \d+ there and 7 in the spec"):
+            list(inherit(refusing, other, str(new), str(root)))
     with pytest.raises(ValueError, match="there is none yet"):
         list(inherit(reader, spec, str(new), str(tmp_path / "nothing")))
     record_spec(spec, str(tmp_path / "bare"), "samples", ("render",))
