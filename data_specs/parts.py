@@ -154,6 +154,9 @@ class PageStyle(Part):
         description="pixels, width and height, into which each page is fitted, on white; dpi is not heeded then",
     )
     crops: int = Field(10, ge=1, description="random crops of a page")
+    reduction: Literal["bicubic", "bilinear"] = Field(
+        "bicubic", description="filter that takes a crop from crop_size to image_size"
+    )
     max_pages: int = Field(100, ge=1, description="pages rendered of one document, from the first")
     max_pixels: int = Field(40_000_000, ge=1, description="a larger page is rejected")
     min_words: int = Field(0, ge=0, description="least whole words under a crop")
@@ -195,7 +198,11 @@ class Render(Part):
     crop_size: int | None = Field(
         None, description="side of what is cut or drawn; reduced to image_size (default: equal)"
     )
-    store: Literal["image", "ten_crop"] = Field("image", description="ten_crop stores int(1.1 image_size) for train")
+    store: Literal["image", "ten_crop", "whole"] = Field(
+        "image",
+        description="of a source image its centre, int(1.1 image_size) wide with ten_crop; whole: all of it, the "
+        "shorter side at image_size, for a tokenizer to cut at random",
+    )
     val_share: float = Field(0.02, ge=0, lt=1, description="share of documents in the validation split")
     documents_per_unit: int = Field(64, ge=1, description="documents of one unit of work, which makes one shard")
     text: TextStyle = Field(TextStyle(), description="how text is drawn")
@@ -307,6 +314,13 @@ class Tokenizer(Training):
     )
     compile: bool = Field(False, description="torch.compile of encoder, decoder and LPIPS")
     log_every: int = Field(50, ge=1, description="steps between rows of metrics.jsonl")
+
+    @property
+    def losses(self) -> str:
+        """What it learns by, in words, and which of the published losses it goes without."""
+        lpips = f"LPIPS of weight {self.lpips_weight:g}" if self.lpips_weights else "no LPIPS"
+        adversary = f"an adversary of weight {self.gan_weight:g} from step {self.gan_start}"
+        return f"{self.reconstruction}, {lpips}, {'no adversary' if self.gan_start is None else adversary}"
 
 
 class Tokenize(Part):

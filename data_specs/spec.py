@@ -67,6 +67,8 @@ class Spec(Part):
             )
         if self.render and (self.render.store == "ten_crop") != (self.tokenize.views == "ten_crop"):
             raise ValueError("render.store and tokenize.views must both be ten_crop or neither")
+        if self.render and self.render.store == "whole" and self.tokenize.views != "centre":
+            raise ValueError("render.store whole keeps images that are not square: set tokenize.views to centre")
         if self.render and any(source.document_kind == "text" for source in self.render.sources):
             self._text_has_room()
         return self

@@ -199,6 +199,8 @@ def _identity(spec: Spec, split: str, inputs: dict[str, str]) -> Identity:
     from pipeline.render import versions
 
     render = spec.render.model_dump(mode="json")
+    if spec.render.pages.reduction == "bicubic":  # sets made before there was such a key go on
+        del render["pages"]["reduction"]
     render["sources"] = [one.model_dump(mode="json", exclude=set(one.places)) for one in spec.render.sources]
     return Identity(
         stage="render",

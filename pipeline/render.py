@@ -169,7 +169,7 @@ def _render_kind(source: Source, data: bytes, document_id: str, spec: Spec, ende
     if source.document_kind == "pdf":
         return render_pdf(data, document_id, render, spec.seed, size, ended)
     if source.document_kind == "image":
-        return render_image(data, spec.stored_size, render.limits)
+        return render_image(data, spec.stored_size, render.limits, render.store == "whole")
     try:
         text = source.text(data)
     except ValueError as error:

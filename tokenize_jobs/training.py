@@ -35,6 +35,7 @@ def train_tokenizer(spec: Spec, root: str, *, ranks: int = 1) -> None:
     if _is_imported(root):
         return
     lpips_of(spec, root)  # refused before the folder is claimed
+    say(f"train-tokenizer: losses {spec.tokenizer.losses}")
     launch(job_of(spec, root), "tokenize_jobs.fit", root, ranks)
 
 

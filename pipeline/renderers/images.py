@@ -1,4 +1,4 @@
-"""Images with classes: limits before decoding, then the ADM centre crop at the size that is stored."""
+"""Images with classes: limits before decoding, then the ADM centre crop, or the whole image, at the stored size."""
 
 from __future__ import annotations
 
@@ -17,8 +17,8 @@ MODES = ("1", "L", "LA", "La", "P", "PA", "RGB", "RGBA", "RGBa", "RGBX", "CMYK",
 SIXTEEN_BITS = ("I;16", "I;16L", "I;16B", "I;16N")  # grey; of these the upper byte is kept
 
 
-def render_image(data: bytes, size: int, limits: Limits) -> Iterator[Picture]:
-    """Yield one picture [size, size, 3] of an encoded image.
+def render_image(data: bytes, size: int, limits: Limits, whole: bool = False) -> Iterator[Picture]:
+    """Yield one picture of an encoded image: [size, size, 3], or whole, its shorter side `size`.
 
     Raises:
         Unreadable: its format is not allowed, it is too large, eight bits cannot hold its pixels, or it is broken.
@@ -28,7 +28,7 @@ def render_image(data: bytes, size: int, limits: Limits) -> Iterator[Picture]:
         if max(image.size) * size**2 > min(image.size) * limits.pixels:
             enlarged = f"{image.width}x{image.height} pixels: enlarged to {size}, over the limit of {limits.pixels}"
             raise Unreadable(Reason.TOO_LARGE, enlarged)
-        yield Picture("", center_crop(image, size), {"box": (0, 0, *image.size)})
+        yield Picture("", whole_image(image, size) if whole else center_crop(image, size), {"box": (0, 0, *image.size)})
     except Unreadable:
         raise
     except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
@@ -81,6 +81,13 @@ def center_crop(image: Image.Image, size: int) -> np.ndarray:
     pixels = np.asarray(image.resize(shape, Image.Resampling.BICUBIC))
     top, left = (pixels.shape[0] - size) // 2, (pixels.shape[1] - size) // 2
     return pixels[top : top + size, left : left + size].copy()
+
+
+def whole_image(image: Image.Image, size: int) -> np.ndarray:
+    """The image uint8 [H, W, 3], its shorter side `size`: torchvision's Resize, by which the authors trained."""
+    image, short = _rgb(image), min(image.size)
+    width, height = (size * side // short for side in image.size)
+    return np.asarray(image.resize((width, height), Image.Resampling.BILINEAR)).copy()
 
 
 def _rgb(image: Image.Image) -> Image.Image:

@@ -133,7 +133,7 @@ def _crops(
             yield Lost(f"{suffix}-c{number:02d}", Reason.TOO_FEW_WORDS)
             continue
         box = {"box": (left, top, left + cut, top + cut)}
-        yield Picture(f"{suffix}-c{number:02d}", _reduced(crop, size), about | box | words.fields(size / cut))
+        yield Picture(f"{suffix}-c{number:02d}", _reduced(crop, size, style), about | box | words.fields(size / cut))
 
 
 def _on_white(image: np.ndarray, fit: tuple[int, int] | None) -> np.ndarray:
@@ -144,10 +144,11 @@ def _on_white(image: np.ndarray, fit: tuple[int, int] | None) -> np.ndarray:
     return in_one_plane(np.pad(image, ((0, below), (0, right), (0, 0)), constant_values=255))
 
 
-def _reduced(crop: np.ndarray, size: int) -> np.ndarray:
+def _reduced(crop: np.ndarray, size: int, style: PageStyle) -> np.ndarray:
     """A crop [size, size, 3]; a grey one is reduced in one plane, which gives each channel as three would."""
     plane = grey_plane(crop)
     small = np.ascontiguousarray(crop) if plane is None else plane
     if len(crop) != size:
-        small = np.asarray(Image.fromarray(small).resize((size, size), Image.Resampling.BICUBIC))
+        how = Image.Resampling[style.reduction.upper()]
+        small = np.asarray(Image.fromarray(small).resize((size, size), how))
     return small if plane is None else from_plane(small)

@@ -13,6 +13,7 @@ from data_specs.parts import Limits
 from data_specs.records import Reason
 from pipeline.renderers import Unreadable
 from pipeline.renderers.images import render_image
+from tokenize_jobs.views import random_view
 
 PIXELS = np.random.default_rng(0).integers(0, 256, (61, 97, 3), dtype=np.uint8)
 RGB = Image.fromarray(PIXELS)
@@ -41,6 +42,19 @@ def crop(data: bytes, size: int = 64, max_pixels: int = 10**6, formats: list[str
 def test_every_mode_becomes_rgb(mode: str, kind: str) -> None:
     data = encoded(RGB.convert(mode), kind)
     assert abs(float(crop(data, formats=[kind]).mean()) - PIXELS.mean()) < 3
+
+
+@pytest.mark.parametrize("shape", [(61, 97), (97, 61), (200, 61)])
+def test_a_whole_image_is_cut_anywhere_along_its_long_side(shape: tuple[int, int]) -> None:
+    """As the authors trained their tokenizer: torchvision's Resize of the shorter side, then RandomCrop and a flip."""
+    image = Image.fromarray(np.random.default_rng(1).integers(0, 256, (*shape, 3), dtype=np.uint8))
+    (picture,) = render_image(encoded(image), 32, Limits(), whole=True)
+    short, long = min(shape), max(shape)
+    size = tuple(32 if side == short else int(32 * long / short) for side in image.size)
+    np.testing.assert_array_equal(picture.image, np.asarray(image.resize(size, Image.Resampling.BILINEAR)))
+    draws = np.random.default_rng(2).random((3000, 3)).tolist()
+    views = {random_view(picture.image, 32, tuple(at)).tobytes() for at in draws}
+    assert len(views) == 2 * (max(size) - 32 + 1)
 
 
 @pytest.mark.parametrize("mode", ["I", "F"])

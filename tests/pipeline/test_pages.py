@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import hostile_pdfs
+import numpy as np
 import pymupdf
 import pymupdf_fonts
 import pytest
+from PIL import Image
 
 from data_specs.parts import Filters, PageStyle, Render
 from data_specs.sources import TypesetSource
@@ -46,6 +48,23 @@ def test_pages_of_all_sizes_are_fitted_into_one(width: int, height: int, engine:
     assert not isinstance(crop, Lost) and crop.image.shape == (1260, 1260, 3)
     left, top, right, bottom = crop.about["box"]
     assert 0 <= left <= right <= 1261 and 0 <= top <= bottom <= 1783
+
+
+def test_crops_are_reduced_by_the_filter_that_the_spec_says() -> None:
+    document = pymupdf.open()
+    document.new_page(width=300, height=300).insert_text((20, 60), "Hello, reader", fontsize=24)
+
+    def crop(size: int, reduction: str) -> Image.Image:
+        style = {"dpi": 72, "engines": ["mupdf"], "crops": 1, "reduction": reduction}
+        tree = {"sources": [{"kind": "arxiv"}], "pages": style, "crop_size": 256, "filters": {"min_ink": 0}}
+        (made,) = render_pdf(document.tobytes(), "a", Render.model_validate(tree), 0, size)
+        assert not isinstance(made, Lost)
+        return Image.fromarray(made.image)
+
+    whole = crop(256, "bicubic")
+    for reduction in ("bicubic", "bilinear"):
+        expected = whole.resize((128, 128), Image.Resampling[reduction.upper()])
+        np.testing.assert_array_equal(np.asarray(crop(128, reduction)), np.asarray(expected))
 
 
 @pytest.mark.parametrize("engine", ["mupdf", "pdfium"])
