@@ -9,11 +9,10 @@ V codebook size, C width, H attention heads, K = C / H width of a head.
 
 from __future__ import annotations
 
-import functools
 import math
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any, Literal, TypeVar
+from typing import Any, Literal
 
 import torch
 import torch.nn.functional as F
@@ -22,11 +21,12 @@ from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
 from data_specs.parts import SIZES
+from train.cross_entropy import ChunkedCrossEntropy
+from train.fused import fused
 
 INIT_STD = 0.02
 NORM_EPS = 1e-5
 ROTARY_BASE = 10_000.0
-LOSS_CHUNK = 2**25  # logits that exist at once in the loss: 128 MiB of float32
 
 Rotary = tuple[Tensor, Tensor]  # cosine and signed sine, each [T, 1, 1, K]
 Attend = Callable[[Tensor, Tensor, Tensor], Tensor]  # q, k, v [B, T, H, K] -> [B, T, H, K]
@@ -137,26 +137,6 @@ def rotary_factors(config: TransformerConfig, device: torch.device | str) -> Rot
     cosine, sine = angles.cos(), angles.sin()
     pairs = torch.stack([cosine, cosine], -1).flatten(1), torch.stack([-sine, sine], -1).flatten(1)
     return tuple(F.pad(table, (0, 0, 1, 0))[:, None, None] for table in pairs)  # type: ignore[return-value]
-
-
-Function = TypeVar("Function", bound=Callable[..., Any])
-
-
-def fused(function: Function) -> Function:
-    """The function as one kernel on a GPU, where it costs what it reads and writes; on a CPU as it stands."""
-
-    @functools.wraps(function)
-    def call(x: Tensor, *rest: Any) -> Any:
-        as_it_is = not x.is_cuda or torch.compiler.is_compiling()  # what is being compiled is fused with its neighbours
-        return (function if as_it_is else compiled(function))(x, *rest)
-
-    return call  # type: ignore[return-value]
-
-
-@functools.cache
-def compiled(function: Function) -> Function:
-    """The function as torch.compile makes it, once for all who call it."""
-    return torch.compile(function)  # type: ignore[return-value]
 
 
 @fused
@@ -287,48 +267,6 @@ class Output(Linear):
         if targets is None:
             return super().forward(h).float()
         return ChunkedCrossEntropy.apply(h.flatten(0, -2), self.weight, targets.flatten(), torch.is_grad_enabled())
-
-
-@fused
-def prediction_error(logits: Tensor, wanted: Tensor, needs_grad: bool) -> tuple[Tensor, Tensor | None]:
-    """The summed cross-entropy of logits [N, V] against wanted [N, 1], float32, and softmax - one-hot in their type."""
-    wide = logits.float()
-    normalizer = wide.logsumexp(-1, keepdim=True)
-    loss = (normalizer - wide.gather(-1, wanted)).sum()
-    if not needs_grad:
-        return loss, None
-    error = wide.sub_(normalizer).exp_()
-    return loss, error.scatter_add_(-1, wanted, -torch.ones_like(normalizer)).to(logits.dtype)
-
-
-class ChunkedCrossEntropy(torch.autograd.Function):
-    """Mean cross-entropy of h [N, C] @ weight[V, C].T against targets [N], at most LOSS_CHUNK logits at a time.
-
-    The gradient is linear in the incoming scalar, so forward computes it beside the loss and no logit is ever
-    computed twice: the idea of Liger-Kernel's fused linear cross-entropy (arXiv 2410.10989). Backward needs no weight,
-    which suits ZeRO-3, where weights are whole only inside their module's forward.
-    """
-
-    @staticmethod
-    def forward(ctx: Any, h: Tensor, weight: Tensor, targets: Tensor, needs_grad: bool) -> Tensor:
-        loss = torch.zeros((), device=h.device)  # float32
-        grad_h, grad_weight = torch.empty_like(h), torch.zeros_like(weight, dtype=torch.float32)
-        rows = max(1, LOSS_CHUNK // weight.shape[0])
-        for chunk, wanted, out in zip(h.split(rows), targets[:, None].split(rows), grad_h.split(rows), strict=True):
-            surprise, error = prediction_error(F.linear(chunk, weight), wanted, needs_grad)
-            loss += surprise
-            if error is not None:
-                out.copy_(error @ weight)
-                grad_weight += error.T @ chunk
-        ctx.save_for_backward(grad_h, grad_weight.to(weight.dtype))
-        return loss / len(h)
-
-    @staticmethod
-    @torch.autograd.function.once_differentiable
-    def backward(ctx: Any, grad_loss: Tensor) -> tuple[Tensor | None, ...]:
-        grad_h, grad_weight = ctx.saved_tensors
-        scale = grad_loss / len(grad_h)
-        return grad_h * scale.to(grad_h.dtype), grad_weight * scale.to(grad_weight.dtype), None, None
 
 
 class DnDTransformer(nn.Module):
