@@ -76,7 +76,8 @@ def acquire(folder: str, command: str, shared: bool = False) -> Lease:
         for number, by in in_the_way.items():
             if not _is_dead(folder, number, by):
                 raise _refusal(folder, by)
-        mine, number = _this_process(command), max(before, default=0) + 1
+        mine = _this_process(command)
+        number = max(before, default=0) + 1
         if storage.create_if_absent(_uri(folder, number), mine.to_json()):
             break
         if not shared:

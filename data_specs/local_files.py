@@ -17,7 +17,8 @@ from data_specs.records import FileInfo
 
 PART = ".part"  # ends the names of what is still being written
 _NO_LINKS = (errno.EPERM, errno.EOPNOTSUPP, errno.ENOSYS, errno.EMLINK)  # what file systems without hard links answer
-_RENAME_NOREPLACE, _AT_FDCWD = 1, -100
+_RENAME_NOREPLACE = 1
+_AT_FDCWD = -100
 
 
 def find_file(uri: str) -> FileInfo | None:
@@ -42,7 +43,8 @@ def no_files(folder: str) -> Iterator[tuple[str, str]]:
 
 def _entries(folder: str, above: tuple[str, ...] = ()) -> Iterator[os.DirEntry[str]]:
     """All but folders, `above` being the real paths of the folders that led here: a link to one is a circle."""
-    here, entries = os.path.realpath(folder), list[os.DirEntry[str]]()
+    here = os.path.realpath(folder)
+    entries = list[os.DirEntry[str]]()
     if here in above:
         return
     with suppress(FileNotFoundError):

@@ -119,7 +119,8 @@ def store(set_uri: str, manifest: Manifest) -> None:
 
     One that is there already with the same bytes stays as it is.
     """
-    uri, parts = storage.join(set_uri, "manifest.json"), tuple[PartEntry, ...]()
+    uri = storage.join(set_uri, "manifest.json")
+    parts = tuple[PartEntry, ...]()
     if len(manifest.shardlist) > PART_SHARDS:
         firsts = range(0, len(manifest.shardlist), PART_SHARDS)
         parts = tuple(_store_part(set_uri, manifest, first) for first in firsts)

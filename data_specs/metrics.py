@@ -16,7 +16,8 @@ class MetricsLog:
     """Rows of metrics.jsonl. Only rank 0 writes; rows after the resumed step are dropped, so no step comes twice."""
 
     def __init__(self, folder: str, step: int, writes: bool, name: str) -> None:
-        self.uri, self.writes = storage.join(folder, "metrics.jsonl"), writes
+        self.uri = storage.join(folder, "metrics.jsonl")
+        self.writes = writes
         self.rows = [row for row in read_rows(self.uri) if row["step"] <= step] if writes else []
         self.telemetry = Telemetry.start(folder, name, self.rows) if writes else None
         if writes:

@@ -54,7 +54,9 @@ def commit(set_uri: str, digest: str, unit: int, outcomes: Iterable[Outcome]) ->
     Returns:
         The receipt that holds: the loser of a race adopts the winner's.
     """
-    started, dropped, read = time.time(), list[Dropped](), list[InputRead]()
+    started = time.time()
+    dropped = list[Dropped]()
+    read = list[InputRead]()
     with scratch_folder() as folder:
         shard, rows = _write(_samples(outcomes, dropped, read), folder)
         file = _place(folder, shard, rows, set_uri, unit)

@@ -126,11 +126,13 @@ def _blocks(uri: str, start: int = 0, stop: int | None = None, etag: str | None 
                 return
             if etag not in (None, answer["ETag"]):
                 raise OSError(f"{uri}: was replaced while it was read")
-            etag, stop = answer["ETag"], start + answer["ContentLength"]
+            etag = answer["ETag"]
+            stop = start + answer["ContentLength"]
             with closing(answer["Body"]) as body:
                 while block := body.read(_BLOCK):
                     yield block
-                    start, attempt = start + len(block), 0
+                    start = start + len(block)
+                    attempt = 0
         except (BotoCoreError, HTTPError) as error:
             attempt += 1
             if attempt == TRIES:
@@ -209,7 +211,8 @@ def _write(uri: str, content: bytes | Path, creates: bool) -> bool:
     server that refuses the condition as not implemented gets a look before the write instead: there the last of two
     simultaneous writers wins.
     """
-    mark, conditional = uuid4().hex, creates
+    mark = uuid4().hex
+    conditional = creates
     for attempt in range(TRIES):
         if creates and stat(uri):
             return False
@@ -220,7 +223,8 @@ def _write(uri: str, content: bytes | Path, creates: bool) -> bool:
         except FileExistsError:
             return False
         except ClientError as error:
-            head, status = _head(uri), answer_of(error)[0]
+            head = _head(uri)
+            status = answer_of(error)[0]
             if head and head["Metadata"].get("dnd-writer") == mark:
                 return True
             if creates and status in _TAKEN:

@@ -45,7 +45,8 @@ def write_shard(samples: Iterable[Sample], tar_path: Path, index_path: Path) -> 
     """
     rows: list[tuple[int, int, bytes, int, int]] = []
     seen: set[str] = set()
-    sha, md5 = hashlib.sha256(), hashlib.md5(usedforsecurity=False)
+    sha = hashlib.sha256()
+    md5 = hashlib.md5(usedforsecurity=False)
     filesize = 0
     with tar_path.open("wb") as file:
 

@@ -74,8 +74,10 @@ class Spec(Part):
         return self
 
     def _text_has_room(self) -> None:
-        style, canvas = self.render.text, self.render.crop_size or self.shape.image_size
-        most, gaps = max(style.columns), (max(style.columns) - 1) * style.sizes[1]
+        style = self.render.text
+        canvas = self.render.crop_size or self.shape.image_size
+        most = max(style.columns)
+        gaps = (max(style.columns) - 1) * style.sizes[1]
         if 2 * style.margins[1] + gaps + most * style.sizes[1] > canvas:
             raise ValueError(
                 f"render.text: a margin of {style.margins[1]} px and {most} columns leave no room for letters of "

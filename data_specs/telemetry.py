@@ -27,7 +27,8 @@ class Telemetry:
         self.folder, self.name, self.rows, self.mode = folder, name, rows, mode
         self.num_sent = 0
         self.pictures = deque[tuple[int, bytes]]()
-        self.news, self.ended = threading.Event(), False
+        self.news = threading.Event()
+        self.ended = False
         self.thread = threading.Thread(target=self._work, daemon=True)
         self.thread.start()
 

@@ -131,7 +131,8 @@ def _verify_index(tar_uri: str, written: int, num_bytes: int) -> Iterator[str]:
     if rows.dtype != INDEX_DTYPE:
         yield f"{index_uri(tar_uri)}: not the index of a shard"
         return
-    samples, end = len(np.unique(rows["sample"])), int((rows["offset"] + rows["size"]).max(initial=0))
+    samples = len(np.unique(rows["sample"]))
+    end = int((rows["offset"] + rows["size"]).max(initial=0))
     if samples != written:
         yield f"{tar_uri}: holds {samples} samples, its receipt says {written}"
     if end > num_bytes:

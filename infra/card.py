@@ -36,7 +36,9 @@ def write_card(root: str) -> str:
     images = storage.join(root, "images")
     manifests = {split: read_manifest(storage.join(images, split, "manifest.json")) for split in SPLITS}
     spec = spec_of(root, "images")
-    documents, samples, shown = Counter[str](), Counter[str](), list[dict[str, Any]]()
+    documents = Counter[str]()
+    samples = Counter[str]()
+    shown = list[dict[str, Any]]()
     with scratch_folder() as folder:
         path = folder / "attribution.jsonl"
         with path.open("w", encoding="utf-8") as file:

@@ -93,7 +93,9 @@ def _curve(roots: tuple[str, str], folder: str, key: str) -> dict[str, Any] | No
 
 def _curve_lines(curve: dict[str, Any]) -> Iterator[str]:
     points = list(chain(curve["a"], curve["b"]))
-    last, low, high = max(step for step, _ in points), min(v for _, v in points), max(v for _, v in points)
+    last = max(step for step, _ in points)
+    low = min(v for _, v in points)
+    high = max(v for _, v in points)
     yield from ("", f"{curve['name']}, steps 0 to {last}, from {short(low)} to {short(high)}")
     for name in "ab":
         if line := curve[name]:
@@ -104,7 +106,9 @@ def _curve_lines(curve: dict[str, Any]) -> Iterator[str]:
 
 def _bars(line: Curve, last: int, low: float, high: float) -> str:
     """A curve as WIDTH bars over steps 0 to `last`: of each bar's steps the last value; blank behind its end."""
-    drawn, place, value = "", 0, line[0][1]
+    drawn = ""
+    place = 0
+    value = line[0][1]
     for column in range(WIDTH):
         while place < len(line) and line[place][0] <= (column + 1) * last / WIDTH:
             value = line[place][1]

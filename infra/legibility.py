@@ -33,7 +33,8 @@ def measure(
         sets: "real", "generated", and "reconstructed" where there are such.
         temperatures: of the sweep; none where the generated images are not this root's.
     """
-    training, cache = training_text(open_shards(storage.join(root, "images/train"))), cache_of(root)
+    training = training_text(open_shards(storage.join(root, "images/train")))
+    cache = cache_of(root)
     result = evaluate_legibility(sets, training, engine, cache, num_images)
     drawn = _made_by(sets["generated"].uri, root)
     sampling = drawn.sample.model_dump(mode="json", exclude={"name", "num"}) if drawn else {}

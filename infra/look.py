@@ -104,7 +104,8 @@ def _reason(pair: tuple[Dropped, Image.Image | None]) -> tuple[str, Reason]:
 
 
 def _kept(shard: Shard, number: int, boxes: bool) -> Tile:
-    fields, key = shard.fields(number), shard.key(number)
+    fields = shard.fields(number)
+    key = shard.key(number)
     picture = _picture(fields["png"])
     return (with_boxes(picture, SampleInfo.parse(fields["json"], f"{key}.json")) if boxes else picture), key
 
@@ -148,10 +149,12 @@ def _shortened(unit: SourceUnit) -> SourceUnit:
 
 def draw_sheet(title: str, rows: list[Row]) -> Image.Image:
     """A sheet: the title, then each row's title and its tiles, COLUMNS side by side, with their labels below."""
-    font, width = ImageFont.load_default(12), COLUMNS * (TILE + GAP) + GAP
+    font = ImageFont.load_default(12)
+    width = COLUMNS * (TILE + GAP) + GAP
     blocks = [(_wrapped(name, width - 2 * GAP), [(p, _wrapped(text, TILE)) for p, text in ts]) for name, ts in rows]
     sheet = Image.new("RGB", (width, 2 * LINE + sum(_height(*block) for block in blocks) + GAP), "#f6f8fa")
-    draw, top = ImageDraw.Draw(sheet), 2 * LINE
+    draw = ImageDraw.Draw(sheet)
+    top = 2 * LINE
     draw.text((GAP, GAP), printable(title), "#000000", ImageFont.load_default(14))
     for name, tiles in blocks:
         draw.multiline_text((GAP, top + GAP), name, "#0969da", font)
@@ -176,7 +179,8 @@ def _height_of_line(tiles: list[Tile]) -> int:
 
 def _wrapped(text: str, width: int) -> str:
     """A text in lines of at most `width` pixels, broken anywhere: keys and paths have no blanks."""
-    font, lines = ImageFont.load_default(12), [""]
+    font = ImageFont.load_default(12)
+    lines = [""]
     for char in printable(text):
         if font.getlength(lines[-1] + char) > width:
             lines.append("")
@@ -186,7 +190,8 @@ def _wrapped(text: str, width: int) -> str:
 
 def _draw_tile(sheet: Image.Image, corner: tuple[int, int], tile: Tile) -> None:
     (picture, label), (left, top) = tile, corner
-    draw, font = ImageDraw.Draw(sheet), ImageFont.load_default(12)
+    draw = ImageDraw.Draw(sheet)
+    font = ImageFont.load_default(12)
     draw.rectangle((left, top, left + TILE - 1, top + TILE - 1), "#ffffff", "#d0d7de")
     if picture is None:
         draw.text((left + GAP, top + TILE // 2), "no picture", "#cf222e", font)

@@ -137,7 +137,8 @@ def import_tokenizer(path: Path, config: Path | None, root: str, ema: bool = Fal
 
     model = read(path, config or path.with_name("config.yaml"), ema=ema)
     if preset is not None:
-        wanted, remedy = CodeShape.of(load_spec(preset).shape), "give the checkpoint's own preset"
+        wanted = CodeShape.of(load_spec(preset).shape)
+        remedy = "give the checkpoint's own preset"
         wanted.refuse_other(CodeShape.of(model.config), str(path), f"those of {preset}", remedy)
     folder = unused(storage.join(root, "tokenizer"))
     with storage.writable_folder(folder) as local:
@@ -159,7 +160,8 @@ def import_transformer(path: Path, preset: str | None, size: str | None, root: s
     spec.require("transformer")
     found = size_of_released(path) if not size and spec.transformer.size else None
     if found and SIZES[found][0] == spec.transformer.dimensions[0]:  # XXL and XXXL share their presets
-        size, spec = found, read_spec(preset, root, [f"transformer.size={found}"])
+        size = found
+        spec = read_spec(preset, root, [f"transformer.size={found}"])
     folder = unused(storage.join(root, "transformer"))
     with storage.writable_folder(folder) as local:
         read(path, local, config_of(spec))
@@ -228,7 +230,8 @@ def downloaded_commit(path: Path) -> str | None:
 
 def _published_root(address: str, root: str) -> list[str]:
     """What `dnd push` published: tokenizer, transformer and spec of a root."""
-    fetched, lines = fetch(address), list[str]()
+    fetched = fetch(address)
+    lines = list[str]()
     names = [name for name in ("tokenizer", "transformer") if (fetched.path / name).is_dir()]
     if not names:
         known = ", ".join(release.preset for release in RELEASES)

@@ -161,7 +161,8 @@ def _training_status(root: str, stage: Stage) -> TrainingStatus | None:
         if storage.exists(storage.join(folder, "stage.json")):
             return TrainingStatus(stage.makes, "begun")
         return TrainingStatus(stage.makes, "imported") if next(storage.list_files(folder), None) else None
-    last, part = rows[-1], getattr(spec_of(root, stage.makes), stage.batch)
+    last = rows[-1]
+    part = getattr(spec_of(root, stage.makes), stage.batch)
     step, steps = int(last["step"]), int(part.steps)
     rate = float(last["images_per_second"]) / part.batch_size
     return TrainingStatus(

@@ -113,7 +113,8 @@ def verdict_lines(summary: Mapping[str, Any], took: Mapping[str, float], root: s
 
 def next_commands(root: str) -> list[str]:
     """Three commands that run as they stand, from where this one was started."""
-    dnd, here = shlex.join(program()), shlex.quote(_from_here(root))
+    dnd = shlex.join(program())
+    here = shlex.quote(_from_here(root))
     return [
         f"{dnd} sample --root {here} --set sample.name=cold --set sample.temperature=0.5  # legible, less varied",
         f"{dnd} look {here} --boxes  # what it learnt from, word by word",

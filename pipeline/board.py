@@ -23,7 +23,8 @@ class JobReport:
     """The account of one run over a plan: what is done before and by it, what runs, how fast."""
 
     def __init__(self, plan: Plan, before: Iterable[Receipt]) -> None:
-        self.plan, self.account = plan, Account(before)
+        self.plan = plan
+        self.account = Account(before)
         self.started = time.time()
         self.written = 0.0
         self.before = len(self.account.units)

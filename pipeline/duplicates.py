@@ -55,7 +55,9 @@ def _hash_all(shards: list[tuple[str, ShardEntry]], path: Path) -> np.ndarray:
         for number, (uri, _) in enumerate(shards):
             hashes = column(uri, "hash")
             entries = np.zeros(len(hashes), ENTRY)
-            entries["hash"], entries["shard"], entries["number"] = hashes, number, np.arange(len(hashes))
+            entries["hash"] = hashes
+            entries["shard"] = number
+            entries["number"] = np.arange(len(hashes))
             file.write(entries.tobytes())
             progress.advance()
     progress.finish()

@@ -23,7 +23,8 @@ MAY_CHANGE = ("sources", "limits")  # of the spec's render, when a set is extend
 
 def require_extension(plan: Plan, wanted: Identity) -> None:
     """Raises ValueError where more than sources and limits has changed since the plan was made."""
-    now, before = cast(dict[str, JsonValue], wanted.spec["render"]), plan.identity.spec.get("render")
+    now = cast(dict[str, JsonValue], wanted.spec["render"])
+    before = plan.identity.spec.get("render")
     if isinstance(before, dict):
         spec = plan.identity.spec | {"render": before | {key: now[key] for key in MAY_CHANGE}}
         require_same(plan.set_uri, plan.identity.model_copy(update={"spec": spec}), wanted)
@@ -142,7 +143,8 @@ def _among(values: np.ndarray, known: np.ndarray) -> np.ndarray:
 
 def _regrouped(units: Iterable[SourceUnit], per_unit: int) -> Iterator[SourceUnit]:
     """Units of one source one after the other, put together to units of `per_unit` documents."""
-    waiting, like = list[Document](), None
+    waiting = list[Document]()
+    like = None
     for unit in units:
         if unit.tar:
             yield unit

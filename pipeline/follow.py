@@ -52,7 +52,8 @@ def followed(plan: Plan, identity: Identity, manifest: Manifest, split: str) -> 
     """
     now: dict[str, ShardEntry | None] = dict.fromkeys(manifest.emptied)
     now |= {name: entry for entry in manifest.shardlist for name in (entry.url, *entry.replaces)}
-    restated, seen = list[ShardUnit](), set[str | None]()
+    restated = list[ShardUnit]()
+    seen = set[str | None]()
     for unit in plan.units():
         assert isinstance(unit, ShardUnit)
         if unit.shard and unit.shard not in now:

@@ -76,7 +76,8 @@ class Child:
         A call that ends the child is answered by the reason; those that waited behind it, or were answered into the
         void, go to a fresh child.
         """
-        waiting, calls = deque[_Call](), iter(calls)
+        waiting = deque[_Call]()
+        calls = iter(calls)
         while True:
             while len(waiting) < AHEAD and (arguments := next(calls, None)) is not None:
                 waiting.append(_Call(arguments))
@@ -128,14 +129,16 @@ class Child:
     def _start(self) -> None:
         (ours, theirs), counter = socket.socketpair(), os.memfd_create("dnd-begun")
         os.truncate(counter, 16)
-        self.count, self.answered = mmap(counter, 16), 0
+        self.count = mmap(counter, 16)
+        self.answered = 0
         environment = os.environ | {"PYTHONPATH": os.pathsep.join(p for p in sys.path if p), "OMP_NUM_THREADS": "1"}
         passed = (theirs.fileno(), counter)
         command = [sys.executable, "-P", "-m", "pipeline.isolate", *map(str, passed), self.function]
         self.process = subprocess.Popen(command, pass_fds=passed, env=environment, stdin=subprocess.DEVNULL)
         theirs.close()
         os.close(counter)
-        self.pipe, self.outbox = Connection(ours.detach()), SimpleQueue[Any]()
+        self.pipe = Connection(ours.detach())
+        self.outbox = SimpleQueue[Any]()
         self.outbox.put(self.fixed)
         threading.Thread(target=_write, args=(self.pipe, self.outbox), daemon=True).start()
 
@@ -192,9 +195,12 @@ def _limit(cpu: float, memory: int) -> None:
 
 def _serve(pipe: Connection, count: mmap, function: Any) -> None:
     """Answers calls until the pipe closes; several answers travel together, so that two processes wake up seldom."""
-    fixed, more = pipe.recv(), select.poll()
+    fixed = pipe.recv()
+    more = select.poll()
     more.register(pipe.fileno(), select.POLLIN)
-    answers, said, number = list[tuple[Any, ...]](), time.monotonic(), 0
+    answers = list[tuple[Any, ...]]()
+    said = time.monotonic()
+    number = 0
     while True:
         try:
             arguments, cpu, memory = pipe.recv()
@@ -206,7 +212,8 @@ def _serve(pipe: Connection, count: mmap, function: Any) -> None:
         answers.append(tuple(_answer(function, *fixed, *arguments)))
         if len(answers) >= TOGETHER or time.monotonic() - said > PATIENCE or not more.poll(0):
             pipe.send(answers)
-            answers, said = [], time.monotonic()
+            answers = []
+            said = time.monotonic()
 
 
 def _answer(function: Any, *arguments: Any) -> Answer:

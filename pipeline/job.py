@@ -156,7 +156,8 @@ def _grow(
     """The plan with a part for new documents; as it is where there are none and the spec is the same."""
     from pipeline.extend import new_units
 
-    identity, plan = _identity(spec, split, _listed(listed)), plans[split]
+    identity = _identity(spec, split, _listed(listed))
+    plan = plans[split]
     other = plans["val" if split == "train" else "train"]
     units = new_units(plan, other, read_units(listed), spec.render.documents_per_unit, retry_rejected)
     first = list(itertools.islice(units, 1))

@@ -156,7 +156,8 @@ def remove(root: str, ids: Iterable[str], samples: Iterable[str]) -> Iterator[st
     with ExitStack() as stack:
         for home in sorted({lease_home(_short(root, uri)) for uri in find_shard_sets(root)}):
             stack.enter_context(hold(storage.join(root, home), "dnd remove"))
-        before, found = read_removed(images), _found(plans, wanted)
+        before = read_removed(images)
+        found = _found(plans, wanted)
         known = Taken(before.ids | found.documents.keys(), before.samples | found.samples)
         for one in sorted(wanted.ids & known.ids):
             yield f"{written[one]}: {', '.join(sorted(found.documents.get(one, ()))) or 'was removed before'}"
@@ -187,7 +188,8 @@ class _Found(NamedTuple):
 
 
 def _found(plans: dict[str, Plan], wanted: Taken) -> _Found:
-    documents, samples = dict[str, set[str]](), set[str]()
+    documents = dict[str, set[str]]()
+    samples = set[str]()
     for split, plan in plans.items():
         for unit, here in _concerned(plan, split, wanted):
             rows = _rows(plan, unit.unit)
@@ -200,7 +202,8 @@ def _found(plans: dict[str, Plan], wanted: Taken) -> _Found:
 
 def _concerned(plan: Plan, split: str, wanted: Taken) -> Iterator[tuple[SourceUnit, Taken]]:
     """Units of a set that may hold, or held, something wanted; with what that is, samples as bare keys."""
-    named, months = wanted.of_units(), {_month(document_id) for document_id in wanted.ids}
+    named = wanted.of_units()
+    months = {_month(document_id) for document_id in wanted.ids}
     for unit in plan.units():
         assert isinstance(unit, SourceUnit)
         here = named.get((split, unit.unit))
@@ -252,7 +255,8 @@ def _month(arxiv_id: str) -> str:
 def _derived(root: str, replaced: set[str]) -> Iterator[str]:
     """Takes away what was made from the replaced shards, the last of it first; names what learned of it or shows it."""
     plans = [plan for uri in find_shard_sets(root) if (plan := read_plan(uri))]
-    gone, stale = set(replaced), list[tuple[UnitStage, Plan, list[int]]]()
+    gone = set(replaced)
+    stale = list[tuple[UnitStage, Plan, list[int]]]()
     for stage in registered():
         for plan in plans:
             if isinstance(stage, UnitStage) and plan.identity.stage == stage.name and (units := _reading(plan, gone)):

@@ -77,9 +77,12 @@ class Renderer:
 
     def render(self, unit: SourceUnit) -> Iterator[Outcome]:
         """Samples and what was dropped, in the order of the unit's documents; then what was read."""
-        source, waiting = unit.source, deque[RawDocument]()
-        read, num_bytes = hashlib.sha256(), 0
-        filters, kept = self.spec.render.filters, Kept()
+        source = unit.source
+        waiting = deque[RawDocument]()
+        read = hashlib.sha256()
+        num_bytes = 0
+        filters = self.spec.render.filters
+        kept = Kept()
 
         def calls() -> Iterator[tuple[Any, ...]]:
             nonlocal num_bytes
@@ -144,7 +147,8 @@ def render_document(
     spec: Spec, source: Source, data: bytes, document_id: str, about: dict[str, Any], ended: Ended
 ) -> list[Rendered]:
     """In the child: what became of each picture of a document; `about` is what is known of all of them."""
-    filters, made = spec.render.filters, list[Rendered]()
+    filters = spec.render.filters
+    made = list[Rendered]()
     known = {"id": document_id} | about
     texts = {key: str(value or "").encode("utf-8", "replace").decode() for key, value in known.items()}
     for part in _render_kind(source, data, document_id, spec, ended):
@@ -177,5 +181,6 @@ def _render_kind(source: Source, data: bytes, document_id: str, spec: Spec, ende
     script = (script_of(text) or "") if render.filters.scripts else None
     if taken := taken_by(render.filters, Facts(script=script)):
         return iter([Lost("", *taken)])
-    style, canvas = render.text, render.crop_size or size
+    style = render.text
+    canvas = render.crop_size or size
     return render_text(text, document_id, style, spec.seed, canvas, size, source.text_format)

@@ -209,9 +209,14 @@ class _WorkerPool:
     """The actors of a run: as many as are wanted and fit, started and replaced as nodes come and go."""
 
     def __init__(self, setup: Setup, workers: Workers) -> None:
-        self.setup, self.workers, self.refused, self.next_look = setup, workers, 0, 0.0
+        self.setup = setup
+        self.workers = workers
+        self.refused = 0
+        self.next_look = 0.0
         self.actors, self.starting = dict[int, Any](), dict[Any, int]()
-        self.nodes, self.hosts, self.idle = dict[int, str](), dict[int, str](), deque[int]()
+        self.nodes = dict[int, str]()
+        self.hosts = dict[int, str]()
+        self.idle = deque[int]()
         self.numbers, self.used = itertools.count(), set[int]()  # `used`: have made an earlier plan
         spare = workers.spare or []
         if workers.gpus or any(one.cpus != workers.cpus for one in spare):
@@ -296,10 +301,17 @@ class _Job:
         progress: Progress,
         report: JobReport | None,
     ) -> None:
-        self.waiting, self.left, self.max_failures = UnitQueue(iter(units)), num_units, workers.max_failures
-        self.pool, self.running = _WorkerPool(setup, workers), dict[Any, Try]()
-        self.done, self.tries, self.failures = set[int](), Counter[int](), dict[int, str]()
-        self.progress, self.report, self.metrics = progress, report, RunMetrics(progress.task)
+        self.waiting = UnitQueue(iter(units))
+        self.left = num_units
+        self.max_failures = workers.max_failures
+        self.pool = _WorkerPool(setup, workers)
+        self.running = dict[Any, Try]()
+        self.done = set[int]()
+        self.tries = Counter[int]()
+        self.failures = dict[int, str]()
+        self.progress = progress
+        self.report = report
+        self.metrics = RunMetrics(progress.task)
         self.durations = deque[float](maxlen=DURATIONS)
 
     def run(self) -> Iterator[Done]:
@@ -343,7 +355,8 @@ class _Job:
     def _finish_try(self, reference: Any) -> Done | None:
         """One try of a unit has ended: well, or badly; of two tries the first that ends well counts."""
         ended = self.running.pop(reference)
-        node, number = self.pool.nodes[ended.worker], ended.unit.unit
+        node = self.pool.nodes[ended.worker]
+        number = ended.unit.unit
         result, failure, counts = self.pool.result(reference, ended.worker)
         if not counts:
             self.waiting.forget_node(node)

@@ -136,11 +136,13 @@ class UnitStage(Stage):
 
         made: dict[str, Manifest] = {}
         for output in self.outputs(spec, root, workers, **options):
-            plan, name = output.plan, output.plan.set_uri.removeprefix(root.rstrip("/") + "/")
+            plan = output.plan
+            name = output.plan.set_uri.removeprefix(root.rstrip("/") + "/")
             if self.keeps_spec:
                 record_spec(output.spec, root, self.home(spec), self.answers_for)
             work = partial(committing, output.setup, plan.set_uri, plan.digest)
-            use, task = self.workers(spec, workers), f"{self.name} {name}"
+            use = self.workers(spec, workers)
+            task = f"{self.name} {name}"
             with hold(join(root, lease_home(name)), f"dnd {self.name}", shared=True):
                 made[name] = self.corrected(plan, run_plan(plan, work, use, self.holds, task, self.counted))
         if left := [name for name, manifest in made.items() if not manifest.complete]:

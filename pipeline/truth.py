@@ -53,7 +53,8 @@ def shares(image: np.ndarray, boxes: np.ndarray) -> Truth:
     """The counts of a picture uint8 [H, W, 3] and boxes [n, 4] (x0, y0, x1, y1) in its pixels."""
     paper = [np.bincount(image[..., channel].ravel()).argmax() for channel in range(3)]
     inked = np.asarray((np.abs(image.astype(np.int16) - np.array(paper, np.int16)) > INK).any(axis=2))
-    outside, with_ink = inked.copy(), 0
+    outside = inked.copy()
+    with_ink = 0
     boxes = np.asarray(boxes, dtype=np.float64).reshape(-1, 4)
     for x0, y0, x1, y1 in boxes:
         place = slice(max(0, int(y0) - 1), int(np.ceil(y1)) + 1), slice(max(0, int(x0) - 1), int(np.ceil(x1)) + 1)

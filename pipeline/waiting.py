@@ -22,7 +22,8 @@ class UnitQueue:
     """Units of a plan that nobody works on yet; memory holds at most AHEAD of them and those put back."""
 
     def __init__(self, todo: Iterator[AnyUnit]) -> None:
-        self.todo, self.ahead = todo, deque(islice(todo, AHEAD))
+        self.todo = todo
+        self.ahead = deque(islice(todo, AHEAD))
         self.node_of: dict[str, str] = {}
 
     def __bool__(self) -> bool:

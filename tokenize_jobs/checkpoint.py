@@ -59,7 +59,9 @@ class CheckpointWriter:
     def start(self, state: dict[str, Any], tensors: dict[str, Tensor]) -> None:
         """Begin to write: `state` is what CheckpointState holds besides files and world, `tensors` this rank's part."""
         assert self.state is None, "a checkpoint is under way: commit it first"
-        self.state, self.written, self.error = state, None, None
+        self.state = state
+        self.written = None
+        self.error = None
         uri = storage.join(self.folder, step_name(state["step"]))
         if self.ranks.rank == 0:
             storage.delete(storage.join(uri, STATE))  # what is written anew does not count until it is whole
@@ -89,7 +91,8 @@ class CheckpointWriter:
             ValueError: it could not be written, and no restart mends that.
             RuntimeError: it could not be written.
         """
-        state, self.state = self.state, None
+        state = self.state
+        self.state = None
         if state is None:
             return
         results = self.ranks.gather((self.written, self.error))
@@ -148,7 +151,8 @@ def _describe(uri: str) -> CheckpointFile:
 
 def describe_stream(file: Any) -> CheckpointFile:
     """Size and sha256 of what is left of a stream."""
-    found, size = hashlib.sha256(), 0
+    found = hashlib.sha256()
+    size = 0
     while chunk := file.read(2**22):
         found.update(chunk)
         size += len(chunk)
@@ -202,7 +206,8 @@ def find_faults(uri: str, state: CheckpointState, names: Sequence[str]) -> list[
     """Return one line for each file of `names` that is not what state.json says; reads every byte."""
 
     def fault(name: str) -> str:
-        path, wanted = storage.join(uri, name), state.files[name]
+        path = storage.join(uri, name)
+        wanted = state.files[name]
         try:
             if (facts := storage.stat(path)) and facts.size != wanted.bytes:
                 return f"{path}: {facts.size} bytes, state.json says {wanted.bytes}"
@@ -254,7 +259,8 @@ def _candidates(folder: str) -> list[str]:
 
 def _examine(uri: str, ranks: Ranks) -> CheckpointState | str:
     """A checkpoint's state where it is whole, else what is wrong with it, the same on all ranks."""
-    faults, state = list[str](), None
+    faults = list[str]()
+    state = None
     try:
         state = read_state(uri)
         faults = find_faults(uri, state, sorted(state.files)[ranks.rank :: ranks.world])

@@ -62,7 +62,8 @@ def decode_codes(model: RQVAE, codes: np.ndarray, rounding: str = "nearest", pad
 
     rounding: "nearest", or "truncate" as the authors' script does.
     """
-    codes, device = codes_by_depth(codes, model.config), next(model.parameters()).device
+    codes = codes_by_depth(codes, model.config)
+    device = next(model.parameters()).device
     padded = np.zeros((max(pad_to, len(codes)), *codes.shape[1:]), np.int64)
     padded[: len(codes)] = codes
     with naming_what_to_lower("tokenize.compute_batch", len(padded)):

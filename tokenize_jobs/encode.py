@@ -49,16 +49,19 @@ def encoding(model: RQVAE, spec: Spec, images_uri: str) -> Callable[[ShardUnit],
 
 def encode_shard(model: RQVAE, spec: Spec, shard: Shard, split: str) -> Iterator[Sample | Dropped]:
     """Samples of codes [views, h, w, d] for those of an image shard that match spec.tokenize.where, in order."""
-    facts, where = table.facts_of(shard.uri), spec.tokenize.where
+    facts = table.facts_of(shard.uri)
+    where = spec.tokenize.where
     numbers = np.arange(len(shard)) if where is None else table.matching(shard.uri, where)
-    kind, size = _view_kind(spec, split), spec.shape.image_size
+    kind = _view_kind(spec, split)
+    size = spec.shape.image_size
     threads = GPU_THREADS if next(model.parameters()).is_cuda else 1
     blocks = threads + -(-(spec.tokenize.compute_batch or 0) // (BLOCK * NUM_VIEWS[kind]))
     with ThreadPoolExecutor(threads) as pool:
         loaded = _ahead(pool, blocks, len(numbers), lambda place: _load(shard, int(numbers[place]), size, kind))
         codes = encode_views(model, (view for sample in loaded for view in sample), spec)
         for number in numbers.tolist():
-            of_sample, key = np.stack(list(islice(codes, NUM_VIEWS[kind]))), shard.key(number)
+            of_sample = np.stack(list(islice(codes, NUM_VIEWS[kind])))
+            key = shard.key(number)
             yield code_sample(key, of_sample, shard.fields(number), facts[key])
     for number in np.setdiff1d(np.arange(len(shard)), numbers).tolist():
         yield Dropped(shard.key(number), "", Reason.WHERE)

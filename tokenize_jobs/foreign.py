@@ -50,7 +50,8 @@ def safe_torch_load(path: Path) -> Any:
         ValueError: one line that names an object which is not plain data, or says why the file cannot be read.
     """
     try:
-        size, is_zip = path.stat().st_size, zipfile.is_zipfile(path)
+        size = path.stat().st_size
+        is_zip = zipfile.is_zipfile(path)
         _refuse_containers(path, is_zip)
         return torch.load(path, map_location="cpu", weights_only=False, mmap=is_zip, pickle_module=_reader(size))
     except _RefusedError as error:

@@ -29,7 +29,9 @@ class SpikeDetector:
     """
 
     def __init__(self, spike: float | None, max_skips: int, state: dict[str, Any] | None = None) -> None:
-        self.spike, self.max_skips, self.skipped_in_a_row = spike, max_skips, 0
+        self.spike = spike
+        self.max_skips = max_skips
+        self.skipped_in_a_row = 0
         self.recent = deque[float]((state or {}).get("recent", []), WINDOW)
         self.skipped: int = (state or {}).get("skipped", 0)
 
@@ -69,7 +71,8 @@ class Watchdog:
     """
 
     def __init__(self, seconds: float) -> None:
-        self.seconds, self.last_beat = seconds, time.monotonic()
+        self.seconds = seconds
+        self.last_beat = time.monotonic()
         self.ended = threading.Event()
         threading.Thread(target=self._watch, daemon=True).start()
 

@@ -91,7 +91,8 @@ class Decode(UnitStage):
         """The images of a code set; `depths`: from the first so many codes of each position (default: all)."""
         from pipeline.follow import folder_of, plan_by_shards
 
-        spec, source = settle_batch(spec, root, workers), folder_of(storage.join(root, codes))
+        spec = settle_batch(spec, root, workers)
+        source = folder_of(storage.join(root, codes))
         part: dict[str, Any] = {"rounding": spec.sample.rounding, "compute_batch": spec.tokenize.compute_batch}
         part |= {"threads": spec.tokenize.threads} | ({"depths": depths} if depths else {})
         identity = _identity(spec, root, "decode", part, workers)
@@ -114,7 +115,8 @@ def reconstruct(spec: Spec, root: str, split: str, workers: Workers) -> list[str
 
     The last is the full depth, ROOT/reconstructions/SPLIT/images.
     """
-    depth, folder = spec.shape.depth, f"reconstructions/{split}"
+    depth = spec.shape.depth
+    folder = f"reconstructions/{split}"
     outs = [f"{folder}/depth{depths}" for depths in range(1, depth)] + [folder]
     for depths, out in enumerate(outs, 1):
         of_depth = depths if depths < depth else None

@@ -125,7 +125,9 @@ def _wait(processes: list[subprocess.Popen[bytes]], told: list[int]) -> int:
 
     Once this process is told to stop, the ranks are, again and again: one that is just being started may miss a signal.
     """
-    deadline, remind, codes = float("inf"), 0.0, list[int]()
+    deadline = float("inf")
+    remind = 0.0
+    codes = list[int]()
     while time.monotonic() < deadline:
         ended = [process.poll() for process in processes]
         codes = [code for code in ended if code]

@@ -102,7 +102,8 @@ class PatchDiscriminator(nn.Module):
         layers = [nn.Conv2d(3, channels, 4, stride=2, padding=1), nn.LeakyReLU(0.2)]
         before = channels
         for layer in range(1, num_layers + 1):
-            after, stride = channels * min(2**layer, 8), 2 if layer < num_layers else 1
+            after = channels * min(2**layer, 8)
+            stride = 2 if layer < num_layers else 1
             layers += [nn.Conv2d(before, after, 4, stride, padding=1, bias=False), BatchNorm(after)]
             layers += [nn.LeakyReLU(0.2)]
             before = after
@@ -233,7 +234,8 @@ def _package_weights() -> dict[str, Tensor]:
     try:
         with file.open("rb") as stream:
             tree = _ArraysOnly(stream).load()
-        convolutions, heads = tree["VGG16_0"], [tree[f"NetLinLayer_{i}"]["Conv_0"] for i in range(len(VGG_GROUPS))]
+        convolutions = tree["VGG16_0"]
+        heads = [tree[f"NetLinLayer_{i}"]["Conv_0"] for i in range(len(VGG_GROUPS))]
         state = {f"heads.{i}.weight": _kernel(head["kernel"]) for i, head in enumerate(heads)}
         for number, layer in enumerate(_convolution_layers()):
             convolution = convolutions[f"Conv_{number}"]
@@ -268,7 +270,8 @@ def _kernel(kernel: np.ndarray) -> Tensor:
 
 def _convolution_layers() -> list[int]:
     """Places of VGG16's convolutions in LPIPS.features: each with a ReLU behind it, a pooling between the groups."""
-    places, place = [], 0
+    places = []
+    place = 0
     for group in VGG_GROUPS:
         places += [place + 2 * number for number in range(len(group))]
         place += 2 * len(group) + 1

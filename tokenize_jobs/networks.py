@@ -64,11 +64,13 @@ def initial_model(spec: Spec, root: str) -> RQVAE:
     Raises:
         ValueError: its codes are not the spec's.
     """
-    wanted, source = config_of(spec), spec.tokenizer.init_from
+    wanted = config_of(spec)
+    source = spec.tokenizer.init_from
     if source is None:
         return RQVAE(wanted)
     model = load_tokenizer(storage.join(root, source), **_learning(spec))
-    where, remedy = f"tokenizer.init_from {source}", "make shape agree with it"
+    where = f"tokenizer.init_from {source}"
+    remedy = "make shape agree with it"
     CodeShape.of(wanted).refuse_other(CodeShape.of(model.config), where, "the spec's", remedy)
     return model
 

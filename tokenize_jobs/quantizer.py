@@ -32,7 +32,9 @@ class Draws:
             sizes[world] = torch.randint(2**62, ())
         *counts, seed = all_sum(sizes).tolist()
         self.generator = torch.Generator().manual_seed(seed)
-        self.first, self.count, self.total = sum(counts[:rank]), num_vectors, sum(counts)
+        self.first = sum(counts[:rank])
+        self.count = num_vectors
+        self.total = sum(counts)
 
     def vectors(self, vectors: Tensor, num_rows: int) -> Tensor:
         """[num_rows, E] vectors of the whole batch, without replacement while they last, then again with noise."""
@@ -175,7 +177,9 @@ class ResidualQuantizer(nn.Module):
 
     def _quantize(self, vectors: Tensor) -> tuple[Tensor, list[Tensor]]:
         """Codes [N, D] of `vectors` [N, E], and the sums [N, E] of the rows up to each depth."""
-        total, codes, partial_sums = torch.zeros_like(vectors), [], []
+        total = torch.zeros_like(vectors)
+        codes = []
+        partial_sums = []
         for book in self._books:
             codes.append(book.nearest(vectors - total))
             total = total + book.embed(codes[-1])
@@ -186,7 +190,9 @@ class ResidualQuantizer(nn.Module):
     def _learn(self, vectors: Tensor) -> tuple[Tensor, list[Tensor]]:
         """As `_quantize`, each codebook learning from its residuals; a shared one is updated after every depth."""
         draws = Draws(len(vectors), vectors.device)
-        total, codes, partial_sums = torch.zeros_like(vectors), [], []
+        total = torch.zeros_like(vectors)
+        codes = []
+        partial_sums = []
         for depth, book in enumerate(self._books):
             residual = vectors - total
             codes.append(book.nearest(residual))

@@ -413,5 +413,6 @@ def normed(norm: nn.GroupNorm, x: Tensor) -> Tensor:
     if not x.is_cuda:
         return norm(x)
     with torch.autocast("cuda", enabled=False):
-        weight, bias = norm.weight.to(x.dtype), norm.bias.to(x.dtype)
+        weight = norm.weight.to(x.dtype)
+        bias = norm.bias.to(x.dtype)
         return F.group_norm(x, norm.num_groups, weight, bias, norm.eps)

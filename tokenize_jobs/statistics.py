@@ -19,7 +19,9 @@ class CodeStatistics:
     """Sums over the steps since the last row. `rows` and `depth` are the codebook's; `tensors` survive a restart."""
 
     def __init__(self, depth: int, rows: int, device: torch.device):
-        self.shape, self.device, self.was_collapsed = (depth, rows), device, False
+        self.shape = (depth, rows)
+        self.device = device
+        self.was_collapsed = False
         self._reset()
 
     def _reset(self) -> None:

@@ -57,7 +57,10 @@ class TokenizerTask:
     picture_every: int | None = None
 
     def __init__(self, spec: Spec, root: str, ranks: Ranks) -> None:
-        self.spec, self.part, self.ranks, self.device = spec, spec.tokenizer, ranks, pick_device()
+        self.spec = spec
+        self.part = spec.tokenizer
+        self.ranks = ranks
+        self.device = pick_device()
         self.dtype = training_dtype(spec, self.device)
         memory = min(ranks.gather(memory_of(self.device)))  # the least: all make the same number of micro batches
         micro = self.part.micro_batch_size or fitting_micro_batch(spec, ranks.world, self.dtype, memory)
@@ -70,7 +73,8 @@ class TokenizerTask:
         lpips = lpips.to(self.device) if lpips else None
         model = model.to(self.device, memory_format=layout(self.device)).train()  # type: ignore[call-overload]
         adversary = None if self.part.gan_start is None else PatchDiscriminator().to(self.device)
-        self.networks, self.model = Networks(model, adversary, lpips), model
+        self.networks = Networks(model, adversary, lpips)
+        self.model = model
         self.optimizers = self.networks.optimizers(self.part)
         self.ema = None if self.part.ema is None else MovingAverage(self.model, self.part.ema)
         self.batches: Generator[list[Pixels], None, None] | None = None
@@ -202,7 +206,8 @@ class TokenizerTask:
     def validate(self) -> Validation:
         """Return the mean squared error on held-out images, whole and unmirrored, or on the first it learns from."""
         images = self.held_out if self.held_out is not None else self.sets[0]
-        size, wanted = self.spec.shape.image_size, min(VALIDATION_IMAGES, len(images))
+        size = self.spec.shape.image_size
+        wanted = min(VALIDATION_IMAGES, len(images))
         pixels = np.stack([center_view(images[number]["image"], size) for number in range(wanted)])
         weights = self._mean_squared_error(self.model, pixels)
         ema = self._mean_squared_error(self._averaged(), pixels) if self.ema else None
@@ -292,7 +297,8 @@ class MovingAverage:
     """Moving average of weights and codebooks; it starts short: decay min(decay, (1 + step) / (10 + step))."""
 
     def __init__(self, model: nn.Module, decay: float):
-        self.decay, self.tensors = decay, [tensor.clone() for tensor in _floats(model)]
+        self.decay = decay
+        self.tensors = [tensor.clone() for tensor in _floats(model)]
 
     @torch.no_grad()
     def update(self, model: nn.Module, step: int) -> None:

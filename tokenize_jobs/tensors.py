@@ -36,7 +36,8 @@ def write_safetensors(path: Path, tensors: Mapping[str, Tensor]) -> CheckpointFi
     for name, tensor in tensors.items():
         if not is_finite(tensor):
             raise NotFiniteError(f"{path}: {name} holds numbers that are not finite")
-    found, size = hashlib.sha256(), 0
+    found = hashlib.sha256()
+    size = 0
     with whole_file(path) as file:
         for part in _parts(tensors):
             file.write(part)
@@ -51,7 +52,8 @@ def _parts(tensors: Mapping[str, Tensor]) -> Iterator[bytes | memoryview]:
     header: dict[str, Any] = {}
     end = 0
     for name, tensor in tensors.items():
-        start, end = end, end + tensor.nbytes
+        start = end
+        end = end + tensor.nbytes
         header[name] = {"dtype": DTYPES[tensor.dtype], "shape": list(tensor.shape), "data_offsets": [start, end]}
     text = json.dumps(header).encode()
     text += b" " * (-len(text) % 8)

@@ -19,7 +19,10 @@ class Throughput:
         self._reset()
 
     def _reset(self) -> None:
-        self.since, self.num_steps, self.waited, self.paused_for = time.monotonic(), 0, 0.0, 0.0
+        self.since = time.monotonic()
+        self.num_steps = 0
+        self.waited = 0.0
+        self.paused_for = 0.0
 
     def add_step(self, waited: float) -> None:
         """Count a step, which waited so many seconds for data."""

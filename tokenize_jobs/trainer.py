@@ -128,10 +128,15 @@ class Trainer:
     """A training run. `position` counts samples; it runs ahead of `step` where data before a rollback is left out."""
 
     def __init__(self, job: Job, task: Task, ranks: Ranks, held: Lease | None = None) -> None:
-        self.job, self.part, self.task, self.ranks, self.held = job, job.part, task, ranks, held
+        self.job = job
+        self.part = job.part
+        self.task = task
+        self.ranks = ranks
+        self.held = held
         self.writer = checkpoint.CheckpointWriter(job.folder, ranks, self.part.keep_last, self.part.keep_every)
         self.num_rollbacks, self.note = 0, ""
-        self.saved_at, self.save_is_due = time.monotonic(), False
+        self.saved_at = time.monotonic()
+        self.save_is_due = False
         self.validation: Validation | None = None
         self.ema_was_worse = False
         self.step = self.position = self.saved_step = 0
@@ -278,7 +283,9 @@ class Trainer:
             "spec": self.job.spec.tree(),
         }
         self.writer.start(state, self.task.tensors())
-        self.saved_step, self.saved_at, self.save_is_due = self.step, time.monotonic(), False
+        self.saved_step = self.step
+        self.saved_at = time.monotonic()
+        self.save_is_due = False
 
     def _complete_checkpoint(self) -> None:
         """Wait for the checkpoint that is being written, on all ranks, and make it count."""

@@ -66,7 +66,8 @@ def job_of(spec: Spec, root: str) -> Job:
 
 def identity(spec: Spec, root: str) -> Identity:
     """Return what the trained tokenizer depends on."""
-    part, folder = spec.tokenizer, storage.join(root, "tokenizer")
+    part = spec.tokenizer
+    folder = storage.join(root, "tokenizer")
     inputs = digests_of(root, "images", part.images)
     if part.init_from:
         inputs["init_from"] = digest_of_start(storage.join(root, part.init_from, WEIGHTS), folder)

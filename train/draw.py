@@ -26,7 +26,8 @@ SHOWN = 16  # images of a picture
 
 def classes_of(spec: Spec, first: int, count: int) -> np.ndarray:
     """Class [count] int64 of images first … first + count - 1, as spec.sample.classes says."""
-    index, number = np.arange(first, first + count), spec.transformer.num_classes
+    index = np.arange(first, first + count)
+    number = spec.transformer.num_classes
     if listed := spec.sample.listed_classes:
         return np.array(listed)[index % len(listed)]
     if spec.sample.classes == "per_class":
@@ -61,7 +62,8 @@ def draw_grid(
 
     Returns uint8 [H, W, 3], None on ranks without tokenizer; `group` gathers on CPUs.
     """
-    world, rank = dist.get_world_size(), dist.get_rank()
+    world = dist.get_world_size()
+    rank = dist.get_rank()
     share = math.ceil(SHOWN / world)
     codes = sample_batch(model, spec, classes_of(spec, rank * share, share), rank * share).cpu()
     gathered = [torch.empty_like(codes) for _ in range(world)]
@@ -84,7 +86,8 @@ def sample_range(model: DnDTransformer, spec: Spec, first: int, count: int, root
             codes = sample_batch(model, spec, classes, start, given_codes(spec, root, start, size))
         grids = codes[:used].reshape(used, 1, rows, columns, -1).cpu().numpy().astype(np.uint16)
         for offset in range(used):
-            index, cls = start + offset, int(classes[offset])
+            index = start + offset
+            cls = int(classes[offset])
             about = json.dumps({"id": str(index), "source": f"sample {part.name}"}, sort_keys=True).encode()
             yield Sample(f"{index:08d}", {"codes.npy": npy(grids[offset]), "cls": b"%d" % cls, "json": about})
 
@@ -94,7 +97,8 @@ def given_codes(spec: Spec, root: str, first: int, count: int) -> torch.Tensor |
 
     Raises ValueError for codes that are not of the spec's shape.
     """
-    part, shape = spec.sample.given, (*spec.shape.grid, spec.shape.depth)
+    part = spec.sample.given
+    shape = (*spec.shape.grid, spec.shape.depth)
     if part is None:
         return None
     items = open_shards(storage.join(root, part.codes))

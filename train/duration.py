@@ -20,7 +20,8 @@ from train.flops import PEAK_FLOPS, image_flops
 from train.memory import num_parameters
 from train.model import TransformerConfig
 
-PEAK, UTILISATION = PEAK_FLOPS["H100"], 0.45
+PEAK = PEAK_FLOPS["H100"]
+UTILISATION = 0.45
 FLOOR_TOKENS = 2048  # positions that a GPU takes at a time
 NODE = 8  # GPUs
 INSIDE, BETWEEN = 400e9, 200e9  # bytes a second

@@ -18,7 +18,9 @@ class MovingAverage:
     """
 
     def __init__(self, engine: Any, decay: float) -> None:
-        self.engine, self.decay, self.num_updates = engine, decay, 0
+        self.engine = engine
+        self.decay = decay
+        self.num_updates = 0
         self.averages = [tensor.detach().clone() for tensor in master_weights(engine)]
 
     @torch.no_grad()

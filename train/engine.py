@@ -69,7 +69,8 @@ def micro_batch_of(spec: Spec, world: int) -> int:
 
     Raises ValueError where the batch does not divide into them.
     """
-    batch, micro = spec.train.batch_size, spec.train.micro_batch_size or max(spec.train.batch_size // world, 1)
+    batch = spec.train.batch_size
+    micro = spec.train.micro_batch_size or max(spec.train.batch_size // world, 1)
     if batch % (micro * world):
         fitting = [n for n in range(1, batch + 1) if batch % (n * world) == 0]
         remedy = f"use one of {fitting}" if fitting else f"use a number of ranks that divides {batch}"

@@ -67,7 +67,8 @@ def load_root(root: str, ema: bool = True, dtype: torch.dtype = torch.float32) -
 
     Raises ValueError where one is missing or they do not fit each other.
     """
-    root, device = storage.absolute(root), pick_device()
+    root = storage.absolute(root)
+    device = pick_device()
     transformer = load_transformer(storage.join(root, "transformer"), ema=ema, device=device, dtype=dtype)
     tokenizer = load_tokenizer(storage.join(root, "tokenizer"), device=device)
     made, read = CodeShape.of(transformer.config), CodeShape.of(tokenizer.config)

@@ -51,13 +51,15 @@ def fit(spec: Spec, root: str, deepspeed_config: str | None = None) -> bool:
 
 def job_of(spec: Spec, root: str) -> Job:
     """Return what is to be trained, and where."""
-    folder, parts = storage.join(root, "transformer"), ("transformer", "train")
+    folder = storage.join(root, "transformer")
+    parts = ("transformer", "train")
     return Job("train", folder, spec.train, spec, parts, identity(spec, root))
 
 
 def identity(spec: Spec, root: str) -> Identity:
     """Return what the trained transformer depends on."""
-    part, folder = spec.train, storage.join(root, "transformer")
+    part = spec.train
+    folder = storage.join(root, "transformer")
     inputs = digests_of(root, "codes", part.codes)
     if part.init_from:
         inputs["init_from"] = digest_of_start(storage.join(root, part.init_from, EMA_WEIGHTS), folder)

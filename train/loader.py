@@ -46,7 +46,8 @@ class CodeShard:
     def __init__(self, uri: str, digests: Digests, shape: tuple[int, int, int]) -> None:
         self.uri, self.shape = uri, shape
         shard = Shard(uri, digests)
-        rows, content = shard.field_rows("codes.npy"), np.frombuffer(shard.map, np.uint8)
+        rows = shard.field_rows("codes.npy")
+        content = np.frombuffer(shard.map, np.uint8)
         header, self.views = self._header(shard.map[int(rows["offset"][0]) :][:4096])
         self.view_bytes = 2 * int(np.prod(shape))
         if (rows["size"] != header + self.views * self.view_bytes).any():
@@ -95,11 +96,14 @@ class CodeSet:
     """One shard set of a mixture: `read` gathers samples by index over its shards."""
 
     def __init__(self, uri: str, class_offset: int, shape: tuple[int, int, int]) -> None:
-        self.set, self.class_offset, self.shape = open_shards(uri), class_offset, shape
+        self.set = open_shards(uri)
+        self.class_offset = class_offset
+        self.shape = shape
         self.ends = np.array(self.set.ends, np.int64)
         self.opened: dict[int, CodeShard] = {}  # the least recently used first
         self.fetches: dict[int, Future[list[BinaryIO]]] = {}  # shards under way or here, not opened yet
-        self.entered, self.most_open = range(0), most_open()
+        self.entered = range(0)
+        self.most_open = most_open()
         if not len(self.set):
             raise ValueError(f"{uri}: the set has no samples; look at its rejects with `dnd status`")
 
@@ -117,7 +121,8 @@ class CodeSet:
         classes = np.empty(len(samples), np.int64)
         shard_of = self.shards_of(samples)
         for number in np.unique(shard_of):
-            here, shard = np.flatnonzero(shard_of == number), self._shard(int(number))
+            here = np.flatnonzero(shard_of == number)
+            shard = self._shard(int(number))
             inside = samples[here] - (self.ends[number - 1] if number else 0)
             codes[here] = shard.codes(inside, view_draws[here])
             classes[here] = shard.classes[inside]
@@ -198,7 +203,8 @@ class Loader:
 
     def __init__(self, sets: Sequence[ShardInput], root: str, spec: Spec, order_uri: str | None = None) -> None:
         shape = (*spec.codes.grid, spec.codes.depth)
-        self.seed, self.weights = spec.seed, [entry.weight for entry in sets]
+        self.seed = spec.seed
+        self.weights = [entry.weight for entry in sets]
         self.sets = [CodeSet(storage.join(root, s.manifest), s.class_offset, shape) for s in sets]
         shards = [entry.set for entry in self.sets]
         window = settle_window(order_uri, spec.train.shuffle_window, shards) if order_uri else None
@@ -206,7 +212,8 @@ class Loader:
             entry.shuffle(spec.seed + number, window)
         self.codebook_size, self.num_classes = spec.codes.codebook_size, spec.transformer.num_classes
         self.class_dropout = spec.transformer.class_dropout
-        self.pool, self.closed = ThreadPoolExecutor(FETCHES), Event()
+        self.pool = ThreadPoolExecutor(FETCHES)
+        self.closed = Event()
         self.block = lru_cache(2)(self._block)
 
     def __len__(self) -> int:
@@ -219,10 +226,13 @@ class Loader:
         ranks of a node share the files, and the first batches need not wait for the last shards.
         """
         ahead = self.read_order(position, LOOK_AHEAD * sum(entry.windows.window for entry in self.sets))
-        shards, near, now = np.empty_like(ahead.samples), np.zeros(len(ahead.samples), bool), dict[int, int]()
+        shards = np.empty_like(ahead.samples)
+        near = np.zeros(len(ahead.samples), bool)
+        now = dict[int, int]()
         for number in np.unique(ahead.chosen).tolist():
             mine = ahead.chosen == number
-            shards[mine], now[number] = self.sets[number].shards_of(ahead.samples[mine]), int(ahead.windows[mine][0])
+            shards[mine] = self.sets[number].shards_of(ahead.samples[mine])
+            now[number] = int(ahead.windows[mine][0])
             near[mine] = ahead.windows[mine] <= now[number] + 1
         for number, shard in dict.fromkeys(zip(ahead.chosen[near].tolist(), shards[near].tolist())):
             self.sets[number].fetch([shard], self._fetch)

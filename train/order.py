@@ -32,7 +32,8 @@ def positions_to_samples(seed: int, positions: np.ndarray, num_samples: int) -> 
 def _permute(numbers: np.ndarray, keys: np.ndarray, count: int) -> np.ndarray:
     """Where the permutation of 0 … count - 1 of each key uint64 [n] takes each number int64 [n], int64 [n]."""
     half = np.uint64(max((int(count - 1).bit_length() + 1) // 2, 1))
-    values, outside = numbers.astype(np.uint64), np.ones(numbers.shape, bool)
+    values = numbers.astype(np.uint64)
+    outside = np.ones(numbers.shape, bool)
     while outside.any():  # walk the cycle until it is back inside; fewer than four steps on average
         values[outside] = _feistel(values[outside], keys[outside], half)
         outside = values >= np.uint64(count)
@@ -73,7 +74,8 @@ class Windows:
 
     def __init__(self, seed: int, sizes: np.ndarray, window: int | None) -> None:
         self.seed, self.sizes = seed, sizes
-        self.firsts, self.num_samples = np.cumsum(sizes) - sizes, int(sizes.sum())
+        self.firsts = np.cumsum(sizes) - sizes
+        self.num_samples = int(sizes.sum())
         self.window = min(window or len(sizes), len(sizes))
         self.per_epoch = -(-len(sizes) // self.window)
         self._deal = lru_cache(2)(self._dealt)
@@ -108,7 +110,8 @@ class Windows:
         windows = np.searchsorted(stops, inside, side="right")
         shuffled = np.empty_like(inside)
         for number in np.unique(windows).tolist():
-            here, start = windows == number, stops[number - 1] if number else 0
+            here = windows == number
+            start = stops[number - 1] if number else 0
             keys = np.full(here.sum(), _key(self.seed, WINDOW, epoch * self.per_epoch + number))
             shuffled[here] = start + _permute(inside[here] - start, keys, int(stops[number] - start))
         dealt = np.searchsorted(ends, shuffled, side="right")
@@ -127,7 +130,8 @@ def choose_sets(positions: np.ndarray, weights: Sequence[float]) -> tuple[np.nda
     Sets interleave evenly by weight, and each set's places run 0, 1, 2, … without gap or repeat.
     """
     place = np.array(positions, np.int64)
-    chosen, undecided = np.zeros(place.shape, np.int64), np.ones(place.shape, bool)
+    chosen = np.zeros(place.shape, np.int64)
+    undecided = np.ones(place.shape, bool)
     for number in range(len(weights) - 1):
         share = round(weights[number] / sum(weights[number:]) * 2**SHARE_BITS)
         before, after = _taken(place, share), _taken(place + 1, share)

@@ -150,7 +150,8 @@ def load_pieces(engine: Any, averages: list[Tensor], stored: StoredTensors, step
     Raises:
         ValueError: the checkpoint is of another model.
     """
-    masters, held = master_weights(engine), pieces(engine)
+    masters = master_weights(engine)
+    held = pieces(engine)
     filled: dict[str, list[Tensor | None]] = {kind: [None] * len(masters) for kind in MOMENTS}
     for kind, tensors in filled.items():
         for piece in held:

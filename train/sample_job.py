@@ -77,7 +77,8 @@ class DrawSamples(UnitStage):
         yield from super().run(spec, root, workers, **options)
 
     def finish(self, spec: Spec, root: str, workers: Workers, **options: Any) -> Iterator[str]:
-        out, workers = self.home(spec), workers._replace(share=Share())
+        out = self.home(spec)
+        workers = workers._replace(share=Share())
         yield from DECODE.run(spec, root, workers, codes=f"{out}/codes", out=out)
 
 
@@ -127,7 +128,8 @@ def settle_products(spec: Spec, root: str, workers: Workers) -> dict[str, str]:
     from train.linear import choose_products
     from train.weights import read_config
 
-    threads, config = torch.get_num_threads(), read_config(storage.join(root, "transformer"))
+    threads = torch.get_num_threads()
+    config = read_config(storage.join(root, "transformer"))
     rows = (spec.sample.batch_size or 1) * (1 + (spec.sample.guidance != 1))
     torch.set_num_threads(spec.sample.threads)
     try:
@@ -142,7 +144,8 @@ def _identity(spec: Spec, root: str, workers: Workers, products: dict[str, str])
     from data_specs.manifest import read_manifest
     from pipeline.follow import content_of
 
-    inputs, given = {"transformer": _weights_sha256(spec, root)}, spec.sample.given
+    inputs = {"transformer": _weights_sha256(spec, root)}
+    given = spec.sample.given
     if given:
         inputs["given"] = content_of(read_manifest(storage.join(root, given.codes, "manifest.json")))
     free: Any = {"name": True, "rounding": True, "given": {"codes"}}  # names and paths, and what decoding needs
@@ -186,7 +189,8 @@ def refuse_misfit(spec: Spec, uri: str) -> None:
     except FileNotFoundError:
         name = uri.rpartition("/")[2].removesuffix(".json")
         raise ValueError(f"{uri}: no {name}; train one or run `dnd import {name}` first") from None
-    is_transformer, remedy = "head_layers" in made, "use the preset that it was trained or imported by"
+    is_transformer = "head_layers" in made
+    remedy = "use the preset that it was trained or imported by"
     depth = len(made["head_layers"]) if is_transformer else made["depth"]
     found = CodeShape((made["grid"][0], made["grid"][1]), depth, made["codebook_size"])
     (spec.codes if is_transformer else CodeShape.of(spec.shape)).refuse_other(found, uri, "the spec's", remedy)

@@ -59,7 +59,8 @@ class TransformerTask:
     """A transformer in training (`trainer.Task`)."""
 
     def __init__(self, spec: Spec, root: str, ranks: Ranks, user_config: dict[str, Any] | None = None) -> None:
-        self.ranks, self.device = ranks, pick_device()
+        self.ranks = ranks
+        self.device = pick_device()
         self.spec = spec = settle_micro_batch(settle_dtype(spec, ranks), ranks, self.device)
         self.part = spec.train
         self.picture_every = self.part.sample_every

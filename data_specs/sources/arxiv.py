@@ -68,7 +68,8 @@ class ArxivSource(Source):
         """Cut the metadata into months. Raises ValueError for a choice by licence without metadata."""
         changed = {"uri": storage.absolute(self.uri)}
         if self.metadata is not None:
-            snapshot, selection = storage.absolute(self.metadata), self.months or "all"
+            snapshot = storage.absolute(self.metadata)
+            selection = self.months or "all"
             changed["metadata"] = write_months(
                 snapshot, inputs_uri, lambda month: selects(self.months, month), selection
             )
@@ -164,7 +165,8 @@ def read_manifest(stream: BinaryIO) -> tuple[list[Tar], list[str]]:
 
     from defusedxml import DefusedXmlException
 
-    tars, faults = dict[str, Tar](), list[str]()
+    tars = dict[str, Tar]()
+    faults = list[str]()
     for number, entry in enumerate(_entries(stream), 1):
         try:
             tar = _entry(entry)
@@ -210,7 +212,8 @@ def _entry(text: bytes) -> Tar:
 # ---- plan ----------------------------------------------------------------------------------------------------------
 def _chosen(source: ArxivSource) -> Iterator[tuple[Tar, FileInfo, int]]:
     """The selected tars, what the listing says of them, and the number of papers wanted: all, up to max_documents."""
-    tars, left = _selected(source), source.max_documents
+    tars = _selected(source)
+    left = source.max_documents
     there = {
         file.uri: file for folder in sorted({_folder(source, t) for t in tars}) for file in storage.list_files(folder)
     }

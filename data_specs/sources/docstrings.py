@@ -92,9 +92,12 @@ def _words(text: str) -> list[str]:
 
 def _structured(text: str, number: int) -> str:
     """A passage as Markdown: a paragraph, by turns alone, under a heading, before a list, or both."""
-    words, heading, items = text.split(), "", ""
+    words = text.split()
+    heading = ""
+    items = ""
     if number % 4 in (1, 3):
-        heading, words = f"# {' '.join(words[:2])}\n\n", words[2:]
+        heading = f"# {' '.join(words[:2])}\n\n"
+        words = words[2:]
     if number % 4 in (2, 3):
         words, listed = words[: len(words) // 2], words[len(words) // 2 :]
         items = "".join(f"\n- {' '.join(listed[start : start + 3])}" for start in range(0, len(listed), 3))
@@ -121,7 +124,8 @@ def _frequent(sentences: list[list[str]], source: DocstringSource) -> list[str]:
     counts = Counter(word for words in clean for word in words if len(word) >= 2)
     known = {word for word, _ in sorted(counts.items(), key=lambda pair: (-pair[1], pair[0]))[: source.vocabulary]}
     words = [word for sentence in clean for word in sentence if word in known]
-    made, start = list[str](), 0
+    made = list[str]()
+    start = 0
     while len(made) < source.passages:
         length = source.min_words + int.from_bytes(hashlib.sha256(b"%d" % len(made)).digest()[:4], "big") % (
             source.max_words - source.min_words + 1

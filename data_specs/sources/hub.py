@@ -93,7 +93,8 @@ class DataSet:
             raise ValueError(f"{self.uri}: has no column {missing[0]!r}; it has {', '.join(data.column_names)}")
         if self.images:
             data = data.cast_column(self.value_key, datasets.Image(decode=False))
-        number, folder = 0, self._folder()
+        number = 0
+        folder = self._folder()
         for batch in data.with_format("arrow").iter(BATCH_ROWS):
             for row in batch.select([key for key in (*wanted, self.id_key) if key in batch.column_names]).to_pylist():
                 if number == self.limit:
@@ -129,7 +130,8 @@ def _write_parts(rows: Iterator[dict[str, Any]], folder: str) -> int:
     """Writes part-00000.parquet and so on, each placed when it is whole; returns their number."""
     import pyarrow.parquet as pq
 
-    groups, part = _groups(rows), 0
+    groups = _groups(rows)
+    part = 0
     group = next(groups, None)
     while group is not None:
         with scratch_folder() as scratch:
@@ -145,13 +147,15 @@ def _write_parts(rows: Iterator[dict[str, Any]], folder: str) -> int:
 
 def _groups(rows: Iterator[dict[str, Any]]) -> Iterator[pa.Table]:
     """Row groups of about GROUP_BYTES."""
-    group, size = Rows(), 0
+    group = Rows()
+    size = 0
     for row in rows:
         group.append(row)
         size += 64 + sum(len(value) for value in row.values() if isinstance(value, str | bytes))
         if size >= GROUP_BYTES:
             yield _table(group)
-            group, size = Rows(), 0
+            group = Rows()
+            size = 0
     if group:
         yield _table(group)
 

@@ -75,7 +75,9 @@ def write_months(metadata_uri: str, inputs_uri: str, wanted: Callable[[str], boo
 
 
 def _sort_by_month(metadata_uri: str, wanted: Callable[[str], bool], folder: Path) -> dict[str, Any]:
-    papers, broken, fits = dict[str, int](), 0, 0
+    papers = dict[str, int]()
+    broken = 0
+    fits = 0
     with ExitStack() as stack, open_unpacked(metadata_uri) as stream:
         files = dict[str, BinaryIO]()
         for line, length in read_lines(stream):

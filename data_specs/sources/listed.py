@@ -68,7 +68,8 @@ class ListedSource(Source):
 
     def documents(self, classes: Mapping[str, int]) -> Iterator[Document]:
         """Yield the documents up to max_documents. Raises ValueError for a source that is empty or cannot be read."""
-        not_taken, number = NotTaken(), 0
+        not_taken = NotTaken()
+        number = 0
         for number, document in enumerate(self.listing(classes, not_taken), 1):
             yield document._replace(id=as_utf8(document.id))
             if number == self.max_documents:

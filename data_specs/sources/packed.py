@@ -52,7 +52,8 @@ class _Bounded(io.RawIOBase):
 
     def __init__(self, stream: BinaryIO, uri: str) -> None:
         self.stream, self.uri = stream, uri
-        self.limit, self.position = cache.limit_bytes(), 0
+        self.limit = cache.limit_bytes()
+        self.position = 0
 
     def readable(self) -> bool:
         return True

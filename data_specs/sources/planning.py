@@ -135,7 +135,8 @@ def _take_one_for_validation(files: dict[str, Path], val_share: float) -> None:
             "there is one document, and validation needs one of its own: add some, or set render.val_share=0"
         )
     log.warning("render.val_share %g gives no document to val, of %d: one is taken for it", val_share, number)
-    lowest, numbers = min(ranks), count()
+    lowest = min(ranks)
+    numbers = count()
     rest = files["train"].with_suffix(".rest")
     with rest.open("wb") as train, files["val"].open("wb") as val:
         for unit in read_units(files["train"]):

@@ -67,7 +67,8 @@ def named_classes(file: FileInfo, class_key: str) -> set[str]:
     """Return the classes in a column of names; none where it holds numbers."""
     import pyarrow as pa
 
-    schema, found = open_table(file.uri).schema_arrow, set[str]()
+    schema = open_table(file.uri).schema_arrow
+    found = set[str]()
     kind = schema.field(class_key).type if class_key in schema.names else pa.int64()
     if not (pa.types.is_integer(kind) or pa.types.is_boolean(kind)):
         if pa.types.is_nested(kind):
@@ -145,7 +146,9 @@ class _Rows:
     def __init__(self, uri: str, column: str, max_bytes: int) -> None:
         self.uri, self.column, self.max_bytes = uri, column, max_bytes
         self.table = open_table(uri, [column])
-        self.group, self.start, self.values = -1, 0, list[Any]()
+        self.group = -1
+        self.start = 0
+        self.values = list[Any]()
         self.batches: Iterator[Any] = iter(())
 
     def value(self, row: int) -> Any:
@@ -155,7 +158,9 @@ class _Rows:
         if not batch_rows:
             return None
         if group != self.group or row < self.start:
-            self.group, self.start, self.values = group, first, []
+            self.group = group
+            self.start = first
+            self.values = []
             self.batches = self.table.iter_batches(batch_rows, row_groups=[group], columns=[self.column])
         while row >= self.start + len(self.values):
             self.start += len(self.values)
@@ -179,7 +184,9 @@ class _Ranged(io.RawIOBase):
         info = storage.stat(uri)
         if info is None:
             raise FileNotFoundError(f"{uri}: no such file")
-        self.uri, self.size, self.position = uri, info.size, 0
+        self.uri = uri
+        self.size = info.size
+        self.position = 0
 
     def readable(self) -> bool:
         return True

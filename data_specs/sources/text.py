@@ -95,7 +95,8 @@ def _list_lines(file: FileInfo, id_key: str, name: str) -> Iterator[Document]:
 def read_lines(stream: BinaryIO) -> Iterator[tuple[bytes, int]]:
     """Yield (the first LINE_BYTES of a line, its length in bytes), split at newline only."""
     while line := stream.readline(LINE_BYTES):
-        length, piece = len(line), line
+        length = len(line)
+        piece = line
         while not piece.endswith(b"\n") and (piece := stream.readline(LINE_BYTES)):
             length += len(piece)
         yield line, length

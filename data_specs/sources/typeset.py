@@ -56,7 +56,8 @@ def typeset(texts: list[str], number: int) -> bytes:
 
     story = pymupdf.Story(html=_html(texts, number), user_css=CSS)
     file = io.BytesIO()
-    writer, more = pymupdf.DocumentWriter(file), 1
+    writer = pymupdf.DocumentWriter(file)
+    more = 1
     while more:
         device = writer.begin_page(pymupdf.Rect(PAGE))
         for column in COLUMNS:

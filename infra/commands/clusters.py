@@ -51,9 +51,11 @@ def submit(
     from infra.submit.overlay import read_overlay
 
     resolved, root = open_root(spec, root, set_)
-    overlay, options = (read_overlay(patch) if patch else {}), tuple(context.args)
+    overlay = read_overlay(patch) if patch else {}
+    options = tuple(context.args)
     job = Job(stage, root, workers, nodes, gpus, image, ray_address, options, overlay, autoscale)
-    wanted, code = request(checked(job, on, resolved), on), code_of(on)
+    wanted = request(checked(job, on, resolved), on)
+    code = code_of(on)
     if dry_run:
         say(wanted.text, end="")
         return

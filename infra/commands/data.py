@@ -32,7 +32,8 @@ def verify(
     from pipeline.truth import check_truth
     from tokenize_jobs.checkpoint import find_trainings, verify_training
 
-    root, faults = storage.absolute(root), 0
+    root = storage.absolute(root)
+    faults = 0
     sets = find_shard_sets(root)
     for path in clean_unfinished(root) if clean else ():
         say(f"removed {path}")

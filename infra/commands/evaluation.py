@@ -87,7 +87,8 @@ def images(
     from train.evaluation.references import open_reference
     from train.evaluation.sources import open_images
 
-    extractor, known = _with_weights(extractor), REGISTRY.get(reference)
+    extractor = _with_weights(extractor)
+    known = REGISTRY.get(reference)
     result = evaluate_images(
         metric,
         open_images(storage.absolute(samples)),
@@ -126,7 +127,8 @@ def rocr(
     from train.evaluation.reading_cache import cache_of
     from train.evaluation.rocr import FIGURES
 
-    root, reader = storage.absolute(root), load_engine(_with_weights(engine), device)
+    root = storage.absolute(root)
+    reader = load_engine(_with_weights(engine), device)
     sets = {"reconstructed": _pictures(root, reconstructions), "real": _pictures(root, originals)}
     made, truth = sets.values()
     _read(root, sets, reader, num, workers)
@@ -162,7 +164,8 @@ def ppl_ocr(
     from train.evaluation.reading_cache import cache_of
     from train.evaluation.words import drawn_texts, vocabulary
 
-    root, reader = storage.absolute(root), load_engine(_with_weights(engine), device)
+    root = storage.absolute(root)
+    reader = load_engine(_with_weights(engine), device)
     sets = {"real": _pictures(root, real), "generated": _pictures(root, samples)}
     train = open_shards(storage.join(root, "images/train"))
     language = TransformersModel(at_hand(model), device) if model else train_ngram(drawn_texts(train))
@@ -203,7 +206,8 @@ def legibility(
     from infra.legibility import measure
     from train.evaluation.ocr import load_engine
 
-    root, reader = storage.absolute(root), load_engine(_with_weights(engine), device)
+    root = storage.absolute(root)
+    reader = load_engine(_with_weights(engine), device)
     sets = {"real": _pictures(root, real), "generated": _pictures(root, samples)}
     if samples.startswith("samples/") and storage.exists(storage.join(root, reconstructions, "manifest.json")):
         sets["reconstructed"] = _pictures(root, reconstructions)

@@ -33,7 +33,8 @@ def memory(
     """Predicts a GPU's memory by part and the batch that fits; of the transformer's training also the hours."""
     from train import memory
 
-    resolved, room = open_spec(spec, root, set_, *NEEDED[stage]), memory.parse_bytes(size)
+    resolved = open_spec(spec, root, set_, *NEEDED[stage])
+    room = memory.parse_bytes(size)
     if stage == "tokenizer":
         lines = memory.tokenizer_table(resolved, gpus, room)
     elif stage == "encode":

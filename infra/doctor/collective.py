@@ -17,7 +17,9 @@ import torch.distributed as dist
 
 from data_specs.text import say
 
-MEBIBYTES, ROUNDS, TIMEOUT = 64, 5, timedelta(minutes=5)
+MEBIBYTES = 64
+ROUNDS = 5
+TIMEOUT = timedelta(minutes=5)
 
 
 def main() -> None:
@@ -43,7 +45,8 @@ def measure(device: torch.device) -> float:
     Raises:
         RuntimeError: a rank did not answer, or a sum is wrong.
     """
-    rank, world = dist.get_rank(), dist.get_world_size()
+    rank = dist.get_rank()
+    world = dist.get_world_size()
     fastest = float("inf")
     for _ in range(ROUNDS):
         data = torch.full((MEBIBYTES << 18,), float(rank), device=device)

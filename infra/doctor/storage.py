@@ -34,7 +34,8 @@ def storage_findings(root: str) -> Iterator[Finding]:
 
 def _rights(root: str) -> Iterator[Finding]:
     """In the order in which they are needed; what a missing one makes impossible is not tried."""
-    uri, data = storage.join(root, f".doctor-{uuid4().hex[:12]}"), b"dnd doctor"
+    uri = storage.join(root, f".doctor-{uuid4().hex[:12]}")
+    data = b"dnd doctor"
     listed = _try("list", "s3:ListBucket", root, lambda: not list(storage.list_files(f"{uri}-none")))
     yield listed
     put = (

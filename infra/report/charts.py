@@ -97,7 +97,8 @@ class _Scale(NamedTuple):
 
 
 def _span(values: list[float]) -> tuple[float, float]:
-    low, high = min(values), max(values)
+    low = min(values)
+    high = max(values)
     return (low, high) if high > low else (low - 0.5, high + 0.5)
 
 

@@ -41,7 +41,8 @@ def _axes(most: float) -> Iterator[str]:
 
 def _point(point: Point, most: float, colour: str) -> str:
     label, words, share = point
-    x, y = _across(words, most), _up(share)
+    x = _across(words, most)
+    y = _up(share)
     circle = f'<circle cx="{x:.1f}" cy="{y:.1f}" r="5" fill="{colour}"/>'
     return circle + _text(x + 9, y - 7, label, colour, "start")
 

@@ -112,12 +112,16 @@ def _stage(root: str, set_uri: str) -> dict[str, Any]:
     """Counts, reasons and time of one shard set."""
     plan = read_plan(set_uri)
     assert plan is not None
-    account, seconds, rejects = Account(), 0.0, list[dict[str, Any]]()
-    began, ended = math.inf, 0.0
+    account = Account()
+    seconds = 0.0
+    rejects = list[dict[str, Any]]()
+    began = math.inf
+    ended = 0.0
     for receipt in valid_receipts(set_uri, plan.digest):
         account.add(receipt)
         seconds += receipt.ran.seconds
-        began, ended = min(began, receipt.ran.ended - receipt.ran.seconds), max(ended, receipt.ran.ended)
+        began = min(began, receipt.ran.ended - receipt.ran.seconds)
+        ended = max(ended, receipt.ran.ended)
         rejects += [reject.model_dump(mode="json") for reject in receipt.rejected[: REJECTS - len(rejects)]]
     manifest = account.manifest(plan, "")
     return {

@@ -95,7 +95,8 @@ def against_published(evaluations: list[dict[str, Any]], spec: Spec, root: str) 
 
 def _measured(one: dict[str, Any], spec: Spec, root: str) -> Iterator[tuple[str, str, float, Conditions]]:
     """(evaluation, figure, value, conditions) of each figure of an evaluation that has a published name."""
-    result, names = one["result"], {row.figure for row in PUBLISHED}
+    result = one["result"]
+    names = {row.figure for row in PUBLISHED}
     figures = {**result, **result.get("figures", {})}
     if (real := result.get("real")) and result.get("unit") == "token":
         figures["ppl_ocr"] = real["perplexity"]
@@ -107,7 +108,8 @@ def _measured(one: dict[str, Any], spec: Spec, root: str) -> Iterator[tuple[str,
 
 def _conditions(figure: str, result: dict[str, Any], spec: Spec, root: str) -> Conditions:
     """What a figure of ours was measured under; the data set is told by the preset's name."""
-    reader, count = _reader(figure, result), result.get("samples", {}).get("count", result.get("num_images"))
+    reader = _reader(figure, result)
+    count = result.get("samples", {}).get("count", result.get("num_images"))
     known = Conditions(_data_of(spec), spec.shape.image_size, spec.shape.depth, "RQ-VAE", None, reader, count)
     if figure == "ppl_ocr":
         return known._replace(model="real images", images=result["real"]["num_images"])

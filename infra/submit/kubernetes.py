@@ -36,7 +36,8 @@ def manifest(job: Job) -> Manifest:
 
 def image_of(job: Job) -> str:
     """Return --image, or that of the registry that DND_REGISTRY names."""
-    kind, registry = ("cuda" if job.gpus else "cpu"), os.environ.get("DND_REGISTRY")
+    kind = "cuda" if job.gpus else "cpu"
+    registry = os.environ.get("DND_REGISTRY")
     if not job.image and not registry:
         raise ValueError(
             f"--on kubernetes: give --image, what `make image-{kind}` built and you pushed, best by its digest "

@@ -47,7 +47,8 @@ def _hashes(training: str, digest: str) -> np.ndarray:
 
 
 def _compared(items: ShardSet, place: int, picture: np.ndarray) -> Nearest:
-    item, side = items[place], min(picture.shape[:2])
+    item = items[place]
+    side = min(picture.shape[:2])
     image = center_view(item["image"], side) if min(item["image"].shape[:2]) > side else item["image"]
     return Nearest(item["__key__"], image, float(np.sqrt(np.mean((_small(image) - _small(picture)) ** 2))))
 

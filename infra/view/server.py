@@ -34,7 +34,8 @@ def serve(root: str, host: str, port: int) -> None:
 
     from infra.view.page import FOLDER, page
 
-    blocks, listening = page(root).queue(), listen(host, port)
+    blocks = page(root).queue()
+    listening = listen(host, port)
     plain = gr.themes.Default(
         primary_hue="blue", font=["system-ui", "sans-serif"], font_mono=["ui-monospace", "monospace"]
     )

@@ -91,7 +91,8 @@ def text_base(model: Generator, spec: Spec, text: str) -> Base:
     if len(made) != 1 or not isinstance(made[0], Picture) or len(made[0].about["words"]) < len(text.split()):
         reason = getattr(made[0], "reason", "it is longer than one picture: give fewer words")
         raise ValueError(f"the text cannot be drawn: {reason}")
-    image, boxes = made[0].image, np.array(made[0].about["boxes"])
+    image = made[0].image
+    boxes = np.array(made[0].about["boxes"])
     codes = model.tokenizer.encode(to_tensor(image[None].copy()).to(next(model.tokenizer.parameters()).device))
     return Base(image, codes[0].cpu().numpy(), after_words(boxes, codes.shape[1:3], size))
 

@@ -70,7 +70,8 @@ def _first(value: float | Sequence[float]) -> float:
 
 
 def _given(root: str, spec: Spec) -> Given:
-    depth, names = spec.shape.depth, sets.set_names(root, "codes")
+    depth = spec.shape.depth
+    names = sets.set_names(root, "codes")
     with gr.Row():
         set_name = gr.Dropdown(names, label="Sample of", min_width=160)
         number = gr.Number(value=0, precision=0, minimum=0, label="Number", min_width=80)
@@ -118,7 +119,8 @@ def _gives(root: str, spec: Spec, controls: Given, codes: gr.State, drawn: gr.HT
     def looked(base: studio.Base | None, hole: str) -> str:
         if base is None:
             return NOTHING
-        marked, free = studio.hole_of(hole, spec.shape.grid), np.argwhere(base.free).tolist()
+        marked = studio.hole_of(hole, spec.shape.grid)
+        free = np.argwhere(base.free).tolist()
         return part("hole", shown("", base.picture)[1], *spec.shape.grid, marked, free)
 
     @told

@@ -152,7 +152,8 @@ def neighbours_of(root: str, spec: Spec, names: list[str]) -> None:
     @told
     def searched(name: str, number: int) -> str:
         items = sets.open_now(root, name)
-        training, rows = storage.join(root, spec.tokenize.images["train"]), []
+        training = storage.join(root, spec.tokenize.images["train"])
+        rows = []
         for item in (items[place] for place in range(len(items))[(number - 1) * ROWS : number * ROWS]):
             near = neighbours.nearest(training, item["image"])
             about = f"{near.key}, difference {near.difference:.1f}"

@@ -65,7 +65,8 @@ def histogram_baseline(train: np.ndarray, val: np.ndarray) -> dict[str, Any]:
     train, val: histograms [depths, V]. `bits_per_code` is the mean over depths of the cross-entropy of the train
     frequencies (add-one smoothed) on val: like the model it may look at the train split only. The entropy of val's
     own histogram is given beside it; it is the lower of the two, flattered by counting the codes it predicts."""
-    predicted, own = cross_entropy_bits(train, val), entropy_bits(val)
+    predicted = cross_entropy_bits(train, val)
+    own = entropy_bits(val)
     return {
         "bits_per_code": float(predicted.mean()),
         "bits_per_code_by_depth": [float(x) for x in predicted],

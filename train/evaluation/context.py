@@ -42,7 +42,8 @@ def context_baseline(train: Iterable[np.ndarray], val: Iterable[np.ndarray], cod
 
 def _gather(arrays: Iterable[np.ndarray], limit: int | None) -> np.ndarray:
     """Code grids int64 [n, h, w, d] of arrays [views, h, w, d], up to `limit` positions."""
-    grids, positions = list[np.ndarray](), 0
+    grids = list[np.ndarray]()
+    positions = 0
     for array in arrays:
         grids.append(array)
         positions += array[..., 0].size
@@ -65,7 +66,8 @@ def _grams(codes: np.ndarray, depth: int) -> list[np.ndarray]:
     """The codes of one depth, int64 [n], with the hash of each context above them, the shortest context first."""
     left, upper = np.full_like(codes, OUTSIDE), np.full_like(codes, OUTSIDE)
     left[:, :, 1:], upper[:, 1:] = codes[:, :, :-1], codes[:, :-1]
-    context, grams = np.zeros(codes.shape[:3], np.int64), []
+    context = np.zeros(codes.shape[:3], np.int64)
+    grams = []
     for more in (codes[..., :0], codes[..., :depth], left, upper):
         for column in range(more.shape[-1]):
             context = (context ^ more[..., column]) * HASH

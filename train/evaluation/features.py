@@ -71,7 +71,9 @@ class ModuleExtractor:
 
     def __init__(self, network: nn.Module, name: str, device: str = "cpu"):
         self.network = network.eval().requires_grad_(False).to(device)
-        self.name, self.device, self.digest = name, device, weights_digest(network)
+        self.name = name
+        self.device = device
+        self.digest = weights_digest(network)
 
     @torch.inference_mode()
     def __call__(self, images: np.ndarray) -> Features:
@@ -123,7 +125,8 @@ class TransformersExtractor:
 
         self.processor: Any = AutoImageProcessor.from_pretrained(path, local_files_only=True)
         self.network: Any = AutoModel.from_pretrained(path, local_files_only=True).eval().to(device)
-        self.name, self.device = Path(path).resolve().name, device
+        self.name = Path(path).resolve().name
+        self.device = device
         self.digest = weights_digest(self.network)
 
     @torch.inference_mode()

@@ -22,7 +22,8 @@ class Moments:
         """Take in features [n, D]; one batch at a time is all that is held."""
         part = Moments(0)
         rows = features.astype(np.float64)
-        part.count, part.mean = len(rows), rows.mean(axis=0)
+        part.count = len(rows)
+        part.mean = rows.mean(axis=0)
         rows -= part.mean
         part.scatter = rows.T @ rows
         self.merge(part)

@@ -52,6 +52,8 @@ class ScoreSums:
 
 
 def _split_score(sums: np.ndarray) -> float:
-    count, entropy_sum, marginal = sums[0], sums[1], sums[2:] / sums[0]
+    count = sums[0]
+    entropy_sum = sums[1]
+    marginal = sums[2:] / sums[0]
     logs = np.log(marginal, out=np.zeros_like(marginal), where=marginal > 0)
     return float(np.exp(entropy_sum / count - (marginal * logs).sum()))

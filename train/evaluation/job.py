@@ -64,7 +64,8 @@ def _run(
 
 def _in_order(results: Iterator[tuple[RangeUnit, Any]]) -> Iterator[Any]:
     """The results in the order of their units."""
-    ahead, number = dict[int, Any](), 0
+    ahead = dict[int, Any]()
+    number = 0
     for unit, result in results:
         ahead[unit.unit] = result
         while number in ahead:
@@ -74,7 +75,8 @@ def _in_order(results: Iterator[tuple[RangeUnit, Any]]) -> Iterator[Any]:
 
 def _set_up_extraction(extractor: str, uri: str) -> Callable[[RangeUnit], SetFeatures]:
     """Runs once in each worker: loads the network and returns what makes the features of one piece of the set."""
-    network, images = load_extractor(extractor, pick_device().type), open_images(uri)
+    network = load_extractor(extractor, pick_device().type)
+    images = open_images(uri)
     return lambda unit: next(pieces(images, network, unit.first, unit.first + unit.count))
 
 
@@ -86,7 +88,8 @@ def _set_up_reading(
     Raises:
         ValueError: the engine here is not of the version that the results will name.
     """
-    engine, images = load_engine(engine_spec, pick_device().type, num_workers=1), open_images(uri)
+    engine = load_engine(engine_spec, pick_device().type, num_workers=1)
+    images = open_images(uri)
     if engine.version != version:
         raise ValueError(f"{engine.name} is {engine.version} on {socket.gethostname()}, but {version} where it began")
 

@@ -44,7 +44,8 @@ def compare_manifolds(reference: np.ndarray, samples: np.ndarray, device: str = 
     real_radii, made_radii = manifold_radii(real), manifold_radii(made)
     real_inside = torch.zeros(len(real), dtype=torch.bool, device=device)
     made_inside = torch.zeros(len(made), dtype=torch.bool, device=device)
-    covered, hits = torch.zeros_like(real_inside), 0
+    covered = torch.zeros_like(real_inside)
+    hits = 0
     for rows, columns, distances in _distance_blocks(real, made):
         made_inside[columns] |= (distances <= real_radii[rows, NEIGHBOURS, None]).any(dim=0)
         real_inside[rows] |= (distances <= made_radii[None, columns, NEIGHBOURS]).any(dim=1)
@@ -81,7 +82,8 @@ def _distance_blocks(
     """Squared Euclidean distances in blocks (rows of u, rows of v, [rows, columns]), a row of blocks at a time.
 
     upper: only the blocks on and above the diagonal, for u against itself: half of the work."""
-    u_norms, v_norms = u.square().sum(dim=1), v.square().sum(dim=1)
+    u_norms = u.square().sum(dim=1)
+    v_norms = v.square().sum(dim=1)
     for i in range(0, len(u), BLOCK):
         rows = slice(i, min(i + BLOCK, len(u)))
         for j in range(i if upper else 0, len(v), BLOCK):

@@ -50,7 +50,8 @@ def _is_copy(text: str, by_length: dict[int, list[str]]) -> bool:
 
 def _found_within(passages: Iterable[str], wanted: set[tuple[str, ...]]) -> set[tuple[str, ...]]:
     """The wanted runs of words that stand in some passage."""
-    sizes, found = {len(run) for run in wanted}, set[tuple[str, ...]]()
+    sizes = {len(run) for run in wanted}
+    found = set[tuple[str, ...]]()
     for passage in passages:
         words = passage.split()
         for size in sizes:

@@ -42,7 +42,8 @@ def train_ngram(texts: Iterable[str]) -> NGramModel:
 
     The 254 commonest characters are told apart, the rest are one. 3 MB of text take a second.
     Raises ValueError where the texts hold no character."""
-    pieces, num_characters = [], 0
+    pieces = []
+    num_characters = 0
     for text in texts:
         pieces.append(_clean(text))
         num_characters += len(pieces[-1])

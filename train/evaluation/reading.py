@@ -104,7 +104,8 @@ def pair_up(pictures: ImageSet, originals: ImageSet) -> list[tuple[int, int]]:
         raise ValueError(
             f"{len(pictures):,} reconstructions of {len(originals):,} originals: reconstruct them all first"
         )
-    names, real = pictures.keys(), originals.keys()
+    names = pictures.keys()
+    real = originals.keys()
     if names is None or real is None:
         return [(index, index) for index in range(len(pictures))]
     place = {name: index for index, name in enumerate(real)}

@@ -47,7 +47,8 @@ def read_pictures(pictures: ImageSet, indices: Sequence[int], engine: OcrEngine,
     Raises:
         ValueError: no picture at all could be read; with the reason of the first.
     """
-    known, readings = known_readings(cache, engine), list[Reading]()
+    known = known_readings(cache, engine)
+    readings = list[Reading]()
     for first in range(0, len(indices), READ_AT_ONCE):
         opened = [_open(pictures, index) for index in indices[first : first + READ_AT_ONCE]]
         digests = [image_digest(one.image) if isinstance(one, Picture) else "" for one in opened]
@@ -67,7 +68,8 @@ def read_pictures(pictures: ImageSet, indices: Sequence[int], engine: OcrEngine,
 
 def missing_pictures(pictures: ImageSet, indices: Iterable[int], engine: OcrEngine, cache: Path) -> list[Wanted]:
     """The chosen pictures that can be opened and that the cache lacks."""
-    known, missing = known_readings(cache, engine), list[Wanted]()
+    known = known_readings(cache, engine)
+    missing = list[Wanted]()
     for index in indices:
         opened = _open(pictures, index)
         if isinstance(opened, Picture) and (digest := image_digest(opened.image)) not in known:

@@ -56,7 +56,8 @@ def compare(a: dict[str, Any], b: dict[str, Any]) -> dict[str, list[dict[str, An
     left, right = flatten(a), flatten(b)
     figures, assumptions = [], []
     for name in [*left, *(name for name in right if name not in left)]:
-        x, y = left.get(name), right.get(name)
+        x = left.get(name)
+        y = right.get(name)
         if _is_figure(x) or _is_figure(y):
             difference = float(y) - float(x) if _is_figure(x) and _is_figure(y) else None
             figures.append({"name": name, "a": x, "b": y, "difference": difference})

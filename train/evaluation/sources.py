@@ -77,7 +77,8 @@ class NpzImages:
     """arr_0 of an `.npz`, streamed: the file may be larger than memory."""
 
     def __init__(self, uri: str):
-        self.uri, self.path = uri, _local_file(uri)
+        self.uri = uri
+        self.path = _local_file(uri)
         with open_array(self.path, uri) as (_, shape, dtype):
             check_array(uri, shape, dtype)
             self.shape = shape
@@ -118,7 +119,8 @@ class FolderImages:
     and palettes are spread over three channels, transparency is dropped, as pytorch-fid does."""
 
     def __init__(self, uri: str):
-        self.uri, folder = uri, Path(uri)
+        self.uri = uri
+        folder = Path(uri)
         if not folder.is_dir():
             raise ValueError(f"{uri}: no such folder; give an .npz, a folder of pictures, or a shard set")
         self.paths = sorted((p for p in folder.rglob("*") if p.suffix.lower() in PICTURES), key=_natural)

@@ -35,7 +35,8 @@ def summarise(spec: Spec, root: str) -> str:
     """
     engine = load_engine() if find_engine() else None
     validation = last_validation(root)
-    uri, inputs = storage.join(root, "evaluation", "summary.json"), _inputs(spec, root, engine, validation)
+    uri = storage.join(root, "evaluation", "summary.json")
+    inputs = _inputs(spec, root, engine, validation)
     if storage.exists(uri) and json.loads(storage.read_text(uri)).get("inputs") == inputs:
         return uri
     codes = {split: open_shards(storage.join(root, "codes", split)) for split in ("train", "val")}
@@ -107,7 +108,8 @@ def _reconstruction(spec: Spec, root: str) -> dict[str, Any]:
     """PSNR and SSIM at full depth: those of `dnd reconstruct`, where it has compared the same images."""
     originals = open_shards(storage.join(root, "images/val"))
     copies = open_shards(storage.join(root, "reconstructions/val/images"))
-    number, uri = spec.evaluate.reconstructions, storage.join(root, "evaluation", "reconstruction-val.json")
+    number = spec.evaluate.reconstructions
+    uri = storage.join(root, "evaluation", "reconstruction-val.json")
     made = json.loads(storage.read_text(uri)) if storage.exists(uri) else {}
     if made.get("inputs") == reconstruction_inputs(originals, copies, number):
         return {name: made["depths"][-1][name] for name in QUALITY}

@@ -33,11 +33,14 @@ def vocabulary(texts: Iterable[str]) -> frozenset[str]:
     Of words equally common all are in or out; `scribble_share` says how many shuffled letters still pass for words.
     """
     counts = Counter(word for text in texts for word in long_words(text))
-    needed, covered, least = COVERAGE * counts.total(), 0, 0
+    needed = COVERAGE * counts.total()
+    covered = 0
+    least = 0
     for _, count in counts.most_common():
         if covered >= needed and count < least:
             break
-        covered, least = covered + count, count
+        covered = covered + count
+        least = count
     return frozenset(word for word, count in counts.items() if count >= least)
 
 
@@ -111,7 +114,9 @@ def scribble_share(texts: Iterable[str], known: Collection[str], seed: int = 0) 
         known: the vocabulary.
         seed: of the shuffling.
     """
-    rng, hits, number = random.Random(seed), 0, 0
+    rng = random.Random(seed)
+    hits = 0
+    number = 0
     for word in (word for text in texts for word in long_words(text)):
         hits += "".join(rng.sample(word, len(word))) in known
         number += 1

@@ -42,7 +42,8 @@ def load_engine(spec: str = AUTO, device: str = "cpu", num_workers: int | None =
     elif name not in ENGINES:
         if not Path(spec).is_dir():
             raise ValueError(f"no OCR engine {spec!r}: give {', '.join(ENGINES)}, or the folder of a Qwen2-VL model")
-        name, path = Qwen2VL.name, spec
+        name = Qwen2VL.name
+        path = spec
     if reason := ENGINES[name].missing(path):
         raise ValueError(reason)
     return ENGINES[name](path, device, num_workers)

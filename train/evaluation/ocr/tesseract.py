@@ -54,7 +54,8 @@ class Tesseract(OcrEngine):
     def __init__(self, path: str = "", device: str = "cpu", num_workers: int | None = None) -> None:
         program = find_tesseract()
         assert program is not None, "load_engine asks `missing` first"
-        self.program, self.num_workers = program, num_workers or num_cores()
+        self.program = program
+        self.num_workers = num_workers or num_cores()
         said = subprocess.run([program.path, "--version"], capture_output=True, text=True, check=True).stdout
         self.version = f"{said.split()[1]} {model_tag(program.models)} --psm 6"
 

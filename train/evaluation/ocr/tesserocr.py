@@ -30,7 +30,8 @@ class Tesserocr(IsolatedEngine):
 
     def __init__(self, path: str = "", device: str = "cpu", num_workers: int | None = None) -> None:
         super().__init__(path, device, num_workers)
-        program, library = find_tesseract(), importlib.import_module("tesserocr")
+        program = find_tesseract()
+        library = importlib.import_module("tesserocr")
         assert program is not None, "load_engine asks `missing` first"
         self.version = f"{library.tesseract_version().split()[1]} {model_tag(program.models)} --psm 6"
 
