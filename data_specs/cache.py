@@ -26,7 +26,7 @@ from data_specs.scratch import private_folder
 IN_USE_SECONDS = 60.0  # a file whose path was handed out this recently stays
 STALE_SECONDS = 3600.0  # a part file this old belongs to a process that died
 POLL_SECONDS, WARN_SECONDS = 0.2, 60.0  # between looks for room, and between words about it
-PART = "+part"  # ends the names of half-made files; no other name has a plus
+UNFINISHED = "+part"  # ends the names of half-made files; no other name has a plus
 _LOCKS = 64
 _NAME = re.compile(r"[0-9a-f]{32}-[A-Za-z0-9._-]{1,100}(\+part)?")
 log = logging.getLogger(__name__)
@@ -87,8 +87,8 @@ def local_copy(
 def hold(file: BinaryIO) -> None:
     """Keeps a cached file from eviction as long as this open file, or a memory map of it, lives."""
     fcntl.flock(file, fcntl.LOCK_SH)
-    facts = os.fstat(file.fileno())
-    os.utime(file.fileno(), ns=(time.time_ns() - int(IN_USE_SECONDS * 1e9), facts.st_mtime_ns))
+    status = os.fstat(file.fileno())
+    os.utime(file.fileno(), ns=(time.time_ns() - int(IN_USE_SECONDS * 1e9), status.st_mtime_ns))
 
 
 def discard(path: Path) -> None:
@@ -108,7 +108,7 @@ def _touch(path: Path) -> bool:
 
 def _fill(path: Path, size: int | None, fill: Callable[[Path], None], at_once: bool) -> bool:
     """Makes a file; False where there is no room for it, and it need not be made at once."""
-    part = path.with_name(path.name + PART)
+    part = path.with_name(path.name + UNFINISHED)
     if not _reserve(part, size or 0, at_once):
         return False
     try:
@@ -142,7 +142,7 @@ def _evict(size: int) -> int:
     excess = sum(entry.size for entry in entries) + size - limit_bytes()
     for entry in entries:
         idle = time.time() - entry.used
-        if entry.path.name.endswith(PART):
+        if entry.path.name.endswith(UNFINISHED):
             gone = idle > STALE_SECONDS
         else:
             gone = excess > 0 and idle > IN_USE_SECONDS and not _is_held(entry.path)
@@ -166,10 +166,10 @@ def _entries() -> list[_Entry]:
     found = []
     for entry in os.scandir(folder()):
         try:
-            facts = entry.stat(follow_symlinks=False)
+            status = entry.stat(follow_symlinks=False)
         except FileNotFoundError:
             continue
         if _NAME.fullmatch(entry.name) and entry.is_file(follow_symlinks=False):
-            used = facts.st_mtime if entry.name.endswith(PART) else facts.st_atime
-            found.append(_Entry(used, facts.st_size, Path(entry.path)))
+            used = status.st_mtime if entry.name.endswith(UNFINISHED) else status.st_atime
+            found.append(_Entry(used, status.st_size, Path(entry.path)))
     return found

@@ -9,7 +9,7 @@ from typing import Any
 import yaml
 from pydantic import BaseModel
 
-from data_specs.spec import PARTS, Spec
+from data_specs.spec import SECTIONS, Spec
 
 WIDTH = 120
 NEW = """\
@@ -34,7 +34,7 @@ def commented(spec: Spec) -> str:
 
 
 def keys_of(name: str) -> list[str]:
-    """The dotted keys of a part of the spec, one level of them; of a key that is no part, the key itself."""
+    """The dotted keys of a section of the spec, one level of them; of a key that is no section, the key itself."""
     field: Any = Spec
     for step in name.split("."):
         field = field.model_fields[step].annotation
@@ -55,7 +55,7 @@ def schema() -> dict[str, Any]:
 def _lines(model: BaseModel, indent: str) -> Iterator[str]:
     for name, field in type(model).model_fields.items():
         value = getattr(model, name)
-        if value is None and isinstance(model, Spec) and name in PARTS:
+        if value is None and isinstance(model, Spec) and name in SECTIONS:
             continue
         about = field.description or _about_model(value)
         if isinstance(value, BaseModel):
@@ -72,7 +72,7 @@ def _lines(model: BaseModel, indent: str) -> Iterator[str]:
 
 
 def _about_model(value: Any) -> str:
-    """First sentence of a part's own documentation."""
+    """First sentence of a section's own documentation."""
     document = type(value).__doc__ if isinstance(value, BaseModel) else None
     return " ".join((document or "").split("\n\n")[0].split()).rstrip(".")
 

@@ -15,7 +15,7 @@ from uuid import uuid4
 
 from data_specs.records import FileInfo
 
-PART = ".part"  # ends the names of what is still being written
+UNFINISHED = ".part"  # ends the names of what is still being written
 _NO_LINKS = (errno.EPERM, errno.EOPNOTSUPP, errno.ENOSYS, errno.EMLINK)  # what file systems without hard links answer
 _RENAME_NOREPLACE = 1
 _AT_FDCWD = -100
@@ -59,7 +59,7 @@ def _entries(folder: str, above: tuple[str, ...] = ()) -> Iterator[os.DirEntry[s
 
 def _leads_to(entry: os.DirEntry[str]) -> str:
     """What stands at a path, or where its link leads."""
-    if entry.name.endswith(PART):
+    if entry.name.endswith(UNFINISHED):
         return "still being written"
     with suppress(OSError):  # a link to itself
         if entry.is_dir() or entry.is_file():
@@ -70,7 +70,7 @@ def _leads_to(entry: os.DirEntry[str]) -> str:
 def unfinished(folder: str) -> Iterator[str]:
     """Paths under a folder of what was being written when its writer died; links are not followed."""
     for entry in sorted(os.scandir(folder), key=lambda e: e.name) if os.path.isdir(folder) else ():
-        if entry.name.endswith(PART):
+        if entry.name.endswith(UNFINISHED):
             yield entry.path
         elif entry.is_dir(follow_symlinks=False):
             yield from unfinished(entry.path)
@@ -84,8 +84,8 @@ def remove_unfinished(path: str) -> None:
         Path(path).unlink(missing_ok=True)
 
 
-def _info(uri: str, facts: os.stat_result) -> FileInfo:
-    return FileInfo(uri, facts.st_size, f"{facts.st_mtime_ns:x}-{facts.st_size:x}")
+def _info(uri: str, status: os.stat_result) -> FileInfo:
+    return FileInfo(uri, status.st_size, f"{status.st_mtime_ns:x}-{status.st_size:x}")
 
 
 def replace(uri: str, content: bytes | Path) -> None:
@@ -118,7 +118,7 @@ def move(path: Path, uri: str) -> None:
 def folder_in(uri: str) -> Iterator[Path]:
     """An empty folder within a folder, which listings leave out, removed at the end."""
     Path(uri).mkdir(parents=True, exist_ok=True)
-    with tempfile.TemporaryDirectory(PART, ".dnd-write-", uri) as name:
+    with tempfile.TemporaryDirectory(UNFINISHED, ".dnd-write-", uri) as name:
         yield Path(name)
 
 
@@ -134,7 +134,7 @@ def _beside(uri: str, content: bytes | Path) -> Iterator[Path]:
     """A file with the content, on disk beside its target; what is left of it is removed."""
     target = Path(uri)
     target.parent.mkdir(parents=True, exist_ok=True)
-    path = target.parent / f".{target.name}.{uuid4().hex}{PART}"
+    path = target.parent / f".{target.name}.{uuid4().hex}{UNFINISHED}"
     try:
         if isinstance(content, Path):
             shutil.copyfile(content, path)

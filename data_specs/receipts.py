@@ -85,8 +85,8 @@ def remake(set_uri: str, receipt: Receipt, gone: Callable[[Sample], bool]) -> Re
     """
     if receipt.shard is not None:
         old = Shard(storage.join(set_uri, receipt.shard.name), receipt.shard)
-        facts = table.facts_of(old.uri)
-        samples = (Sample(old.key(n), old.fields(n), facts[old.key(n)]) for n in range(len(old)))
+        stats = table.image_stats(old.uri)
+        samples = (Sample(old.key(n), old.fields(n), stats[old.key(n)]) for n in range(len(old)))
         with scratch_folder() as folder:
             shard, rows = _write((sample for sample in samples if not gone(sample)), folder)
             if shard.nsamples < receipt.written:

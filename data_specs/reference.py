@@ -29,45 +29,47 @@ BOUNDS = (
 
 
 def reference() -> str:
-    """The page as Markdown: a section for each part of the spec, each part within it, and each kind of source."""
+    """The page as Markdown: a heading for each section of the spec, each section within it, and each kind of source."""
     tree = schema()
-    parts = tree["$defs"]
-    lines = [HEAD, "## The whole", *_table(tree["properties"], parts)]
-    for name, about in _sections(tree["properties"], parts, ""):
-        lines += [f"\n## {name}", _sentence(about.get("description", "")), *_table(about["properties"], parts)]
+    sections = tree["$defs"]
+    lines = [HEAD, "## The whole", *_table(tree["properties"], sections)]
+    for name, about in _sections(tree["properties"], sections, ""):
+        lines += [f"\n## {name}", _sentence(about.get("description", "")), *_table(about["properties"], sections)]
         if name == "render":
             for kind, source in sorted(Source.kinds.items()):
                 if not source.__module__.startswith("data_specs."):
                     continue  # of a user's own
                 described = source.model_json_schema()
                 lines += [f"\n## A source of kind {kind}", _sentence(described.get("description", ""))]
-                lines += _table(described["properties"], parts)
+                lines += _table(described["properties"], sections)
     return "\n".join(lines) + "\n"
 
 
-def _sections(properties: dict[str, Any], parts: dict[str, Any], prefix: str) -> Iterator[tuple[str, dict[str, Any]]]:
-    """(dotted name, schema) of each part, those within a part behind it."""
+def _sections(
+    properties: dict[str, Any], sections: dict[str, Any], prefix: str
+) -> Iterator[tuple[str, dict[str, Any]]]:
+    """(dotted name, schema) of each section, those within a section behind it."""
     for key, about in properties.items():
-        name = _part_of(about)
+        name = _section_of(about)
         if name and name != "Source":
-            yield f"{prefix}{key}", parts[name]
-            yield from _sections(parts[name]["properties"], parts, f"{prefix}{key}.")
+            yield f"{prefix}{key}", sections[name]
+            yield from _sections(sections[name]["properties"], sections, f"{prefix}{key}.")
 
 
-def _part_of(about: dict[str, Any]) -> str:
-    """The name of the part that a key holds, one of them or a list; empty for plain values."""
+def _section_of(about: dict[str, Any]) -> str:
+    """The name of the section that a key holds, one of them or a list; empty for plain values."""
     for one in (about, about.get("items", {}), *about.get("anyOf", ()), *about.get("allOf", ())):
         if "$ref" in one:
             return str(one["$ref"]).rpartition("/")[2]
     return ""
 
 
-def _table(properties: dict[str, Any], parts: dict[str, Any]) -> Iterator[str]:
+def _table(properties: dict[str, Any], sections: dict[str, Any]) -> Iterator[str]:
     yield "\n| key | takes | default | meaning |\n| --- | --- | --- | --- |"
     for key, about in properties.items():
-        part = _part_of(about)
-        means = about.get("description") or parts.get(part, {}).get("description", "")
-        default = "" if part or "default" not in about else f"`{_short(about['default'])}`"
+        section = _section_of(about)
+        means = about.get("description") or sections.get(section, {}).get("description", "")
+        default = "" if section or "default" not in about else f"`{_short(about['default'])}`"
         cells = (f"`{key}`", _takes(about), default, _sentence(means))
         yield f"| {' | '.join(cell.replace('|', '&#124;') for cell in cells)} |"
 

@@ -1,6 +1,6 @@
 """A root's spec: what a command runs by, and what each stage was made with.
 
-ROOT/spec.yaml is the record of the run. A stage writes its parts there once it has accepted them, and the whole spec
+ROOT/spec.yaml is the record of the run. A stage writes its sections there once it has accepted them, and the whole spec
 that it was made with as spec.yaml into its own folder; a command that is refused writes nothing.
 """
 
@@ -10,7 +10,7 @@ from collections.abc import Sequence
 
 from data_specs import storage
 from data_specs.code_version import record_code
-from data_specs.spec import PARTS, Spec, load_spec, parse_spec
+from data_specs.spec import SECTIONS, Spec, load_spec, parse_spec
 
 NAME = "spec.yaml"
 
@@ -45,30 +45,30 @@ def spec_of(root: str, folder: str) -> Spec:
     return read_spec(None, storage.join(root, folder) if storage.exists(kept) else root)
 
 
-def record_spec(spec: Spec, root: str, folder: str, parts: Sequence[str]) -> None:
-    """Keeps the spec of a stage that has accepted it: whole in ROOT/FOLDER, its `parts` in the record of the run.
+def record_spec(spec: Spec, root: str, folder: str, sections: Sequence[str]) -> None:
+    """Keeps the spec of a stage that has accepted it: whole in ROOT/FOLDER, its `sections` in the record of the run.
 
     ROOT/code.json says by which code it began.
 
     Args:
-        parts: keys of the spec that the stage answers for; none of them leaves the record of the run as it is.
+        sections: keys of the spec that the stage answers for; none of them leaves the record of the run as it is.
     """
     _write(storage.join(root, folder, NAME), spec)
     record_code(root, began=folder)
-    if parts:
-        _write(storage.join(root, NAME), _laid_over(storage.join(root, NAME), spec, parts))
+    if sections:
+        _write(storage.join(root, NAME), _laid_over(storage.join(root, NAME), spec, sections))
 
 
-def _laid_over(uri: str, spec: Spec, parts: Sequence[str]) -> Spec:
-    """The record with these parts, and those that it lacks, from `spec`; a record of another shape is replaced."""
+def _laid_over(uri: str, spec: Spec, sections: Sequence[str]) -> Spec:
+    """The record with these sections, and those that it lacks, from `spec`; a record of another shape is replaced."""
     try:
         record = parse_spec(storage.read_text(uri), uri)
     except (FileNotFoundError, ValueError):
         return spec
-    kept = {part: tree for part, tree in record.tree().items() if part in PARTS and part not in parts}
+    kept = {section: tree for section, tree in record.tree().items() if section in SECTIONS and section not in sections}
     try:
         return Spec.model_validate(spec.tree() | kept)
-    except ValueError:  # the parts that were kept do not go with this spec: nothing was made by them
+    except ValueError:  # the sections that were kept do not go with this spec: nothing was made by them
         return spec
 
 

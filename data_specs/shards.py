@@ -152,8 +152,8 @@ def open_verified(uri: str, sha256: str | None, wait: Event | None = None) -> Bi
 
 
 def _sha256(file: BinaryIO) -> str:
-    facts = os.fstat(file.fileno())
-    key = (facts.st_dev, facts.st_ino, facts.st_size, facts.st_mtime_ns)
+    status = os.fstat(file.fileno())
+    key = (status.st_dev, status.st_ino, status.st_size, status.st_mtime_ns)
     if key not in _hashed:
         if len(_hashed) >= HASHES_KEPT:
             _hashed.pop(next(iter(_hashed)), None)

@@ -13,13 +13,13 @@ from typing import Any
 import yaml
 from pydantic import BaseModel, Field, ValidationError, model_validator
 
-from data_specs.parts import (
+from data_specs.sections import (
     MAX_CODES,
     CodeShape,
     Evaluate,
-    Part,
     Render,
     Sample,
+    Section,
     Shape,
     Tokenize,
     Tokenizer,
@@ -29,12 +29,12 @@ from data_specs.parts import (
 from data_specs.source import unknown_key
 
 PRESETS = Path(__file__).parent / "presets"
-PARTS = ("render", "tokenizer", "tokenize", "transformer", "train", "sample", "evaluate")  # of a spec, by stage
-_MISSING: Any = None  # a part that a spec file leaves out: typed as if it were there, since `require` sees to it
+SECTIONS = ("render", "tokenizer", "tokenize", "transformer", "train", "sample", "evaluate")  # of a spec, by stage
+_MISSING: Any = None  # a section that a spec file leaves out: typed as if it were there, since `require` sees to it
 
 
-class Spec(Part):
-    """A whole run. The parts of stages that are not used may be missing; `require` says which a command needs."""
+class Spec(Section):
+    """A whole run. The sections of stages that are not used may be missing; `require` says which a command needs."""
 
     name: str = Field(pattern=r"^[A-Za-z0-9_-]+$", description="name of the run: letters, digits, _ and -")
     seed: int = Field(0, ge=0, lt=2**31, description="what all random numbers of the run come from")
@@ -96,46 +96,48 @@ class Spec(Part):
 
     @model_validator(mode="after")
     def _sample_fits(self) -> Spec:
-        part = self.sample
-        if part.classes not in ("uniform", "per_class") and not part.listed_classes:
-            raise ValueError(f"sample.classes {part.classes} names no class: give a list or a rising range such as 0-9")
+        section = self.sample
+        if section.classes not in ("uniform", "per_class") and not section.listed_classes:
+            raise ValueError(
+                f"sample.classes {section.classes} names no class: give a list or a rising range such as 0-9"
+            )
         for name, most in (("guidance", inf), ("temperature", inf), ("top_k", inf), ("top_p", 1)):
-            value = getattr(part, name)
+            value = getattr(section, name)
             values = value if isinstance(value, list) else [value]
             if isinstance(value, list) and len(value) != self.codes.depth:
                 raise ValueError(f"sample.{name} {value}: give one number, or {self.codes.depth} (one per depth)")
             if not all(0 <= number <= most for number in values):
                 bound = "" if most == inf else f" and at most {most}"
                 raise ValueError(f"sample.{name} {value} must be at least 0{bound}")
-        if part.guidance_interval[0] > part.guidance_interval[1]:
-            raise ValueError(f"sample.guidance_interval {list(part.guidance_interval)} must rise")
-        if part.given and self.tokenize.flatten:
+        if section.guidance_interval[0] > section.guidance_interval[1]:
+            raise ValueError(f"sample.guidance_interval {list(section.guidance_interval)} must rise")
+        if section.given and self.tokenize.flatten:
             raise ValueError("sample.given names positions and depths: not with tokenize.flatten, which has no depths")
-        if part.given:
-            part.given.fits(self.shape)
+        if section.given:
+            section.given.fits(self.shape)
         if self.transformer:
             self._sample_fits_transformer()
         return self
 
     def _sample_fits_transformer(self) -> None:
-        part, number = self.sample, self.transformer.num_classes
-        if outside := [cls for cls in part.listed_classes if not 0 <= cls < number]:
+        section, number = self.sample, self.transformer.num_classes
+        if outside := [cls for cls in section.listed_classes if not 0 <= cls < number]:
             raise ValueError(f"sample.classes holds {outside[0]}: the transformer's classes are 0..{number - 1}")
-        guided = part.guidance if isinstance(part.guidance, list) else [part.guidance]
+        guided = section.guidance if isinstance(section.guidance, list) else [section.guidance]
         if any(scale != 1 for scale in guided) and not self.transformer.class_dropout:
             raise ValueError(
-                f"sample.guidance {part.guidance} needs a model trained with transformer.class_dropout: use guidance 1"
+                f"sample.guidance {section.guidance} needs a model trained with transformer.class_dropout: use 1"
             )
 
-    def require(self, *parts: str) -> None:
-        """Refuses a spec that lacks a part which a command works by.
+    def require(self, *sections: str) -> None:
+        """Refuses a spec that lacks a section which a command works by.
 
         Raises:
-            ValueError: names the first part that is missing.
+            ValueError: names the first section that is missing.
         """
-        for part in parts:
-            if getattr(self, part) is None:
-                raise ValueError(f"spec {self.name}: {part}: is missing, and this command works by it; add it")
+        for section in sections:
+            if getattr(self, section) is None:
+                raise ValueError(f"spec {self.name}: {section}: is missing, and this command works by it; add it")
 
     @property
     def codes(self) -> CodeShape:
@@ -153,8 +155,8 @@ class Spec(Part):
         return yaml.safe_dump(self.tree(), sort_keys=False)
 
     def tree(self) -> dict[str, Any]:
-        """The resolved spec as YAML's plain types, without the parts that are missing."""
-        return self.model_dump(mode="json", exclude={part for part in PARTS if getattr(self, part) is None})
+        """The resolved spec as YAML's plain types, without the sections that are missing."""
+        return self.model_dump(mode="json", exclude={section for section in SECTIONS if getattr(self, section) is None})
 
 
 def presets() -> list[str]:
@@ -239,10 +241,10 @@ def _set(tree: dict[str, Any], override: str) -> None:
         raise ValueError(f"--set {override}: {'.'.join(parents)} is a value, not a mapping")
 
 
-def _index(values: Any, part: str, key: str) -> int:
-    if not isinstance(values, list) or not part.isdigit() or int(part) >= len(values):
-        raise ValueError(f"--set {key}: there is no entry {part!r}; lists are counted from 0")
-    return int(part)
+def _index(values: Any, step: str, key: str) -> int:
+    if not isinstance(values, list) or not step.isdigit() or int(step) >= len(values):
+        raise ValueError(f"--set {key}: there is no entry {step!r}; lists are counted from 0")
+    return int(step)
 
 
 def _value(text: str, override: str) -> Any:
@@ -263,7 +265,7 @@ def _explain(origin: str, error: ValidationError, overrides: Sequence[str]) -> s
     """One line a mistake: file, key, what is wrong and what would be right, and the --set that gave it."""
     lines = []
     for fault in error.errors():
-        key = ".".join(str(part) for part in fault["loc"]) or "(whole spec)"
+        key = ".".join(map(str, fault["loc"])) or "(whole spec)"
         message = fault["msg"].removeprefix("Value error, ")
         if fault["type"] == "extra_forbidden":
             message = unknown_key(str(fault["loc"][-1]), _known_keys(fault["loc"][:-1]))
@@ -275,12 +277,20 @@ def _explain(origin: str, error: ValidationError, overrides: Sequence[str]) -> s
 def _sets(override: str, loc: tuple[int | str, ...]) -> bool:
     """Whether an override gives the value at `loc`."""
     steps = iter(map(str, loc))
-    return all(part in steps for part in override.partition("=")[0].split("."))
+    return all(step in steps for step in override.partition("=")[0].split("."))
 
 
 def _known_keys(loc: tuple[int | str, ...]) -> list[str]:
-    part: Any = Spec
+    section: Any = Spec
     for step in loc:
-        field = part.model_fields.get(str(step)) if isinstance(part, type) and issubclass(part, BaseModel) else None
-        part = field.annotation if field else part
-    return list(part.model_fields) if isinstance(part, type) and issubclass(part, BaseModel) else ["see `dnd presets`"]
+        field = (
+            section.model_fields.get(str(step))
+            if isinstance(section, type) and issubclass(section, BaseModel)
+            else None
+        )
+        section = field.annotation if field else section
+    return (
+        list(section.model_fields)
+        if isinstance(section, type) and issubclass(section, BaseModel)
+        else ["see `dnd presets`"]
+    )

@@ -250,9 +250,9 @@ def writable_folder(uri: str) -> Iterator[Path]:
     """
     with scratch_folder() if is_remote(uri) else local_files.folder_in(uri) as folder:
         yield folder
-        place = write_file if is_remote(uri) else local_files.move
+        put = write_file if is_remote(uri) else local_files.move
         for path in sorted(p for p in folder.rglob("*") if p.is_file()):
-            place(path, join(uri, str(path.relative_to(folder))))
+            put(path, join(uri, str(path.relative_to(folder))))
 
 
 def _read_if_there(uri: str) -> bytes | None:

@@ -14,7 +14,7 @@ import numpy as np
 from pydantic_core import from_json
 
 from data_specs import storage
-from data_specs.records import Sample, SampleFacts, ShardEntry
+from data_specs.records import ImageStats, Sample, ShardEntry
 
 if TYPE_CHECKING:
     import pyarrow as pa
@@ -93,7 +93,7 @@ def _row(sample: Sample) -> dict[str, Any]:
         "cls": int(sample.fields.get("cls", b"0")),
         "num_words": len(str(about.get("text") or "").split()) if words is None else len(words),
         "num_clipped": sum(about.get("clipped", ())),
-        **sample.facts._asdict(),
+        **sample.stats._asdict(),
         **{name: str(about.get(name) or "") for name in _TEXT},
     }
 
@@ -104,10 +104,10 @@ def column(tar_uri: str, name: str) -> np.ndarray:
     return values
 
 
-def facts_of(tar_uri: str) -> dict[str, SampleFacts]:
+def image_stats(tar_uri: str) -> dict[str, ImageStats]:
     """What the table of a shard knows of its pictures, by key."""
-    rows = read_table(tar_uri).select(["key", *SampleFacts._fields]).to_pylist()
-    return {row.pop("key"): SampleFacts(**row) for row in rows}
+    rows = read_table(tar_uri).select(["key", *ImageStats._fields]).to_pylist()
+    return {row.pop("key"): ImageStats(**row) for row in rows}
 
 
 # ---- asking --------------------------------------------------------------------------------------------------------

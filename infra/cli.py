@@ -11,7 +11,7 @@ import typer
 
 import infra.stages  # noqa: F401
 from data_specs import storage
-from data_specs.spec import PARTS
+from data_specs.spec import SECTIONS
 from data_specs.text import say, start_log
 from infra.commands import accept, bench, clusters, data, evaluation, exchange, query, specs, transformer, view
 from infra.commands.options import (
@@ -81,7 +81,7 @@ def run(
     from infra.demo import run_all
 
     old = storage.absolute(from_) if from_ else None
-    resolved, root = open_root(spec_beside(spec, root, old) if old else spec, root, set_, *PARTS)
+    resolved, root = open_root(spec_beside(spec, root, old) if old else spec, root, set_, *SECTIONS)
     if old and (training := find("train")):
         take_over(training, resolved, root, old)
     number = ranks_here(ranks, resolved.tokenizer.batch_size, resolved.train.batch_size)

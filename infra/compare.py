@@ -22,7 +22,7 @@ CURVES = (  # folder of a training, key of its rows
 BARS = "▁▂▃▄▅▆▇█"
 WIDTH = 48  # bars of a curve
 
-Curve = list[tuple[int, float]]  # (step, value)
+Points = list[tuple[int, float]]  # (step, value)
 
 
 def compare_roots(first: str, second: str) -> dict[str, Any]:
@@ -104,7 +104,7 @@ def _curve_lines(curve: dict[str, Any]) -> Iterator[str]:
             yield f"    {name} not logged"
 
 
-def _bars(line: Curve, last: int, low: float, high: float) -> str:
+def _bars(line: Points, last: int, low: float, high: float) -> str:
     """A curve as WIDTH bars over steps 0 to `last`: of each bar's steps the last value; blank behind its end."""
     drawn = ""
     place = 0

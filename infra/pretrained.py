@@ -14,8 +14,8 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from data_specs import storage
-from data_specs.parts import SIZES, CodeShape
 from data_specs.root import read_spec, record_spec
+from data_specs.sections import SIZES, CodeShape
 from data_specs.spec import load_spec
 
 HUB = "hf://"
@@ -257,9 +257,9 @@ def draw_first(root: str) -> str:
     from tokenize_jobs.decode import grid
     from train.generate import load_root
 
-    part = read_spec(None, root).sample
-    options = {name: getattr(part, name) for name in ("guidance", "temperature", "top_k", "top_p")}
-    pictures = load_root(root, ema=part.ema).pictures(PICTURES, **options)
+    section = read_spec(None, root).sample
+    options = {name: getattr(section, name) for name in ("guidance", "temperature", "top_k", "top_p")}
+    pictures = load_root(root, ema=section.ema).pictures(PICTURES, **options)
     uri = storage.join(root, "samples", "first.png")
     storage.write_bytes(uri, encode_photo(grid([np.asarray(picture) for picture in pictures])))
     return f"pictures: {uri}"

@@ -125,25 +125,25 @@ def status_lines(root: str) -> Iterator[str]:
 def status_of(root: str) -> dict[str, list[Any]]:
     """The same for programs: `sets`, `trainings`, `writers` and `faults`, as `dnd status --json` prints them."""
     names = {SetStatus: "sets", TrainingStatus: "trainings", Writer: "writers", Damaged: "faults"}
-    told: dict[str, list[Any]] = {name: [] for name in names.values()}
+    found: dict[str, list[Any]] = {name: [] for name in names.values()}
     for entry in entries(root):
-        told[names[type(entry)]].append(entry.fault if isinstance(entry, Damaged) else entry._asdict())
-    for one in told["sets"]:
+        found[names[type(entry)]].append(entry.fault if isinstance(entry, Damaged) else entry._asdict())
+    for one in found["sets"]:
         one["failures"] = [failure._asdict() for failure in one["failures"]]
-    return told
+    return found
 
 
 def entries(root: str) -> Iterator[Entry]:
     """Everything that there is to say of a root; what is damaged is an entry, never an error."""
-    homes = {stage.makes for stage in registered() if stage.trains}
+    folders = {stage.makes for stage in registered() if stage.trains}
     for set_uri in find_shard_sets(root):
-        homes.add(lease_home(set_uri.removeprefix(root.rstrip("/") + "/")))
+        folders.add(lease_home(set_uri.removeprefix(root.rstrip("/") + "/")))
         yield from _unless_damaged(partial(_set_status, root, set_uri))
     for stage in registered():
         if stage.trains:
             yield from _unless_damaged(partial(_training_status, root, stage))
-    for home in sorted(homes):
-        yield from _unless_damaged(partial(_writer, root, home))
+    for folder in sorted(folders):
+        yield from _unless_damaged(partial(_writer, root, folder))
 
 
 def _unless_damaged(find: Callable[[], Entry | None]) -> Iterator[Entry]:
@@ -162,9 +162,9 @@ def _training_status(root: str, stage: Stage) -> TrainingStatus | None:
             return TrainingStatus(stage.makes, "begun")
         return TrainingStatus(stage.makes, "imported") if next(storage.list_files(folder), None) else None
     last = rows[-1]
-    part = getattr(spec_of(root, stage.makes), stage.batch)
-    step, steps = int(last["step"]), int(part.steps)
-    rate = float(last["images_per_second"]) / part.batch_size
+    section = getattr(spec_of(root, stage.makes), stage.batch)
+    step, steps = int(last["step"]), int(section.steps)
+    rate = float(last["images_per_second"]) / section.batch_size
     return TrainingStatus(
         stage.makes,
         "finished" if step >= steps and storage.exists(storage.join(folder, "done")) else "running",
@@ -176,9 +176,9 @@ def _training_status(root: str, stage: Stage) -> TrainingStatus | None:
     )
 
 
-def _writer(root: str, home: str) -> Writer | None:
-    by = holder(storage.join(root, home))
-    return Writer(home, by.command, by.host, by.pid) if by and is_alive(by) else None
+def _writer(root: str, folder: str) -> Writer | None:
+    by = holder(storage.join(root, folder))
+    return Writer(folder, by.command, by.host, by.pid) if by and is_alive(by) else None
 
 
 def _set_status(root: str, set_uri: str) -> SetStatus | None:

@@ -33,7 +33,7 @@ def near_duplicates(root: str, distance: int) -> Iterator[list[str]]:
     with scratch_folder() as folder:
         entries = _hash_all(shards, folder / "hashes")
         for group in groups(entries["hash"], distance, folder):
-            yield [_name(shards, entries[int(place)]) for place in group]
+            yield [_name(shards, entries[int(index)]) for index in group]
 
 
 def _shards(set_uri: str) -> list[tuple[str, ShardEntry]]:
@@ -42,10 +42,10 @@ def _shards(set_uri: str) -> list[tuple[str, ShardEntry]]:
     return [(storage.join(set_uri, entry.url), entry) for entry in manifest.shardlist]
 
 
-def _name(shards: list[tuple[str, ShardEntry]], place: np.void) -> str:
-    uri, entry = shards[int(place["shard"])]
+def _name(shards: list[tuple[str, ShardEntry]], index: np.void) -> str:
+    uri, entry = shards[int(index["shard"])]
     split, name = uri.split("/")[-2:]
-    return f"{split}/{int(name.partition('-')[0])}/{Shard(uri, entry).key(int(place['number']))}"
+    return f"{split}/{int(name.partition('-')[0])}/{Shard(uri, entry).key(int(index['number']))}"
 
 
 def _hash_all(shards: list[tuple[str, ShardEntry]], path: Path) -> np.ndarray:
@@ -73,7 +73,7 @@ def groups(hashes: np.ndarray, distance: int, folder: Path) -> Iterator[np.ndarr
             for one, other in _close(hashes, share, bits, distance):
                 _join(first, one, other)
     members = np.flatnonzero(first != np.arange(len(first)))
-    roots = np.array([_root(first, int(place)) for place in members])
+    roots = np.array([_root(first, int(index)) for index in members])
     order = np.argsort(roots, kind="stable")
     for of_group in np.split(order, np.flatnonzero(np.diff(roots[order])) + 1) if len(members) else []:
         yield np.append(roots[of_group[0]], members[of_group])
@@ -115,10 +115,10 @@ def _close(hashes: np.ndarray, share: np.ndarray, bits: np.uint64, distance: int
         for start, count in zip(firsts[counts > 1], counts[counts > 1]):  # equal hashes stand side by side
             equal = share[bucket[start : start + count]]
             yield from ((int(equal[0]), int(other)) for other in equal[1:])
-        for place, value in enumerate(values[:-1] if distance else ()):
-            rest = values[place + 1 :]
-            near = place + 1 + np.flatnonzero(np.bitwise_count(rest ^ value) <= distance)
-            yield from ((int(share[bucket[firsts[place]]]), int(share[bucket[firsts[n]]])) for n in near)
+        for index, value in enumerate(values[:-1] if distance else ()):
+            rest = values[index + 1 :]
+            near = index + 1 + np.flatnonzero(np.bitwise_count(rest ^ value) <= distance)
+            yield from ((int(share[bucket[firsts[index]]]), int(share[bucket[firsts[n]]])) for n in near)
 
 
 def _join(first: np.ndarray, one: int, other: int) -> None:
@@ -126,9 +126,9 @@ def _join(first: np.ndarray, one: int, other: int) -> None:
     first[high] = low
 
 
-def _root(first: np.ndarray, place: int) -> int:
+def _root(first: np.ndarray, index: int) -> int:
     """The first member of the group that a place belongs to; the way there becomes shorter."""
-    while first[place] != place:
-        first[place] = first[first[place]]
-        place = int(first[place])
-    return int(place)
+    while first[index] != index:
+        first[index] = first[first[index]]
+        index = int(first[index])
+    return int(index)

@@ -35,7 +35,7 @@ def require_extension(plan: Plan, wanted: Identity) -> None:
 class _Hashes(NamedTuple):
     """Sorted hashes (uint64) of documents: by file and id, and by id alone."""
 
-    place: np.ndarray
+    location: np.ndarray
     id: np.ndarray
 
 
@@ -80,8 +80,8 @@ def _known(plan: Plan, other: Plan, receipts: list[Receipt] | None) -> _Hashes:
         failed, failures = np.unique(np.fromiter((h for some in rejected for h in some), np.uint64), return_counts=True)
         times[np.searchsorted(values, failed)] -= failures
         offered = offered[np.isin(offered[:, 0], values[times > 0])]
-    place, document_id = np.concatenate([offered, _rows(other)]).T
-    return _Hashes(np.unique(place), np.unique(document_id))
+    location, document_id = np.concatenate([offered, _rows(other)]).T
+    return _Hashes(np.unique(location), np.unique(document_id))
 
 
 def _rows(plan: Plan) -> np.ndarray:
@@ -96,9 +96,9 @@ def _units(plan: Plan) -> Iterator[SourceUnit]:
 
 def _rejected(unit: SourceUnit, receipt: Receipt) -> Iterator[int]:
     keys = {reject.key for reject in receipt.rejected}
-    for document, (place, _) in zip(unit.documents, _hashes(unit)):
+    for document, (location, _) in zip(unit.documents, _hashes(unit)):
         if key_of(document.id) in keys:
-            yield place
+            yield location
 
 
 def _hashes(unit: SourceUnit) -> list[tuple[int, int]]:
@@ -118,8 +118,8 @@ def _left(listed: Iterable[SourceUnit], known: _Hashes, set_uri: str) -> Iterato
     """The listed units without the documents that are known."""
     again = list[str]()
     for unit in listed:
-        places, ids = np.array(_hashes(unit), np.uint64).reshape(-1, 2).T
-        new = ~_among(places, known.place)
+        locations, ids = np.array(_hashes(unit), np.uint64).reshape(-1, 2).T
+        new = ~_among(locations, known.location)
         names = [unit.files[0].uri] if unit.tar else [document.id for document in unit.documents]
         again += [name for name, is_again in zip(names, new & _among(ids, known.id)) if is_again]
         if unit.tar:
@@ -137,8 +137,8 @@ def _left(listed: Iterable[SourceUnit], known: _Hashes, set_uri: str) -> Iterato
 
 def _among(values: np.ndarray, known: np.ndarray) -> np.ndarray:
     """Whether each value is among sorted ones."""
-    places = np.minimum(np.searchsorted(known, values), max(len(known) - 1, 0))
-    return known[places] == values if len(known) else np.zeros(len(values), bool)
+    positions = np.minimum(np.searchsorted(known, values), max(len(known) - 1, 0))
+    return known[positions] == values if len(known) else np.zeros(len(values), bool)
 
 
 def _regrouped(units: Iterable[SourceUnit], per_unit: int) -> Iterator[SourceUnit]:

@@ -15,14 +15,14 @@ from typing import Any, NamedTuple
 import numpy as np
 from PIL import Image
 
-from data_specs.parts import Filters, Render
 from data_specs.records import Reason
+from data_specs.sections import Filters, Render
 
 SCANNED = 0.8  # share of a page without words under one picture, from which it counts as scanned
 Taken = tuple[Reason, str]
 
 
-class Facts(NamedTuple):
+class Observation(NamedTuple):
     """What is known of a passage, page or picture when filters look at it; None: nothing, and that filter passes it.
 
     pictured: share of the page under its largest picture; trusted: whether the file says what its letters are;
@@ -41,35 +41,35 @@ class Filter(NamedTuple):
 
     key: str
     off: Any
-    takes: Callable[[Filters, Facts], Taken | None]
+    takes: Callable[[Filters, Observation], Taken | None]
 
 
-def _scanned(filters: Filters, facts: Facts) -> Taken | None:
-    if filters.scanned == "keep" or facts.pictured is None or facts.pictured < SCANNED:
+def _scanned(filters: Filters, seen: Observation) -> Taken | None:
+    if filters.scanned == "keep" or seen.pictured is None or seen.pictured < SCANNED:
         return None
-    return Reason.SCANNED, f"{facts.pictured:.0%} under one picture"
+    return Reason.SCANNED, f"{seen.pictured:.0%} under one picture"
 
 
-def _untrusted(filters: Filters, facts: Facts) -> Taken | None:
-    return (Reason.UNTRUSTED_WORDS, "") if filters.untrusted == "drop" and facts.trusted is False else None
+def _untrusted(filters: Filters, seen: Observation) -> Taken | None:
+    return (Reason.UNTRUSTED_WORDS, "") if filters.untrusted == "drop" and seen.trusted is False else None
 
 
-def _script(filters: Filters, facts: Facts) -> Taken | None:
-    if not filters.scripts or facts.script is None or facts.script in filters.scripts:
+def _script(filters: Filters, seen: Observation) -> Taken | None:
+    if not filters.scripts or seen.script is None or seen.script in filters.scripts:
         return None
-    return Reason.SCRIPT, facts.script
+    return Reason.SCRIPT, seen.script
 
 
-def _little_ink(filters: Filters, facts: Facts) -> Taken | None:
-    if facts.ink is None or facts.ink >= filters.min_ink:
+def _little_ink(filters: Filters, seen: Observation) -> Taken | None:
+    if seen.ink is None or seen.ink >= filters.min_ink:
         return None
-    return (Reason.TOO_LITTLE_INK, f"{facts.ink:.4f} of the pixels") if facts.ink else (Reason.BLANK, "")
+    return (Reason.TOO_LITTLE_INK, f"{seen.ink:.4f} of the pixels") if seen.ink else (Reason.BLANK, "")
 
 
-def _near_duplicate(filters: Filters, facts: Facts) -> Taken | None:
-    if filters.near_duplicates is None or facts.nearest is None or facts.nearest > filters.near_duplicates:
+def _near_duplicate(filters: Filters, seen: Observation) -> Taken | None:
+    if filters.near_duplicates is None or seen.nearest is None or seen.nearest > filters.near_duplicates:
         return None
-    return Reason.NEAR_DUPLICATE, f"{facts.nearest} bits from one that was kept"
+    return Reason.NEAR_DUPLICATE, f"{seen.nearest} bits from one that was kept"
 
 
 FILTERS = (
@@ -81,13 +81,13 @@ FILTERS = (
 )
 
 
-def taken_by(filters: Filters, facts: Facts) -> Taken | None:
+def taken_by(filters: Filters, seen: Observation) -> Taken | None:
     """Return the reason and detail of the first filter that takes what has these facts; None where all pass it."""
-    return next((taken for one in FILTERS if (taken := one.takes(filters, facts))), None)
+    return next((taken for one in FILTERS if (taken := one.takes(filters, seen))), None)
 
 
 def without_filters(render: Render) -> Render:
-    """Return a part of the spec with which nothing is filtered: so `dnd look` gets the pictures of what was."""
+    """Return a section of the spec with which nothing is filtered: so `dnd look` gets the pictures of what was."""
     off = Filters.model_validate({one.key: one.off for one in FILTERS})
     return render.model_copy(update={"filters": off, "pages": render.pages.model_copy(update={"min_words": 0})})
 

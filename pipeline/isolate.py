@@ -27,12 +27,13 @@ from multiprocessing.connection import Connection
 from queue import SimpleQueue
 from typing import Any, NamedTuple
 
-from data_specs.parts import Limits
 from data_specs.records import Reason
+from data_specs.sections import Limits
 from pipeline.renderers import Unreadable
 
 AHEAD = 8  # calls sent before the first is answered
-TOGETHER, PATIENCE = 4, 0.05  # answers that travel together, and seconds that the first of them may wait
+MESSAGE_ANSWERS = 4  # answers sent in one message
+MESSAGE_SECONDS = 0.05  # that an answer waits for others
 WALL_FACTOR = 10  # the wall-clock backstop, in units of the CPU limit
 PR_SET_PDEATHSIG = 1
 
@@ -210,7 +211,7 @@ def _serve(pipe: Connection, count: mmap, function: Any) -> None:
         count[:16] = number.to_bytes(8, sys.byteorder) + bytes(8)
         _limit(cpu, memory)
         answers.append(tuple(_answer(function, *fixed, *arguments)))
-        if len(answers) >= TOGETHER or time.monotonic() - said > PATIENCE or not more.poll(0):
+        if len(answers) >= MESSAGE_ANSWERS or time.monotonic() - said > MESSAGE_SECONDS or not more.poll(0):
             pipe.send(answers)
             answers = []
             said = time.monotonic()

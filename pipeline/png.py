@@ -38,8 +38,8 @@ def encode_photo(image: np.ndarray) -> bytes:
     return buffer.getvalue()
 
 
-def _chunk(kind: bytes, data: bytes) -> tuple[bytes, ...]:
-    return struct.pack(">I", len(data)), kind, data, struct.pack(">I", zlib.crc32(data, zlib.crc32(kind)))
+def _chunk(tag: bytes, data: bytes) -> tuple[bytes, ...]:
+    return struct.pack(">I", len(data)), tag, data, struct.pack(">I", zlib.crc32(data, zlib.crc32(tag)))
 
 
 def grey_plane(image: np.ndarray) -> np.ndarray | None:

@@ -46,7 +46,7 @@ class Taken(NamedTuple):
         for name in self.samples:
             split, unit, key = name.split("/")
             named.setdefault((split, int(unit)), set()).add(key)
-        return {place: Taken(self.ids, frozenset(keys)) for place, keys in named.items()}
+        return {unit: Taken(self.ids, frozenset(keys)) for unit, keys in named.items()}
 
     def holds(self, sample: Sample) -> bool:
         """Whether a sample must go; `samples` are bare keys here."""

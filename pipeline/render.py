@@ -12,22 +12,22 @@ import PIL
 import pymupdf
 import pypdfium2
 
-from data_specs.parts import Filters
 from data_specs.records import (
     Dropped,
+    ImageStats,
     InputRead,
     Outcome,
     RawDocument,
     Reason,
     Sample,
-    SampleFacts,
     SampleInfo,
     SourceUnit,
 )
+from data_specs.sections import Filters
 from data_specs.source import Source
 from data_specs.sources.reading import read_unit
 from data_specs.spec import Spec
-from pipeline.filters import Facts, Kept, ink, perceptual_hash, script_of, taken_by
+from pipeline.filters import Kept, Observation, ink, perceptual_hash, script_of, taken_by
 from pipeline.isolate import Answer, Child
 from pipeline.png import ENCODER, encode_photo, encode_png
 from pipeline.renderers import Lost, Picture, Unreadable
@@ -46,7 +46,7 @@ class Rendered(NamedTuple):
     suffix: str
     png: bytes = b""
     json: bytes = b""
-    facts: SampleFacts = SampleFacts()
+    stats: ImageStats = ImageStats()
     reason: Reason | None = None
     detail: str = ""
 
@@ -134,13 +134,13 @@ def _outcomes(document: RawDocument, answer: Answer, filters: Filters, kept: Kep
             yield Dropped(key + made.suffix, origin, made.reason, made.detail)
             continue
         looks_back = filters.near_duplicates is not None
-        if looks_back and (taken := taken_by(filters, Facts(nearest=kept.nearest(made.facts.hash)))):
+        if looks_back and (taken := taken_by(filters, Observation(nearest=kept.nearest(made.stats.hash)))):
             yield Dropped(key + made.suffix, origin, *taken)
         else:
             if looks_back:
-                kept.add(made.facts.hash)
+                kept.add(made.stats.hash)
             fields = {"png": made.png, "cls": b"%d" % document.cls, "json": made.json}
-            yield Sample(key + made.suffix, fields, made.facts)
+            yield Sample(key + made.suffix, fields, made.stats)
 
 
 def render_document(
@@ -156,13 +156,13 @@ def render_document(
             made.append(Rendered(part.suffix, reason=part.reason, detail=part.detail))
             continue
         share = ink(part.image)
-        if taken := taken_by(filters, Facts(ink=share)):
+        if taken := taken_by(filters, Observation(ink=share)):
             made.append(Rendered(part.suffix, reason=taken[0], detail=taken[1]))
         else:
             info = SampleInfo.model_validate(part.about | texts)
             png = encode_photo(part.image) if source.document_kind == "image" else encode_png(part.image)
-            facts = SampleFacts(share, script_of(info.text) or "", perceptual_hash(part.image))
-            made.append(Rendered(part.suffix, png, info.to_json(), facts))
+            stats = ImageStats(share, script_of(info.text) or "", perceptual_hash(part.image))
+            made.append(Rendered(part.suffix, png, info.to_json(), stats))
     if made and all(one.reason and one.reason.kind == "rejected" for one in made):
         raise Unreadable(made[0].reason or Reason.NO_PAGE, made[0].detail)
     return made
@@ -179,7 +179,7 @@ def _render_kind(source: Source, data: bytes, document_id: str, spec: Spec, ende
     except ValueError as error:
         raise Unreadable(Reason.BROKEN_ROW, str(error)) from None
     script = (script_of(text) or "") if render.filters.scripts else None
-    if taken := taken_by(render.filters, Facts(script=script)):
+    if taken := taken_by(render.filters, Observation(script=script)):
         return iter([Lost("", *taken)])
     style = render.text
     canvas = render.crop_size or size

@@ -104,39 +104,41 @@ def _refuse_closed_port(address: str) -> None:
             raise ConnectionError(f"no Ray head at {address} ({error}): is it up, and the port open?") from None
 
 
-def run_plan(plan: Plan, setup: Setup, workers: Workers, kind: str, task: str, counted: str = "units") -> Manifest:
+def run_plan(
+    plan: Plan, setup: Setup, workers: Workers, holds: str, task: str, progress_unit: str = "units"
+) -> Manifest:
     """Runs every unit without a valid receipt, then merges the manifest.
 
     Args:
         plan: the set's plan.
         setup: returns `unit -> receipt`.
         workers: how the cluster is used.
-        kind: "images" or "codes", as the manifest names it.
+        holds: "images" or "codes", as the manifest names it.
         task: stage and set, as the progress line has them.
-        counted: what that line counts: units, or what they are ranges of.
+        progress_unit: what that line counts: units, or what they are ranges of.
 
     Raises:
         UnitsFailed: as `run_units`.
     """
     report = JobReport(plan, receipts.valid_receipts(plan.set_uri, plan.digest))
     if len(report.done) == plan.num_units:
-        manifest = report.account.manifest(plan, kind)
+        manifest = report.account.manifest(plan, holds)
         store(plan.set_uri, manifest)
     else:
-        _run_missing(report, setup, workers, task, counted)
-        manifest = _merged(plan, kind, workers.share)
+        _run_missing(report, setup, workers, task, progress_unit)
+        manifest = _merged(plan, holds, workers.share)
     report.remove()
     return manifest
 
 
-def _run_missing(report: JobReport, setup: Setup, workers: Workers, task: str, counted: str) -> None:
+def _run_missing(report: JobReport, setup: Setup, workers: Workers, task: str, progress_unit: str) -> None:
     """Runs those units of the job's share that have no receipt."""
     plan = report.plan
-    sizes = {unit.unit: _size(unit, counted) for unit in workers.share.of(plan.units())}
+    sizes = {unit.unit: _size(unit, progress_unit) for unit in workers.share.of(plan.units())}
     missing = sizes.keys() - report.done
     if not missing:
         return
-    progress = Progress(task, sum(sizes.values()), counted, sum(sizes[unit] for unit in sizes.keys() - missing))
+    progress = Progress(task, sum(sizes.values()), progress_unit, sum(sizes[unit] for unit in sizes.keys() - missing))
     units = (unit for unit in plan.units() if unit.unit in missing)
     alone = workers.share.total == 1  # of jobs that share a plan none knows how far it is: their receipts say it
     for done in run_units(units, len(missing), setup, workers, progress, report if alone else None):
@@ -146,11 +148,11 @@ def _run_missing(report: JobReport, setup: Setup, workers: Workers, task: str, c
             report.account.add(done.result)
 
 
-def _merged(plan: Plan, kind: str, share: Share) -> Manifest:
+def _merged(plan: Plan, holds: str, share: Share) -> Manifest:
     """Merges the receipts as they lie now: another job may have written some. A share of a plan may be without some."""
     if share.total == 1:
-        return merge(plan, kind)
-    manifest = summarise(plan, kind)
+        return merge(plan, holds)
+    manifest = summarise(plan, holds)
     if manifest.complete:
         store(plan.set_uri, manifest)
     return manifest
@@ -201,8 +203,8 @@ def _fitting(workers: Workers) -> int:
     return sum(int(has.get("CPU", 0) // workers.cpus) for has in resources)
 
 
-def _size(unit: AnyUnit, counted: str) -> int:
-    return unit.count if counted != "units" and isinstance(unit, RangeUnit) else 1
+def _size(unit: AnyUnit, progress_unit: str) -> int:
+    return unit.count if progress_unit != "units" and isinstance(unit, RangeUnit) else 1
 
 
 class _WorkerPool:

@@ -22,7 +22,7 @@ from data_specs.spec import Spec
 from data_specs.storage import join
 from data_specs.text import printable
 from data_specs.units import Plan, read_plan, write_plan
-from pipeline.workers import PartDone, Workers
+from pipeline.workers import ShareDone, Workers
 
 Work = Callable[[Any], Iterable[Outcome]]  # what a unit's samples are, and what was dropped
 log = logging.getLogger(__name__)
@@ -46,10 +46,10 @@ class Stage(ABC):
         title: what it does, as `dnd --help` says it.
         reads: names of the stages whose output it reads.
         makes: where its output lies under the root.
-        parts: parts of the spec without which it cannot work.
-        keys: parts and keys of the spec that say how it works, as its `--help` names them.
+        sections: sections of the spec without which it cannot work.
+        keys: sections and keys of the spec that say how it works, as its `--help` names them.
         options: what its command takes beside what all take.
-        batch: of a training, the part of the spec that sets its batch size.
+        batch: of a training, the section of the spec that sets its batch size.
         computes: whether it takes GPUs where there are some.
         in_run: whether it is a step of `dnd run`.
     """
@@ -58,7 +58,7 @@ class Stage(ABC):
     title: ClassVar[str]
     reads: ClassVar[tuple[str, ...]] = ()
     makes: ClassVar[str]
-    parts: ClassVar[tuple[str, ...]] = ()
+    sections: ClassVar[tuple[str, ...]] = ()
     keys: ClassVar[tuple[str, ...]] = ()
     options: ClassVar[tuple[Option, ...]] = ()
     batch: ClassVar[str] = ""
@@ -95,14 +95,14 @@ class UnitStage(Stage):
 
     Attributes:
         holds: "images" or "codes", as the manifests of its sets say.
-        counted: what its progress counts: units, or what they are ranges of.
-        answers_for: parts of the root's spec that it sets.
+        progress_unit: what its progress counts: units, or what they are ranges of.
+        answers_for: sections of the root's spec that it sets.
         keeps_spec: whether the folder of its output keeps the spec that it was made with.
         remade: what is made anew after a removal: the units that read what is gone, or the whole folder.
     """
 
     holds: ClassVar[Literal["images", "codes"]] = "images"
-    counted: ClassVar[str] = "units"
+    progress_unit: ClassVar[str] = "units"
     answers_for: ClassVar[tuple[str, ...]] = ()
     keeps_spec: ClassVar[bool] = False
     remade: ClassVar[Literal["units", "folder"]] = "units"
@@ -129,7 +129,7 @@ class UnitStage(Stage):
         Raises:
             ValueError: as `outputs`.
             UnitsFailed: units failed for good.
-            PartDone: the job's share is done, and a set is not whole yet.
+            ShareDone: the job's share is done, and a set is not whole yet.
         """
         from data_specs.lease import hold
         from pipeline.runner import run_plan
@@ -144,9 +144,9 @@ class UnitStage(Stage):
             use = self.workers(spec, workers)
             task = f"{self.name} {name}"
             with hold(join(root, lease_home(name)), f"dnd {self.name}", shared=True):
-                made[name] = self.corrected(plan, run_plan(plan, work, use, self.holds, task, self.counted))
+                made[name] = self.corrected(plan, run_plan(plan, work, use, self.holds, task, self.progress_unit))
         if left := [name for name, manifest in made.items() if not manifest.complete]:
-            raise PartDone(f"part {workers.share} is done; {', '.join(left)} will be whole when all parts are")
+            raise ShareDone(f"part {workers.share} is done; {', '.join(left)} will be whole when all parts are")
         return made
 
     def run(self, spec: Spec, root: str, workers: Workers, **options: Any) -> Iterator[str]:
@@ -167,8 +167,8 @@ class UnitStage(Stage):
 
 def lease_home(set_name: str) -> str:
     """The folder under the root whose lease the writers of a shard set hold: of samples, that of their name."""
-    parts = set_name.split("/")
-    return "/".join(parts[:2]) if parts[0] == "samples" else parts[0]
+    folders = set_name.split("/")
+    return "/".join(folders[:2]) if folders[0] == "samples" else folders[0]
 
 
 def totals(manifest: Manifest) -> str:

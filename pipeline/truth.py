@@ -57,9 +57,9 @@ def shares(image: np.ndarray, boxes: np.ndarray) -> Truth:
     with_ink = 0
     boxes = np.asarray(boxes, dtype=np.float64).reshape(-1, 4)
     for x0, y0, x1, y1 in boxes:
-        place = slice(max(0, int(y0) - 1), int(np.ceil(y1)) + 1), slice(max(0, int(x0) - 1), int(np.ceil(x1)) + 1)
-        with_ink += bool(inked[place].any())
-        outside[place] = False
+        around = slice(max(0, int(y0) - 1), int(np.ceil(y1)) + 1), slice(max(0, int(x0) - 1), int(np.ceil(x1)) + 1)
+        with_ink += bool(inked[around].any())
+        outside[around] = False
     return Truth(len(boxes), with_ink, int(inked.sum()), int(outside.sum()))
 
 

@@ -39,9 +39,9 @@ class UnitQueue:
         The first one that is at home here or nowhere yet, else the first: an idle worker costs more than a second
         fetch. A unit without `affinity` is at home everywhere.
         """
-        place = next((n for n, unit in enumerate(self.ahead) if self._suits(unit, node)), 0)
-        unit = self.ahead[place]
-        del self.ahead[place]
+        index = next((n for n, unit in enumerate(self.ahead) if self._suits(unit, node)), 0)
+        unit = self.ahead[index]
+        del self.ahead[index]
         self.ahead.extend(islice(self.todo, 1))
         if affinity := unit.affinity:
             self.node_of.setdefault(affinity, node)

@@ -35,10 +35,10 @@ class Share(NamedTuple):
 
     def of(self, units: Iterable[AnyUnit]) -> Iterator[AnyUnit]:
         """Takes the job's units, in order; those of one affinity all go to one job."""
-        places: dict[str, int] = {}
+        groups: dict[str, int] = {}
         for unit in units:
-            place = places.setdefault(unit.affinity, len(places)) if unit.affinity else unit.unit
-            if place % self.total == self.number - 1:
+            group = groups.setdefault(unit.affinity, len(groups)) if unit.affinity else unit.unit
+            if group % self.total == self.number - 1:
                 yield unit
 
 
@@ -79,7 +79,7 @@ def kept(workers: Workers) -> Iterator[Workers]:
             dismiss(spare)
 
 
-class PartDone(Exception):
+class ShareDone(Exception):
     """A job has done its share of a plan, and other jobs have not done theirs: what is made of the whole waits."""
 
 

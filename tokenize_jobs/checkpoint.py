@@ -209,8 +209,8 @@ def find_faults(uri: str, state: CheckpointState, names: Sequence[str]) -> list[
         path = storage.join(uri, name)
         wanted = state.files[name]
         try:
-            if (facts := storage.stat(path)) and facts.size != wanted.bytes:
-                return f"{path}: {facts.size} bytes, state.json says {wanted.bytes}"
+            if (there := storage.stat(path)) and there.size != wanted.bytes:
+                return f"{path}: {there.size} bytes, state.json says {wanted.bytes}"
             with storage.local_copy(path).open("rb") as file:
                 found = describe_stream(file)
         except OSError as error:

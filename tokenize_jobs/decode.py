@@ -13,10 +13,10 @@ from einops import rearrange
 from torch import Tensor
 
 from data_specs import storage
-from data_specs.parts import Shape
 from data_specs.progress import Progress
 from data_specs.reader import decode_fields
 from data_specs.records import InputRead, Item, Outcome, Sample, ShardUnit
+from data_specs.sections import Shape
 from data_specs.shards import Shard
 from data_specs.spec import Spec
 from pipeline.png import encode_photo

@@ -25,7 +25,7 @@ class TrainTokenizer(Stage):
     title = "Trains the RQ-VAE on the image shards (ROOT/tokenizer); resumes from its last checkpoint."
     reads = ("render",)
     makes = "tokenizer"
-    parts = ("tokenizer",)
+    sections = ("tokenizer",)
     keys = ("tokenizer", "shape", "seed")
     batch = "tokenizer"
 
@@ -55,10 +55,10 @@ class Tokenize(UnitStage):
         if spec.tokenize.where is not None:
             check_expression(spec.tokenize.where)
         spec = settle_batch(spec, root, workers)
-        part = {"tokenize": spec.tokenize.model_dump(mode="json", exclude={"images", "tokenizer"})}
+        section = {"tokenize": spec.tokenize.model_dump(mode="json", exclude={"images", "tokenizer"})}
         for split, images in spec.tokenize.images.items():
             source = folder_of(storage.join(root, images))
-            identity = _identity(spec, root, "tokenize", part, workers)
+            identity = _identity(spec, root, "tokenize", section, workers)
             plan = plan_by_shards(storage.join(root, "codes", split), identity, source, split)
             yield Output(plan, spec, partial(_setup_encoding, spec, root, source, identity.versions["device"]))
 
@@ -93,9 +93,9 @@ class Decode(UnitStage):
 
         spec = settle_batch(spec, root, workers)
         source = folder_of(storage.join(root, codes))
-        part: dict[str, Any] = {"rounding": spec.sample.rounding, "compute_batch": spec.tokenize.compute_batch}
-        part |= {"threads": spec.tokenize.threads} | ({"depths": depths} if depths else {})
-        identity = _identity(spec, root, "decode", part, workers)
+        section: dict[str, Any] = {"rounding": spec.sample.rounding, "compute_batch": spec.tokenize.compute_batch}
+        section |= {"threads": spec.tokenize.threads} | ({"depths": depths} if depths else {})
+        identity = _identity(spec, root, "decode", section, workers)
         plan = plan_by_shards(storage.join(root, out, "images"), identity, source, "val")
         yield Output(plan, spec, partial(_setup_decoding, spec, root, source, depths, identity.versions["device"]))
 
@@ -131,13 +131,13 @@ def settle_batch(spec: Spec, root: str, workers: Workers) -> Spec:
     plans = (read_plan(storage.join(root, f"codes/{split}")) for split in spec.tokenize.images)
     made = (_batch_of(plan.identity) for plan in plans if plan)
     batch = next((batch for batch in made if batch), None) or _probe(spec, root, workers)
-    part = spec.tokenize.model_copy(update={"compute_batch": batch})
-    return spec.model_copy(update={"tokenize": part})
+    section = spec.tokenize.model_copy(update={"compute_batch": batch})
+    return spec.model_copy(update={"tokenize": section})
 
 
 def _batch_of(identity: Identity) -> int | None:
-    part = identity.spec.get("tokenize")
-    batch = part.get("compute_batch") if isinstance(part, dict) else None
+    section = identity.spec.get("tokenize")
+    batch = section.get("compute_batch") if isinstance(section, dict) else None
     return batch if isinstance(batch, int) else None
 
 
@@ -179,14 +179,14 @@ def device_of(workers: Workers) -> str:
     return on_worker(workers, name) if workers.gpus else "cpu"
 
 
-def _identity(spec: Spec, root: str, stage: str, part: dict[str, Any], workers: Workers) -> Identity:
+def _identity(spec: Spec, root: str, stage: str, section: dict[str, Any], workers: Workers) -> Identity:
     """What a set depends on that the tokenizer makes, beside the shards that it reads."""
     import PIL
     import torch
 
     return Identity(
         stage=stage,
-        spec={"shape": spec.shape.model_dump(mode="json"), **part},
+        spec={"shape": spec.shape.model_dump(mode="json"), **section},
         inputs={"tokenizer": _tokenizer_sha256(spec, root)},
         versions={"torch": torch.__version__, "pillow": PIL.__version__, "device": device_of(workers)},
     )

@@ -21,10 +21,10 @@ import torch
 from data_specs import digest, storage
 from data_specs.lease import hold
 from data_specs.manifest import read_manifest
-from data_specs.parts import ShardInput, Training
 from data_specs.records import Identity
 from data_specs.root import read_spec, spec_of
 from data_specs.scratch import scratch_folder
+from data_specs.sections import ShardInput, Training
 from data_specs.spec import Spec
 from data_specs.text import say
 from tokenize_jobs import stopping
@@ -50,7 +50,7 @@ class TrainingFailed(ValueError, RuntimeError):
 def launch(job: Job, module: str, root: str, ranks: int, arguments: Sequence[str] = ()) -> None:
     """Run a training on `ranks` processes of this machine until it is finished; a finished one returns at once.
 
-    A run that dies is started again from its last checkpoint, job.part.max_restarts times, unless it was told to stop.
+    A run that dies is started again from its last checkpoint, job.section.max_restarts times, unless it was told to stop.
 
     Args:
         module: the entry of a rank, for instance `train.loop`.
@@ -61,46 +61,46 @@ def launch(job: Job, module: str, root: str, ranks: int, arguments: Sequence[str
         SystemExit: with 75 where it was told to stop, and has saved.
     """
     digest.claim(job.folder, job.identity, job.remedy)
-    if finished_step(job.folder) >= job.part.steps:
+    if finished_step(job.folder) >= job.section.steps:
         return
     with hold(job.folder, f"dnd {job.command}"):  # a second run is refused here, in one line
         pass
-    with _noting_signals() as told:
-        for left in range(job.part.max_restarts, -1, -1):
-            code, message = _run_once(job, [module, "--root", root, *arguments], ranks, told)
-            if code == 0 or finished_step(job.folder) >= job.part.steps:
+    with _noting_signals() as signals:
+        for left in range(job.section.max_restarts, -1, -1):
+            code, message = _run_once(job, [module, "--root", root, *arguments], ranks, signals)
+            if code == 0 or finished_step(job.folder) >= job.section.steps:
                 return
             if code == WRONG:
                 raise TrainingFailed(message or f"{job.folder}: training cannot go on; see the output above")
-            if told or code == STOPPED:
+            if signals or code == STOPPED:
                 raise SystemExit(STOPPED)
             say(f"{job.command}: ended with code {code}; {left} restarts left", sys.stderr)
     raise TrainingFailed(
-        f"{job.folder}: training died {job.part.max_restarts + 1} times (last exit code {code}): see the output above, "
-        "then run it again to resume from the last checkpoint"
+        f"{job.folder}: training died {job.section.max_restarts + 1} times (last exit code {code}): see the output "
+        "above, then run it again to resume from the last checkpoint"
     )
 
 
 @contextmanager
 def _noting_signals() -> Iterator[list[int]]:
     """While the block runs, signals that tell to stop are noted in the list that it yields."""
-    told: list[int] = []
+    signals: list[int] = []
 
-    def note(number: int, _: object) -> None:
-        told.append(number)
+    def record(number: int, _: object) -> None:
+        signals.append(number)
 
     if threading.current_thread() is not threading.main_thread():
-        yield told
+        yield signals
         return
-    before = {number: signal.signal(number, note) for number in stopping.SIGNALS}
+    before = {number: signal.signal(number, record) for number in stopping.SIGNALS}
     try:
-        yield told
+        yield signals
     finally:
         for number, handler in before.items():
             signal.signal(number, handler)
 
 
-def _run_once(job: Job, command: list[str], ranks: int, told: list[int]) -> tuple[int, str]:
+def _run_once(job: Job, command: list[str], ranks: int, signals: list[int]) -> tuple[int, str]:
     """Run all ranks once; return the exit code of the run and the message that it left, if any."""
     processes: list[subprocess.Popen[bytes]] = []
     with scratch_folder() as folder:
@@ -112,7 +112,7 @@ def _run_once(job: Job, command: list[str], ranks: int, told: list[int]) -> tupl
             for rank in range(ranks):
                 own = environment | {"RANK": str(rank), "LOCAL_RANK": str(rank)}
                 processes.append(subprocess.Popen(line, env=own))
-            code = _wait(processes, told)
+            code = _wait(processes, signals)
         finally:
             for process in processes:
                 process.kill()
@@ -120,7 +120,7 @@ def _run_once(job: Job, command: list[str], ranks: int, told: list[int]) -> tupl
         return code, errors.read_text(encoding="utf-8") if errors.exists() else ""
 
 
-def _wait(processes: list[subprocess.Popen[bytes]], told: list[int]) -> int:
+def _wait(processes: list[subprocess.Popen[bytes]], signals: list[int]) -> int:
     """Wait until all ranks have ended, or GRACE seconds longer than the first that failed; return the run's code.
 
     Once this process is told to stop, the ranks are, again and again: one that is just being started may miss a signal.
@@ -135,7 +135,7 @@ def _wait(processes: list[subprocess.Popen[bytes]], told: list[int]) -> int:
             break
         if codes and deadline == float("inf"):
             deadline = time.monotonic() + GRACE
-        if told and time.monotonic() > remind:
+        if signals and time.monotonic() > remind:
             remind = time.monotonic() + 1
             for process in processes:
                 process.send_signal(signal.SIGUSR1)
@@ -175,10 +175,10 @@ def run_rank(arguments: argparse.Namespace, stage: str, fit: Callable[[Spec, str
     try:
         root = storage.absolute(arguments.root)
         spec = read_spec(arguments.spec, root) if arguments.spec else spec_of(root, stage)
-        part = spec.tokenizer if stage == "tokenizer" else spec.train
+        section = spec.tokenizer if stage == "tokenizer" else spec.train
         if stopping.told_to_stop() and os.environ.get("WORLD_SIZE", "1") == "1":
             _end(STOPPED)
-        join_ranks(timedelta(seconds=part.rank_timeout))
+        join_ranks(timedelta(seconds=section.rank_timeout))
         _end(0 if fit(spec, root) else STOPPED)
     except (ValueError, FileNotFoundError) as error:
         _say(str(error))
@@ -205,21 +205,21 @@ def _end(code: int) -> NoReturn:
 
 # ---- what a training's result depends on ---------------------------------------------------------------------------
 def spec_of_training(spec: Spec, key: str, free: Mapping[str, Any], folder: str) -> dict[str, Any]:
-    """Return what of a training's part of the spec its result depends on.
+    """Return what of a training's section of the spec its result depends on.
 
     Steps count only where the schedule of the rate depends on them; with `extend_schedule` those that the training
     began with stay in its identity.
 
     Args:
-        key: the part, `tokenizer` or `train`.
+        key: the section, `tokenizer` or `train`.
         free: what of it may change on resume beside what is free in all trainings, as pydantic's `exclude`.
         folder: the training's.
     """
-    part: Training = getattr(spec, key)
-    tree = part.model_dump(mode="json", exclude={**dict.fromkeys(FREE_ON_RESUME, True), **free})
-    if part.schedule == "constant":
+    section: Training = getattr(spec, key)
+    tree = section.model_dump(mode="json", exclude={**dict.fromkeys(FREE_ON_RESUME, True), **free})
+    if section.schedule == "constant":
         del tree["steps"]
-    elif part.extend_schedule and (before := _claimed(folder)):
+    elif section.extend_schedule and (before := _claimed(folder)):
         tree["steps"] = before.spec[key]["steps"]  # type: ignore[index,call-overload]
     return tree
 

@@ -1,4 +1,4 @@
-"""What a tokenizer is trained on beside the commitment loss: pixels, LPIPS and an adversary (VQGAN, arXiv 2012.09841).
+"""Losses of the tokenizer beside commitment: pixels, LPIPS and a discriminator (VQGAN, arXiv 2012.09841).
 
 Images are [B, 3, H, W] in [-1, 1]; every loss is a float32 scalar, a mean over the batch.
 """
@@ -45,7 +45,7 @@ def generator_losses(
     """The terms of the tokenizer's loss, detached but for `total`, which is what to go backward from.
 
     total = rec + lpips_weight * LPIPS + commitment_weight * commitment + gan_weight * adaptive weight * gen. Before
-    its start step the adversary is None; with it, `last_layer` is the weight of the decoder's last convolution.
+    its start step the discriminator is None; with it, `last_layer` is the weight of the decoder's last convolution.
     `share` is how many of all ranks' images are this rank's: the adaptive weight is that of all of them.
     """
     losses = {"rec": reconstruction_loss(images, reconstruction, kind), "commitment": commitment}
@@ -63,7 +63,7 @@ def generator_losses(
 
 
 def discriminator_loss(discriminator: nn.Module, images: Tensor, reconstruction: Tensor) -> Tensor:
-    """The adversary's own loss; no gradient reaches the tokenizer."""
+    """The discriminator's own loss; no gradient reaches the tokenizer."""
     fake = discriminator(reconstruction.detach())
     return discriminator_hinge(discriminator(images), fake)
 
@@ -75,12 +75,12 @@ def reconstruction_loss(images: Tensor, reconstruction: Tensor, kind: Literal["l
 
 
 def discriminator_hinge(real: Tensor, fake: Tensor) -> Tensor:
-    """Hinge loss of the adversary's logits for real images and reconstructions."""
+    """Hinge loss of the discriminator's logits for real images and reconstructions."""
     return 0.5 * (F.relu(1 - real.float()).mean() + F.relu(1 + fake.float()).mean())
 
 
 def generator_hinge(fake: Tensor) -> Tensor:
-    """The tokenizer's side of it: the adversary should take reconstructions for real."""
+    """The tokenizer's side of it: the discriminator should take reconstructions for real."""
     return -fake.float().mean()
 
 

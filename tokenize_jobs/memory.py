@@ -1,7 +1,7 @@
 """Memory of the tokenizer's training and of encoding, counted on tensors that have shapes and no bytes.
 
-The very step that training makes is run on them, so that nothing is counted by hand: convolutions, autocast, LPIPS, the
-adversary, Adam. What a library needs for itself (cuDNN's workspaces) is not seen; `device.room_in` leaves room for it.
+The training step itself is run on them, so that nothing is counted by hand: convolutions, autocast, LPIPS, the
+discriminator, Adam. What a library needs for itself (cuDNN's workspaces) is not seen; `device.room_in` leaves room.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ from tokenize_jobs.networks import Networks, config_of
 from tokenize_jobs.rqvae import RQVAE, RQVAEConfig
 
 COUNTED = (64, 128)  # images that are counted: with so many the parts that do not grow with them no longer decide
-MANY_MAPS = 128  # feature maps at full size that an image never needs: 50 with LPIPS and adversary at f=16
+MANY_MAPS = 128  # feature maps at full size that an image never needs: 50 with LPIPS and discriminator at f=16
 MAX_BATCH = 512
 
 
@@ -84,23 +84,23 @@ def training_needs(spec: Spec, world: int, dtype: torch.dtype) -> Needs:
 
 
 def _networks(spec: Spec) -> Networks:
-    part = spec.tokenizer
+    section = spec.tokenizer
     model = RQVAE(config_of(spec)).train()
     model.quantizer.eval()  # how rows restart depends on values, and takes little
-    adversary = None if part.gan_start is None else PatchDiscriminator()
-    return Networks(model, adversary, LPIPS() if part.lpips_weights else None)
+    discriminator = None if section.gan_start is None else PatchDiscriminator()
+    return Networks(model, discriminator, LPIPS() if section.lpips_weights else None)
 
 
 def _training_peak(spec: Spec, dtype: torch.dtype, images: int) -> int:
     """Most bytes at a time in the second of two steps, when the optimizers have their moments."""
-    part, size = spec.tokenizer, spec.shape.image_size
+    section, size = spec.tokenizer, spec.shape.image_size
     with FakeTensorMode(), LiveBytes() as live:
         networks = _networks(spec)
-        optimizers = networks.optimizers(part)
-        average = [p.clone() for p in networks.model.parameters()] if part.ema else []
+        optimizers = networks.optimizers(section)
+        average = [p.clone() for p in networks.model.parameters()] if section.ema else []
         batch = torch.empty(images, 3, size, size)
         for _ in range(2):
-            networks.add_gradients(part, batch, dtype, networks.discriminator is not None, 1.0, 1.0)
+            networks.add_gradients(section, batch, dtype, networks.discriminator is not None, 1.0, 1.0)
             for optimizer in optimizers:
                 optimizer.step()
                 optimizer.zero_grad(set_to_none=True)
@@ -110,9 +110,9 @@ def _training_peak(spec: Spec, dtype: torch.dtype, images: int) -> int:
 
 def fitting_micro_batch(spec: Spec, world: int, dtype: torch.dtype, memory: float) -> int:
     """Images that a rank takes at a time: all its share, or what fits into `memory` bytes of its device."""
-    part, shape = spec.tokenizer, spec.shape
-    share = -(-part.batch_size // world)
-    of_map = 4 * part.channels * (shape.image_size // part.patch) ** 2
+    section, shape = spec.tokenizer, spec.shape
+    share = -(-section.batch_size // world)
+    of_map = 4 * section.channels * (shape.image_size // section.patch) ** 2
     if share * MANY_MAPS * of_map < room_in(memory) / 2:
         return share
     needs = training_needs(spec, world, dtype)

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from data_specs import storage
-from data_specs.parts import CodeShape, Tokenizer
+from data_specs.sections import CodeShape, Tokenizer
 from data_specs.spec import Spec
 from tokenize_jobs.device import autocast
 from tokenize_jobs.losses import (
@@ -28,33 +28,33 @@ Losses = dict[str, Tensor]
 # ---- what it starts from -------------------------------------------------------------------------------------------
 def config_of(spec: Spec) -> RQVAEConfig:
     """Return the model's configuration by the spec."""
-    part, shape = spec.tokenizer, spec.shape
+    section, shape = spec.tokenizer, spec.shape
     return RQVAEConfig(
         image_size=(shape.image_size, shape.image_size),
         grid=shape.grid,
         depth=shape.depth,
         codebook_size=shape.codebook_size,
-        shared_codebook=part.shared_codebook,
-        embed_dim=part.embed_dim,
-        ch=part.channels,
-        ch_mult=part.channel_multipliers,
-        num_res_blocks=part.res_blocks,
-        attn_resolutions=part.attention_sizes,
-        z_channels=part.embed_dim,
-        patch=part.patch,
-        shortcut=part.shortcut,
-        encoder=part.encoder,
+        shared_codebook=section.shared_codebook,
+        embed_dim=section.embed_dim,
+        ch=section.channels,
+        ch_mult=section.channel_multipliers,
+        num_res_blocks=section.res_blocks,
+        attn_resolutions=section.attention_sizes,
+        z_channels=section.embed_dim,
+        patch=section.patch,
+        shortcut=section.shortcut,
+        encoder=section.encoder,
         **_learning(spec),
     )
 
 
 def _learning(spec: Spec) -> dict[str, Any]:
     """How the codebook learns: as the spec says also where the architecture comes from `init_from`."""
-    part = spec.tokenizer
+    section = spec.tokenizer
     return {
-        "decay": part.decay,
-        "commitment_weight": part.commitment,
-        "restart_unused_codes": part.restart_unused,
+        "decay": section.decay,
+        "commitment_weight": section.commitment,
+        "restart_unused_codes": section.restart_unused,
     }
 
 
@@ -86,7 +86,7 @@ def lpips_of(spec: Spec, root: str) -> LPIPS | None:
 
 # ---- a micro batch -------------------------------------------------------------------------------------------------
 class Networks(NamedTuple):
-    """The tokenizer, its adversary where the spec has one, and LPIPS where it has weights."""
+    """The tokenizer, its discriminator where the spec has one, and LPIPS where it has weights."""
 
     model: RQVAE
     discriminator: PatchDiscriminator | None
@@ -97,22 +97,22 @@ class Networks(NamedTuple):
         """Those that learn."""
         return [self.model] if self.discriminator is None else [self.model, self.discriminator]
 
-    def optimizers(self, part: Tokenizer) -> list[torch.optim.Optimizer]:
+    def optimizers(self, section: Tokenizer) -> list[torch.optim.Optimizer]:
         """Adam for each of those that learn."""
-        return [torch.optim.Adam(net.parameters(), part.learning_rate, part.betas) for net in self.trained]
+        return [torch.optim.Adam(net.parameters(), section.learning_rate, section.betas) for net in self.trained]
 
     def add_gradients(
-        self, part: Tokenizer, images: Tensor, dtype: torch.dtype, adversary: bool, share: float, weight: float
+        self, section: Tokenizer, images: Tensor, dtype: torch.dtype, adversarial: bool, share: float, weight: float
     ) -> tuple[Losses, Tensor]:
         """Add the gradients of one micro batch [b, 3, H, W]; return its losses and codes.
 
         Args:
             dtype: of autocast.
-            adversary: whether the discriminator takes part.
+            adversarial: whether the discriminator takes part.
             share: how many of all ranks' images these are.
             weight: of its losses in the step.
         """
-        discriminator = self.discriminator if adversary else None
+        discriminator = self.discriminator if adversarial else None
         if discriminator is not None:
             discriminator.requires_grad_(False)  # the tokenizer's loss passes through it but leaves nothing in it
         with autocast(images.device, dtype):
@@ -121,12 +121,12 @@ class Networks(NamedTuple):
                 images,
                 reconstruction,
                 commitment,
-                kind=part.reconstruction,
-                commitment_weight=part.commitment,
+                kind=section.reconstruction,
+                commitment_weight=section.commitment,
                 lpips=self.lpips,
-                lpips_weight=part.lpips_weight,
+                lpips_weight=section.lpips_weight,
                 discriminator=discriminator,
-                gan_weight=part.gan_weight,
+                gan_weight=section.gan_weight,
                 last_layer=self.model.decoder.conv_out.weight,
                 share=share,
             )

@@ -58,28 +58,28 @@ class TokenizerTask:
 
     def __init__(self, spec: Spec, root: str, ranks: Ranks) -> None:
         self.spec = spec
-        self.part = spec.tokenizer
+        self.section = spec.tokenizer
         self.ranks = ranks
         self.device = pick_device()
         self.dtype = training_dtype(spec, self.device)
         memory = min(ranks.gather(memory_of(self.device)))  # the least: all make the same number of micro batches
-        micro = self.part.micro_batch_size or fitting_micro_batch(spec, ranks.world, self.dtype, memory)
-        self.dealt = deal(self.part.batch_size, self.ranks.world, micro)
-        self.sets = [open_shards(storage.join(root, entry.manifest)) for entry in self.part.images]
+        micro = self.section.micro_batch_size or fitting_micro_batch(spec, ranks.world, self.dtype, memory)
+        self.dealt = deal(self.section.batch_size, self.ranks.world, micro)
+        self.sets = [open_shards(storage.join(root, entry.manifest)) for entry in self.section.images]
         self.held_out = _held_out(spec, root)
         torch.manual_seed(spec.seed)
         lpips = lpips_of(spec, root)
         model = initial_model(spec, root)
         lpips = lpips.to(self.device) if lpips else None
         model = model.to(self.device, memory_format=layout(self.device)).train()  # type: ignore[call-overload]
-        adversary = None if self.part.gan_start is None else PatchDiscriminator().to(self.device)
-        self.networks = Networks(model, adversary, lpips)
+        discriminator = None if self.section.gan_start is None else PatchDiscriminator().to(self.device)
+        self.networks = Networks(model, discriminator, lpips)
         self.model = model
-        self.optimizers = self.networks.optimizers(self.part)
-        self.ema = None if self.part.ema is None else MovingAverage(self.model, self.part.ema)
+        self.optimizers = self.networks.optimizers(self.section)
+        self.ema = None if self.section.ema is None else MovingAverage(self.model, self.section.ema)
         self.batches: Generator[list[Pixels], None, None] | None = None
         self.statistics = CodeStatistics(model.config.depth, model.config.codebook_size, self.device)
-        if self.part.compile:
+        if self.section.compile:
             for module in (self.model.encoder, self.model.decoder, lpips):
                 if module is not None:
                     module.compile()
@@ -88,7 +88,7 @@ class TokenizerTask:
     def begin(self, position: int, num_steps: int) -> None:
         """Be ready to make `num_steps` steps on the data from sample `position` on."""
         self.close()
-        self.step_number, self.draw_number = self.part.steps - num_steps, position // self.part.batch_size
+        self.step_number, self.draw_number = self.section.steps - num_steps, position // self.section.batch_size
         draws = self._draws(range(self.draw_number, self.draw_number + num_steps))
         batches = read_batches(self.sets, draws, self.spec.shape.image_size, self._num_threads())
         assert isinstance(batches, Generator)
@@ -96,9 +96,9 @@ class TokenizerTask:
 
     def _draws(self, numbers: range) -> Iterator[list[list[Draw]]]:
         """What this rank's micro batches of each step hold."""
-        weights = [entry.weight for entry in self.part.images]
+        weights = [entry.weight for entry in self.section.images]
         for number in numbers:
-            drawn = draw(self.sets, weights, self.part.batch_size, self.spec.seed, number)
+            drawn = draw(self.sets, weights, self.section.batch_size, self.spec.seed, number)
             yield [[drawn[image] for image in micro] for micro in self.dealt[self.ranks.rank]]
 
     def _num_threads(self) -> int:
@@ -155,9 +155,9 @@ class TokenizerTask:
         total: Losses = {}
         codes = []
         for images, share in zip(micros, self._shares(), strict=True):
-            weight = len(images) / self.part.batch_size
+            weight = len(images) / self.section.batch_size
             losses, of_micro = self.networks.add_gradients(
-                self.part, images, self.dtype, self._has_begun, share, weight
+                self.section, images, self.dtype, self._has_begun, share, weight
             )
             codes.append(of_micro)
             for name, loss in losses.items():
@@ -172,7 +172,7 @@ class TokenizerTask:
     @property
     def _has_begun(self) -> bool:
         """Whether the discriminator takes part."""
-        return self.part.gan_start is not None and self.step_number >= self.part.gan_start
+        return self.section.gan_start is not None and self.step_number >= self.section.gan_start
 
     def _sum_over_ranks(self, mse: Tensor) -> tuple[float, float]:
         """Sum the gradients over the ranks, with the mean squared error; return that and the gradients' norm."""

@@ -20,10 +20,10 @@ from torch import Tensor
 from data_specs import digest, storage
 from data_specs.lease import Lease, acquire
 from data_specs.metrics import MetricsLog, Row
-from data_specs.parts import Training
 from data_specs.progress import Progress
 from data_specs.records import CheckpointFile, CheckpointState, Finished, Identity
 from data_specs.root import record_spec
+from data_specs.sections import Training
 from data_specs.spec import Spec
 from data_specs.text import say
 from tokenize_jobs import checkpoint, stopping
@@ -92,35 +92,35 @@ class Task(Protocol):
 
 
 class Job(NamedTuple):
-    """A training: its command, the folder it fills, its part of the spec, and what its result depends on.
+    """A training: its command, the folder it fills, its section of the spec, and what its result depends on.
 
-    `parts` are the keys of the spec that it is made by.
+    `sections` are the keys of the spec that it is made by.
     """
 
     command: str
     folder: str
-    part: Training
+    section: Training
     spec: Spec
-    parts: tuple[str, ...]
+    sections: tuple[str, ...]
     identity: Identity
 
     @property
     def remedy(self) -> str:
         """What a refusal offers beside going back: to go on past the schedule's end, or to learn anew on the data."""
-        fixed = self.part.schedule == "cosine" and not self.part.extend_schedule
-        more = f"for more steps add --set {self.parts[-1]}.extend_schedule=true, " if fixed else ""
+        fixed = self.section.schedule == "cosine" and not self.section.extend_schedule
+        more = f"for more steps add --set {self.sections[-1]}.extend_schedule=true, " if fixed else ""
         root = self.folder.rpartition("/")[0]
         return f"{more}train another model on the same data under a new root (--root NEW --from {root}), "
 
 
-def learning_rate(part: Training, step: int) -> float:
+def learning_rate(section: Training, step: int) -> float:
     """Return the rate of a step: linear warm-up, then constant or a cosine to 1 %."""
-    if step < part.warmup_steps:
-        return part.learning_rate * (step + 1) / part.warmup_steps
-    if part.schedule == "constant":
-        return part.learning_rate
-    done = (step - part.warmup_steps) / max(part.steps - part.warmup_steps, 1)
-    return part.learning_rate * (0.01 + 0.99 * (0.5 + 0.5 * math.cos(math.pi * min(done, 1.0))))
+    if step < section.warmup_steps:
+        return section.learning_rate * (step + 1) / section.warmup_steps
+    if section.schedule == "constant":
+        return section.learning_rate
+    done = (step - section.warmup_steps) / max(section.steps - section.warmup_steps, 1)
+    return section.learning_rate * (0.01 + 0.99 * (0.5 + 0.5 * math.cos(math.pi * min(done, 1.0))))
 
 
 # ---- the loop ------------------------------------------------------------------------------------------------------
@@ -129,23 +129,23 @@ class Trainer:
 
     def __init__(self, job: Job, task: Task, ranks: Ranks, held: Lease | None = None) -> None:
         self.job = job
-        self.part = job.part
+        self.section = job.section
         self.task = task
         self.ranks = ranks
         self.held = held
-        self.writer = checkpoint.CheckpointWriter(job.folder, ranks, self.part.keep_last, self.part.keep_every)
+        self.writer = checkpoint.CheckpointWriter(job.folder, ranks, self.section.keep_last, self.section.keep_every)
         self.num_rollbacks, self.note = 0, ""
         self.saved_at = time.monotonic()
         self.save_is_due = False
         self.validation: Validation | None = None
         self.ema_was_worse = False
         self.step = self.position = self.saved_step = 0
-        self.spikes = SpikeDetector(self.part.spike, self.part.max_skips)
+        self.spikes = SpikeDetector(self.section.spike, self.section.max_skips)
         if found := self._load():
             self._restore(found)
         self.metrics = MetricsLog(job.folder, self.step, ranks.rank == 0, f"{job.spec.name} {job.command}")
-        self.throughput = Throughput(self.part.batch_size)
-        self.progress = Progress(job.command, self.part.steps, "steps", self.step)
+        self.throughput = Throughput(self.section.batch_size)
+        self.progress = Progress(job.command, self.section.steps, "steps", self.step)
 
     # ---- training --------------------------------------------------------------------------------------------------
     def run(self) -> bool:
@@ -154,7 +154,7 @@ class Trainer:
         Raises:
             ValueError: it cannot go on, and no restart mends that.
         """
-        watchdog = Watchdog(self.part.rank_timeout)
+        watchdog = Watchdog(self.section.rank_timeout)
         try:
             while True:
                 try:
@@ -165,8 +165,8 @@ class Trainer:
             watchdog.end()
 
     def _run(self, watchdog: Watchdog) -> bool:
-        self.task.begin(self.position, self.part.steps - self.step)
-        while self.step < self.part.steps and not self._agree_to_stop():
+        self.task.begin(self.position, self.section.steps - self.step)
+        while self.step < self.section.steps and not self._agree_to_stop():
             self._make_step()
             watchdog.beat()
             if self.ranks.rank == 0:
@@ -175,36 +175,36 @@ class Trainer:
         self._complete_checkpoint()
         if self.ranks.rank == 0:
             self.progress.finish(self.note)
-        return self.step >= self.part.steps
+        return self.step >= self.section.steps
 
     def _make_step(self) -> None:
-        rate = learning_rate(self.part, self.step)
+        rate = learning_rate(self.section, self.step)
         made = self.task.step(rate, self.spikes.limit)
         self.step += 1
-        self.position += self.part.batch_size
+        self.position += self.section.batch_size
         self.throughput.add_step(made.waited)
         if made.applied:
             self.spikes.accept(made.loss)
         else:
             self._say(f"step {self.step} left out: loss {made.loss:.4g}, limit {self.spikes.limit:.4g}")
             if self.spikes.skip(made.loss):
-                raise NotFiniteError(f"the loss is not finite, or leaps, {self.part.max_skips} steps in a row")
+                raise NotFiniteError(f"the loss is not finite, or leaps, {self.section.max_skips} steps in a row")
         self._do_what_is_due(rate)
 
     def _do_what_is_due(self, rate: float) -> None:
         """A row of the log, a validation, a picture, a checkpoint."""
-        if self._is_due(self.part.log_every):
+        if self._is_due(self.section.log_every):
             self._log(rate)
         with self.throughput.paused():
-            if self._is_due(self.part.validate_every):
+            if self._is_due(self.section.validate_every):
                 self._validate()
             if self._is_due(self.task.picture_every):
                 self._draw()
-            if self.step % self.part.checkpoint_every == 0 or self.save_is_due:
+            if self.step % self.section.checkpoint_every == 0 or self.save_is_due:
                 self._save()
 
     def _is_due(self, every: int | None) -> bool:
-        return every is not None and (self.step % every == 0 or self.step == self.part.steps)
+        return every is not None and (self.step % every == 0 or self.step == self.section.steps)
 
     def _roll_back(self, why: str) -> None:
         """Load the last checkpoint, to go on behind the data that spoiled the steps since.
@@ -216,7 +216,7 @@ class Trainer:
             self._complete_checkpoint()
         self.num_rollbacks += 1
         failed_at, position, skipped = self.step, self.position, self.spikes.skipped
-        state = self._load() if self.num_rollbacks <= self.part.max_rollbacks else None
+        state = self._load() if self.num_rollbacks <= self.section.max_rollbacks else None
         if state is None:
             raise ValueError(
                 f"{self.job.folder}: {why}, at step {failed_at}, also after {self.num_rollbacks - 1} returns to a "
@@ -262,7 +262,7 @@ class Trainer:
         """Whether any rank was told to stop. Also completes a checkpoint once no rank is writing any more."""
         if self.held:
             self.held.check()
-        minutes = self.part.checkpoint_minutes
+        minutes = self.section.checkpoint_minutes
         due = minutes is not None and self.ranks.rank == 0 and time.monotonic() > self.saved_at + 60 * minutes
         told, busy, self.save_is_due = self.ranks.any(stopping.told_to_stop(), self.writer.busy, due)
         if not busy:
@@ -305,7 +305,7 @@ class Trainer:
     def _restore(self, state: CheckpointState) -> None:
         self.step = self.saved_step = state.step
         self.position = state.position
-        self.spikes = SpikeDetector(self.part.spike, self.part.max_skips, state.guard)
+        self.spikes = SpikeDetector(self.section.spike, self.section.max_skips, state.guard)
 
     # ---- the end ---------------------------------------------------------------------------------------------------
     def export(self) -> None:
@@ -347,7 +347,7 @@ def fit(job: Job, build: Callable[[Ranks], Task]) -> bool:
             finite.
     """
     digest.claim(job.folder, job.identity, job.remedy)
-    if checkpoint.finished_step(job.folder) >= job.part.steps:
+    if checkpoint.finished_step(job.folder) >= job.section.steps:
         return True
     ranks = Ranks()
     held = _acquire(job, ranks)
@@ -370,7 +370,7 @@ def _acquire(job: Job, ranks: Ranks) -> Lease | None:
     if ranks.rank == 0:
         try:
             held = acquire(job.folder, f"dnd {job.command}")
-            record_spec(job.spec, job.folder.rpartition("/")[0], job.folder.rpartition("/")[2], job.parts)
+            record_spec(job.spec, job.folder.rpartition("/")[0], job.folder.rpartition("/")[2], job.sections)
         except ValueError as refusal:
             error = str(refusal)
     ranks.require(error)

@@ -66,14 +66,14 @@ def job_of(spec: Spec, root: str) -> Job:
 
 def identity(spec: Spec, root: str) -> Identity:
     """Return what the trained tokenizer depends on."""
-    part = spec.tokenizer
+    section = spec.tokenizer
     folder = storage.join(root, "tokenizer")
-    inputs = digests_of(root, "images", part.images)
-    if part.init_from:
-        inputs["init_from"] = digest_of_start(storage.join(root, part.init_from, WEIGHTS), folder)
+    inputs = digests_of(root, "images", section.images)
+    if section.init_from:
+        inputs["init_from"] = digest_of_start(storage.join(root, section.init_from, WEIGHTS), folder)
     tree: dict[str, Any] = {
         "shape": spec.shape.model_dump(mode="json"),
-        "tokenizer": spec_of_training(spec, "tokenizer", FREE, folder) | {"lpips": part.lpips_weights is not None},
+        "tokenizer": spec_of_training(spec, "tokenizer", FREE, folder) | {"lpips": section.lpips_weights is not None},
     }
     return Identity(stage="tokenizer", spec=tree, inputs=inputs, seed=spec.seed)
 

@@ -39,17 +39,17 @@ def sample_batch(
     model: DnDTransformer, spec: Spec, classes: np.ndarray, first: int, given: torch.Tensor | None = None
 ) -> torch.Tensor:
     """Codes int64 [B, L, D] of images first … first + B - 1 of these classes [B], as spec.sample says."""
-    part = spec.sample
+    section = spec.sample
     options: dict[str, Any] = {
-        name: getattr(part, name)
+        name: getattr(section, name)
         for name in ("guidance", "guidance_schedule", "guidance_interval", "temperature", "top_k", "top_p")
     }
     options |= {"seed": spec.seed, "first_index": first}
     wanted = torch.from_numpy(classes).to(next(model.parameters()).device)
-    if part.candidates > 1:
+    if section.candidates > 1:
         if given is not None:
-            given = given.repeat_interleave(part.candidates, dim=0)
-        return sample_best(model, wanted, candidates=part.candidates, given=given, **options)[0][:, 0]
+            given = given.repeat_interleave(section.candidates, dim=0)
+        return sample_best(model, wanted, candidates=section.candidates, given=given, **options)[0][:, 0]
     codes = sample_codes(model, wanted, given=given, **options)
     assert isinstance(codes, torch.Tensor)
     return codes
@@ -76,8 +76,8 @@ def draw_grid(
 
 def sample_range(model: DnDTransformer, spec: Spec, first: int, count: int, root: str = "") -> Iterator[Sample]:
     """Code samples of images first … first + count - 1; every batch is full, the last one padded."""
-    part, (rows, columns) = spec.sample, spec.codes.grid
-    size = part.batch_size
+    section, (rows, columns) = spec.sample, spec.codes.grid
+    size = section.batch_size
     assert size is not None, "sample_job.py settles the batch before it plans"
     for start in range(first, first + count, size):
         used = min(size, first + count - start)
@@ -88,7 +88,7 @@ def sample_range(model: DnDTransformer, spec: Spec, first: int, count: int, root
         for offset in range(used):
             index = start + offset
             cls = int(classes[offset])
-            about = json.dumps({"id": str(index), "source": f"sample {part.name}"}, sort_keys=True).encode()
+            about = json.dumps({"id": str(index), "source": f"sample {section.name}"}, sort_keys=True).encode()
             yield Sample(f"{index:08d}", {"codes.npy": npy(grids[offset]), "cls": b"%d" % cls, "json": about})
 
 
@@ -97,17 +97,17 @@ def given_codes(spec: Spec, root: str, first: int, count: int) -> torch.Tensor |
 
     Raises ValueError for codes that are not of the spec's shape.
     """
-    part = spec.sample.given
+    section = spec.sample.given
     shape = (*spec.shape.grid, spec.shape.depth)
-    if part is None:
+    if section is None:
         return None
-    items = open_shards(storage.join(root, part.codes))
+    items = open_shards(storage.join(root, section.codes))
     codes = np.stack([items[i % len(items)]["codes"][0] for i in range(first, first + count)]).astype(np.int64)
     if codes.shape[1:] != shape:
-        raise ValueError(f"sample.given.codes {part.codes}: codes of {codes.shape[1:]}, the spec's are {shape}")
-    if part.depths is not None:
-        codes[..., part.depths :] = FREE
-    if part.hole is not None:
-        top, left, bottom, right = part.hole
+        raise ValueError(f"sample.given.codes {section.codes}: codes of {codes.shape[1:]}, the spec's are {shape}")
+    if section.depths is not None:
+        codes[..., section.depths :] = FREE
+    if section.hole is not None:
+        top, left, bottom, right = section.hole
         codes[:, top:bottom, left:right] = FREE
     return torch.from_numpy(codes).flatten(1, 2)

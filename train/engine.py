@@ -36,21 +36,21 @@ CONFIGS = Path(__file__).resolve().parent.parent / "infra" / "deepspeed"
 
 def config_of(spec: Spec) -> TransformerConfig:
     """The model's configuration from the spec."""
-    part = spec.transformer
-    layers, heads, width = part.dimensions
+    section = spec.transformer
+    layers, heads, width = section.dimensions
     return TransformerConfig(
         num_layers=layers,
         num_heads=heads,
         dim=width,
         codebook_size=spec.codes.codebook_size,
         grid=spec.codes.grid,
-        head_layers=part.head_layers,
-        heads=part.heads,
-        num_classes=part.num_classes,
-        class_dropout=part.class_dropout,
-        token_dropout=part.token_dropout,
-        residual_dropout=part.residual_dropout,
-        ffn_dropout=part.ffn_dropout,
+        head_layers=section.head_layers,
+        heads=section.heads,
+        num_classes=section.num_classes,
+        class_dropout=section.class_dropout,
+        token_dropout=section.token_dropout,
+        residual_dropout=section.residual_dropout,
+        ffn_dropout=section.ffn_dropout,
         activation_checkpointing=spec.train.activation_checkpointing,
     )
 
@@ -60,8 +60,8 @@ def settle_dtype(spec: Spec, ranks: Ranks) -> Spec:
     if spec.train.dtype != "auto":
         return spec
     (lacking,) = ranks.any(not multiplies_bfloat16(pick_device()))
-    part = spec.train.model_copy(update={"dtype": "float32" if lacking else "bfloat16"})
-    return spec.model_copy(update={"train": part})
+    section = spec.train.model_copy(update={"dtype": "float32" if lacking else "bfloat16"})
+    return spec.model_copy(update={"train": section})
 
 
 def micro_batch_of(spec: Spec, world: int) -> int:
@@ -95,8 +95,8 @@ def settle_micro_batch(spec: Spec, ranks: Ranks, device: torch.device) -> Spec:
             f"train: one image does not fit into {memory / 1e9:.0f} GB on {ranks.world} ranks (`dnd memory` says why): "
             "raise train.zero_stage or train.activation_checkpointing, or take more GPUs"
         )
-    part = spec.train.model_copy(update={"micro_batch_size": micro})
-    return spec.model_copy(update={"train": part})
+    section = spec.train.model_copy(update={"micro_batch_size": micro})
+    return spec.model_copy(update={"train": section})
 
 
 def deepspeed_config(spec: Spec, world: int, user: dict[str, Any] | None = None) -> dict[str, Any]:
@@ -105,20 +105,20 @@ def deepspeed_config(spec: Spec, world: int, user: dict[str, Any] | None = None)
     bfloat16 at stage 0 runs as stage 1: DeepSpeed's stage 0 learns measurably worse in it. Raises ValueError naming a
     key in which the user's part contradicts the spec.
     """
-    part = spec.train
-    stage = max(part.zero_stage, 1) if part.dtype == "bfloat16" else part.zero_stage
+    section = spec.train
+    stage = max(section.zero_stage, 1) if section.dtype == "bfloat16" else section.zero_stage
     micro = micro_batch_of(spec, world)
     owned: dict[str, Any] = {
-        "train_batch_size": part.batch_size,
+        "train_batch_size": section.batch_size,
         "train_micro_batch_size_per_gpu": micro,
-        "gradient_accumulation_steps": part.batch_size // (micro * world),
-        "gradient_clipping": part.clip,
-        "bf16": {"enabled": part.dtype == "bfloat16"},
+        "gradient_accumulation_steps": section.batch_size // (micro * world),
+        "gradient_clipping": section.clip,
+        "bf16": {"enabled": section.dtype == "bfloat16"},
         "zero_optimization": {"stage": stage},
     }
-    if part.dtype == "bfloat16":  # 8 bits of a sum of 64 gradients would be rounded away
+    if section.dtype == "bfloat16":  # 8 bits of a sum of 64 gradients would be rounded away
         owned["data_types"] = {"grad_accum_dtype": "fp32"}
-    if part.offload_optimizer and stage:
+    if section.offload_optimizer and stage:
         owned["zero_optimization"]["offload_optimizer"] = {"device": "cpu", "pin_memory": torch.cuda.is_available()}
     _refuse_contradictions(user or {}, owned | dict.fromkeys(("optimizer", "scheduler", "fp16", "amp")))
     base = json.loads((CONFIGS / f"zero{stage}.json").read_text())
@@ -244,10 +244,10 @@ def whole_model(engine: Any) -> DnDTransformer:
 
 def build_optimizer(model: nn.Module, spec: Spec) -> torch.optim.AdamW:
     """The spec's optimizer over a model's parameters."""
-    part = spec.train
-    muon = part.optimizer == "muon"
-    groups = parameter_groups(model, part.weight_decay, muon)
-    return (Muon if muon else torch.optim.AdamW)(groups, lr=part.learning_rate, betas=part.betas, fused=True)
+    section = spec.train
+    muon = section.optimizer == "muon"
+    groups = parameter_groups(model, section.weight_decay, muon)
+    return (Muon if muon else torch.optim.AdamW)(groups, lr=section.learning_rate, betas=section.betas, fused=True)
 
 
 def parameter_groups(model: nn.Module, weight_decay: float, muon: bool = False) -> list[dict[str, Any]]:

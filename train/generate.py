@@ -16,7 +16,7 @@ import torch
 from PIL import Image
 
 from data_specs import storage
-from data_specs.parts import CodeShape
+from data_specs.sections import CodeShape
 from tokenize_jobs.decode import decode_codes
 from tokenize_jobs.device import pick_device
 from tokenize_jobs.rqvae import RQVAE

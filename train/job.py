@@ -52,17 +52,17 @@ def fit(spec: Spec, root: str, deepspeed_config: str | None = None) -> bool:
 def job_of(spec: Spec, root: str) -> Job:
     """Return what is to be trained, and where."""
     folder = storage.join(root, "transformer")
-    parts = ("transformer", "train")
-    return Job("train", folder, spec.train, spec, parts, identity(spec, root))
+    sections = ("transformer", "train")
+    return Job("train", folder, spec.train, spec, sections, identity(spec, root))
 
 
 def identity(spec: Spec, root: str) -> Identity:
     """Return what the trained transformer depends on."""
-    part = spec.train
+    section = spec.train
     folder = storage.join(root, "transformer")
-    inputs = digests_of(root, "codes", part.codes)
-    if part.init_from:
-        inputs["init_from"] = digest_of_start(storage.join(root, part.init_from, EMA_WEIGHTS), folder)
+    inputs = digests_of(root, "codes", section.codes)
+    if section.init_from:
+        inputs["init_from"] = digest_of_start(storage.join(root, section.init_from, EMA_WEIGHTS), folder)
     tree: dict[str, Any] = {
         "shape": spec.shape.model_dump(mode="json") | {"flatten": spec.tokenize.flatten},
         "transformer": spec.transformer.model_dump(mode="json"),

@@ -21,9 +21,9 @@ import numpy as np
 from numpy.lib.stride_tricks import sliding_window_view
 
 from data_specs import cache, open_shards, storage
-from data_specs.parts import ShardInput
 from data_specs.reader import ShardSet
 from data_specs.records import ReadingOrder, ShardEntry
+from data_specs.sections import ShardInput
 from data_specs.shards import Digests, Shard, index_uri, open_verified
 from data_specs.spec import Spec
 from train import order
@@ -32,7 +32,7 @@ FETCHES = 8  # shards that a process fetches and verifies at a time
 LOOK_AHEAD = 32  # samples a shard, in the order of the run, that say which shards are needed first
 BLOCK = 8192  # positions whose order is worked out at once: for a batch alone NumPy's calls cost more than its sums
 CACHE_SHARE = 0.9  # of the cache that two windows may take: the rest is for validation and others
-PATIENCE = 60.0  # seconds that a read waits for a shard which finds no room, before the cache's limit is exceeded
+ROOM_SECONDS = 60.0  # seconds that a read waits for a shard which finds no room, before the cache's limit is exceeded
 Batch = tuple[np.ndarray, np.ndarray]  # codes int64 [b, L, D], classes int64 [b]
 log = logging.getLogger(__name__)
 
@@ -143,7 +143,7 @@ class CodeSet:
         held = list[BinaryIO]()
         if fetch := self.fetches.pop(number, None):
             with suppress(TimeoutError):  # opened without waiting for room, then
-                held = fetch.result(PATIENCE)
+                held = fetch.result(ROOM_SECONDS)
         entry = self.set.manifest.shardlist[number]
         shard = CodeShard(self.set.shard_uris[number], entry, self.shape)
         if len(shard.starts) != entry.nsamples:

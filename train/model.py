@@ -20,7 +20,7 @@ from einops import rearrange
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
-from data_specs.parts import SIZES
+from data_specs.sections import SIZES
 from train.cross_entropy import ChunkedCrossEntropy
 from train.fused import fused
 

@@ -10,7 +10,7 @@ from functools import lru_cache
 
 import numpy as np
 
-from data_specs.parts import MIXTURE_BITS as SHARE_BITS
+from data_specs.sections import MIXTURE_BITS as SHARE_BITS
 
 ROUNDS = 6  # of the Feistel network
 VIEW, CLASS_DROPOUT, NETWORK_DROPOUT, SHARDS, WINDOW = 1, 2, 3, 4, 5  # streams of random numbers

@@ -9,8 +9,8 @@ from functools import partial
 from typing import Any
 
 from data_specs import storage
-from data_specs.parts import CodeShape
 from data_specs.records import Identity, RangeUnit
+from data_specs.sections import CodeShape
 from data_specs.spec import Spec
 from data_specs.units import read_plan
 from pipeline.stages import Option, Output, Stage, UnitStage, Work, planned, register
@@ -25,7 +25,7 @@ class Train(Stage):
     title = "Trains the transformer with DeepSpeed (ROOT/transformer); resumes from its last checkpoint."
     reads = ("tokenize",)
     makes = "transformer"
-    parts = keys = ("transformer", "train")
+    sections = keys = ("transformer", "train")
     batch = "train"
     options = (Option("deepspeed-config", "JSON that adds to DeepSpeed's what the spec does not own"),)
 
@@ -46,8 +46,8 @@ class DrawSamples(UnitStage):
     reads = ("train", "train-tokenizer", "decode")
     makes = "samples/NAME"
     holds = "codes"
-    counted = "images"
-    parts = ("transformer",)
+    progress_unit = "images"
+    sections = ("transformer",)
     keys = ("sample", "seed")
     keeps_spec = True
     remade = "folder"
@@ -94,11 +94,11 @@ def settle(spec: Spec, root: str, workers: Workers) -> Spec:
     begun: Any = plan.identity.spec["sample"] if plan else {}
     dtype = begun.get("dtype", "bfloat16" if workers.gpus else "float32")
     chosen = {"dtype": dtype if spec.sample.dtype == "auto" else spec.sample.dtype}
-    part = spec.sample.model_copy(update=chosen)
-    if part.batch_size is None:
-        batch = begun.get("batch_size") or _fitting_batch(spec.model_copy(update={"sample": part}), workers)
-        part = part.model_copy(update={"batch_size": batch})
-    return spec.model_copy(update={"sample": part})
+    section = spec.sample.model_copy(update=chosen)
+    if section.batch_size is None:
+        batch = begun.get("batch_size") or _fitting_batch(spec.model_copy(update={"sample": section}), workers)
+        section = section.model_copy(update={"batch_size": batch})
+    return spec.model_copy(update={"sample": section})
 
 
 def _fitting_batch(spec: Spec, workers: Workers) -> int:

@@ -23,8 +23,8 @@ from pydantic import JsonValue
 from torch import Tensor
 
 from data_specs import open_shards, storage
-from data_specs.parts import ShardInput
 from data_specs.records import CheckpointFile
+from data_specs.sections import ShardInput
 from data_specs.spec import Spec
 from pipeline.png import encode_photo
 from tokenize_jobs.checkpoint import StoredTensors
@@ -62,30 +62,30 @@ class TransformerTask:
         self.ranks = ranks
         self.device = pick_device()
         self.spec = spec = settle_micro_batch(settle_dtype(spec, ranks), ranks, self.device)
-        self.part = spec.train
-        self.picture_every = self.part.sample_every
-        self.loader = Loader(self.part.codes, root, spec, storage.join(root, "transformer", "order.json"))
+        self.section = spec.train
+        self.picture_every = self.section.sample_every
+        self.loader = Loader(self.section.codes, root, spec, storage.join(root, "transformer", "order.json"))
         self.held_out = self._open_held_out(root)
         self.tokenizer = self._load_tokenizer(root)
         self.engine = build_engine(spec, root, ranks.world, user_config)
         self.micro = self.engine.train_micro_batch_size_per_gpu()
-        self.ema = MovingAverage(self.engine, self.part.ema)
+        self.ema = MovingAverage(self.engine, self.section.ema)
         self.bits: list[Tensor] = []  # of each depth [D], steps since the last row
         self.batches: Generator[Batch, None, None] | None = None
 
     def _open_held_out(self, root: str) -> Loader | None:
-        if self.part.validate_every is None:
+        if self.section.validate_every is None:
             return None
-        if not len(open_shards(storage.join(root, self.part.val_codes))):
-            log.warning("%s has no samples: this training is not validated on held-out codes", self.part.val_codes)
+        if not len(open_shards(storage.join(root, self.section.val_codes))):
+            log.warning("%s has no samples: this training is not validated on held-out codes", self.section.val_codes)
             return None
-        held_out = Loader([ShardInput(manifest=self.part.val_codes)], root, self.spec)
+        held_out = Loader([ShardInput(manifest=self.section.val_codes)], root, self.spec)
         held_out.fetch_from(0)
         return held_out
 
     def _load_tokenizer(self, root: str) -> RQVAE | None:
         """What decodes the pictures of train.sample_every: on rank 0, where they are wanted, else None."""
-        if self.ranks.rank or not self.part.sample_every:
+        if self.ranks.rank or not self.section.sample_every:
             return None
         uri = storage.join(root, self.spec.tokenize.tokenizer)
         if not storage.exists(storage.join(uri, "tokenizer.json")):
@@ -106,12 +106,12 @@ class TransformerTask:
 
     def _micro_batches(self, num_steps: int) -> Iterator[tuple[int, int]]:
         """(first position, count) of this rank's micro batches from the present position on."""
-        size = self.part.batch_size
+        size = self.section.batch_size
         for start in range(self.position, self.position + num_steps * size, size):
             yield from self._of_step(start)
 
     def _of_step(self, position: int) -> list[tuple[int, int]]:
-        return positions_of(position, self.part.batch_size, self.micro, self.ranks.rank, self.ranks.world)
+        return positions_of(position, self.section.batch_size, self.micro, self.ranks.rank, self.ranks.world)
 
     def step(self, rate: float, limit: float) -> Step:
         """Make one step, unless the mean loss, nats, is over `limit`, or it or the gradient is not finite."""
@@ -125,7 +125,7 @@ class TransformerTask:
             self.ema.update()
         if losses.isfinite().all():
             self.bits.append(losses / math.log(2))
-        self.position += self.part.batch_size
+        self.position += self.section.batch_size
         return Step(float(losses.mean()), applied, self.waited)
 
     def _accumulate(self, limit: float) -> Tensor:
@@ -144,7 +144,7 @@ class TransformerTask:
                 dist.all_reduce(total)
                 mean = mean * torch.where(total.mean() / self.ranks.world <= limit, 1.0, math.nan)
             self.engine.backward(mean)  # a gradient that is not a number makes the engine leave out the step
-            clip_at_stage_0(self.engine, self.part.clip)
+            clip_at_stage_0(self.engine, self.section.clip)
             self.engine.step()
         return (total / self.ranks.world).double().cpu()
 
@@ -203,7 +203,7 @@ class TransformerTask:
         """Bits by depth, float64 [D], on the first validation_images of a set, the same for any number of ranks."""
         self.engine.eval()
         loader = self.held_out or self.loader
-        images = min(self.part.validation_images, len(loader))
+        images = min(self.section.validation_images, len(loader))
         size = min(self.micro, math.ceil(images / self.ranks.world))
         starts = range(0, images, size)
         total = torch.zeros(self.spec.codes.depth, dtype=torch.float64)

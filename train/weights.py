@@ -18,7 +18,7 @@ from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
 from data_specs import storage
-from data_specs.parts import SIZES
+from data_specs.sections import SIZES
 from tokenize_jobs.foreign import safe_torch_load
 from tokenize_jobs.tensors import DTYPES, whole_file, write_safetensors
 from tokenize_jobs.weights import unwrapped

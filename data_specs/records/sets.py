@@ -10,7 +10,7 @@ from data_specs.records.base import FORMAT_VERSION, Count, Md5, PartName, Record
 from data_specs.records.reasons import Reason, ReasonKey
 
 
-class SampleFacts(NamedTuple):
+class ImageStats(NamedTuple):
     """What is known of a picture beyond its files, for the table: share of ink, main script, perceptual hash."""
 
     ink: float = 0.0
@@ -23,7 +23,7 @@ class Sample(NamedTuple):
 
     key: str
     fields: dict[str, bytes]
-    facts: SampleFacts = SampleFacts()
+    stats: ImageStats = ImageStats()
 
 
 class Dropped(NamedTuple):

@@ -190,7 +190,7 @@ def parse_unit(line: bytes, origin: str) -> AnyUnit:
 
 
 class Identity(Record):
-    """What a stage's result depends on: its part of the spec, the content of its inputs, the seed, and the versions
+    """What a stage's result depends on: its section of the spec, the content of its inputs, the seed, and the versions
     that decide bytes. No path is part of it."""
 
     stage: str

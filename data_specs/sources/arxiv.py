@@ -323,8 +323,8 @@ def _unwanted(source: ArxivSource, paper: Paper | None) -> Reason | None:
 def _md5(file: FileInfo, path: Path) -> str:
     """The md5 of a tar, reckoned once on each node."""
 
-    def fill(note: Path) -> None:
+    def fill(target: Path) -> None:
         with path.open("rb") as tar:
-            note.write_text(hashlib.file_digest(tar, lambda: hashlib.md5(usedforsecurity=False)).hexdigest())
+            target.write_text(hashlib.file_digest(tar, lambda: hashlib.md5(usedforsecurity=False)).hexdigest())
 
     return cache.local_copy(f"md5 {file.uri} {file.etag}", f"{path.name}.md5", 32, fill).read_text()

@@ -164,5 +164,7 @@ def _table(group: Rows) -> pa.Table:
     import pyarrow as pa
 
     types = {str: pa.string(), bytes: pa.binary(), int: pa.int64()}
-    kinds = {key: next((type(row[key]) for row in group if row[key] is not None), str) for key in group[0]}
-    return pa.Table.from_pylist(group, schema=pa.schema([(key, types[kind]) for key, kind in kinds.items()]))
+    column_types = {key: next((type(row[key]) for row in group if row[key] is not None), str) for key in group[0]}
+    return pa.Table.from_pylist(
+        group, schema=pa.schema([(key, types[type_name]) for key, type_name in column_types.items()])
+    )

@@ -20,7 +20,7 @@ from data_specs.sources.names import relative
 from data_specs.splits import rank
 
 if TYPE_CHECKING:
-    from data_specs.parts import Render
+    from data_specs.sections import Render
 
 SPLITS = ("train", "val")
 log = logging.getLogger(__name__)

@@ -69,10 +69,12 @@ def named_classes(file: FileInfo, class_key: str) -> set[str]:
 
     schema = open_table(file.uri).schema_arrow
     found = set[str]()
-    kind = schema.field(class_key).type if class_key in schema.names else pa.int64()
-    if not (pa.types.is_integer(kind) or pa.types.is_boolean(kind)):
-        if pa.types.is_nested(kind):
-            raise ValueError(f"{file.uri}: column {class_key!r} holds {kind}, and no numbers or names of classes")
+    column_type = schema.field(class_key).type if class_key in schema.names else pa.int64()
+    if not (pa.types.is_integer(column_type) or pa.types.is_boolean(column_type)):
+        if pa.types.is_nested(column_type):
+            raise ValueError(
+                f"{file.uri}: column {class_key!r} holds {column_type}, and no numbers or names of classes"
+            )
         for rows in _listed(file.uri, [class_key]):
             names = rows.column(class_key).unique().to_pylist()
             found |= {text for name in names if name is not None and (text := text_of(name))}

@@ -116,16 +116,16 @@ def _list_array(data: bytes, start: int, file: FileInfo, id_key: str, name: str)
         detail = f"a JSON array of more than {ARRAY_BYTES} bytes: write an object a line (jq -c .[])"
         yield Document(name, Span(file), reason=Reason.TYPE_NOT_READ, detail=detail)
         return
-    text, place, number = data.decode("latin-1"), len(_ARRAY.match(data)[0]), 0  # type: ignore[index]
+    text, position, number = data.decode("latin-1"), len(_ARRAY.match(data)[0]), 0  # type: ignore[index]
     try:
-        while not text.startswith("]", place):
-            _, stop = json.JSONDecoder().raw_decode(text, place)
+        while not text.startswith("]", position):
+            _, stop = json.JSONDecoder().raw_decode(text, position)
             number += 1
-            element = Span(file, start + place, stop - place)
-            yield Document(_id_of(data[place:stop], id_key, f"item-{number}"), element)
-            place = _BETWEEN.match(text, stop).end()  # type: ignore[union-attr]
-        if text[place + 1 :].strip():
+            element = Span(file, start + position, stop - position)
+            yield Document(_id_of(data[position:stop], id_key, f"item-{number}"), element)
+            position = _BETWEEN.match(text, stop).end()  # type: ignore[union-attr]
+        if text[position + 1 :].strip():
             raise ValueError("something stands behind the array")
     except (ValueError, RecursionError):
-        detail = f"a JSON array that is damaged behind byte {start + place}"
+        detail = f"a JSON array that is damaged behind byte {start + position}"
         yield Document(name, Span(file), reason=Reason.TYPE_NOT_READ, detail=detail)

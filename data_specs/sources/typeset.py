@@ -73,14 +73,14 @@ def typeset(texts: list[str], number: int) -> bytes:
 
 def _html(texts: list[str], number: int) -> str:
     parts = []
-    for place, text in enumerate(texts):
+    for index, text in enumerate(texts):
         words = html.escape(text).split()
-        if place % 3 == 0:
+        if index % 3 == 0:
             parts.append(f"<h2>{' '.join(words[:4])}</h2>")
         parts.append(f"<p>{' '.join(words)}</p>")
-        if place % 6 == 2:
-            parts.append(f"<p>{FORMULAS[(number + place) % len(FORMULAS)]}</p>")
-        if place % 6 == 5:
+        if index % 6 == 2:
+            parts.append(f"<p>{FORMULAS[(number + index) % len(FORMULAS)]}</p>")
+        if index % 6 == 5:
             rows = (f"<tr><td>{a}</td><td>{b}</td></tr>" for a, b in zip(words[:8:2], words[1:8:2]))
             parts.append(f"<table>{''.join(rows)}</table>")
     return f"<body>{''.join(parts)}</body>"

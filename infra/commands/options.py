@@ -73,15 +73,15 @@ class SpecCommand(RootCommand):
     first = "--preset"
 
 
-def open_root(spec: str | None, root: str, overrides: list[str] | None, *parts: str) -> tuple[Spec, str]:
+def open_root(spec: str | None, root: str, overrides: list[str] | None, *sections: str) -> tuple[Spec, str]:
     """Reads the spec of a command, by default the root's own, and makes the root absolute; writes nothing.
 
     Args:
-        parts: keys of the spec without which the command cannot work.
+        sections: keys of the spec without which the command cannot work.
     """
     root = storage.absolute(root)
     resolved = read_spec(spec, root, overrides or [])
-    resolved.require(*parts)
+    resolved.require(*sections)
     return resolved, root
 
 
@@ -91,7 +91,7 @@ def spec_beside(spec: str | None, root: str, old: str) -> str | None:
     return spec if spec or own else storage.join(old, NAME)
 
 
-def open_spec(spec: str | None, root: str | None, overrides: list[str] | None, *parts: str) -> Spec:
+def open_spec(spec: str | None, root: str | None, overrides: list[str] | None, *sections: str) -> Spec:
     """Reads the spec of a command that needs no root.
 
     Raises:
@@ -100,7 +100,7 @@ def open_spec(spec: str | None, root: str | None, overrides: list[str] | None, *
     if spec is None and root is None:
         raise ValueError("name a SPEC, a preset (`dnd presets`) or a YAML file, or a root that has one: --root ROOT")
     resolved = read_spec(spec, storage.absolute(root) if root else None, overrides or [])
-    resolved.require(*parts)
+    resolved.require(*sections)
     return resolved
 
 

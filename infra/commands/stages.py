@@ -30,7 +30,7 @@ from infra.commands.options import (
     spec_beside,
 )
 from pipeline.stages import Option, Stage, UnitStage, registered
-from pipeline.workers import MAX_FAILURES, PartDone, Share, Workers, kept
+from pipeline.workers import MAX_FAILURES, Share, ShareDone, Workers, kept
 
 Declared = dict[str, tuple[Any, Any]]  # name of a parameter -> (what typer makes of it, its default)
 FOR_ALL: Declared = {
@@ -86,7 +86,7 @@ def command_of(stage: Stage) -> Callable[..., None]:
         overrides = [f"{keys[name]}={value}" for name, value in given.items() if keys[name] and value is not None]
         old = storage.absolute(from_) if from_ else None
         spec = spec_beside(spec, root, old) if old else spec
-        resolved, root = open_root(spec, root, [*(set_ or []), *overrides], *stage.parts)
+        resolved, root = open_root(spec, root, [*(set_ or []), *overrides], *stage.sections)
         if old:
             take_over(stage, resolved, root, old)
         if stage.trains:
@@ -101,7 +101,7 @@ def command_of(stage: Stage) -> Callable[..., None]:
         options = {name: value for name, value in given.items() if not keys[name]}
         try:
             run_stage(stage, resolved, root, use, **options)
-        except PartDone as done:
+        except ShareDone as done:
             say(f"{stage.name}: {done}")
 
     parameters = [

@@ -17,7 +17,7 @@ SHARES = (0, 0.25, 0.5, 0.75, 1)
 Point = tuple[float, float]
 
 
-class Curve(NamedTuple):
+class Series(NamedTuple):
     """One curve: its name and its points; empty where there is nothing to draw."""
 
     name: str
@@ -30,7 +30,7 @@ class Chart(NamedTuple):
     title: str
     across: str
     up: str
-    curves: list[Curve]
+    curves: list[Series]
 
 
 def curves_of(root: str) -> list[Chart]:
@@ -39,29 +39,29 @@ def curves_of(root: str) -> list[Chart]:
     transformer = read_rows(storage.join(root, "transformer", "metrics.jsonl"))
     bits = {"training": "bits_per_code", "validation": "val_bits_per_code", "EMA": "val_ema_bits_per_code"}
     wanted = [
-        ("Tokenizer: what it keeps", "PSNR, dB", [_curve("training", tokenizer, "psnr")]),
+        ("Tokenizer: what it keeps", "PSNR, dB", [_series("training", tokenizer, "psnr")]),
         (
             "Transformer: what it predicts",
             "bits a code",
-            [_curve(name, transformer, key) for name, key in bits.items()],
+            [_series(name, transformer, key) for name, key in bits.items()],
         ),
         ("The same by depth, training", "bits a code", _by_depth(transformer, "bits_per_code_by_depth")),
         ("The same by depth, validation, EMA", "bits a code", _by_depth(transformer, "val_ema_bits_per_code_by_depth")),
-        ("Transformer: gradient before clipping", "norm", [_curve("training", transformer, "grad_norm")]),
+        ("Transformer: gradient before clipping", "norm", [_series("training", transformer, "grad_norm")]),
     ]
     charts = [Chart(title, "step", up, [curve for curve in curves if curve.points]) for title, up, curves in wanted]
     return [chart for chart in charts if chart.curves]
 
 
-def _curve(name: str, rows: list[Row], key: str) -> Curve:
-    return Curve(name, [(row["step"], row[key]) for row in rows if row.get(key) is not None])
+def _series(name: str, rows: list[Row], key: str) -> Series:
+    return Series(name, [(row["step"], row[key]) for row in rows if row.get(key) is not None])
 
 
-def _by_depth(rows: list[Row], key: str) -> list[Curve]:
+def _by_depth(rows: list[Row], key: str) -> list[Series]:
     """A curve for each depth of a key whose values are lists."""
     listed = [row for row in rows if key in row]
     depths = range(len(listed[0][key])) if listed else ()
-    return [Curve(f"depth {d + 1}", [(row["step"], row[key][d]) for row in listed]) for d in depths]
+    return [Series(f"depth {d + 1}", [(row["step"], row[key][d]) for row in listed]) for d in depths]
 
 
 def chart_svg(chart: Chart) -> str:
@@ -114,7 +114,7 @@ def _axes(chart: Chart, scale: _Scale) -> Iterator[str]:
     yield text(12, middle, chart.up, turn=f' transform="rotate(-90 12 {middle})"')
 
 
-def _drawn(number: int, curve: Curve, scale: _Scale) -> Iterator[str]:
+def _drawn(number: int, curve: Series, scale: _Scale) -> Iterator[str]:
     """The line of a curve and marks evenly on it."""
     placed = [scale.at(point) for point in curve.points]
     yield f'<polyline {_stroke(number)} points="{" ".join(f"{x:.1f},{y:.1f}" for x, y in placed)}"/>'
@@ -122,7 +122,7 @@ def _drawn(number: int, curve: Curve, scale: _Scale) -> Iterator[str]:
     yield from (mark(number, *place) for place in placed[number % every :: every])
 
 
-def _legend(number: int, curve: Curve) -> Iterator[str]:
+def _legend(number: int, curve: Series) -> Iterator[str]:
     row, column = divmod(number, 2)
     x, y = 10 + column * (LEFT + WIDTH) / 2, TOP + HEIGHT + BOTTOM + 16 * row + 6
     yield f'<path d="M{x} {y}h26" {_stroke(number)}/>{mark(number, x + 13, y)}'

@@ -45,7 +45,7 @@ def page(root: str) -> gr.Blocks:
     return blocks
 
 
-def told(function: Callable[..., Any]) -> Callable[..., Any]:
+def reporting_mistakes(function: Callable[..., Any]) -> Callable[..., Any]:
     """A handler whose user's mistakes are a note on the page and not a traceback."""
 
     @wraps(function)

@@ -10,7 +10,7 @@ import numpy as np
 
 from data_specs.spec import Spec
 from infra.view import sets, studio
-from infra.view.page import place_for, told
+from infra.view.page import place_for, reporting_mistakes
 from infra.view.sets import part, shown
 from train.generate import Generator
 
@@ -98,11 +98,11 @@ def _draws(
         codes, pictures = studio.draw(_models(root, spec), spec, int(cls), int(number), fixed, **asked)
         return codes, part("tiles", [shown(f"seed {seed}, {n}", one) for n, one in enumerate(pictures)], "")
 
-    @told
+    @reporting_mistakes
     def from_nothing(*asked: Any) -> Shown:
         return draw(None, *asked)
 
-    @told
+    @reporting_mistakes
     def from_base(base: studio.Base | None, hole: str, depths: int, *asked: Any) -> Shown:
         if base is None:
             raise ValueError("nothing is given: choose a picture that was drawn, take a sample, or write a line")
@@ -123,12 +123,12 @@ def _gives(root: str, spec: Spec, controls: Given, codes: gr.State, drawn: gr.HT
         free = np.argwhere(base.free).tolist()
         return part("hole", shown("", base.picture)[1], *spec.shape.grid, marked, free)
 
-    @told
+    @reporting_mistakes
     def choose(codes: np.ndarray, event: gr.EventData) -> Shown:
         base = studio.sample_base(_models(root, spec), codes[event.index])
         return base, looked(base, "")
 
-    @told
+    @reporting_mistakes
     def take(name: str, place: int) -> Shown:
         items = sets.open_now(root, name)
         if not 0 <= place < len(items):
@@ -136,7 +136,7 @@ def _gives(root: str, spec: Spec, controls: Given, codes: gr.State, drawn: gr.HT
         base = studio.sample_base(_models(root, spec), items[int(place)]["codes"][0])
         return base, looked(base, "")
 
-    @told
+    @reporting_mistakes
     def write(words: str) -> Shown:
         base = studio.text_base(_models(root, spec), spec, words)
         return base, looked(base, "")
@@ -151,7 +151,7 @@ def _gives(root: str, spec: Spec, controls: Given, codes: gr.State, drawn: gr.HT
     ):
         began.then(lambda: "", outputs=controls.hole)
     given.input(marked, outputs=controls.hole)
-    controls.hole.change(told(looked), [base, controls.hole], given)
+    controls.hole.change(reporting_mistakes(looked), [base, controls.hole], given)
 
 
 def _models(root: str, spec: Spec) -> Generator:

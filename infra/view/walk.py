@@ -15,7 +15,7 @@ from infra.look import contact_sheet
 from infra.report.charts import chart_svg, curves_of
 from infra.status import status_lines
 from infra.view import neighbours, sets, studio
-from infra.view.page import place_for, told
+from infra.view.page import place_for, reporting_mistakes
 from infra.view.sets import part, shown
 from tokenize_jobs.views import make_views
 
@@ -44,12 +44,12 @@ def samples(root: str, spec: Spec, names: list[str]) -> None:
     index = gr.State(None)
     query = [name, unit, where, number]
 
-    @told
+    @reporting_mistakes
     def opened(name: str) -> tuple[Any, int]:
         units = [str(unit) for unit in sets.shard_numbers(sets.open_now(root, name))]
         return gr.Dropdown([ALL, *units], value=units[0] if len(units) > LISTED else ALL), 1
 
-    @told
+    @reporting_mistakes
     def listed(name: str, unit: str, where: str, number: int) -> tuple[str, str]:
         items = sets.open_now(root, name)
         places = sets.chosen(items, _unit(unit), where)
@@ -58,14 +58,14 @@ def samples(root: str, spec: Spec, names: list[str]) -> None:
         words = f"{len(places):,} of {len(items):,} samples, page {number} of {pages}"
         return words, part("tiles", [shown(item["__key__"], item["image"]) for item in on_page], "No samples here.")
 
-    @told
+    @reporting_mistakes
     def take(name: str, unit: str, where: str, number: int, event: gr.EventData) -> tuple[int, str]:
         items = sets.open_now(root, name)
         place = int(sets.chosen(items, _unit(unit), where)[(number - 1) * PAGE + event.index])
         shard = items.manifest.shardlist[items.locate(place)[0]].url
         return place, sets.about(items[place], shard)
 
-    @told
+    @reporting_mistakes
     def coded(name: str, place: int | None, depth: int, view: int) -> str:
         return "" if place is None else _coded(root, spec, name, place, int(depth), int(view or 0))
 
@@ -111,21 +111,21 @@ def left_out(root: str, names: list[str]) -> None:
         draw = gr.Button("Pictures of what this shard kept and left out")
     sheet = place_for()
 
-    @told
+    @reporting_mistakes
     def counted(name: str) -> tuple[str, Any, str]:
         rows = sets.reasons(root, name)
         rejected = [reason for kind, reason, _ in rows if kind == "rejected"]
         table = part("table", ["", "reason", "count"], rows) if rows else "<p>Nothing was left out of this set.</p>"
         return table, gr.Dropdown(rejected, value=rejected[0] if rejected else None, visible=bool(rejected)), ""
 
-    @told
+    @reporting_mistakes
     def of_reason(name: str, reason: str | None) -> str:
         rows = (
             [(r.key, r.source, r.detail) for r in islice(sets.rejects(root, name, reason), REJECTS)] if reason else []
         )
         return part("table", ["key", "source", "what is known"], rows) if rows else ""
 
-    @told
+    @reporting_mistakes
     def drawn(name: str, unit: int) -> str:
         picture = np.asarray(contact_sheet(root, name, int(unit), boxes=True))
         return part("figures", [shown(f"{name}, shard {unit}", picture)], "wide")
@@ -149,7 +149,7 @@ def neighbours_of(root: str, spec: Spec, names: list[str]) -> None:
     search = gr.Button("Search", variant="primary")
     found = place_for()
 
-    @told
+    @reporting_mistakes
     def searched(name: str, number: int) -> str:
         items = sets.open_now(root, name)
         training = storage.join(root, spec.tokenize.images["train"])
@@ -168,7 +168,7 @@ def curves(root: str, tab: gr.Tab) -> None:
     seen = place_for()
     timer = gr.Timer(EVERY, active=False)
 
-    @told
+    @reporting_mistakes
     def looked() -> str:
         charts = [(chart.title, Markup(chart_svg(chart))) for chart in curves_of(root)]  # noqa: S704 (it escapes)
         return part("charts", charts, list(status_lines(root)))

@@ -8,8 +8,8 @@ from collections.abc import Iterator, Sequence
 import numpy as np
 from PIL import Image, UnidentifiedImageError
 
-from data_specs.parts import Limits
 from data_specs.records import Reason
+from data_specs.sections import Limits
 from pipeline.renderers import Picture, Unreadable
 
 PREFIX_BYTES = 16  # by which Pillow tells formats

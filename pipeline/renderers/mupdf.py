@@ -11,8 +11,8 @@ import numpy as np
 import pymupdf
 from pymupdf import mupdf
 
-from data_specs.parts import PageStyle
 from data_specs.records import Reason
+from data_specs.sections import PageStyle
 from pipeline.png import in_one_plane
 from pipeline.renderers import Unreadable, short
 from pipeline.renderers.words import (

@@ -15,9 +15,9 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
-from data_specs.parts import Filters, PageStyle, Render
 from data_specs.records import Reason
-from pipeline.filters import Facts, ink, script_of, taken_by
+from data_specs.sections import Filters, PageStyle, Render
+from pipeline.filters import Observation, ink, script_of, taken_by
 from pipeline.isolate import begin
 from pipeline.png import from_plane, grey_plane, in_one_plane
 from pipeline.renderers import Lost, Picture, Unreadable, mupdf, pdfium, short
@@ -112,7 +112,7 @@ def _check(page: Page, filters: Filters, fallback: bool) -> None:
     if (page.repaired or fallback) and ink(page.image) == 0:
         raise Unreadable(Reason.BLANK_AFTER_REPAIR)
     script = script_of(" ".join(page.words.texts)) if filters.scripts else None
-    if taken := taken_by(filters, Facts(page.pictured, page.words.trusted, script)):
+    if taken := taken_by(filters, Observation(page.pictured, page.words.trusted, script)):
         raise Unreadable(*taken)
 
 

@@ -12,8 +12,8 @@ import numpy as np
 import pypdfium2
 from pypdfium2 import raw
 
-from data_specs.parts import PageStyle
 from data_specs.records import Box, Reason
+from data_specs.sections import PageStyle
 from pipeline.png import in_one_plane
 from pipeline.renderers import Unreadable, short
 from pipeline.renderers.hidden import in_one_place, unmarked

@@ -20,8 +20,8 @@ from markdown_it import MarkdownIt
 from PIL import ImageColor
 from pymupdf import mupdf
 
-from data_specs.parts import TextStyle
 from data_specs.records import Reason
+from data_specs.sections import TextStyle
 from pipeline.renderers import Lost, Picture
 from pipeline.renderers.fonts import Fonts, characters, fonts, has_glyph
 from pipeline.renderers.mupdf import draw, is_clipped, read

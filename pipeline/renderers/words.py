@@ -14,8 +14,8 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from data_specs.parts import PageStyle
 from data_specs.records import Box, Reason
+from data_specs.sections import PageStyle
 from pipeline.png import grey_plane
 from pipeline.renderers import Unreadable
 

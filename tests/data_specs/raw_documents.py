@@ -8,8 +8,8 @@ import tarfile
 from pathlib import Path
 from typing import Any
 
-from data_specs.parts import Limits, Render
 from data_specs.records import RawDocument, SourceUnit, parse_unit, unit_line
+from data_specs.sections import Limits, Render
 from data_specs.source import Source
 from data_specs.sources.planning import cut
 from data_specs.sources.reading import read_unit

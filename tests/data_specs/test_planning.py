@@ -12,8 +12,8 @@ import pytest
 from raw_documents import write_tar
 
 from data_specs import storage
-from data_specs.parts import Render
 from data_specs.records import Document, SourceUnit, Span
+from data_specs.sections import Render
 from data_specs.source import Source
 from data_specs.sources import ImageSource, TextSource
 from data_specs.sources.listed import ListedSource, NotTaken

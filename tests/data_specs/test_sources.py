@@ -15,8 +15,8 @@ import pytest
 from raw_documents import LIMITS, listed_ids, read_all, texts, write_tar
 
 from data_specs import storage
-from data_specs.parts import Render
 from data_specs.records import Reason
+from data_specs.sections import Render
 from data_specs.sources import PdfSource, TextSource, docstrings, reading
 from data_specs.sources.docstrings import DocstringSource
 from data_specs.sources.planning import cut

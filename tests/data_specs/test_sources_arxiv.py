@@ -22,9 +22,9 @@ from command import dnd
 from s3_server import FaultProxy, Server
 
 from data_specs import s3_client, storage
-from data_specs.parts import Limits, Render
 from data_specs.reader import open_shards
 from data_specs.records import RawDocument, Reason, Receipt, SourceUnit
+from data_specs.sections import Limits, Render
 from data_specs.sources import ArxivSource
 from data_specs.sources.arxiv import MANIFEST, month_number, read_manifest, selects
 from data_specs.sources.licences import licence_name, month_of, paper_id, papers_of, write_months

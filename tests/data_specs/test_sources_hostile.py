@@ -35,7 +35,7 @@ from data_specs.records import SourceUnit
 from data_specs.source import Source
 from data_specs.sources.planning import cut
 from data_specs.sources.reading import read_unit
-from data_specs.parts import Render
+from data_specs.sections import Render
 for line in sys.stdin:
     source, max_bytes = json.loads(line)
     source = Source.model_validate(source)

@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 import yaml
 
-from data_specs.parts import SIZES
+from data_specs.sections import SIZES
 from data_specs.spec import Spec, load_spec, parse_spec, presets
 
 NAMES = [

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from data_specs.spec import PARTS
+from data_specs.spec import SECTIONS
 
 pytest.importorskip("mkdocs", reason="the developers' lock brings mkdocs")
 REPOSITORY = Path(__file__).resolve().parents[2]
@@ -34,7 +34,7 @@ def test_the_site_has_its_pages_and_all_parts_of_the_spec(tmp_path: Path) -> Non
         for name in ("index.html", "spec/index.html", "api/index.html")
     }
     assert "make demo" in pages["index.html"] and "load_spec" in pages["api/index.html"]
-    assert [part for part in PARTS if part not in pages["spec/index.html"]] == []
+    assert [section for section in SECTIONS if section not in pages["spec/index.html"]] == []
 
 
 def test_a_broken_link_is_refused(tmp_path: Path) -> None:

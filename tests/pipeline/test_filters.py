@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import pytest
 
-from data_specs.parts import Filters
 from data_specs.records import Reason
+from data_specs.sections import Filters
 from data_specs.spec import load_spec
-from pipeline.filters import FILTERS, Facts, Kept, taken_by, without_filters
+from pipeline.filters import FILTERS, Kept, Observation, taken_by, without_filters
 
 ALL_ON = Filters(min_ink=0.1, near_duplicates=3, scripts=["LATIN"], scanned="drop", untrusted="drop")
 
@@ -19,24 +19,24 @@ def test_every_key_of_the_spec_is_one_filter() -> None:
 @pytest.mark.parametrize(
     ("facts", "taken"),
     [
-        (Facts(pictured=0.8), (Reason.SCANNED, "80% under one picture")),
-        (Facts(trusted=False), (Reason.UNTRUSTED_WORDS, "")),
-        (Facts(script="GREEK"), (Reason.SCRIPT, "GREEK")),
-        (Facts(script=""), (Reason.SCRIPT, "")),
-        (Facts(ink=0.05), (Reason.TOO_LITTLE_INK, "0.0500 of the pixels")),
-        (Facts(ink=0.0), (Reason.BLANK, "")),
-        (Facts(nearest=3), (Reason.NEAR_DUPLICATE, "3 bits from one that was kept")),
+        (Observation(pictured=0.8), (Reason.SCANNED, "80% under one picture")),
+        (Observation(trusted=False), (Reason.UNTRUSTED_WORDS, "")),
+        (Observation(script="GREEK"), (Reason.SCRIPT, "GREEK")),
+        (Observation(script=""), (Reason.SCRIPT, "")),
+        (Observation(ink=0.05), (Reason.TOO_LITTLE_INK, "0.0500 of the pixels")),
+        (Observation(ink=0.0), (Reason.BLANK, "")),
+        (Observation(nearest=3), (Reason.NEAR_DUPLICATE, "3 bits from one that was kept")),
     ],
 )
-def test_what_filters_take_and_how_look_sees_it(facts: Facts, taken: tuple[Reason, str]) -> None:
-    assert taken_by(ALL_ON, facts) == taken and taken[0].kind == "filtered"
+def test_what_filters_take_and_how_look_sees_it(seen: Observation, taken: tuple[Reason, str]) -> None:
+    assert taken_by(ALL_ON, seen) == taken and taken[0].kind == "filtered"
     render = load_spec("demo").render
-    assert taken_by(without_filters(render.model_copy(update={"filters": ALL_ON})).filters, facts) is None
+    assert taken_by(without_filters(render.model_copy(update={"filters": ALL_ON})).filters, seen) is None
 
 
 def test_what_filters_let_pass() -> None:
-    assert taken_by(ALL_ON, Facts(0.7, True, "LATIN", 0.1, 4)) is None
-    assert taken_by(ALL_ON, Facts()) is None
+    assert taken_by(ALL_ON, Observation(0.7, True, "LATIN", 0.1, 4)) is None
+    assert taken_by(ALL_ON, Observation()) is None
 
 
 def test_the_nearest_picture_that_was_kept() -> None:

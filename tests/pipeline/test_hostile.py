@@ -16,9 +16,9 @@ import psutil
 import pymupdf
 import pytest
 
-from data_specs.parts import PageStyle
 from data_specs.receipts import commit
 from data_specs.records import Dropped, InputRead, Outcome, Reason, Receipt, Sample, SampleInfo
+from data_specs.sections import PageStyle
 from data_specs.source import Source
 from data_specs.sources.planning import cut
 from data_specs.spec import Spec, load_spec

@@ -9,8 +9,8 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from data_specs.parts import Limits
 from data_specs.records import Reason
+from data_specs.sections import Limits
 from pipeline.renderers import Unreadable
 from pipeline.renderers.images import render_image
 from tokenize_jobs.views import random_view

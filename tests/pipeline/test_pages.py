@@ -9,7 +9,7 @@ import pymupdf_fonts
 import pytest
 from PIL import Image
 
-from data_specs.parts import Filters, PageStyle, Render
+from data_specs.sections import Filters, PageStyle, Render
 from data_specs.sources import TypesetSource
 from pipeline.renderers import Lost
 from pipeline.renderers.pages import ENGINES, render_pdf

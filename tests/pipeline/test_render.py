@@ -10,9 +10,9 @@ from pathlib import Path
 import pytest
 
 from data_specs import storage
-from data_specs.parts import Limits
 from data_specs.receipts import commit
 from data_specs.records import Dropped, InputRead, Outcome, Reason, Sample
+from data_specs.sections import Limits
 from data_specs.sources import PdfSource, TextSource
 from data_specs.sources.planning import cut
 from data_specs.spec import Spec, load_spec

@@ -21,7 +21,7 @@ from data_specs.units import write_plan
 from data_specs.verify import verify_set
 from pipeline.job import RENDER
 from pipeline.runner import connect, run_plan
-from pipeline.workers import PartDone, Share, Workers, kept
+from pipeline.workers import Share, ShareDone, Workers, kept
 
 TINY = Path(__file__).parent.parent / "tiny.yaml"
 SPLITS = ("images/train", "images/val")
@@ -142,7 +142,7 @@ def test_a_unit_that_hangs_is_made_elsewhere(ray_session: None, tmp_path: Path) 
 
 def test_parts_of_a_plan_make_the_same_set_and_whoever_ends_last_merges(undisturbed: Path, tmp_path: Path) -> None:
     spec, root = load_spec(TINY), str(tmp_path)
-    with pytest.raises(PartDone, match="part 2/2 is done; images/train, images/val will be whole when all parts are"):
+    with pytest.raises(ShareDone, match="part 2/2 is done; images/train, images/val will be whole when all parts are"):
         RENDER.make(spec, root, Workers(num_workers=1, share=Share(2, 2)))
     assert not (tmp_path / SPLITS[0] / "manifest.json").exists()
     numbers = [int(path.stem) for path in (tmp_path / SPLITS[0]).glob("??????.json")]

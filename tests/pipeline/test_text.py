@@ -5,8 +5,8 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from data_specs.parts import TextStyle
 from data_specs.records import Reason
+from data_specs.sections import TextStyle
 from data_specs.spec import load_spec
 from pipeline.renderers import Lost, Picture
 from pipeline.renderers.text import Format, render_text

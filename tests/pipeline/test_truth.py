@@ -10,8 +10,8 @@ import pytest
 from hostile_pdfs import page as pdf_page
 from made_pages import Made, made_pages, vertical
 
-from data_specs.parts import Filters, PageStyle, Render
 from data_specs.records import Reason
+from data_specs.sections import Filters, PageStyle, Render
 from data_specs.sources.typeset import TypesetSource
 from pipeline.renderers import Lost, Picture
 from pipeline.renderers.pages import ENGINES, render_pdf

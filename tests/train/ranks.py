@@ -75,7 +75,7 @@ def train(root: str, *overrides: str) -> None:
     def begin_recording(self: TransformerTask, position: int, num_steps: int) -> None:
         begin(self, position, num_steps)
         assert self.batches is not None
-        self.batches = recorded(self, self.batches, position // self.part.batch_size)  # type: ignore[assignment]
+        self.batches = recorded(self, self.batches, position // self.section.batch_size)  # type: ignore[assignment]
 
     TransformerTask.begin = begin_recording  # type: ignore[method-assign]
     fit(tiny_spec(*overrides), root)

@@ -11,8 +11,8 @@ import pytest
 from code_sets import SHAPE, tiny_spec, write_codes
 
 from data_specs import cache, open_shards, s3
-from data_specs.parts import ShardInput
 from data_specs.records import FileInfo
+from data_specs.sections import ShardInput
 from train import order
 from train.loader import Loader
 
@@ -148,7 +148,7 @@ def test_a_set_larger_than_the_cache_is_read_within_its_limit(s3_root: str, monk
     def counted(info: FileInfo, path: Path) -> None:
         fetched.append(info.uri)
         there = {
-            entry.path.name.removesuffix(cache.PART): entry.size for entry in cache._entries()
+            entry.path.name.removesuffix(cache.UNFINISHED): entry.size for entry in cache._entries()
         }  # some are renamed now
         most.append(sum(there.values()))
         download(info, path)

@@ -19,7 +19,7 @@ from train.evaluation.memorisation import memorisation
 from train.evaluation.ngram import NGramModel, train_ngram
 from train.evaluation.ocr import OcrEngine, Reading
 from train.evaluation.perplexity import RESAMPLES, ppl_ocr
-from train.evaluation.reading import REPETITIVE, engine_facts, is_too_repetitive, pair_up, spread
+from train.evaluation.reading import REPETITIVE, engine_info, is_too_repetitive, pair_up, spread
 from train.evaluation.reading_cache import read_pictures, unread_counts
 from train.evaluation.rocr import normalise
 from train.evaluation.sources import ImageSet, Picture
@@ -74,7 +74,7 @@ def evaluate_legibility(
     said = {kind: spoken_figures(texts[kind], training) for kind in ("real", "generated")}
     repetitive = is_too_repetitive(scores["real"], scores["generated"])
     return {
-        **engine_facts(engine),
+        **engine_info(engine),
         "num_images": number,
         "exact_words": {kind: exact_word_share(drawn, readings[kind]) for kind in readings if kind != "generated"},
         "real_words": {kind: real_word_share(of, training.known)["share"] for kind, of in texts.items()},

@@ -55,7 +55,7 @@ def evaluate_rocr(
         **rocr(own if against_ocr else drawn, texts, keys),
         "reference": "OCR of the originals" if against_ocr else "the text drawn",
         "originals": _ceiling(drawn, own, keys),
-        **engine_facts(engine),
+        **engine_info(engine),
         "num_offered": len(pairs),
         **unread_counts(made),
     }
@@ -75,7 +75,7 @@ def evaluate_ppl_ocr(
     A generated set below the bound says the same over and over; the result says so. `num_images` of each set, spread
     evenly, are read; known: the vocabulary of the training text, empty where there is none.
     """
-    result: dict[str, Any] = {**engine_facts(engine), "model": model.name, "unit": model.unit, "notes": []}
+    result: dict[str, Any] = {**engine_info(engine), "model": model.name, "unit": model.unit, "notes": []}
     for name, pictures in sets.items():
         readings = read_pictures(pictures, spread(len(pictures), num_images), engine, cache)
         texts = [reading.text for reading in readings]
@@ -115,7 +115,7 @@ def pair_up(pictures: ImageSet, originals: ImageSet) -> list[tuple[int, int]]:
     return [(index, place[name]) for index, name in enumerate(names)]
 
 
-def engine_facts(engine: OcrEngine) -> dict[str, str]:
+def engine_info(engine: OcrEngine) -> dict[str, str]:
     """What stands beside every figure that OCR had a part in."""
     return {"engine": engine.name, "engine_version": engine.version}
 

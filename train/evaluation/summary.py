@@ -17,7 +17,7 @@ from train.evaluation.codes import codebook_usage, count_codes, histogram_baseli
 from train.evaluation.context import context_baseline
 from train.evaluation.images import reconstruction_quality
 from train.evaluation.ocr import OcrEngine, find_engine, load_engine
-from train.evaluation.reading import engine_facts, spread
+from train.evaluation.reading import engine_info, spread
 from train.evaluation.reading_cache import cache_of, read_pictures, unread_counts
 from train.evaluation.reconstruction import pairs, reconstruction_inputs
 from train.evaluation.results import with_provenance
@@ -100,7 +100,7 @@ def _inputs(spec: Spec, root: str, engine: OcrEngine | None, validation: dict[st
         "settings": spec.evaluate.model_dump(mode="json") | {"ema": spec.sample.ema},
         "validation_images": _validated_images(spec),
         "validated_at": validation["step"] if validation else None,
-        "engine": engine_facts(engine) if engine else None,
+        "engine": engine_info(engine) if engine else None,
     }
 
 
@@ -128,4 +128,4 @@ def _words(spec: Spec, root: str, engine: OcrEngine | None) -> dict[str, Any]:
         readings = read_pictures(pictures, chosen, engine, cache_of(root))
         texts = [reading.text for reading in readings]
         shares[kind] = real_word_share(texts, known) | unread_counts(readings) | {"texts": texts[:32]}
-    return {**engine_facts(engine), "aim": AIM, "vocabulary": len(known), **shares}
+    return {**engine_info(engine), "aim": AIM, "vocabulary": len(known), **shares}

@@ -15,8 +15,8 @@ from typing import ClassVar, NamedTuple
 import numpy as np
 from PIL import Image
 
-from data_specs.parts import Limits
 from data_specs.records import Box
+from data_specs.sections import Limits
 from pipeline.isolate import Answer, Child
 
 READABLE_SIDE, MAX_ENLARGEMENT, PADDING = 512, 4, 16

@@ -11,7 +11,7 @@ from typing import Any
 
 import numpy as np
 
-from data_specs.parts import Limits
+from data_specs.sections import Limits
 from train.evaluation.ocr.engine import IsolatedEngine, Reading, ReadWord, box_before, enlarge, enlargement
 
 OPTIONS = {

@@ -1,4 +1,4 @@
-"""The parts of a spec, one for each stage, and the shape that all must agree on."""
+"""The sections of a spec, one for each stage, and the shape that all must agree on."""
 
 from __future__ import annotations
 
@@ -22,8 +22,8 @@ SIZES: dict[str, tuple[int, int, int]] = {
 }
 
 
-class Part(BaseModel):
-    """A part of the spec: unknown keys are errors, values never change after reading."""
+class Section(BaseModel):
+    """A section of the spec: unknown keys are errors, values never change after reading."""
 
     model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False, defer_build=True)
 
@@ -31,7 +31,7 @@ class Part(BaseModel):
 MAX_CODES = 2**16  # codes are uint16
 
 
-class Shape(Part):
+class Shape(Section):
     """What every stage must agree on: the image, its grid of codes and the codebook."""
 
     image_size: int = Field(ge=8, le=4096, description="side of the square image, pixels")
@@ -70,7 +70,7 @@ class CodeShape(NamedTuple):
 
     @classmethod
     def of(cls, holder: HoldsCodes) -> CodeShape:
-        """That of a part of the spec or of a model's configuration."""
+        """That of a section of the spec or of a model's configuration."""
         return cls((holder.grid[0], holder.grid[1]), holder.depth, holder.codebook_size)
 
     def refuse_other(self, found: CodeShape, where: str, whose: str, remedy: str) -> None:
@@ -107,7 +107,7 @@ Ends = Annotated[tuple[Annotated[int, Field(ge=0)], Annotated[int, Field(ge=0)]]
 Sizes = Annotated[tuple[Annotated[int, Field(ge=1)], Annotated[int, Field(ge=1)]], AfterValidator(_rising)]
 
 
-class TextStyle(Part):
+class TextStyle(Section):
     """How rich text is drawn: a style sheet is drawn from this for each passage, whose structure is its own.
 
     Sizes are pixels of the drawn canvas (crop_size).
@@ -145,7 +145,7 @@ class TextStyle(Part):
         return self.margin if isinstance(self.margin, tuple) else (self.margin, self.margin)
 
 
-class PageStyle(Part):
+class PageStyle(Section):
     """How PDF pages are rendered and cropped; the default is A4 at 1260 x 1782 px as published."""
 
     dpi: float = Field(152.4, ge=18, le=1200, description="dots per inch at which a page is drawn before it is cut")
@@ -165,7 +165,7 @@ class PageStyle(Part):
     )
 
 
-class Filters(Part):
+class Filters(Section):
     """What is dropped before it is written; each filter counts what it took."""
 
     min_ink: float = Field(0.002, ge=0, le=1, description="least share of pixels that differ from the background")
@@ -177,7 +177,7 @@ class Filters(Part):
     )
 
 
-class Limits(Part):
+class Limits(Section):
     """Limits on one document; the wall-clock backstop is ten times cpu_seconds, one retry has four times as much."""
 
     cpu_seconds: float = Field(20, gt=0, description="CPU time for a document")
@@ -191,7 +191,7 @@ class Limits(Part):
     )
 
 
-class Render(Part):
+class Render(Section):
     """Documents -> image shards."""
 
     sources: list[AnySource] = Field(min_length=1, description="where documents come from")
@@ -212,7 +212,7 @@ class Render(Part):
 
 
 # ---- tokenizer -----------------------------------------------------------------------------------------------------
-class ShardInput(Part):
+class ShardInput(Section):
     """One shard set of a mixture."""
 
     manifest: str = Field(description="URI of a manifest or its folder; relative to the root")
@@ -239,7 +239,7 @@ def _refuse_unread(sets: list[ShardInput]) -> list[ShardInput]:
 Mixture = Annotated[list[ShardInput], Field(min_length=1), AfterValidator(_refuse_unread)]
 
 
-class Training(Part):
+class Training(Section):
     """What the trainings of tokenizer and transformer have in common."""
 
     batch_size: int = Field(256, ge=1, description="images a step, over all ranks and accumulation steps")
@@ -323,7 +323,7 @@ class Tokenizer(Training):
         return f"{self.reconstruction}, {lpips}, {'no adversary' if self.gan_start is None else adversary}"
 
 
-class Tokenize(Part):
+class Tokenize(Section):
     """Image shards -> code shards."""
 
     images: dict[Literal["train", "val"], str] = Field(
@@ -349,7 +349,7 @@ class Tokenize(Part):
 
 
 # ---- transformer ---------------------------------------------------------------------------------------------------
-class Transformer(Part):
+class Transformer(Section):
     """Shape of the DnD transformer: a size of the table, or layers, heads and width by hand."""
 
     size: Literal["B", "L", "XL", "XXL", "XXXL", "1B", "3B", "7B"] | None = Field(
@@ -456,7 +456,7 @@ class Train(Training):
 Share = Annotated[float, Field(ge=0, le=1)]
 
 
-class Given(Part):
+class Given(Section):
     """Codes that stay while the others are sampled: image i takes those of sample i (again from the start at the end).
 
     With `depths` the first so many codes of every position stay and the deeper ones are completed; with `hole` all
@@ -486,7 +486,7 @@ class Given(Part):
             )
 
 
-class Sample(Part):
+class Sample(Section):
     """Sampling and decoding of pictures."""
 
     name: str = Field("default", pattern=r"^[A-Za-z0-9_-]+$", description="ROOT/samples/NAME")
@@ -524,7 +524,7 @@ class Sample(Part):
         return list(range(int(first), int(last) + 1)) if dash else []
 
 
-class Evaluate(Part):
+class Evaluate(Section):
     """What `dnd evaluate` and the report measure."""
 
     ocr_images: int = Field(1000, ge=1, description="images that are read by OCR")
