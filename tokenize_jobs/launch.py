@@ -50,7 +50,7 @@ class TrainingFailed(ValueError, RuntimeError):
 def launch(job: Job, module: str, root: str, ranks: int, arguments: Sequence[str] = ()) -> None:
     """Run a training on `ranks` processes of this machine until it is finished; a finished one returns at once.
 
-    A run that dies is started again from its last checkpoint, job.section.max_restarts times, unless it was told to stop.
+    A run that dies is started again from its last checkpoint, `max_restarts` times, unless it was told to stop.
 
     Args:
         module: the entry of a rank, for instance `train.loop`.

@@ -17,7 +17,7 @@ def test_every_key_of_the_spec_is_one_filter() -> None:
 
 
 @pytest.mark.parametrize(
-    ("facts", "taken"),
+    ("seen", "taken"),
     [
         (Observation(pictured=0.8), (Reason.SCANNED, "80% under one picture")),
         (Observation(trusted=False), (Reason.UNTRUSTED_WORDS, "")),
