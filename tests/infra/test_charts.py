@@ -6,11 +6,11 @@ import re
 from pathlib import Path
 from xml.etree import ElementTree
 
-from infra.report.charts import Chart, Curve, chart_svg, curves_of
+from infra.report.charts import Chart, Series, chart_svg, curves_of
 
 
 def test_eight_curves_differ_in_dashes_and_marks() -> None:
-    curves = [Curve(f"depth {n + 1}", [(0, n), (10, n + 1), (20, n)]) for n in range(8)]
+    curves = [Series(f"depth {n + 1}", [(0, n), (10, n + 1), (20, n)]) for n in range(8)]
     svg = chart_svg(Chart("title", "step", "bits a code", curves))
     lines = re.findall(r"<polyline [^>]*?(?:stroke-dasharray=\"([^\"]*)\")? points", svg)
     drawn = re.findall(r'd="([^"]*)" fill="(\S+)" s', svg)
@@ -21,7 +21,7 @@ def test_eight_curves_differ_in_dashes_and_marks() -> None:
 
 
 def test_one_point_and_names_with_markup_are_drawn() -> None:
-    svg = chart_svg(Chart('a "<b>"', "step", "x", [Curve("<script>", [(0, 1.5)])]))
+    svg = chart_svg(Chart('a "<b>"', "step", "x", [Series("<script>", [(0, 1.5)])]))
     assert "<script>" not in svg and "nan" not in svg
     ElementTree.fromstring(svg)
 
