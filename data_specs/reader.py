@@ -24,13 +24,11 @@ def decode_fields(key: str, fields: dict[str, bytes]) -> Item:
 
     `__key__` str, `image` uint8 [H, W, 3] or `codes` uint16 [views, h, w, d], `cls` int, `json` dict.
     """
-    item: Item = {"__key__": key}
+    item: Item = {"__key__": key, "cls": int(fields["cls"]), "json": json.loads(fields["json"])}
     if "png" in fields:
         item["image"] = decode_image(fields["png"])
     if "codes.npy" in fields:
         item["codes"] = np.load(io.BytesIO(fields["codes.npy"]), allow_pickle=False)
-    item["cls"] = int(fields["cls"])
-    item["json"] = json.loads(fields["json"])
     return item
 
 

@@ -22,6 +22,7 @@ from pipeline.stages import Stage, lease_home, registered
 
 _AnyRecord = TypeVar("_AnyRecord", bound=Record)
 SILENT_SECONDS = 90
+COUNTED = {"digest", "totals", "filtered", "rejects"}  # of a job, what its set says already
 FIGURES = ("bits_per_code", "psnr", "loss")  # of a row of a training, the first that there is
 
 
@@ -48,7 +49,7 @@ class SetStatus(NamedTuple):
     filtered: int
     rejected: int
     reasons: dict[str, dict[str, int]]
-    job: dict[str, Any] | None = None
+    job: JobState | None = None
     failures: list[FailedUnit] = []  # noqa: RUF012 (never changed)
     faults: list[str] = []  # noqa: RUF012
 
@@ -130,6 +131,7 @@ def status_of(root: str) -> dict[str, list[Any]]:
         found[names[type(entry)]].append(entry.fault if isinstance(entry, Damaged) else entry._asdict())
     for one in found["sets"]:
         one["failures"] = [failure._asdict() for failure in one["failures"]]
+        one["job"] = one["job"] and one["job"].model_dump(mode="json", exclude=COUNTED)
     return found
 
 
@@ -197,7 +199,7 @@ def _set_status(root: str, set_uri: str) -> SetStatus | None:
         totals.filtered,
         totals.rejected,
         {"filtered": _plain(state.filtered), "rejects": _plain(state.rejects)},
-        job.model_dump(mode="json", exclude={"digest", "totals", "filtered", "rejects"}) if job else None,
+        job,
         list(_failures(plan)) if totals.units < plan.num_units else [],
         faults,
     )
@@ -238,17 +240,17 @@ def _failed(plan: Plan, state: Manifest | JobState, job: JobState | None) -> int
     return sum(1 for file in storage.list_files(plan.set_uri) if file.uri.endswith(".failed.json"))
 
 
-def _running(job: dict[str, Any]) -> Iterator[str]:
+def _running(job: JobState) -> Iterator[str]:
     """What a job says of itself: workers, rate, time left, the longest units; or how long it has been silent."""
-    silent = time.time() - job["written"]
-    if job["ended"] or silent > SILENT_SECONDS:
-        ended = "the run has ended" if job["ended"] else f"nothing heard from {job['host']} for {silent / 60:.0f} min"
+    silent = time.time() - job.written
+    if job.ended or silent > SILENT_SECONDS:
+        ended = "the run has ended" if job.ended else f"nothing heard from {job.host} for {silent / 60:.0f} min"
         yield f"    {ended}: run the command again to finish"
         return
-    left = "" if job["seconds_left"] is None else f", about {job['seconds_left'] / 60:.0f} min left"
-    rate = f"{job['units_per_minute']:.1f} units/min"
-    yield f"    {job['running']} units running on {job['workers']} workers, {rate}{left}"
-    for unit, seconds, host in job["longest"][:3]:
+    left = "" if job.seconds_left is None else f", about {job.seconds_left / 60:.0f} min left"
+    rate = f"{job.units_per_minute:.1f} units/min"
+    yield f"    {job.running} units running on {job.workers} workers, {rate}{left}"
+    for unit, seconds, host in job.longest[:3]:
         yield f"    unit {unit}: for {seconds} s on {host}"
 
 

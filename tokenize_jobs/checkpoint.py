@@ -46,7 +46,7 @@ class CheckpointWriter:
 
     def __init__(self, folder: str, ranks: Ranks, keep_last: int, keep_every: int | None) -> None:
         self.folder, self.ranks, self.keep_last, self.keep_every = folder, ranks, keep_last, keep_every
-        self.state: dict[str, Any] | None = None  # of the checkpoint under way
+        self.state: CheckpointState | None = None  # of the checkpoint under way
         self.thread = threading.Thread()
         self.written: CheckpointFile | None = None
         self.error: tuple[str, int | None, str] | None = None
@@ -56,13 +56,13 @@ class CheckpointWriter:
         """Whether this rank is still writing."""
         return self.thread.is_alive()
 
-    def start(self, state: dict[str, Any], tensors: dict[str, Tensor]) -> None:
-        """Begin to write: `state` is what CheckpointState holds besides files and world, `tensors` this rank's part."""
+    def start(self, state: CheckpointState, tensors: dict[str, Tensor]) -> None:
+        """Begin to write this rank's tensors; `state` names no files yet."""
         assert self.state is None, "a checkpoint is under way: commit it first"
         self.state = state
         self.written = None
         self.error = None
-        uri = storage.join(self.folder, step_name(state["step"]))
+        uri = storage.join(self.folder, step_name(state.step))
         if self.ranks.rank == 0:
             storage.delete(storage.join(uri, STATE))  # what is written anew does not count until it is whole
         file_uri = storage.join(uri, rank_name(self.ranks.rank, self.ranks.world))
@@ -96,7 +96,7 @@ class CheckpointWriter:
         if state is None:
             return
         results = self.ranks.gather((self.written, self.error))
-        uri = storage.join(self.folder, step_name(state["step"]))
+        uri = storage.join(self.folder, step_name(state.step))
         for rank, (_, error) in enumerate(results):
             if error:
                 _raise(f"{uri}: rank {rank} could not write the checkpoint", error)
@@ -104,15 +104,15 @@ class CheckpointWriter:
             names = (rank_name(rank, self.ranks.world) for rank in range(self.ranks.world))
             self._publish(uri, state, dict(zip(names, (file for file, _ in results), strict=True)))
 
-    def _publish(self, uri: str, state: dict[str, Any], files: dict[str, CheckpointFile | None]) -> None:
+    def _publish(self, uri: str, state: CheckpointState, files: dict[str, CheckpointFile | None]) -> None:
         """Write state.json and `latest`, then remove what is not needed any more."""
-        whole = CheckpointState.model_validate({**state, "world": self.ranks.world, "files": files})
+        whole = CheckpointState.model_validate(dict(state) | {"files": files})
         for file in list(storage.list_files(uri)):
             if file.uri.rpartition("/")[2] not in files:  # left by a run on another number of ranks
                 storage.delete(file.uri)
         storage.write_bytes(storage.join(uri, STATE), whole.to_json())
-        storage.write_text(storage.join(self.folder, LATEST), step_name(state["step"]) + "\n")
-        prune(self.folder, state["step"], self.keep_last, self.keep_every)
+        storage.write_text(storage.join(self.folder, LATEST), step_name(state.step) + "\n")
+        prune(self.folder, state.step, self.keep_last, self.keep_every)
 
 
 def _raise(what: str, error: tuple[str, int | None, str]) -> None:

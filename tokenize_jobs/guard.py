@@ -10,10 +10,8 @@ import time
 from collections import deque
 from itertools import pairwise
 from statistics import fmean
-from typing import Any
 
-from pydantic import JsonValue
-
+from data_specs.records import GuardState
 from data_specs.text import say
 
 WINDOW = 128  # accepted losses that mean and deviation are taken over; window and 6 deviations: OLMo-core
@@ -28,12 +26,12 @@ class SpikeDetector:
     that leaps and stays is not, since the deviation is taken between neighbours.
     """
 
-    def __init__(self, spike: float | None, max_skips: int, state: dict[str, Any] | None = None) -> None:
+    def __init__(self, spike: float | None, max_skips: int, state: GuardState | None = None) -> None:
         self.spike = spike
         self.max_skips = max_skips
         self.skipped_in_a_row = 0
-        self.recent = deque[float]((state or {}).get("recent", []), WINDOW)
-        self.skipped: int = (state or {}).get("skipped", 0)
+        self.recent = deque[float](state.recent if state else (), WINDOW)
+        self.skipped = state.skipped if state else 0
 
     @property
     def limit(self) -> float:
@@ -59,9 +57,9 @@ class SpikeDetector:
         self.skipped_in_a_row += 1
         return self.skipped_in_a_row >= self.max_skips
 
-    def state(self) -> dict[str, JsonValue]:
+    def state(self) -> GuardState:
         """Return what a checkpoint keeps, for the constructor."""
-        return {"recent": list[JsonValue](self.recent), "skipped": self.skipped}
+        return GuardState(recent=tuple(self.recent), skipped=self.skipped)
 
 
 class Watchdog:

@@ -11,9 +11,9 @@ import copy
 import math
 import os
 import time
-from collections.abc import Generator, Iterator
+from collections.abc import Generator, Iterator, Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 import torch
@@ -265,14 +265,15 @@ class TokenizerTask:
         return {"statistics_steps": dict[str, JsonValue](self.statistics.num_steps)}
 
     @torch.no_grad()
-    def load(self, stored: StoredTensors, state: dict[str, Any]) -> None:
+    def load(self, stored: StoredTensors, state: Mapping[str, JsonValue]) -> None:
         """Take the tensors and the state of a checkpoint."""
         for (kind, name), tensor in self._named().items():
             tensor.copy_(stored.tensor(kind, name, tensor.shape))
         for number, (optimizer, net) in enumerate(zip(self.optimizers, self.networks.trained, strict=True)):
             self._load_moments(stored, f"adam{number}", optimizer, net)
         sums = {name: stored.flat("statistics", name) for kind, name in stored.runs if kind == "statistics"}
-        self.statistics.restore(sums, state["statistics_steps"], first=self.ranks.rank == 0)
+        num_steps = cast(dict[str, int], state["statistics_steps"])
+        self.statistics.restore(sums, num_steps, first=self.ranks.rank == 0)
 
     def _load_moments(
         self, stored: StoredTensors, prefix: str, optimizer: torch.optim.Optimizer, net: nn.Module

@@ -9,10 +9,10 @@ from __future__ import annotations
 import math
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from contextlib import suppress
 from pathlib import Path
-from typing import Any, NamedTuple, Protocol
+from typing import NamedTuple, Protocol
 
 from pydantic import JsonValue
 from torch import Tensor
@@ -81,7 +81,7 @@ class Task(Protocol):
     def state(self) -> dict[str, JsonValue]:
         """Return what a resumed run needs beside the tensors."""
 
-    def load(self, stored: checkpoint.StoredTensors, state: dict[str, Any]) -> None:
+    def load(self, stored: checkpoint.StoredTensors, state: Mapping[str, JsonValue]) -> None:
         """Take the tensors and the state of a checkpoint."""
 
     def export(self, stored: checkpoint.StoredTensors, folder: Path) -> dict[str, CheckpointFile]:
@@ -275,13 +275,15 @@ class Trainer:
             return
         self._complete_checkpoint()
         self.metrics.flush()
-        state = {
-            "step": self.step,
-            "position": self.position,
-            "guard": self.spikes.state(),
-            "task": self.task.state(),
-            "spec": self.job.spec.tree(),
-        }
+        state = CheckpointState(
+            step=self.step,
+            position=self.position,
+            world=self.ranks.world,
+            guard=self.spikes.state(),
+            task=self.task.state(),
+            spec=self.job.spec.tree(),
+            files={},
+        )
         self.writer.start(state, self.task.tensors())
         self.saved_step = self.step
         self.saved_at = time.monotonic()

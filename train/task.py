@@ -10,11 +10,11 @@ import json
 import logging
 import math
 import time
-from collections.abc import Generator, Iterator
+from collections.abc import Generator, Iterator, Mapping
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import asdict
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 import torch
@@ -243,10 +243,10 @@ class TransformerTask:
             "zero_stage": stage,
         }
 
-    def load(self, stored: StoredTensors, state: dict[str, Any]) -> None:
+    def load(self, stored: StoredTensors, state: Mapping[str, JsonValue]) -> None:
         """Take the tensors and the state of a checkpoint, whatever ranks and stage wrote it."""
-        partition.load_pieces(self.engine, self.ema.averages, stored, state["optimizer_steps"])
-        self.ema.num_updates = state["num_ema_updates"]
+        partition.load_pieces(self.engine, self.ema.averages, stored, cast(int, state["optimizer_steps"]))
+        self.ema.num_updates = cast(int, state["num_ema_updates"])
         self.bits = []
 
     def export(self, stored: StoredTensors, folder: Path) -> dict[str, CheckpointFile]:

@@ -55,6 +55,13 @@ class CheckpointFile(Record):
     sha256: Sha256
 
 
+class GuardState(Record):
+    """What the guard against spikes knows: the latest losses, and how many steps it has skipped."""
+
+    recent: tuple[float, ...] = ()
+    skipped: Count = 0
+
+
 class CheckpointState(Record):
     """STEP/state.json: where a training is, and what proves that its files are whole."""
 
@@ -62,7 +69,7 @@ class CheckpointState(Record):
     step: Count
     position: Count = Field(description="samples consumed")
     world: int = Field(ge=1, description="ranks that wrote it")
-    guard: dict[str, JsonValue] = Field({})
+    guard: GuardState = GuardState()
     task: dict[str, JsonValue] = Field({}, description="what the trained task keeps beside its tensors")
     spec: dict[str, JsonValue] = Field({})
     files: dict[Annotated[str, Field(pattern=r"^[a-z0-9_]+\.safetensors$")], CheckpointFile]

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Any, Literal, NamedTuple, Self
+from typing import TYPE_CHECKING, Annotated, Any, Literal, NamedTuple, NotRequired, Self, TypedDict
 
 from pydantic import Field, model_validator
 
 from data_specs.records.base import FORMAT_VERSION, Count, Md5, PartName, Record, Sha256, ShardName
 from data_specs.records.reasons import Reason, ReasonKey
+
+if TYPE_CHECKING:
+    import numpy as np
 
 
 class ImageStats(NamedTuple):
@@ -244,4 +247,11 @@ class SampleInfo(Record):
         return self
 
 
-Item = dict[str, Any]  # what the reader gives: __key__ str, image or codes array, cls int, json dict
+class Item(TypedDict):
+    """A sample as the reader gives it: image uint8 [H, W, 3] or codes uint16 [views, h, w, d]."""
+
+    __key__: str
+    image: NotRequired[np.ndarray]
+    codes: NotRequired[np.ndarray]
+    cls: int
+    json: dict[str, Any]

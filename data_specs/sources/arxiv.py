@@ -294,7 +294,7 @@ def _paper(
     origin = f"{tar.uri.rpartition('/')[2]}#{member.start}"
     raw = RawDocument(identifier, "", origin, info=_info(identifier, paper))
     if reason := _unwanted(source, paper):
-        return raw._replace(reason=reason, detail=paper["licence"] if paper and reason is Reason.LICENCE else "")
+        return raw._replace(reason=reason, detail=paper.licence if paper and reason is Reason.LICENCE else "")
     if member.start is None:
         return raw._replace(reason=Reason.NOT_A_FILE)
     if member.size > max_bytes:
@@ -306,16 +306,16 @@ def _paper(
 def _info(identifier: str, paper: Paper | None) -> dict[str, str]:
     """What CC BY asks to be named, and where the paper is."""
     info = {"url": f"https://arxiv.org/abs/{identifier}"}
-    return info | {key: paper[key] for key in ("licence", "title", "authors", "categories")} if paper else info
+    return info | paper.model_dump(exclude={"id"}) if paper else info
 
 
 def _unwanted(source: ArxivSource, paper: Paper | None) -> Reason | None:
     """Why a paper is not wanted, or None."""
     if paper is None:
         return Reason.NO_METADATA if source.licences is not None or source.categories else None
-    if source.licences is not None and paper["licence"] not in map(licence_name, source.licences):
+    if source.licences is not None and paper.licence not in map(licence_name, source.licences):
         return Reason.LICENCE
-    if source.categories and not set(source.categories) & set(paper["categories"].split()):
+    if source.categories and not set(source.categories) & set(paper.categories.split()):
         return Reason.CATEGORY
     return None
 

@@ -14,13 +14,24 @@ from pathlib import Path
 from typing import Any, BinaryIO
 
 from data_specs import storage
+from data_specs.records import Record
 from data_specs.scratch import scratch_folder
+from data_specs.sources.names import as_utf8
 from data_specs.sources.packed import open_unpacked
 from data_specs.sources.text import LINE_BYTES, read_lines
 
-Paper = dict[str, str]
 _OLD_ID = re.compile(r"([a-z-]+(?:\.[A-Z]{2})?)/?(\d{4})(\d{3})(?:v\d+)?")
 _NEW_ID = re.compile(r"(\d{4})\.\d{4,5}(?:v\d+)?")
+
+
+class Paper(Record):
+    """What is known of a paper: a line of a month's file."""
+
+    id: str
+    licence: str
+    title: str
+    authors: str
+    categories: str
 
 
 def paper_id(name: str) -> str:
@@ -82,14 +93,12 @@ def _sort_by_month(metadata_uri: str, wanted: Callable[[str], bool], folder: Pat
         files = dict[str, BinaryIO]()
         for line, length in read_lines(stream):
             paper = _parse(line) if length <= LINE_BYTES else None
-            month = month_of(paper["id"]) if paper else None
+            month = month_of(paper.id) if paper else None
             broken, fits = broken + (month is None), fits + (month is not None)
             if paper and month and wanted(month):
                 if month not in files:
                     files[month] = stack.enter_context((folder / month).open("wb"))
-                files[month].write(
-                    json.dumps(paper, sort_keys=True, ensure_ascii=False).encode("utf-8", "replace") + b"\n"
-                )
+                files[month].write(paper.to_json())
                 papers[month] = papers.get(month, 0) + 1
     if not fits:
         raise ValueError(f"{metadata_uri}: no line has an arXiv id; give JSON Lines with id and license")
@@ -99,18 +108,22 @@ def _sort_by_month(metadata_uri: str, wanted: Callable[[str], bool], folder: Pat
 def _parse(line: bytes) -> Paper | None:
     try:
         found = json.loads(line)
-        texts = {key: " ".join(str(found.get(key) or "").split()) for key in ("title", "authors", "categories")}
-        return {"id": paper_id(str(found["id"])), "licence": licence_name(found.get("license")), **texts}
+        texts = {
+            key: as_utf8(" ".join(str(found.get(key) or "").split())) for key in ("title", "authors", "categories")
+        }
+        return Paper(
+            id=paper_id(as_utf8(str(found["id"]))), licence=as_utf8(licence_name(found.get("license"))), **texts
+        )
     except (ValueError, KeyError, TypeError, AttributeError, RecursionError):
         return None
 
 
 def papers_of(month_uri: str, wanted: Collection[str]) -> dict[str, Paper]:
     """What is known of the wanted papers, by id."""
-    return {paper["id"]: paper for paper in _papers(month_uri) if paper["id"] in wanted}
+    return {paper.id: paper for paper in _papers(month_uri) if paper.id in wanted}
 
 
 def _papers(month_uri: str) -> Iterator[Paper]:
     with storage.local_copy(month_uri).open("rb") as lines:
         for line in lines:
-            yield json.loads(line)
+            yield Paper.parse(line, month_uri)

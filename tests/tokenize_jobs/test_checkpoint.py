@@ -14,7 +14,7 @@ from command import dnd
 from safetensors.torch import save_file
 
 from data_specs import storage
-from data_specs.records import Finished
+from data_specs.records import CheckpointState, Finished
 from tokenize_jobs import checkpoint
 from tokenize_jobs.checkpoint import CheckpointWriter, StoredTensors, find_whole, verify_training
 from tokenize_jobs.ranks import Ranks
@@ -28,9 +28,8 @@ def save(folder: str, step: int, keep_last: int = 2, keep_every: int | None = No
     """A checkpoint of two small tensors, all of whose numbers are the step's."""
     writer = CheckpointWriter(folder, Ranks(), keep_last, keep_every)
     numbers = torch.full((1000,), float(step) if value is None else value)
-    writer.start(
-        {"step": step, "position": 8 * step}, {"weight/a/0": numbers, "ema/a/0": torch.full((10,), 1.0 * step)}
-    )
+    tensors = {"weight/a/0": numbers, "ema/a/0": torch.full((10,), 1.0 * step)}
+    writer.start(CheckpointState(step=step, position=8 * step, world=1, files={}), tensors)
     writer.wait()
     writer.commit()
 
@@ -171,7 +170,8 @@ def test_whatever_the_writing_thread_dies_of_the_last_checkpoint_stays(tmp_path:
     folder = str(tmp_path)
     save(folder, 1, keep_last=1)
     writer = CheckpointWriter(folder, Ranks(), 1, None)
-    writer.start({"step": 2, "position": 16}, {"weight/a/0": torch.zeros(3, dtype=torch.complex64)})  # KeyError
+    state = CheckpointState(step=2, position=16, world=1, files={})
+    writer.start(state, {"weight/a/0": torch.zeros(3, dtype=torch.complex64)})  # KeyError
     writer.wait()
     with pytest.raises(RuntimeError, match=r"step_00000002: rank 0 could not write the checkpoint \(KeyError"):
         writer.commit()

@@ -20,6 +20,7 @@ from safetensors.torch import load_file
 from slurm_cluster import wait_for
 
 from data_specs import lease
+from data_specs.records import GuardState
 from tokenize_jobs import checkpoint, stopping
 from tokenize_jobs.checkpoint import read_finished
 from tokenize_jobs.guard import SpikeDetector
@@ -111,7 +112,7 @@ def test_a_spike_is_told_from_the_fall_of_the_first_steps() -> None:
         assert 1 / (1 + step) <= guard.limit
         guard.accept(1 / (1 + step) + 0.01 * (-1) ** step)
     assert math.isfinite(guard.limit) and guard.limit < 1
-    again = SpikeDetector(6, 5, json.loads(json.dumps(guard.state())))
+    again = SpikeDetector(6, 5, GuardState.parse(guard.state().to_json(), "state"))
     assert again.limit == guard.limit
 
 
