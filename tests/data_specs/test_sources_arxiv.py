@@ -143,7 +143,7 @@ def test_metadata_is_cut_into_the_selected_months(metadata: Path, tmp_path: Path
     assert sorted(p.name for p in folder.iterdir()) == ["0703.jsonl", "1912.jsonl", "2401.jsonl"]
     assert json.loads(Path(f"{folder}.json").read_text())["broken_lines"] == 2
     found = papers_of(str(folder / "0703.jsonl"), {"cs/0703004", "no such"})
-    assert found == {"cs/0703004": {
+    assert {name: paper.model_dump() for name, paper in found.items()} == {"cs/0703004": {
         "id": "cs/0703004", "licence": "CC-BY-SA-4.0", "title": "On cs/0703004", "authors": "A. Author, B. Author",
         "categories": "cs.CR cs.DC",
     }}  # fmt: skip
