@@ -65,8 +65,7 @@ def list_folders(uri: str) -> list[str]:
 
 
 def local_copy(uri: str, wait: Event | None = None) -> Path:
-    info = stat(uri)
-    if info is None:
+    if (info := stat(uri)) is None:
         raise FileNotFoundError(f"{uri}: no such object")
     key = f"{client().meta.endpoint_url} {info.uri} {info.etag}"
     return cache.local_copy(key, Path(uri).name, info.size, lambda path: _download(info, path), wait)
@@ -121,8 +120,7 @@ def _blocks(uri: str, start: int = 0, stop: int | None = None, etag: str | None 
     attempt = 0
     while start != stop:
         try:
-            answer = _get(uri, start, stop)
-            if answer is None:
+            if (answer := _get(uri, start, stop)) is None:
                 return
             if etag not in (None, answer["ETag"]):
                 raise OSError(f"{uri}: was replaced while it was read")
@@ -207,9 +205,8 @@ def delete(uri: str) -> None:
 def _write(uri: str, content: bytes | Path, creates: bool) -> bool:
     """Writes an object, if `creates` on condition that there is none; True if ours is the one that stands there.
 
-    A mark in the object's metadata tells our own earlier try, whose answer was lost, from another writer's object. A
-    server that refuses the condition as not implemented gets a look before the write instead: there the last of two
-    simultaneous writers wins.
+    A mark in its metadata tells our own earlier try, whose answer was lost, from another writer's object. A server that
+    knows no such condition gets a look before the write instead: there the last of two simultaneous writers wins.
     """
     mark = uuid4().hex
     conditional = creates
@@ -223,9 +220,8 @@ def _write(uri: str, content: bytes | Path, creates: bool) -> bool:
         except FileExistsError:
             return False
         except ClientError as error:
-            head = _head(uri)
             status = answer_of(error)[0]
-            if head and head["Metadata"].get("dnd-writer") == mark:
+            if (head := _head(uri)) and head["Metadata"].get("dnd-writer") == mark:
                 return True
             if creates and status in _TAKEN:
                 return False
