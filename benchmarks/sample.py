@@ -169,8 +169,8 @@ def plain_sample(model: DnDTransformer, classes: Tensor, guidance: float) -> Ten
         return torch.cat([drawn, drawn]) if guided else drawn
 
     for position in range(config.num_positions):
-        attends = [_attend(cache, position) for cache in caches]
-        model.walk(h, (cosine[position : position + 1], sine[position : position + 1]), head, attends)
+        attentions = [_attend(cache, position) for cache in caches]
+        model.run_layers(h, (cosine[position : position + 1], sine[position : position + 1]), head, attentions)
         last = torch.cat(codes[-config.depth :], dim=1)
         h = model.tok_embeddings(torch.cat([last, last]) if guided else last).sum(1, keepdim=True)
     return torch.cat(codes, dim=1).unflatten(1, (config.num_positions, config.depth))

@@ -59,15 +59,14 @@ def local_copy(
     """The cached file of a key; processes that want the same wait for one.
 
     Args:
-        key: says where the content comes from and which version it is.
+        key: identifies the content: its address and version.
         name: end of the local file's name.
         size: bytes; None where that is not known before.
-        fill: makes the file at a path if it is not there; the path may hold an empty file of the size.
-        wait: for a file that is wanted only once it fits; set, the wait is given up. Without it, a file that does not
-            fit beside those in use exceeds the limit.
+        fill: writes the content to a path, where an empty file of that size may lie.
+        wait: makes the call wait for room, until it is set; None lets a file that does not fit exceed the limit.
 
     Raises:
-        OSError: what `fill` made has another size, the disk is full, or the wait was given up.
+        OSError: the content has another size, the disk is full, or `wait` was set.
     """
     code = hashlib.sha256(key.encode()).hexdigest()
     path = folder() / f"{code[:32]}-{re.sub('[^A-Za-z0-9._-]', '_', name)[-100:]}"
@@ -85,7 +84,7 @@ def local_copy(
 
 
 def hold(file: BinaryIO) -> None:
-    """Keeps a cached file from eviction as long as this open file, or a memory map of it, lives."""
+    """Protects a cached file from eviction while this open file, or a memory map of it, exists."""
     fcntl.flock(file, fcntl.LOCK_SH)
     status = os.fstat(file.fileno())
     os.utime(file.fileno(), ns=(time.time_ns() - int(IN_USE_SECONDS * 1e9), status.st_mtime_ns))
@@ -107,7 +106,7 @@ def _touch(path: Path) -> bool:
 
 
 def _fill(path: Path, size: int | None, fill: Callable[[Path], None], at_once: bool) -> bool:
-    """Makes a file; False where there is no room for it, and it need not be made at once."""
+    """Fills a file; False where there is no room for it, unless it is needed at once."""
     part = path.with_name(path.name + UNFINISHED)
     if not _reserve(part, size or 0, at_once):
         return False
@@ -137,7 +136,7 @@ def _reserve(part: Path, size: int, at_once: bool) -> bool:
 
 
 def _evict(size: int) -> int:
-    """Removes the least recently used files until `size` more bytes fit, but none in use; the bytes that do not fit."""
+    """Evicts the least recently used files, none in use, until `size` more bytes fit; returns the bytes that do not."""
     entries = sorted(_entries())
     excess = sum(entry.size for entry in entries) + size - limit_bytes()
     for entry in entries:
@@ -162,7 +161,7 @@ def _is_held(path: Path) -> bool:
 
 
 def _entries() -> list[_Entry]:
-    """The cache's own files, whole and half-made; what else lies in its folder is none of them."""
+    """The cache's own files, complete and unfinished; other files in its folder are ignored."""
     found = []
     for entry in os.scandir(folder()):
         try:

@@ -41,7 +41,7 @@ class Code(NamedTuple):
 
 
 def record_code(root: str, code: Code | None = None, **event: str) -> None:
-    """Add an entry to ROOT/code.json; what the last entry of the same event says is not said again.
+    """Add an entry to ROOT/code.json, unless it equals the last one of the same event.
 
     Args:
         code: that of a job which was sent elsewhere; by default the code that this process runs.

@@ -37,7 +37,7 @@ def require_same(where: str, stored: Identity, wanted: Identity, remedy: str = "
         where: the folder or file that the stored one was read from.
         stored: what the result was made for.
         wanted: what it would be made for now.
-        remedy: what this stage offers besides going back and starting anew.
+        remedy: what else the user can do besides going back or starting anew.
 
     Raises:
         ValueError: names each key in which they differ.

@@ -1,8 +1,8 @@
 """Leases: one writer a folder. `with lease.hold(FOLDER, "dnd train"): …` refuses while another process writes there.
 
-A holder is FOLDER/lease/NNNNNN.json, created only if absent; the highest number holds. Its holder rewrites it every
-BEAT seconds; whoever finds one that is dead creates the next number, so that of two that try one wins, on S3 too
-(If-None-Match alone). A holder that slept while another took over sees the higher number and must stop.
+A lease is FOLDER/lease/NNNNNN.json, created only if absent; the highest number holds. Its holder rewrites it every
+BEAT seconds. A process that finds a dead one creates the next number, so that only one of two wins, on S3 too (by
+If-None-Match alone). A holder that slept while another took over sees the higher number and must stop.
 """
 
 from __future__ import annotations
@@ -65,7 +65,7 @@ def acquire(folder: str, command: str, shared: bool = False) -> Lease:
     Args:
         folder: the folder, local or on S3.
         command: what this process does, to be shown to others, for instance `dnd train`.
-        shared: work beside others of the same command, whose receipts decide who commits what.
+        shared: hold it together with others of the same command, whose receipts decide who commits a unit.
 
     Raises:
         ValueError: another process holds it; the message names its host, pid, command and start.
@@ -104,13 +104,13 @@ def hold(folder: str, command: str, shared: bool = False) -> Iterator[Lease]:
 
 
 def holder(folder: str) -> LeaseHolder | None:
-    """Return who holds a folder's lease, or held it when it died; None where nobody does."""
+    """Return the holder of a folder's lease, dead or alive; None where there is none."""
     holders = _holders(folder)
     return holders[max(holders)] if holders else None
 
 
 def is_alive(by: LeaseHolder) -> bool:
-    """Whether a holder has been heard of lately, as far as one look can tell."""
+    """Whether a holder is alive, as far as its last heartbeat tells."""
     return not _ended_here(by) and time.time() - by.beat < LAPSE
 
 

@@ -1,4 +1,4 @@
-"""How files come to stand in a local folder, whole or not at all, on file systems with and without hard links."""
+"""Atomic writes and listings of local folders, on file systems with and without hard links."""
 
 from __future__ import annotations
 
@@ -22,12 +22,12 @@ _AT_FDCWD = -100
 
 
 def find_file(uri: str) -> FileInfo | None:
-    """The facts of a file, or None where there is none."""
+    """Size and etag of a file, or None where there is none."""
     return _info(uri, os.stat(uri)) if os.path.isfile(uri) else None
 
 
 def walk(folder: str) -> Iterator[FileInfo]:
-    """Files under a folder; what is gone when its turn comes is left out."""
+    """Files under a folder, in the order of whole names; files that vanish meanwhile are left out."""
     for entry in _entries(folder):
         with suppress(FileNotFoundError):
             if _leads_to(entry) == "a file":
@@ -108,7 +108,7 @@ def create(uri: str, content: bytes | Path) -> bool:
 
 
 def move(path: Path, uri: str) -> None:
-    """Brings a file of the same file system to disk and then into place, over what is there."""
+    """Syncs a file and renames it to `uri`, on the same file system, over what is there."""
     Path(uri).parent.mkdir(parents=True, exist_ok=True)
     _bring_to_disk(path)
     os.replace(path, uri)
@@ -152,7 +152,7 @@ def _bring_to_disk(path: Path) -> None:
 
 
 def _move_exclusively(path: Path, target: Path) -> bool:
-    """Has the file system itself refuse a name that is taken (FileExistsError); False where it cannot."""
+    """Renames unless the name is taken (FileExistsError); False where the file system cannot do that atomically."""
     try:
         os.link(path, target)
         return True
@@ -169,7 +169,7 @@ def _move_exclusively(path: Path, target: Path) -> bool:
 
 
 def _move_alone(path: Path, target: Path) -> None:
-    """The same under a lock on the folder, which keeps the processes of one node apart."""
+    """The same under a lock on the folder, which is atomic among the processes of one node."""
     folder = os.open(target.parent, os.O_RDONLY)
     try:
         fcntl.flock(folder, fcntl.LOCK_EX)

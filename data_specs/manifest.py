@@ -20,7 +20,7 @@ PART_SHARDS = 10_000
 
 
 class Account:
-    """What became of all that a set was offered, added up receipt by receipt."""
+    """The totals of a set, added up receipt by receipt."""
 
     def __init__(self, receipts: Iterable[Receipt] = ()) -> None:
         self.units = set[int]()
@@ -31,7 +31,7 @@ class Account:
             self.add(receipt)
 
     def add(self, receipt: Receipt) -> None:
-        """Adds a unit's receipt; the second of a unit counts for nothing."""
+        """Adds a unit's receipt; a second one of the same unit is ignored."""
         if receipt.unit in self.units:
             return
         self.units.add(receipt.unit)
@@ -115,9 +115,9 @@ def merge(plan: Plan, name: str, partial: bool = False) -> Manifest:
 
 
 def store(set_uri: str, manifest: Manifest) -> None:
-    """Writes the parts, if it is large, then manifest.json; then takes away parts that it names no more.
+    """Writes the parts of a large manifest, then manifest.json; then deletes parts that it no longer names.
 
-    One that is there already with the same bytes stays as it is.
+    A file that is there already with the same bytes is left as it is.
     """
     uri = storage.join(set_uri, "manifest.json")
     parts = tuple[PartEntry, ...]()

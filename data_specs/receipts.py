@@ -110,7 +110,7 @@ def _remade(receipt: Receipt, shard: WrittenShard, file: ShardFile | None) -> Re
 
 
 def discard(set_uri: str, unit: int) -> None:
-    """Takes back a unit: its shard, then its receipt, so that the next run makes it anew. Not while a job writes."""
+    """Deletes a unit's shard, then its receipt, so that the next run makes it anew. Not while a job writes."""
     uri = storage.join(set_uri, receipt_name(unit))
     try:
         receipt = Receipt.parse(storage.read_bytes(uri), uri)
@@ -224,6 +224,6 @@ def read_receipt_files(set_uri: str, names: Iterable[str]) -> Iterator[tuple[str
 
 
 def record_failure(set_uri: str, unit: int, reason: str) -> None:
-    """Writes SET/NNNNNN.failed.json: this unit failed and commits nothing; a later run tries it again."""
+    """Writes SET/NNNNNN.failed.json: the unit failed and has committed nothing; a later run tries it again."""
     failure = Failure(unit=unit, reason=reason, host=socket.gethostname(), ended=round(time.time(), 3))
     storage.write_bytes(storage.join(set_uri, failure_name(unit)), failure.to_json())

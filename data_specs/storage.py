@@ -51,10 +51,10 @@ def join(uri: str, *parts: str) -> str:
 
 
 def absolute(uri: str) -> str:
-    """A root as workers on any node must see it: local paths made absolute.
+    """The address of a root as every node sees it: local paths are made absolute.
 
     Raises:
-        ValueError: for an address that no root can have, by name.
+        ValueError: a root cannot have such an address.
     """
     scheme = scheme_of(uri)
     if scheme not in ("", "s3"):
@@ -109,7 +109,7 @@ def open_stream(uri: str) -> BinaryIO:
 
 @_verb
 def stat(uri: str) -> FileInfo | None:
-    """The file's facts, or None where there is no such file."""
+    """Size and etag of a file, or None where there is no such file."""
     return local_files.find_file(uri)
 
 
@@ -136,7 +136,9 @@ def list_folders(uri: str) -> list[str]:
 def local_copy(uri: str, wait: Event | None = None) -> Path:
     """A local path with the file's content: the file itself, or a cached download shared by the processes of a node.
 
-    wait: has a download wait until it fits into the cache, or this is set; without it, it may exceed the limit."""
+    Args:
+        wait: makes a download wait for room in the cache, until it is set; None lets it exceed the limit.
+    """
     if not os.path.isfile(uri):
         raise FileNotFoundError(f"{uri}: no such file")
     return Path(uri)
@@ -224,10 +226,7 @@ def create_from_file(path: Path, uri: str) -> bool:
 
 @_verb
 def decides_who_creates(uri: str) -> bool:
-    """Whether of two `create_*` of one name under this folder at once the storage itself refuses one.
-
-    Where it does not, the last of two simultaneous writers wins. Leaves nothing behind.
-    """
+    """Whether the storage refuses one of two simultaneous `create_*` of a name in this folder; else the last one wins."""
     return local_files.decides_who_creates(uri)
 
 

@@ -1,6 +1,6 @@
-"""What a running job says of itself: SET/progress.json, written now and then by the driver, read by `dnd status`.
+"""The report of a running job: SET/progress.json, written by the driver now and then, read by `dnd status`.
 
-One small file, so that status costs two or three reads whatever the size of the set. It goes when the manifest comes.
+One small file, so that status costs two or three reads whatever the size of the set. The manifest replaces it.
 """
 
 from __future__ import annotations
@@ -66,7 +66,7 @@ class JobReport:
         )
 
     def remove(self) -> None:
-        """Removes the file: the manifest says it all."""
+        """Removes the file, which the manifest replaces."""
         storage.delete(progress_uri(self.plan.set_uri))
 
 

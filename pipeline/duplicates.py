@@ -65,15 +65,15 @@ def _hash_all(shards: list[tuple[str, ShardEntry]], path: Path) -> np.ndarray:
 
 
 def groups(hashes: np.ndarray, distance: int, folder: Path) -> Iterator[np.ndarray]:
-    """Places int64, rising, of each group (two or more) of uint64 [n] hashes in chains of `distance` bits."""
-    first = np.memmap(folder / "first", np.int64, "w+", shape=(max(len(hashes), 1),))
-    first[:] = np.arange(len(first))
+    """Rising indices int64 of each group of two or more of the uint64 [n] hashes, in chains of `distance` bits."""
+    parent = np.memmap(folder / "parents", np.int64, "w+", shape=(max(len(hashes), 1),))
+    parent[:] = np.arange(len(parent))
     for bits in _bands(distance):
         for share in _shares(hashes, bits):
             for one, other in _close(hashes, share, bits, distance):
-                _join(first, one, other)
-    members = np.flatnonzero(first != np.arange(len(first)))
-    roots = np.array([_root(first, int(index)) for index in members])
+                _union(parent, one, other)
+    members = np.flatnonzero(parent != np.arange(len(parent)))
+    roots = np.array([_find(parent, int(index)) for index in members])
     order = np.argsort(roots, kind="stable")
     for of_group in np.split(order, np.flatnonzero(np.diff(roots[order])) + 1) if len(members) else []:
         yield np.append(roots[of_group[0]], members[of_group])
@@ -87,25 +87,26 @@ def _bands(distance: int) -> list[np.uint64]:
 
 
 def _shares(hashes: np.ndarray, bits: np.uint64) -> Iterator[np.ndarray]:
-    """Places whose bits agree come in the same share; a share has about SHARE of them."""
+    """Indices in shares of about SHARE; hashes that agree on the bits are in the same share."""
     number = len(hashes) // SHARE + 1
     for share in range(number):
         blocks = range(0, len(hashes), SHARE)
         of = [
-            start + np.flatnonzero(_mixed(hashes[start : start + SHARE] & bits) % number == share) for start in blocks
+            start + np.flatnonzero(_splitmix(hashes[start : start + SHARE] & bits) % number == share)
+            for start in blocks
         ]
         yield np.concatenate(of) if of else np.zeros(0, np.int64)
 
 
-def _mixed(values: np.ndarray) -> np.ndarray:
-    """Spreads uint64 values evenly (a step of splitmix64)."""
+def _splitmix(values: np.ndarray) -> np.ndarray:
+    """Hashes uint64 values (the finaliser of splitmix64)."""
     mixed: np.ndarray = (values ^ (values >> np.uint64(31))) * np.uint64(0x7FB5D329728EA185)
     mixed ^= mixed >> np.uint64(27)
     return mixed
 
 
 def _close(hashes: np.ndarray, share: np.ndarray, bits: np.uint64, distance: int) -> Iterator[tuple[int, int]]:
-    """Pairs of places of a share that agree on the bits and differ in at most `distance` of all."""
+    """Pairs of indices of a share whose hashes agree on the bits and differ in at most `distance` of all."""
     of_share = np.asarray(hashes[share])
     keys = of_share & bits
     order = np.lexsort((of_share, keys))
@@ -121,14 +122,14 @@ def _close(hashes: np.ndarray, share: np.ndarray, bits: np.uint64, distance: int
             yield from ((int(share[bucket[firsts[index]]]), int(share[bucket[firsts[n]]])) for n in near)
 
 
-def _join(first: np.ndarray, one: int, other: int) -> None:
-    low, high = sorted((_root(first, one), _root(first, other)))
-    first[high] = low
+def _union(parent: np.ndarray, one: int, other: int) -> None:
+    low, high = sorted((_find(parent, one), _find(parent, other)))
+    parent[high] = low
 
 
-def _root(first: np.ndarray, index: int) -> int:
-    """The first member of the group that a place belongs to; the way there becomes shorter."""
-    while first[index] != index:
-        first[index] = first[first[index]]
-        index = int(first[index])
+def _find(parent: np.ndarray, index: int) -> int:
+    """The first member of an index's group (union-find, with path halving)."""
+    while parent[index] != index:
+        parent[index] = parent[parent[index]]
+        index = int(parent[index])
     return int(index)

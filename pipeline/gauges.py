@@ -1,4 +1,4 @@
-"""What Ray's Prometheus endpoint says of a job: counters of units, samples, bytes and what was dropped, gauges of now.
+"""Metrics of a job for Ray's Prometheus endpoint: counters of units, samples, bytes and rejects, and gauges.
 
 Every node of a Ray cluster serves them as ray_dnd_…; infra/ray/grafana.json is a board of them.
 """
@@ -61,6 +61,6 @@ class RunMetrics:
         self.counters["units_failed" if for_good else "retries"].inc()
 
     def show(self, left: int, running: int, workers: int) -> None:
-        """Sets what is so now."""
+        """Sets the gauges."""
         for name, value in (("units_left", left), ("units_running", running), ("workers", workers)):
             self.gauges[name].set(value)

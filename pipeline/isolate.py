@@ -29,7 +29,7 @@ from typing import Any, NamedTuple
 
 from data_specs.records import Reason
 from data_specs.sections import Limits
-from pipeline.renderers import Unreadable
+from pipeline.renderers import UnreadableError
 
 AHEAD = 8  # calls sent before the first is answered
 MESSAGE_ANSWERS = 4  # answers sent in one message
@@ -114,7 +114,7 @@ class Child:
         return self.process is not None and self.process.poll() is None
 
     def _send(self, call: tuple[Any, ...], factor: float) -> None:
-        """Hands a call to the thread that writes: a full pipe must not keep us from watching the clock."""
+        """Queues a call for the writing thread: a full pipe must not block the timeout."""
         self.outbox.put((call, self.limits.cpu_seconds * factor, int(self.limits.memory_bytes * factor)))
 
     def _receive(self, cpu: float) -> list[Answer] | Answer:
@@ -179,7 +179,7 @@ shared = list[mmap]()  # in a child: what its parent sees
 
 
 def begin(step: int) -> None:
-    """Notes, in a child, which step of its call begins, so that a call's death can be put down to it."""
+    """Records, in a child, which step of its call begins, so that a crash can be attributed to it."""
     for counter in shared:
         counter[8:16] = (step + 1).to_bytes(8, sys.byteorder)
 
@@ -195,7 +195,7 @@ def _limit(cpu: float, memory: int) -> None:
 
 
 def _serve(pipe: Connection, count: mmap, function: Any) -> None:
-    """Answers calls until the pipe closes; several answers travel together, so that two processes wake up seldom."""
+    """Answers calls until the pipe closes; answers are batched to save context switches."""
     fixed = pipe.recv()
     more = select.poll()
     more.register(pipe.fileno(), select.POLLIN)
@@ -222,7 +222,7 @@ def _answer(function: Any, *arguments: Any) -> Answer:
         return Answer(function(*arguments))
     except MemoryError:
         return Answer(None, Reason.MEMORY, step=int.from_bytes(shared[0][8:16], sys.byteorder) - 1)
-    except Unreadable as error:
+    except UnreadableError as error:
         return Answer(None, error.reason, error.detail)
     except Exception as error:  # the document's boundary: whatever it raised becomes its recorded reason
         return Answer(None, Reason.UNREADABLE, f"{type(error).__name__}: {' '.join(str(error).split())}"[:200])

@@ -34,19 +34,19 @@ ARCHIVES = (  # of arXiv's identifiers before April 2007
 )
 
 
-class Taken(NamedTuple):
+class Removal(NamedTuple):
     """What must not be in a set: documents by their plain ids (`plain`), samples as SPLIT/UNIT/KEY."""
 
     ids: frozenset[str]
     samples: frozenset[str]
 
-    def of_units(self) -> dict[tuple[str, int], Taken]:
+    def of_units(self) -> dict[tuple[str, int], Removal]:
         """The same for each unit that single samples are named of: its samples as bare keys."""
         named: dict[tuple[str, int], set[str]] = {}
         for name in self.samples:
             split, unit, key = name.split("/")
             named.setdefault((split, int(unit)), set()).add(key)
-        return {unit: Taken(self.ids, frozenset(keys)) for unit, keys in named.items()}
+        return {unit: Removal(self.ids, frozenset(keys)) for unit, keys in named.items()}
 
     def holds(self, sample: Sample) -> bool:
         """Whether a sample must go; `samples` are bare keys here."""
@@ -76,11 +76,11 @@ def _document(sample: Sample) -> str:
     return str(json.loads(sample.fields["json"])["id"])
 
 
-def read_removed(images_uri: str) -> Taken:
+def read_removed(images_uri: str) -> Removal:
     """All that was ever removed from ROOT/images."""
     files = storage.list_files(storage.join(images_uri, "removed"))
     found = [Removed.parse(storage.read_bytes(file.uri), file.uri) for file in files]
-    return Taken(
+    return Removal(
         frozenset(plain(document_id) for one in found for document_id in one.ids),
         frozenset(name for one in found for name in one.samples),
     )
@@ -99,7 +99,7 @@ def still_there(set_uri: str) -> Iterator[str]:
             yield f"{set_uri}: {name} of {document} was removed once and is there: run `dnd remove` again"
 
 
-def _still_there(plan: Plan, split: str, taken: Taken) -> Iterator[tuple[str, str]]:
+def _still_there(plan: Plan, split: str, taken: Removal) -> Iterator[tuple[str, str]]:
     """(SPLIT/UNIT/KEY, document) of each sample of a set that must not be in it."""
     for unit, here in _concerned(plan, split, taken):
         for row in _rows(plan, unit.unit):
@@ -126,7 +126,7 @@ def take_out_again(plan: Plan) -> Manifest | None:
     return merge(plan, "images", partial=True)
 
 
-def rendered_without(unit: SourceUnit, taken: Taken, outcomes: Iterable[Outcome]) -> Iterator[Outcome]:
+def rendered_without(unit: SourceUnit, taken: Removal, outcomes: Iterable[Outcome]) -> Iterator[Outcome]:
     """The outcomes of `without(unit, taken.ids)`, with what is removed among them as counted drops."""
     for document in unit.documents:
         if taken.holds_document(document.id):
@@ -150,7 +150,7 @@ def remove(root: str, ids: Iterable[str], samples: Iterable[str]) -> Iterator[st
     if not plans:
         raise ValueError(f"{images}: there is no image set here")
     written = {plain(one): one.strip() for one in ids}
-    wanted = Taken(frozenset(written), frozenset(samples))
+    wanted = Removal(frozenset(written), frozenset(samples))
     if wrong := [name for name in wanted.samples if not re.fullmatch(r"(train|val)/\d+/[A-Za-z0-9_-]+", name)]:
         raise ValueError(f"{wrong[0]!r} names no sample: write SPLIT/UNIT/KEY, for instance train/12/2301-00001-p0001")
     with ExitStack() as stack:
@@ -158,15 +158,15 @@ def remove(root: str, ids: Iterable[str], samples: Iterable[str]) -> Iterator[st
             stack.enter_context(hold(storage.join(root, home), "dnd remove"))
         before = read_removed(images)
         found = _found(plans, wanted)
-        known = Taken(before.ids | found.documents.keys(), before.samples | found.samples)
+        known = Removal(before.ids | found.documents.keys(), before.samples | found.samples)
         for one in sorted(wanted.ids & known.ids):
             yield f"{written[one]}: {', '.join(sorted(found.documents.get(one, ()))) or 'was removed before'}"
-        yield from _take_out(root, plans, Taken(wanted.ids & known.ids, wanted.samples & known.samples))
+        yield from _take_out(root, plans, Removal(wanted.ids & known.ids, wanted.samples & known.samples))
     if nothing := [written[one] for one in sorted(wanted.ids - known.ids)] + sorted(wanted.samples - known.samples):
         raise ValueError(f"matched nothing, and is not recorded: {', '.join(nothing)}")
 
 
-def _take_out(root: str, plans: dict[str, Plan], wanted: Taken) -> Iterator[str]:
+def _take_out(root: str, plans: dict[str, Plan], wanted: Removal) -> Iterator[str]:
     if not any(wanted):
         return
     _record(storage.join(root, "images"), wanted)
@@ -187,7 +187,7 @@ class _Found(NamedTuple):
     samples: frozenset[str]
 
 
-def _found(plans: dict[str, Plan], wanted: Taken) -> _Found:
+def _found(plans: dict[str, Plan], wanted: Removal) -> _Found:
     documents = dict[str, set[str]]()
     samples = set[str]()
     for split, plan in plans.items():
@@ -200,7 +200,7 @@ def _found(plans: dict[str, Plan], wanted: Taken) -> _Found:
     return _Found(documents, frozenset(samples))
 
 
-def _concerned(plan: Plan, split: str, wanted: Taken) -> Iterator[tuple[SourceUnit, Taken]]:
+def _concerned(plan: Plan, split: str, wanted: Removal) -> Iterator[tuple[SourceUnit, Removal]]:
     """Units of a set that may hold, or held, something wanted; with what that is, samples as bare keys."""
     named = wanted.of_units()
     months = {_month(document_id) for document_id in wanted.ids}
@@ -223,13 +223,13 @@ def _rows(plan: Plan, unit: int) -> list[dict[str, str]]:
     return rows
 
 
-def _record(images_uri: str, wanted: Taken) -> None:
+def _record(images_uri: str, wanted: Removal) -> None:
     data = Removed(ids=tuple(sorted(wanted.ids)), samples=tuple(sorted(wanted.samples))).to_json()
     name = hashlib.sha256(data).hexdigest()[:16]
     storage.create_if_absent(storage.join(images_uri, "removed", f"{name}.json"), data)
 
 
-def _remake_set(plan: Plan, split: str, wanted: Taken) -> Iterator[tuple[str, tuple[str, ...]]]:
+def _remake_set(plan: Plan, split: str, wanted: Removal) -> Iterator[tuple[str, tuple[str, ...]]]:
     """(line, names that the shard had before) for each shard of a set that holds, or held, something to remove."""
     for unit, here in _concerned(plan, split, wanted):
         receipt = read_receipt(storage.join(plan.set_uri, receipt_name(unit.unit)), plan.digest)

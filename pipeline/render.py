@@ -30,7 +30,7 @@ from data_specs.spec import Spec
 from pipeline.filters import Kept, Observation, ink, perceptual_hash, script_of, taken_by
 from pipeline.isolate import Answer, Child
 from pipeline.png import ENCODER, encode_photo, encode_png
-from pipeline.renderers import Lost, Picture, Unreadable
+from pipeline.renderers import NoPicture, Picture, UnreadableError
 from pipeline.renderers.images import render_image
 from pipeline.renderers.pages import NOTHING, OPENING, Ended, render_pdf
 from pipeline.renderers.text import render_text
@@ -152,7 +152,7 @@ def render_document(
     known = {"id": document_id} | about
     texts = {key: str(value or "").encode("utf-8", "replace").decode() for key, value in known.items()}
     for part in _render_kind(source, data, document_id, spec, ended):
-        if isinstance(part, Lost):
+        if isinstance(part, NoPicture):
             made.append(Rendered(part.suffix, reason=part.reason, detail=part.detail))
             continue
         share = ink(part.image)
@@ -164,11 +164,13 @@ def render_document(
             stats = ImageStats(share, script_of(info.text) or "", perceptual_hash(part.image))
             made.append(Rendered(part.suffix, png, info.to_json(), stats))
     if made and all(one.reason and one.reason.kind == "rejected" for one in made):
-        raise Unreadable(made[0].reason or Reason.NO_PAGE, made[0].detail)
+        raise UnreadableError(made[0].reason or Reason.NO_PAGE, made[0].detail)
     return made
 
 
-def _render_kind(source: Source, data: bytes, document_id: str, spec: Spec, ended: Ended) -> Iterator[Picture | Lost]:
+def _render_kind(
+    source: Source, data: bytes, document_id: str, spec: Spec, ended: Ended
+) -> Iterator[Picture | NoPicture]:
     render, size = spec.render, spec.shape.image_size
     if source.document_kind == "pdf":
         return render_pdf(data, document_id, render, spec.seed, size, ended)
@@ -177,10 +179,10 @@ def _render_kind(source: Source, data: bytes, document_id: str, spec: Spec, ende
     try:
         text = source.text(data)
     except ValueError as error:
-        raise Unreadable(Reason.BROKEN_ROW, str(error)) from None
+        raise UnreadableError(Reason.BROKEN_ROW, str(error)) from None
     script = (script_of(text) or "") if render.filters.scripts else None
     if taken := taken_by(render.filters, Observation(script=script)):
-        return iter([Lost("", *taken)])
+        return iter([NoPicture("", *taken)])
     style = render.text
     canvas = render.crop_size or size
     return render_text(text, document_id, style, spec.seed, canvas, size, source.text_format)

@@ -1,7 +1,4 @@
-"""Which unit a worker gets next: those of one affinity to one node where possible, stragglers a second time at the end.
-
-Pure bookkeeping: who runs what, and since when, is told by the runner.
-"""
+"""Scheduling: units of one affinity go to one node where possible, stragglers are started a second time at the end."""
 
 from __future__ import annotations
 
@@ -13,7 +10,7 @@ from typing import NamedTuple
 
 from data_specs.records import AnyUnit
 
-AHEAD = 4096  # units read ahead of the plan, to find some whose affinity is at home on the asking node
+AHEAD = 4096  # units read ahead of the plan, to find some whose affinity belongs to the asking node
 STRAGGLER_FACTOR, STRAGGLER_SECONDS = 3.0, 30.0  # times the median, and at least this long
 DURATIONS = 1000  # latest durations that the median is taken of
 
@@ -36,8 +33,8 @@ class UnitQueue:
     def take(self, node: str) -> AnyUnit:
         """A unit for a worker on this node; there must be one.
 
-        The first one that is at home here or nowhere yet, else the first: an idle worker costs more than a second
-        fetch. A unit without `affinity` is at home everywhere.
+        The first whose affinity belongs to this node or to none yet, else the first: an idle worker costs more than a
+        second fetch. A unit without `affinity` suits every node.
         """
         index = next((n for n, unit in enumerate(self.ahead) if self._suits(unit, node)), 0)
         unit = self.ahead[index]
@@ -52,7 +49,7 @@ class UnitQueue:
         return affinity is None or self.node_of.get(affinity, node) == node
 
     def forget_node(self, node: str) -> None:
-        """Forgets a node that is gone: what was at home there finds another."""
+        """Forgets a node that is gone, so that its affinities go to others."""
         self.node_of = {affinity: home for affinity, home in self.node_of.items() if home != node}
 
 
@@ -65,7 +62,7 @@ class Try(NamedTuple):
 
 
 def straggler(running: Iterable[Try], durations: deque[float], now: float) -> Try | None:
-    """The run that takes longest, if far longer than others took, and its unit is on one worker only; else None."""
+    """The try that takes longest, if far longer than others took and its unit runs on one worker only; else None."""
     runs = list(running)
     copies = Counter(run.unit.unit for run in runs)
     alone = [run for run in runs if copies[run.unit.unit] == 1]

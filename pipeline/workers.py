@@ -34,7 +34,7 @@ class Share(NamedTuple):
         return f"{self.number}/{self.total}"
 
     def of(self, units: Iterable[AnyUnit]) -> Iterator[AnyUnit]:
-        """Takes the job's units, in order; those of one affinity all go to one job."""
+        """Yields the job's units in order; units of one affinity all go to the same job."""
         groups: dict[str, int] = {}
         for unit in units:
             group = groups.setdefault(unit.affinity, len(groups)) if unit.affinity else unit.unit
@@ -43,9 +43,17 @@ class Share(NamedTuple):
 
 
 class Workers(NamedTuple):
-    """How a job uses a cluster: Ray's address (None: embedded), most actors (None: all that fit, as nodes come and
-    go), what each one holds, how many units may fail before the run ends, its share of the plan, and the actors that
-    wait for a next plan (see `kept`; None: none do)."""
+    """How a job uses a cluster.
+
+    Attributes:
+        address: Ray's; None starts an embedded one.
+        num_workers: at most so many actors; None takes all that fit, as nodes come and go.
+        cpus: cores of an actor.
+        gpus: GPUs of an actor, also a fraction.
+        max_failures: units that fail for good before the run ends.
+        share: which units of a plan the job takes.
+        spare: actors that wait for the next plan (`kept`); None keeps none.
+    """
 
     address: str | None = None
     num_workers: int | None = None

@@ -17,7 +17,7 @@ MAX_DISTANCES = 2**25  # distances held at once, so that 16,384 rows do not need
 SMOOTHING = 1e-5  # keeps a row without any vectors from dividing by zero
 
 
-class Draws:
+class RestartDraws:
     """Which vectors of the whole batch, over all ranks, restart rows; every rank draws the same.
 
     Each rank may hold any number of vectors, none too. The seed is taken from rank 0's global CPU generator, so a
@@ -79,7 +79,7 @@ class Codebook(nn.Module):
         return nn.functional.embedding(codes, self.weight)
 
     @torch.no_grad()
-    def update(self, vectors: Tensor, codes: Tensor, draws: Draws) -> Tensor:
+    def update(self, vectors: Tensor, codes: Tensor, draws: RestartDraws) -> Tensor:
         """Move the averages towards `vectors` [N, E] and their `codes` [N]; return how many rows were restarted."""
         sizes, sums = self._statistics(vectors, codes)
         self.cluster_size_ema.mul_(self.decay).add_(sizes, alpha=1 - self.decay)
@@ -189,7 +189,7 @@ class ResidualQuantizer(nn.Module):
     @torch.no_grad()
     def _learn(self, vectors: Tensor) -> tuple[Tensor, list[Tensor]]:
         """As `_quantize`, each codebook learning from its residuals; a shared one is updated after every depth."""
-        draws = Draws(len(vectors), vectors.device)
+        draws = RestartDraws(len(vectors), vectors.device)
         total = torch.zeros_like(vectors)
         codes = []
         partial_sums = []

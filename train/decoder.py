@@ -58,10 +58,10 @@ class Decoder:
         if length:
             h = model.tok_embeddings(self.codes[:rows]).sum(1, keepdim=True)
             mask = self._mask(length, h.dtype) if self.device.type == "cuda" else None
-            attends = [self._attend_to(cache, length, rows, mask) for cache in self.caches]
+            attentions = [self._attend_to(cache, length, rows, mask) for cache in self.caches]
         else:
             h = model.cls_embedding(self.classes[:rows])
-            attends = [self._attend_to_class(cache, rows) for cache in self.caches]
+            attentions = [self._attend_to_class(cache, rows) for cache in self.caches]
         rotary = self.cosine.index_select(0, self.position), self.sine.index_select(0, self.position)
 
         def head(depth: int, hidden: Tensor) -> Tensor:
@@ -69,7 +69,7 @@ class Decoder:
             self.codes[:rows, depth] = codes[:, 0]
             return codes
 
-        model.walk(h, rotary, head, attends)
+        model.run_layers(h, rotary, head, attentions)
         self.position += 1
 
     def _mask(self, length: int, dtype: torch.dtype) -> Tensor:

@@ -171,7 +171,11 @@ def packed(model: DnDTransformer, rows: int = ROWS, products: Products | None = 
         products: by shape, as `choose_products` gives them; by default that is asked.
     """
     weight = model.tok_embeddings.weight
-    if weight.device.type != "cpu" or isinstance(model, Twin) or model.output[0].weight.shape != weight.shape:
+    if (
+        weight.device.type != "cpu"
+        or isinstance(model, SamplingTransformer)
+        or model.output[0].weight.shape != weight.shape
+    ):
         return model
     chosen = choose_products(model.config, weight.dtype, rows) if products is None else products
 
@@ -187,7 +191,7 @@ def packed(model: DnDTransformer, rows: int = ROWS, products: Products | None = 
             return PackedFeedForward(*map(pack_linear, (module.w1, module.w3, module.w2)))
         return pack_linear(module) if isinstance(module, nn.Linear) else None
 
-    return _twin(model, pack)
+    return _with_modules(model, pack)
 
 
 def quantize_int8(model: DnDTransformer) -> DnDTransformer:
@@ -198,20 +202,20 @@ def quantize_int8(model: DnDTransformer) -> DnDTransformer:
     """
     if model.tok_embeddings.weight.device.type != "cpu":
         raise ValueError("sample.dtype int8 is for CPUs: on a GPU use bfloat16")
-    return _twin(model, lambda module: Int8Linear(module) if isinstance(module, nn.Linear) else None)
+    return _with_modules(model, lambda module: Int8Linear(module) if isinstance(module, nn.Linear) else None)
 
 
-class Twin(DnDTransformer):
+class SamplingTransformer(DnDTransformer):
     """A second model over the tensors of another, with other maps: for sampling only."""
 
 
-def _twin(model: DnDTransformer, make: Callable[[nn.Module], nn.Module | None]) -> Twin:
+def _with_modules(model: DnDTransformer, make: Callable[[nn.Module], nn.Module | None]) -> SamplingTransformer:
     """A second model over the same tensors, the modules that `make` has an answer to replaced."""
     with torch.device("meta"):
-        twin = Twin(model.config)
-    twin.load_state_dict(model.state_dict(), assign=True)
-    _replace(twin, make)
-    return twin.eval().requires_grad_(False)
+        converted = SamplingTransformer(model.config)
+    converted.load_state_dict(model.state_dict(), assign=True)
+    _replace(converted, make)
+    return converted.eval().requires_grad_(False)
 
 
 def _replace(module: nn.Module, make: Callable[[nn.Module], nn.Module | None]) -> None:

@@ -299,21 +299,21 @@ class DnDTransformer(nn.Module):
 
         h = torch.cat([self.cls_embedding(classes), self.tok_embeddings(codes[:, :-1]).sum(2)], dim=1)
         cosine, sine = rotary_factors(self.config, codes.device)
-        self.walk(self.token_dropout(h), (cosine[: h.shape[1]], sine[: h.shape[1]]), head)
+        self.run_layers(self.token_dropout(h), (cosine[: h.shape[1]], sine[: h.shape[1]]), head)
         return torch.stack(results, dim=-1 if return_loss else 2)
 
-    def walk(
-        self, h: Tensor, rotary: Rotary, head: Callable[[int, Tensor], Tensor], attends: list[Attend] | None = None
+    def run_layers(
+        self, h: Tensor, rotary: Rotary, head: Callable[[int, Tensor], Tensor], attentions: list[Attend] | None = None
     ) -> None:
-        """Takes h [B, T, C] through all layers; the one walk of training and of sampling.
+        """Takes h [B, T, C] through all layers; in training and in sampling.
 
         `head(depth, normed h)` gives the codes [B, T] of that depth, the true or the sampled ones, which are added to h
-        for the heads that follow. `attends` holds one attention function a layer (default: causal).
+        for the heads that follow. `attentions` holds one attention function a layer (default: causal).
         """
         positions = self.config.head_positions
         for index, layer in enumerate(self.layers):
-            if attends:  # past torch.compile, which would compile anew for each function
-                h = layer.forward(h, rotary, attends[index])
+            if attentions:  # past torch.compile, which would compile anew for each function
+                h = layer.forward(h, rotary, attentions[index])
             elif self._recomputed(index):
                 h = checkpoint(layer, h, rotary, use_reentrant=True)
             else:

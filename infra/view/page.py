@@ -22,7 +22,7 @@ def page(root: str) -> gr.Blocks:
     Raises:
         ValueError: there is no run here.
     """
-    from infra.view import sets, walk
+    from infra.view import browse, sets
     from infra.view.studio_tab import studio_tab
 
     spec = read_spec(None, root)
@@ -32,13 +32,13 @@ def page(root: str) -> gr.Blocks:
         with gr.Tabs():
             if pictures:
                 with gr.Tab("Samples"):
-                    walk.samples(root, spec, pictures)
+                    browse.samples(root, spec, pictures)
                 with gr.Tab("Left out"):
-                    walk.left_out(root, pictures)
+                    browse.left_out(root, pictures)
                 with gr.Tab("Nearest"):
-                    walk.neighbours_of(root, spec, pictures)
+                    browse.neighbours_of(root, spec, pictures)
             with gr.Tab("Curves") as tab:
-                walk.curves(root, tab)
+                browse.curves(root, tab)
             if spec.transformer:
                 with gr.Tab("Studio"):
                     studio_tab(root, spec)

@@ -18,7 +18,7 @@ class Picture(NamedTuple):
     about: dict[str, Any]
 
 
-class Lost(NamedTuple):
+class NoPicture(NamedTuple):
     """A part of a document that gave no picture, and why."""
 
     suffix: str
@@ -26,7 +26,7 @@ class Lost(NamedTuple):
     detail: str = ""
 
 
-class Unreadable(ValueError):
+class UnreadableError(ValueError):
     """A document, or one page, that cannot be rendered: the reason that the receipt keeps, and what is known of it."""
 
     def __init__(self, reason: Reason, detail: str = "") -> None:

@@ -10,7 +10,7 @@ from PIL import Image, UnidentifiedImageError
 
 from data_specs.records import Reason
 from data_specs.sections import Limits
-from pipeline.renderers import Picture, Unreadable
+from pipeline.renderers import Picture, UnreadableError
 
 PREFIX_BYTES = 16  # by which Pillow tells formats
 MODES = ("1", "L", "LA", "La", "P", "PA", "RGB", "RGBA", "RGBa", "RGBX", "CMYK", "YCbCr", "LAB", "HSV")
@@ -21,18 +21,18 @@ def render_image(data: bytes, size: int, limits: Limits, whole: bool = False) ->
     """Yield one picture of an encoded image: [size, size, 3], or whole, its shorter side `size`.
 
     Raises:
-        Unreadable: its format is not allowed, it is too large, eight bits cannot hold its pixels, or it is broken.
+        UnreadableError: its format is not allowed, it is too large, eight bits cannot hold its pixels, or it is broken.
     """
     try:
         image = open_image(data, limits.image_formats, limits.pixels)
         if max(image.size) * size**2 > min(image.size) * limits.pixels:
             enlarged = f"{image.width}x{image.height} pixels: enlarged to {size}, over the limit of {limits.pixels}"
-            raise Unreadable(Reason.TOO_LARGE, enlarged)
+            raise UnreadableError(Reason.TOO_LARGE, enlarged)
         yield Picture("", whole_image(image, size) if whole else center_crop(image, size), {"box": (0, 0, *image.size)})
-    except Unreadable:
+    except UnreadableError:
         raise
     except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
-        raise Unreadable(Reason.NOT_AN_IMAGE, " ".join(str(error).split())[:160]) from None
+        raise UnreadableError(Reason.NOT_AN_IMAGE, " ".join(str(error).split())[:160]) from None
 
 
 def open_image(data: bytes, formats: Sequence[str], max_pixels: int) -> Image.Image:
@@ -44,18 +44,18 @@ def open_image(data: bytes, formats: Sequence[str], max_pixels: int) -> Image.Im
         max_pixels: of a larger image nothing is decoded.
 
     Raises:
-        Unreadable: see `render_image`.
+        UnreadableError: see `render_image`.
     """
     try:
         image = Image.open(io.BytesIO(data), formats=list(formats))
     except UnidentifiedImageError:
         if other := _format_of(data[:PREFIX_BYTES]):
-            raise Unreadable(Reason.FORMAT_NOT_ALLOWED, other) from None
-        raise Unreadable(Reason.NOT_AN_IMAGE, f"begins with {data[:8]!r}" if data else "empty") from None
+            raise UnreadableError(Reason.FORMAT_NOT_ALLOWED, other) from None
+        raise UnreadableError(Reason.NOT_AN_IMAGE, f"begins with {data[:8]!r}" if data else "empty") from None
     if image.width * image.height > max_pixels:
-        raise Unreadable(Reason.TOO_LARGE, f"{image.width}x{image.height} pixels, over the limit of {max_pixels}")
+        raise UnreadableError(Reason.TOO_LARGE, f"{image.width}x{image.height} pixels, over the limit of {max_pixels}")
     if image.mode not in (*MODES, *SIXTEEN_BITS):
-        raise Unreadable(Reason.MODE_NOT_ALLOWED, f"{image.format} of mode {image.mode}")
+        raise UnreadableError(Reason.MODE_NOT_ALLOWED, f"{image.format} of mode {image.mode}")
     return image
 
 

@@ -14,7 +14,7 @@ from pymupdf import mupdf
 from data_specs.records import Reason
 from data_specs.sections import PageStyle
 from pipeline.png import in_one_plane
-from pipeline.renderers import Unreadable, short
+from pipeline.renderers import UnreadableError, short
 from pipeline.renderers.words import (
     BREAK,
     CONTRAST,
@@ -42,17 +42,17 @@ def open_pdf(data: bytes) -> Iterator[tuple[int, ReadPage]]:
     """A PDF's number of pages, and the function that renders one of them.
 
     Raises:
-        Unreadable: it cannot be opened, or is encrypted.
+        UnreadableError: it cannot be opened, or is encrypted.
     """
     pymupdf.TOOLS.mupdf_display_errors(False)
     try:
         document = pymupdf.open(stream=data, filetype="pdf")
         num_pages = 0 if document.needs_pass else document.page_count
     except ERRORS as error:
-        raise Unreadable(Reason.UNREADABLE, short(error)) from None
+        raise UnreadableError(Reason.UNREADABLE, short(error)) from None
     with document:
         if document.needs_pass:
-            raise Unreadable(Reason.ENCRYPTED, "needs a password")
+            raise UnreadableError(Reason.ENCRYPTED, "needs a password")
         yield num_pages, partial(_page, document)
         pymupdf.TOOLS.store_shrink(100)
 

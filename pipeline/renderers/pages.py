@@ -20,7 +20,7 @@ from data_specs.sections import Filters, PageStyle, Render
 from pipeline.filters import Observation, ink, script_of, taken_by
 from pipeline.isolate import begin
 from pipeline.png import from_plane, grey_plane, in_one_plane
-from pipeline.renderers import Lost, Picture, Unreadable, mupdf, pdfium, short
+from pipeline.renderers import NoPicture, Picture, UnreadableError, mupdf, pdfium, short
 from pipeline.renderers.words import Page, ReadPage
 
 ENGINES = {"mupdf": mupdf, "pdfium": pdfium}
@@ -32,18 +32,18 @@ NOTHING: Ended = MappingProxyType({})
 
 def render_pdf(
     data: bytes, document_id: str, render: Render, seed: int, size: int, ended: Ended = NOTHING
-) -> Iterator[Picture | Lost]:
-    """Crops of a PDF's pages; a page that fails with every engine, or is not wanted, is one Lost.
+) -> Iterator[Picture | NoPicture]:
+    """Crops of a PDF's pages; a page that fails with every engine, or is not wanted, is one NoPicture.
 
     Args:
         size: side of a picture, pixels; it is cut at the spec's crop_size.
         ended: what ended the child on a page before, one entry for each engine that shall not be tried on it again.
 
     Raises:
-        Unreadable: the document as a whole gives nothing: not a PDF, encrypted, or no page.
+        UnreadableError: the document as a whole gives nothing: not a PDF, encrypted, or no page.
     """
     if b"%PDF-" not in data[:1024]:
-        raise Unreadable(Reason.NOT_A_PDF, "no %PDF- header")
+        raise UnreadableError(Reason.NOT_A_PDF, "no %PDF- header")
     style, cut, number = render.pages, render.crop_size or size, -1
     with ExitStack() as stack:
         document = _Document(data, style.engines, ended, stack)
@@ -53,13 +53,13 @@ def render_pdf(
                 begin(number)
                 page, engine = document.read(number, style)
                 _check(page, render.filters, fallback=engine != style.engines[0])
-            except Unreadable as fault:
-                yield Lost(suffix, fault.reason, fault.detail)
+            except UnreadableError as fault:
+                yield NoPicture(suffix, fault.reason, fault.detail)
                 continue
             about = {"engine": ENGINES[engine].NAME, "page": number}
             yield from _crops(page, f"{seed}/{document_id}/{number}", style, cut, size, suffix, about)
     if number < 0:
-        raise Unreadable(Reason.NO_PAGE)
+        raise UnreadableError(Reason.NO_PAGE)
 
 
 class _Document:
@@ -75,11 +75,11 @@ class _Document:
 
     def _count(self) -> int:
         """Number of pages by the first engine that opens it; those before are not asked again."""
-        faults = [Unreadable(*why) for _, why in self.ended.get(OPENING, ())]
+        faults = [UnreadableError(*why) for _, why in self.ended.get(OPENING, ())]
         while self.engines:
             try:
                 return self._open(self.engines[0])[0]
-            except Unreadable as fault:
+            except UnreadableError as fault:
                 faults.append(fault)
                 self.engines = [] if fault.reason == Reason.ENCRYPTED else self.engines[1:]
         raise faults[0]
@@ -90,39 +90,39 @@ class _Document:
         return self.opened[name]
 
     def read(self, number: int, style: PageStyle) -> tuple[Page, str]:
-        """A page, and the engine that rendered it. Raises Unreadable where none can."""
+        """A page, and the engine that rendered it. Raises UnreadableError where none can."""
         faults, ended = list[str](), dict(self.ended.get(number, ()))
         for name in (name for name in self.engines if name not in ended):
             try:
                 return self._open(name)[1](number, style), name
             except ERRORS as error:
-                if isinstance(error, Unreadable) and error.reason == Reason.TOO_LARGE:
+                if isinstance(error, UnreadableError) and error.reason == Reason.TOO_LARGE:
                     raise
                 faults.append(f"{name}: {short(error)}")
         if ended:
-            raise Unreadable(*list(ended.values())[-1])
-        raise Unreadable(Reason.PAGE_FAILED, "; ".join(faults))
+            raise UnreadableError(*list(ended.values())[-1])
+        raise UnreadableError(Reason.PAGE_FAILED, "; ".join(faults))
 
 
 def _check(page: Page, filters: Filters, fallback: bool) -> None:
-    """Raises Unreadable for a page that a repair left blank, or that the spec's filters take.
+    """Raises UnreadableError for a page that a repair left blank, or that the spec's filters take.
 
     A page without letters has no script, and stays.
     """
     if (page.repaired or fallback) and ink(page.image) == 0:
-        raise Unreadable(Reason.BLANK_AFTER_REPAIR)
+        raise UnreadableError(Reason.BLANK_AFTER_REPAIR)
     script = script_of(" ".join(page.words.texts)) if filters.scripts else None
     if taken := taken_by(filters, Observation(page.pictured, page.words.trusted, script)):
-        raise Unreadable(*taken)
+        raise UnreadableError(*taken)
 
 
 def _crops(
     page: Page, key: str, style: PageStyle, cut: int, size: int, suffix: str, about: dict[str, Any]
-) -> Iterator[Picture | Lost]:
+) -> Iterator[Picture | NoPicture]:
     image = _on_white(page.image, style.fit)
     height, width = image.shape[:2]
     if height < cut or width < cut:
-        yield Lost(suffix, Reason.PAGE_TOO_SMALL, f"{width}x{height} px at {style.dpi:g} dpi; a crop takes {cut}")
+        yield NoPicture(suffix, Reason.PAGE_TOO_SMALL, f"{width}x{height} px at {style.dpi:g} dpi; a crop takes {cut}")
         return
     rng = random.Random(key)
     for number in range(style.crops):
@@ -130,7 +130,7 @@ def _crops(
         crop = image[top : top + cut, left : left + cut]
         words = page.words.within(left, top, crop)
         if len(words.texts) - words.cut.sum() < style.min_words:
-            yield Lost(f"{suffix}-c{number:02d}", Reason.TOO_FEW_WORDS)
+            yield NoPicture(f"{suffix}-c{number:02d}", Reason.TOO_FEW_WORDS)
             continue
         box = {"box": (left, top, left + cut, top + cut)}
         yield Picture(f"{suffix}-c{number:02d}", _reduced(crop, size, style), about | box | words.fields(size / cut))

@@ -15,7 +15,7 @@ from pypdfium2 import raw
 from data_specs.records import Box, Reason
 from data_specs.sections import PageStyle
 from pipeline.png import in_one_plane
-from pipeline.renderers import Unreadable, short
+from pipeline.renderers import UnreadableError, short
 from pipeline.renderers.hidden import in_one_place, unmarked
 from pipeline.renderers.words import (
     BREAK,
@@ -58,13 +58,13 @@ def open_pdf(data: bytes) -> Iterator[tuple[int, ReadPage]]:
     """A PDF's number of pages, and the function that renders one of them.
 
     Raises:
-        Unreadable: it cannot be opened, or is encrypted.
+        UnreadableError: it cannot be opened, or is encrypted.
     """
     try:
         document = pypdfium2.PdfDocument(data)
     except pypdfium2.PdfiumError as error:
         locked = error.err_code == raw.FPDF_ERR_PASSWORD
-        raise Unreadable(Reason.ENCRYPTED if locked else Reason.UNREADABLE, short(error)) from None
+        raise UnreadableError(Reason.ENCRYPTED if locked else Reason.UNREADABLE, short(error)) from None
     with document:
         yield len(document), partial(_page, document)
 

@@ -22,7 +22,7 @@ from pymupdf import mupdf
 
 from data_specs.records import Reason
 from data_specs.sections import TextStyle
-from pipeline.renderers import Lost, Picture
+from pipeline.renderers import NoPicture, Picture
 from pipeline.renderers.fonts import Fonts, characters, fonts, has_glyph
 from pipeline.renderers.mupdf import draw, is_clipped, read
 from pipeline.renderers.words import Words
@@ -57,7 +57,7 @@ class Sheet(NamedTuple):
 
 def render_text(
     text: str, document_id: str, style: TextStyle, seed: int, canvas: int, size: int, form: Format = "plain"
-) -> Iterator[Picture | Lost]:
+) -> Iterator[Picture | NoPicture]:
     """Pictures of a passage, at most style.max_images of them, in order: what does not fit goes on on the next.
 
     All chances are functions of (seed, document). A character that no font has makes one Lost, never an empty box; a
@@ -80,14 +80,14 @@ def render_text(
         suffix = f"-{number}" if style.max_images > 1 else ""
         yield Picture(suffix, image, {"box": (0, 0, canvas, canvas)} | words.fields(1.0))
     if number < 0:
-        yield Lost("", Reason.DOES_NOT_FIT, text.split()[0][:80])
+        yield NoPicture("", Reason.DOES_NOT_FIT, text.split()[0][:80])
 
 
-def _fault(text: str) -> Lost | None:
+def _fault(text: str) -> NoPicture | None:
     if not text.strip():
-        return Lost("", Reason.NO_TEXT)
+        return NoPicture("", Reason.NO_TEXT)
     missing = next((c for c in text if not c.isspace() and not has_glyph(c)), "")
-    return Lost("", Reason.NO_FONT, f"U+{ord(missing):04X}") if missing else None
+    return NoPicture("", Reason.NO_FONT, f"U+{ord(missing):04X}") if missing else None
 
 
 def _sheet(style: TextStyle, rng: random.Random, text: str, canvas: int, pixel: float) -> Sheet:

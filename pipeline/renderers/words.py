@@ -17,7 +17,7 @@ import numpy as np
 from data_specs.records import Box, Reason
 from data_specs.sections import PageStyle
 from pipeline.png import grey_plane
-from pipeline.renderers import Unreadable
+from pipeline.renderers import UnreadableError
 
 CONTRAST = 16  # least difference of two values of 255 under a word that can be seen
 AROUND = 0.3  # least share of another colour around a word in the paper's own
@@ -289,12 +289,12 @@ def page_scale(width: float, height: float, style: PageStyle) -> float:
     """Pixels a point at which a page of so many points is drawn: those of style.dpi, or that fit it into style.fit.
 
     Raises:
-        Unreadable: it is empty, or has more pixels than allowed.
+        UnreadableError: it is empty, or has more pixels than allowed.
     """
     scale = style.dpi / POINTS
     if style.fit and width > 0 and height > 0:
         scale = min(style.fit[0] / width, style.fit[1] / height)
     if width <= 0 or height <= 0 or width * height * scale**2 > style.max_pixels:
         size = f"{width * scale:.0f}x{height * scale:.0f}"
-        raise Unreadable(Reason.TOO_LARGE, f"a page of {size} px; render.pages.max_pixels is {style.max_pixels}")
+        raise UnreadableError(Reason.TOO_LARGE, f"a page of {size} px; render.pages.max_pixels is {style.max_pixels}")
     return scale

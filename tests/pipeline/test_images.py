@@ -11,7 +11,7 @@ from PIL import Image
 
 from data_specs.records import Reason
 from data_specs.sections import Limits
-from pipeline.renderers import Unreadable
+from pipeline.renderers import UnreadableError
 from pipeline.renderers.images import render_image
 from tokenize_jobs.views import random_view
 
@@ -59,14 +59,14 @@ def test_a_whole_image_is_cut_anywhere_along_its_long_side(shape: tuple[int, int
 
 @pytest.mark.parametrize("mode", ["I", "F"])
 def test_pixels_that_eight_bits_cannot_hold_are_refused(mode: str) -> None:
-    with pytest.raises(Unreadable) as caught:
+    with pytest.raises(UnreadableError) as caught:
         crop(encoded(RGB.convert("L").convert(mode), "TIFF"), formats=["TIFF"])
     assert (caught.value.reason, caught.value.detail) == (Reason.MODE_NOT_ALLOWED, f"TIFF of mode {mode}")
 
 
 @pytest.mark.parametrize("kind", ["TIFF", "GIF", "PPM", "ICO", "EPS", "PDF", "JPEG2000", "AVIF", "DDS", "PCX"])
 def test_formats_that_the_spec_does_not_name_are_not_opened(kind: str) -> None:
-    with pytest.raises(Unreadable) as caught:
+    with pytest.raises(UnreadableError) as caught:
         crop(encoded(RGB, kind))
     reason = Reason.NOT_AN_IMAGE if kind == "PDF" else Reason.FORMAT_NOT_ALLOWED
     assert (caught.value.reason, caught.value.detail) == (reason, "begins with b'%PDF-1.4'" if kind == "PDF" else kind)
@@ -76,7 +76,7 @@ def test_no_interpreter_is_looked_for(shared: Path, monkeypatch: pytest.MonkeyPa
     looked = list[tuple[object, ...]]()
     monkeypatch.setattr("shutil.which", lambda *names, **_: looked.append(names))
     monkeypatch.setattr("subprocess.Popen", lambda *names, **_: looked.append(names))
-    with pytest.raises(Unreadable) as caught:
+    with pytest.raises(UnreadableError) as caught:
         crop((shared / "cases/misc/eps_as.jpg").read_bytes())
     assert (caught.value.reason, caught.value.detail, looked) == (Reason.FORMAT_NOT_ALLOWED, "EPS", [])
 
@@ -107,5 +107,5 @@ def test_exif_orientation_is_left_aside_as_by_the_authors() -> None:
     ],
 )
 def test_what_cannot_be_read_has_a_reason(data: bytes, reason: str) -> None:
-    with pytest.raises(Unreadable, match=reason):
+    with pytest.raises(UnreadableError, match=reason):
         crop(data)

@@ -11,7 +11,7 @@ from PIL import Image
 
 from data_specs.sections import Filters, PageStyle, Render
 from data_specs.sources import TypesetSource
-from pipeline.renderers import Lost
+from pipeline.renderers import NoPicture
 from pipeline.renderers.pages import ENGINES, render_pdf
 
 
@@ -45,7 +45,7 @@ def test_pages_of_all_sizes_are_fitted_into_one(width: int, height: int, engine:
         {"sources": [{"kind": "arxiv"}], "pages": style, "crop_size": 1260, "filters": {"min_ink": 0}}
     )
     (crop,) = render_pdf(document.tobytes(), "a", render, 0, 1260)
-    assert not isinstance(crop, Lost) and crop.image.shape == (1260, 1260, 3)
+    assert not isinstance(crop, NoPicture) and crop.image.shape == (1260, 1260, 3)
     left, top, right, bottom = crop.about["box"]
     assert 0 <= left <= right <= 1261 and 0 <= top <= bottom <= 1783
 
@@ -58,7 +58,7 @@ def test_crops_are_reduced_by_the_filter_that_the_spec_says() -> None:
         style = {"dpi": 72, "engines": ["mupdf"], "crops": 1, "reduction": reduction}
         tree = {"sources": [{"kind": "arxiv"}], "pages": style, "crop_size": 256, "filters": {"min_ink": 0}}
         (made,) = render_pdf(document.tobytes(), "a", Render.model_validate(tree), 0, size)
-        assert not isinstance(made, Lost)
+        assert not isinstance(made, NoPicture)
         return Image.fromarray(made.image)
 
     whole = crop(256, "bicubic")
@@ -87,8 +87,8 @@ def test_scanned_pages_and_other_scripts_are_filtered_where_the_spec_says_so(eng
             filters=Filters.model_validate(filters),
         )
         made = list(render_pdf(document.tobytes(), "it", render, seed=0, size=64))
-        assert len(made) == 4 and all(part.reason.kind == "filtered" for part in made if isinstance(part, Lost))
-        return {part.suffix: part.reason for part in made if isinstance(part, Lost)}
+        assert len(made) == 4 and all(part.reason.kind == "filtered" for part in made if isinstance(part, NoPicture))
+        return {part.suffix: part.reason for part in made if isinstance(part, NoPicture)}
 
     assert lost() == {}
     assert lost(scripts=["LATIN"]) == {"-p0001": "mostly in another script"}

@@ -8,7 +8,7 @@ import pytest
 from data_specs.records import Reason
 from data_specs.sections import TextStyle
 from data_specs.spec import load_spec
-from pipeline.renderers import Lost, Picture
+from pipeline.renderers import NoPicture, Picture
 from pipeline.renderers.text import Format, render_text
 from pipeline.truth import shares
 
@@ -116,7 +116,7 @@ def test_a_table_wider_than_its_column_takes_the_whole_width() -> None:
 )
 def test_what_cannot_be_drawn_is_lost_with_its_reason(text: str, reason: Reason) -> None:
     [lost] = render_text(text, "it", TextStyle(), 0, 512, 384)
-    assert isinstance(lost, Lost) and lost.reason == reason
+    assert isinstance(lost, NoPicture) and lost.reason == reason
 
 
 def test_a_plain_passage_ends_before_a_word_that_is_too_wide() -> None:

@@ -13,7 +13,7 @@ from made_pages import Made, made_pages, vertical
 from data_specs.records import Reason
 from data_specs.sections import Filters, PageStyle, Render
 from data_specs.sources.typeset import TypesetSource
-from pipeline.renderers import Lost, Picture
+from pipeline.renderers import NoPicture, Picture
 from pipeline.renderers.pages import ENGINES, render_pdf
 from pipeline.renderers.words import BREAK, Page, gather, letters
 from pipeline.truth import shares
@@ -66,7 +66,7 @@ def test_cases_have_their_boxes_on_the_ink(shared: Path, name: str, number: int,
     assert truth.ink_outside <= 0.02
 
 
-def pictures(data: bytes, engines: list[str], size: int = 64, **render: object) -> list[Picture | Lost]:
+def pictures(data: bytes, engines: list[str], size: int = 64, **render: object) -> list[Picture | NoPicture]:
     """What a PDF gives at one crop a page and 72 dpi."""
     source = TypesetSource(kind="typeset", documents=1)
     style = PageStyle.model_validate({"dpi": 72, "crops": 1, "engines": engines})
@@ -84,8 +84,8 @@ def pictures(data: bytes, engines: list[str], size: int = 64, **render: object) 
 )
 def test_a_bad_page_costs_one_page(shared: Path, name: str, engines: list[str], became: list[str]) -> None:
     made = pictures((shared / f"cases/pdf/{name}.pdf").read_bytes(), engines)
-    assert [one.reason if isinstance(one, Lost) else one.about["engine"].split()[0] for one in made] == became
-    assert all(one.detail for one in made if isinstance(one, Lost))
+    assert [one.reason if isinstance(one, NoPicture) else one.about["engine"].split()[0] for one in made] == became
+    assert all(one.detail for one in made if isinstance(one, NoPicture))
 
 
 @both
@@ -130,7 +130,7 @@ def test_vertical_writing_is_marked_and_can_be_filtered(engine: str) -> None:
     [kept] = pictures(vertical(), [engine])
     [dropped] = pictures(vertical(), [engine], filters=Filters(untrusted="drop"))
     assert isinstance(kept, Picture) and kept.about["trusted"] is False
-    assert isinstance(dropped, Lost) and dropped.reason == Reason.UNTRUSTED_WORDS
+    assert isinstance(dropped, NoPicture) and dropped.reason == Reason.UNTRUSTED_WORDS
 
 
 @both
