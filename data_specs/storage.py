@@ -226,7 +226,7 @@ def create_from_file(path: Path, uri: str) -> bool:
 
 @_verb
 def decides_who_creates(uri: str) -> bool:
-    """Whether the storage refuses one of two simultaneous `create_*` of a name in this folder; else the last one wins."""
+    """Whether the storage refuses one of two simultaneous `create_*` of a name here; else the last one wins."""
     return local_files.decides_who_creates(uri)
 
 
