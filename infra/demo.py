@@ -19,7 +19,15 @@ from train.evaluation.summary import summarise
 
 
 def run_all(spec: Spec, root: str, workers: Workers, ranks: int) -> None:
-    """Runs every stage and says what came of it; stages that are done are passed over."""
+    """Runs every stage and says what came of it; stages that are done are passed over.
+
+    Raises:
+        ValueError: before any work, where the tokenizer is to learn by LPIPS and its weights are not there.
+    """
+    from tokenize_jobs.networks import lpips_of
+
+    if not storage.exists(storage.join(root, "tokenizer", "tokenizer.safetensors")):
+        lpips_of(spec, root)
     took = dict[str, float]()
     for stage in registered():
         if stage.in_run:

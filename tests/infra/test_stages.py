@@ -12,8 +12,11 @@ from sets import contents, render_here, text_spec, write_texts
 import infra.stages  # noqa: F401
 from data_specs import open_shards
 from data_specs.manifest import read_manifest
+from data_specs.spec import load_spec
 from data_specs.verify import verify_set
+from infra.demo import run_all
 from pipeline.stages import registered
+from pipeline.workers import Workers
 
 HERE = Path(__file__).parent
 DND = "import word_count, infra.cli; infra.cli.main()"  # the one line, and the command
@@ -37,6 +40,13 @@ def test_stages_stand_behind_what_they_read() -> None:
     assert {"render", "train-tokenizer", "tokenize", "train", "sample", "decode", "reconstruct"} <= set(names)
     for stage in registered():
         assert all(names.index(read) < names.index(stage.name) for read in stage.reads)
+
+
+def test_all_stages_are_refused_before_any_where_lpips_has_no_weights(tmp_path: Path) -> None:
+    spec = load_spec("imagenet_16x16x2", ["tokenizer.lpips_weights=absent"])
+    with pytest.raises(ValueError, match="absent"):
+        run_all(spec, str(tmp_path / "root"), Workers(), 1)
+    assert not (tmp_path / "root").exists()
 
 
 def test_the_readme_has_a_row_for_each_stage() -> None:
