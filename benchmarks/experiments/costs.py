@@ -1,0 +1,84 @@
+"""What an arm costs: FLOPs by formula, milliseconds of one core in turns with the other arms."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Sequence
+from statistics import median
+from typing import NamedTuple
+
+import torch
+
+from data_specs import storage
+from data_specs.spec import Spec
+from tokenize_jobs.device import multiplies_bfloat16, pick_device
+from train.engine import build_optimizer, config_of
+from train.flops import image_flops
+from train.linear import packed
+from train.model import DnDTransformer
+from train.sampling import sample_codes
+from train.weights import load_transformer
+
+DRAWN = 32  # images at a time
+
+
+class Cost(NamedTuple):
+    """FLOPs of the whole training; CPU milliseconds of a step and of an image drawn."""
+
+    flops: float
+    step_ms: float
+    image_ms: float
+
+
+def measure(arms: Sequence[tuple[Spec, str]], rounds: int) -> list[Cost]:
+    """The costs of arms, each a spec and the root where it was trained; medians of rounds in turns on one thread."""
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    try:
+        steps = in_turns([_step_of(spec) for spec, _ in arms], rounds)
+        images = in_turns([_drawing_of(root) for _, root in arms], rounds)
+    finally:
+        torch.set_num_threads(threads)
+    return [
+        Cost(training_flops(spec), 1000 * step, 1000 * image / DRAWN)
+        for (spec, _), step, image in zip(arms, steps, images, strict=True)
+    ]
+
+
+def training_flops(spec: Spec) -> float:
+    """FLOPs of a training, forward and backward."""
+    return spec.train.steps * spec.train.batch_size * image_flops(config_of(spec))
+
+
+def in_turns(works: Sequence[Callable[[], object]], rounds: int) -> list[float]:
+    """Median CPU seconds of each work over some rounds in turns, after one that does not count."""
+    times: list[list[float]] = [[] for _ in works]
+    for number in range(rounds + 1):
+        for place, work in enumerate(works):
+            started = time.process_time()
+            work()
+            if number:
+                times[place].append(time.process_time() - started)
+    return [median(of) for of in times]
+
+
+def _step_of(spec: Spec) -> Callable[[], object]:
+    """Forward, backward and AdamW of a batch of random codes, in the type that the training takes."""
+    narrow = spec.train.dtype == "bfloat16" or (spec.train.dtype == "auto" and multiplies_bfloat16(pick_device()))
+    model = DnDTransformer(config_of(spec)).to(torch.bfloat16 if narrow else torch.float32).train()
+    optimizer, batch = build_optimizer(model, spec), spec.train.batch_size
+    codes = torch.randint(spec.codes.codebook_size, (batch, model.config.num_positions, model.config.depth))
+    classes = torch.zeros(batch, dtype=torch.int64)
+
+    def step() -> None:
+        optimizer.zero_grad(set_to_none=True)
+        model(codes, classes, return_loss=True).mean().backward()
+        optimizer.step()
+
+    return step
+
+
+def _drawing_of(root: str) -> Callable[[], object]:
+    """Codes of DRAWN images from the trained model."""
+    model = packed(load_transformer(storage.join(root, "transformer")))
+    return lambda: sample_codes(model, [0] * DRAWN)
