@@ -17,7 +17,7 @@ import yaml
 from pydantic import Field, ValidationError
 
 from data_specs import storage
-from data_specs.parts import Part
+from data_specs.sections import Section
 from data_specs.spec import Spec, load_spec
 
 Keys = dict[str, Any]  # dotted key of the spec -> value
@@ -25,7 +25,7 @@ STAGES = ("train-tokenizer", "tokenize", "train")
 FIRST = {"shape": "train-tokenizer", "tokenizer": "train-tokenizer", "tokenize": "tokenize"}  # that reads a part
 
 
-class Experiment(Part):
+class Experiment(Section):
     """What a file of examples/experiments says."""
 
     title: str = Field(description="what is compared")
