@@ -9,6 +9,7 @@ has begun stands in memory that both see.
 from __future__ import annotations
 
 import ctypes
+import gc
 import importlib
 import os
 import resource
@@ -235,7 +236,9 @@ def main() -> None:
     descriptor, counter, function = sys.argv[1:]
     module, _, name = function.partition(":")
     shared.append(mmap(int(counter), 16))
-    _serve(Connection(int(descriptor)), shared[0], getattr(importlib.import_module(module), name))
+    called = getattr(importlib.import_module(module), name)
+    gc.freeze()  # what was imported stays: no collection need look at it again
+    _serve(Connection(int(descriptor)), shared[0], called)
 
 
 if __name__ == "__main__":

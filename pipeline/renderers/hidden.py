@@ -7,7 +7,8 @@ from collections.abc import Callable, Mapping
 
 import numpy as np
 
-from pipeline.renderers.words import CONTRAST, share
+from pipeline.renderers.marks import MARK
+from pipeline.renderers.words import share
 
 SHARED = 0.1  # share of the smaller box from which words stand in one place
 DRAWINGS = 8  # most that a page costs
@@ -20,7 +21,7 @@ def in_one_place(texts: list[str], boxes: np.ndarray) -> list[int]:
     """Numbers of the words, boxes float [n, 4], that share their place with another word."""
     found = set[int]()
     for start in range(0, len(texts), ROWS):
-        for some, other in _meeting(boxes[start : start + ROWS], boxes):
+        for some, other in meeting(boxes[start : start + ROWS], boxes):
             near = (
                 texts[start + some] != texts[other]
                 and share(boxes[start + some].tolist(), boxes[other].tolist()) > SHARED
@@ -49,12 +50,12 @@ def _apart(numbers: list[int], boxes: Mapping[int, np.ndarray]) -> list[int]:
     """Some of the numbers whose boxes do not meet, the first among them."""
     taken = list[int]()
     for number in numbers:
-        if not (taken and _meeting(boxes[number][None], np.array([boxes[other] for other in taken]))):
+        if not (taken and meeting(boxes[number][None], np.array([boxes[other] for other in taken]))):
             taken.append(number)
     return taken
 
 
-def _meeting(some: np.ndarray, boxes: np.ndarray) -> list[list[int]]:
+def meeting(some: np.ndarray, boxes: np.ndarray) -> list[list[int]]:
     """Pairs of the numbers of boxes [k, 4] and [n, 4] that have an area in common."""
     left, top, right, bottom = some.T[:, :, None]
     meet = (left < boxes[:, 2]) & (boxes[:, 0] < right) & (top < boxes[:, 3]) & (boxes[:, 1] < bottom)
@@ -65,4 +66,4 @@ def _meeting(some: np.ndarray, boxes: np.ndarray) -> list[list[int]]:
 def _differ(image: np.ndarray, other: np.ndarray, box: np.ndarray) -> bool:
     x0, y0, x1, y1 = (max(0, int(value)) for value in (box[0] - 1, box[1] - 1, box[2] + 2, box[3] + 2))
     before, after = (one[y0:y1, x0:x1].astype(np.int16) for one in (image, other))
-    return bool((np.abs(before - after) >= CONTRAST).any())
+    return bool((np.abs(before - after) >= MARK).any())

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Container, Iterator
 from contextlib import contextmanager
 from functools import partial
 from typing import Any
@@ -11,22 +11,24 @@ import numpy as np
 import pymupdf
 from pymupdf import mupdf
 
-from data_specs.records import Reason
+from data_specs.records import Box, Reason
 from data_specs.sections import PageStyle
 from pipeline.png import in_one_plane
 from pipeline.renderers import UnreadableError, short
+from pipeline.renderers.hidden import in_one_place, meeting, unmarked
+from pipeline.renderers.left_out import EVERY_TEXT, TextLeftOut
+from pipeline.renderers.marks import CONTRAST, Marks, is_pale, paper
 from pipeline.renderers.words import (
     BREAK,
-    CONTRAST,
+    GAP,
     Character,
     Page,
     ReadPage,
     Words,
     gather,
-    is_pale,
     page_scale,
-    paper,
     share_under,
+    tracking,
     visible,
 )
 
@@ -34,7 +36,7 @@ NAME = f"PyMuPDF {pymupdf.__version__}"
 ERRORS = (RuntimeError, ValueError, IndexError, mupdf.FzErrorBase)
 FLAGS = pymupdf.TEXT_PRESERVE_WHITESPACE | pymupdf.TEXT_PRESERVE_LIGATURES | pymupdf.TEXT_ACCURATE_BBOXES
 EVERYWHERE = (-1e6, -1e6, 1e6, 1e6)
-_PAINTED = mupdf.FZ_STEXT_FILLED | mupdf.FZ_STEXT_STROKED | mupdf.FZ_STEXT_CLIPPED
+_PAINTED = mupdf.FZ_STEXT_FILLED | mupdf.FZ_STEXT_STROKED
 
 
 @contextmanager
@@ -68,26 +70,62 @@ def _read_page(document: Any, number: int, style: PageStyle) -> Page:
     page = document[number]
     width, height = page.rect.width, page.rect.height
     scale = page_scale(width, height, style)
-    drawing = page.get_displaylist()  # interpreted once, for the picture and for the words
+    drawing = page.get_displaylist()  # interpreted once, for the pictures and for the words
     image = draw(drawing, scale)
-    words, pictured = read(drawing, image, scale), 0.0
+    ground, texts = draw_without(drawing, scale, EVERY_TEXT)
+    marks = Marks.of(image, ground)
+    words, pictured = read(drawing, image, marks, scale), 0.0
+    if found := _hidden(drawing, texts, words, image, scale):
+        words = read(drawing, image, marks, scale, found)
     if not words.texts:
         pictures = pymupdf.TextPage(drawing.get_textpage(pymupdf.TEXT_PRESERVE_IMAGES)).extractIMGINFO()
         pictured = share_under((picture["bbox"] for picture in pictures), width * height)
-    return Page(image, words, bool(document.is_repaired), pictured)
+    return Page(image, words, marks, bool(document.is_repaired), pictured)
 
 
 def draw(drawing: pymupdf.DisplayList, scale: float) -> np.ndarray:
     """The picture of a display list, uint8 [H, W, 3]."""
-    pixmap = drawing.get_pixmap(pymupdf.Matrix(scale, scale), pymupdf.csRGB, 0)
+    return _pixels(drawing.get_pixmap(pymupdf.Matrix(scale, scale), pymupdf.csRGB, 0))
+
+
+def draw_without(drawing: pymupdf.DisplayList, scale: float, left_out: Container[int]) -> tuple[np.ndarray, list[Box]]:
+    """The same without some of its texts, by their numbers, and the bounds of all of them."""
+    matrix = mupdf.FzMatrix(scale, 0, 0, scale, 0, 0)
+    area = mupdf.fz_transform_rect(mupdf.fz_bound_display_list(drawing.this), matrix)
+    colours = mupdf.FzColorspace(pymupdf.csRGB)
+    pixmap = mupdf.fz_new_pixmap_with_bbox(colours, mupdf.fz_round_rect(area), mupdf.FzSeparations(), 0)
+    mupdf.fz_clear_pixmap_with_value(pixmap, 255)
+    device = TextLeftOut(mupdf.fz_new_draw_device(matrix, pixmap), left_out)
+    device.run(drawing)
+    return _pixels(pymupdf.Pixmap("raw", pixmap)), device.bounds
+
+
+def _pixels(pixmap: pymupdf.Pixmap) -> np.ndarray:
     return in_one_plane(np.frombuffer(pixmap.samples, np.uint8).reshape(pixmap.height, pixmap.width, 3))
 
 
-def read(drawing: pymupdf.DisplayList, image: np.ndarray, scale: float) -> Words:
-    """The words that can be seen of a display list in its picture."""
-    whole, clipped = _text(drawing, FLAGS), _text(drawing, FLAGS | pymupdf.TEXT_CLIP)
-    words = _visible(whole, image, scale)
-    return words if whole.extractText() == clipped.extractText() else words.clipped_to(_visible(clipped, image, scale))
+def read(
+    drawing: pymupdf.DisplayList, image: np.ndarray, marks: Marks, scale: float, left_out: Container[int] = ()
+) -> Words:
+    """The words that can be seen of a display list in its picture, without some of its texts."""
+    blocks = _text(drawing, FLAGS, left_out).extractRAWDICT()["blocks"]
+    lines = [line for block in blocks for line in block.get("lines", ())]
+    characters = list(_characters(lines, paper(image)))
+    tight = tracking(characters)
+    glyphs = gather(char for number, char in enumerate(characters) if number not in tight)
+    upright = sum(len(line["spans"]) * (1 - 2 * line["wmode"]) for line in lines)
+    height, width = image.shape[:2]
+    return visible(glyphs._replace(boxes=glyphs.boxes * scale), marks, (width, height), doubtful=upright < 0)
+
+
+def _hidden(drawing: pymupdf.DisplayList, texts: list[Box], words: Words, image: np.ndarray, scale: float) -> set[int]:
+    """Numbers of the texts that stand where others do and leave no mark there: what was covered and written over."""
+    doubtful = words.boxes[in_one_place(words.texts, words.boxes)]
+    if not len(doubtful):
+        return set()
+    boxes = dict(enumerate(np.array(texts) * scale))
+    near = {number: box for number, box in boxes.items() if meeting(box[None], doubtful)}
+    return unmarked(near, image, lambda left_out: draw_without(drawing, scale, left_out)[0])
 
 
 def is_clipped(drawing: pymupdf.DisplayList) -> bool:
@@ -95,32 +133,33 @@ def is_clipped(drawing: pymupdf.DisplayList) -> bool:
     return len({_text(drawing, FLAGS | clip).extractText() for clip in (0, pymupdf.TEXT_CLIP)}) > 1
 
 
-def _text(drawing: pymupdf.DisplayList, flags: int) -> pymupdf.TextPage:
+def _text(drawing: pymupdf.DisplayList, flags: int, left_out: Container[int] = ()) -> pymupdf.TextPage:
     """The text of a display list, also what lies off the page."""
     options, everywhere = mupdf.FzStextOptions(), mupdf.FzRect(*EVERYWHERE)
     options.flags = flags
     page = pymupdf.TextPage(everywhere)
     device = mupdf.fz_new_stext_device(page.this, options)
-    mupdf.fz_run_display_list(drawing.this, device, mupdf.FzMatrix(), everywhere, mupdf.FzCookie())
-    mupdf.fz_close_device(device)
+    if left_out:
+        TextLeftOut(device, left_out).run(drawing)
+    else:
+        mupdf.fz_run_display_list(drawing.this, device, mupdf.FzMatrix(), everywhere, mupdf.FzCookie())
+        mupdf.fz_close_device(device)
     return page
 
 
-def _visible(page: pymupdf.TextPage, image: np.ndarray, scale: float) -> Words:
-    lines = [line for block in page.extractRAWDICT()["blocks"] for line in block.get("lines", ())]
-    glyphs = gather(_characters(lines, paper(image)))
-    upright = sum(len(line["spans"]) * (1 - 2 * line["wmode"]) for line in lines)
-    return visible(glyphs._replace(boxes=glyphs.boxes * scale), image, doubtful=upright < 0)
-
-
 def _characters(lines: list[dict[str, Any]], ground: tuple[int, int, int]) -> Iterator[Character]:
-    """Characters that are painted, with a break after each line."""
+    """Characters that are painted, with a break after each line, and gaps where MuPDF sees the space between words."""
     for line in lines:
         for span in line["spans"]:
-            if span["alpha"] >= CONTRAST and span["char_flags"] & _PAINTED:
+            if _is_painted(span["alpha"], span["char_flags"]):
                 pale = is_pale(pymupdf.sRGB_to_rgb(span["color"]), ground)
                 for char in span["chars"]:
-                    yield char["c"], char["bbox"], pale
+                    yield GAP if char["synthetic"] else (char["c"], char["bbox"], pale)
             else:
                 yield BREAK
         yield BREAK
+
+
+def _is_painted(alpha: int, flags: int) -> bool:
+    """Whether text is filled or outlined and not transparent, or the shape through which something else is seen."""
+    return bool(flags & mupdf.FZ_STEXT_CLIPPED) or (alpha >= CONTRAST and bool(flags & _PAINTED))

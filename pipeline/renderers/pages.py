@@ -128,7 +128,7 @@ def _crops(
     for number in range(style.crops):
         left, top = rng.randint(0, width - cut), rng.randint(0, height - cut)
         crop = image[top : top + cut, left : left + cut]
-        words = page.words.within(left, top, crop)
+        words = page.words.within(left, top, cut, cut, page.marks)
         if len(words.texts) - words.cut.sum() < style.min_words:
             yield NoPicture(f"{suffix}-c{number:02d}", Reason.TOO_FEW_WORDS)
             continue

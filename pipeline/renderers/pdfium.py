@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import ctypes
+import io
+import re
 from collections.abc import Iterator
 from contextlib import contextmanager
 from functools import partial
@@ -17,8 +19,10 @@ from data_specs.sections import PageStyle
 from pipeline.png import in_one_plane
 from pipeline.renderers import UnreadableError, short
 from pipeline.renderers.hidden import in_one_place, unmarked
+from pipeline.renderers.marks import MARK, Marks, differ, is_pale, paper
 from pipeline.renderers.words import (
     BREAK,
+    GAP,
     UNKNOWN,
     UNTRUSTED,
     Character,
@@ -26,31 +30,32 @@ from pipeline.renderers.words import (
     ReadPage,
     Words,
     gather,
-    is_pale,
     page_scale,
-    paper,
     share_under,
+    tracking,
     visible,
 )
 
 NAME = f"pypdfium2 {pypdfium2.version.PYPDFIUM_INFO}"
 ERRORS = (pypdfium2.PdfiumError, ValueError)
 DEPTH = 15  # forms within forms that are looked into
+_USER_UNIT, _STREAM = re.compile(rb"/UserUnit\s*([0-9.]+)"), re.compile(rb"stream\r?\n.*?endstream", re.DOTALL)
 FINE = 1 << 20  # device units a side, where PDFium gives whole numbers
 
 
 class _Text(NamedTuple):
     """A text object that is painted: its place in the order of painting, its handle, whether it has the paper's own
-    colour, and whether its letters stand upright in the page's space."""
+    colour, whether its letters stand upright in the page's space, and whether they are a shape to see through."""
 
     rank: int
     handle: Any
     pale: bool
     upright: bool
+    clips: bool
 
 
 _Placed = tuple[_Text, Character]
-_NONE = _Text(0, None, False, False)
+_NONE = _Text(0, None, False, False, False)
 
 
 @contextmanager
@@ -75,13 +80,44 @@ def _page(document: Any, number: int, style: PageStyle) -> Page:
         raw.FPDFPage_Flatten(page, raw.FLAT_NORMALDISPLAY)  # what annotations say is text of the page then
         page = document[number]
     width, height = page.get_size()
-    scale = page_scale(width, height, style)
+    unit = _user_unit(document, number)
+    scale = page_scale(width * unit, height * unit, style) * unit
     image = _draw(page, scale)
-    words, pictured = _words(page, image, scale), 0.0
+    ground = paper(image)
+    texts = _texts(page, ground)
+    marks = _marks(page, list(texts.values()), image, ground, scale)
+    words, pictured = _words(page, texts, image, marks, scale), 0.0
     if not words.texts:
         pictures = page.get_objects(filter=(raw.FPDF_PAGEOBJ_IMAGE,), max_depth=DEPTH)
         pictured = share_under((picture.get_bounds() for picture in pictures), width * height)
-    return Page(image, words, False, pictured)
+    return Page(image, words, marks, False, pictured)
+
+
+def _user_unit(document: Any, number: int) -> float:
+    """The size of a page's unit in points. PDFium does not heed it, nor say it, but copies it."""
+    copy, file = pypdfium2.PdfDocument.new(), io.BytesIO()
+    copy.import_pages(document, [number])
+    copy.save(file)
+    copy.close()
+    found = _USER_UNIT.search(_STREAM.sub(b"", file.getvalue())) if b"/UserUnit" in file.getvalue() else None
+    return (float(found[1]) if found else 0) or 1.0
+
+
+def _marks(page: Any, texts: list[_Text], image: np.ndarray, ground: tuple[int, int, int], scale: float) -> Marks:
+    """The marks of text; under a shape to see through, of which PDFium draws the hole also without it, all marks."""
+    marked = differ(image, _draw_without(page, [one.handle for one in texts], scale), MARK)
+    for one in texts:
+        if one.clips:
+            [(x0, y0, x1, y1)] = _shown(page, np.array([_bounds(one.handle)]), image).clip(0).astype(int).tolist()
+            place = slice(y0, y1 + 1), slice(x0, x1 + 1)
+            marked[place] |= differ(image[place], ground, MARK)
+    return Marks(marked)
+
+
+def _bounds(handle: Any) -> Box:
+    left, bottom, right, top = (ctypes.c_float() for _ in range(4))
+    raw.FPDFPageObj_GetBounds(handle, left, bottom, right, top)
+    return left.value, bottom.value, right.value, top.value
 
 
 def _draw(page: Any, scale: float) -> np.ndarray:
@@ -89,14 +125,27 @@ def _draw(page: Any, scale: float) -> np.ndarray:
     return in_one_plane(np.ascontiguousarray(bitmap.to_numpy()[..., :3]))
 
 
-def _words(page: Any, image: np.ndarray, scale: float) -> Words:
+def _draw_without(page: Any, left_out: list[Any], scale: float) -> np.ndarray:
+    """The picture of a page without some of its objects."""
+    for handle in left_out:
+        raw.FPDFPageObj_SetIsActive(handle, False)
+    image = _draw(page, scale)
+    for handle in left_out:
+        raw.FPDFPageObj_SetIsActive(handle, True)
+    return image
+
+
+def _words(page: Any, texts: dict[int, _Text], image: np.ndarray, marks: Marks, scale: float) -> Words:
     text = page.get_textpage()
-    runs = _runs(_characters(text, _texts(page, paper(image))))
+    characters = list(_characters(text, texts))
+    tight = tracking([char for _, char in characters])
+    runs = _runs(one for number, one in enumerate(characters) if number not in tight)
     hidden = _hidden(page, runs, image, scale)
     seen = ([char for one, char in run if one.rank not in hidden] for run in runs)
     glyphs = gather(character for run in seen for character in (*run, BREAK))
     doubtful = _run_down(runs) or _guesses(text)
-    return visible(glyphs._replace(boxes=_shown(page, glyphs.boxes, image)), image, doubtful, each=True)
+    height, width = image.shape[:2]
+    return visible(glyphs._replace(boxes=_shown(page, glyphs.boxes, image)), marks, (width, height), doubtful)
 
 
 def _hidden(page: Any, runs: list[list[_Placed]], image: np.ndarray, scale: float) -> set[int]:
@@ -113,13 +162,7 @@ def _hidden(page: Any, runs: list[list[_Placed]], image: np.ndarray, scale: floa
     whole = {
         rank: np.concatenate([boxes[ranks == rank, :2].min(0), boxes[ranks == rank, 2:].max(0)]) for rank in handles
     }
-
-    def draw_without(left_out: set[int]) -> np.ndarray:
-        for rank, handle in handles.items():
-            raw.FPDFPageObj_SetIsActive(handle, rank not in left_out)
-        return _draw(page, scale)
-
-    return unmarked(whole, image, draw_without)
+    return unmarked(whole, image, lambda left_out: _draw_without(page, [handles[rank] for rank in left_out], scale))
 
 
 def _guesses(text: Any) -> bool:
@@ -133,7 +176,7 @@ def _texts(page: Any, ground: tuple[int, int, int]) -> dict[int, _Text]:
     found = page.get_objects(filter=(raw.FPDF_PAGEOBJ_TEXT,), max_depth=DEPTH)
     painted = (one.raw for one in found if _is_painted(one.raw))
     return {
-        _address(one): _Text(rank, one, is_pale(_colour(one), ground), _is_upright(one))
+        _address(one): _Text(rank, one, is_pale(_colour(one), ground), _is_upright(one), _clips(one))
         for rank, one in enumerate(painted)
     }
 
@@ -143,9 +186,11 @@ def _address(handle: Any) -> int:
 
 
 def _is_painted(handle: Any) -> bool:
-    """Whether a text object is not invisible, and not wholly outside its clip paths."""
-    mode = raw.FPDFTextObj_GetTextRenderMode(handle)
-    return mode != raw.FPDF_TEXTRENDERMODE_INVISIBLE and _meets_clip(handle)
+    return bool(raw.FPDFTextObj_GetTextRenderMode(handle) != raw.FPDF_TEXTRENDERMODE_INVISIBLE)
+
+
+def _clips(handle: Any) -> bool:
+    return bool(raw.FPDFTextObj_GetTextRenderMode(handle) == raw.FPDF_TEXTRENDERMODE_CLIP)
 
 
 def _colour(handle: Any) -> tuple[int, int, int]:
@@ -160,28 +205,6 @@ def _is_upright(handle: Any) -> bool:
     matrix = raw.FS_MATRIX()
     raw.FPDFPageObj_GetMatrix(handle, matrix)
     return bool(matrix.a > abs(matrix.b))
-
-
-def _meets_clip(handle: Any) -> bool:
-    """Whether the bounds of an object meet those of each of its clip paths."""
-    left, bottom, right, top = (ctypes.c_float() for _ in range(4))
-    raw.FPDFPageObj_GetBounds(handle, left, bottom, right, top)
-    clip = raw.FPDFPageObj_GetClipPath(handle)
-    for number in range(raw.FPDFClipPath_CountPaths(clip)):
-        segments = range(raw.FPDFClipPath_CountPathSegments(clip, number))
-        points = np.array([_point(raw.FPDFClipPath_GetPathSegment(clip, number, n)) for n in segments]).reshape(-1, 2)
-        if (
-            len(points)
-            and ((points.max(0) < (left.value, bottom.value)) | (points.min(0) > (right.value, top.value))).any()
-        ):
-            return False
-    return True
-
-
-def _point(segment: Any) -> tuple[float, float]:
-    x, y = ctypes.c_float(), ctypes.c_float()
-    raw.FPDFPathSegment_GetPoint(segment, x, y)
-    return x.value, y.value
 
 
 def _shown(page: Any, boxes: np.ndarray, image: np.ndarray) -> np.ndarray:
@@ -205,7 +228,10 @@ def _characters(text: Any, texts: dict[int, _Text]) -> Iterator[_Placed]:
     high = ""
     for index in range(raw.FPDFText_CountChars(text)):
         one = texts.get(_address(raw.FPDFText_GetTextObject(text, index)))
-        if one is None or raw.FPDFText_IsGenerated(text, index) == 1:
+        if raw.FPDFText_IsGenerated(text, index) == 1:
+            yield _NONE, GAP if raw.FPDFText_GetUnicode(text, index) == ord(" ") else BREAK
+            continue
+        if one is None:
             yield _NONE, BREAK
             continue
         char = _letter(text, index)

@@ -24,6 +24,7 @@ from data_specs.records import Reason
 from data_specs.sections import TextStyle
 from pipeline.renderers import NoPicture, Picture
 from pipeline.renderers.fonts import Fonts, characters, fonts, has_glyph
+from pipeline.renderers.marks import Marks
 from pipeline.renderers.mupdf import draw, is_clipped, read
 from pipeline.renderers.words import Words
 
@@ -180,9 +181,9 @@ def _drawn(drawing: pymupdf.DisplayList, sheet: Sheet, scale: float) -> tuple[np
     """The picture of a canvas on its background, uint8 [size, size, 3], and the words that can be seen in it."""
     if sheet.background == (255, 255, 255):
         image = draw(drawing, scale)
-        return image, read(drawing, image, scale)
+        return image, read(drawing, image, Marks.of(image, sheet.background), scale)
     pixmap = drawing.get_pixmap(pymupdf.Matrix(scale, scale), pymupdf.csRGB, alpha=1)
     pixels = np.frombuffer(pixmap.samples, np.uint8).reshape(pixmap.height, pixmap.width, 4)
     paper = np.array(sheet.background, np.uint16) * (255 - pixels[..., 3:].astype(np.uint16))
     image = pixels[..., :3] + ((paper + 127) // 255).astype(np.uint8)
-    return image, read(drawing, image, scale)
+    return image, read(drawing, image, Marks.of(image, sheet.background), scale)

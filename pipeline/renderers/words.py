@@ -8,23 +8,23 @@ from __future__ import annotations
 
 import unicodedata
 from collections import defaultdict
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from functools import lru_cache
+from itertools import pairwise
 from typing import Any, NamedTuple
 
 import numpy as np
 
 from data_specs.records import Box, Reason
 from data_specs.sections import PageStyle
-from pipeline.png import grey_plane
 from pipeline.renderers import UnreadableError
+from pipeline.renderers.marks import Marks
 
-CONTRAST = 16  # least difference of two values of 255 under a word that can be seen
-AROUND = 0.3  # least share of another colour around a word in the paper's own
-STEP = 4  # pixels between those from which the paper's colour is taken
 EDGE = 1  # pixels of a box beyond a picture's edge from which its word is cut
 SLIVER = 2  # pixels of a cut word in both directions from which it counts as seen
 OVERLAP = 0.6  # share of the smaller box from which the same letters are painted twice in one place
+TRACKED = 3  # gaps in a line from which its letters may be spaced
+SPREAD = 0.3  # of the highest letter, by which a space between words is wider than one between spaced letters
 UNKNOWN = "\ufffd"  # a glyph of which the file does not say what it means
 UNTRUSTED = 0.05  # share of unknown letters from which a page's words cannot be trusted
 POINTS = 72.0  # of an inch
@@ -34,12 +34,12 @@ _JOINERS = "\u200c\u200d"
 
 class Glyphs(NamedTuple):
     """What an engine found: words in reading order, where each begins among the glyphs, boxes float [m, 4] of these
-    (x0, y0, x1, y1), and which words have the paper's own colour."""
+    (x0, y0, x1, y1), and which of them may have no mark in their box though they are seen: accents, unknown ones."""
 
     texts: list[str]
     starts: list[int]
     boxes: np.ndarray
-    pale: list[bool]
+    slight: list[bool]
 
     def word_boxes(self) -> np.ndarray:
         """Boxes float [n, 4] of the words."""
@@ -68,26 +68,26 @@ class Words(NamedTuple):
     across: np.ndarray
     trusted: bool = True
 
-    def within(self, left: int, top: int, image: np.ndarray, pale: list[bool] | None = None) -> Words:
-        """Those of which something lies in a piece uint8 [H, W, 3] of the picture, in its pixels, clipped to it.
+    def within(self, left: int, top: int, width: int, height: int, marks: Marks) -> Words:
+        """Those of which something is seen in a piece of the picture, in pixels of the piece, clipped to it.
 
         Args:
-            pale: which of them have the paper's own colour; with it every one is looked for, not only those at edges.
+            marks: those of text on the whole picture.
         """
-        height, width = image.shape[:2]
         moved = self.boxes - (left, top, left, top)
-        boxes, marks = np.clip(moved, 0, (width, height, width, height)), Marks(image)
+        boxes = np.clip(moved, 0, (width, height, width, height))
         beyond = np.abs(moved - boxes) > EDGE
-        least = np.where(beyond.any(axis=1), SLIVER, 0)[:, None]
+        at_edge = beyond.any(axis=1)
+        least = np.where(at_edge, SLIVER, 0)[:, None]
         reach = np.asarray((boxes[:, 2:] - boxes[:, :2] >= least).all(axis=1))
-        doubtful = beyond.any(axis=1) if pale is None else np.ones(len(boxes), bool)
-        for n in np.flatnonzero(reach & doubtful).tolist():
-            reach[n] = marks.under(boxes[n], pale is not None and pale[n])
+        inside = boxes + (left, top, left, top) + beyond * (1, 1, -1, -1)  # a cell begun beyond the edge does not count
+        reach[at_edge] &= marks.under(inside[at_edge])
         along = np.where(self.across[:, None], (True, False, True, False), (False, True, False, True))
-        cut, above = self.cut | (beyond & along).any(axis=1), beyond & ~along
-        for n in np.flatnonzero(reach & ~cut & above.any(axis=1)).tolist():
-            # boxes are as high as the font: what goes beyond may be without ink
-            cut[n] = any(marks.cross(boxes[n], side) for side in np.flatnonzero(above[n]).tolist())
+        cut = self.cut | (beyond & along).any(axis=1)
+        for n in np.flatnonzero(reach & ~cut & (beyond & ~along).any(axis=1)).tolist():
+            # boxes are as high as the font: what goes beyond may be without a mark
+            sides, at = np.flatnonzero(beyond[n]), boxes[n] + (left, top, left, top)
+            cut[n] = any(marks.on_line(at.tolist(), side) for side in sides.tolist())
         return self._replace(boxes=boxes, cut=cut).only(np.flatnonzero(reach).tolist())
 
     def without_twins(self) -> Words:
@@ -120,29 +120,20 @@ class Words(NamedTuple):
             "trusted": self.trusted,
         }
 
-    def clipped_to(self, left: Words) -> Words:
-        """Those of which something is left where characters are clipped away; a word that is not whole is cut."""
-        whole = set(zip(left.texts, map(tuple, left.boxes)))
-        cut = np.array([word not in whole for word in zip(self.texts, map(tuple, self.boxes))], dtype=bool)
-        kept = [n for n, text in enumerate(self.texts) if not cut[n] or left.holds_part_of(text, tuple(self.boxes[n]))]
-        return self._replace(cut=self.cut | cut).only(kept)
-
-    def holds_part_of(self, text: str, box: Box) -> bool:
-        """Whether one of these is a piece of a word at a place."""
-        return any(part in text and share(at, box) > 0 for part, at in zip(self.texts, self.boxes.tolist()))
-
 
 class Page(NamedTuple):
-    """A rendered page: uint8 [H, W, 3], its words, and what the engine says of it."""
+    """A rendered page: uint8 [H, W, 3], its words, the marks of its text, and what the engine says of it."""
 
     image: np.ndarray
     words: Words
+    marks: Marks
     repaired: bool
     pictured: float  # share of the page under its largest picture; 0 where it has words
 
 
 Character = tuple[str, Box, bool]  # what the file calls it, its box, and whether it has the paper's own colour
-BREAK: Character = (" ", (0.0, 0.0, 0.0, 0.0), False)
+BREAK: Character = ("\n", (0.0, 0.0, 0.0, 0.0), False)  # no word goes on behind it
+GAP: Character = ("\t", (0.0, 0.0, 0.0, 0.0), False)  # a distance that the engine takes for a space
 ReadPage = Callable[[int, PageStyle], Page]  # of a page's number
 
 
@@ -166,17 +157,45 @@ def letters(char: str) -> str:
     return "" if unmarked else char
 
 
+def tracking(characters: Sequence[Character]) -> set[int]:
+    """Numbers of those gaps that only space the letters of words: nearly equal ones between all letters of a line."""
+    breaks = [-1, *(n for n, char in enumerate(characters) if char is BREAK), len(characters)]
+    return {gap for start, stop in pairwise(breaks) for gap in _tracking_of(characters, range(start + 1, stop))}
+
+
+def _tracking_of(characters: Sequence[Character], line: range) -> list[int]:
+    gaps = [n for n in line[1:-1] if characters[n] is GAP]
+    if len(gaps) < TRACKED:
+        return []
+    gaps = [n for n in gaps if _is_letter(characters[n - 1]) and _is_letter(characters[n + 1])]
+    if len(gaps) < TRACKED or any(_is_letter(characters[n]) and _is_letter(characters[n + 1]) for n in line[:-1]):
+        return []
+    widths = np.array([_distance(characters[n - 1][1], characters[n + 1][1]) for n in gaps])
+    height = max(max(x1 - x0, y1 - y0) for _, (x0, y0, x1, y1), _ in characters[line.start : line.stop])
+    near = widths < np.median(widths) + SPREAD * height
+    return [gap for gap, one in zip(gaps, near.tolist(), strict=True) if one]
+
+
+def _is_letter(char: Character) -> bool:
+    return char[0].isalpha()
+
+
+def _distance(a: Box, b: Box) -> float:
+    """Between two boxes side by side or one above the other."""
+    return max(b[0] - a[2], a[0] - b[2], b[1] - a[3], a[1] - b[3])
+
+
 def gather(characters: Iterable[Character]) -> Glyphs:
     """Words from characters in reading order.
 
     White space parts words, and so does a change between the paper's own colour and another one; a character that is
     painted twice in a row counts once.
     """
-    texts, starts, boxes, pales = list[str](), list[int](), list[Box](), list[bool]()
-    word, last = "", ""
+    texts, starts, boxes, slight = list[str](), list[int](), list[Box](), list[bool]()
+    word, last, was_pale = "", "", False
     for char, box, pale in characters:
         text = char if "!" <= char <= "~" else letters(char)
-        if word and (text == " " or pale != pales[-1]):
+        if word and (text == " " or pale != was_pale):
             texts.append(_finished(word))
             word = last = ""
         if text.strip() and not (text == last and share(boxes[-1], box) > OVERLAP):
@@ -184,13 +203,13 @@ def gather(characters: Iterable[Character]) -> Glyphs:
                 word = texts.pop()  # a mark that stands before its letter begins no word
             elif not word:
                 starts.append(len(boxes))
-                pales.append(pale)
             word += text
-            last = text
+            last, was_pale = text, pale
             boxes.append(box)
+            slight.append(not text.isascii() and (text == UNKNOWN or unicodedata.category(text[0])[0] == "M"))
     if word:
         texts.append(_finished(word))
-    return Glyphs(texts, starts, np.array(boxes, dtype=np.float64).reshape(-1, 4), pales)
+    return Glyphs(texts, starts, np.array(boxes, dtype=np.float64).reshape(-1, 4), slight)
 
 
 def _finished(word: str) -> str:
@@ -208,70 +227,23 @@ def share(a: Box, b: Box) -> float:
     return width * height / smaller if width > 0 and height > 0 and smaller > 0 else 0.0
 
 
-def visible(glyphs: Glyphs, image: np.ndarray, doubtful: bool, each: bool = False) -> Words:
-    """The words that can be seen in uint8 [H, W, 3]; boxes are in its pixels, clipped to it.
+def visible(glyphs: Glyphs, marks: Marks, size: tuple[int, int], doubtful: bool) -> Words:
+    """The words of which a letter leaves a mark on a picture; those with letters that leave none are cut.
 
     Args:
+        glyphs: with boxes in pixels of the picture.
+        marks: of the text on it.
+        size: width and height of the picture, to which boxes are clipped.
         doubtful: whether the engine found vertical writing, or did not know letters that it gave.
-        each: whether every glyph is looked at, not only every word: some may be clipped away.
     """
     if not glyphs.texts:
         return Words([], np.zeros((0, 4)), np.zeros(0, bool), np.zeros(0, bool))
-    cut = np.zeros(len(glyphs.texts), bool)
-    if each:
-        marks = Marks(image)
-        seen = np.array([marks.under(box) for box in glyphs.boxes])
-        cut = ~np.logical_and.reduceat(seen, glyphs.starts)
-    words = (
-        Words(glyphs.texts, glyphs.word_boxes(), cut, glyphs.across()).within(0, 0, image, glyphs.pale).without_twins()
-    )
+    seen = marks.under(glyphs.boxes)
+    some = np.flatnonzero(np.logical_or.reduceat(seen, glyphs.starts)).tolist()
+    cut = ~np.logical_and.reduceat(seen | glyphs.slight, glyphs.starts)
+    words = Words(glyphs.texts, glyphs.word_boxes(), cut, glyphs.across()).only(some)
+    words = words.within(0, 0, *size, marks).without_twins()
     return words._replace(trusted=not doubtful and _are_known(words.texts))
-
-
-class Marks:
-    """What can be seen in a picture uint8 [H, W, 3]."""
-
-    def __init__(self, image: np.ndarray) -> None:
-        plane = grey_plane(image)
-        self.planes = [image[..., channel] for channel in range(3)] if plane is None else [plane]
-        self.image = image
-
-    def under(self, box: np.ndarray, pale: bool = False) -> bool:
-        """Whether anything can be seen within a pixel of a box; of a `pale` word: whether it stands on another colour
-        than the paper's."""
-        x0, y0 = max(0, int(box[0]) - 1), max(0, int(box[1]) - 1)
-        x1, y1 = max(0, int(box[2]) + 2), max(0, int(box[3]) + 2)
-        patches = [plane[y0:y1, x0:x1] for plane in self.planes]
-        if not any(patch.size and int(patch.max()) - int(patch.min()) >= CONTRAST for patch in patches):
-            return False
-        if not pale:
-            return True
-        other = (np.abs(p.astype(np.int16) - colour) >= CONTRAST for p, colour in zip(patches, paper(self.image)))
-        return any(part.mean() >= AROUND for part in other)
-
-    def cross(self, box: np.ndarray, side: int) -> bool:
-        """Whether anything can be seen on the line of pixels along a side (left, top, right, bottom) of a box."""
-        x0, y0, x1, y1 = (int(value) for value in box)
-        columns, rows = slice(x0, x1 + 1), slice(y0, y1 + 1)
-        place = (
-            (rows, slice(x0, x0 + 1)),
-            (slice(y0, y0 + 1), columns),
-            (rows, slice(x1 - 1, x1)),
-            (slice(y1 - 1, y1), columns),
-        )
-        return any(int(plane[place[side]].max()) - int(plane[place[side]].min()) >= CONTRAST for plane in self.planes)
-
-
-def paper(image: np.ndarray) -> tuple[int, int, int]:
-    """The commonest value of each channel of uint8 [H, W, 3]."""
-    some = image[::STEP, ::STEP]
-    red, green, blue = (int(np.bincount(some[..., channel].ravel()).argmax()) for channel in range(3))
-    return red, green, blue
-
-
-def is_pale(colour: tuple[int, ...], ground: tuple[int, int, int]) -> bool:
-    """Whether a colour cannot be told from the paper's."""
-    return all(abs(a - b) < CONTRAST for a, b in zip(colour, ground))
 
 
 def _are_known(texts: list[str]) -> bool:

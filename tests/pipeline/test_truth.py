@@ -105,11 +105,12 @@ def test_a_word_that_a_crop_cuts_is_marked_and_not_in_the_text(engine: str) -> N
     assert set(np.flatnonzero(about["clipped"])) <= set(np.flatnonzero(touching))
 
 
-def test_what_is_covered_and_written_over_is_not_seen_by_pdfium() -> None:
+@both
+def test_what_is_covered_and_written_over_is_not_seen(engine: str) -> None:
     lines = [b"/F1 12 Tf 30 %d Td (covered %d)" % (y, y) for y in (40, 80, 120)]
     covered = b"".join(b"BT %s Tj ET " % line for line in lines) + b"1 g 20 30 200 120 re f 0 g "
     over = b"".join(b"BT %s Tj ET " % line.replace(b"covered", b"visible") for line in lines)
-    assert whole(read(pdf_page(covered + over), "pdfium")) == ["visible", "40", "visible", "80", "visible", "120"]
+    assert whole(read(pdf_page(covered + over), engine)) == ["visible", "40", "visible", "80", "visible", "120"]
 
 
 @both

@@ -1,0 +1,91 @@
+"""Where the text of a page leaves a mark: what differs from the same page drawn without its text.
+
+One answer for text that is covered, masked, clipped away, transparent, or of the colour of what it stands on.
+"""
+
+from __future__ import annotations
+
+from typing import Self
+
+import numpy as np
+
+from pipeline.png import grey_plane
+
+CONTRAST = 16  # least difference of 255 between a colour and the paper's, and least opacity, of text that can be seen
+MARK = 8  # least difference of 255 that text makes to a pixel: of thin or tiny letters none has their whole colour
+CELL = 2  # pixels a side of a cell: marks are counted in cells
+STEP = 4  # pixels between those from which the paper's colour is taken
+
+Ground = np.ndarray | tuple[int, ...]  # what text stands on: a picture [H, W, 3], or a colour
+
+
+class Marks:
+    """Marks bool [H, W] on a picture, to be asked for many boxes at once."""
+
+    def __init__(self, marked: np.ndarray) -> None:
+        self.marked = marked
+        height, width = (-(-side // CELL) for side in marked.shape)
+        cells = np.zeros((height * CELL, width * CELL), bool)
+        cells[: marked.shape[0], : marked.shape[1]] = marked
+        cells = np.logical_or(cells[::CELL], cells[1::CELL])
+        cells = np.logical_or(cells[:, ::CELL], cells[:, 1::CELL])
+        self.sums = np.zeros((height + 1, width + 1), np.uint32)  # of all cells above and to the left
+        np.cumsum(np.cumsum(cells, 0, dtype=np.uint32), 1, out=self.sums[1:, 1:])
+
+    @classmethod
+    def of(cls, image: np.ndarray, ground: Ground) -> Self:
+        """Where a picture uint8 [H, W, 3] differs from what its text stands on."""
+        return cls(differ(image, ground, MARK))
+
+    def on_line(self, box: list[float], side: int) -> bool:
+        """Whether a mark lies on the line of pixels inside a side (left, top, right, bottom) of a box."""
+        x0, y0, x1, y1 = (int(value) for value in box)
+        columns, rows = slice(x0, x1 + 1), slice(y0, y1 + 1)
+        last, lowest = max(0, x1 - 1), max(0, y1 - 1)
+        place = (
+            (rows, slice(x0, x0 + 1)),
+            (slice(y0, y0 + 1), columns),
+            (rows, slice(last, last + 1)),
+            (slice(lowest, lowest + 1), columns),
+        )
+        return bool(self.marked[place[side]].any())
+
+    def under(self, boxes: np.ndarray) -> np.ndarray:
+        """Whether a mark lies in each of boxes float [n, 4], or less than a cell beside it: bool [n]."""
+        ends = np.array(self.sums.shape)[::-1] - 1
+        low = np.clip(np.floor(boxes[:, :2] / CELL).astype(np.int64), 0, ends)
+        high = np.clip(np.ceil(boxes[:, 2:] / CELL).astype(np.int64), 0, ends)
+        high = np.minimum(np.maximum(high, low + 1), ends)
+        (x0, y0), (x1, y1) = low.T, high.T
+        return np.asarray(
+            self.sums[y1, x1].astype(np.int64) - self.sums[y0, x1] - self.sums[y1, x0] + self.sums[y0, x0] > 0
+        )
+
+
+def differ(image: np.ndarray, ground: Ground, least: int) -> np.ndarray:
+    """Which pixels of a picture uint8 [H, W, 3] differ from the ground by so much in a channel: bool [H, W]."""
+    plane = grey_plane(image)
+    if isinstance(ground, np.ndarray):
+        other = grey_plane(ground)
+        pairs = (
+            [(image[..., n], ground[..., n]) for n in range(3)] if plane is None or other is None else [(plane, other)]
+        )
+        return _any([np.maximum(a, b) - np.minimum(a, b) >= least for a, b in pairs])
+    planes = [image[..., n] for n in range(3)] if plane is None or len(set(ground)) > 1 else [plane]
+    return _any([(one <= colour - least) | (one >= colour + least) for one, colour in zip(planes, ground)])
+
+
+def _any(planes: list[np.ndarray]) -> np.ndarray:
+    return planes[0] if len(planes) == 1 else planes[0] | planes[1] | planes[2]
+
+
+def paper(image: np.ndarray) -> tuple[int, int, int]:
+    """The commonest value of each channel of uint8 [H, W, 3]."""
+    some = image[::STEP, ::STEP]
+    red, green, blue = (int(np.bincount(some[..., channel].ravel()).argmax()) for channel in range(3))
+    return red, green, blue
+
+
+def is_pale(colour: tuple[int, ...], ground: tuple[int, int, int]) -> bool:
+    """Whether a colour cannot be told from the paper's."""
+    return all(abs(a - b) < CONTRAST for a, b in zip(colour, ground))
