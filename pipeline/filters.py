@@ -10,6 +10,7 @@ import unicodedata
 from collections import Counter
 from collections.abc import Callable
 from functools import lru_cache
+from itertools import pairwise
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -103,18 +104,18 @@ def ink(image: np.ndarray) -> float:
 
 def perceptual_hash(image: np.ndarray) -> int:
     """64-bit difference hash: is each cell of a 9 x 8 reduction darker than its right neighbour."""
-    rows, columns = (_cells(length, number) for length, number in zip(image.shape[:2], (8, 9), strict=True))
-    sums = rows @ image[..., 1].astype(np.float64) @ columns.T  # whole numbers: exact in any order
-    means = sums / np.outer(rows.sum(1), columns.sum(1))
+    rows, columns = (_edges(length, number) for length, number in zip(image.shape[:2], (8, 9), strict=True))
+    bands = [image[top:below, :, 1].sum(axis=0, dtype=np.uint32) for top, below in pairwise(rows)]
+    sums = np.add.reduceat(np.stack(bands), columns[:-1], axis=1, dtype=np.int64)
+    means = sums / np.outer(np.diff(rows), np.diff(columns))
     return int(np.packbits((means[:, :-1] > means[:, 1:]).ravel()).view(">u8")[0])
 
 
 @lru_cache(maxsize=64)
-def _cells(length: int, number: int) -> np.ndarray:
-    """Which of `length` pixels lie in which of so many cells side by side: float64 [number, length] of 0 and 1."""
-    edges = np.linspace(0, length, number + 1).astype(int)
-    at = np.arange(length)
-    return ((edges[:-1, None] <= at) & (at < edges[1:, None])).astype(np.float64)
+def _edges(length: int, number: int) -> list[int]:
+    """Where each of so many cells side by side begins among `length` pixels, and the end."""
+    edges: list[int] = np.linspace(0, length, number + 1).astype(int).tolist()
+    return edges
 
 
 def script_of(text: str) -> str | None:

@@ -72,7 +72,7 @@ def render_text(
     if fault := _fault(text):
         yield fault
         return
-    sheet = _sheet(style, random.Random(f"{seed}/{document_id}"), text, canvas, canvas / size)
+    sheet = _sheet(style, random.Random(f"{seed}/{document_id}"), text, form, canvas, canvas / size)
     pieces = _pieces(text, style.max_words, sheet) if form == "plain" else iter([text])
     pages = (page for piece in pieces for page in _pages(piece, form, sheet, canvas))
     number = -1
@@ -91,7 +91,7 @@ def _fault(text: str) -> NoPicture | None:
     return NoPicture("", Reason.NO_FONT, f"U+{ord(missing):04X}") if missing else None
 
 
-def _sheet(style: TextStyle, rng: random.Random, text: str, canvas: int, pixel: float) -> Sheet:
+def _sheet(style: TextStyle, rng: random.Random, text: str, form: Format, canvas: int, pixel: float) -> Sheet:
     """The choices for one passage; `pixel` is the side of a pixel of the picture on the canvas."""
     letters = {ord(c) for c in text if c.isalpha()}
     family = rng.choice([f for f in style.fonts if letters <= characters(f)] or style.fonts)
@@ -110,7 +110,8 @@ def _sheet(style: TextStyle, rng: random.Random, text: str, canvas: int, pixel: 
         slant="italic" if weight == "italic" else "normal",
         alignment="" if alignment == "left" else f"text-align: {alignment.replace('centre', 'center')}",
     )
-    faces = fonts((family, code), size / pixel if style.whole_pixels else None)
+    families = (family,) if form == "plain" else (family, code)
+    faces = fonts(families, size / pixel if style.whole_pixels else None)
     return Sheet(faces.css + css, faces, size, ImageColor.getrgb(background), _columns(canvas, margin, number, size))
 
 

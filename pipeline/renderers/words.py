@@ -78,6 +78,8 @@ class Words(NamedTuple):
         boxes = np.clip(moved, 0, (width, height, width, height))
         beyond = np.abs(moved - boxes) > EDGE
         at_edge = beyond.any(axis=1)
+        if not at_edge.any():
+            return self._replace(boxes=boxes)
         least = np.where(at_edge, SLIVER, 0)[:, None]
         reach = np.asarray((boxes[:, 2:] - boxes[:, :2] >= least).all(axis=1))
         inside = boxes + (left, top, left, top) + beyond * (1, 1, -1, -1)  # a cell begun beyond the edge does not count
