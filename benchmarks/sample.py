@@ -23,6 +23,7 @@ from tokenize_jobs.device import pick_device
 from train.engine import config_of
 from train.linear import packed, quantize_int8
 from train.model import Attend, DnDTransformer, rotary_factors
+from train.native import NativeLinear, native_code
 from train.sampling import sample_codes
 
 DEFAULT_BATCH = 16  # where the spec leaves it open
@@ -47,6 +48,7 @@ def sample(preset: str, rounds: int, overrides: list[str], reference: Path | Non
         ValueError: the spec has a guidance for each depth.
     """
     device, part = pick_device(), load_spec(preset, overrides).sample
+    torch.set_num_threads(part.threads)
     guidance, batch = part.guidance, part.batch_size or DEFAULT_BATCH
     if isinstance(guidance, list):
         raise ValueError(f"sample.guidance {guidance}: the baselines know one number for all depths: give one")
@@ -95,9 +97,12 @@ def step_bytes(model: DnDTransformer, rows: int) -> float:
 
 
 def memory_bandwidth(device: torch.device) -> float:
-    """Bytes/s of reading one buffer that no cache holds, by the faster read: a sum, or a product with a vector."""
+    """Bytes/s of reading one buffer that no cache holds, by the fastest read: a sum, or a product with a vector."""
     buffer, vector = torch.ones(2**13, 2**14, device=device), torch.ones(2**14, device=device)
-    reads = (buffer.sum, lambda: torch.mv(buffer, vector))
+    reads: list[Callable[[], Tensor]] = [buffer.sum, lambda: torch.mv(buffer, vector)]
+    if device.type == "cpu" and torch.get_num_threads() == 1 and native_code(torch.float32):
+        product = NativeLinear(buffer)
+        reads.append(lambda: product(vector[None]))
     return buffer.nbytes / min(seconds_of(read, device) for read in reads)
 
 

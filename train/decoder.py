@@ -30,6 +30,7 @@ class Decoder:
     def __init__(self, model: DnDTransformer, rows: int) -> None:
         config, weight = model.config, model.tok_embeddings.weight
         self.model, self.device = model, weight.device
+        self.attention: Callable[..., Tensor] = getattr(model, "attention", F.scaled_dot_product_attention)
         shape = (config.num_layers, 2, rows, config.num_heads, config.num_positions, config.dim // config.num_heads)
         self.caches = torch.zeros(shape, dtype=weight.dtype, device=self.device).unbind()
         self.position = torch.zeros(1, dtype=torch.int64, device=self.device)
@@ -90,7 +91,8 @@ class Decoder:
                     old.index_copy_(2, self.position, new.transpose(1, 2))
                 else:
                     old[:, :, length - 1] = new[:, 0]
-            out = F.scaled_dot_product_attention(q.transpose(1, 2), keys[:, :, :length], values[:, :, :length], mask)
+            seen = q.transpose(1, 2), keys[:, :, :length], values[:, :, :length]
+            out = F.scaled_dot_product_attention(*seen, mask) if mask is not None else self.attention(*seen)
             return out.transpose(1, 2)
 
         return attend

@@ -1,7 +1,8 @@
 """Linear maps for sampling on CPUs, where a step multiplies a few rows with every weight: by the product that is the
 fastest here for each shape, or int8.
 
-Which one that is differs between makes of CPU, numbers of rows and threads, so it is measured (docs/sampling.md).
+Which one that is differs between makes of CPU, numbers of rows and threads, so it is measured (docs/sampling.md). The
+fastest for up to four rows on one thread is our own in C, where there is a compiler; so are attention and norms then.
 """
 
 from __future__ import annotations
@@ -14,14 +15,15 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from train.model import DnDTransformer, FeedForward, TransformerConfig
+from train.model import DnDTransformer, FeedForward, RMSNorm, TransformerConfig
+from train.native import CACHED, MOST_ROWS, NativeLinear, NativeNorm, native_attention, native_code, native_suits
 
 ROWS = 16  # of a step, where nobody says how many
-CACHED = 2**25  # bytes of weights that a measurement reads in turn, so that no cache holds them where none would
 ROUNDS = 6  # of each product, in turns; the first of them warms up
 GAIN = 0.95  # of the plain product's time that another must stay below
 
-Products = Mapping[str, str]  # "OUTxIN" to a name of PRODUCTS, or "plain"
+OTHERS = "attention, norms"  # what is no product
+Products = Mapping[str, str]  # "OUTxIN" to a name of PRODUCTS, or "plain"; OTHERS to "native" or "plain"
 
 
 class TransposedLinear(nn.Module):
@@ -92,6 +94,7 @@ PRODUCTS: dict[str, Callable[[Tensor, int], nn.Module]] = {
     "mkl": MklLinear,
     "onednn": lambda weight, rows: PackedLinear(weight),
     "onednn-4": lambda weight, rows: PackedLinear(weight, 4),
+    "native": lambda weight, rows: NativeLinear(weight),
 }
 
 
@@ -101,16 +104,22 @@ def choose_products(config: TransformerConfig, dtype: torch.dtype, rows: int) ->
     shapes = {(3 * c, c): layers, (c, c): layers, (f, c): 2 * layers, (c, f): layers}
     shapes |= {(config.codebook_size, c): config.depth}
     threads = torch.get_num_threads()
-    return {f"{out}x{into}": fastest(out, into, dtype, rows, n, threads) for (out, into), n in shapes.items()}
+    native = native_suits(config, dtype, threads)
+    names = offered(dtype, native and rows <= MOST_ROWS)
+    chosen = {f"{out}x{into}": fastest(out, into, dtype, rows, n, threads, names) for (out, into), n in shapes.items()}
+    return chosen | {OTHERS: "native" if native else "plain"}
 
 
 @lru_cache(maxsize=256)
-def fastest(out: int, into: int, dtype: torch.dtype, rows: int, copies: int, threads: int) -> str:
+def fastest(
+    out: int, into: int, dtype: torch.dtype, rows: int, copies: int, threads: int, names: tuple[str, ...]
+) -> str:
     """The product that is fastest here for a weight [out, into], or "plain" where none is faster than F.linear.
 
     Args:
-        copies: of the weight that are multiplied in turn, as in a model's step; fewer where that would take long.
+        copies: of the weight that are multiplied in turn, as in a model's step; no more than are too large for caches.
         threads: of this process, by which results are kept.
+        names: of the products that are tried.
     """
     item = torch.empty((), dtype=dtype).itemsize
     number = min(copies, max(1, CACHED // (out * into * item)))
@@ -118,30 +127,36 @@ def fastest(out: int, into: int, dtype: torch.dtype, rows: int, copies: int, thr
     with torch.inference_mode():
         weights = [weight.clone() for _ in range(number)]
         maps: dict[str, list[Callable[[Tensor], Tensor]]] = {
-            name: [PRODUCTS[name](one, rows) for one in weights] for name in offered(dtype)
+            name: [PRODUCTS[name](one, rows) for one in weights] for name in names
         }
         maps["plain"] = [partial(F.linear, weight=one) for one in weights]
-        taken = [{name: _seconds(of_kind, x) for name, of_kind in maps.items()} for _ in range(ROUNDS)]
+        clock = time.thread_time if threads == 1 else time.perf_counter  # the former leaves out what else runs here
+        taken = [{name: _seconds(of_kind, x, clock) for name, of_kind in maps.items()} for _ in range(ROUNDS)]
     least = {name: min(of_round[name] for of_round in taken) for name in maps}  # what else runs here disturbs some
     best = min(least, key=least.__getitem__)
     return best if least[best] < GAIN * least["plain"] else "plain"
 
 
-def _seconds(maps: Sequence[Callable[[Tensor], Tensor]], x: Tensor) -> float:
+def _seconds(maps: Sequence[Callable[[Tensor], Tensor]], x: Tensor, clock: Callable[[], float]) -> float:
     """Of all the maps, one after the other."""
-    started = time.perf_counter()
+    started = clock()
     for one in maps:
         one(x)
-    return time.perf_counter() - started
+    return clock() - started
 
 
-def offered(dtype: torch.dtype) -> list[str]:
-    """The products that there are here for a type."""
-    names = ["transposed"]
-    if dtype == torch.float32 and torch.backends.mkl.is_available():
-        names.append("mkl")
+def offered(dtype: torch.dtype, native: bool = True) -> tuple[str, ...]:
+    """The products that there are here for a type; with `native` the one in C, where it can be compiled."""
     packable = dtype == torch.float32 or torch.ops.mkldnn._is_mkldnn_bf16_supported()
-    return [*names, "onednn", "onednn-4"] if torch.backends.mkldnn.is_available() and packable else names
+    onednn = torch.backends.mkldnn.is_available() and packable
+    there = {
+        "transposed": True,
+        "mkl": dtype == torch.float32 and torch.backends.mkl.is_available(),
+        "onednn": onednn,
+        "onednn-4": onednn,
+        "native": native and native_code(dtype) is not None,
+    }
+    return tuple(name for name, has in there.items() if has)
 
 
 class Int8Linear(nn.Module):
@@ -168,7 +183,7 @@ def packed(model: DnDTransformer, rows: int = ROWS, products: Products | None = 
     Args:
         model: not a rank's share of its weights; one that is packed or int8 already stays as it is.
         rows: of a step.
-        products: by shape, as `choose_products` gives them; by default that is asked.
+        products: as `choose_products` gives them; by default that is asked.
     """
     weight = model.tok_embeddings.weight
     if (
@@ -178,6 +193,8 @@ def packed(model: DnDTransformer, rows: int = ROWS, products: Products | None = 
     ):
         return model
     chosen = choose_products(model.config, weight.dtype, rows) if products is None else products
+
+    native = chosen.get(OTHERS) == "native"
 
     def name_of(linear: nn.Linear) -> str:
         return chosen["x".join(map(str, linear.weight.shape))]
@@ -189,9 +206,14 @@ def packed(model: DnDTransformer, rows: int = ROWS, products: Products | None = 
     def pack(module: nn.Module) -> nn.Module | None:
         if isinstance(module, FeedForward) and name_of(module.w1).startswith("onednn"):
             return PackedFeedForward(*map(pack_linear, (module.w1, module.w3, module.w2)))
+        if native and isinstance(module, RMSNorm):
+            return NativeNorm(module.weight.detach())
         return pack_linear(module) if isinstance(module, nn.Linear) else None
 
-    return _with_modules(model, pack)
+    converted = _with_modules(model, pack)
+    if native:
+        converted.attention = native_attention
+    return converted
 
 
 def quantize_int8(model: DnDTransformer) -> DnDTransformer:
@@ -207,6 +229,8 @@ def quantize_int8(model: DnDTransformer) -> DnDTransformer:
 
 class SamplingTransformer(DnDTransformer):
     """A second model over the tensors of another, with other maps: for sampling only."""
+
+    attention = staticmethod(F.scaled_dot_product_attention)  # of one position over the cache
 
 
 def _with_modules(model: DnDTransformer, make: Callable[[nn.Module], nn.Module | None]) -> SamplingTransformer:

@@ -9,8 +9,9 @@ import pytest
 import torch
 from safetensors import safe_open
 
-from train.linear import PRODUCTS, choose_products, offered, packed, quantize_int8
+from train.linear import OTHERS, PRODUCTS, choose_products, offered, packed, quantize_int8
 from train.model import DnDTransformer, TransformerConfig
+from train.native import NativeLinear, native_attention, native_code, native_suits
 from train.noise import code_keys, gumbel, philox
 from train.sampling import FREE, Sampler, Settings, _held_by_graphs, guidance_scales, sample_best, sample_codes
 
@@ -256,7 +257,7 @@ def test_every_product_computes_the_same(name, dtype):
     if name not in ("plain", *offered(dtype)):
         pytest.skip(f"no {name} here for {dtype}")
     model = random_model().to(dtype)
-    shapes = ("96x32", "32x32", "256x32", "32x256", "19x32")
+    shapes = ("96x32", "32x32", "256x32", "32x256", "19x32", OTHERS)
     fast = packed(model, products=dict.fromkeys(shapes, name))
     assert packed(fast) is fast
     for rows in (1, 2, 4, 9):
@@ -266,12 +267,57 @@ def test_every_product_computes_the_same(name, dtype):
             assert (got - wanted).norm() < (1e-5 if dtype == torch.float32 else 0.03) * wanted.norm()
 
 
+needs_compiler = pytest.mark.skipif(native_code(torch.float32) is None, reason="no C compiler")
+
+
+@needs_compiler
+@pytest.mark.parametrize(("dtype", "bound"), [(torch.float32, 1e-6), (torch.bfloat16, 1e-2)])
+@pytest.mark.parametrize("width", [16, 64, 128])
+def test_native_attention_is_attention_over_the_cache(dtype, bound, width):
+    cache = torch.randn(2, 3, 4, 37, width).to(dtype)
+    for rows, length in ((3, 1), (2, 36), (3, 37)):  # a cache of more rows and positions than are looked at
+        q = torch.randn(rows, 1, 2, 4, width)[:, :, 0].transpose(1, 2).to(dtype)  # strided, as queries beside keys are
+        seen = [q, *(half[:rows, :, :length] for half in cache)]
+        wanted = torch.nn.functional.scaled_dot_product_attention(*(tensor.double() for tensor in seen))
+        assert (native_attention(*seen) - wanted).norm() < bound * wanted.norm()
+
+
+@needs_compiler
+@pytest.mark.parametrize("guidance", [1.0, 2.0])
+def test_what_is_native_samples_the_same_codes(model, guidance):
+    native = packed(model, products=dict.fromkeys(("96x32", "32x32", "256x32", "32x256", "19x32", OTHERS), "native"))
+    options = {"guidance": guidance, "guidance_interval": (0.0, 0.5), "seed": 3, "return_log_likelihood": True}
+    (codes, likelihood), (wanted, of_wanted) = (sample_codes(m, [0, 3], **options) for m in (native, model))
+    assert torch.equal(codes, wanted)
+    torch.testing.assert_close(likelihood, of_wanted, rtol=1e-5, atol=0)
+
+
+def test_without_a_compiler_samples_are_drawn_without(monkeypatch):
+    monkeypatch.setenv("CC", "no-such-compiler --flag")
+    native_code.cache_clear()
+    try:
+        assert "native" not in offered(torch.float32)
+        with pytest.raises(ValueError, match=r"no C compiler here.*another name") as error:
+            NativeLinear(torch.ones(2, 16))
+        assert "\n" not in str(error.value)
+    finally:
+        native_code.cache_clear()
+
+
 def test_each_shape_has_the_product_that_was_the_fastest_here():
     config = random_model().config
     chosen = choose_products(config, torch.float32, 2)
-    assert list(chosen) == ["96x32", "32x32", "256x32", "32x256", "19x32"]
+    assert list(chosen) == ["96x32", "32x32", "256x32", "32x256", "19x32", OTHERS]
     assert set(chosen.values()) <= {"plain", *offered(torch.float32)}
     assert choose_products(config, torch.float32, 2) == chosen  # measured once a process
+
+
+@needs_compiler
+def test_native_code_serves_one_thread_and_models_that_no_cache_holds():
+    small, large = (TransformerConfig(4, 4, dim, 512, (2, 2), (3,)) for dim in (64, 512))
+    odd = TransformerConfig(4, 4, 528, 512, (2, 2), (3,))  # heads of 132
+    assert [native_suits(config, torch.float32, 1) for config in (small, large, odd)] == [False, True, False]
+    assert not native_suits(large, torch.float32, 2)
 
 
 def test_int8_weights_sample_nearly_the_same(model):

@@ -1,0 +1,106 @@
+"""train/native.c, compiled for the CPU at hand where there is a C compiler: what a step of sampling does with few rows
+on one core, at the speed at which memory is read. Once a process, in a fraction of a second."""
+
+from __future__ import annotations
+
+import ctypes
+import os
+import shlex
+import subprocess
+from functools import cache
+from pathlib import Path
+
+import torch
+from torch import Tensor, nn
+
+from data_specs.scratch import scratch_folder
+from train.flops import multiplying_weights
+from train.model import NORM_EPS, TransformerConfig
+
+SOURCE = Path(__file__).with_name("native.c")
+FLAGS = ("-O3", "-march=native", "-shared", "-fPIC")
+DEFINED = {torch.float32: (), torch.bfloat16: ("-DBFLOAT16",)}
+MOST_ROWS = 4  # of a product: with more, it computes longer than memory takes
+LANES, WIDEST = 16, 128  # as in native.c
+CACHED = 2**25  # bytes of weights that a CPU's caches may hold
+POINTER, LONG, FLOAT = ctypes.c_void_p, ctypes.c_long, ctypes.c_float
+ARGUMENTS = {
+    "product": [*[POINTER] * 3, *[LONG] * 3],
+    "attend": [*[POINTER] * 5, *[LONG] * 4],
+    "rms_norm": [*[POINTER] * 3, *[LONG] * 2, FLOAT],
+}
+
+
+def native_suits(config: TransformerConfig, dtype: torch.dtype, threads: int) -> bool:
+    """Whether native code serves: one thread, a model that no cache holds, its lengths, and a compiler."""
+    head = config.dim // config.num_heads
+    lengths = not (config.dim % LANES or head % LANES) and head <= WIDEST
+    large = multiplying_weights(config) * torch.empty((), dtype=dtype).itemsize > CACHED
+    return threads == 1 and large and lengths and native_code(dtype) is not None
+
+
+@cache
+def native_code(dtype: torch.dtype) -> ctypes.CDLL | None:
+    """native.c for weights of a type; None where nothing compiles it."""
+    with scratch_folder() as folder:
+        library = folder / "native.so"
+        compiler = shlex.split(os.environ.get("CC") or "cc")
+        words = [*compiler, *FLAGS, *DEFINED[dtype], "-o", str(library), str(SOURCE), "-lm"]
+        try:
+            subprocess.run(words, check=True, capture_output=True, timeout=60)
+        except (OSError, subprocess.SubprocessError):
+            return None
+        code = ctypes.CDLL(str(library))  # what is mapped stays when the file goes
+    for name, arguments in ARGUMENTS.items():
+        function = getattr(code, name)
+        function.argtypes, function.restype = arguments, None
+    return code
+
+
+def _required(dtype: torch.dtype) -> ctypes.CDLL:
+    code = native_code(dtype)
+    if code is None:
+        raise ValueError(
+            "no C compiler here ($CC, cc), with which these samples were begun: install one, or draw under another "
+            "name (--set sample.name=…)"
+        )
+    return code
+
+
+class NativeLinear(nn.Module):
+    """A map. Raises ValueError where there is no C compiler."""
+
+    def __init__(self, weight: Tensor) -> None:
+        super().__init__()
+        self.weight, self.product = weight.contiguous(), _required(weight.dtype).product
+
+    def forward(self, x: Tensor) -> Tensor:
+        rows, (out, into) = x.float().contiguous(), self.weight.shape
+        y = torch.empty(*x.shape[:-1], out)
+        self.product(self.weight.data_ptr(), rows.data_ptr(), y.data_ptr(), out, into, rows.numel() // into)
+        return y.to(x.dtype)
+
+
+class NativeNorm(nn.Module):
+    """RMSNorm. Raises ValueError where there is no C compiler."""
+
+    def __init__(self, weight: Tensor) -> None:
+        super().__init__()
+        self.weight, self.rms_norm = weight.contiguous(), _required(weight.dtype).rms_norm
+
+    def forward(self, x: Tensor) -> Tensor:
+        rows, width = x.float().contiguous(), len(self.weight)
+        y = torch.empty(x.shape)
+        number = rows.numel() // width
+        self.rms_norm(rows.data_ptr(), self.weight.data_ptr(), y.data_ptr(), number, width, NORM_EPS)
+        return y.to(x.dtype)
+
+
+def native_attention(q: Tensor, keys: Tensor, values: Tensor) -> Tensor:
+    """Attention of one position, q [R, H, 1, K], over the first T of a cache's positions: views [R, H, T, K] of it."""
+    queries, (rows, heads, length, width) = q.float().contiguous(), keys.shape
+    out, scores = torch.empty(rows, heads, 1, width), torch.empty(length)
+    tensors = (queries, keys, values, out, scores)
+    addresses = (tensor.data_ptr() for tensor in tensors)
+    _required(keys.dtype).attend(*addresses, rows * heads, length, width, keys.stride(1))
+    return out.to(q.dtype)
