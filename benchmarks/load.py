@@ -2,11 +2,15 @@
 
 - webdataset's own reader of the same shards: whole samples in the order of the tar, all members decoded, on one thread;
 - the same with a lean decode: of each sample only the bytes of its codes and class are looked at;
+- litdata's reader, where it is installed (`pip install litdata`): its own chunks of the same codes, shuffled, in this
+  process, nothing verified;
 - a plain memory map: one array of all codes, gathered at random; no shards, no views, no classes, nothing verified.
 """
 
 from __future__ import annotations
 
+import importlib.util
+import sys
 import tempfile
 from collections.abc import Callable
 from pathlib import Path
@@ -44,6 +48,10 @@ def load(preset: str, rounds: int) -> dict[str, Comparison]:
             "webdataset with a lean decode": lambda: _lean(shards),
             "a plain memory map": _memory_map(loader, Path(root, "codes.bin")),
         }
+        if importlib.util.find_spec("litdata"):
+            baselines["litdata's reader"] = _litdata(loader, str(Path(root, "litdata")))
+        else:
+            print("litdata is not installed: `pip install litdata` adds it to the baselines", file=sys.stderr)
         return {name: compare(ours, baseline, rounds) for name, baseline in baselines.items()}
 
 
@@ -56,6 +64,20 @@ def _lean(shards: list[str]) -> int:
     reader = webdataset.WebDataset(shards, shardshuffle=False, empty_check=False)
     pairs = reader.to_tuple("codes.npy", "cls").map(lambda pair: (np.frombuffer(pair[0][HEADER:], "<u2"), int(pair[1])))
     return sum(len(codes) for codes, _ in pairs.batched(BATCH))
+
+
+def _litdata(loader: Loader, folder: str) -> Callable[[], int]:
+    from litdata import StreamingDataLoader, StreamingDataset
+    from litdata.streaming.writer import BinaryWriter
+
+    writer = BinaryWriter(folder, chunk_bytes="64MB")
+    for number in range(SAMPLES):
+        codes, classes = loader.in_order(number, 1)
+        writer.add_item(number, {"codes": codes[0].astype(np.uint16), "cls": int(classes[0])})
+    writer.done()
+    writer.merge()
+    reader = StreamingDataLoader(StreamingDataset(folder, shuffle=True), batch_size=BATCH)
+    return lambda: sum(len(batch["codes"].long()) for batch in reader)
 
 
 def _memory_map(loader: Loader, path: Path) -> Callable[[], int]:

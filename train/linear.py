@@ -230,7 +230,7 @@ def quantize_int8(model: DnDTransformer) -> DnDTransformer:
 class SamplingTransformer(DnDTransformer):
     """A second model over the tensors of another, with other maps: for sampling only."""
 
-    attention = staticmethod(F.scaled_dot_product_attention)  # of one position over the cache
+    attention: Callable[..., Tensor] = staticmethod(F.scaled_dot_product_attention)  # of one position over the cache
 
 
 def _with_modules(model: DnDTransformer, make: Callable[[nn.Module], nn.Module | None]) -> SamplingTransformer:

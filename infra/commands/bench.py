@@ -70,7 +70,7 @@ def tokenize(spec: SizesArg = "demo", rounds: RoundsOpt = 5) -> None:
 
 @bench.command(cls=SpecCommand)
 def load(spec: SizesArg = "imagenet_16x16x2", rounds: RoundsOpt = 5) -> None:
-    """Batches of codes in random order, against webdataset's own reader, a lean decode, and a plain memory map."""
+    """Batches of codes in random order, against webdataset's own reader, a lean decode, a plain memory map, litdata."""
     from benchmarks.load import load as run
     from benchmarks.rounds import report
 
