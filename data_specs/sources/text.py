@@ -69,9 +69,12 @@ class TextSource(ListedSource):
     def text(self, data: bytes) -> str:
         """Return the text of a line. Raises ValueError where it is no object with text under text_key."""
         try:
-            text = json.loads(data)[self.text_key]
-        except (ValueError, KeyError, TypeError, RecursionError) as error:
-            raise ValueError(f"{type(error).__name__} {error}"[:160]) from None
+            row = json.loads(data)
+        except (ValueError, RecursionError) as error:
+            raise ValueError(f"no JSON ({error})"[:160]) from None
+        if not isinstance(row, dict) or self.text_key not in row:
+            raise ValueError(f"a JSON {type(row).__name__}, no object with the key {self.text_key}")
+        text = row[self.text_key]
         if not isinstance(text, str):
             raise ValueError(f"{self.text_key} is {type(text).__name__}, not text")
         return text

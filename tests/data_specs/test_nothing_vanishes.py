@@ -348,3 +348,18 @@ def test_a_caption_over_the_limit_is_a_reject(tmp_path: Path) -> None:
     path = write_tar(tmp_path / "x.tar", [("a.jpg", b"J"), ("a.txt", b"x" * 200), ("b.jpg", b"K"), ("b.txt", b"y")])
     found = read_all(ImageSource(uri=str(path), classes="none"), 100, val_share=0)["train"]
     assert [(raw.id, raw.reason) for raw in found] == [("a", Reason.TOO_LARGE), ("b", None)]
+
+
+@pytest.mark.parametrize(
+    ("line", "said"),
+    [
+        (b'[{"text": "one"}]', "a JSON list, no object with the key text"),
+        (b'{"txt": "one"}', "a JSON dict, no object with the key text"),
+        (b'"one"', "a JSON str, no object"),
+        (b"one", "no JSON"),
+        (b'{"text": 5}', "text is int, not text"),
+    ],
+)
+def test_a_line_that_is_no_passage_says_what_it_is(line: bytes, said: str) -> None:
+    with pytest.raises(ValueError, match=said):
+        TextSource(uri="texts").text(line)

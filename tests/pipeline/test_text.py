@@ -48,6 +48,12 @@ def test_markdown_keeps_its_structure_and_words_stand_on_ink() -> None:
     assert left["one"] > left["paragraph"] - 40 and left["return"] > left["def"] and left["b"] > left["a"]
 
 
+@pytest.mark.parametrize("font", ["noto-sans", "fira-go", "ubuntu", "serif", "times"])
+def test_words_with_ligatures_are_whole(font: str) -> None:
+    [made] = draw("a file of affine and fluffy definitions", fonts=[font], sizes=(20, 20))
+    assert made.about["text"] == "a file of affine and fluffy definitions"
+
+
 @pytest.mark.parametrize(
     ("text", "form", "seen"),
     [
