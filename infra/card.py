@@ -71,7 +71,8 @@ def _account(
                     documents[licence] += 1
                     named = {key: about[key] for key in NAMED if about.get(key)}
                     file.write(json.dumps(named, ensure_ascii=False) + "\n")
-                    shown += [named] if len(shown) < SHOWN else []
+                    if len(shown) < SHOWN:
+                        shown.append(named)
                 last = about["id"]
 
 

@@ -172,7 +172,8 @@ class LPIPS(nn.Module):
         before = 3
         self.taps = []  # the last layer of each group
         for group in VGG_GROUPS:
-            layers += [nn.MaxPool2d(2)] if layers else []
+            if layers:
+                layers.append(nn.MaxPool2d(2))
             for after in group:
                 layers += [nn.Conv2d(before, after, 3, padding=1), nn.ReLU()]
                 before = after

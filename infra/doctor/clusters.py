@@ -11,7 +11,7 @@ from collections import Counter
 
 import ray
 
-from infra.doctor.finding import Finding
+from infra.doctor import Finding
 
 
 def ray_finding(address: str) -> Finding:

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
+from infra.doctor import Finding
 from infra.doctor.clusters import ray_finding, slurm_finding
-from infra.doctor.finding import Finding
 from infra.doctor.machine import machine_findings
 from infra.doctor.storage import storage_findings
 

@@ -10,7 +10,7 @@ from pathlib import Path
 
 import psutil
 
-from infra.doctor.finding import Finding
+from infra.doctor import Finding
 
 OLDEST_DRIVER = {11: 450, 12: 525, 13: 580}  # that serves any minor version of this CUDA
 DRIVER_VERSION = Path("/proc/driver/nvidia/version")

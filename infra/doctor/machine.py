@@ -14,7 +14,7 @@ from importlib import metadata
 from pathlib import Path
 
 from data_specs import cache
-from infra.doctor.finding import Finding
+from infra.doctor import Finding
 from infra.doctor.gpus import gpu_findings
 
 LOCK = Path(__file__).resolve().parents[2] / "requirements.lock"

@@ -12,7 +12,7 @@ from uuid import uuid4
 from data_specs import storage
 from data_specs.source import Source
 from data_specs.spec import parse_spec
-from infra.doctor.finding import Finding
+from infra.doctor import Finding
 
 SKEW_SECONDS = 60  # S3 refuses requests at 15 minutes; receipts of a run are compared by their clocks
 

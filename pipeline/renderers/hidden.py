@@ -22,11 +22,9 @@ def in_one_place(texts: list[str], boxes: np.ndarray) -> list[int]:
     found = set[int]()
     for start in range(0, len(texts), ROWS):
         for some, other in meeting(boxes[start : start + ROWS], boxes):
-            near = (
-                texts[start + some] != texts[other]
-                and share(boxes[start + some].tolist(), boxes[other].tolist()) > SHARED
-            )
-            found.update([start + some] if near else ())
+            differ = texts[start + some] != texts[other]
+            if differ and share(boxes[start + some].tolist(), boxes[other].tolist()) > SHARED:
+                found.add(start + some)
     return sorted(found)
 
 

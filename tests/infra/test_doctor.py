@@ -21,9 +21,8 @@ from slurm_cluster import Slurm, missing_binaries, slurm_cluster
 
 from data_specs import s3_client, storage
 from data_specs.spec import load_spec
-from infra.doctor import gpus, machine
+from infra.doctor import Finding, gpus, machine
 from infra.doctor.clusters import ray_finding, slurm_finding
-from infra.doctor.finding import Finding
 from infra.doctor.storage import storage_findings
 
 DOCTOR = (sys.executable, "-m", "infra.cli", "doctor")

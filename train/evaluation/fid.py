@@ -10,9 +10,15 @@ from typing import Any
 import numpy as np
 
 from train.evaluation.features import Extractor, Features
-from train.evaluation.frechet import Moments, frechet_distance, moments_of, refuse_other_features, refuse_too_few
+from train.evaluation.frechet import (
+    Moments,
+    frechet_distance,
+    kernel_distance,
+    moments_of,
+    refuse_other_features,
+    refuse_too_few,
+)
 from train.evaluation.inception_score import SEED, SPLIT, ScoreSums, shuffled_places
-from train.evaluation.kernel import kernel_distance
 from train.evaluation.manifolds import DENSITY_NEIGHBOURS, NEIGHBOURS, compare_manifolds
 from train.evaluation.references import Gaussian, Reference, check_reference
 from train.evaluation.sources import ImageSet

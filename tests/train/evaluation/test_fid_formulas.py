@@ -9,9 +9,8 @@ import torch
 from scipy.spatial.distance import cdist
 from sklearn.neighbors import NearestNeighbors
 
-from train.evaluation.frechet import Moments, frechet_distance, moments_of
+from train.evaluation.frechet import Moments, frechet_distance, kernel_distance, moments_of
 from train.evaluation.inception_score import ScoreSums, shuffled_places
-from train.evaluation.kernel import kernel_distance
 from train.evaluation.manifolds import compare_manifolds, manifold_radii
 from train.evaluation.vision_ops import import_torchvision
 
