@@ -18,7 +18,7 @@ from data_specs import storage
 from data_specs.metrics import read_rows
 
 SHOWN = 10  # samples of an arm in the picture
-LABEL = 210  # pixels of the picture for an arm's name
+LABEL = 150  # pixels of a picture for an arm's name
 HEAD = (
     *("arm", "steps", "training, TFLOP", "ms a step", "bits a code", "bits an image"),
     *("real words, ratio to real text (95 % interval)", "distinct words", "ms an image"),
@@ -81,7 +81,7 @@ def figures_of(experiment: Experiment, run: Run, sampling: str) -> Figures:
         ratio=read["ratio"],
         interval=tuple(read["ratio_interval"]) if read["ratio_interval"] else None,
         distinct_words=read["distinct_words"]["generated"],
-        kept_words=kept / real if kept is not None and real else None,
+        kept_words=kept / real if experiment.reconstruct and kept is not None and real else None,
     )
 
 
@@ -126,6 +126,7 @@ def strip(rows: Sequence[Row]) -> Image.Image:
     side = lines[0].shape[1]
     picture = Image.new("RGB", (LABEL + SHOWN * (side + 2), len(rows) * (side + 2)), "white")
     draw, font = ImageDraw.Draw(picture), ImageFont.load_default(15)
+    draw.rectangle((LABEL - 2, 0, *picture.size), "#c8ced6")
     for place, (row, images) in enumerate(zip(rows, lines, strict=True)):
         top = place * (side + 2)
         draw.text((6, top + side / 2 - 9), row.name, "#1b1f24", font)
