@@ -13,6 +13,7 @@ import torch
 from tokenize_jobs.device import pick_device
 
 Work = Callable[[], int]  # does some work and returns how many items it made
+Clock = Callable[[], float]
 
 
 class Comparison(NamedTuple):
@@ -28,28 +29,38 @@ class Comparison(NamedTuple):
         return median(self.ratios)
 
 
-def compare(ours: Work, baseline: Work, rounds: int, warm_up: bool = True) -> Comparison:
-    """Runs both once unmeasured, then `rounds` times in turns, the first of a round changing each time."""
+def compare(
+    ours: Work, baseline: Work, rounds: int, warm_up: bool = True, clock: Clock = time.perf_counter
+) -> Comparison:
+    """Runs both once unmeasured, then `rounds` times in turns, the first of a round changing each time.
+
+    Args:
+        ours: what is measured.
+        baseline: what it is compared with.
+        rounds: how often each is measured.
+        warm_up: whether both run once before.
+        clock: seconds, by which rates are taken.
+    """
     if warm_up:
         ours(), baseline()
     rates: list[tuple[float, float]] = []
     for number in range(rounds):
         if number % 2:
-            second, first = _rate(baseline), _rate(ours)
+            second, first = _rate(baseline, clock), _rate(ours, clock)
         else:
-            first, second = _rate(ours), _rate(baseline)
+            first, second = _rate(ours, clock), _rate(baseline, clock)
         rates.append((first, second))
         print(f"round {number + 1}/{rounds}: {first:.4g} /s against {second:.4g} /s", file=sys.stderr, flush=True)
     return Comparison(median(r[0] for r in rates), median(r[1] for r in rates), [a / b for a, b in rates])
 
 
-def _rate(work: Work) -> float:
+def _rate(work: Work, clock: Clock) -> float:
     device = pick_device()
     synchronise(device)  # what the other one left in the queue is not this one's time
-    started = time.perf_counter()
+    started = clock()
     count = work()
     synchronise(device)
-    return count / (time.perf_counter() - started)
+    return count / (clock() - started)
 
 
 def report(what: str, unit: str, against: str, result: Comparison) -> None:

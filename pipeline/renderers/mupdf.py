@@ -13,7 +13,7 @@ from pymupdf import mupdf
 
 from data_specs.records import Box, Reason
 from data_specs.sections import PageStyle
-from pipeline.png import in_one_plane
+from pipeline.png import from_plane, grey_plane, in_one_plane
 from pipeline.renderers import UnreadableError, short
 from pipeline.renderers.hidden import in_one_place, meeting, unmarked
 from pipeline.renderers.left_out import EVERY_TEXT, TextLeftOut
@@ -72,7 +72,7 @@ def _read_page(document: Any, number: int, style: PageStyle) -> Page:
     scale = page_scale(width, height, style)
     drawing = page.get_displaylist()  # interpreted once, for the pictures and for the words
     image = draw(drawing, scale)
-    ground, texts = draw_without(drawing, scale, EVERY_TEXT)
+    ground, texts = draw_without(drawing, scale, EVERY_TEXT, grey_plane(image) is not None)
     marks = Marks.of(image, ground)
     words, pictured = read(drawing, image, marks, scale), 0.0
     if found := _hidden(drawing, texts, words, image, scale):
@@ -88,11 +88,13 @@ def draw(drawing: pymupdf.DisplayList, scale: float) -> np.ndarray:
     return _pixels(drawing.get_pixmap(pymupdf.Matrix(scale, scale), pymupdf.csRGB, 0))
 
 
-def draw_without(drawing: pymupdf.DisplayList, scale: float, left_out: Container[int]) -> tuple[np.ndarray, list[Box]]:
-    """The same without some of its texts, by their numbers, and the bounds of all of them."""
+def draw_without(
+    drawing: pymupdf.DisplayList, scale: float, left_out: Container[int], grey: bool
+) -> tuple[np.ndarray, list[Box]]:
+    """The same without some of its texts, by their numbers, and the bounds of all of them; `grey` where the page is."""
     matrix = mupdf.FzMatrix(scale, 0, 0, scale, 0, 0)
     area = mupdf.fz_transform_rect(mupdf.fz_bound_display_list(drawing.this), matrix)
-    colours = mupdf.FzColorspace(pymupdf.csRGB)
+    colours = mupdf.FzColorspace(pymupdf.csGRAY if grey else pymupdf.csRGB)
     pixmap = mupdf.fz_new_pixmap_with_bbox(colours, mupdf.fz_round_rect(area), mupdf.FzSeparations(), 0)
     mupdf.fz_clear_pixmap_with_value(pixmap, 255)
     device = TextLeftOut(mupdf.fz_new_draw_device(matrix, pixmap), left_out)
@@ -101,7 +103,8 @@ def draw_without(drawing: pymupdf.DisplayList, scale: float, left_out: Container
 
 
 def _pixels(pixmap: pymupdf.Pixmap) -> np.ndarray:
-    return in_one_plane(np.frombuffer(pixmap.samples, np.uint8).reshape(pixmap.height, pixmap.width, 3))
+    pixels = np.frombuffer(pixmap.samples, np.uint8).reshape(pixmap.height, pixmap.width, pixmap.n)
+    return from_plane(pixels[..., 0]) if pixmap.n == 1 else in_one_plane(pixels)
 
 
 def read(
@@ -124,8 +127,9 @@ def _hidden(drawing: pymupdf.DisplayList, texts: list[Box], words: Words, image:
     if not len(doubtful):
         return set()
     boxes = dict(enumerate(np.array(texts) * scale))
+    grey = grey_plane(image) is not None
     near = {number: box for number, box in boxes.items() if meeting(box[None], doubtful)}
-    return unmarked(near, image, lambda left_out: draw_without(drawing, scale, left_out)[0])
+    return unmarked(near, image, lambda left_out: draw_without(drawing, scale, left_out, grey)[0])
 
 
 def is_clipped(drawing: pymupdf.DisplayList) -> bool:
