@@ -32,7 +32,9 @@ def read_spec(spec: str | None, root: str | None = None, overrides: Sequence[str
     try:
         return parse_spec(storage.read_text(uri), uri, overrides)
     except FileNotFoundError:
-        raise ValueError(f"{uri}: there is none yet: name a SPEC, a preset (`dnd presets`) or a YAML file") from None
+        raise ValueError(
+            f"{uri}: there is none yet: name a SPEC, a preset (`dnd presets`) or a YAML file; or a run's root"
+        ) from None
 
 
 def spec_of(root: str, folder: str) -> Spec:

@@ -10,6 +10,7 @@ import hashlib
 import json
 import re
 import shutil
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -68,8 +69,11 @@ class Fetched(NamedTuple):
     origin: dict[str, str]
 
 
-def fetch(address: str) -> Fetched:
+def fetch(address: str, wanted: Sequence[str] = ()) -> Fetched:
     """Brings what an address names onto this machine.
+
+    Args:
+        wanted: paths in the repository that the caller will fetch, for the command to run elsewhere; default: this one.
 
     Raises:
         ValueError: there is nothing there, or the hub is out of reach: with the command to run elsewhere.
@@ -88,11 +92,11 @@ def fetch(address: str) -> Fetched:
         LocalEntryNotFoundError,
     )
 
-    wanted = [path_in_repo, f"{path_in_repo}/*"] if path_in_repo else None
+    patterns = [path_in_repo, f"{path_in_repo}/*"] if path_in_repo else None
     try:
-        snapshot = Path(snapshot_download(repo, revision=revision, allow_patterns=wanted))
+        snapshot = Path(snapshot_download(repo, revision=revision, allow_patterns=patterns))
     except (LocalEntryNotFoundError, IncompleteSnapshotError):
-        include = f" --include '{path_in_repo}/*'" if path_in_repo else ""
+        include = "".join(f" --include '{path}/*'" for path in (wanted or [path_in_repo]) if path)
         raise ValueError(
             f"{address}: the hub is out of reach: on a machine that reaches it run `hf download {repo}{include} "
             "--local-dir FOLDER`, bring FOLDER here and give it as --from FOLDER; a mirror is named by HF_ENDPOINT"
@@ -195,11 +199,12 @@ def pretrained(name: str, size: str | None, root: str, source: str = RELEASED) -
         raise ValueError(f"{name}: no transformer of size {size} was released; there is {', '.join(sizes) or 'none'}")
     for folder in ("tokenizer", *(["transformer"] if chosen is not None else [])):
         unused(storage.join(root, folder))
-    tokenizer = fetch(f"{source.rstrip('/')}/{release.tokenizer}")
+    wanted = [release.tokenizer, *([sizes[chosen]] if chosen is not None else [])]
+    tokenizer = fetch(f"{source.rstrip('/')}/{release.tokenizer}", wanted)
     path = checkpoint_in(tokenizer.path)
     lines, origins = [import_tokenizer(path, None, root, preset=name)], {"tokenizer": _origin(tokenizer, path)}
     if chosen is not None:
-        transformer = fetch(f"{source.rstrip('/')}/{sizes[chosen]}")
+        transformer = fetch(f"{source.rstrip('/')}/{sizes[chosen]}", wanted)
         path = checkpoint_in(transformer.path)
         lines.append(import_transformer(path, name, chosen or None, root))
         origins["transformer"] = _origin(transformer, path)

@@ -169,10 +169,14 @@ def test_what_is_not_there_is_one_line(hub: Hub, arguments: tuple[str, ...], sai
     assert "\n" not in str(result.exception) and not (tmp_path / "root").exists()
 
 
-def test_a_hub_out_of_reach_names_the_command_to_run_elsewhere(hub: Hub, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_hub_out_of_reach_names_the_one_command_to_run_elsewhere(
+    hub: Hub, tiny_release: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setattr(constants, "ENDPOINT", "http://127.0.0.1:9")
     with pytest.raises(ValueError, match=f"hf download {REPO} --include 'tok/\\*' --local-dir FOLDER"):
         pretrained.fetch(f"hf://{REPO}/tok")
+    with pytest.raises(ValueError, match=r"--include 'tok/\*' --include 'gpt/XXL/\*' --local-dir"):
+        pretrained.pretrained(tiny_release, None, "/nowhere")
 
 
 def test_a_folder_must_hold_one_checkpoint(tmp_path: Path) -> None:
