@@ -74,10 +74,14 @@ def table(spec: Spec, config: TransformerConfig, gpus: int) -> list[str]:
     rows = {
         "GPUs": [f"{one.gpus}" for one in found],
         "images of a GPU": [f"{one.images:g}" for one in found],
-        "step, ms": [f"{one.step_seconds * 1e3:.0f}" for one in found],
-        "hours": [f"{one.hours:,.0f}" for one in found],
-        "GPU-days": [f"{one.gpu_days:,.0f}" for one in found],
+        "step, ms": [_rounded(one.step_seconds * 1e3) for one in found],
+        "hours": [_rounded(one.hours) for one in found],
+        "GPU-days": [_rounded(one.gpu_days) for one in found],
     }
     head = f"{spec.train.steps:,} steps of {spec.train.batch_size} images on H100s, estimated (train/duration.py):"
     lines = [head, *(f"{name:18}" + "".join(f"{cell:>9}" for cell in cells) for name, cells in rows.items())]
     return [*lines, f"advised: {advised(found)} GPUs; with more each of them has too little to do between exchanges"]
+
+
+def _rounded(value: float) -> str:
+    return f"{value:,.0f}" if value >= 10 else f"{value:.2g}"

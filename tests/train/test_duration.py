@@ -37,3 +37,9 @@ def test_only_numbers_that_the_batch_divides_among_are_shown() -> None:
     spec = load_spec("imagenet_16x16x2", ["train.batch_size=96"])
     lines = table(spec, config_of(spec), 24)
     assert lines[1].split() == ["GPUs", "8", "16", "24", "32"] and lines[-1].startswith("advised: ")
+
+
+def test_a_small_model_takes_little_and_not_nothing() -> None:
+    spec = load_spec("demo")
+    rows = {line[:18].strip(): line[18:].split() for line in table(spec, config_of(spec), 1)[1:-1]}
+    assert all(float(cell.replace(",", "")) > 0 for cells in rows.values() for cell in cells)
