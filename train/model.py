@@ -16,6 +16,7 @@ from typing import Any, Literal
 
 import torch
 import torch.nn.functional as F
+from einops import rearrange
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
@@ -215,9 +216,9 @@ class Attention(nn.Module):
         self.residual_dropout = nn.Dropout(config.residual_dropout)
 
     def forward(self, x: Tensor, rotary: Rotary, attend: Attend = causal_attention) -> Tensor:
-        qkv = self.wqkv(x).unflatten(-1, (3, self.num_heads, -1))
+        qkv = rearrange(self.wqkv(x), "b t (three h k) -> b t three h k", three=3, h=self.num_heads)
         q, k = rotate(qkv[:, :, :2], rotary).unbind(2)
-        return self.residual_dropout(self.wo(attend(q, k, qkv[:, :, 2]).flatten(2)))
+        return self.residual_dropout(self.wo(rearrange(attend(q, k, qkv[:, :, 2]), "b t h k -> b t (h k)")))
 
 
 @fused
