@@ -99,9 +99,8 @@ def test_energon_prepares_the_tars_and_reads_them(root: Path, tmp_path: Path) ->
             (tmp_path / split / tar.name).symlink_to(tar)
     command = [str(Path(sys.executable).with_name("energon")), "prepare", str(tmp_path), "--non-interactive"]
     command += ["--split-parts", "train:train/.*", "--split-parts", "val:val/.*", "--num-workers", "1"]
-    run = subprocess.run(
-        [*command, "--sample-type", "CrudeWebdataset", "--no-progress"], capture_output=True, text=True, check=False
-    )
+    command += ["--sample-type", "CaptioningSample", "--field-map", '{"image": "png", "caption": "json[text]"}']
+    run = subprocess.run([*command, "--no-progress"], capture_output=True, text=True, check=False)
     assert run.returncode == 0, run.stdout[-2000:] + run.stderr[-2000:]
     rows = energon.get_train_dataset(
         str(tmp_path),
@@ -111,6 +110,6 @@ def test_energon_prepares_the_tars_and_reads_them(root: Path, tmp_path: Path) ->
         max_samples_per_sequence=None,
         repeat=False,
     )
-    seen = {row["__key__"].rpartition("/")[2]: row for row in energon.get_loader(rows)}
-    assert {key: row["json"] for key, row in seen.items()} == ours(root)
-    assert all(row["png"].shape[-2:] == (32, 32) for row in seen.values())
+    seen = {row.__key__.rpartition("/")[2]: row for row in energon.get_loader(rows)}
+    assert {key: row.caption for key, row in seen.items()} == {key: info["text"] for key, info in ours(root).items()}
+    assert all(row.image.shape[-2:] == (32, 32) for row in seen.values())
