@@ -27,10 +27,11 @@ class Marks:
         height, width = (-(-side // CELL) for side in marked.shape)
         cells = np.zeros((height * CELL, width * CELL), bool)
         cells[: marked.shape[0], : marked.shape[1]] = marked
-        cells = np.logical_or(cells[::CELL], cells[1::CELL])
-        cells = np.logical_or(cells[:, ::CELL], cells[:, 1::CELL])
-        self.sums = np.zeros((height + 1, width + 1), np.uint32)  # of all cells above and to the left
-        np.cumsum(np.cumsum(cells, 0, dtype=np.uint32), 1, out=self.sums[1:, 1:])
+        pairs = cells.view(np.uint16)  # CELL pixels of a row
+        self.sums = np.zeros((height + 1, width + 1), np.int32)  # of all cells above and to the left
+        np.cumsum((pairs[::CELL] | pairs[1::CELL]) != 0, 1, dtype=np.int32, out=self.sums[1:, 1:])
+        for row in range(1, height):  # np.cumsum along columns takes three times as long
+            self.sums[row + 1] += self.sums[row]
 
     @classmethod
     def of(cls, image: np.ndarray, ground: Ground) -> Self:
@@ -57,20 +58,18 @@ class Marks:
         high = np.clip(np.ceil(boxes[:, 2:] / CELL).astype(np.int64), 0, ends)
         high = np.minimum(np.maximum(high, low + 1), ends)
         (x0, y0), (x1, y1) = low.T, high.T
-        return np.asarray(
-            self.sums[y1, x1].astype(np.int64) - self.sums[y0, x1] - self.sums[y1, x0] + self.sums[y0, x0] > 0
-        )
+        return np.asarray(self.sums[y1, x1] - self.sums[y0, x1] - self.sums[y1, x0] + self.sums[y0, x0] > 0)
 
 
 def differ(image: np.ndarray, ground: Ground, least: int) -> np.ndarray:
     """Which pixels of a picture uint8 [H, W, 3] differ from the ground by so much in a channel: bool [H, W]."""
-    plane = grey_plane(image)
     if isinstance(ground, np.ndarray):
-        other = grey_plane(ground)
-        pairs = (
-            [(image[..., n], ground[..., n]) for n in range(3)] if plane is None or other is None else [(plane, other)]
-        )
-        return _any([np.maximum(a, b) - np.minimum(a, b) >= least for a, b in pairs])
+        if image.strides[2] == ground.strides[2] == 0:  # grey ones, see `in_one_plane`
+            image, ground = image[..., :1], ground[..., :1]
+        one, other = np.ascontiguousarray(image), np.ascontiguousarray(ground)
+        apart = np.maximum(one, other) - np.minimum(one, other) >= least
+        return _any([apart[..., channel] for channel in range(apart.shape[2])])
+    plane = grey_plane(image)
     planes = [image[..., n] for n in range(3)] if plane is None or len(set(ground)) > 1 else [plane]
     return _any([(one <= colour - least) | (one >= colour + least) for one, colour in zip(planes, ground)])
 

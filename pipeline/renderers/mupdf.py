@@ -85,7 +85,7 @@ def _read_page(document: Any, number: int, style: PageStyle) -> Page:
 
 def draw(drawing: pymupdf.DisplayList, scale: float) -> np.ndarray:
     """The picture of a display list, uint8 [H, W, 3]."""
-    return _pixels(drawing.get_pixmap(pymupdf.Matrix(scale, scale), pymupdf.csRGB, 0))
+    return in_one_plane(_pixels(drawing.get_pixmap(pymupdf.Matrix(scale, scale), pymupdf.csRGB, 0)))
 
 
 def draw_without(
@@ -99,12 +99,12 @@ def draw_without(
     mupdf.fz_clear_pixmap_with_value(pixmap, 255)
     device = TextLeftOut(mupdf.fz_new_draw_device(matrix, pixmap), left_out)
     device.run(drawing)
-    return _pixels(pymupdf.Pixmap("raw", pixmap)), device.bounds
+    pixels = _pixels(pymupdf.Pixmap("raw", pixmap))
+    return from_plane(pixels[..., 0]) if grey else pixels, device.bounds
 
 
 def _pixels(pixmap: pymupdf.Pixmap) -> np.ndarray:
-    pixels = np.frombuffer(pixmap.samples, np.uint8).reshape(pixmap.height, pixmap.width, pixmap.n)
-    return from_plane(pixels[..., 0]) if pixmap.n == 1 else in_one_plane(pixels)
+    return np.frombuffer(pixmap.samples, np.uint8).reshape(pixmap.height, pixmap.width, pixmap.n)
 
 
 def read(
