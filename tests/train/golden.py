@@ -11,6 +11,7 @@ from code_sets import tiny_spec
 from safetensors.torch import save_file
 from test_model import load_golden
 
+from data_specs.records import CheckpointState
 from data_specs.spec import Spec
 from tokenize_jobs.checkpoint import CheckpointWriter
 from tokenize_jobs.ranks import Ranks
@@ -53,7 +54,8 @@ def golden_steps(root: str, golden: str, number: int) -> None:
         if was_applied(engine):
             ema.update()
     writer = CheckpointWriter(f"{root}/out", Ranks(), 1, None)
-    writer.start({"step": 3, "position": 12}, partition.copy_pieces(engine, ema.averages))
+    state = CheckpointState(step=3, position=12, world=2, files={})
+    writer.start(state, partition.copy_pieces(engine, ema.averages))
     writer.wait()
     writer.commit()
 
