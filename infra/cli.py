@@ -10,7 +10,6 @@ from typing import Annotated
 import typer
 
 import infra.stages  # noqa: F401
-from data_specs import storage
 from data_specs.spec import SECTIONS
 from data_specs.text import say, start_log
 from infra.commands import accept, bench, clusters, data, evaluation, exchange, query, specs, transformer, view
@@ -25,7 +24,6 @@ from infra.commands.options import (
     compute_workers,
     open_root,
     ranks_here,
-    spec_beside,
 )
 from infra.commands.stages import add_stages, take_over
 from infra.extras import missing
@@ -80,10 +78,9 @@ def run(
     """
     from infra.demo import run_all
 
-    old = storage.absolute(from_) if from_ else None
-    resolved, root = open_root(spec_beside(spec, root, old) if old else spec, root, set_, *SECTIONS)
-    if old and (training := find("train")):
-        take_over(training, resolved, root, old)
+    resolved, root = open_root(spec, root, set_, *SECTIONS, old=from_)
+    if from_ and (training := find("train")):
+        take_over(training, resolved, root, from_)
     number = ranks_here(ranks, resolved.tokenizer.batch_size, resolved.train.batch_size)
     run_all(resolved, root, compute_workers(ray_address, workers), number)
 

@@ -44,12 +44,17 @@ def _chunk(tag: bytes, data: bytes) -> tuple[bytes, ...]:
 
 def grey_plane(image: np.ndarray) -> np.ndarray | None:
     """The plane [H, W] that all three channels of uint8 [H, W, 3] equal, or None where they differ."""
-    if image.strides[2] == 0:  # one plane seen three times, as from_plane makes it
+    if is_one_plane(image):
         return image[..., 0]
     flat = np.ascontiguousarray(image).reshape(-1)
     same = flat[1:] == flat[:-1]  # contiguous: five times as fast as comparing channels
     same[2::3] = True  # the last channel of a pixel and the first of the next
     return np.ascontiguousarray(image[..., 1]) if same.all() else None
+
+
+def is_one_plane(image: np.ndarray) -> bool:
+    """Whether uint8 [H, W, 3] is one plane seen three times, as `from_plane` makes it; no pixel is looked at."""
+    return image.strides[2] == 0
 
 
 def from_plane(plane: np.ndarray) -> np.ndarray:

@@ -11,8 +11,8 @@ import torch
 
 from data_specs import storage
 from data_specs.spec import Spec
-from tokenize_jobs.device import multiplies_bfloat16, pick_device
-from train.engine import build_optimizer, config_of
+from tokenize_jobs.ranks import Ranks
+from train.engine import build_optimizer, config_of, settle_dtype
 from train.flops import image_flops
 from train.linear import packed
 from train.model import DnDTransformer
@@ -64,8 +64,8 @@ def in_turns(works: Sequence[Callable[[], object]], rounds: int) -> list[float]:
 
 def _step_of(spec: Spec) -> Callable[[], object]:
     """Forward, backward and AdamW of a batch of random codes, in the type that the training takes."""
-    narrow = spec.train.dtype == "bfloat16" or (spec.train.dtype == "auto" and multiplies_bfloat16(pick_device()))
-    model = DnDTransformer(config_of(spec)).to(torch.bfloat16 if narrow else torch.float32).train()
+    dtype = getattr(torch, settle_dtype(spec, Ranks()).train.dtype)
+    model = DnDTransformer(config_of(spec)).to(dtype).train()
     optimizer, batch = build_optimizer(model, spec), spec.train.batch_size
     codes = torch.randint(spec.codes.codebook_size, (batch, model.config.num_positions, model.config.depth))
     classes = torch.zeros(batch, dtype=torch.int64)

@@ -50,10 +50,10 @@ RanksOpt = Annotated[
 ]
 
 
-class RootCommand(TyperCommand):
-    """A command whose first argument is ROOT: it takes no SPEC, so that `--root ROOT` and ROOT say the same."""
+class _FirstWord(TyperCommand):
+    """A command whose first argument may as well stand behind an option."""
 
-    first = "--root"
+    first: str
 
     def parse_args(self, ctx: Any, args: list[str]) -> list[str]:
         """Puts what the option names, wherever it stands, in front of the other arguments."""
@@ -67,28 +67,33 @@ class RootCommand(TyperCommand):
         return super().parse_args(ctx, args)
 
 
-class SpecCommand(RootCommand):
+class RootCommand(_FirstWord):
+    """A command whose first argument is ROOT: it takes no SPEC, so that `--root ROOT` and ROOT say the same."""
+
+    first = "--root"
+
+
+class SpecCommand(_FirstWord):
     """A command whose only argument is SPEC: `--preset SPEC` says the same."""
 
     first = "--preset"
 
 
-def open_root(spec: str | None, root: str, overrides: list[str] | None, *sections: str) -> tuple[Spec, str]:
+def open_root(
+    spec: str | None, root: str, overrides: list[str] | None, *sections: str, old: str | None = None
+) -> tuple[Spec, str]:
     """Reads the spec of a command, by default the root's own, and makes the root absolute; writes nothing.
 
     Args:
         sections: keys of the spec without which the command cannot work.
+        old: what `--from` names: the root whose spec is taken where the new one has none yet.
     """
     root = storage.absolute(root)
+    if old and not spec and not storage.exists(storage.join(root, NAME)):
+        spec = storage.join(storage.absolute(old), NAME)
     resolved = read_spec(spec, root, overrides or [])
     resolved.require(*sections)
     return resolved, root
-
-
-def spec_beside(spec: str | None, root: str, old: str) -> str | None:
-    """The SPEC of a command with `--from`: that which was named, else the new root's own, else the old root's."""
-    own = storage.exists(storage.join(storage.absolute(root), NAME))
-    return spec if spec or own else storage.join(old, NAME)
 
 
 def open_spec(spec: str | None, root: str | None, overrides: list[str] | None, *sections: str) -> Spec:

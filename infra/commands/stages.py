@@ -27,7 +27,6 @@ from infra.commands.options import (
     compute_workers,
     open_root,
     ranks_here,
-    spec_beside,
 )
 from pipeline.stages import Option, Stage, UnitStage, registered
 from pipeline.workers import MAX_FAILURES, Share, ShareDone, Workers, kept
@@ -84,11 +83,9 @@ def command_of(stage: Stage) -> Callable[..., None]:
     ) -> None:
         keys = {option.name.replace("-", "_"): option.key for option in stage.options}
         overrides = [f"{keys[name]}={value}" for name, value in given.items() if keys[name] and value is not None]
-        old = storage.absolute(from_) if from_ else None
-        spec = spec_beside(spec, root, old) if old else spec
-        resolved, root = open_root(spec, root, [*(set_ or []), *overrides], *stage.sections)
-        if old:
-            take_over(stage, resolved, root, old)
+        resolved, root = open_root(spec, root, [*(set_ or []), *overrides], *stage.sections, old=from_)
+        if from_:
+            take_over(stage, resolved, root, from_)
         if stage.trains:
             use = Workers(num_workers=ranks_here(ranks, getattr(resolved, stage.batch).batch_size))
         elif stage.computes:
@@ -123,7 +120,7 @@ def take_over(stage: Stage, spec: Spec, root: str, old: str) -> None:
     """Gives a new root what a stage reads in the old one, and says so (`--from`); raises as `inherit` does."""
     from infra.inherit import inherit
 
-    for line in inherit(stage, spec, root, old):
+    for line in inherit(stage, spec, root, storage.absolute(old)):
         say(line)
 
 

@@ -7,7 +7,7 @@ from collections.abc import Callable, Mapping
 
 import numpy as np
 
-from pipeline.renderers.marks import MARK
+from pipeline.renderers.marks import MARK, differ
 from pipeline.renderers.words import share
 
 SHARED = 0.1  # share of the smaller box from which words stand in one place
@@ -63,5 +63,4 @@ def meeting(some: np.ndarray, boxes: np.ndarray) -> list[list[int]]:
 
 def _differ(image: np.ndarray, other: np.ndarray, box: np.ndarray) -> bool:
     x0, y0, x1, y1 = (max(0, int(value)) for value in (box[0] - 1, box[1] - 1, box[2] + 2, box[3] + 2))
-    before, after = (one[y0:y1, x0:x1].astype(np.int16) for one in (image, other))
-    return bool((np.abs(before - after) >= MARK).any())
+    return bool(differ(image[y0:y1, x0:x1], other[y0:y1, x0:x1], MARK).any())

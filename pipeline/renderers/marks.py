@@ -9,7 +9,7 @@ from typing import Self
 
 import numpy as np
 
-from pipeline.png import grey_plane
+from pipeline.png import grey_plane, is_one_plane
 
 CONTRAST = 16  # least difference of 255 between a colour and the paper's, and least opacity, of text that can be seen
 MARK = 8  # least difference of 255 that text makes to a pixel: of thin or tiny letters none has their whole colour
@@ -64,7 +64,7 @@ class Marks:
 def differ(image: np.ndarray, ground: Ground, least: int) -> np.ndarray:
     """Which pixels of a picture uint8 [H, W, 3] differ from the ground by so much in a channel: bool [H, W]."""
     if isinstance(ground, np.ndarray):
-        if image.strides[2] == ground.strides[2] == 0:  # grey ones, see `in_one_plane`
+        if is_one_plane(image) and is_one_plane(ground):
             image, ground = image[..., :1], ground[..., :1]
         one, other = np.ascontiguousarray(image), np.ascontiguousarray(ground)
         apart = np.maximum(one, other) - np.minimum(one, other) >= least

@@ -13,7 +13,7 @@ from pymupdf import mupdf
 
 from data_specs.records import Box, Reason
 from data_specs.sections import PageStyle
-from pipeline.png import from_plane, grey_plane, in_one_plane
+from pipeline.png import from_plane, in_one_plane, is_one_plane
 from pipeline.renderers import UnreadableError, short
 from pipeline.renderers.hidden import in_one_place, meeting, unmarked
 from pipeline.renderers.left_out import EVERY_TEXT, TextLeftOut
@@ -72,7 +72,7 @@ def _read_page(document: Any, number: int, style: PageStyle) -> Page:
     scale = page_scale(width, height, style)
     drawing = page.get_displaylist()  # interpreted once, for the pictures and for the words
     image = draw(drawing, scale)
-    ground, texts = draw_without(drawing, scale, EVERY_TEXT, grey_plane(image) is not None)
+    ground, texts = draw_without(drawing, scale, EVERY_TEXT, is_one_plane(image))
     marks = Marks.of(image, ground)
     words, pictured = read(drawing, image, marks, scale), 0.0
     if found := _hidden(drawing, texts, words, image, scale):
@@ -127,7 +127,7 @@ def _hidden(drawing: pymupdf.DisplayList, texts: list[Box], words: Words, image:
     if not len(doubtful):
         return set()
     boxes = dict(enumerate(np.array(texts) * scale))
-    grey = grey_plane(image) is not None
+    grey = is_one_plane(image)
     near = {number: box for number, box in boxes.items() if meeting(box[None], doubtful)}
     return unmarked(near, image, lambda left_out: draw_without(drawing, scale, left_out, grey)[0])
 
