@@ -15,6 +15,7 @@ from PIL import Image
 
 from data_specs import storage
 from data_specs.manifest import read_manifest
+from data_specs.npy import read_array
 from data_specs.records import Item, Manifest
 from data_specs.shards import Shard
 
@@ -28,7 +29,7 @@ def decode_fields(key: str, fields: dict[str, bytes]) -> Item:
     if "png" in fields:
         item["image"] = decode_image(fields["png"])
     if "codes.npy" in fields:
-        item["codes"] = np.load(io.BytesIO(fields["codes.npy"]), allow_pickle=False)
+        item["codes"] = read_array(io.BytesIO(fields["codes.npy"]))
     return item
 
 

@@ -19,6 +19,7 @@ from typing import BinaryIO, NamedTuple, Protocol, cast
 import numpy as np
 
 from data_specs import cache, storage
+from data_specs.npy import read_array
 from data_specs.records import Sample
 
 INDEX_DTYPE = np.dtype([("sample", "<u4"), ("key_hash", "<u8"), ("field", "S12"), ("offset", "<u8"), ("size", "<u8")])
@@ -73,7 +74,8 @@ def write_shard(samples: Iterable[Sample], tar_path: Path, index_path: Path) -> 
 
 def first_offsets(index_path: Path) -> np.ndarray:
     """Where each sample of a shard begins in its tar: offsets of its first member's bytes, uint64 [n]."""
-    rows = np.load(index_path, allow_pickle=False)
+    with index_path.open("rb") as file:
+        rows = read_array(file)
     return np.asarray(rows["offset"][np.flatnonzero(np.diff(rows["sample"], prepend=-1))])
 
 
@@ -176,7 +178,7 @@ class Shard:
     def __init__(self, tar_uri: str, digests: Digests) -> None:
         self.uri = tar_uri
         with open_verified(index_uri(tar_uri), digests.index_sha256) as file:
-            self.rows = np.load(file, allow_pickle=False)
+            self.rows = read_array(file)
         if self.rows.dtype != INDEX_DTYPE:
             raise ValueError(f"{index_uri(tar_uri)}: not the index of a shard")
         with open_verified(tar_uri, digests.sha256) as file:

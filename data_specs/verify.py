@@ -12,6 +12,7 @@ import numpy as np
 from data_specs import local_files, storage
 from data_specs.lease import holder, is_alive
 from data_specs.manifest import load_manifest, parts_named, summarise
+from data_specs.npy import read_array
 from data_specs.receipts import read_receipt_files, receipt_name
 from data_specs.records import Manifest, Receipt, ShardFile
 from data_specs.scratch import scratch_folder
@@ -127,7 +128,7 @@ def _verify_shard(set_uri: str, receipt: Receipt, shard: ShardFile) -> Iterator[
 
 def _verify_index(tar_uri: str, written: int, num_bytes: int) -> Iterator[str]:
     """Compares index and receipt, whose hashes have been found right: numbers that do not fit mean a false receipt."""
-    rows = np.load(io.BytesIO(storage.read_bytes(index_uri(tar_uri))), allow_pickle=False)
+    rows = read_array(io.BytesIO(storage.read_bytes(index_uri(tar_uri))))
     if rows.dtype != INDEX_DTYPE:
         yield f"{index_uri(tar_uri)}: not the index of a shard"
         return

@@ -21,6 +21,7 @@ import numpy as np
 from numpy.lib.stride_tricks import sliding_window_view
 
 from data_specs import cache, open_shards, storage
+from data_specs.npy import read_header
 from data_specs.reader import ShardSet
 from data_specs.records import ReadingOrder, ShardEntry
 from data_specs.sections import ShardInput
@@ -63,9 +64,7 @@ class CodeShard:
     def _header(self, data: bytes) -> tuple[int, int]:
         """(bytes of the .npy header, views a sample); checks type and shape."""
         file = io.BytesIO(data)
-        version = np.lib.format.read_magic(file)
-        read = np.lib.format.read_array_header_1_0 if version == (1, 0) else np.lib.format.read_array_header_2_0
-        shape, fortran, dtype = read(file)
+        shape, fortran, dtype = read_header(file)
         if dtype != np.dtype("<u2") or fortran or len(shape) != 4 or shape[1:] != self.shape:
             raise ValueError(
                 f"{self.uri}: codes are {dtype} {list(shape)}, the spec says uint16 [views, *{list(self.shape)}]"

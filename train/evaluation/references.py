@@ -10,6 +10,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from data_specs import storage
+from data_specs.npy import one_parser
 from train.evaluation.sources import ImageSet, file_digest, open_images
 
 TRAINING, ORIGINALS = "training", "validation-originals"
@@ -90,7 +91,7 @@ def _read_statistics(uri: str) -> dict[str, Any]:
     if not zipfile.is_zipfile(path):
         raise ValueError(f"{uri}: not an .npz file")
     try:
-        with np.load(path, allow_pickle=False) as file:
+        with one_parser, np.load(path, allow_pickle=False) as file:
             stored: dict[str, Any] = {name: file[name] for name in STATISTICS if name in file}
             stored |= {name: file[name].item() for name in ("kind", "crop", "extractor", "count") if name in file}
             return {**stored, "names": file.files}

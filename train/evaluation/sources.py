@@ -19,6 +19,7 @@ import numpy as np
 from PIL import Image
 
 from data_specs import open_shards, storage
+from data_specs.npy import read_header
 from data_specs.records import Box
 
 PICTURES = (".png", ".jpg", ".jpeg", ".webp", ".bmp")
@@ -257,10 +258,9 @@ def open_array(path: Path, uri: str) -> Iterator[tuple[Any, tuple[int, ...], np.
 
 def _read_header(stream: Any, uri: str) -> tuple[tuple[int, ...], bool, np.dtype]:
     """(shape, Fortran order, dtype) of the array that begins here."""
-    readers = {(1, 0): np.lib.format.read_array_header_1_0, (2, 0): np.lib.format.read_array_header_2_0}
     try:
-        return readers[np.lib.format.read_magic(stream)](stream)
-    except (KeyError, ValueError, EOFError, zlib.error, zipfile.BadZipFile) as error:
+        return read_header(stream)
+    except (ValueError, EOFError, zlib.error, zipfile.BadZipFile) as error:
         raise ValueError(f"{uri}: arr_0 is no readable array ({error}); save it again with numpy.savez") from error
 
 
