@@ -63,7 +63,7 @@ def _images(spec: Spec, folder: str) -> np.ndarray:
 
 def _drawn(number: int, size: int) -> np.ndarray:
     image = Image.new("RGB", (size, size), "white")
-    lines = ("".join(chr(97 + (number + place**2) % 26) for place in range(line, size)) for line in range(size // 12))
+    lines = ("".join(chr(97 + (number + column**2) % 26) for column in range(line, size)) for line in range(size // 12))
     ImageDraw.Draw(image).multiline_text((2, 2), "\n".join(lines), fill="black")
     return np.asarray(image)
 

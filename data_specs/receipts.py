@@ -129,7 +129,7 @@ def _delete_shard(set_uri: str, name: str) -> None:
 
 def _write(samples: Iterable[Sample], folder: Path) -> tuple[WrittenShard, table.TableRows]:
     rows = table.TableRows()
-    return write_shard(rows.watch(samples), folder / "shard.tar", folder / "shard.index.npy"), rows
+    return write_shard(rows.recorded(samples), folder / "shard.tar", folder / "shard.index.npy"), rows
 
 
 def _place(folder: Path, shard: WrittenShard, rows: table.TableRows, set_uri: str, unit: int) -> ShardFile | None:

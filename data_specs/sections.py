@@ -319,8 +319,8 @@ class Tokenizer(Training):
     def losses(self) -> str:
         """What it learns by, in words, and which of the published losses it goes without."""
         lpips = f"LPIPS of weight {self.lpips_weight:g}" if self.lpips_weights else "no LPIPS"
-        adversary = f"an adversary of weight {self.gan_weight:g} from step {self.gan_start}"
-        return f"{self.reconstruction}, {lpips}, {'no adversary' if self.gan_start is None else adversary}"
+        discriminator = f"a discriminator of weight {self.gan_weight:g} from step {self.gan_start}"
+        return f"{self.reconstruction}, {lpips}, {'no discriminator' if self.gan_start is None else discriminator}"
 
 
 class Tokenize(Section):

@@ -60,12 +60,12 @@ def _stored() -> pa.Schema:
 
 
 class TableRows:
-    """Rows of a shard that is being written: samples pass through `watch`, `write` puts the table down."""
+    """Rows of a shard that is being written: samples pass through `recorded`, `write` puts the table down."""
 
     def __init__(self) -> None:
         self.rows = list[dict[str, Any]]()
 
-    def watch(self, samples: Iterable[Sample]) -> Iterator[Sample]:
+    def recorded(self, samples: Iterable[Sample]) -> Iterator[Sample]:
         """The samples as they come, each noted."""
         for sample in samples:
             self.rows.append(_row(sample))

@@ -107,12 +107,12 @@ def _curve_lines(curve: dict[str, Any]) -> Iterator[str]:
 def _bars(line: Points, last: int, low: float, high: float) -> str:
     """A curve as WIDTH bars over steps 0 to `last`: of each bar's steps the last value; blank behind its end."""
     drawn = ""
-    place = 0
+    index = 0
     value = line[0][1]
     for column in range(WIDTH):
-        while place < len(line) and line[place][0] <= (column + 1) * last / WIDTH:
-            value = line[place][1]
-            place += 1
+        while index < len(line) and line[index][0] <= (column + 1) * last / WIDTH:
+            value = line[index][1]
+            index += 1
         ended = column * last / WIDTH > line[-1][0]
         drawn += " " if ended else BARS[round((value - low) / ((high - low) or 1.0) * (len(BARS) - 1))]
     return drawn

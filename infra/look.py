@@ -31,7 +31,7 @@ from pipeline.render import Renderer
 from pipeline.truth import truth_of_shard
 
 DOCUMENTS = 8  # documents of a unit that are rendered again
-KEPT, DROPPED = 20, 20  # pictures shown
+KEPT_SHOWN, DROPPED_SHOWN = 20, 20  # pictures shown
 TILE, COLUMNS, LINE, GAP = 256, 5, 16, 6  # pixels, tiles, pixels of a line of text, pixels between tiles
 Tile = tuple[Image.Image | None, str]  # a picture, and what stands below it
 Row = tuple[str, list[Tile]]  # a title, and the tiles below it
@@ -85,7 +85,7 @@ def _rows(spec: Spec, plan: Plan, unit: SourceUnit, receipt: Receipt, boxes: boo
     """(title, tiles) of what was kept, then of what was dropped by kind and reason."""
     if receipt.shard:
         shard = Shard(storage.join(plan.set_uri, receipt.shard.name), receipt.shard)
-        numbers = range(0, len(shard), -(-len(shard) // KEPT))
+        numbers = range(0, len(shard), -(-len(shard) // KEPT_SHOWN))
         kept = [_kept(shard, number, boxes) for number in numbers]
         yield f"kept: {len(kept)} of {receipt.written}; of these {truth_of_shard(shard, numbers)}", kept
     try:
@@ -96,7 +96,7 @@ def _rows(spec: Spec, plan: Plan, unit: SourceUnit, receipt: Receipt, boxes: boo
     for (kind, reason), pairs in groupby(dropped, _reason):
         tiles: list[Tile] = [(picture, f"{one.key} {one.source} {one.detail}".rstrip()) for one, picture in pairs]
         all_of_it = receipt.filtered.get(reason) or sum(one.reason == reason for one in receipt.rejected)
-        yield f"{kind}: {reason}: {min(len(tiles), DROPPED)} of {all_of_it}", tiles[:DROPPED]
+        yield f"{kind}: {reason}: {min(len(tiles), DROPPED_SHOWN)} of {all_of_it}", tiles[:DROPPED_SHOWN]
 
 
 def _reason(pair: tuple[Dropped, Image.Image | None]) -> tuple[str, Reason]:

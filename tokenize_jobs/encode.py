@@ -57,7 +57,7 @@ def encode_shard(model: RQVAE, spec: Spec, shard: Shard, split: str) -> Iterator
     threads = GPU_THREADS if next(model.parameters()).is_cuda else 1
     blocks = threads + -(-(spec.tokenize.compute_batch or 0) // (BLOCK * NUM_VIEWS[kind]))
     with ThreadPoolExecutor(threads) as pool:
-        loaded = _ahead(pool, blocks, len(numbers), lambda place: _load(shard, int(numbers[place]), size, kind))
+        loaded = _ahead(pool, blocks, len(numbers), lambda index: _load(shard, int(numbers[index]), size, kind))
         codes = encode_views(model, (view for sample in loaded for view in sample), spec)
         for number in numbers.tolist():
             of_sample = np.stack(list(islice(codes, NUM_VIEWS[kind])))

@@ -272,10 +272,10 @@ def _kernel(kernel: np.ndarray) -> Tensor:
 def _convolution_layers() -> list[int]:
     """Places of VGG16's convolutions in LPIPS.features: each with a ReLU behind it, a pooling between the groups."""
     places = []
-    place = 0
+    index = 0
     for group in VGG_GROUPS:
-        places += [place + 2 * number for number in range(len(group))]
-        place += 2 * len(group) + 1
+        places += [index + 2 * number for number in range(len(group))]
+        index += 2 * len(group) + 1
     return places
 
 

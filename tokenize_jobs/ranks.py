@@ -40,8 +40,8 @@ def join_ranks(timeout: timedelta) -> None:
 
 
 def _alone() -> dict[str, str]:
-    place = {"RANK": "0", "LOCAL_RANK": "0", "WORLD_SIZE": "1", "LOCAL_WORLD_SIZE": "1"}
-    return place | {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(free_port())}
+    variables = {"RANK": "0", "LOCAL_RANK": "0", "WORLD_SIZE": "1", "LOCAL_WORLD_SIZE": "1"}
+    return variables | {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(free_port())}
 
 
 def _ranks_of_srun() -> dict[str, str] | None:
@@ -49,9 +49,9 @@ def _ranks_of_srun() -> dict[str, str] | None:
     step = {name.removeprefix("SLURM_"): value for name, value in os.environ.items() if name.startswith("SLURM_")}
     if int(step.get("STEP_NUM_TASKS", "1")) == 1:
         return None
-    place = {"RANK": step["PROCID"], "LOCAL_RANK": step["LOCALID"], "WORLD_SIZE": step["STEP_NUM_TASKS"]}
+    variables = {"RANK": step["PROCID"], "LOCAL_RANK": step["LOCALID"], "WORLD_SIZE": step["STEP_NUM_TASKS"]}
     port = 10_000 + (int(step["JOB_ID"]) * 31 + int(step["STEP_ID"])) % 20_000  # steps that share a node differ in it
-    return place | {
+    return variables | {
         "MASTER_ADDR": os.environ.get("MASTER_ADDR") or _first_host(step["STEP_NODELIST"]),
         "MASTER_PORT": os.environ.get("MASTER_PORT", str(port)),
     }

@@ -17,7 +17,7 @@ from torch import Tensor, nn
 
 from tokenize_jobs.quantizer import ResidualQuantizer
 
-FORMER = ("gradient", "codebook_init")  # keys of older files: ways to train that brought nothing and are gone
+RETIRED_KEYS = ("gradient", "codebook_init")  # keys of older files: ways to train that brought nothing and are gone
 
 
 @dataclasses.dataclass(frozen=True)
@@ -91,7 +91,7 @@ class RQVAEConfig:
     def from_json(cls, text: str) -> "RQVAEConfig":
         """The inverse of `to_json`; ValueError for text that is no such configuration."""
         try:
-            return cls(**{name: value for name, value in json.loads(text).items() if name not in FORMER})
+            return cls(**{name: value for name, value in json.loads(text).items() if name not in RETIRED_KEYS})
         except (TypeError, AttributeError) as error:
             raise ValueError(f"not a tokenizer configuration: {error}") from None
 

@@ -188,7 +188,7 @@ def build_engine(spec: Spec, root: str, world: int, user: dict[str, Any] | None 
     if world == 1 and not engine.zero_optimization_stage():
         engine.enable_backward_allreduce = False  # it would copy all gradients to and fro: a quarter of a small step
     if isinstance(optimizer, Muon):
-        optimizer.place(engine)
+        optimizer.attach(engine)
     if compiles(spec, engine.device):
         compile_layers(engine.module)
     return engine

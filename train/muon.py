@@ -22,9 +22,9 @@ STEPS = 5
 
 
 class Muon(torch.optim.AdamW):
-    """Groups with `muon` set take Muon's step, the others AdamW's. Call `place` once the engine has cut the weights."""
+    """Groups with `muon` set take Muon's step, the others AdamW's. Call `attach` once weights are cut."""
 
-    def place(self, engine: Any) -> None:
+    def attach(self, engine: Any) -> None:
         """Learns which matrices lie where in the tensors to step."""
         masters = master_weights(engine)
         shapes = {name: tuple(p.shape) for name, p in engine.module.named_parameters()}

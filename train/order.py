@@ -129,17 +129,17 @@ def choose_sets(positions: np.ndarray, weights: Sequence[float]) -> tuple[np.nda
 
     Sets interleave evenly by weight, and each set's places run 0, 1, 2, … without gap or repeat.
     """
-    place = np.array(positions, np.int64)
-    chosen = np.zeros(place.shape, np.int64)
-    undecided = np.ones(place.shape, bool)
+    offset = np.array(positions, np.int64)
+    chosen = np.zeros(offset.shape, np.int64)
+    undecided = np.ones(offset.shape, bool)
     for number in range(len(weights) - 1):
         share = round(weights[number] / sum(weights[number:]) * 2**SHARE_BITS)
-        before, after = _taken(place, share), _taken(place + 1, share)
+        before, after = _taken(offset, share), _taken(offset + 1, share)
         here = undecided & (after > before)
-        place = np.where(undecided, np.where(here, before, place - before), place)
+        offset = np.where(undecided, np.where(here, before, offset - before), offset)
         undecided &= ~here
         chosen[undecided] = number + 1
-    return chosen, place
+    return chosen, offset
 
 
 def _taken(count: np.ndarray, share: int) -> np.ndarray:

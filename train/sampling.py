@@ -119,11 +119,11 @@ def guidance_scales(
         )
     if not 0 <= interval[0] <= interval[1] <= 1:
         raise ValueError(f"guidance_interval {interval} must be two rising shares of the positions in 0..1")
-    place = torch.linspace(0, 1, config.num_positions)
-    shapes = {"constant": torch.ones_like(place), "linear": place, "cosine": (1 - (math.pi * place).cos()) / 2}
+    position = torch.linspace(0, 1, config.num_positions)
+    shapes = {"constant": torch.ones_like(position), "linear": position, "cosine": (1 - (math.pi * position).cos()) / 2}
     if schedule not in shapes:
         raise ValueError(f"guidance_schedule {schedule!r} is unknown: use one of {', '.join(shapes)}")
-    shape = torch.where((place >= interval[0]) & (place <= interval[1]), shapes[schedule], 0.0)
+    shape = torch.where((position >= interval[0]) & (position <= interval[1]), shapes[schedule], 0.0)
     return torch.lerp(torch.ones(()), full, shape[:, None])
 
 

@@ -44,10 +44,10 @@ def accept(names: list[str], tiny: bool, reference: Path | None) -> Acceptance:
     rows, seconds = list[Row](), dict[str, float]()
     with tempfile.TemporaryDirectory(prefix="dnd-accept-") as folder:
         for name in names or PARTS:
-            started, place = time.monotonic(), Path(folder, name)
-            place.mkdir()
+            started, work = time.monotonic(), Path(folder, name)
+            work.mkdir()
             say(f"{name} …")
-            rows += _run(name, Setting(device, tiny, reference, place))
+            rows += _run(name, Setting(device, tiny, reference, work))
             seconds[name] = round(time.monotonic() - started, 1)
             if device.type == "cuda":
                 torch.cuda.empty_cache()

@@ -95,23 +95,23 @@ def encoding(setting: Setting) -> Iterator[Row]:
 
 
 def tokenizer(setting: Setting) -> Iterator[Row]:
-    """Images/s of training steps with LPIPS and adversary in bfloat16, and the memory of them."""
+    """Images/s of training steps with LPIPS and discriminator in bfloat16, and the memory of them."""
     for name, spec in _specs(setting):
         yield from _trained(setting, name, spec, 2 if setting.tiny else 8)
 
 
 def _trained(setting: Setting, name: str, spec: Spec, size: int) -> Iterator[Row]:
-    adversary = PatchDiscriminator().to(setting.device) if spec.tokenizer.gan_start is not None else None
+    discriminator = PatchDiscriminator().to(setting.device) if spec.tokenizer.gan_start is not None else None
     lpips = LPIPS().to(setting.device) if spec.tokenizer.lpips_weights else None
     model = RQVAE(config_of(spec)).train()
     model = model.to(setting.device, memory_format=layout(setting.device))  # type: ignore[call-overload]
-    networks = Networks(model, adversary, lpips)
+    networks = Networks(model, discriminator, lpips)
     optimizers = networks.optimizers(spec.tokenizer)
     images = to_device(np.zeros((size, *model.config.image_size, 3), np.uint8), setting.device)
     _reset_peak(setting)
 
     def step() -> None:
-        networks.add_gradients(spec.tokenizer, images, torch.bfloat16, adversary is not None, 1.0, 1.0)
+        networks.add_gradients(spec.tokenizer, images, torch.bfloat16, discriminator is not None, 1.0, 1.0)
         for optimizer in optimizers:
             optimizer.step()
             optimizer.zero_grad(set_to_none=True)

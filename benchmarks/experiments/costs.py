@@ -54,11 +54,11 @@ def in_turns(works: Sequence[Callable[[], object]], rounds: int) -> list[float]:
     """Median CPU seconds of each work over some rounds in turns, after one that does not count."""
     times: list[list[float]] = [[] for _ in works]
     for number in range(rounds + 1):
-        for place, work in enumerate(works):
+        for index, work in enumerate(works):
             started = time.process_time()
             work()
             if number:
-                times[place].append(time.process_time() - started)
+                times[index].append(time.process_time() - started)
     return [median(of) for of in times]
 
 

@@ -81,20 +81,20 @@ def as_overrides(keys: Keys) -> list[str]:
 def runs_of(experiment: Experiment, root: str, base_root: str) -> list[Run]:
     """All runs, seed by seed, so that the first seed is whole before the second begins."""
     return [
-        _run(experiment, root, base_root, arm, seed, place)
-        for place, seed in enumerate(experiment.seeds)
+        _run(experiment, root, base_root, arm, seed, index)
+        for index, seed in enumerate(experiment.seeds)
         for arm in experiment.arms
     ]
 
 
-def _run(experiment: Experiment, root: str, base_root: str, arm: str, seed: int, place: int) -> Run:
+def _run(experiment: Experiment, root: str, base_root: str, arm: str, seed: int, index: int) -> Run:
     """The run of an arm with its seed; those after the first take codes and tokenizer of the first."""
     own = experiment.arms[arm]
     keys = experiment.keys | own
     folder = re.sub(r"[^\w.-]+", "-", arm).strip("-") if own else "base"
-    roots = [storage.join(root, f"{folder}-{one}") for one in experiment.seeds[: place + 1]]
+    roots = [storage.join(root, f"{folder}-{one}") for one in experiment.seeds[: index + 1]]
     first = min((FIRST.get(key.partition(".")[0], "train") for key in keys), key=STAGES.index, default="train")
-    begins, source = ("train", roots[0]) if place else (first, base_root)
+    begins, source = ("train", roots[0]) if index else (first, base_root)
     return Run(arm, seed, roots[-1], keys | {"seed": seed}, source, begins)
 
 

@@ -127,8 +127,8 @@ def strip(rows: Sequence[Row]) -> Image.Image:
     picture = Image.new("RGB", (LABEL + SHOWN * (side + 2), len(rows) * (side + 2)), "white")
     draw, font = ImageDraw.Draw(picture), ImageFont.load_default(15)
     draw.rectangle((LABEL - 2, 0, *picture.size), "#c8ced6")
-    for place, (row, images) in enumerate(zip(rows, lines, strict=True)):
-        top = place * (side + 2)
+    for index, (row, images) in enumerate(zip(rows, lines, strict=True)):
+        top = index * (side + 2)
         draw.text((6, top + side / 2 - 9), row.name, "#1b1f24", font)
         for column, image in enumerate(images):
             picture.paste(Image.fromarray(image), (LABEL + column * (side + 2), top))
@@ -149,8 +149,8 @@ def ratios_svg(rows: Sequence[Row], title: str) -> str:
     parts = [f'<text x="8" y="16" font-weight="bold">{escape(title)}</text>']
     for x, label in zip(at, ("0", ".25", ".5", ".75", "real text"), strict=True):
         parts += [f'<path d="M{x:.0f} {top}V{height}" stroke="#d8dee4"/>', _text(x, height + 18, label, "middle")]
-    for place, row in enumerate(rows):
-        y = top + gap * (place + 0.5)
+    for index, row in enumerate(rows):
+        y = top + gap * (index + 0.5)
         parts.append(_text(8, y + 4, row.name))
         for number, figures in enumerate(row.figures):
             parts += _mark(figures, left, width / 1.2, y + 6 * (number - (len(row.figures) - 1) / 2))

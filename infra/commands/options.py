@@ -58,11 +58,11 @@ class _FirstWord(TyperCommand):
     def parse_args(self, ctx: Any, args: list[str]) -> list[str]:
         """Puts what the option names, wherever it stands, in front of the other arguments."""
         ends = args.index("--") if "--" in args else len(args)
-        for place, word in enumerate(args[:ends]):
+        for index, word in enumerate(args[:ends]):
             name, equals, value = word.partition("=")
-            if name == self.first and (equals or place + 1 < ends):
-                rest = args[place + 1 :] if equals else args[place + 2 :]
-                args = [value if equals else args[place + 1], *args[:place], *rest]
+            if name == self.first and (equals or index + 1 < ends):
+                rest = args[index + 1 :] if equals else args[index + 2 :]
+                args = [value if equals else args[index + 1], *args[:index], *rest]
                 break
         return super().parse_args(ctx, args)
 

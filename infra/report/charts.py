@@ -67,7 +67,7 @@ def _by_depth(rows: list[Row], key: str) -> list[Series]:
 def chart_svg(chart: Chart) -> str:
     """A chart of at least one point as an SVG element, with its legend; text and lines take the page's colour."""
     points = [point for curve in chart.curves for point in curve.points]
-    place = _Scale(0.0, max(x for x, _ in points) or 1.0, *_span([y for _, y in points]))
+    scale = _Scale(0.0, max(x for x, _ in points) or 1.0, *_span([y for _, y in points]))
     rows = -(-len(chart.curves) // 2)
     height = TOP + HEIGHT + BOTTOM + 16 * rows
     last = "; ".join(f"{curve.name} ends at {curve.points[-1][1]:.4g}" for curve in chart.curves)
@@ -76,9 +76,9 @@ def chart_svg(chart: Chart) -> str:
         f"aria-label={quoteattr(f'{chart.title}: {chart.up} over {chart.across}. {last}')} "
         'style="width:100%;font:12px system-ui,sans-serif;color:inherit">'
     )
-    lines = (part for n, curve in enumerate(chart.curves) for part in _drawn(n, curve, place))
+    lines = (part for n, curve in enumerate(chart.curves) for part in _drawn(n, curve, scale))
     legend = (part for n, curve in enumerate(chart.curves) for part in _legend(n, curve))
-    return "\n".join([head, *_axes(chart, place), *lines, *legend, "</svg>"])
+    return "\n".join([head, *_axes(chart, scale), *lines, *legend, "</svg>"])
 
 
 class _Scale(NamedTuple):
@@ -119,7 +119,7 @@ def _drawn(number: int, curve: Series, scale: _Scale) -> Iterator[str]:
     placed = [scale.at(point) for point in curve.points]
     yield f'<polyline {_stroke(number)} points="{" ".join(f"{x:.1f},{y:.1f}" for x, y in placed)}"/>'
     every = max(1, len(placed) // MARKS)
-    yield from (mark(number, *place) for place in placed[number % every :: every])
+    yield from (mark(number, *point) for point in placed[number % every :: every])
 
 
 def _legend(number: int, curve: Series) -> Iterator[str]:

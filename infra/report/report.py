@@ -38,7 +38,7 @@ from train.evaluation.results import flatten, with_provenance
 
 SHOWN = 16
 REJECTS = 200  # rejected documents that the report names, of each set
-KEPT = ("digest", "totals", "filtered", "rejects", "complete")  # of a manifest
+FROM_MANIFEST = ("digest", "totals", "filtered", "rejects", "complete")  # of a manifest
 LOOKED = 4  # contact sheets shown
 PACKAGES = ("torch", "deepspeed", "ray", "pymupdf", "pillow", "webdataset")
 
@@ -132,7 +132,7 @@ def _stage(root: str, set_uri: str) -> dict[str, Any]:
         "seconds": seconds,
         "took": max(ended - began, 0.0),
         "ended": ended,
-        "manifest": manifest.model_dump(mode="json", include=set(KEPT)) if manifest.complete else {},
+        "manifest": manifest.model_dump(mode="json", include=set(FROM_MANIFEST)) if manifest.complete else {},
         "rejected": rejects,
     }
 
@@ -163,7 +163,7 @@ def _pictures(spec: Spec, root: str) -> list[dict[str, str]]:
         if storage.exists(storage.join(root, name, "manifest.json")):
             items = open_shards(storage.join(root, name))
             places = np.linspace(0, len(items) - 1, min(SHOWN, len(items))).round().astype(int)
-            sheets.append({"title": title, "uri": data_uri([items[int(place)]["image"] for place in places])})
+            sheets.append({"title": title, "uri": data_uri([items[int(index)]["image"] for index in places])})
     depths = storage.join(root, "reconstructions/val/depths.png")
     if storage.exists(depths):
         title = "Originals, then reconstructions and differences from 1, 2, … codes a position"

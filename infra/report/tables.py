@@ -71,7 +71,7 @@ def against_published(evaluations: list[dict[str, Any]], spec: Spec, root: str) 
     """The published figures of a run's data, size and codes a position, and ours of the same name.
 
     Returns:
-        Rows of figure, value, place and the published conditions; `here` has ours, each with what differs.
+        Rows of figure, value, source and the published conditions; `here` has ours, each with what differs.
     """
     concerned = (_data_of(spec), spec.shape.image_size, spec.shape.depth)
     ours = [found for one in evaluations for found in _measured(one, spec, root)]
@@ -86,7 +86,7 @@ def against_published(evaluations: list[dict[str, Any]], spec: Spec, root: str) 
                 **row.conditions._asdict(),
                 "figure": _name(row.figure),
                 "value": row.value,
-                "place": row.place,
+                "source": row.source,
                 "here": here,
             }
         )

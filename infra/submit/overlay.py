@@ -71,15 +71,15 @@ def merged(below: Any, above: Any) -> Any:
 
 
 def _merged_lists(below: list[Any], above: list[Any]) -> list[Any]:
-    places = {name: place for place, member in enumerate(below) if (name := _name(member))}
+    places = {name: index for index, member in enumerate(below) if (name := _name(member))}
     made = list(below)
     for member in above:
         name = _name(member)
-        place = places.get(name) if name else None
-        if place is None:
+        index = places.get(name) if name else None
+        if index is None:
             made.append(member)
         else:
-            made[place] = merged(made[place], member)
+            made[index] = merged(made[index], member)
     return made
 
 

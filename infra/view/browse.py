@@ -54,20 +54,20 @@ def samples(root: str, spec: Spec, names: list[str]) -> None:
         items = sets.open_now(root, name)
         places = sets.chosen(items, _unit(unit), where)
         pages = max(1, -(-len(places) // PAGE))
-        on_page = [items[place] for place in places[(number - 1) * PAGE : number * PAGE]]
+        on_page = [items[position] for position in places[(number - 1) * PAGE : number * PAGE]]
         words = f"{len(places):,} of {len(items):,} samples, page {number} of {pages}"
         return words, part("tiles", [shown(item["__key__"], item["image"]) for item in on_page], "No samples here.")
 
     @reporting_mistakes
     def take(name: str, unit: str, where: str, number: int, event: gr.EventData) -> tuple[int, str]:
         items = sets.open_now(root, name)
-        place = int(sets.chosen(items, _unit(unit), where)[(number - 1) * PAGE + event.index])
-        shard = items.manifest.shardlist[items.locate(place)[0]].url
-        return place, sets.about(items[place], shard)
+        position = int(sets.chosen(items, _unit(unit), where)[(number - 1) * PAGE + event.index])
+        shard = items.manifest.shardlist[items.locate(position)[0]].url
+        return position, sets.about(items[position], shard)
 
     @reporting_mistakes
-    def coded(name: str, place: int | None, depth: int, view: int) -> str:
-        return "" if place is None else _coded(root, spec, name, place, int(depth), int(view or 0))
+    def coded(name: str, position: int | None, depth: int, view: int) -> str:
+        return "" if position is None else _coded(root, spec, name, position, int(depth), int(view or 0))
 
     name.change(opened, name, [unit, number]).then(listed, query, [count, found])
     gr.on([unit.input, where.submit], lambda: 1, None, number).then(listed, query, [count, found])
@@ -84,10 +84,10 @@ def _unit(shard: str) -> int | None:
     return None if shard == ALL else int(shard)
 
 
-def _coded(root: str, spec: Spec, name: str, place: int, depth: int, view: int) -> str:
+def _coded(root: str, spec: Spec, name: str, position: int, depth: int, view: int) -> str:
     """The codes of a sample at a depth, and what the first codes of each position make of it."""
     items = sets.open_now(root, name)
-    item, unit = items[place], sets.shard_numbers(items)[items.locate(place)[0]]
+    item, unit = items[position], sets.shard_numbers(items)[items.locate(position)[0]]
     views = sets.codes_of(root, name, item["__key__"], unit)
     if views is None:
         return "<p>No codes of it under this root.</p>"
@@ -154,7 +154,7 @@ def neighbours_of(root: str, spec: Spec, names: list[str]) -> None:
         items = sets.open_now(root, name)
         training = storage.join(root, spec.tokenize.images["train"])
         rows = []
-        for item in (items[place] for place in range(len(items))[(number - 1) * ROWS : number * ROWS]):
+        for item in (items[position] for position in range(len(items))[(number - 1) * ROWS : number * ROWS]):
             near = neighbours.nearest(training, item["image"])
             about = f"{near.key}, difference {near.difference:.1f}"
             rows.append([shown(item["__key__"], item["image"]), shown(about, near.image)])

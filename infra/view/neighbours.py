@@ -37,7 +37,7 @@ def nearest(training: str, picture: np.ndarray) -> Nearest:
     items = open_shards(training)
     differ = np.bitwise_count(_hashes(training, items.manifest.digest) ^ np.uint64(perceptual_hash(picture)))
     places = np.argsort(differ, kind="stable")[:CANDIDATES]
-    return min((_compared(items, int(place), picture) for place in places), key=lambda found: found.difference)
+    return min((_compared(items, int(index), picture) for index in places), key=lambda found: found.difference)
 
 
 @lru_cache(2)
@@ -46,8 +46,8 @@ def _hashes(training: str, digest: str) -> np.ndarray:
     return np.concatenate([column(uri, "hash") for uri in open_shards(training).shard_uris])
 
 
-def _compared(items: ShardSet, place: int, picture: np.ndarray) -> Nearest:
-    item = items[place]
+def _compared(items: ShardSet, index: int, picture: np.ndarray) -> Nearest:
+    item = items[index]
     side = min(picture.shape[:2])
     image = center_view(item["image"], side) if min(item["image"].shape[:2]) > side else item["image"]
     return Nearest(item["__key__"], image, float(np.sqrt(np.mean((_small(image) - _small(picture)) ** 2))))

@@ -129,11 +129,11 @@ def _gives(root: str, spec: Spec, controls: Given, codes: gr.State, drawn: gr.HT
         return base, looked(base, "")
 
     @reporting_mistakes
-    def take(name: str, place: int) -> Shown:
+    def take(name: str, index: int) -> Shown:
         items = sets.open_now(root, name)
-        if not 0 <= place < len(items):
+        if not 0 <= index < len(items):
             raise ValueError(f"{name} has the samples 0 to {len(items) - 1}")
-        base = studio.sample_base(_models(root, spec), items[int(place)]["codes"][0])
+        base = studio.sample_base(_models(root, spec), items[int(index)]["codes"][0])
         return base, looked(base, "")
 
     @reporting_mistakes

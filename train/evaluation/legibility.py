@@ -69,7 +69,7 @@ def evaluate_legibility(
     chosen = {kind: _choose(kind, sets, number) for kind in KINDS if kind in sets}
     readings = {kind: read_pictures(sets[kind], places, engine, cache) for kind, places in chosen.items()}
     texts = {kind: [reading.text for reading in of] for kind, of in readings.items()}
-    drawn = [sets["real"][place] for place in chosen["real"]]
+    drawn = [sets["real"][index] for index in chosen["real"]]
     scores = {kind: ppl_ocr(texts[kind], training.model) for kind in ("real", "generated")}
     said = {kind: spoken_figures(texts[kind], training) for kind in ("real", "generated")}
     repetitive = is_too_repetitive(scores["real"], scores["generated"])
@@ -162,5 +162,5 @@ def _choose(kind: str, sets: Mapping[str, ImageSet], number: int) -> list[int]:
     """Places spread over a set; those of reconstructions are of the real pictures that were chosen."""
     if kind != "reconstructed":
         return spread(len(sets[kind]), number)
-    places = {original: place for place, original in pair_up(sets[kind], sets["real"])}
+    places = {original: index for index, original in pair_up(sets[kind], sets["real"])}
     return [places[original] for original in spread(len(sets["real"]), number)]

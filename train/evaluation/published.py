@@ -36,7 +36,7 @@ class Published(NamedTuple):
     figure: str
     value: float
     conditions: Conditions
-    place: str
+    source: str
 
 
 def differences(published: Conditions, ours: Conditions) -> list[str] | None:
@@ -112,11 +112,11 @@ def _generation() -> Iterator[Published]:
         ("parallel XXL", 2.0): (6.32, 232.1, 0.79, 0.44),
         ("vertical XXL", 2.0): (3.18, 289.7, 0.83, 0.57),
     }
-    for place, rows in (("table 2", table2), ("table 3", table3)):
+    for source, rows in (("table 2", table2), ("table 3", table3)):
         for (model, guidance), values in rows.items():
             depth = 1 if model == LLAMAGEN else 2
             where = Conditions("ImageNet", 256, depth, model, guidance, INCEPTION, WHOLE_SET)
-            yield from (Published(figure, value, where, place) for figure, value in zip(columns, values, strict=True))
+            yield from (Published(figure, value, where, source) for figure, value in zip(columns, values, strict=True))
 
 
 def _perplexity() -> Iterator[Published]:

@@ -44,7 +44,7 @@ def evaluate_rocr(
         ValueError: the sets are not of the same images, or there is no text to score against.
     """
     pairs = pair_up(pictures, originals)
-    chosen = [pairs[place] for place in spread(len(pairs), num_images)]
+    chosen = [pairs[index] for index in spread(len(pairs), num_images)]
     made = read_pictures(pictures, [index for index, _ in chosen], engine, cache)
     real = read_pictures(originals, [index for _, index in chosen], engine, cache)
     drawn = [_drawn(originals, index) for _, index in chosen]
@@ -108,11 +108,11 @@ def pair_up(pictures: ImageSet, originals: ImageSet) -> list[tuple[int, int]]:
     real = originals.keys()
     if names is None or real is None:
         return [(index, index) for index in range(len(pictures))]
-    place = {name: index for index, name in enumerate(real)}
+    numbers = {name: index for index, name in enumerate(real)}
     for index, name in enumerate(names):
-        if name not in place:
+        if name not in numbers:
             raise ValueError(f"image {index} is {name}, but its original {real[index]}: no original has that name")
-    return [(index, place[name]) for index, name in enumerate(names)]
+    return [(index, numbers[name]) for index, name in enumerate(names)]
 
 
 def engine_info(engine: OcrEngine) -> dict[str, str]:

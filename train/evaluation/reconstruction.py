@@ -77,10 +77,10 @@ def mean_lpips(of: Iterator[Pair], lpips: LPIPS) -> float:
 
 def depth_picture(originals: ShardSet, by_depth: Sequence[ShardSet], places: Sequence[int]) -> np.ndarray:
     """Rows of the same images: originals, then for each depth reconstructions and their differences (grey: none)."""
-    real = [originals[place]["image"] for place in places]
+    real = [originals[index]["image"] for index in places]
     rows = list(real)
     for copies in by_depth:
-        made = [copies[place]["image"] for place in places]
+        made = [copies[index]["image"] for index in places]
         rows += made + [difference(one, other) for one, other in zip(real, made, strict=True)]
     return grid(rows, columns=len(places))
 

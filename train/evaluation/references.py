@@ -44,8 +44,8 @@ class Reference:
     def describe(self) -> dict[str, Any]:
         """The part of a result that says what was measured against."""
         statistics = "computed" if self.pool is None else "precomputed"
-        facts = {"uri": self.uri, "kind": self.kind, "count": self.count, "crop": self.crop, "digest": self.digest}
-        return {**facts, "statistics": statistics}
+        record = {"uri": self.uri, "kind": self.kind, "count": self.count, "crop": self.crop, "digest": self.digest}
+        return {**record, "statistics": statistics}
 
 
 def open_reference(uri: str, kind: str | None = None, crop: str | None = None) -> Reference:

@@ -43,7 +43,7 @@ def test_published_tables_hold_the_papers_figures():
     assert values("gfid", "ImageNet", model="DnD XXXL", guidance=2.0) == [2.77]
     assert values("gfid", "ImageNet", guidance=2.0) == [4.12, 2.58, 2.77, 6.32, 3.18]
     assert values("inception_score", "ImageNet", model="DnD XXL") == [427.7, 295.6, 239.2, 232.5]
-    assert all(row.place for row in PUBLISHED) and SOURCE.startswith("arXiv")
+    assert all(row.source for row in PUBLISHED) and SOURCE.startswith("arXiv")
 
 
 def test_ours_stand_beside_a_published_value_only_where_it_says_something():
