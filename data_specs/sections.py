@@ -319,8 +319,8 @@ class Tokenizer(Training):
     def losses(self) -> str:
         """What it learns by, in words, and which of the published losses it goes without."""
         lpips = f"LPIPS of weight {self.lpips_weight:g}" if self.lpips_weights else "no LPIPS"
-        discriminator = f"a discriminator of weight {self.gan_weight:g} from step {self.gan_start}"
-        return f"{self.reconstruction}, {lpips}, {'no discriminator' if self.gan_start is None else discriminator}"
+        gan = f"a GAN of weight {self.gan_weight:g} from step {self.gan_start}"
+        return f"{self.reconstruction}, {lpips}, {'no GAN' if self.gan_start is None else gan}"
 
 
 class Tokenize(Section):

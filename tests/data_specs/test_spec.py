@@ -73,13 +73,13 @@ def test_published_presets_carry_the_whole_recipe(name: str) -> None:
 @pytest.mark.parametrize(
     ("preset", "overrides", "losses"),
     [
-        ("imagenet_16x16x2", [], "l2, LPIPS of weight 1, a discriminator of weight 0.75 from step 0"),
+        ("imagenet_16x16x2", [], "l2, LPIPS of weight 1, a GAN of weight 0.75 from step 0"),
         (
             "imagenet_16x16x2",
             ["tokenizer.lpips_weights=null"],
-            "l2, no LPIPS, a discriminator of weight 0.75 from step 0",
+            "l2, no LPIPS, a GAN of weight 0.75 from step 0",
         ),
-        ("demo", [], "l2, no LPIPS, no discriminator"),
+        ("demo", [], "l2, no LPIPS, no GAN"),
     ],
 )
 def test_what_a_tokenizer_learns_by_is_said_in_words(preset: str, overrides: list[str], losses: str) -> None:
