@@ -17,15 +17,14 @@ from typing import Any
 
 import numpy as np
 import psutil
-import pymupdf
 import pypdfium2
 from PIL import Image
-from pymupdf import mupdf
 
 from benchmarks.codes import IDENTITY
 from benchmarks.rounds import Comparison, compare
 from data_specs import storage
 from data_specs.digest import digest_of
+from data_specs.mupdf import mupdf, pymupdf
 from data_specs.receipts import commit
 from data_specs.source import Source
 from data_specs.sources.planning import cut

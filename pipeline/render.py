@@ -9,9 +9,9 @@ from importlib.metadata import version
 from typing import Any, NamedTuple
 
 import PIL
-import pymupdf
 import pypdfium2
 
+from data_specs.mupdf import pymupdf
 from data_specs.records import (
     Dropped,
     ImageStats,

@@ -9,8 +9,9 @@ import struct
 from functools import lru_cache
 from typing import NamedTuple
 
-import pymupdf
 import pymupdf_fonts
+
+from data_specs.mupdf import pymupdf
 
 FACES = {  # regular, bold, italic, bold italic
     "noto-sans": ("notos", "notosbo", "notosit", "notosbi"),

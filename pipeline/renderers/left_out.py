@@ -5,8 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Container
 from typing import Any
 
-import pymupdf
-from pymupdf import mupdf
+from data_specs.mupdf import mupdf, pymupdf
 
 EVERY_TEXT = range(1 << 30)
 _CALLED_OTHERWISE = {"end_mask": "end_mask_tr", "begin_tile": "begin_tile_tid"}

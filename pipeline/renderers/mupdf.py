@@ -8,9 +8,8 @@ from functools import partial
 from typing import Any
 
 import numpy as np
-import pymupdf
-from pymupdf import mupdf
 
+from data_specs.mupdf import mupdf, pymupdf
 from data_specs.records import Box, Reason
 from data_specs.sections import PageStyle
 from pipeline.png import from_plane, in_one_plane, is_one_plane

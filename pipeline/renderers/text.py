@@ -15,11 +15,10 @@ from functools import lru_cache
 from typing import Literal, NamedTuple
 
 import numpy as np
-import pymupdf
 from markdown_it import MarkdownIt
 from PIL import ImageColor
-from pymupdf import mupdf
 
+from data_specs.mupdf import mupdf, pymupdf
 from data_specs.records import Reason
 from data_specs.sections import TextStyle
 from pipeline.renderers import NoPicture, Picture

@@ -11,6 +11,7 @@ import pytest
 HEAVY = {
     *("numpy", "PIL", "torch", "ray", "deepspeed", "datasets", "pyarrow", "pandas", "pymupdf", "pypdfium2", "scipy"),
     *("boto3", "botocore", "transformers", "wandb", "jinja2", "einops", "sklearn", "torch._dynamo", "gradio"),
+    "onnxruntime",
 }
 
 
@@ -23,6 +24,7 @@ HEAVY = {
         ("tokenize_jobs.stopping", {"numpy"}),
         ("pipeline.removal", {"numpy"}),
         ("pipeline.runner", {"numpy", "ray"}),
+        ("pipeline.render", {"numpy", "PIL", "pymupdf", "pypdfium2"}),
         ("train.loader", {"numpy", "PIL"}),
         ("tokenize_jobs.encode", {"numpy", "PIL", "torch", "einops"}),
         ("train.evaluation.rocr", set()),

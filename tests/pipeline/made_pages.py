@@ -6,9 +6,10 @@ import random
 from dataclasses import dataclass
 from itertools import cycle
 
-import pymupdf
 import pymupdf_fonts
 from hostile_pdfs import FONT, pdf, stream
+
+from data_specs.mupdf import pymupdf
 
 WORDS = (
     "rendering",

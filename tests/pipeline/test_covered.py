@@ -129,7 +129,7 @@ def test_letters_are_parted_where_the_eye_parts_them(content: bytes, words: str,
 @pytest.mark.parametrize("packed", [False, True])
 @pytest.mark.parametrize("unit", [0.5, 1, 3])
 def test_both_engines_heed_the_size_of_a_pages_unit(unit: float, packed: bool) -> None:
-    import pymupdf
+    from data_specs.mupdf import pymupdf
 
     with pymupdf.open(stream=page(show(b"two words")), filetype="pdf") as document:
         document.xref_set_key(document.page_xref(0), "UserUnit", f"{unit}")

@@ -13,9 +13,9 @@ from typing import Any
 
 import hostile_pdfs
 import psutil
-import pymupdf
 import pytest
 
+from data_specs.mupdf import pymupdf
 from data_specs.receipts import commit
 from data_specs.records import Dropped, InputRead, Outcome, Reason, Receipt, Sample, SampleInfo
 from data_specs.sections import PageStyle

@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import hostile_pdfs
 import numpy as np
-import pymupdf
 import pymupdf_fonts
 import pytest
 from PIL import Image
 
+from data_specs.mupdf import pymupdf
 from data_specs.sections import Filters, PageStyle, Render
 from data_specs.sources import TypesetSource
 from pipeline.renderers import NoPicture

@@ -5,11 +5,11 @@ from __future__ import annotations
 from pathlib import Path
 
 import numpy as np
-import pymupdf
 import pytest
 from hostile_pdfs import page as pdf_page
 from made_pages import Made, made_pages, vertical
 
+from data_specs.mupdf import pymupdf
 from data_specs.records import Reason
 from data_specs.sections import Filters, PageStyle, Render
 from data_specs.sources.typeset import TypesetSource

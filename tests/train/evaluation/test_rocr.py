@@ -3,11 +3,11 @@
 import json
 
 import numpy as np
-import pymupdf
 import pytest
 from PIL import Image, ImageDraw, ImageFont
 from rouge_score.rouge_scorer import RougeScorer
 
+from data_specs.mupdf import pymupdf
 from train.evaluation import ocr, reading_cache, rocr
 from train.evaluation.ocr import Reading
 from train.evaluation.sources import open_images
