@@ -52,8 +52,8 @@ def call(words: Sequence[str]) -> None:
 
 def train(words: Sequence[str]) -> None:
     """What `dnd train` and `dnd train-tokenizer` do with these words."""
-    after = {word: words[place + 1] for place, word in enumerate(words[:-1])}
-    sets = [words[place + 1] for place, word in enumerate(words) if word == "--set"]
+    after = {word: words[index + 1] for index, word in enumerate(words[:-1])}
+    sets = [words[index + 1] for index, word in enumerate(words) if word == "--set"]
     spec, stage = load_spec(words[1], sets), find(words[0])
     assert stage
     if "--from" in words:
@@ -115,8 +115,12 @@ def test_every_arm_has_a_spec_and_begins_where_its_keys_begin(path: Path) -> Non
 @pytest.mark.parametrize("name", ["depth", "heads"])
 def test_arms_that_are_compared_train_with_the_same_flops(name: str) -> None:
     experiment = read_experiment(next(path for path in FILES if path.stem == name))
-    flops = [training_flops(spec_of(experiment, run)) for run in runs_of(experiment, "", "")]
+    specs = {run.arm: spec_of(experiment, run) for run in runs_of(experiment, "", "")}
+    longest = specs.pop("flattened, as many images", specs[next(iter(specs))])
+    flops = [training_flops(spec) for spec in specs.values()]
     assert max(flops) / min(flops) < 1.005
+    images = {spec.train.steps * spec.train.batch_size for spec in (longest, specs.get("dnd", longest))}
+    assert len(images) == 1
 
 
 def test_a_key_of_all_arms_takes_the_place_of_an_arms_own(tmp_path: Path) -> None:
