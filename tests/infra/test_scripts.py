@@ -36,3 +36,13 @@ def test_no_account_no_machine_no_secret(path: Path) -> None:
     text = path.read_text(encoding="utf-8")
     assert not re.search(r"\b\d{12}\b|AKIA[0-9A-Z]{16}|\bami-[0-9a-f]{8,}|BEGIN [A-Z ]*PRIVATE KEY", text)
     assert not re.search(r"(?<![\w.])/(home|Users|work|scratch|lustre|mnt)/", text)
+
+
+@pytest.mark.parametrize("floor", ["data_specs", "pipeline", "tokenize_jobs", "train", "infra"])
+def test_the_readmes_tree_names_every_module_and_no_other(floor: str) -> None:
+    tree = (INFRA.parent / "README.md").read_text().partition("## The tree\n")[2].partition("\n\n")[0]
+    part = re.split(r"^    (?=\w)", tree, flags=re.MULTILINE)
+    named = next(text for text in part if text.startswith(f"{floor}/")).partition("/")[2]
+    members = [path for path in (INFRA.parent / floor).iterdir() if not path.name.startswith("__")]
+    found = {f"{path.name}/" if path.is_dir() else path.name for path in members if path.suffix in ("", ".py")}
+    assert set(re.findall(r"[\w.]+\.py|\w+/", named)) == found
