@@ -94,12 +94,13 @@ def demo(
         Path | None, typer.Option("--text", help="passages (JSON Lines) to use instead of docstrings")
     ] = None,
     set_: SetOpt = None,
+    workers: WorkersOpt = None,
 ) -> None:
     """The whole way on this machine, on texts that every machine has; says what came of it."""
     from infra.demo import demo_overrides, run_all
 
     resolved, root = open_root(spec, root, [*demo_overrides(spec, pdfs, text), *(set_ or [])])
-    run_all(resolved, root, Workers(), 1)
+    run_all(resolved, root, Workers(num_workers=workers), 1)
 
 
 def main() -> None:

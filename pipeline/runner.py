@@ -14,35 +14,23 @@ import os
 import socket
 import time
 from collections import Counter, deque
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Iterable, Iterator
 from pathlib import Path
-from typing import Any, NamedTuple, cast
+from typing import Any, cast
 
 import ray
 
-from data_specs import receipts
-from data_specs.manifest import merge, store, summarise
 from data_specs.progress import Progress
-from data_specs.records import AnyUnit, Manifest, RangeUnit
-from data_specs.units import Plan
+from data_specs.records import AnyUnit
 from pipeline.board import JobReport
 from pipeline.gauges import RunMetrics
+from pipeline.running import TRIES, Done, Setup, size_of, tried
 from pipeline.waiting import DURATIONS, Try, UnitQueue, straggler
-from pipeline.workers import Share, Spare, UnitsFailed, Workers
+from pipeline.workers import Spare, UnitsFailed, Workers
 
-Setup = Callable[[], Callable[[Any], Any]]
 REPOSITORY = Path(__file__).resolve().parent.parent
-TRIES = 3  # of a unit, and of workers that cannot start
 TICK = 2.0  # seconds between looks at the cluster's size and at stragglers
 log = logging.getLogger(__name__)
-
-
-class Done(NamedTuple):
-    """A unit that is done, with what was made of it, or that failed for good, with the reason."""
-
-    unit: AnyUnit
-    result: Any
-    failure: str = ""
 
 
 @ray.remote
@@ -59,12 +47,7 @@ class _Worker:
 
     def run(self, unit: AnyUnit) -> tuple[Any, str]:
         """(result, "") or (None, why the unit failed). A dead worker is Ray's to report."""
-        try:
-            return self.work(unit), ""
-        except Exception as error:
-            expected = isinstance(error, (OSError, ValueError))  # says enough by itself: a full disk, a changed source
-            log.error("unit %s: %s: %s", unit.unit, type(error).__name__, error, exc_info=not expected)
-            return None, f"{type(error).__name__}: {error}"
+        return tried(self.work, unit)
 
 
 def connect(workers: Workers) -> None:
@@ -104,89 +87,17 @@ def _refuse_closed_port(address: str) -> None:
             raise ConnectionError(f"no Ray head at {address} ({error}): is it up, and the port open?") from None
 
 
-def run_plan(
-    plan: Plan, setup: Setup, workers: Workers, holds: str, task: str, progress_unit: str = "units"
-) -> Manifest:
-    """Runs every unit without a valid receipt, then merges the manifest.
-
-    Args:
-        plan: the set's plan.
-        setup: returns `unit -> receipt`.
-        workers: how the cluster is used.
-        holds: "images" or "codes", as the manifest names it.
-        task: stage and set, as the progress line has them.
-        progress_unit: what that line counts: units, or what they are ranges of.
-
-    Raises:
-        UnitsFailed: as `run_units`.
-    """
-    report = JobReport(plan, receipts.valid_receipts(plan.set_uri, plan.digest))
-    if len(report.done) == plan.num_units:
-        manifest = report.account.manifest(plan, holds)
-        store(plan.set_uri, manifest)
-    else:
-        _run_missing(report, setup, workers, task, progress_unit)
-        manifest = _merged(plan, holds, workers.share)
-    report.remove()
-    return manifest
-
-
-def _run_missing(report: JobReport, setup: Setup, workers: Workers, task: str, progress_unit: str) -> None:
-    """Runs those units of the job's share that have no receipt."""
-    plan = report.plan
-    sizes = {unit.unit: _size(unit, progress_unit) for unit in workers.share.of(plan.units())}
-    missing = sizes.keys() - report.done
-    if not missing:
-        return
-    progress = Progress(task, sum(sizes.values()), progress_unit, sum(sizes[unit] for unit in sizes.keys() - missing))
-    units = (unit for unit in plan.units() if unit.unit in missing)
-    alone = workers.share.total == 1  # of jobs that share a plan none knows how far it is: their receipts say it
-    for done in run_units(units, len(missing), setup, workers, progress, report if alone else None):
-        if done.failure:
-            receipts.record_failure(plan.set_uri, done.unit.unit, done.failure)
-        else:
-            report.account.add(done.result)
-
-
-def _merged(plan: Plan, holds: str, share: Share) -> Manifest:
-    """Merges the receipts as they lie now: another job may have written some. A share of a plan may be without some."""
-    if share.total == 1:
-        return merge(plan, holds)
-    manifest = summarise(plan, holds)
-    if manifest.complete:
-        store(plan.set_uri, manifest)
-    return manifest
-
-
-def run_units(
+def run_on_ray(
     units: Iterable[AnyUnit],
     num_units: int,
     setup: Setup,
     workers: Workers,
     progress: Progress,
-    report: JobReport | None = None,
+    report: JobReport | None,
 ) -> Iterator[Done]:
-    """Runs units on workers; yields each once, as soon as it is done or has failed for good.
-
-    Args:
-        units: what is to be done.
-        num_units: how many they are.
-        setup: returns `unit -> result`, which should be small.
-        workers: how the cluster is used.
-        progress: the line that shows how far it is.
-        report: where else that is written.
-
-    Raises:
-        UnitsFailed: some failed three times, or no worker could start; the line says why.
-    """
+    """What `running.run_units` yields, made by workers on Ray."""
     connect(workers)
-    job = _Job(units, num_units, setup, workers, progress, report)
-    yield from job.run()
-    if job.failures:
-        shown = "; ".join(f"unit {unit}: {reason}" for unit, reason in sorted(job.failures.items())[:5])
-        raise UnitsFailed(
-            f"{progress.task}: {len(job.failures)} units failed ({shown}); run the command again to retry them"
-        )
+    yield from _Job(units, num_units, setup, workers, progress, report).run()
 
 
 def dismiss(spare: list[Spare]) -> None:
@@ -201,10 +112,6 @@ def _fitting(workers: Workers) -> int:
     if workers.gpus:
         return sum(int(has.get("GPU", 0) // workers.gpus) for has in resources)
     return sum(int(has.get("CPU", 0) // workers.cpus) for has in resources)
-
-
-def _size(unit: AnyUnit, progress_unit: str) -> int:
-    return unit.count if progress_unit != "units" and isinstance(unit, RangeUnit) else 1
 
 
 class _WorkerPool:
@@ -310,7 +217,7 @@ class _Job:
         self.running = dict[Any, Try]()
         self.done = set[int]()
         self.tries = Counter[int]()
-        self.failures = dict[int, str]()
+        self.failures = 0
         self.progress = progress
         self.report = report
         self.metrics = RunMetrics(progress.task)
@@ -319,7 +226,7 @@ class _Job:
     def run(self) -> Iterator[Done]:
         """Runs the units; yields each once, as it ends."""
         try:
-            while self.left and len(self.failures) < self.max_failures:
+            while self.left and self.failures < self.max_failures:
                 self.pool.resize(self.left)
                 self._hand_out()
                 self._report()
@@ -332,13 +239,13 @@ class _Job:
         finally:
             self.pool.close()
         self._report(ended=True)
-        self.progress.finish(f"{len(self.failures)} failed" if self.failures else "")
+        self.progress.finish(f"{self.failures} failed" if self.failures else "")
 
     def _report(self, ended: bool = False) -> None:
         self.metrics.show(self.left, len(self.running), len(self.pool.nodes))
         if self.report:
             runs = [] if ended else list(self.running.values())
-            self.report.write(runs, {} if ended else self.pool.hosts, len(self.failures), ended)
+            self.report.write(runs, {} if ended else self.pool.hosts, self.failures, ended)
 
     def _hand_out(self) -> None:
         """Gives each idle worker a unit that waits; where none does, a straggler once more, elsewhere if it can."""
@@ -371,7 +278,7 @@ class _Job:
         self.left -= 1
         self.metrics.count(result)
         self.durations.append(time.monotonic() - ended.since)
-        self.progress.advance(_size(ended.unit, self.progress.unit))
+        self.progress.advance(size_of(ended.unit, self.progress.unit))
         return Done(ended.unit, result)
 
     def _fail(self, unit: AnyUnit, reason: str, counts: bool) -> Done | None:
@@ -381,6 +288,6 @@ class _Job:
         if self.tries[number] < TRIES:
             self.waiting.put_back(unit)
             return None
-        self.failures[number] = reason
+        self.failures += 1
         self.left -= 1
         return Done(unit, None, reason)

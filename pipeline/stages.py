@@ -132,7 +132,7 @@ class UnitStage(Stage):
             ShareDone: the job's share is done, and a set is not whole yet.
         """
         from data_specs.lease import hold
-        from pipeline.runner import run_plan
+        from pipeline.running import run_plan
 
         made: dict[str, Manifest] = {}
         for output in self.outputs(spec, root, workers, **options):

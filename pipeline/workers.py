@@ -47,7 +47,7 @@ class Workers(NamedTuple):
 
     Attributes:
         address: Ray's; None starts an embedded one.
-        num_workers: at most so many actors; None takes all that fit, as nodes come and go.
+        num_workers: at most so many actors; None takes all that fit, as nodes come and go; 0 takes none, and no Ray.
         cpus: cores of an actor.
         gpus: GPUs of an actor, also a fraction.
         max_failures: units that fail for good before the run ends.
@@ -62,6 +62,11 @@ class Workers(NamedTuple):
     max_failures: int = MAX_FAILURES
     share: Share = Share()
     spare: list[Spare] | None = None
+
+    @property
+    def here(self) -> bool:
+        """Whether units are made in this process."""
+        return self.num_workers == 0
 
 
 class Spare(NamedTuple):

@@ -156,7 +156,7 @@ def _probe(spec: Spec, root: str, workers: Workers) -> int:
 
 def on_worker(workers: Workers, call: Callable[[], T]) -> T:
     """What a call gives on a worker where the workers have GPUs, else here."""
-    if not workers.gpus:
+    if workers.here or not workers.gpus:
         return call()
     import ray
 

@@ -30,7 +30,8 @@ AddressOpt = Annotated[
     str | None, typer.Option("--ray-address", help="Ray cluster to use (default: embedded, or RAY_ADDRESS)")
 ]
 WorkersOpt = Annotated[
-    int | None, typer.Option("--workers", min=1, help="number of workers (default: one a CPU or GPU)")
+    int | None,
+    typer.Option("--workers", min=0, help="number (default: one a CPU or GPU; 0: this process, without Ray)"),
 ]
 KnownRootOpt = Annotated[
     str | None, typer.Option("--root", help="a root whose spec.yaml is taken where no SPEC is named")

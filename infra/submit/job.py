@@ -82,7 +82,7 @@ def checked(job: Job, on: Engine, spec: Spec) -> Job:
 
 
 def _check_training(job: Job, on: Engine, spec: Spec) -> None:
-    if job.workers:
+    if job.workers is not None:
         raise ValueError(f"--workers {job.workers}: `{job.stage}` has a rank for each GPU: give --nodes and --gpus")
     if job.nodes > 1 and on in ("ray", "local"):
         raise ValueError(f"--nodes {job.nodes}: training spreads over nodes by slurm or kubernetes")
@@ -105,7 +105,7 @@ def command(job: Job) -> list[str]:
     words = ["python", "-m", "infra.cli", job.stage, submitted(job.root, job.stage), "--root", job.root]
     if job.of.trains:
         return [*words, "--ranks", str(job.ranks), *job.options]
-    return [*words, *(["--workers", str(job.workers)] if job.workers else []), *job.options]
+    return [*words, *([] if job.workers is None else ["--workers", str(job.workers)]), *job.options]
 
 
 def training_arguments(job: Job) -> list[str]:

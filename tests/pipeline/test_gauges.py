@@ -13,7 +13,7 @@ from data_specs.receipts import commit
 from data_specs.records import AnyUnit, Identity, RangeUnit, Receipt, Sample
 from data_specs.units import write_plan
 from pipeline.gauges import COUNTERS, GAUGES
-from pipeline.runner import run_plan
+from pipeline.running import run_plan
 from pipeline.workers import Workers
 
 BOARD = Path(__file__).resolve().parents[2] / "infra/ray/grafana.json"

@@ -20,7 +20,8 @@ from data_specs.spec import load_spec
 from data_specs.units import write_plan
 from data_specs.verify import verify_set
 from pipeline.job import RENDER
-from pipeline.runner import connect, run_plan
+from pipeline.runner import connect
+from pipeline.running import run_plan
 from pipeline.workers import Share, ShareDone, Workers, kept
 
 TINY = Path(__file__).parent.parent / "tiny.yaml"

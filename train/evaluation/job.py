@@ -11,7 +11,7 @@ from typing import Any
 
 from data_specs.progress import Progress
 from data_specs.records import RangeUnit
-from pipeline.runner import run_units
+from pipeline.running import run_units
 from pipeline.workers import Workers
 from tokenize_jobs.device import pick_device
 from train.evaluation.features import load_extractor

@@ -1,0 +1,165 @@
+"""Runs the units of a plan, on workers or in this process, and merges what they leave.
+
+With `--workers 0` units are made here, one after the other, without Ray: for a debugger, and for small sets.
+"""
+
+from __future__ import annotations
+
+import logging
+import socket
+import time
+from collections.abc import Callable, Iterable, Iterator
+from typing import Any, NamedTuple
+
+from data_specs import receipts
+from data_specs.manifest import merge, store, summarise
+from data_specs.progress import Progress
+from data_specs.records import AnyUnit, Manifest, RangeUnit
+from data_specs.units import Plan
+from pipeline.board import JobReport
+from pipeline.waiting import Try
+from pipeline.workers import Share, UnitsFailed, Workers
+
+Setup = Callable[[], Callable[[Any], Any]]
+TRIES = 3  # of a unit, and of workers that cannot start
+log = logging.getLogger(__name__)
+
+
+class Done(NamedTuple):
+    """A unit that is done, with what was made of it, or that failed for good, with the reason."""
+
+    unit: AnyUnit
+    result: Any
+    failure: str = ""
+
+
+def run_plan(
+    plan: Plan, setup: Setup, workers: Workers, holds: str, task: str, progress_unit: str = "units"
+) -> Manifest:
+    """Runs every unit without a valid receipt, then merges the manifest.
+
+    Args:
+        plan: the set's plan.
+        setup: returns `unit -> receipt`.
+        workers: how the cluster is used.
+        holds: "images" or "codes", as the manifest names it.
+        task: stage and set, as the progress line has them.
+        progress_unit: what that line counts: units, or what they are ranges of.
+
+    Raises:
+        UnitsFailed: as `run_units`.
+    """
+    report = JobReport(plan, receipts.valid_receipts(plan.set_uri, plan.digest))
+    if len(report.done) == plan.num_units:
+        manifest = report.account.manifest(plan, holds)
+        store(plan.set_uri, manifest)
+    else:
+        _run_missing(report, setup, workers, task, progress_unit)
+        manifest = _merged(plan, holds, workers.share)
+    report.remove()
+    return manifest
+
+
+def _run_missing(report: JobReport, setup: Setup, workers: Workers, task: str, progress_unit: str) -> None:
+    """Runs those units of the job's share that have no receipt."""
+    plan = report.plan
+    sizes = {unit.unit: size_of(unit, progress_unit) for unit in workers.share.of(plan.units())}
+    missing = sizes.keys() - report.done
+    if not missing:
+        return
+    progress = Progress(task, sum(sizes.values()), progress_unit, sum(sizes[unit] for unit in sizes.keys() - missing))
+    units = (unit for unit in plan.units() if unit.unit in missing)
+    alone = workers.share.total == 1  # of jobs that share a plan none knows how far it is: their receipts say it
+    for done in run_units(units, len(missing), setup, workers, progress, report if alone else None):
+        if done.failure:
+            receipts.record_failure(plan.set_uri, done.unit.unit, done.failure)
+        else:
+            report.account.add(done.result)
+
+
+def _merged(plan: Plan, holds: str, share: Share) -> Manifest:
+    """Merges the receipts as they lie now: another job may have written some. A share of a plan may be without some."""
+    if share.total == 1:
+        return merge(plan, holds)
+    manifest = summarise(plan, holds)
+    if manifest.complete:
+        store(plan.set_uri, manifest)
+    return manifest
+
+
+def run_units(
+    units: Iterable[AnyUnit],
+    num_units: int,
+    setup: Setup,
+    workers: Workers,
+    progress: Progress,
+    report: JobReport | None = None,
+) -> Iterator[Done]:
+    """Runs units; yields each once, as soon as it is done or has failed for good.
+
+    Args:
+        units: what is to be done.
+        num_units: how many they are.
+        setup: returns `unit -> result`, which should be small.
+        workers: how the cluster is used.
+        progress: the line that shows how far it is.
+        report: where else that is written.
+
+    Raises:
+        UnitsFailed: some failed three times, or no worker could start; the line says why.
+    """
+    if workers.here:
+        ended = _run_here(units, setup, workers, progress, report)
+    else:
+        from pipeline.runner import run_on_ray
+
+        ended = run_on_ray(units, num_units, setup, workers, progress, report)
+    failures = dict[int, str]()
+    for done in ended:
+        if done.failure:
+            failures[done.unit.unit] = done.failure
+        yield done
+    if failures:
+        shown = "; ".join(f"unit {unit}: {reason}" for unit, reason in sorted(failures.items())[:5])
+        raise UnitsFailed(
+            f"{progress.task}: {len(failures)} units failed ({shown}); run the command again to retry them"
+        )
+
+
+def _run_here(
+    units: Iterable[AnyUnit], setup: Setup, workers: Workers, progress: Progress, report: JobReport | None
+) -> Iterator[Done]:
+    """Makes the units in this process."""
+    work, host, failed = setup(), socket.gethostname(), 0
+    for unit in units:
+        if report:
+            report.write([Try(0, unit, time.monotonic())], {0: host}, failed)
+        for _ in range(TRIES):
+            result, failure = tried(work, unit)
+            if not failure:
+                break
+        if failure:
+            failed += 1
+        else:
+            progress.advance(size_of(unit, progress.unit))
+        yield Done(unit, result, failure)
+        if failed >= workers.max_failures:
+            break
+    if report:
+        report.write([], {}, failed, ended=True)
+    progress.finish(f"{failed} failed" if failed else "")
+
+
+def tried(work: Callable[[Any], Any], unit: AnyUnit) -> tuple[Any, str]:
+    """(result, "") of a unit, or (None, why it failed)."""
+    try:
+        return work(unit), ""
+    except Exception as error:
+        expected = isinstance(error, (OSError, ValueError))  # says enough by itself: a full disk, a changed source
+        log.error("unit %s: %s: %s", unit.unit, type(error).__name__, error, exc_info=not expected)
+        return None, f"{type(error).__name__}: {error}"
+
+
+def size_of(unit: AnyUnit, progress_unit: str) -> int:
+    """How much a unit counts in what the progress line counts."""
+    return unit.count if progress_unit != "units" and isinstance(unit, RangeUnit) else 1
