@@ -183,4 +183,7 @@ def load_manifest(manifest_uri: str) -> Manifest:
         if hashlib.sha256(data).hexdigest() != part.sha256:
             raise ValueError(f"{uri}: damaged; run the stage that makes it again")
         shards += ManifestPart.parse(data, uri).shardlist
-    return Manifest.model_validate(dict(manifest) | {"shardlist": tuple(shards), "parts": ()})
+    try:
+        return Manifest.model_validate(dict(manifest) | {"shardlist": tuple(shards), "parts": ()})
+    except ValueError as error:
+        raise ValueError(f"{manifest_uri}: its parts are not what it says of them") from error

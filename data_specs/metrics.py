@@ -7,6 +7,7 @@ import math
 from typing import Any
 
 from data_specs import storage
+from data_specs.records import LogRow
 from data_specs.telemetry import Telemetry
 
 Row = dict[str, Any]
@@ -57,23 +58,23 @@ class MetricsLog:
 
 
 def read_rows(uri: str) -> list[Row]:
-    """Return the rows of a metrics.jsonl, none where it is absent; a last line that a crash cut off is left out."""
+    """Return the rows of a metrics.jsonl, none where it is absent, up to the first line that is none.
+
+    A crash may have cut off the last.
+    """
     if not storage.exists(uri):
         return []
     rows = []
     for line in storage.read_bytes(uri).decode(errors="replace").splitlines():
         try:
-            row = json.loads(line)
-        except (json.JSONDecodeError, RecursionError):
+            rows.append(LogRow.parse(line, uri).model_dump(exclude_unset=True))
+        except ValueError:
             break
-        if not isinstance(row, dict) or not isinstance(row.get("step"), int):
-            break
-        rows.append(row)
     return rows
 
 
 def _is_finite(value: Any) -> bool:
-    if isinstance(value, list):
+    if isinstance(value, list | tuple):
         return all(map(_is_finite, value))
     return not isinstance(value, float) or math.isfinite(value)
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import io
-import json
 from bisect import bisect_right
 from collections.abc import Sequence
 from functools import lru_cache
@@ -16,27 +15,47 @@ from PIL import Image
 from data_specs import storage
 from data_specs.manifest import read_manifest
 from data_specs.npy import read_array
-from data_specs.records import Item, Manifest
+from data_specs.records import Item, Manifest, SampleInfo, parse_info
 from data_specs.shards import Shard
 
 
-def decode_fields(key: str, fields: dict[str, bytes]) -> Item:
+def decode_fields(key: str, fields: dict[str, bytes], shard_uri: str = "") -> Item:
     """A sample as a dict.
 
     `__key__` str, `image` uint8 [H, W, 3] or `codes` uint16 [views, h, w, d], `cls` int, `json` dict.
+
+    Raises:
+        ValueError: names the shard, the sample and the field that is missing or cannot be decoded.
     """
-    item: Item = {"__key__": key, "cls": int(fields["cls"]), "json": json.loads(fields["json"])}
+    where = f"{shard_uri}: {key}" if shard_uri else key
+    if missing := {"cls", "json"} - fields.keys():
+        raise ValueError(f"{where}: has no field {min(missing)}")
+    if not fields["cls"].isdigit():
+        raise ValueError(f"{where}: cls is {fields['cls'][:20]!r}, not the number of a class")
+    item: Item = {"__key__": key, "cls": int(fields["cls"]), "json": parse_info(fields["json"], f"{where}: json")}
     if "png" in fields:
-        item["image"] = decode_image(fields["png"])
+        item["image"] = decode_image(fields["png"], where)
     if "codes.npy" in fields:
-        item["codes"] = read_array(io.BytesIO(fields["codes.npy"]))
+        try:
+            item["codes"] = read_array(io.BytesIO(fields["codes.npy"]))
+        except (ValueError, EOFError) as error:
+            raise ValueError(f"{where}: codes.npy cannot be read ({error})") from None
     return item
 
 
-def decode_image(data: bytes) -> np.ndarray:
-    """The pixels uint8 [H, W, 3] of an encoded image."""
-    image = Image.open(io.BytesIO(data), formats=("PNG",))
-    return np.array(image if image.mode == "RGB" else image.convert("RGB"))
+def decode_image(data: bytes, where: str = "an image") -> np.ndarray:
+    """The pixels uint8 [H, W, 3] of an encoded image. ValueError, which begins with `where`, for what is none."""
+    try:
+        image = Image.open(io.BytesIO(data), formats=("PNG",))
+        return np.array(image if image.mode == "RGB" else image.convert("RGB"))
+    except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
+        raise ValueError(f"{where}: cannot be read as a picture ({error})") from None
+
+
+def read_info(shard: Shard, number: int) -> SampleInfo:
+    """What is known of a picture of a shard. Raises ValueError, naming it, where that is not whole."""
+    key = shard.key(number)
+    return SampleInfo.parse(shard.fields(number).get("json", b""), f"{shard.uri}: {key}: json")
 
 
 class ShardSet(Sequence[Item]):
@@ -77,7 +96,7 @@ class ShardSet(Sequence[Item]):
             raise IndexError(f"sample {index} of {len(self)} in {self.uri}")
         shard_number, number = self.locate(position)
         shard = self.shard(shard_number)
-        return decode_fields(shard.key(number), shard.fields(number))
+        return decode_fields(shard.key(number), shard.fields(number), shard.uri)
 
 
 def open_shards(uri: str) -> ShardSet:

@@ -85,7 +85,7 @@ def remake(set_uri: str, receipt: Receipt, gone: Callable[[Sample], bool]) -> Re
     """
     if receipt.shard is not None:
         old = Shard(storage.join(set_uri, receipt.shard.name), receipt.shard)
-        stats = table.image_stats(old.uri)
+        stats = table.image_stats(old.uri, len(old))
         samples = (Sample(old.key(n), old.fields(n), stats[old.key(n)]) for n in range(len(old)))
         with scratch_folder() as folder:
             shard, rows = _write((sample for sample in samples if not gone(sample)), folder)
@@ -113,7 +113,7 @@ def discard(set_uri: str, unit: int) -> None:
     """Deletes a unit's shard, then its receipt, so that the next run makes it anew. Not while a job writes."""
     uri = storage.join(set_uri, receipt_name(unit))
     try:
-        receipt = Receipt.parse(storage.read_bytes(uri), uri)
+        receipt = parse_receipt(storage.read_bytes(uri), uri)
     except (FileNotFoundError, ValueError):
         return
     if receipt.shard:
@@ -186,10 +186,18 @@ def _create_or_adopt(uri: str, ours: Receipt) -> Receipt:
     return ours
 
 
+def parse_receipt(data: bytes, uri: str) -> Receipt:
+    """The receipt that a file holds. Raises ValueError, naming it, for what is none, or is that of another unit."""
+    receipt = Receipt.parse(data, uri)
+    if uri.rpartition("/")[2] != receipt_name(receipt.unit):
+        raise ValueError(f"{uri}: says it is unit {receipt.unit}")
+    return receipt
+
+
 def read_receipt(uri: str, digest: str) -> Receipt | None:
     """A receipt if it is valid: whole, with this plan's digest, its shard there with its size; else None."""
     try:
-        receipt = Receipt.parse(storage.read_bytes(uri), uri)
+        receipt = parse_receipt(storage.read_bytes(uri), uri)
     except (FileNotFoundError, ValueError):
         return None
     if receipt.digest != digest:
@@ -205,12 +213,11 @@ def valid_receipts(set_uri: str, digest: str) -> Iterator[Receipt]:
     sizes: dict[str, int] = {f.uri.rpartition("/")[2]: f.size for f in storage.list_files(set_uri)}
     for name, data in read_receipt_files(set_uri, sizes):
         try:
-            receipt = Receipt.parse(data, name)
+            receipt = parse_receipt(data, name)
         except ValueError:
             continue
         shard = receipt.shard
-        fits = receipt.digest == digest and name == receipt_name(receipt.unit)
-        if fits and (shard is None or sizes.get(shard.name) == shard.bytes):
+        if receipt.digest == digest and (shard is None or sizes.get(shard.name) == shard.bytes):
             yield receipt
 
 

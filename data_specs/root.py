@@ -30,7 +30,7 @@ def read_spec(spec: str | None, root: str | None = None, overrides: Sequence[str
     assert root is not None, "a command without SPEC has a root"
     uri = storage.join(root, NAME)
     try:
-        return parse_spec(storage.read_text(uri), uri, overrides)
+        return parse_spec(storage.read_bytes(uri), uri, overrides)
     except FileNotFoundError:
         raise ValueError(
             f"{uri}: there is none yet: name a SPEC, a preset (`dnd presets`) or a YAML file; or a run's root"
@@ -64,7 +64,7 @@ def record_spec(spec: Spec, root: str, folder: str, sections: Sequence[str]) -> 
 def _laid_over(uri: str, spec: Spec, sections: Sequence[str]) -> Spec:
     """The record with these sections, and those that it lacks, from `spec`; a record of another shape is replaced."""
     try:
-        record = parse_spec(storage.read_text(uri), uri)
+        record = parse_spec(storage.read_bytes(uri), uri)
     except (FileNotFoundError, ValueError):
         return spec
     kept = {section: tree for section, tree in record.tree().items() if section in SECTIONS and section not in sections}
@@ -76,5 +76,5 @@ def _laid_over(uri: str, spec: Spec, sections: Sequence[str]) -> Spec:
 
 def _write(uri: str, spec: Spec) -> None:
     text = spec.to_yaml()
-    if not storage.exists(uri) or storage.read_text(uri) != text:
+    if not storage.exists(uri) or storage.read_bytes(uri) != text.encode():
         storage.write_text(uri, text)

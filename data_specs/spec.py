@@ -177,7 +177,7 @@ def load_spec(name_or_path: str | Path, overrides: Sequence[str] = ()) -> Spec:
     return _validated(tree, str(path), overrides)
 
 
-def parse_spec(text: str, origin: str, overrides: Sequence[str] = ()) -> Spec:
+def parse_spec(text: str | bytes, origin: str, overrides: Sequence[str] = ()) -> Spec:
     """Reads a spec from its YAML text (ROOT/spec.yaml, local or on S3); `origin` names it in errors."""
     tree = _mapping(text, origin)
     for override in overrides:
@@ -211,7 +211,7 @@ def _read(path: Path, above: tuple[Path, ...] = ()) -> dict[str, Any]:
 def _mapping(text: str | bytes, origin: str) -> dict[str, Any]:
     try:
         tree = yaml.safe_load(text)
-    except yaml.YAMLError as error:
+    except (yaml.YAMLError, RecursionError) as error:
         raise ValueError(f"{origin}: not YAML: {' '.join(str(error).split())}") from None
     if not isinstance(tree, dict):
         raise ValueError(f"{origin}: a spec is a mapping of keys, not {type(tree).__name__}")
@@ -250,7 +250,7 @@ def _index(values: Any, step: str, key: str) -> int:
 def _value(text: str, override: str) -> Any:
     try:
         return yaml.safe_load(text)
-    except yaml.YAMLError:
+    except (yaml.YAMLError, RecursionError):
         raise ValueError(f"--set {override}: the value is not YAML") from None
 
 

@@ -160,8 +160,11 @@ def read_many(uris: Iterable[str]) -> Iterator[bytes | None]:
 
 
 def read_text(uri: str) -> str:
-    """The file as UTF-8 text. Raises FileNotFoundError."""
-    return read_bytes(uri).decode("utf-8")
+    """The file as UTF-8 text. Raises FileNotFoundError, or ValueError for other bytes."""
+    try:
+        return read_bytes(uri).decode("utf-8")
+    except UnicodeDecodeError as error:
+        raise ValueError(f"{uri}: not a text in UTF-8 (byte {error.start})") from None
 
 
 def read_lines(uri: str) -> Iterator[str]:

@@ -98,15 +98,15 @@ def _row(sample: Sample) -> dict[str, Any]:
     }
 
 
-def column(tar_uri: str, name: str) -> np.ndarray:
-    """One column of the table beside a shard, in the order of its samples. Raises ValueError where there is none."""
-    values: np.ndarray = read_table(tar_uri).column(name).to_numpy()
+def column(tar_uri: str, name: str, nsamples: int) -> np.ndarray:
+    """One column of the table beside a shard of so many samples, in their order. Raises ValueError as `read_table`."""
+    values: np.ndarray = read_table(tar_uri, nsamples).column(name).to_numpy()
     return values
 
 
-def image_stats(tar_uri: str) -> dict[str, ImageStats]:
-    """What the table of a shard knows of its pictures, by key."""
-    rows = read_table(tar_uri).select(["key", *ImageStats._fields]).to_pylist()
+def image_stats(tar_uri: str, nsamples: int) -> dict[str, ImageStats]:
+    """What the table of a shard of so many samples knows of its pictures, by key; raises as `read_table`."""
+    rows = read_table(tar_uri, nsamples).select(["key", *ImageStats._fields]).to_pylist()
     return {row.pop("key"): ImageStats(**row) for row in rows}
 
 
@@ -119,7 +119,7 @@ def query(set_uri: str, shards: Iterable[ShardEntry], where: str) -> pa.Table:
     """
     import pyarrow as pa
 
-    tables = (read_table(storage.join(set_uri, entry.url)) for entry in shards)
+    tables = (read_table(storage.join(set_uri, entry.url), entry.nsamples) for entry in shards)
     return pa.concat_tables([schema().empty_table(), *(table.take(_matching(table, where)) for table in tables)])
 
 
@@ -133,8 +133,8 @@ def check_expression(where: str) -> None:
     _matching(schema().empty_table(), where)
 
 
-def read_table(tar_uri: str) -> pa.Table:
-    """The table beside a shard. Raises ValueError where there is none, or it is damaged."""
+def read_table(tar_uri: str, nsamples: int | None = None) -> pa.Table:
+    """The table beside a shard. Raises ValueError where there is none, it is damaged or has not `nsamples` rows."""
     import pyarrow as pa
     import pyarrow.parquet as pq
 
@@ -145,6 +145,8 @@ def read_table(tar_uri: str) -> pa.Table:
         raise ValueError(f"{uri}: there is no table beside this shard; run `dnd verify`") from None
     except (pa.ArrowInvalid, pa.ArrowTypeError, OSError) as error:
         raise ValueError(f"{uri}: not the table of a shard ({' '.join(str(error).split())[:200]})") from None
+    if nsamples not in (None, len(table)):
+        raise ValueError(f"{uri}: has {len(table)} rows, its shard {nsamples} samples; run `dnd verify`")
     split = pa.repeat(uri.split("/")[-2], len(table))
     return table.add_column(schema().get_field_index("split"), "split", split)
 

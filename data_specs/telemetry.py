@@ -124,7 +124,7 @@ def flatten(row: Row) -> Row:
     """Return a row as wandb draws it: numbers only, those of a list (one a depth) as name/1, name/2, …"""
     flat: Row = {}
     for name, value in row.items():
-        if isinstance(value, list):
+        if isinstance(value, list | tuple):
             flat |= {f"{name}/{number}": one for number, one in enumerate(value, 1)}
         elif name not in ("step", "time"):
             flat[name] = value

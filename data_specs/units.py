@@ -124,7 +124,15 @@ def _read_part(set_uri: str, part: int) -> tuple[PlanHeader, Iterator[AnyUnit]]:
         header = PlanHeader.parse(next(lines, b""), uri)
     except ValueError as error:
         raise ValueError(f"{error}; remove the shard set and run the stage again") from None
-    return header, (parse_unit(line, f"{uri} line {number}") for number, line in enumerate(lines, 2))
+    return header, _units(uri, header, lines)
+
+
+def _units(uri: str, header: PlanHeader, lines: Iterator[bytes]) -> Iterator[AnyUnit]:
+    number = 0
+    for number, line in enumerate(lines, 1):
+        yield parse_unit(line, f"{uri} line {number + 1}")
+    if number != (promised := header.num_units - header.first + header.num_restated):
+        raise ValueError(f"{uri}: holds {number} units, its first line says {promised}; remove the shard set")
 
 
 def _lines(uri: str) -> Iterator[bytes]:

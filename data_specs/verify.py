@@ -13,7 +13,7 @@ from data_specs import local_files, storage
 from data_specs.lease import holder, is_alive
 from data_specs.manifest import load_manifest, parts_named, summarise
 from data_specs.npy import read_array
-from data_specs.receipts import read_receipt_files, receipt_name
+from data_specs.receipts import parse_receipt, read_receipt_files
 from data_specs.records import Manifest, Receipt, ShardFile
 from data_specs.scratch import scratch_folder
 from data_specs.shards import INDEX_DTYPE, index_uri
@@ -95,20 +95,16 @@ def _receipts(plan: Plan) -> Iterator[tuple[str | None, Receipt | None]]:
     for name, data in read_receipt_files(plan.set_uri, names):
         uri = storage.join(plan.set_uri, name)
         try:
-            receipt = Receipt.parse(data, uri)
+            receipt = parse_receipt(data, uri)
         except ValueError as error:
             yield f"{error}; run the stage again", None
             continue
-        fault = _disagreement(plan, name, receipt)
-        yield (f"{uri}: {fault}" if fault else None), receipt
-
-
-def _disagreement(plan: Plan, name: str, receipt: Receipt) -> str | None:
-    if receipt.digest != plan.digest:
-        return "its digest is not the plan's"
-    if name != receipt_name(receipt.unit) or receipt.unit >= plan.num_units:
-        return f"says it is unit {receipt.unit}"
-    return None
+        fault = None
+        if receipt.digest != plan.digest:
+            fault = f"{uri}: its digest is not the plan's"
+        elif receipt.unit >= plan.num_units:
+            fault = f"{uri}: says it is unit {receipt.unit}, the plan has {plan.num_units}"
+        yield fault, receipt
 
 
 def _verify_shard(set_uri: str, receipt: Receipt, shard: ShardFile) -> Iterator[str]:

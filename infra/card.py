@@ -14,7 +14,8 @@ import yaml
 
 from data_specs import storage
 from data_specs.manifest import read_manifest
-from data_specs.records import Manifest, Reason, SampleInfo, ShardEntry
+from data_specs.reader import read_info
+from data_specs.records import Manifest, Reason, SampleInfo
 from data_specs.root import spec_of
 from data_specs.scratch import scratch_folder
 from data_specs.shards import Shard
@@ -38,7 +39,7 @@ def write_card(root: str) -> str:
     spec = spec_of(root, "images")
     documents = Counter[str]()
     samples = Counter[str]()
-    shown = list[dict[str, Any]]()
+    shown = list[SampleInfo]()
     with scratch_folder() as folder:
         path = folder / "attribution.jsonl"
         with path.open("w", encoding="utf-8") as file:
@@ -57,29 +58,24 @@ def _account(
     manifests: dict[str, Manifest],
     file: TextIO,
     counts: tuple[Counter[str], Counter[str]],
-    shown: list[dict[str, Any]],
+    shown: list[SampleInfo],
 ) -> None:
     """Counts documents and samples by licence, and writes a line for each document that says whose it is."""
     documents, samples = counts
     for split, manifest in manifests.items():
         for entry in manifest.shardlist:
             last = None
-            for about in _abouts(storage.join(images, split, entry.url), entry):
-                licence = about.get("licence") or UNKNOWN
+            shard = Shard(storage.join(images, split, entry.url), entry)
+            for about in (read_info(shard, number) for number in range(len(shard))):
+                licence = about.licence or UNKNOWN
                 samples[licence] += 1
-                if about["id"] != last:  # a document's samples stand together
+                if about.id != last:  # a document's samples stand together
                     documents[licence] += 1
-                    named = {key: about[key] for key in NAMED if about.get(key)}
+                    named = {key: value for key in NAMED if (value := getattr(about, key))}
                     file.write(json.dumps(named, ensure_ascii=False) + "\n")
                     if len(shown) < SHOWN:
-                        shown.append(named)
-                last = about["id"]
-
-
-def _abouts(shard_uri: str, entry: ShardEntry) -> Iterator[dict[str, Any]]:
-    shard = Shard(shard_uri, entry)
-    for number in range(len(shard)):
-        yield json.loads(shard.fields(number)["json"])
+                        shown.append(about)
+                last = about.id
 
 
 def _head(spec: Spec, manifests: dict[str, Manifest], samples: Counter[str]) -> dict[str, Any]:
@@ -132,7 +128,7 @@ def _body(
     manifests: dict[str, Manifest],
     documents: Counter[str],
     samples: Counter[str],
-    shown: list[dict[str, Any]],
+    shown: list[SampleInfo],
     versions: dict[str, str],
 ) -> Iterator[str]:
     yield f"# {spec.name}\n"
@@ -152,7 +148,7 @@ def _body(
     yield "\n## Licences\n\n| licence | documents | images |\n| --- | --- | --- |"
     yield from (f"| {markdown(name)} | {documents[name]} | {count} |" for name, count in samples.most_common())
     yield f"\n## Attribution\n\n`attribution.jsonl` names all {sum(documents.values())} documents; the first of them:\n"
-    yield from (f"- {_attribution(named)}" for named in shown)
+    yield from (f"- {_attribution(about)}" for about in shown)
     yield "\n## How it was made\n"
     yield "    dnd render images/spec.yaml --root ROOT\n"
     yield "with " + ", ".join(f"{name} {number}" for name, number in versions.items()) + " and this spec:\n"
@@ -171,8 +167,6 @@ def _origin(source: Any) -> str:
     return "made by dnd" if uri is None else uri if "://" in uri else uri.rstrip("/").rpartition("/")[2]
 
 
-def _attribution(named: dict[str, Any]) -> str:
-    authors = named.get("authors", "")
-    authors = ", ".join(authors) if isinstance(authors, list) else authors
-    parts = [named.get("title") or named["id"], authors, named.get("url", ""), named.get("licence", "")]
-    return " · ".join(markdown(" ".join(str(part).split())) for part in parts if part)
+def _attribution(about: SampleInfo) -> str:
+    parts = (about.title or about.id, about.authors, about.url, about.licence)
+    return " · ".join(markdown(" ".join(part.split())) for part in parts if part)

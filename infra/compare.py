@@ -84,7 +84,7 @@ def _curve(roots: tuple[str, str], folder: str, key: str) -> dict[str, Any] | No
         [
             (int(row["step"]), float(row[key]))
             for row in read_rows(storage.join(root, folder, "metrics.jsonl"))
-            if key in row
+            if isinstance(row.get(key), int | float)
         ]
         for root in roots
     ]

@@ -13,7 +13,7 @@ import numpy as np
 from PIL import Image, ImageDraw, ImageFont
 
 from data_specs import storage
-from data_specs.reader import decode_image
+from data_specs.reader import decode_image, read_info
 from data_specs.receipts import read_receipt, receipt_name
 from data_specs.records import Dropped, Reason, Receipt, Sample, SampleInfo, SourceUnit
 from data_specs.root import spec_of
@@ -104,10 +104,9 @@ def _reason(pair: tuple[Dropped, Image.Image | None]) -> tuple[str, Reason]:
 
 
 def _kept(shard: Shard, number: int, boxes: bool) -> Tile:
-    fields = shard.fields(number)
     key = shard.key(number)
-    picture = _picture(fields["png"])
-    return (with_boxes(picture, SampleInfo.parse(fields["json"], f"{key}.json")) if boxes else picture), key
+    picture = Image.fromarray(decode_image(shard.fields(number).get("png", b""), f"{shard.uri}: {key}"))
+    return (with_boxes(picture, read_info(shard, number)) if boxes else picture), key
 
 
 def with_boxes(picture: Image.Image, info: SampleInfo) -> Image.Image:
@@ -120,10 +119,6 @@ def with_boxes(picture: Image.Image, info: SampleInfo) -> Image.Image:
     return large
 
 
-def _picture(png: bytes) -> Image.Image:
-    return Image.fromarray(decode_image(png))
-
-
 def _dropped(spec: Spec, plan: Plan, unit: SourceUnit) -> list[tuple[Dropped, Image.Image | None]]:
     """What was dropped of the unit's first documents, with the picture where there is one."""
     unit = _shortened(without(unit, read_removed(plan.set_uri.rpartition("/")[0]).holds_document))
@@ -133,10 +128,11 @@ def _dropped(spec: Spec, plan: Plan, unit: SourceUnit) -> list[tuple[Dropped, Im
         dropped = [outcome for outcome in filtering.render(unit) if isinstance(outcome, Dropped)]
         wanted = {one.key for one in dropped}
         made = (o for o in keeping.render(unit) if isinstance(o, Sample)) if wanted else ()
-        pictures = {sample.key: _picture(sample.fields["png"]) for sample in made if sample.key in wanted}
+        pngs = {sample.key: sample.fields["png"] for sample in made if sample.key in wanted}
     finally:
         filtering.close()
         keeping.close()
+    pictures = {key: Image.fromarray(decode_image(png)) for key, png in pngs.items()}
     return [(one, pictures.get(one.key)) for one in dropped]
 
 

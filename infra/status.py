@@ -172,7 +172,7 @@ def _training_status(root: str, stage: Stage) -> TrainingStatus | None:
         "finished" if step >= steps and storage.exists(storage.join(folder, "done")) else "running",
         step,
         steps,
-        next(({name: float(last[name])} for name in FIGURES if name in last), {}),
+        next(({name: float(last[name])} for name in FIGURES if isinstance(last.get(name), int | float)), {}),
         rate,
         (steps - step) / rate if rate > 0 and step < steps else None,
     )

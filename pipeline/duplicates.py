@@ -52,8 +52,8 @@ def _hash_all(shards: list[tuple[str, ShardEntry]], path: Path) -> np.ndarray:
     """ENTRY [n] in a memory map: the hash of every picture, in the order of the set, from the shards' tables."""
     progress = Progress("reading tables", len(shards), "shards")
     with path.open("wb") as file:
-        for number, (uri, _) in enumerate(shards):
-            hashes = column(uri, "hash")
+        for number, (uri, entry) in enumerate(shards):
+            hashes = column(uri, "hash", entry.nsamples)
             entries = np.zeros(len(hashes), ENTRY)
             entries["hash"] = hashes
             entries["shard"] = number

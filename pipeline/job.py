@@ -14,6 +14,7 @@ from data_specs import digest, storage
 from data_specs.records import Identity, Manifest, Outcome, SourceUnit
 from data_specs.scratch import scratch_folder
 from data_specs.source import Source
+from data_specs.sources.images import read_class_names
 from data_specs.sources.planning import (
     SPLITS,
     class_names,
@@ -183,8 +184,8 @@ def _keep_classes(uri: str, names: dict[int, str]) -> None:
     data = json.dumps(names).encode()
     if not names or storage.create_if_absent(uri, data):
         return
-    there = json.loads(storage.read_text(uri))
-    if moved := [name for number, name in there.items() if names.get(int(number)) != name]:
+    there = read_class_names(uri)
+    if moved := [name for number, name in there.items() if names.get(number) != name]:
         raise ValueError(f"{uri}: class {moved[0]} would change its number; new classes must sort behind the old ones")
     if len(there) < len(names):
         storage.write_bytes(uri, data)

@@ -7,7 +7,6 @@ hold it are made anew without it. Each step can be killed and repeated. Not whil
 from __future__ import annotations
 
 import hashlib
-import json
 import logging
 import re
 import unicodedata
@@ -19,7 +18,18 @@ from data_specs import storage
 from data_specs.lease import hold
 from data_specs.manifest import merge
 from data_specs.receipts import discard, read_receipt, receipt_name, remake
-from data_specs.records import Dropped, Manifest, Outcome, RangeUnit, Reason, Removed, Sample, ShardUnit, SourceUnit
+from data_specs.records import (
+    Dropped,
+    Manifest,
+    Outcome,
+    RangeUnit,
+    Reason,
+    Removed,
+    Sample,
+    SampleInfo,
+    ShardUnit,
+    SourceUnit,
+)
 from data_specs.splits import key_of
 from data_specs.table import read_table
 from data_specs.units import Plan, read_plan
@@ -50,7 +60,7 @@ class Removal(NamedTuple):
 
     def holds(self, sample: Sample) -> bool:
         """Whether a sample must go; `samples` are bare keys here."""
-        return sample.key in self.samples or (bool(self.ids) and plain(_document(sample)) in self.ids)
+        return sample.key in self.samples or (bool(self.ids) and self.holds_document(_document(sample)))
 
     def holds_document(self, document_id: str) -> bool:
         """Whether a document must go."""
@@ -73,7 +83,7 @@ def plain(document_id: str) -> str:
 
 
 def _document(sample: Sample) -> str:
-    return str(json.loads(sample.fields["json"])["id"])
+    return SampleInfo.parse(sample.fields["json"], f"{sample.key}: json").id
 
 
 def read_removed(images_uri: str) -> Removal:

@@ -12,8 +12,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from data_specs.reader import decode_image, open_shards
-from data_specs.records import SampleInfo
+from data_specs.reader import decode_image, open_shards, read_info
 from data_specs.shards import Shard
 
 INK = 48  # difference of values of 255 from the paper that counts as ink, as pipeline.filters.ink does
@@ -65,12 +64,15 @@ def shares(image: np.ndarray, boxes: np.ndarray) -> Truth:
 
 def truth_of_shard(shard: Shard, numbers: range) -> Truth:
     """The counts over some samples of a shard that have words."""
-    return reduce(Truth.plus, (_of_sample(shard.fields(number), shard.key(number)) for number in numbers), Truth())
+    return reduce(Truth.plus, (_of_sample(shard, number) for number in numbers), Truth())
 
 
-def _of_sample(fields: dict[str, bytes], key: str) -> Truth:
-    info = SampleInfo.parse(fields["json"], f"{key}.json")
-    return shares(decode_image(fields["png"]), np.array(info.boxes)) if info.words else Truth()
+def _of_sample(shard: Shard, number: int) -> Truth:
+    info = read_info(shard, number)
+    if not info.words:
+        return Truth()
+    image = decode_image(shard.fields(number).get("png", b""), f"{shard.uri}: {shard.key(number)}")
+    return shares(image, np.array(info.boxes))
 
 
 def check_truth(set_uri: str) -> Iterator[str]:
@@ -78,9 +80,8 @@ def check_truth(set_uri: str) -> Iterator[str]:
     pictures = open_shards(set_uri)
     truth = Truth()
     for index in range(0, len(pictures), max(1, len(pictures) // PICTURES)):
-        item = pictures[index]
-        if item["json"].get("words"):
-            truth = truth.plus(shares(item["image"], np.array(item["json"]["boxes"])))
+        shard, number = pictures.locate(index)
+        truth = truth.plus(_of_sample(pictures.shard(shard), number))
     yield f"{set_uri}: {truth}"
     if truth.words_with_ink < LEAST_WITH_INK:
         yield f"{set_uri}: warning: words stand on nothing; look at them with `dnd look --boxes`"

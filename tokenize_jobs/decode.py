@@ -48,7 +48,7 @@ def decode_shard(model: RQVAE, spec: Spec, shard: Shard, depths: int | None = No
     numbers = iter(range(len(shard)))
     while batch := list(islice(numbers, size)):
         fields = [shard.fields(number) for number in batch]
-        codes = np.stack([decode_fields("", f)["codes"][0] for f in fields])
+        codes = np.stack([decode_fields(shard.key(n), f, shard.uri)["codes"][0] for n, f in zip(batch, fields)])
         images = decode_codes(model, codes_by_depth(codes, model.config)[..., :depths], spec.sample.rounding, size)
         for number, field, image in zip(batch, fields, images, strict=True):
             yield Sample(shard.key(number), {"png": encode_photo(image), "cls": field["cls"], "json": field["json"]})

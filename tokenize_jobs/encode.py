@@ -20,7 +20,7 @@ from torch import Tensor
 
 from data_specs import storage, table
 from data_specs.reader import decode_image
-from data_specs.records import Dropped, ImageStats, InputRead, Outcome, Reason, Sample, ShardUnit
+from data_specs.records import Dropped, ImageStats, InputRead, Outcome, Reason, Sample, ShardUnit, parse_info
 from data_specs.shards import Shard
 from data_specs.spec import Spec
 from tokenize_jobs.device import autocast, layout, memory_of, naming_what_to_lower, pick_device, to_device
@@ -49,7 +49,7 @@ def encoding(model: RQVAE, spec: Spec, images_uri: str) -> Callable[[ShardUnit],
 
 def encode_shard(model: RQVAE, spec: Spec, shard: Shard, split: str) -> Iterator[Sample | Dropped]:
     """Samples of codes [views, h, w, d] for those of an image shard that match spec.tokenize.where, in order."""
-    stats = table.image_stats(shard.uri)
+    stats = table.image_stats(shard.uri, len(shard))
     where = spec.tokenize.where
     numbers = np.arange(len(shard)) if where is None else table.matching(shard.uri, where)
     kind = _view_kind(spec, split)
@@ -73,7 +73,8 @@ def _view_kind(spec: Spec, split: str) -> ViewKind:
 
 
 def _load(shard: Shard, number: int, size: int, kind: ViewKind) -> np.ndarray:
-    return make_views(decode_image(shard.fields(number)["png"]), size, kind)
+    where = f"{shard.uri}: {shard.key(number)}"
+    return make_views(decode_image(shard.fields(number).get("png", b""), where), size, kind)
 
 
 def _ahead(pool: ThreadPoolExecutor, blocks: int, total: int, load: Callable[[int], Views]) -> Iterator[Views]:
@@ -121,7 +122,7 @@ def flattened(codes: np.ndarray, codebook_size: int) -> np.ndarray:
 
 def code_sample(key: str, codes: np.ndarray, fields: dict[str, bytes], stats: ImageStats) -> Sample:
     """A code shard's sample: codes uint16 [views, h, w, d], the class, and the few fields of json that stay useful."""
-    few = {k: v for k, v in json.loads(fields["json"]).items() if k in KEPT_JSON}
+    few = {k: v for k, v in parse_info(fields["json"], f"{key}: json").items() if k in KEPT_JSON}
     about = json.dumps(few, sort_keys=True).encode()
     return Sample(key, {"codes.npy": npy(codes), "cls": fields["cls"], "json": about}, stats)
 

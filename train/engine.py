@@ -157,7 +157,7 @@ def read_user_config(path: str | None) -> dict[str, Any]:
         return {}
     try:
         config = json.loads(Path(path).read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
+    except (OSError, ValueError, RecursionError) as error:
         raise ValueError(f"--deepspeed_config {path}: cannot be read ({error}): give a JSON file") from None
     if not isinstance(config, dict):
         raise ValueError(f"--deepspeed_config {path}: holds no JSON object")

@@ -8,7 +8,6 @@ pictures[0].save("first.png")
 
 from __future__ import annotations
 
-import json
 from collections.abc import Sequence
 from typing import Any, NamedTuple
 
@@ -17,6 +16,7 @@ from PIL import Image
 
 from data_specs import storage
 from data_specs.sections import CodeShape
+from data_specs.sources.images import read_class_names
 from tokenize_jobs.decode import decode_codes
 from tokenize_jobs.device import pick_device
 from tokenize_jobs.rqvae import RQVAE
@@ -74,6 +74,5 @@ def load_root(root: str, ema: bool = True, dtype: torch.dtype = torch.float32) -
     made, read = CodeShape.of(transformer.config), CodeShape.of(tokenizer.config)
     if made != read.flattened():
         read.refuse_other(made, f"{root}/transformer", "the tokenizer's", "import a pair that belongs together")
-    names = storage.join(root, "images", "classes.json")
-    stored: dict[str, str] = json.loads(storage.read_text(names)) if storage.exists(names) else {}
-    return Generator(packed(transformer), tokenizer, {name: int(number) for number, name in stored.items()})
+    names = read_class_names(storage.join(root, "images", "classes.json"))
+    return Generator(packed(transformer), tokenizer, {name: number for number, name in names.items()})

@@ -59,7 +59,11 @@ class CodeShard:
         self.starts = rows["offset"].astype(np.int64) + header
         self.windows = sliding_window_view(content, self.view_bytes)  # the codes of a view that begin at each byte
         classes = shard.field_rows("cls")
-        self.classes = np.array([int(shard.map[o : o + n]) for o, n in classes[["offset", "size"]].tolist()], np.int32)
+        try:
+            numbers = [int(shard.map[o : o + n]) for o, n in classes[["offset", "size"]].tolist()]
+            self.classes = np.array(numbers, np.int32)
+        except (ValueError, OverflowError) as error:
+            raise ValueError(f"{uri}: a sample's cls is not the number of a class ({error})") from None
 
     def _header(self, data: bytes) -> tuple[int, int]:
         """(bytes of the .npy header, views a sample); checks type and shape."""

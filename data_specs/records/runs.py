@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from typing import Annotated, Literal
 
-from pydantic import Field, JsonValue
+from pydantic import ConfigDict, Field, JsonValue
 
-from data_specs.records.base import FORMAT_VERSION, Count, Record, Sha256
+from data_specs.records.base import FORMAT_VERSION, Count, Record, Sha256, Time
 from data_specs.records.sets import Box
 
 
@@ -73,6 +73,18 @@ class CheckpointState(Record):
     task: dict[str, JsonValue] = Field({}, description="what the trained task keeps beside its tensors")
     spec: dict[str, JsonValue] = Field({})
     files: dict[Annotated[str, Field(pattern=r"^[a-z0-9_]+\.safetensors$")], CheckpointFile]
+
+
+class LogRow(Record):
+    """A row of FOLDER/metrics.jsonl: a step, and what was measured there: numbers, or one for each depth."""
+
+    model_config = ConfigDict(extra="allow")
+    __pydantic_extra__: dict[str, int | float | tuple[int | float, ...] | None]
+
+    step: Count
+    time: Time = 0.0
+    step_seconds: float = 0.0
+    images_per_second: float = 0.0
 
 
 class ReadingOrder(Record):

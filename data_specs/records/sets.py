@@ -4,9 +4,10 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Annotated, Any, Literal, NamedTuple, NotRequired, Self, TypedDict
 
-from pydantic import Field, model_validator
+from pydantic import ConfigDict, Field, model_validator
+from pydantic_core import from_json
 
-from data_specs.records.base import FORMAT_VERSION, Count, Md5, PartName, Record, Sha256, ShardName
+from data_specs.records.base import FORMAT_VERSION, Count, Md5, PartName, Record, Sha256, ShardName, Time
 from data_specs.records.reasons import Reason, ReasonKey
 
 if TYPE_CHECKING:
@@ -74,7 +75,7 @@ class Ran(Record):
 
     host: str
     seconds: float
-    ended: float
+    ended: Time
 
 
 class Receipt(Record):
@@ -101,6 +102,8 @@ class Receipt(Record):
         names = (*self.replaces, *([self.shard.name] if self.shard else []))
         if any(not name.startswith(f"{self.unit:06d}-") for name in names):
             raise ValueError("names a shard of another unit")
+        if self.shard and self.shard.name in self.replaces:
+            raise ValueError("names its shard as one that it replaced")
         return self
 
 
@@ -110,7 +113,7 @@ class Failure(Record):
     unit: Count
     reason: str
     host: str
-    ended: float
+    ended: Time
 
 
 # ---- manifests -----------------------------------------------------------------------------------------------------
@@ -123,6 +126,12 @@ class Totals(Record):
     filtered: Count = 0
     rejected: Count = 0
     bytes: Count = 0
+
+    @model_validator(mode="after")
+    def _adds_up(self) -> Self:
+        if self.offered != self.written + self.filtered + self.rejected:
+            raise ValueError("offered is not written + filtered + rejected")
+        return self
 
 
 class ShardEntry(Record):
@@ -172,6 +181,9 @@ class Manifest(ManifestPart):
         held = sum(entry.nsamples for entry in self.shardlist) + sum(part.nsamples for part in self.parts)
         if held != self.totals.written:
             raise ValueError("its shards do not hold as many samples as its totals say")
+        reasons = (sum(self.filtered.values()), sum(self.rejects.values()))
+        if reasons != (self.totals.filtered, self.totals.rejected):
+            raise ValueError("its reasons do not add up to its totals")
         return self
 
 
@@ -180,7 +192,7 @@ class JobState(Record):
 
     digest: Sha256
     host: str
-    written: float
+    written: Time
     ended: bool
     units: Count
     done: Count
@@ -199,11 +211,11 @@ class LeaseHolder(Record):
     """FOLDER/lease/NNNNNN.json: who writes there, and when it last said so. Times are in seconds since 1970."""
 
     host: str
-    pid: Count
+    pid: int = Field(ge=0, lt=1 << 31)
     pid_space: str = Field(description="the kernel's number of the namespace that `pid` counts in")
     command: str
-    since: float
-    beat: float
+    since: Time
+    beat: Time
 
 
 class Removed(Record):
@@ -245,6 +257,28 @@ class SampleInfo(Record):
         if not len(self.words) == len(self.boxes) == len(self.clipped):
             raise ValueError("words, boxes and clipped differ in length")
         return self
+
+
+class StoredInfo(SampleInfo):
+    """The json of any sample as it is read: that of codes holds a few of the keys, a stage of your own may add some."""
+
+    model_config = ConfigDict(extra="allow")
+
+    id: str = ""
+
+
+def parse_info(data: bytes, origin: str) -> dict[str, Any]:
+    """Reads the json of a sample, the keys that it holds.
+
+    Raises:
+        ValueError: one line with `origin`, the key and what is wrong.
+    """
+    StoredInfo.parse(data, origin)
+    try:
+        found: dict[str, Any] = from_json(data, allow_inf_nan=False)
+    except ValueError as error:
+        raise ValueError(f"{origin}: not valid JSON ({error})") from None
+    return found
 
 
 class Item(TypedDict):

@@ -96,15 +96,23 @@ class ImageSource(ListedSource):
         return names
 
     def numbered_classes(self) -> dict[int, str]:
-        uri = storage.join(self.uri, "classes.json")
-        info = storage.stat(uri)
-        if info is None:
-            return {}
-        try:
-            found: Any = json.loads(storage.read_bytes(uri)) if info.size <= NAMES_BYTES else None
-            return {int(n): str(name) for n, name in (found.items() if isinstance(found, dict) else enumerate(found))}
-        except (ValueError, TypeError, RecursionError):
-            raise ValueError(f"{uri}: write a list of names, or an object from class number to name") from None
+        return read_class_names(storage.join(self.uri, "classes.json"))
+
+
+def read_class_names(uri: str) -> dict[int, str]:
+    """Return the names of classes by number in a JSON file, a list or an object; none where there is no such file.
+
+    Raises:
+        ValueError: it is something else.
+    """
+    info = storage.stat(uri)
+    if info is None:
+        return {}
+    try:
+        found: Any = json.loads(storage.read_bytes(uri)) if info.size <= NAMES_BYTES else None
+        return {int(n): str(name) for n, name in (found.items() if isinstance(found, dict) else enumerate(found))}
+    except (ValueError, TypeError, RecursionError):
+        raise ValueError(f"{uri}: write a list of names, or an object from class number to name") from None
 
 
 def _shared_part(name: str) -> str:

@@ -26,7 +26,7 @@ def storage_findings(root: str) -> Iterator[Finding]:
     uri = storage.join(root, "spec.yaml")
     if not all(right.ok for right in rights) or not storage.exists(uri):
         return
-    spec = parse_spec(storage.read_text(uri), uri)
+    spec = parse_spec(storage.read_bytes(uri), uri)
     for source in spec.render.sources if spec.render else ():
         if storage.is_remote(source.address):
             yield _source(source)

@@ -54,13 +54,13 @@ def curves_of(root: str) -> list[Chart]:
 
 
 def _series(name: str, rows: list[Row], key: str) -> Series:
-    return Series(name, [(row["step"], row[key]) for row in rows if row.get(key) is not None])
+    return Series(name, [(row["step"], row[key]) for row in rows if isinstance(row.get(key), int | float)])
 
 
 def _by_depth(rows: list[Row], key: str) -> list[Series]:
     """A curve for each depth of a key whose values are lists."""
-    listed = [row for row in rows if key in row]
-    depths = range(len(listed[0][key])) if listed else ()
+    listed = [row for row in rows if isinstance(row.get(key), tuple)]
+    depths = range(min((len(row[key]) for row in listed), default=0))
     return [Series(f"depth {d + 1}", [(row["step"], row[key][d]) for row in listed]) for d in depths]
 
 

@@ -26,7 +26,7 @@ def read_overlay(path: str) -> Tree:
     """
     try:
         tree = yaml.safe_load(Path(path).read_text(encoding="utf-8"))
-    except (OSError, yaml.YAMLError) as error:
+    except (OSError, UnicodeDecodeError, RecursionError, yaml.YAMLError) as error:
         raise ValueError(f"--patch {path}: cannot be read ({' '.join(str(error).split())}): give a YAML file") from None
     if not isinstance(tree, dict):
         raise ValueError(f"--patch {path}: holds no mapping: give {', '.join(KEYS)}")

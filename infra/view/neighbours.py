@@ -43,7 +43,9 @@ def nearest(training: str, picture: np.ndarray) -> Nearest:
 @lru_cache(2)
 def _hashes(training: str, digest: str) -> np.ndarray:
     """uint64 [n], in the order of the set with that digest."""
-    return np.concatenate([column(uri, "hash") for uri in open_shards(training).shard_uris])
+    items = open_shards(training)
+    shards = zip(items.shard_uris, items.manifest.shardlist, strict=True)
+    return np.concatenate([column(uri, "hash", entry.nsamples) for uri, entry in shards])
 
 
 def _compared(items: ShardSet, index: int, picture: np.ndarray) -> Nearest:

@@ -19,6 +19,7 @@ from data_specs.reader import ShardSet
 from data_specs.receipts import valid_receipts
 from data_specs.records import Item, Reason, Reject, SampleInfo
 from data_specs.shards import key_hash
+from data_specs.sources.images import read_class_names
 from data_specs.table import matching
 from data_specs.units import read_plan
 from data_specs.verify import find_shard_sets
@@ -108,9 +109,8 @@ def codes_of(root: str, name: str, key: str, unit: int) -> np.ndarray | None:
 
 def class_names(root: str) -> list[tuple[str, int]]:
     """Names and numbers of the classes, where the root has them."""
-    uri = storage.join(root, "images", "classes.json")
-    stored = json.loads(storage.read_text(uri)) if storage.exists(uri) else {}
-    return [(str(name), int(number)) for name, number in stored.items()]
+    names = read_class_names(storage.join(root, "images", "classes.json"))
+    return [(name, number) for number, name in names.items()]
 
 
 # ---- as HTML ---------------------------------------------------------------------------------------------------------

@@ -127,7 +127,7 @@ def test_a_receipt_too_many_is_found(folder: Path) -> None:
 def test_a_changed_or_lost_manifest_is_found(folder: Path) -> None:
     path = folder / "manifest.json"
     manifest = json.loads(path.read_text())
-    manifest["totals"]["offered"] += 1
+    manifest["totals"]["bytes"] += 1
     path.write_text(json.dumps(manifest))
     assert list(verify_set(str(folder))) == [f"{path}: does not agree with the receipts in totals; run the stage again"]
     for text in ("{", "[]"):

@@ -7,16 +7,24 @@ import os
 import shutil
 from collections.abc import Callable
 from pathlib import Path
+from socket import gethostname
 from typing import Any
 
+import pyarrow.parquet as pq
 import pytest
 from sets import render_here, text_spec, write_texts
 
-from data_specs import open_shards
+from data_specs import load_spec, open_shards
+from data_specs.reader import decode_fields
+from data_specs.receipts import discard, read_receipt
+from data_specs.root import read_spec
+from data_specs.units import read_plan
 from data_specs.verify import clean_litter, verify_set
 from infra.card import write_card
 from infra.look import look
 from infra.status import status_lines
+from infra.view.sets import class_names
+from pipeline.duplicates import near_duplicates
 from pipeline.removal import remove
 from train.loader import CodeSet
 
@@ -62,6 +70,8 @@ BAD_MANIFESTS: dict[str, Callable[[dict[str, Any]], object]] = {
     "nan": lambda tree: tree["totals"].update(bytes=float("nan")),
     "negative": lambda tree: tree["totals"].update(written=-1),
     "sum": lambda tree: tree["totals"].update(written=10**6),
+    "account": lambda tree: tree["totals"].update(offered=tree["totals"]["offered"] + 1),
+    "reasons": lambda tree: tree.update(rejects={"encrypted": 1}),
     "reason": lambda tree: tree.update(rejects={"<script>": 1}),
 }
 
@@ -101,10 +111,90 @@ def test_a_file_that_is_no_record_is_one_line(root: Path, bomb: bytes) -> None:
 def test_a_receipt_deletes_nothing_outside_its_set(root: Path, tmp_path: Path) -> None:
     receipt = root / "images/train/000000.json"
     outside = os.path.relpath(tmp_path / "victim", root / "images/train")
-    for name in (outside, str(tmp_path / "victim"), "000001-00000000.tar"):
+    [own] = [path.name for path in (root / "images/train").glob("000000-*.tar")]
+    for name in (outside, str(tmp_path / "victim"), "000001-00000000.tar", own):
         change(receipt, lambda tree: tree.update(replaces=[name]))  # noqa: B023 (called at once)
         assert any("000000.json: not a valid receipt" in fault for fault in verify_set(str(root / "images/train")))
         list(remove(str(root), [f"a{number}" for number in range(8)], []))
         with pytest.raises(ValueError, match="is not done"):
             look(str(root), "images/train", 0)
     assert (tmp_path / "victim").read_text() == "kept"
+
+
+def test_a_receipt_under_the_name_of_another_unit_counts_for_none(root: Path) -> None:
+    train = root / "images/train"
+    (train / "000009.json").write_bytes((train / "000000.json").read_bytes())
+    assert read_receipt(str(train / "000009.json"), json.loads((train / "000000.json").read_text())["digest"]) is None
+    discard(str(train), 9)
+    assert any("000009.json: says it is unit 0" in fault for fault in verify_set(str(train)))
+    assert list(train.glob("000000-*.tar"))
+
+
+def test_a_plan_of_fewer_units_than_it_says_is_one_line(root: Path) -> None:
+    path = root / "images/train/plan.jsonl"
+    head, _, rest = path.read_bytes().partition(b"\n")
+    tree = json.loads(head) | {"num_units": 99}
+    path.write_bytes(json.dumps(tree).encode() + b"\n" + rest)
+    plan = read_plan(str(root / "images/train"))
+    assert plan is not None
+    with pytest.raises(ValueError, match=r"plan\.jsonl: holds \d+ units, its first line says 99"):
+        list(plan.units())
+
+
+BAD_FIELDS = {
+    "json": [
+        b"[" * 10**6,
+        b'{"a": NaN}',
+        b'{"words": ["a"], "boxes": [], "clipped": []}',
+        b'{"text": 3}',
+        b"\xff",
+        b"[]",
+    ],
+    "cls": [b"x", b"", b"1.5", b"-1"],
+    "png": [b"", b"no picture", b"\x89PNG\r\n\x1a\n" + bytes(40)],
+    "codes.npy": [b"", b"\x93NUMPY\x01\x00"],
+}
+
+
+@pytest.mark.parametrize("field", BAD_FIELDS)
+def test_a_field_that_is_none_is_one_line_that_names_its_sample(field: str) -> None:
+    whole = {"json": b"{}", "cls": b"0"}
+    for data in BAD_FIELDS[field]:
+        with pytest.raises(ValueError, match=r"^s3://b/000000-0\.tar: a-1: [^\n]*$"):
+            decode_fields("a-1", whole | {field: data}, "s3://b/000000-0.tar")
+    if field in whole:
+        with pytest.raises(ValueError, match=f"a-1: has no field {field}"):
+            decode_fields("a-1", {name: data for name, data in whole.items() if name != field}, "s3://b/000000-0.tar")
+
+
+def test_a_table_of_another_number_of_rows_is_one_line(root: Path) -> None:
+    [table] = (root / "images/train").glob("000000-*.parquet")
+    pq.write_table(pq.read_table(table).slice(0, 0), table)
+    for reader in (lambda: list(near_duplicates(str(root), 3)), lambda: list(remove(str(root), ["a0"], []))):
+        with pytest.raises(ValueError, match=r"\.parquet: has 0 rows, its shard \d samples; run `dnd verify`"):
+            reader()
+
+
+def test_a_lease_of_impossible_times_is_one_line(root: Path) -> None:
+    said = {"host": gethostname(), "pid": 1 << 40, "pid_space": "", "command": "x", "since": 1e300, "beat": 1e300}
+    (root / "images/lease").mkdir(exist_ok=True)
+    (root / "images/lease/000001.json").write_text(json.dumps(said))
+    assert any("000001.json: not a valid leaseholder" in line for line in status_lines(str(root)))
+
+
+@pytest.mark.parametrize("text", ["[" * 10**4, "name: \x00", "a: \xff"])
+def test_a_spec_that_is_no_yaml_is_one_line(tmp_path: Path, text: str) -> None:
+    (tmp_path / "spec.yaml").write_bytes(text.encode("latin-1"))
+    for read in (lambda: read_spec(None, str(tmp_path)), lambda: load_spec(tmp_path / "spec.yaml")):
+        with pytest.raises(ValueError, match=r"^[^\n]*spec\.yaml: not YAML: [^\n]*$"):
+            read()
+    with pytest.raises(ValueError, match=r"--set name=.*not YAML"):
+        load_spec("demo", ["name=" + "[" * 10**4])
+
+
+def test_classes_have_their_names_in_the_studio(root: Path) -> None:
+    (root / "images/classes.json").write_text('{"0": "cat", "1": "dog"}')
+    assert class_names(str(root)) == [("cat", 0), ("dog", 1)]
+    (root / "images/classes.json").write_text('["cat", ' + "[" * 10**5)
+    with pytest.raises(ValueError, match=r"classes\.json: write a list of names"):
+        class_names(str(root))

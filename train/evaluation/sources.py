@@ -181,16 +181,12 @@ class ShardImages:
 
     def __getitem__(self, index: int) -> Picture:
         """Sample `index` with the text, and the words that its edge does not cut."""
-        key = _key(self.items, index)
-        try:
-            item = self.items[index]
-        except (OSError, SyntaxError) as error:
-            raise ValueError(f"{self.uri}: {key} cannot be read as a picture ({error})") from error
+        item = self.items[index]
         drawn = item["json"]
         words, boxes = drawn.get("words", ()), drawn.get("boxes", ())
         whole = [n for n, clipped in enumerate(drawn.get("clipped", ())) if not clipped]
         return Picture(
-            key,
+            item["__key__"],
             item["image"],
             drawn.get("text", ""),
             tuple(words[n] for n in whole),

@@ -12,6 +12,7 @@ from itertools import islice
 from typing import Any
 
 from data_specs import open_shards, storage
+from data_specs.metrics import read_rows
 from data_specs.spec import Spec
 from train.evaluation.codes import codebook_usage, count_codes, histogram_baseline
 from train.evaluation.context import context_baseline
@@ -68,8 +69,7 @@ def summarise(spec: Spec, root: str) -> str:
 
 def last_validation(root: str) -> dict[str, Any] | None:
     """The last row of the training's metrics that holds a validation, or None."""
-    uri = storage.join(root, "transformer", "metrics.jsonl")
-    rows = [json.loads(line) for line in storage.read_text(uri).splitlines()] if storage.exists(uri) else []
+    rows = read_rows(storage.join(root, "transformer", "metrics.jsonl"))
     return next((row for row in reversed(rows) if "val_bits_per_code" in row), None)
 
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import random
 import re
 from collections import Counter
@@ -11,6 +10,7 @@ from itertools import pairwise
 from typing import Any
 
 from data_specs.reader import ShardSet
+from data_specs.records import parse_info
 
 LETTERS = re.compile(r"[^\W\d_]+")
 MIN_LETTERS = 4
@@ -49,7 +49,8 @@ def drawn_texts(items: ShardSet) -> Iterator[str]:
     for number in range(len(items.shard_uris)):
         shard = items.shard(number)
         for row in shard.field_rows("json"):
-            yield json.loads(shard.map[row["offset"] : row["offset"] + row["size"]]).get("text", "")
+            data = shard.map[row["offset"] : row["offset"] + row["size"]]
+            yield str(parse_info(data, f"{shard.uri}: sample {row['sample']}").get("text", ""))
 
 
 def real_word_share(texts: Iterable[str], known: Collection[str]) -> dict[str, Any]:
