@@ -32,7 +32,7 @@ from data_specs.spec import Spec, load_spec
 from pipeline.job import rendering
 from pipeline.png import encode_png, grey_plane
 from pipeline.render import Renderer, render_document
-from pipeline.renderers.fonts import fonts
+from pipeline.renderers.fonts import FACES
 from pipeline.renderers.words import POINTS
 
 KEEP_ALL = [
@@ -158,10 +158,11 @@ def _bare_text(spec: Spec, inputs: Path, encode: Encode, words: bool) -> int:
     """Passages laid out by Story as one paragraph, drawn and encoded; with `words`, those of each picture are read."""
     style, size = spec.render.text, spec.shape.image_size
     canvas, made = spec.render.crop_size or size, 0
-    faces, margin = fonts((style.fonts[0],), None), style.margins[0]
-    css = f"{faces.css} body {{margin: 0; font-family: {style.fonts[0]}; font-size: {style.sizes[0]}px}}"
+    archive, margin = pymupdf.Archive(), style.margins[0]
+    faces = pymupdf.css_for_pymupdf_font(FACES[style.fonts[0]][0], archive=archive, name="face")
+    css = f"{faces} body {{margin: 0; font-family: face; font-size: {style.sizes[0]}px}}"
     for line in _lines(inputs):
-        story = pymupdf.Story(f"<p>{html.escape(json.loads(line)['text'])}</p>", user_css=css, archive=faces.archive)
+        story = pymupdf.Story(f"<p>{html.escape(json.loads(line)['text'])}</p>", user_css=css, archive=archive)
         story.place(pymupdf.Rect(margin, margin, canvas - margin, canvas - margin))
         drawing = pymupdf.DisplayList(mupdf.FzRect(0, 0, canvas, canvas))
         device = mupdf.fz_new_list_device(drawing.this)

@@ -97,6 +97,10 @@ def without_filters(render: Render) -> Render:
 def ink(image: np.ndarray) -> float:
     """Share of pixels of uint8 [H, W, 3] that differ from the commonest value by more than 48 of 255."""
     grey = np.ascontiguousarray(image[..., 1])
+    corner = int(grey[0, 0])
+    if 2 * np.count_nonzero(grey == corner) > grey.size:  # the commonest, as paper is: nothing need be counted out
+        low, high = max(0, corner - 48), min(255, corner + 48)
+        return 1 - int(np.count_nonzero((grey >= low) & (grey <= high))) / grey.size
     counts = np.array(Image.fromarray(grey).histogram())
     background = int(counts.argmax())
     return 1 - float(counts[max(0, background - 48) : background + 49].sum()) / grey.size
@@ -123,8 +127,13 @@ def script_of(text: str) -> str | None:
     scripts = Counter[str]()
     for letter, times in Counter(text[:2000]).items():
         if letter.isalpha():
-            scripts[unicodedata.name(letter, "?").split()[0]] += times
+            scripts[_script(letter)] += times
     return scripts.most_common(1)[0][0] if scripts else None
+
+
+@lru_cache(maxsize=1 << 16)
+def _script(letter: str) -> str:
+    return unicodedata.name(letter, "?").split()[0]
 
 
 class Kept:

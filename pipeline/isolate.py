@@ -23,6 +23,7 @@ import time
 from collections import deque
 from collections.abc import Iterable, Iterator
 from contextlib import suppress
+from functools import lru_cache
 from mmap import mmap
 from multiprocessing.connection import Connection
 from queue import SimpleQueue
@@ -190,9 +191,14 @@ def _limit(cpu: float, memory: int) -> None:
     used = resource.getrusage(resource.RUSAGE_SELF)
     seconds = int(used.ru_utime + used.ru_stime + cpu) + 1
     resource.setrlimit(resource.RLIMIT_CPU, (seconds, resource.RLIM_INFINITY))
-    with open("/proc/self/statm") as file:
-        mapped = int(file.read().split()[0]) * resource.getpagesize()
+    mapped = int(os.pread(_memory_map(), 64, 0).split()[0]) * resource.getpagesize()
     resource.setrlimit(resource.RLIMIT_AS, (mapped + memory, resource.RLIM_INFINITY))
+
+
+@lru_cache(maxsize=1)
+def _memory_map() -> int:
+    """The file in which the kernel says how much this process has mapped."""
+    return os.open("/proc/self/statm", os.O_RDONLY)
 
 
 def _serve(pipe: Connection, count: mmap, function: Any) -> None:

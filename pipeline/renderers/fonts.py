@@ -7,9 +7,9 @@ from __future__ import annotations
 
 import struct
 from functools import lru_cache
-from typing import NamedTuple
 
 import pymupdf_fonts
+from pymupdf import mupdf
 
 from data_specs.mupdf import pymupdf
 
@@ -21,34 +21,42 @@ FACES = {  # regular, bold, italic, bold italic
     "space-mono": ("spacemo", "spacembo", "spacemit", "spacembi"),
     "ubuntu-mono": ("ubuntm", "ubuntmbo", "ubuntmit", "ubuntmbi"),
 }
-_RULE = "@font-face {{font-family: {0}; font-weight: {2}; font-style: {3}; src: url({1})}}"
-_STYLES = (("normal", "normal"), ("bold", "normal"), ("normal", "italic"), ("bold", "italic"))
+_OURS = "dnd:"  # what the names of our faces begin with, so that no document's font is one by chance
+_named = dict[str, tuple[str, float | None]]()
 
 
-class Fonts(NamedTuple):
-    """An archive of font files, the style sheet that names them, and the first of them, to measure words with."""
+def name_in_css(family: str, whole_pixels: float | None) -> str:
+    """The name by which a style sheet gets a family; one that MuPDF has built in has it already.
 
-    archive: pymupdf.Archive
-    css: str
-    first: pymupdf.Font
-
-
-@lru_cache(maxsize=64)
-def fonts(families: tuple[str, ...], whole_pixels: float | None) -> Fonts:
-    """The faces of some families, opened once a process; those that MuPDF has built in need no file.
+    Its faces are opened once a process and given to MuPDF when it asks for them: in an archive they would be opened
+    for every passage, and each of its letters drawn anew.
 
     Args:
+        family: one of FACES, or of those that are built in.
         whole_pixels: the type size, where every letter is to be a whole number of pixels wide in it.
     """
-    archive, rules, files = pymupdf.Archive(), list[str](), list[bytes]()
-    for family in families:
-        for name, style in zip(FACES.get(family, ()), _STYLES, strict=False):
-            data = pymupdf_fonts.myfont(name)
-            files.append(data if whole_pixels is None else in_whole_pixels(data, whole_pixels))
-            archive.add(files[-1], name)
-            rules.append(_RULE.format(family, name, *style))
-    known = pymupdf.Font(fontbuffer=files[0]) if families[0] in FACES else _any_font()
-    return Fonts(archive, "\n".join(rules), known)
+    if family not in FACES:
+        return family
+    name = f"{_OURS}{family}" + (f"/{whole_pixels:g}" if whole_pixels else "")
+    if not _named:
+        mupdf.fz_install_load_system_font_funcs(_asked_for)
+    _named[name] = family, whole_pixels
+    return f'"{name}"'
+
+
+def _asked_for(name: str, bold: int, italic: int, _exact: int) -> mupdf.FzFont | None:
+    return _face(*_named[name], bold + 2 * italic).this if name in _named else None
+
+
+def regular(family: str, whole_pixels: float | None) -> pymupdf.Font:
+    """The face to measure a family's words with."""
+    return _face(family, whole_pixels, 0) if family in FACES else _any_font()
+
+
+@lru_cache(maxsize=256)
+def _face(family: str, whole_pixels: float | None, number: int) -> pymupdf.Font:
+    data = pymupdf_fonts.myfont(FACES[family][number])
+    return pymupdf.Font(fontbuffer=data if whole_pixels is None else in_whole_pixels(data, whole_pixels))
 
 
 @lru_cache(maxsize=16)

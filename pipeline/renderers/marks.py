@@ -71,7 +71,14 @@ def differ(image: np.ndarray, ground: Ground, least: int) -> np.ndarray:
         return _any([apart[..., channel] for channel in range(apart.shape[2])])
     plane = grey_plane(image)
     planes = [image[..., n] for n in range(3)] if plane is None or len(set(ground)) > 1 else [plane]
-    return _any([(one <= colour - least) | (one >= colour + least) for one, colour in zip(planes, ground)])
+    return _any([_apart(one, colour - least, colour + least) for one, colour in zip(planes, ground)])
+
+
+def _apart(plane: np.ndarray, low: int, high: int) -> np.ndarray:
+    """Which values of uint8 are `low` at most or `high` at least; where there can be none, none is looked for."""
+    if low < 0 or high > 255:
+        return plane >= high if low < 0 else plane <= low
+    return (plane <= low) | (plane >= high)
 
 
 def _any(planes: list[np.ndarray]) -> np.ndarray:

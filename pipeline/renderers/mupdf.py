@@ -27,6 +27,7 @@ from pipeline.renderers.words import (
     gather,
     page_scale,
     share_under,
+    stands_for_itself,
     tracking,
     visible,
 )
@@ -82,9 +83,10 @@ def _read_page(document: Any, number: int, style: PageStyle) -> Page:
     return Page(image, words, marks, bool(document.is_repaired), pictured)
 
 
-def draw(drawing: pymupdf.DisplayList, scale: float) -> np.ndarray:
-    """The picture of a display list, uint8 [H, W, 3]."""
-    return in_one_plane(_pixels(drawing.get_pixmap(pymupdf.Matrix(scale, scale), pymupdf.csRGB, 0)))
+def draw(drawing: pymupdf.DisplayList, scale: float, grey: bool = False) -> np.ndarray:
+    """The picture of a display list, uint8 [H, W, 3]; `grey` where it is known to be black on white."""
+    pixels = _pixels(drawing.get_pixmap(pymupdf.Matrix(scale, scale), pymupdf.csGRAY if grey else pymupdf.csRGB, 0))
+    return from_plane(pixels[..., 0]) if grey else in_one_plane(pixels)
 
 
 def draw_without(
@@ -118,6 +120,32 @@ def read(
     upright = sum(len(line["spans"]) * (1 - 2 * line["wmode"]) for line in lines)
     height, width = image.shape[:2]
     return visible(glyphs._replace(boxes=glyphs.boxes * scale), marks, (width, height), doubtful=upright < 0)
+
+
+def read_known(drawing: pymupdf.DisplayList, marked: np.ndarray, scale: float, known: str) -> Words | None:
+    """The words of text that is known, in a tenth of the time of `read`.
+
+    Args:
+        drawing: nothing but this text, in one colour.
+        marked: where it leaves marks on its picture, bool [H, W].
+        scale: pixels a point.
+        known: all letters of the text in order, of which the display list has a part.
+
+    Returns:
+        What `read` gives; None where letters are not found as they are known, or are not ones that stand each for
+        itself, or a word leaves no mark or the picture: what `read` is for.
+    """
+    words = _text(drawing, FLAGS).extractWORDS()
+    texts = [word[4] for word in words]
+    found = "".join(texts)
+    if not found or found not in known or not all(map(stands_for_itself, set(found))):
+        return None
+    boxes = np.array([word[:4] for word in words]) * scale
+    if boxes.min() < 0 or (boxes > (marked.shape * 2)[::-1]).any():
+        return None
+    if not all(marked[y0:y1, x0:x1].any() for x0, y0, x1, y1 in boxes.astype(int).tolist()):
+        return None
+    return Words(texts, boxes, np.zeros(len(texts), bool), np.ones(len(texts), bool))
 
 
 def _hidden(drawing: pymupdf.DisplayList, texts: list[Box], words: Words, image: np.ndarray, scale: float) -> set[int]:

@@ -22,9 +22,9 @@ from data_specs.mupdf import mupdf, pymupdf
 from data_specs.records import Reason
 from data_specs.sections import TextStyle
 from pipeline.renderers import NoPicture, Picture
-from pipeline.renderers.fonts import Fonts, characters, fonts, has_glyph
-from pipeline.renderers.marks import Marks
-from pipeline.renderers.mupdf import draw, is_clipped, read
+from pipeline.renderers.fonts import characters, has_glyph, name_in_css, regular
+from pipeline.renderers.marks import MARK, Marks, differ
+from pipeline.renderers.mupdf import draw, is_clipped, read, read_known
 from pipeline.renderers.words import Words
 
 Format = Literal["plain", "markdown", "html"]
@@ -39,18 +39,27 @@ pre, code {{font-family: {code}}} pre {{white-space: pre-wrap; line-height: 1.2;
 a {{color: {accent}}}
 th, td {{border: 1px solid {colour}; padding: 0.15em 0.3em; text-align: left}}
 """
+CONTROLS = {n: None for n in range(0xA0) if unicodedata.category(chr(n)) == "Cc" and not chr(n).isspace()}
+BLACK, WHITE = (0, 0, 0), (255, 255, 255)
 GRID = """
 h1, h2, h3, h4, h5, h6 {{font-size: 1em; line-height: {line}px; margin: 0}}
 p, ul, ol, pre, table, blockquote {{margin: 0}} ul, ol {{padding-left: {size}px}}
 """  # with letters of whole pixels: every line on the same grid
 
 
+IDEOGRAPHS = "\u2e80-\u9fff\uac00-\ud7a3\uf900-\ufaff\uff00-\uff60\U00020000-\U0003ffff"
+PARTS = re.compile(
+    rf"(?<=[-‐–—/?!…|}}])(?=[^\W\d_])|(?=[{IDEOGRAPHS}])|(?<=[{IDEOGRAPHS}])"
+)  # where Story breaks words
+
+
 class Sheet(NamedTuple):
     """How one passage is drawn; lengths are in pixels of the canvas."""
 
     css: str
-    fonts: Fonts
+    font: pymupdf.Font  # to measure words with
     size: int
+    colours: set[tuple[int, ...]]
     background: tuple[int, ...]
     columns: list[pymupdf.Rect]
 
@@ -67,16 +76,17 @@ def render_text(
         canvas: side of what is laid out, in the pixels of the spec's sizes and margins.
         size: side of a picture, pixels; it is drawn at that size.
     """
-    text = unicodedata.normalize("NFC", "".join(c for c in text if c.isspace() or unicodedata.category(c) != "Cc"))
+    text = unicodedata.normalize("NFC", text.translate(CONTROLS))
     if fault := _fault(text):
         yield fault
         return
     sheet = _sheet(style, random.Random(f"{seed}/{document_id}"), text, form, canvas, canvas / size)
     pieces = _pieces(text, style.max_words, sheet) if form == "plain" else iter([text])
     pages = (page for piece in pieces for page in _pages(piece, form, sheet, canvas))
+    known = "".join(text.split()) if form == "plain" else ""
     number = -1
     for number, drawing in zip(range(style.max_images), pages):
-        image, words = _drawn(drawing, sheet, size / canvas)
+        image, words = _drawn(drawing, sheet, size / canvas, known)
         suffix = f"-{number}" if style.max_images > 1 else ""
         yield Picture(suffix, image, {"box": (0, 0, canvas, canvas)} | words.fields(1.0))
     if number < 0:
@@ -86,21 +96,22 @@ def render_text(
 def _fault(text: str) -> NoPicture | None:
     if not text.strip():
         return NoPicture("", Reason.NO_TEXT)
-    missing = next((c for c in text if not c.isspace() and not has_glyph(c)), "")
-    return NoPicture("", Reason.NO_FONT, f"U+{ord(missing):04X}") if missing else None
+    missing = {c for c in set(text) if not c.isspace() and not has_glyph(c)}
+    return NoPicture("", Reason.NO_FONT, f"U+{ord(min(missing, key=text.index)):04X}") if missing else None
 
 
 def _sheet(style: TextStyle, rng: random.Random, text: str, form: Format, canvas: int, pixel: float) -> Sheet:
     """The choices for one passage; `pixel` is the side of a pixel of the picture on the canvas."""
-    letters = {ord(c) for c in text if c.isalpha()}
+    letters = {ord(c) for c in set(text) if c.isalpha()}
     family = rng.choice([f for f in style.fonts if letters <= characters(f)] or style.fonts)
     code, size, weight = rng.choice(style.code_fonts), rng.randint(*style.sizes), rng.choice(style.weights)
     colour, accent, background = rng.choice(style.colours), rng.choice(style.colours), rng.choice(style.backgrounds)
     alignment, margin, number = rng.choice(style.alignments), rng.randint(*style.margins), rng.choice(style.columns)
     line = round(size * style.line_spacing / pixel) * pixel if style.whole_pixels else size * style.line_spacing
+    whole = size / pixel if style.whole_pixels else None
     css = (SHEET + GRID * style.whole_pixels).format(
-        family=family,
-        code=code,
+        family=name_in_css(family, whole),
+        code=name_in_css(code, whole),
         size=size,
         line=line,
         colour=colour,
@@ -109,9 +120,9 @@ def _sheet(style: TextStyle, rng: random.Random, text: str, form: Format, canvas
         slant="italic" if weight == "italic" else "normal",
         alignment="" if alignment == "left" else f"text-align: {alignment.replace('centre', 'center')}",
     )
-    families = (family,) if form == "plain" else (family, code)
-    faces = fonts(families, size / pixel if style.whole_pixels else None)
-    return Sheet(faces.css + css, faces, size, ImageColor.getrgb(background), _columns(canvas, margin, number, size))
+    colours = {ImageColor.getrgb(name) for name in (colour, accent)}
+    columns = _columns(canvas, margin, number, size)
+    return Sheet(css, regular(family, whole), size, colours, ImageColor.getrgb(background), columns)
 
 
 def _columns(canvas: int, margin: int, number: int, gap: int) -> list[pymupdf.Rect]:
@@ -122,11 +133,12 @@ def _columns(canvas: int, margin: int, number: int, gap: int) -> list[pymupdf.Re
 
 
 def _pieces(text: str, max_words: int, sheet: Sheet) -> Iterator[str]:
-    """A plain passage, up to a word that is wider than a column, in pieces of at most so many words."""
+    """A plain passage, up to a word that no line of a column can hold, in pieces of at most so many words."""
     words = [match.span() for match in re.finditer(r"\S+", text)]
-    size, width, first = sheet.size, sheet.columns[0].width, sheet.fonts.first
+    size, width = sheet.size, sheet.columns[0].width
     long = (n for n, (a, b) in enumerate(words) if (b - a) * size > width)  # letters are at most as wide as high
-    wide = (n for n in long if first.text_length(text[words[n][0] : words[n][1]], size) > width)
+    parts = ((n, PARTS.split(text[words[n][0] : words[n][1]])) for n in long)
+    wide = (n for n, some in parts if max(sheet.font.text_length(part, size) for part in some) > width)
     words = words[: next(wide, None)]
     for start in range(0, len(words), max_words):
         last = words[start : start + max_words][-1]
@@ -135,7 +147,7 @@ def _pieces(text: str, max_words: int, sheet: Sheet) -> Iterator[str]:
 
 def _pages(piece: str, form: Format, sheet: Sheet, canvas: int) -> Iterator[pymupdf.DisplayList]:
     """A piece laid out on as many canvases as it takes; where something is wider than a column, in one column."""
-    story = pymupdf.Story(html=_html(piece, form), user_css=sheet.css, archive=sheet.fonts.archive)
+    story = pymupdf.Story(html=_html(piece, form), user_css=sheet.css)
     columns = sheet.columns
     if len(columns) > 1:
         clipped = any(is_clipped(drawing) for drawing in _canvases(story, columns, canvas))
@@ -177,13 +189,15 @@ def _markdown() -> MarkdownIt:
     return MarkdownIt("commonmark").enable(["table", "strikethrough"])
 
 
-def _drawn(drawing: pymupdf.DisplayList, sheet: Sheet, scale: float) -> tuple[np.ndarray, Words]:
+def _drawn(drawing: pymupdf.DisplayList, sheet: Sheet, scale: float, known: str) -> tuple[np.ndarray, Words]:
     """The picture of a canvas on its background, uint8 [size, size, 3], and the words that can be seen in it."""
-    if sheet.background == (255, 255, 255):
-        image = draw(drawing, scale)
-        return image, read(drawing, image, Marks.of(image, sheet.background), scale)
-    pixmap = drawing.get_pixmap(pymupdf.Matrix(scale, scale), pymupdf.csRGB, alpha=1)
-    pixels = np.frombuffer(pixmap.samples, np.uint8).reshape(pixmap.height, pixmap.width, 4)
-    paper = np.array(sheet.background, np.uint16) * (255 - pixels[..., 3:].astype(np.uint16))
-    image = pixels[..., :3] + ((paper + 127) // 255).astype(np.uint8)
-    return image, read(drawing, image, Marks.of(image, sheet.background), scale)
+    if sheet.background == WHITE:
+        image = draw(drawing, scale, grey=bool(known) and sheet.colours == {BLACK})
+    else:
+        pixmap = drawing.get_pixmap(pymupdf.Matrix(scale, scale), pymupdf.csRGB, alpha=1)
+        pixels = np.frombuffer(pixmap.samples, np.uint8).reshape(pixmap.height, pixmap.width, 4)
+        paper = np.array(sheet.background, np.uint16) * (255 - pixels[..., 3:].astype(np.uint16))
+        image = pixels[..., :3] + ((paper + 127) // 255).astype(np.uint8)
+    marked = differ(image, sheet.background, MARK)
+    words = read_known(drawing, marked, scale, known) if known else None
+    return image, words or read(drawing, image, Marks(marked), scale)

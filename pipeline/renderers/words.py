@@ -159,6 +159,13 @@ def letters(char: str) -> str:
     return "" if unmarked else char
 
 
+@lru_cache(maxsize=1 << 12)
+def stands_for_itself(char: str) -> bool:
+    """Whether a character is one visible letter or sign that runs from left to right, whatever stands beside it."""
+    plain = "!" <= char < "\u0590" or "\u1e00" <= char < "\u2200"
+    return plain and char.isprintable() and letters(char) == char and unicodedata.category(char)[0] != "M"
+
+
 def tracking(characters: Sequence[Character]) -> set[int]:
     """Numbers of those gaps that only space the letters of words: nearly equal ones between all letters of a line."""
     breaks = [-1, *(n for n, char in enumerate(characters) if char is BREAK), len(characters)]

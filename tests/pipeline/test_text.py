@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import html
+from typing import Any
+
 import numpy as np
 import pytest
 
@@ -9,7 +12,9 @@ from data_specs.records import Reason
 from data_specs.sections import TextStyle
 from data_specs.spec import load_spec
 from pipeline.renderers import NoPicture, Picture
+from pipeline.renderers import text as renderer
 from pipeline.renderers.text import Format, render_text
+from pipeline.renderers.words import Words
 from pipeline.truth import shares
 
 MARKDOWN = """# Title
@@ -46,6 +51,42 @@ def test_markdown_keeps_its_structure_and_words_stand_on_ink() -> None:
     assert shares(made.image, boxes).words_with_ink == 1
     left = dict(zip(words, boxes[:, 0].tolist(), strict=True))
     assert left["one"] > left["paragraph"] - 40 and left["return"] > left["def"] and left["b"] > left["a"]
+
+
+@pytest.mark.parametrize(
+    ("text", "is_taken_as_known"),
+    [
+        (
+            "A well-known, rather long-winded passage (“letters” & signs) – with hyphens-at-the-end-of-lines. " * 3,
+            True,
+        ),
+        ("Ein Kätzchen für Zoë\u00a0Ōe; εἰς τὴν ἀρχήν; все люди рождаются свободными. " * 3, True),
+        ("b fi\ufb01 co\u00adop a\u20ddb x", False),
+        ("الناس يولدون أحرارا and twelve 12 words", False),
+        ("नमस्ते दुनिया", False),
+    ],
+)
+@pytest.mark.parametrize("style", [{"colours": ["#000000"]}, {"columns": [2], "backgrounds": ["#fff8e1"]}])
+def test_text_that_is_known_is_read_as_any_other(
+    text: str, is_taken_as_known: bool, style: dict[str, Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    style = {"fonts": ["noto-sans"], "sizes": (24, 24)} | style
+    read, were_known = renderer.read_known, list[bool]()
+
+    def watched(*arguments: Any) -> Words | None:
+        words = read(*arguments)
+        were_known.append(words is not None)
+        return words
+
+    monkeypatch.setattr(renderer, "read_known", watched)
+    made = draw(text, **style)
+    assert set(were_known) == {is_taken_as_known}
+    body = "".join(f"<p>{html.escape(part)}</p>" for part in [" ".join(text.split(" ")).strip(" ")])
+    way = "rtl" if text.startswith("ا") else "ltr"
+    alike = draw(f'<body dir="{way}">{body}</body>', "html", **style)  # the same as HTML, of which nothing is known
+    assert len(made) == len(alike) and were_known == [is_taken_as_known] * len(made)
+    for one, other in zip(made, alike, strict=True):
+        assert (one.image == other.image).all() and one.about == other.about
 
 
 @pytest.mark.parametrize("font", ["noto-sans", "fira-go", "ubuntu", "serif", "times"])
@@ -128,6 +169,22 @@ def test_what_cannot_be_drawn_is_lost_with_its_reason(text: str, reason: Reason)
 def test_a_plain_passage_ends_before_a_word_that_is_too_wide() -> None:
     [made] = draw("two words " + "w" * 100 + " and more")
     assert made.about["text"] == "two words"
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "人人生而自由，在尊严和权利上一律平等。他们赋有理性和良心，并应以兄弟关系的精神相对待。",
+        "すべての人間は、生まれながらにして自由であり、かつ、尊厳と権利とについて平等である。",
+        "모든인간은태어날때부터자유로우며그존엄과권리에있어동등하다",
+        "a-word-that-is-one-but-may-go-on-on-the-next-line-after-any-of-its-hyphens",
+        "https://example.org/one/address/that/is/longer/than/any/line/of/this/picture/is",
+    ],
+)
+def test_a_long_word_is_broken_where_its_script_breaks_it(text: str) -> None:
+    [made] = draw(text, sizes=(24, 24), fonts=["noto-sans"], margin=20)
+    assert "".join(made.about["words"]) == text and not any(made.about["clipped"])
+    assert len(made.about["words"]) > 1 and max(box[2] for box in made.about["boxes"]) <= (512 - 20) * 0.75 + 1
 
 
 def test_letters_of_whole_pixels_have_one_shape() -> None:
