@@ -18,6 +18,7 @@ from typing import Any
 import numpy as np
 import psutil
 import pypdfium2
+from markdown_it import MarkdownIt
 from PIL import Image
 
 from benchmarks.codes import IDENTITY
@@ -45,26 +46,28 @@ KEEP_ALL = [
 SOURCES = {
     "pages": "{kind: typeset, documents: 4, vocabulary: 200}",
     "text": "{kind: docstrings, passages: 60, min_words: %d, max_words: %d}",  # as many words as the preset draws
+    "markdown": "{kind: docstrings, passages: 60, min_words: %d, max_words: %d, markdown: true}",
 }
-PUBLISHED = {"pages": "arxiv_image_16x16x8", "text": "text_image_plain"}
+STYLE = {"markdown": ["render.text={fonts: [noto-sans], weights: [regular], sizes: [28, 28], colours: ['#1a237e']}"]}
+PUBLISHED = {"pages": "arxiv_image_16x16x8", "text": "text_image_plain", "markdown": "text_image_24x24x1"}
 Encode = Callable[[np.ndarray], object]
 
 
 def render(kind: str, preset: str, rounds: int) -> dict[str, Comparison]:
-    """Pictures/s of `kind` "pages" or "text" against each baseline, by the name of what is compared.
+    """Pictures/s of `kind` "pages", "text" or "markdown" against each baseline, by the name of what is compared.
 
     The stage reads documents, renders in a child, reads words and boxes, and commits a shard. Against it: drawing and
     Pillow's PNG alone, as one would write it; and the same with words read and with our PNG encoder, the stage's limit.
     """
     words = load_spec(preset).render.text.max_words
-    source = SOURCES[kind] % (words // 2, words) if kind == "text" else SOURCES[kind]
-    spec = load_spec(preset, [f"render.sources=[{source}]", *KEEP_ALL])
+    source = SOURCES[kind] if kind == "pages" else SOURCES[kind] % (words // 2, words)
+    spec = load_spec(preset, [f"render.sources=[{source}]", *KEEP_ALL, *STYLE.get(kind, ())])
     with tempfile.TemporaryDirectory(prefix="dnd-bench-") as folder:
         sources = [source.prepare(storage.join(folder, "inputs")) for source in spec.render.sources]
         (_, unit), *_ = cut(spec.render, sources)
         calls, inputs = list(_calls(unit.source, Path(folder, "inputs"))), Path(folder, "inputs")
         renderer, numbers = Renderer(spec), iter(range(10**9))
-        bare = {"pages": _bare_pages, "text": _bare_text}[kind]
+        bare = {"pages": _bare_pages, "text": _bare_text, "markdown": _bare_markdown}[kind]
 
         def stage() -> int:
             number = next(numbers)
@@ -156,13 +159,25 @@ def _cut_and_encode(spec: Spec, pages: Iterator[np.ndarray], encode: Encode) -> 
 
 def _bare_text(spec: Spec, inputs: Path, encode: Encode, words: bool) -> int:
     """Passages laid out by Story as one paragraph, drawn and encoded; with `words`, those of each picture are read."""
+    bodies = (f"<p>{html.escape(json.loads(line)['text'])}</p>" for line in _lines(inputs))
+    return _by_story(spec, bodies, encode, words)
+
+
+def _bare_markdown(spec: Spec, inputs: Path, encode: Encode, words: bool) -> int:
+    """The same of Markdown."""
+    converter = MarkdownIt("commonmark").enable(["table", "strikethrough"])
+    return _by_story(spec, (converter.render(json.loads(line)["text"]) for line in _lines(inputs)), encode, words)
+
+
+def _by_story(spec: Spec, bodies: Iterator[str], encode: Encode, words: bool) -> int:
     style, size = spec.render.text, spec.shape.image_size
     canvas, made = spec.render.crop_size or size, 0
-    archive, margin = pymupdf.Archive(), style.margins[0]
-    faces = pymupdf.css_for_pymupdf_font(FACES[style.fonts[0]][0], archive=archive, name="face")
-    css = f"{faces} body {{margin: 0; font-family: face; font-size: {style.sizes[0]}px}}"
-    for line in _lines(inputs):
-        story = pymupdf.Story(f"<p>{html.escape(json.loads(line)['text'])}</p>", user_css=css, archive=archive)
+    archive, margin, face = pymupdf.Archive(), style.margins[0], style.fonts[0]
+    css = f"body {{margin: 0; font-family: {face}; font-size: {style.sizes[0]}px; color: {style.colours[0]}}}"
+    if face in FACES:
+        css += pymupdf.css_for_pymupdf_font(FACES[face][0], archive=archive, name=face)
+    for body in bodies:
+        story = pymupdf.Story(body, user_css=css, archive=archive)
         story.place(pymupdf.Rect(margin, margin, canvas - margin, canvas - margin))
         drawing = pymupdf.DisplayList(mupdf.FzRect(0, 0, canvas, canvas))
         device = mupdf.fz_new_list_device(drawing.this)

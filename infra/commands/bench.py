@@ -46,7 +46,9 @@ def render(
         str | None,
         typer.Argument(metavar="[SPEC]", help="preset or YAML file whose sizes are used (default: the published)"),
     ] = None,
-    kind: Annotated[Literal["pages", "text"], typer.Option("--kind", help="PDF pages, or rich text")] = "pages",
+    kind: Annotated[
+        Literal["pages", "text", "markdown"], typer.Option("--kind", help="PDF pages, plain passages, or Markdown")
+    ] = "pages",
     rounds: RoundsOpt = 5,
 ) -> None:
     """Documents to a committed shard in one worker, against bare loops that draw and encode the same pictures."""

@@ -11,8 +11,7 @@ import pytest
 from data_specs.records import Reason
 from data_specs.sections import TextStyle
 from data_specs.spec import load_spec
-from pipeline.renderers import NoPicture, Picture
-from pipeline.renderers import text as renderer
+from pipeline.renderers import NoPicture, Picture, mupdf
 from pipeline.renderers.text import Format, render_text
 from pipeline.renderers.words import Words
 from pipeline.truth import shares
@@ -71,19 +70,18 @@ def test_text_that_is_known_is_read_as_any_other(
     text: str, is_taken_as_known: bool, style: dict[str, Any], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     style = {"fonts": ["noto-sans"], "sizes": (24, 24)} | style
-    read, were_known = renderer.read_known, list[bool]()
+    read, were_known = mupdf.read_known, list[bool]()
 
     def watched(*arguments: Any) -> Words | None:
         words = read(*arguments)
         were_known.append(words is not None)
         return words
 
-    monkeypatch.setattr(renderer, "read_known", watched)
+    monkeypatch.setattr("pipeline.renderers.text.read_known", watched)
     made = draw(text, **style)
     assert set(were_known) == {is_taken_as_known}
-    body = "".join(f"<p>{html.escape(part)}</p>" for part in [" ".join(text.split(" ")).strip(" ")])
-    way = "rtl" if text.startswith("ا") else "ltr"
-    alike = draw(f'<body dir="{way}">{body}</body>', "html", **style)  # the same as HTML, of which nothing is known
+    body = f'<body dir="{"rtl" if text.startswith("ا") else "ltr"}"><p>{html.escape(text.strip())}</p></body>'
+    alike = draw(body, "html", **style)  # the same as HTML, of which nothing is known
     assert len(made) == len(alike) and were_known == [is_taken_as_known] * len(made)
     for one, other in zip(made, alike, strict=True):
         assert (one.image == other.image).all() and one.about == other.about
