@@ -127,12 +127,12 @@ def script_of(text: str) -> str | None:
     scripts = Counter[str]()
     for letter, times in Counter(text[:2000]).items():
         if letter.isalpha():
-            scripts[_script(letter)] += times
+            scripts[_script_of_letter(letter)] += times
     return scripts.most_common(1)[0][0] if scripts else None
 
 
 @lru_cache(maxsize=1 << 16)
-def _script(letter: str) -> str:
+def _script_of_letter(letter: str) -> str:
     return unicodedata.name(letter, "?").split()[0]
 
 

@@ -120,7 +120,7 @@ def _sheet(style: TextStyle, rng: random.Random, text: str, form: Format, canvas
         slant="italic" if weight == "italic" else "normal",
         alignment="" if alignment == "left" else f"text-align: {alignment.replace('centre', 'center')}",
     )
-    colours = {ImageColor.getrgb(name) for name in (colour, accent)}
+    colours: set[tuple[int, ...]] = {ImageColor.getrgb(name) for name in (colour, accent)}
     columns = _columns(canvas, margin, number, size)
     return Sheet(css, regular(family, whole), size, colours, ImageColor.getrgb(background), columns)
 
