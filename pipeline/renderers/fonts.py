@@ -9,9 +9,8 @@ import struct
 from functools import lru_cache
 
 import pymupdf_fonts
-from pymupdf import mupdf
 
-from data_specs.mupdf import pymupdf
+from data_specs.mupdf import mupdf, pymupdf
 
 FACES = {  # regular, bold, italic, bold italic
     "noto-sans": ("notos", "notosbo", "notosit", "notosbi"),
