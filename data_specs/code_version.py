@@ -66,9 +66,15 @@ def _entry(code: Code, event: dict[str, str]) -> CodeEntry:
         dirty=bool(code.patch or os.environ.get("DND_PATCH")),
         patch=patch_name(code) or os.environ.get("DND_PATCH"),
         python=platform.python_version(),
-        packages={found.name: found.version for found in metadata.distributions() if found.name},
+        packages=_packages(),
         **{"image": os.environ.get("DND_IMAGE", "")} | event,
     )
+
+
+@functools.cache
+def _packages() -> dict[str, str]:
+    """The installed packages by name, as they are when this is first asked: Ray brings others with it."""
+    return {found.name: found.version for found in metadata.distributions() if found.name}
 
 
 def patch_name(code: Code) -> str | None:

@@ -24,10 +24,21 @@ def claim(folder_uri: str, identity: Identity, remedy: str = "") -> str:
     Raises:
         ValueError: the folder belongs to another identity; the message says what differs.
     """
-    uri = storage.join(folder_uri, "stage.json")
-    storage.create_if_absent(uri, identity.to_json())
-    require_same(folder_uri, Identity.parse(storage.read_bytes(uri), uri), identity, remedy)
+    storage.create_if_absent(storage.join(folder_uri, "stage.json"), identity.to_json())
+    require_claimable(folder_uri, identity, remedy)
     return digest_of(identity)
+
+
+def claimed(folder_uri: str) -> Identity | None:
+    """The identity that a stage's folder is bound to; None where it is not yet."""
+    uri = storage.join(folder_uri, "stage.json")
+    return Identity.parse(storage.read_bytes(uri), uri) if storage.exists(uri) else None
+
+
+def require_claimable(folder_uri: str, identity: Identity, remedy: str = "") -> None:
+    """Refuses what `claim` would refuse, and writes nothing."""
+    if stored := claimed(folder_uri):
+        require_same(folder_uri, stored, identity, remedy)
 
 
 def require_same(where: str, stored: Identity, wanted: Identity, remedy: str = "") -> None:

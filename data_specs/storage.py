@@ -50,18 +50,22 @@ def join(uri: str, *parts: str) -> str:
     return uri
 
 
-def absolute(uri: str) -> str:
+def absolute(uri: str, is_source: bool = False) -> str:
     """The address of a root as every node sees it: local paths are made absolute.
+
+    Args:
+        is_source: it is only read, and may lie wherever fsspec reads.
 
     Raises:
         ValueError: a root cannot have such an address.
     """
     scheme = scheme_of(uri)
-    if scheme not in ("", "s3"):
-        raise ValueError(f"{uri}: a root is a folder or s3://bucket/prefix, not {scheme}://")
+    if not is_source and (scheme not in ("", "s3") or re.match(r"\w[\w+.-]*:/(?!/)", uri)):
+        raise ValueError(f"{uri}: a root is a folder or s3://bucket/prefix, not {scheme or uri.partition(':')[0]}://")
     if not scheme:
         return str(Path(uri).absolute())
-    split_bucket(uri)
+    if scheme == "s3":
+        split_bucket(uri)
     return uri.rstrip("/")
 
 

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import os
 import sys
-from pathlib import Path
 from typing import Annotated
 
 import typer
@@ -79,9 +78,9 @@ def run(
     from infra.demo import run_all
 
     resolved, root = open_root(spec, root, set_, *SECTIONS, old=from_)
+    number = ranks_here(ranks, resolved.tokenizer.batch_size, resolved.train.batch_size)
     if from_ and (training := find("train")):
         take_over(training, resolved, root, from_)
-    number = ranks_here(ranks, resolved.tokenizer.batch_size, resolved.train.batch_size)
     run_all(resolved, root, compute_workers(ray_address, workers), number)
 
 
@@ -89,9 +88,9 @@ def run(
 def demo(
     root: RootOpt = "runs/demo",
     spec: Annotated[str, typer.Argument(help="a preset or a YAML file", metavar="[SPEC]")] = "demo",
-    pdfs: Annotated[Path | None, typer.Option("--pdfs", help="folder of PDFs to use instead of typeset ones")] = None,
+    pdfs: Annotated[str | None, typer.Option("--pdfs", help="folder of PDFs to use instead of typeset ones")] = None,
     text: Annotated[
-        Path | None, typer.Option("--text", help="passages (JSON Lines) to use instead of docstrings")
+        str | None, typer.Option("--text", help="passages (JSON Lines) to use instead of docstrings")
     ] = None,
     set_: SetOpt = None,
     workers: WorkersOpt = None,

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-from pathlib import Path
 from typing import Any
 
 import infra.stages  # noqa: F401
@@ -39,12 +38,12 @@ def run_all(spec: Spec, root: str, workers: Workers, ranks: int) -> None:
         say(line)
 
 
-def demo_overrides(preset: str, pdfs: Path | None, text: Path | None) -> list[str]:
+def demo_overrides(preset: str, pdfs: str | None, text: str | None) -> list[str]:
     """Overrides that put the user's own PDFs and passages in the place of the typeset and docstring sources."""
     own = {"pdf": pdfs, "text": text}
     sources = list[dict[str, Any]]()
     for source in load_spec(preset).render.sources:
-        path = own.get(source.document_kind) if source.synthetic else None
-        mine = {"kind": source.document_kind, "uri": str(path.absolute())} if path else source.model_dump(mode="json")
-        sources.append(mine)
+        uri = own.get(source.document_kind) if source.synthetic else None
+        mine = {"kind": source.document_kind, "uri": uri and storage.absolute(uri, is_source=True)}
+        sources.append(mine if uri else source.model_dump(mode="json"))
     return [f"render.sources={json.dumps(sources)}"] if pdfs or text else []

@@ -200,14 +200,13 @@ def pretrained(name: str, size: str | None, root: str, source: str = RELEASED) -
     for folder in ("tokenizer", *(["transformer"] if chosen is not None else [])):
         unused(storage.join(root, folder))
     wanted = [release.tokenizer, *([sizes[chosen]] if chosen is not None else [])]
-    tokenizer = fetch(f"{source.rstrip('/')}/{release.tokenizer}", wanted)
-    path = checkpoint_in(tokenizer.path)
-    lines, origins = [import_tokenizer(path, None, root, preset=name)], {"tokenizer": _origin(tokenizer, path)}
+    halves = [fetch(f"{source.rstrip('/')}/{folder}", wanted) for folder in wanted]  # both, before one is in place
+    paths = [checkpoint_in(half.path) for half in halves]
+    names = ("tokenizer", "transformer")
+    origins = {half: _origin(fetched, path) for half, fetched, path in zip(names, halves, paths)}
+    lines = [import_tokenizer(paths[0], None, root, preset=name)]
     if chosen is not None:
-        transformer = fetch(f"{source.rstrip('/')}/{sizes[chosen]}", wanted)
-        path = checkpoint_in(transformer.path)
-        lines.append(import_transformer(path, name, chosen or None, root))
-        origins["transformer"] = _origin(transformer, path)
+        lines.append(import_transformer(paths[1], name, chosen or None, root))
     else:
         record_spec(load_spec(name), root, "tokenizer", ("tokenizer",))
         lines.append(f"{name}: {release.figures}")
@@ -241,6 +240,8 @@ def _published_root(address: str, root: str) -> list[str]:
     if not names:
         known = ", ".join(release.preset for release in RELEASES)
         raise ValueError(f"{address}: neither a release ({known}) nor a root that `dnd push` published")
+    spec = fetched.path / "spec.yaml"
+    text = load_spec(spec).to_yaml() if spec.is_file() else ""  # refused before anything is in place
     origins: dict[str, Any] = {}
     for name in names:
         folder = unused(storage.join(root, name))
@@ -248,8 +249,8 @@ def _published_root(address: str, root: str) -> list[str]:
             shutil.copytree(fetched.path / name, local, dirs_exist_ok=True)
         origins[name] = {**fetched.origin, "file": name}
         lines.append(f"{folder}: from {address}")
-    if (fetched.path / "spec.yaml").is_file() and not storage.exists(storage.join(root, "spec.yaml")):
-        storage.write_text(storage.join(root, "spec.yaml"), (fetched.path / "spec.yaml").read_text("utf-8"))
+    if text and not storage.exists(storage.join(root, "spec.yaml")):
+        storage.write_text(storage.join(root, "spec.yaml"), text)
     storage.write_text(storage.join(root, "pretrained.json"), json.dumps(origins, indent=1, sort_keys=True) + "\n")
     return [*lines, *([draw_first(root)] if len(names) == 2 else [])]
 

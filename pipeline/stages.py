@@ -138,12 +138,12 @@ class UnitStage(Stage):
         for output in self.outputs(spec, root, workers, **options):
             plan = output.plan
             name = output.plan.set_uri.removeprefix(root.rstrip("/") + "/")
-            if self.keeps_spec:
-                record_spec(output.spec, root, self.home(spec), self.answers_for)
             work = partial(committing, output.setup, plan.set_uri, plan.digest)
             use = self.workers(spec, workers)
             task = f"{self.name} {name}"
             with hold(join(root, lease_home(name)), f"dnd {self.name}", shared=True):
+                if self.keeps_spec:
+                    record_spec(output.spec, root, self.home(spec), self.answers_for)
                 made[name] = self.corrected(plan, run_plan(plan, work, use, self.holds, task, self.progress_unit))
         if left := [name for name, manifest in made.items() if not manifest.complete]:
             raise ShareDone(f"part {workers.share} is done; {', '.join(left)} will be whole when all parts are")

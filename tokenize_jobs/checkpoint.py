@@ -17,11 +17,12 @@ import threading
 from bisect import bisect_right
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors import safe_open
+from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
 from data_specs import storage
@@ -202,6 +203,14 @@ def read_state(uri: str) -> CheckpointState:
     return CheckpointState.parse(storage.read_bytes(state_uri), state_uri)
 
 
+def newest_state(folder: str) -> CheckpointState | None:
+    """Return the state of the checkpoint that would be tried first; None where none has one that can be read."""
+    for uri in _candidates(folder):
+        with suppress(FileNotFoundError, ValueError):
+            return read_state(uri)
+    return None
+
+
 def find_faults(uri: str, state: CheckpointState, names: Sequence[str]) -> list[str]:
     """Return one line for each file of `names` that is not what state.json says; reads every byte."""
 
@@ -280,10 +289,13 @@ class StoredTensors:
         self.uri = uri
         self.runs: dict[tuple[str, str], list[tuple[int, Any]]] = {}  # (kind, name) -> (first element, slice)
         for file_name in names:
-            file = safe_open(storage.local_copy(storage.join(uri, file_name)), "pt").__enter__()
-            for key in file.keys():  # noqa: SIM118
-                kind, name, start = key.split("/")
-                self.runs.setdefault((kind, name), []).append((int(start), file.get_slice(key)))
+            try:
+                file = safe_open(storage.local_copy(storage.join(uri, file_name)), "pt").__enter__()
+                for key in file.keys():  # noqa: SIM118
+                    kind, name, start = key.split("/")
+                    self.runs.setdefault((kind, name), []).append((int(start), file.get_slice(key)))
+            except (SafetensorError, ValueError) as error:
+                raise ValueError(f"{uri}/{file_name}: not a file of a checkpoint ({error})") from None
         for runs in self.runs.values():
             runs.sort(key=lambda run: run[0])
 

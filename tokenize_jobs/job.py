@@ -49,15 +49,18 @@ class Tokenize(UnitStage):
     keeps_spec = True
 
     def outputs(self, spec: Spec, root: str, workers: Workers, **_: Any) -> Iterator[Output]:
+        from data_specs.manifest import read_manifest
         from data_specs.table import check_expression
         from pipeline.follow import folder_of, plan_by_shards
 
         if spec.tokenize.where is not None:
             check_expression(spec.tokenize.where)
+        sources = {split: folder_of(storage.join(root, images)) for split, images in spec.tokenize.images.items()}
+        for source in sources.values():  # all of them are whole before the first is begun
+            read_manifest(storage.join(source, "manifest.json"))
         spec = settle_batch(spec, root, workers)
         section = {"tokenize": spec.tokenize.model_dump(mode="json", exclude={"images", "tokenizer"})}
-        for split, images in spec.tokenize.images.items():
-            source = folder_of(storage.join(root, images))
+        for split, source in sources.items():
             identity = _identity(spec, root, "tokenize", section, workers)
             plan = plan_by_shards(storage.join(root, "codes", split), identity, source, split)
             yield Output(plan, spec, partial(_setup_encoding, spec, root, source, identity.versions["device"]))

@@ -21,7 +21,6 @@ import torch
 from data_specs import digest, storage
 from data_specs.lease import hold
 from data_specs.manifest import read_manifest
-from data_specs.records import Identity
 from data_specs.root import read_spec, spec_of
 from data_specs.scratch import scratch_folder
 from data_specs.sections import ShardInput, Training
@@ -60,7 +59,7 @@ def launch(job: Job, module: str, root: str, ranks: int, arguments: Sequence[str
         TrainingFailed: it ended without weights.
         SystemExit: with 75 where it was told to stop, and has saved.
     """
-    digest.claim(job.folder, job.identity, job.remedy)
+    digest.require_claimable(job.folder, job.identity, job.remedy)
     if finished_step(job.folder) >= job.section.steps:
         return
     with hold(job.folder, f"dnd {job.command}"):  # a second run is refused here, in one line
@@ -219,8 +218,9 @@ def spec_of_training(spec: Spec, key: str, free: Mapping[str, Any], folder: str)
     tree = section.model_dump(mode="json", exclude={**dict.fromkeys(FREE_ON_RESUME, True), **free})
     if section.schedule == "constant":
         del tree["steps"]
-    elif section.extend_schedule and (before := _claimed(folder)):
-        tree["steps"] = before.spec[key]["steps"]  # type: ignore[index,call-overload]
+    elif section.extend_schedule and (before := digest.claimed(folder)):
+        begun = before.spec.get(key)
+        tree["steps"] = begun.get("steps") if isinstance(begun, dict) else None
     return tree
 
 
@@ -241,11 +241,6 @@ def digest_of_start(uri: str, folder: str) -> str:
         with storage.open_stream(uri) as file:
             return describe_stream(file).sha256
     except FileNotFoundError:
-        if (before := _claimed(folder)) and "init_from" in before.inputs:
+        if (before := digest.claimed(folder)) and "init_from" in before.inputs:
             return before.inputs["init_from"]
         raise ValueError(f"{uri}: no weights to start from (init_from)") from None
-
-
-def _claimed(folder: str) -> Identity | None:
-    uri = storage.join(folder, "stage.json")
-    return Identity.parse(storage.read_bytes(uri), uri) if storage.exists(uri) else None

@@ -10,6 +10,7 @@ from torch import Tensor, nn
 from data_specs import storage
 from data_specs.sections import CodeShape, Tokenizer
 from data_specs.spec import Spec
+from tokenize_jobs.checkpoint import newest_state
 from tokenize_jobs.device import autocast
 from tokenize_jobs.losses import (
     LPIPS,
@@ -20,7 +21,7 @@ from tokenize_jobs.losses import (
     load_lpips,
 )
 from tokenize_jobs.rqvae import RQVAE, RQVAEConfig
-from tokenize_jobs.weights import load_tokenizer
+from tokenize_jobs.weights import CONFIG, load_tokenizer
 
 Losses = dict[str, Tensor]
 
@@ -61,6 +62,9 @@ def _learning(spec: Spec) -> dict[str, Any]:
 def initial_model(spec: Spec, root: str) -> RQVAE:
     """Return a new tokenizer, or that of `tokenizer.init_from`.
 
+    Once there is a checkpoint, that tokenizer may be gone: the architecture is the checkpoint's then, as the weights
+    will be.
+
     Raises:
         ValueError: its codes are not the spec's.
     """
@@ -68,7 +72,10 @@ def initial_model(spec: Spec, root: str) -> RQVAE:
     source = spec.tokenizer.init_from
     if source is None:
         return RQVAE(wanted)
-    model = load_tokenizer(storage.join(root, source), **_learning(spec))
+    uri = storage.join(root, source)
+    if not storage.exists(storage.join(uri, CONFIG)) and (state := newest_state(storage.join(root, "tokenizer"))):
+        return RQVAE(RQVAEConfig.from_json(str(state.task.get("config"))))
+    model = load_tokenizer(uri, **_learning(spec))
     where = f"tokenizer.init_from {source}"
     remedy = "make shape agree with it"
     CodeShape.of(wanted).refuse_other(CodeShape.of(model.config), where, "the spec's", remedy)

@@ -262,7 +262,8 @@ class TokenizerTask:
 
     def state(self) -> dict[str, JsonValue]:
         """Return what a resumed run needs beside the tensors."""
-        return {"statistics_steps": dict[str, JsonValue](self.statistics.num_steps)}
+        steps = dict[str, JsonValue](self.statistics.num_steps)
+        return {"statistics_steps": steps, "config": self.model.config.to_json()}
 
     @torch.no_grad()
     def load(self, stored: StoredTensors, state: Mapping[str, JsonValue]) -> None:

@@ -348,13 +348,15 @@ def fit(job: Job, build: Callable[[Ranks], Task]) -> bool:
         ValueError: what no restart mends: a folder made for something else or in use, bad data, a loss that is not
             finite.
     """
-    digest.claim(job.folder, job.identity, job.remedy)
+    digest.require_claimable(job.folder, job.identity, job.remedy)
     if checkpoint.finished_step(job.folder) >= job.section.steps:
         return True
     ranks = Ranks()
     held = _acquire(job, ranks)
     try:
-        trainer = Trainer(job, build(ranks), ranks, held)
+        task = build(ranks)
+        _accept(job, ranks)
+        trainer = Trainer(job, task, ranks, held)
         finished = trainer.run()
         if finished:
             trainer.export()
@@ -372,8 +374,20 @@ def _acquire(job: Job, ranks: Ranks) -> Lease | None:
     if ranks.rank == 0:
         try:
             held = acquire(job.folder, f"dnd {job.command}")
-            record_spec(job.spec, job.folder.rpartition("/")[0], job.folder.rpartition("/")[2], job.sections)
         except ValueError as refusal:
             error = str(refusal)
     ranks.require(error)
     return held
+
+
+def _accept(job: Job, ranks: Ranks) -> None:
+    """Binds the folder to the job and puts its spec on record, on rank 0, once the task has found nothing to refuse."""
+    error = ""
+    if ranks.rank == 0:
+        try:
+            digest.claim(job.folder, job.identity, job.remedy)
+            root, _, name = job.folder.rpartition("/")
+            record_spec(job.spec, root, name, job.sections)
+        except ValueError as refusal:
+            error = str(refusal)
+    ranks.require(error)

@@ -14,12 +14,13 @@ from torch import nn
 
 from data_specs import storage
 from data_specs.spec import Spec
+from tokenize_jobs.checkpoint import newest_state
 from tokenize_jobs.device import memory_of, multiplies_bfloat16, pick_device
 from tokenize_jobs.ranks import Ranks
 from train.memory import fitting_micro_batch
 from train.model import DnDTransformer, TransformerConfig
 from train.muon import Muon
-from train.weights import open_weights
+from train.weights import EMA_WEIGHTS, open_weights
 
 HONOURED = {  # what a user may add: nothing that changes which rank holds what, or in which type gradients add up
     *("communication_data_type", "prescale_gradients", "gradient_predivide_factor", "steps_per_print", "dump_state"),
@@ -182,7 +183,9 @@ def build_engine(spec: Spec, root: str, world: int, user: dict[str, Any] | None 
     with deepspeed.zero.Init(config_dict_or_path=config) if spec.train.zero_stage == 3 else nullcontext():
         model = DnDTransformer(config_of(spec))
     if spec.train.init_from:
-        _fill(model, storage.join(root, spec.train.init_from))
+        start = storage.join(root, spec.train.init_from)
+        if storage.exists(storage.join(start, EMA_WEIGHTS)) or not newest_state(storage.join(root, "transformer")):
+            _fill(model, start)  # once there is a checkpoint, they may be gone
     optimizer = build_optimizer(model, spec)
     engine, *_ = deepspeed.initialize(model=model, optimizer=optimizer, config=config)
     if world == 1 and not engine.zero_optimization_stage():

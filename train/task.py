@@ -64,10 +64,10 @@ class TransformerTask:
         self.spec = spec = settle_micro_batch(settle_dtype(spec, ranks), ranks, self.device)
         self.section = spec.train
         self.picture_every = self.section.sample_every
-        self.loader = Loader(self.section.codes, root, spec, storage.join(root, "transformer", "order.json"))
         self.held_out = self._open_held_out(root)
         self.tokenizer = self._load_tokenizer(root)
         self.engine = build_engine(spec, root, ranks.world, user_config)
+        self.loader = Loader(self.section.codes, root, spec, storage.join(root, "transformer", "order.json"))
         self.micro = self.engine.train_micro_batch_size_per_gpu()
         self.ema = MovingAverage(self.engine, self.section.ema)
         self.bits: list[Tensor] = []  # of each depth [D], steps since the last row

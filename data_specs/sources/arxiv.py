@@ -66,9 +66,9 @@ class ArxivSource(Source):
 
     def prepare(self, inputs_uri: str) -> Source:
         """Cut the metadata into months. Raises ValueError for a choice by licence without metadata."""
-        changed = {"uri": storage.absolute(self.uri)}
+        changed = {"uri": storage.absolute(self.uri, is_source=True)}
         if self.metadata is not None:
-            snapshot = storage.absolute(self.metadata)
+            snapshot = storage.absolute(self.metadata, is_source=True)
             selection = self.months or "all"
             changed["metadata"] = write_months(
                 snapshot, inputs_uri, lambda month: selects(self.months, month), selection

@@ -49,7 +49,7 @@ class ImageSource(ListedSource):
                 uri, self.partition or "train", None, self.image_key, "id", class_key, True, self.max_documents
             )
             uri = data.copy_to(inputs_uri)
-        return self.model_copy(update={"uri": storage.absolute(uri)})
+        return self.model_copy(update={"uri": storage.absolute(uri, is_source=True)})
 
     def listing(self, classes: Mapping[str, int], not_taken: NotTaken) -> Iterator[Document]:
         listed = _mapping(self.mapping) if self.mapping else None

@@ -57,7 +57,7 @@ class ListedSource(Source):
         raise NotImplementedError
 
     def prepare(self, inputs_uri: str) -> Source:
-        return self.model_copy(update={"uri": storage.absolute(self.uri)})
+        return self.model_copy(update={"uri": storage.absolute(self.uri, is_source=True)})
 
     @property
     def address(self) -> str:

@@ -89,7 +89,7 @@ def places_of(render: Render, inputs_uri: str, prepared: Sequence[Source] | None
         prepared: the sources as they were prepared; where none of them was made under `inputs_uri`, "" stands there.
     """
     named = (getattr(source, key) for source in render.sources for key in source.places)
-    places = [storage.absolute(uri) if uri else "" for uri in named]
+    places = [storage.absolute(uri, is_source=True) if uri else "" for uri in named]
     lies = (str(getattr(source, key)) for source in prepared or () for key in source.places)
     is_used = prepared is None or any(uri.startswith(inputs_uri) for uri in lies)
     return inputs_uri if is_used else "", *places

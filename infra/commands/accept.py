@@ -9,13 +9,14 @@ import typer
 
 from data_specs.text import say
 from infra.commands.bench import find_benchmarks
+from infra.commands.options import local_path
 
 app = typer.Typer()
 
 
 @app.command()
 def accept(
-    out: Annotated[Path, typer.Option("--out", help="folder that accept.json is written to")],
+    out: Annotated[Path, typer.Option("--out", help="folder that accept.json is written to", parser=local_path)],
     part: Annotated[list[str] | None, typer.Option("--part", help="only this part; may be repeated")] = None,
     tiny: Annotated[bool, typer.Option("--tiny", help="small sizes on any device: shows that the parts work")] = False,
     reference: Annotated[

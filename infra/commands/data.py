@@ -89,6 +89,7 @@ def duplicates(
     """Near duplicates over all image shards of a root, by perceptual hash; a group a line, the first one is kept."""
     from pipeline.duplicates import near_duplicates
 
+    out = storage.absolute(out) if out else None
     surplus = list[str]()
     for group in near_duplicates(storage.absolute(root), distance):
         say(" ".join(group))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import sys
 from functools import partial
 from pathlib import Path
@@ -207,12 +208,12 @@ def legibility(
     from train.evaluation.ocr import load_engine
 
     root = storage.absolute(root)
+    wanted = _temperatures(temperatures)
     reader = load_engine(_with_weights(engine), device)
     sets = {"real": _pictures(root, real), "generated": _pictures(root, samples)}
     if samples.startswith("samples/") and storage.exists(storage.join(root, reconstructions, "manifest.json")):
         sets["reconstructed"] = _pictures(root, reconstructions)
     _read(root, sets, reader, num, workers)
-    wanted = [float(one) for one in temperatures.split(",") if one.strip()]
     result = measure(root, sets, reader, num, wanted, compute_workers(None, workers), name or "legibility")
     result["inputs"] = _inputs(sets)
     figures = {
@@ -243,6 +244,13 @@ def report(root: RootArg) -> None:
     from infra.report.report import write_report
 
     say(f"report: {write_report(storage.absolute(root))}")
+
+
+def _temperatures(text: str) -> list[float]:
+    words = [word.strip() for word in text.split(",") if word.strip()]
+    if wrong := [word for word in words if not re.fullmatch(r"\d*\.?\d+", word)]:
+        raise ValueError(f"--temperatures {text}: {wrong[0]!r} is none: give numbers with commas between them")
+    return [float(word) for word in words]
 
 
 def _with_weights(spec: str) -> str:

@@ -9,7 +9,7 @@ import typer
 
 from data_specs import storage
 from data_specs.text import say
-from infra.commands.options import RootArg, RootCommand, RootOpt
+from infra.commands.options import RootArg, RootCommand, RootOpt, local_path
 
 app = typer.Typer()
 import_ = typer.Typer(no_args_is_help=True, help="Released checkpoints (.pt) into a root.")
@@ -20,7 +20,10 @@ app.add_typer(export, name="export")
 PathArg = Annotated[
     str, typer.Argument(metavar="PATH", help="the released checkpoint: a .pt file, its folder, or hf://owner/repo/path")
 ]
-OutArg = Annotated[Path, typer.Argument(metavar="PATH.pt", help="file to write")]
+OutArg = Annotated[Path, typer.Argument(metavar="PATH.pt", help="file to write", parser=local_path)]
+ConfigOpt = Annotated[
+    Path | None, typer.Option("--config", help="its config.yaml (default: beside it)", parser=local_path)
+]
 SpecOpt = Annotated[
     str | None,
     typer.Option("--spec", "--preset", help="preset or YAML file that it was trained by (default: ROOT/spec.yaml)"),
@@ -32,7 +35,7 @@ SizeOpt = Annotated[str | None, typer.Option("--size", help="XXL, XXXL …  (def
 def import_tokenizer(
     path: PathArg,
     root: RootOpt,
-    config: Annotated[Path | None, typer.Option("--config", help="its config.yaml (default: beside it)")] = None,
+    config: ConfigOpt = None,
     ema: Annotated[bool, typer.Option("--ema", help="take the moving average of the weights")] = False,
 ) -> None:
     """A released RQ-VAE into ROOT/tokenizer."""
@@ -101,7 +104,7 @@ def push(
 def export_tokenizer(
     path: OutArg,
     root: RootOpt,
-    config: Annotated[Path | None, typer.Option("--config", help="config.yaml to write (default: beside it)")] = None,
+    config: ConfigOpt = None,
 ) -> None:
     """ROOT/tokenizer as the released RQ-VAEs are: a .pt file and its config.yaml."""
     from tokenize_jobs.weights import export_tokenizer as write

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from pathlib import Path
 from typing import Annotated, Any
 
 import typer
@@ -49,6 +50,13 @@ PartOpt = Annotated[
 RanksOpt = Annotated[
     int | None, typer.Option("--ranks", min=1, help="training processes on this machine (default: one a GPU, or one)")
 ]
+
+
+def local_path(text: str) -> Path:
+    """A path of this machine, as an option has it. Raises BadParameter for an address with a scheme."""
+    if storage.is_remote(text):
+        raise typer.BadParameter(f"{text}: lies on this machine: give a path, not {storage.scheme_of(text)}://")
+    return Path(text)
 
 
 class _FirstWord(TyperCommand):

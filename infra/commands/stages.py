@@ -84,8 +84,6 @@ def command_of(stage: Stage) -> Callable[..., None]:
         keys = {option.name.replace("-", "_"): option.key for option in stage.options}
         overrides = [f"{keys[name]}={value}" for name, value in given.items() if keys[name] and value is not None]
         resolved, root = open_root(spec, root, [*(set_ or []), *overrides], *stage.sections, old=from_)
-        if from_:
-            take_over(stage, resolved, root, from_)
         if stage.trains:
             use = Workers(num_workers=ranks_here(ranks, getattr(resolved, stage.batch).batch_size))
         elif stage.computes:
@@ -96,6 +94,8 @@ def command_of(stage: Stage) -> Callable[..., None]:
             raise ValueError(f"--part {part}: `{stage.name}` is not made in units that jobs could share")
         use = use._replace(share=Share.parse(part)) if part else use
         options = {name: value for name, value in given.items() if not keys[name]}
+        if from_:
+            take_over(stage, resolved, root, from_)
         try:
             run_stage(stage, resolved, root, use, **options)
         except ShareDone as done:

@@ -133,7 +133,7 @@ def left_alone_if_refused(uri: str) -> Iterator[None]:
     before = storage.read_text(uri) if storage.exists(uri) else None
     try:
         yield
-    except Exception:
+    except BaseException:  # also the end of a command here that was refused
         if before is None:
             storage.delete(uri)
         else:

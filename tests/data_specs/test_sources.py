@@ -9,6 +9,7 @@ import re
 import tarfile
 from pathlib import Path
 
+import fsspec
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
@@ -50,6 +51,17 @@ def test_lines_packed_lines_and_rows_give_the_same_documents(passages: list[dict
         assert sorted(texts(splits["train"]) + texts(splits["val"])) == sorted(wanted)
         assert texts(splits["val"]) == texts(made["plain"]["val"]) and len(splits["val"]) > 50
         assert not {o.id for o in splits["val"]} & {o.id for o in splits["train"]}
+
+
+def test_a_source_may_lie_wherever_fsspec_reads() -> None:
+    memory = fsspec.filesystem("memory")
+    memory.pipe("/texts/a.jsonl", b'{"id": "a", "text": "x"}\n')
+    source = TextSource(uri="memory://texts").prepare("/unused")
+    splits = read_all(source, val_share=0.0, documents_per_unit=8)
+    memory.rm("/texts", recursive=True)
+    assert texts(splits["train"]) == [("a", "x")]
+    with pytest.raises(ValueError, match=r"^foo://texts: foo:// is not known"):
+        read_all(TextSource(uri="foo://texts").prepare("/unused"), val_share=0.0, documents_per_unit=8)
 
 
 def test_units_of_a_packed_file_say_so_and_unpack_it_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -194,6 +194,14 @@ def test_what_no_root_can_be_is_refused(
         assert os.listdir(tmp_path) == []
 
 
+@pytest.mark.parametrize("root", ["s3:/bucket/run", "gs:/bucket", "file:/x"])
+def test_an_address_with_a_slash_too_few_is_no_folder(root: str) -> None:
+    with pytest.raises(
+        ValueError, match=f"{root}: a root is a folder or s3://bucket/prefix, not {root.split(':')[0]}://"
+    ):
+        storage.absolute(root)
+
+
 # ---- what fsspec reads ---------------------------------------------------------------------------------------------
 @pytest.fixture(params=["memory", "http"])
 def source(request: pytest.FixtureRequest, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[str]:

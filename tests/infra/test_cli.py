@@ -237,7 +237,7 @@ def test_what_the_demo_makes_of_a_users_pdfs_and_texts_is_rendered(
     ray_session: None, shared: Path, tmp_path: Path
 ) -> None:
     data = shared / "data"
-    own = (*demo_overrides(str(TINY), data / "pdf/good", data / "text/passages.jsonl"), *FEW)
+    own = (*demo_overrides(str(TINY), f"{data}/pdf/good", f"{data}/text/passages.jsonl"), *FEW)
     result = dnd("render", TINY, "--root", tmp_path, *ONE, *(word for value in own for word in ("--set", value)))
     assert result.returncode == 0, result.stderr[-3000:]
     assert json.loads((tmp_path / "images/train/manifest.json").read_text())["totals"]["written"] > 40

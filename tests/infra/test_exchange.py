@@ -44,6 +44,13 @@ def test_a_transformer_goes_out_and_comes_back(root: Path, tmp_path: Path) -> No
     assert again.returncode == 1 and "something already" in again.stderr
 
 
+def test_a_file_that_would_lie_elsewhere_is_refused_by_its_scheme(root: Path, tmp_path: Path) -> None:
+    for arguments in (("export", "transformer", "gs://b/t.pt", "--root", root), ("accept", "--out", "s3://b/out")):
+        done = dnd(*arguments, cwd=tmp_path)
+        assert done.returncode == 2 and str(arguments[2]).partition("b/")[0] in done.stderr
+        assert not list(tmp_path.iterdir())
+
+
 def test_the_size_is_what_the_weights_say(tmp_path: Path) -> None:
     for size, heads in (("XXL", "[39,47]"), ("XXXL", "[39,47]"), ("B", "[9,11]")):
         with torch.device("meta"):

@@ -121,6 +121,19 @@ def test_a_tokenizer_of_another_shape_is_refused_and_nothing_is_written(
     assert not (tmp_path / "root").exists()
 
 
+def test_a_release_of_which_half_is_missing_leaves_nothing(tiny_release: str, release: Path, tmp_path: Path) -> None:
+    (tmp_path / "copy").mkdir()
+    (tmp_path / "copy/tok").symlink_to(release / "tok")
+    with pytest.raises(ValueError, match=r"copy/gpt/.*: no such file or folder"):
+        run("pretrained", tiny_release, "--root", tmp_path / "root", "--from", tmp_path / "copy")
+    published = tmp_path / "published"
+    shutil.copytree(release / "tok", published / "tokenizer")
+    (published / "spec.yaml").write_text("name: [")
+    with pytest.raises(ValueError, match=r"spec\.yaml: not YAML"):
+        run("pretrained", published, "--root", tmp_path / "root")
+    assert not (tmp_path / "root").exists()
+
+
 def test_an_address_is_accepted_where_a_checkpoint_is(hub: Hub, release: Path, tmp_path: Path) -> None:
     run("import", "tokenizer", f"hf://{REPO}/tok", "--root", tmp_path / "hub_root")
     run("import", "tokenizer", release / "tok", "--root", tmp_path / "folder_root")

@@ -213,6 +213,12 @@ def test_a_submission_that_is_refused_leaves_the_root_as_it_was(submit: Submit, 
     assert (tmp_path / "submitted/train.yaml").read_text() == "before"
 
 
+def test_a_stage_that_is_refused_here_leaves_the_root_as_it_was(submit: Submit, tmp_path: Path) -> None:
+    none = f"render.sources=[{{kind: text, uri: '{tmp_path}/none'}}]"
+    code, _, _ = submit(TINY, "--root", tmp_path / "root", "--on", "local", "--stage", "render", "--set", none)
+    assert code == 1 and [path for path in tmp_path.rglob("*") if path.is_file()] == []
+
+
 @pytest.fixture(scope="module")
 def slurm() -> Iterator[Slurm]:
     """One node; skips where Slurm is not installed."""

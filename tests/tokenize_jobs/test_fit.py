@@ -6,6 +6,7 @@ import json
 import logging
 import math
 import os
+import shutil
 import signal
 import socket
 import subprocess
@@ -47,6 +48,10 @@ def rows(root: str) -> list[dict]:
 
 def curve(root: str) -> list[dict]:
     return [{"step": row["step"]} | {name: row[name] for name in LOSSES if name in row} for row in rows(root)]
+
+
+def files(root: Path) -> dict[str, bytes]:
+    return {str(path): path.read_bytes() for path in root.rglob("*") if path.is_file()}
 
 
 # ---- the data ------------------------------------------------------------------------------------------------------
@@ -164,13 +169,20 @@ def test_fine_tuning_starts_from_the_named_tokenizer(tmp_path: Path) -> None:
     images = to_tensor(np.stack([item["image"] for item in open_shards(f"{root}/images/val")]))
     other(images)
     save_tokenizer(other, tmp_path / "imported")
-    fine = tiny_spec("tokenizer.init_from=imported", "tokenizer.learning_rate=1e-9", "tokenizer.steps=1")
-    fit(fine, root)
+    before = files(tmp_path)
+    with pytest.raises(ValueError, match=r"init_from imported: its codes are"):
+        fit(tiny_spec("tokenizer.init_from=imported", "shape.codebook_size=64", "tokenizer.learning_rate=5"), root)
+    assert files(tmp_path) == before  # a refusal binds nobody
+    options = ("tokenizer.init_from=imported", "tokenizer.learning_rate=1e-9")
+    fit(tiny_spec("tokenizer.steps=1", *options), root)
     tuned = load_tokenizer(tmp_path / "tokenizer")
     assert tuned.config.embed_dim == 24 and tuned.config.decay == spec.tokenizer.decay
     torch.testing.assert_close(tuned.encoder.conv_in.weight, other.encoder.conv_in.weight, atol=1e-6, rtol=0)
     with pytest.raises(ValueError, match=r"init_from imported: its codes are \[4, 4, 2\] of 32 rows, the spec's"):
         initial_model(tiny_spec("tokenizer.init_from=imported", "shape.codebook_size=64"), root)
+    shutil.rmtree(tmp_path / "imported")
+    fit(tiny_spec("tokenizer.steps=2", *options), root)  # the checkpoint knows all that is needed
+    assert load_tokenizer(tmp_path / "tokenizer").config.embed_dim == 24
 
 
 def test_another_starting_point_or_mixture_is_another_run(tmp_path: Path) -> None:

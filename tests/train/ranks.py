@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 import socket
 import sys
 import zlib
@@ -86,6 +87,27 @@ def train_plainly(root: str, *overrides: str) -> None:
     from train.job import fit
 
     fit(tiny_spec(*overrides), root)
+
+
+def refused_then_begun(root: str) -> None:
+    """Refuses a spec, which leaves all under the root as it was; then trains from weights that go after the start."""
+    import pytest
+    from safetensors.torch import save_file
+
+    from train.engine import config_of
+    from train.job import fit
+    from train.model import DnDTransformer
+
+    start = Path(root, "start")
+    start.mkdir()
+    save_file(DnDTransformer(config_of(tiny_spec())).state_dict(), start / "ema.safetensors")
+    before = {path: path.read_bytes() for path in Path(root).rglob("*") if path.is_file()}
+    with pytest.raises(ValueError, match="does not divide into"):
+        fit(tiny_spec("train.micro_batch_size=3", "train.shuffle_window=1", "train.learning_rate=5"), root)
+    assert {path: path.read_bytes() for path in Path(root).rglob("*") if path.is_file()} == before
+    fit(tiny_spec("train.init_from=start", "train.steps=2"), root)
+    shutil.rmtree(start)
+    fit(tiny_spec("train.init_from=start", "train.steps=3"), root)
 
 
 def fingerprint(codes: Any) -> int:

@@ -120,6 +120,12 @@ def test_a_loss_that_is_not_finite_stops_at_its_step(tmp_path: Path) -> None:
         train(tiny_spec("train.learning_rate=1.0e+38", "train.max_restarts=3"), make_root(tmp_path))
 
 
+def test_a_refused_training_binds_nobody_and_what_it_starts_from_may_go(tmp_path: Path) -> None:
+    root = make_root(tmp_path)
+    ranks.run(1, ranks.refused_then_begun, root)
+    assert [row["step"] for row in rows(root) if "bits_per_code" in row] == [1, 2, 3]
+
+
 def test_a_validation_set_without_samples_is_trained_without(tmp_path: Path) -> None:
     write_codes(str(tmp_path / "codes/train"), [20])
     write_codes(str(tmp_path / "codes/val"), [0])
