@@ -15,6 +15,7 @@ import torch.nn.functional as F
 from einops import rearrange
 from torch import Tensor, nn
 
+from data_specs.records import parse_config
 from tokenize_jobs.quantizer import ResidualQuantizer
 
 RETIRED_KEYS = ("gradient", "codebook_init")  # keys of older files: ways to train that brought nothing and are gone
@@ -49,6 +50,9 @@ class RQVAEConfig:
         for name in ("image_size", "grid"):
             value = getattr(self, name)
             put(name, (value, value) if isinstance(value, int) else tuple(value))
+        sides = (*self.image_size, *self.grid, self.patch, len(self.ch_mult), *self.ch_mult)
+        if min(*sides, self.depth, self.embed_dim, self.ch, self.num_res_blocks, self.z_channels) < 1:
+            raise ValueError("sizes, depth, channels, levels, blocks and patch must be at least 1")
         put("resolution", self.resolution or self.image_size[0])
         smallest = self.resolution // self.downsampling
         put("attn_resolutions", (smallest,) if self.attn_resolutions is None else tuple(self.attn_resolutions))
@@ -90,10 +94,7 @@ class RQVAEConfig:
     @classmethod
     def from_json(cls, text: str) -> "RQVAEConfig":
         """The inverse of `to_json`; ValueError for text that is no such configuration."""
-        try:
-            return cls(**{name: value for name, value in json.loads(text).items() if name not in RETIRED_KEYS})
-        except (TypeError, AttributeError) as error:
-            raise ValueError(f"not a tokenizer configuration: {error}") from None
+        return parse_config(cls, text, RETIRED_KEYS)
 
     @classmethod
     def from_released(cls, hparams: dict[str, Any], ddconfig: dict[str, Any]) -> "RQVAEConfig":

@@ -51,7 +51,7 @@ def load_tokenizer(
     than these weights. ValueError names a bad file.
     """
     uri = storage.join(str(folder), WEIGHTS)
-    model = _empty_model(replace(_read_config(storage.join(str(folder), CONFIG)), **changed), device, dtype)
+    model = _empty_model(replace(read_config(str(folder)), **changed), device, dtype)
     try:
         with safe_open(storage.local_copy(uri), "pt") as file:
             wanted = model.state_dict()
@@ -64,7 +64,9 @@ def load_tokenizer(
     return model
 
 
-def _read_config(uri: str) -> RQVAEConfig:
+def read_config(folder: str) -> RQVAEConfig:
+    """The configuration of a tokenizer's folder or URI. Raises ValueError naming the file where it cannot be read."""
+    uri = storage.join(folder, CONFIG)
     try:
         return RQVAEConfig.from_json(storage.read_text(uri))
     except (OSError, ValueError) as error:

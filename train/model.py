@@ -51,6 +51,8 @@ class TransformerConfig:
     activation_checkpointing: float = 0.0  # share of layers, 0..1, recomputed in backward
 
     def __post_init__(self) -> None:
+        if min(self.num_layers, self.num_heads, self.dim, self.codebook_size, *self.grid, len(self.head_layers)) < 1:
+            raise ValueError("layers, heads, width, codebook_size, grid and head_layers must be at least 1")
         if self.dim % self.num_heads or (self.dim // self.num_heads) % 4:
             raise ValueError(f"dim {self.dim} over num_heads {self.num_heads} must give a head width divisible by 4")
         if list(self.head_layers) != sorted(set(self.head_layers)) or self.head_layers[-1] != self.num_layers - 1:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import hashlib
-import json
 from collections.abc import Iterator
 from functools import partial
 from typing import Any
@@ -16,6 +15,8 @@ from data_specs.units import read_plan
 from pipeline.stages import Option, Output, Stage, UnitStage, Work, planned, register
 from pipeline.workers import Share, Workers
 from tokenize_jobs.job import DECODE, device_of, on_worker
+
+OWN_PRESET = "use the preset that it was trained or imported by"
 
 
 class Train(Stage):
@@ -61,7 +62,7 @@ class DrawSamples(UnitStage):
         return workers if workers.gpus else workers._replace(cpus=float(spec.sample.threads))
 
     def outputs(self, spec: Spec, root: str, workers: Workers, **_: Any) -> Iterator[Output]:
-        refuse_misfit(spec, storage.join(root, "transformer", "transformer.json"))
+        refuse_other_transformer(spec, storage.join(root, "transformer"))
         spec, size = settle(spec, root, workers), spec.sample.images_per_unit
         starts = range(0, spec.sample.num, size)
         units = (RangeUnit(unit=n, first=s, count=min(size, spec.sample.num - s)) for n, s in enumerate(starts))
@@ -72,7 +73,7 @@ class DrawSamples(UnitStage):
         yield Output(plan, spec, partial(_setup, spec, root, identity.versions["device"], products))
 
     def run(self, spec: Spec, root: str, workers: Workers, **options: Any) -> Iterator[str]:
-        refuse_misfit(spec, storage.join(root, spec.tokenize.tokenizer, "tokenizer.json"))  # before hours of work
+        refuse_other_tokenizer(spec, storage.join(root, spec.tokenize.tokenizer))  # before hours of work
         yield from about_average(spec, root)
         yield from super().run(spec, root, workers, **options)
 
@@ -91,7 +92,9 @@ def settle(spec: Spec, root: str, workers: Workers) -> Spec:
     if workers.gpus and spec.sample.dtype == "int8":
         raise ValueError("sample.dtype int8 is for CPUs: on a GPU leave it out, or use bfloat16")
     plan = read_plan(storage.join(root, f"samples/{spec.sample.name}/codes"))
-    begun: Any = plan.identity.spec["sample"] if plan else {}
+    begun: Any = plan.identity.spec.get("sample") if plan else {}
+    if not isinstance(begun, dict):
+        raise ValueError(f"samples/{spec.sample.name}/codes: its plan is not that of samples; draw under another name")
     dtype = begun.get("dtype", "bfloat16" if workers.gpus else "float32")
     chosen = {"dtype": dtype if spec.sample.dtype == "auto" else spec.sample.dtype}
     section = spec.sample.model_copy(update=chosen)
@@ -182,20 +185,33 @@ def _weights_sha256(spec: Spec, root: str) -> str:
         raise ValueError(f"{uri}: no trained transformer; run `dnd train` or `dnd import transformer` first") from None
 
 
-def refuse_misfit(spec: Spec, uri: str) -> None:
-    """Raises ValueError where the model described at `uri`, a transformer.json or tokenizer.json, is not the spec's."""
-    try:
-        made = json.loads(storage.read_text(uri))
-    except FileNotFoundError:
-        name = uri.rpartition("/")[2].removesuffix(".json")
-        raise ValueError(f"{uri}: no {name}; train one or run `dnd import {name}` first") from None
-    is_transformer = "head_layers" in made
-    remedy = "use the preset that it was trained or imported by"
-    depth = len(made["head_layers"]) if is_transformer else made["depth"]
-    found = CodeShape((made["grid"][0], made["grid"][1]), depth, made["codebook_size"])
-    (spec.codes if is_transformer else CodeShape.of(spec.shape)).refuse_other(found, uri, "the spec's", remedy)
-    if is_transformer and made["num_classes"] != spec.transformer.num_classes:
-        raise ValueError(f"{uri}: has {made['num_classes']} classes, the spec {spec.transformer.num_classes}: {remedy}")
+def refuse_other_transformer(spec: Spec, folder: str) -> None:
+    """Raises ValueError where the transformer in a folder is not the spec's."""
+    from train.weights import CONFIG, read_config
+
+    uri = _described(folder, CONFIG)
+    config = read_config(folder)
+    spec.codes.refuse_other(CodeShape.of(config), uri, "the spec's", OWN_PRESET)
+    if config.num_classes != spec.transformer.num_classes:
+        number = spec.transformer.num_classes
+        raise ValueError(f"{uri}: has {config.num_classes} classes, the spec {number}: {OWN_PRESET}")
+
+
+def refuse_other_tokenizer(spec: Spec, folder: str) -> None:
+    """Raises ValueError where the tokenizer in a folder is not the spec's."""
+    from tokenize_jobs.weights import CONFIG, read_config
+
+    uri = _described(folder, CONFIG)
+    CodeShape.of(spec.shape).refuse_other(CodeShape.of(read_config(folder)), uri, "the spec's", OWN_PRESET)
+
+
+def _described(folder: str, name: str) -> str:
+    """The address of a model's description. Raises ValueError where there is none."""
+    uri = storage.join(folder, name)
+    if not storage.exists(uri):
+        model = name.removesuffix(".json")
+        raise ValueError(f"{uri}: no {model}; train one or run `dnd import {model}` first")
+    return uri
 
 
 def _setup(spec: Spec, root: str, device: str, products: dict[str, str]) -> Work:

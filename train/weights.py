@@ -18,6 +18,7 @@ from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
 from data_specs import storage
+from data_specs.records import parse_config
 from data_specs.sections import SIZES
 from tokenize_jobs.foreign import safe_torch_load
 from tokenize_jobs.tensors import DTYPES, whole_file, write_safetensors
@@ -69,10 +70,8 @@ def read_config(folder: str) -> TransformerConfig:
     """The configuration of a transformer's folder or URI. Raises ValueError naming the file where it cannot be read."""
     uri = storage.join(folder, CONFIG)
     try:
-        values = json.loads(storage.read_text(uri))
-        tuples: dict[str, Any] = {k: tuple(v) if isinstance(v, list) else v for k, v in values.items()}
-        return TransformerConfig(**tuples)
-    except (OSError, ValueError, TypeError, AttributeError) as error:
+        return parse_config(TransformerConfig, storage.read_bytes(uri))
+    except (OSError, ValueError) as error:
         raise ValueError(f"{uri}: no readable transformer configuration ({error}): train or import it again") from None
 
 

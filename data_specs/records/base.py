@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 import json
-from typing import Annotated, Literal, Self
+from collections.abc import Collection
+from dataclasses import fields
+from typing import Annotated, Any, Literal, Self, TypeVar
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic import BaseModel, ConfigDict, Field, TypeAdapter, ValidationError
+from pydantic_core import from_json
 
 FORMAT_VERSION: Literal[2] = 2
 Count = Annotated[int, Field(ge=0, lt=1 << 63)]
@@ -14,6 +17,7 @@ Sha256 = Annotated[str, Field(pattern=r"^[0-9a-f]{64}$")]
 Md5 = Annotated[str, Field(pattern=r"^[0-9a-f]{32}$")]
 ShardName = Annotated[str, Field(pattern=r"^[0-9]{6,12}-[0-9a-f]{8}\.tar$")]
 PartName = Annotated[str, Field(pattern=r"^manifest-[0-9]{4,8}-[0-9a-f]{8}\.json$")]
+Config = TypeVar("Config", bound=Any)  # a dataclass
 
 
 class Record(BaseModel):
@@ -37,6 +41,26 @@ class Record(BaseModel):
         """One line of canonical JSON: every key, sorted; equal records give equal bytes."""
         tree = self.model_dump(mode="json", by_alias=True)
         return (json.dumps(tree, sort_keys=True, separators=(",", ":"), ensure_ascii=False) + "\n").encode()
+
+
+def parse_config(kind: type[Config], data: bytes | str, left_out: Collection[str] = ()) -> Config:
+    """Reads a model's configuration, a dataclass, from JSON.
+
+    Args:
+        left_out: keys of older files, which say nothing any more.
+
+    Raises:
+        ValueError: the key and what is wrong; the caller knows the file.
+    """
+    tree = from_json(data, allow_inf_nan=False)
+    if isinstance(tree, dict):
+        if unknown := tree.keys() - {field.name for field in fields(kind)} - set(left_out):
+            raise ValueError(f"{min(unknown)}: unknown key")
+        tree = {key: value for key, value in tree.items() if key not in left_out}
+    try:
+        return TypeAdapter(kind).validate_json(json.dumps(tree), strict=True)
+    except ValidationError as error:
+        raise ValueError(first_fault(error)) from None
 
 
 def first_fault(error: ValidationError) -> str:

@@ -6,6 +6,7 @@ import json
 import os
 import shutil
 from collections.abc import Callable
+from dataclasses import asdict
 from pathlib import Path
 from socket import gethostname
 from typing import Any
@@ -26,7 +27,11 @@ from infra.status import status_lines
 from infra.view.sets import class_names
 from pipeline.duplicates import near_duplicates
 from pipeline.removal import remove
+from tokenize_jobs.rqvae import RQVAEConfig
+from tokenize_jobs.weights import read_config as read_tokenizer
 from train.loader import CodeSet
+from train.model import TransformerConfig
+from train.weights import read_config as read_transformer
 
 
 @pytest.fixture(scope="module")
@@ -198,3 +203,24 @@ def test_classes_have_their_names_in_the_studio(root: Path) -> None:
     (root / "images/classes.json").write_text('["cat", ' + "[" * 10**5)
     with pytest.raises(ValueError, match=r"classes\.json: write a list of names"):
         class_names(str(root))
+
+
+RQVAE_CONFIG = RQVAEConfig(image_size=16, grid=4, depth=2, codebook_size=32, ch=32, ch_mult=(1, 1, 1))
+DND_CONFIG = TransformerConfig(2, 2, 16, codebook_size=32, grid=(4, 4), head_layers=(0, 1))
+
+
+@pytest.mark.parametrize(("config", "read"), [(RQVAE_CONFIG, read_tokenizer), (DND_CONFIG, read_transformer)])
+@pytest.mark.parametrize(
+    "change",
+    [{"depth": "2"}, {"codebook_size": 0}, {"codebook_size": float("nan")}, {"grid": "ab"}, {"grid": [0, 4]}, {"x": 1}],
+)
+def test_a_model_that_is_described_wrongly_is_one_line(
+    tmp_path: Path, config: Any, read: Callable[[str], object], change: dict[str, Any]
+) -> None:
+    name = "tokenizer.json" if config is RQVAE_CONFIG else "transformer.json"
+    for text in (json.dumps(asdict(config) | change), "[" * 10**5, "[]", "\xff"):
+        (tmp_path / name).write_bytes(text.encode("latin-1"))
+        with pytest.raises(ValueError, match=rf"^[^\n]*{name}: no readable [^\n]*$"):
+            read(str(tmp_path))
+    (tmp_path / name).write_text(json.dumps(asdict(config)))
+    assert read(str(tmp_path)) == config
