@@ -17,10 +17,11 @@ import s3_server  # noqa: E402
 
 os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
 os.environ.setdefault("DS_ACCELERATOR", "cpu")
+os.environ.setdefault("DND_WANDB", "0")  # a second of every rank; tests that want it set 1
 os.environ.setdefault("WANDB_SILENT", "true")
 
 
-STARTS_PROCESSES = {"dnd", "ranks", "ray_cluster", "slurm_cluster", "fault_runs", "runs", "subprocess"}
+STARTS_PROCESSES = {"dnd", "command", "ranks", "ray_cluster", "slurm_cluster", "fault_runs", "runs", "subprocess"}
 SLOW_FIXTURES = {"ray_session", "ceph", "moto"}
 COMPUTES = {  # files that train, render or read for seconds
     *(
@@ -69,7 +70,9 @@ def ray_session() -> Iterator[None]:
     import ray
 
     os.environ.setdefault("RAY_worker_niceness", "0")  # niced, workers starve beside other tests
-    ray.init(num_cpus=2, include_dashboard=False, log_to_driver=False, configure_logging=False)
+    with pytest.MonkeyPatch.context() as patch:  # its workers find the stage of tests/infra/word_count.py
+        patch.setenv("PYTHONPATH", str(REPOSITORY / "tests/infra"), prepend=os.pathsep)
+        ray.init(num_cpus=2, include_dashboard=False, log_to_driver=False, configure_logging=False)
     yield
     ray.shutdown()
 

@@ -5,8 +5,6 @@ from __future__ import annotations
 import io
 import os
 import signal
-import subprocess
-import sys
 import tarfile
 import time
 from collections import Counter
@@ -16,6 +14,7 @@ from typing import NamedTuple
 
 import psutil
 import pytest
+from command import Command, start_dnd
 from ray_cluster import Cluster
 
 from data_specs import storage
@@ -43,10 +42,9 @@ class Ended(NamedTuple):
     faults: list[str]
 
 
-def start(root: str, *more: str, environment: dict[str, str] | None = None) -> subprocess.Popen[bytes]:
-    """`dnd render` on its way, with what it says in a file beside the tests' others."""
-    command = [sys.executable, "-m", "infra.cli", "render", str(TINY), "--root", root, *OVERRIDES, *more]
-    return subprocess.Popen(command, env=environment or dict(os.environ), start_new_session=True, **_said())
+def start(root: str, *more: str, environment: dict[str, str] | None = None) -> Command:
+    """`dnd render` on its way."""
+    return start_dnd("render", TINY, "--root", root, *OVERRIDES, *more, environment=environment or os.environ)
 
 
 def on(cluster: Cluster) -> list[str]:
@@ -54,15 +52,11 @@ def on(cluster: Cluster) -> list[str]:
     return ["--ray-address", cluster.address, "--workers", "2"]
 
 
-def _said() -> dict[str, int]:
-    return {"stdout": subprocess.DEVNULL, "stderr": subprocess.PIPE}
-
-
-def end(run: subprocess.Popen[bytes], code: int = 0) -> str:
+def end(run: Command, code: int = 0) -> str:
     """Waits for a run's end and returns what it said."""
-    said = run.communicate(timeout=600)[1].decode()
-    assert run.returncode == code, said[-3000:]
-    return said
+    done = run.end(600)
+    assert done.returncode == code, done.stderr[-3000:]
+    return done.stderr
 
 
 def receipts(root: str) -> int:
@@ -76,7 +70,7 @@ def planned(root: str) -> int:
     return sum(plan.num_units for split in SPLITS if (plan := read_plan(f"{root}/{split}")))
 
 
-def at(root: str, units: int, run: subprocess.Popen[bytes], then: Callable[[], object]) -> None:
+def at(root: str, units: int, run: Command, then: Callable[[], object]) -> None:
     """Does `then` when so many units are done, and makes sure that the run was on its way before and after."""
     deadline = time.monotonic() + 300
     while receipts(root) < units:

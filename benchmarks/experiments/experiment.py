@@ -105,9 +105,9 @@ def commands(experiment: Experiment, run: Run) -> Iterator[list[str]]:
         taken = ["--from", run.taken_from] if stage == run.first_stage else []
         yield [stage, *_on(experiment, run, {}), *taken]
     if experiment.reconstruct and run.seed == experiment.seeds[0]:
-        yield ["reconstruct", *_on(experiment, run, {}), "--workers", "1"]
+        yield ["reconstruct", *_on(experiment, run, {}), "--workers", "0"]
     for name, keys in experiment.samplings.items():
-        yield ["sample", *_on(experiment, run, keys | {"sample.name": name}), "--workers", "1"]
+        yield ["sample", *_on(experiment, run, keys | {"sample.name": name}), "--workers", "0"]
         samples, number = f"samples/{name}/images", str(part.evaluate.ocr_images)
         words = ["--samples", samples, "--num", number, "--temperatures", "", "--name", name]
         words += ["--reconstructions", "reconstructions/val/images"] if experiment.reconstruct else []

@@ -403,7 +403,7 @@ def check_root(root: Path) -> None:
 
 def test_dnd_render_of_the_miniature_in_a_folder(bulk: Path, metadata: Path, tmp_path: Path) -> None:
     spec = spec_file(tmp_path, {"uri": str(bulk), "metadata": str(metadata)})
-    done = dnd("render", spec, "--root", tmp_path / "root", "--workers", 2)
+    done = dnd("render", spec, "--root", tmp_path / "root", "--workers", 0)
     assert done.returncode == 0, done.stderr[-2000:]
     check_root(tmp_path / "root")
 

@@ -18,7 +18,7 @@ from infra.demo import demo_overrides
 from train.generate import load_root
 
 TINY = Path(__file__).parent.parent / "tiny.yaml"
-ONE = ("--workers", "1")  # each takes seconds to load torch; what several do is test_runner.py's
+HERE = ("--workers", "0")  # a worker of Ray takes seconds to load torch; what several do is test_runner.py's
 
 
 @pytest.fixture(scope="module")
@@ -27,7 +27,9 @@ def finished(ray_session: None, tmp_path_factory: pytest.TempPathFactory) -> Pat
     folder = tmp_path_factory.mktemp("whole")
     for name in ("data_specs", "pipeline", "tokenize_jobs", "train", "infra", "torch", "numpy"):
         (folder / f"{name}.py").write_text(f"open({str(folder / 'ran')!r}, 'a').write({name!r})\nraise SystemExit(3)\n")
-    result = dnd("run", TINY, "--root", "run", *ONE, cwd=folder)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("DND_WANDB", "1")
+        result = dnd("run", TINY, "--root", "run", "--workers", "1", cwd=folder)
     assert result.returncode == 0, result.stderr[-3000:]
     return folder / "run"
 
@@ -111,7 +113,7 @@ def test_a_refusal_names_the_way_out_and_the_way_leads_out(finished: Path, tmp_p
     assert "transformer: finished, step 8 of 8" in dnd("status", new).stdout
     refused = dnd("sample", "--root", finished, "--set", "sample.temperature=0.8")
     assert refused.returncode == 1 and "--set sample.name=" in refused.stderr
-    sampled = dnd("sample", "--root", new, "--set", "sample.temperature=0.8", "--set", "sample.name=other")
+    sampled = dnd("sample", "--root", new, *HERE, "--set", "sample.temperature=0.8", "--set", "sample.name=other")
     assert sampled.returncode == 0 and (new / "samples/other/grid.png").is_file(), sampled.stderr
 
 
@@ -161,7 +163,7 @@ def test_coarse_codes_are_completed_holes_painted_and_the_likeliest_kept(finishe
         ("hole", ["--set", "sample.given={codes: codes/val, hole: [1, 1, 3, 3]}"]),
         ("best", ["--set", "sample.candidates=3", "--set", "sample.top_k=[4, 8]"]),
     ):
-        result = dnd("sample", TINY, "--root", finished, *ONE, "--set", f"sample.name={name}", *options)
+        result = dnd("sample", TINY, "--root", finished, *HERE, "--set", f"sample.name={name}", *options)
         assert result.returncode == 0, result.stderr[-2000:]
     real, *made = (open_shards(str(finished / n)) for n in ("codes/val", "samples/depths/codes", "samples/hole/codes"))
     for i in range(8):
@@ -233,12 +235,10 @@ def test_the_summary_is_made_anew_for_another_setting_or_engine(finished: Path) 
 FEW = ("render.sources.0.max_documents=80", "render.sources.1.max_documents=2")
 
 
-def test_what_the_demo_makes_of_a_users_pdfs_and_texts_is_rendered(
-    ray_session: None, shared: Path, tmp_path: Path
-) -> None:
+def test_what_the_demo_makes_of_a_users_pdfs_and_texts_is_rendered(shared: Path, tmp_path: Path) -> None:
     data = shared / "data"
     own = (*demo_overrides(str(TINY), f"{data}/pdf/good", f"{data}/text/passages.jsonl"), *FEW)
-    result = dnd("render", TINY, "--root", tmp_path, *ONE, *(word for value in own for word in ("--set", value)))
+    result = dnd("render", TINY, "--root", tmp_path, *HERE, *(word for value in own for word in ("--set", value)))
     assert result.returncode == 0, result.stderr[-3000:]
     assert json.loads((tmp_path / "images/train/manifest.json").read_text())["totals"]["written"] > 40
 

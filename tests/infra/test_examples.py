@@ -42,7 +42,7 @@ def run(title: str, folder: Path) -> None:
     for words in commands(title):
         of_all = [value for name in SHORT for value in SHORT[name]]  # a root has one spec
         short = of_all if words[0] in (*SHORT, "tokenize") else []
-        workers = ("--workers", 1) if words[0] in ("render", "tokenize") else ()
+        workers = ("--workers", 0) if words[0] in ("render", "tokenize") else ()
         done = dnd(*words, *workers, *(word for value in short for word in ("--set", value)), cwd=folder)
         assert done.returncode == 0, done.stderr[-3000:]
 
@@ -54,13 +54,13 @@ def put_pdfs(shared: Path, folder: Path) -> None:
         shutil.copy(path, folder / "papers")
 
 
-def test_own_pdfs(ray_session: None, shared: Path, tmp_path: Path) -> None:
+def test_own_pdfs(shared: Path, tmp_path: Path) -> None:
     put_pdfs(shared, tmp_path)
     run("Your own PDFs", tmp_path)
     assert list((tmp_path / "runs/own-pdfs/images").rglob("*.tar"))
 
 
-def test_own_markdown(ray_session: None, tmp_path: Path) -> None:
+def test_own_markdown(tmp_path: Path) -> None:
     notes = [
         {"id": f"n{i}", "text": f"# Title {i}\n\nA paragraph with **bold** words.\n\n- one\n- two"} for i in range(9)
     ]
@@ -69,7 +69,7 @@ def test_own_markdown(ray_session: None, tmp_path: Path) -> None:
     assert list((tmp_path / "runs/own-markdown/images").rglob("*.tar"))
 
 
-def test_fine_tuning(ray_session: None, shared: Path, tmp_path: Path) -> None:
+def test_fine_tuning(shared: Path, tmp_path: Path) -> None:
     put_pdfs(shared, tmp_path)
     spec, demo = load_spec("demo"), tmp_path / "runs/demo"
     torch.manual_seed(0)

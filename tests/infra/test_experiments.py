@@ -46,7 +46,7 @@ def call(words: Sequence[str]) -> None:
     """Runs `dnd`; of a training the rank alone, forked, where starting one would take longer than all else here."""
     if words[0] in TRAININGS:
         return train(words)
-    done = dnd(*words)
+    done = dnd(*words, *(("--workers", "0") if words[0] == "tokenize" else ()))
     assert done.returncode == 0, done.stderr[-3000:]
 
 
@@ -62,11 +62,11 @@ def train(words: Sequence[str]) -> None:
 
 
 @pytest.fixture(scope="module")
-def demo(ray_session: None, tmp_path_factory: pytest.TempPathFactory) -> Path:
+def demo(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A small root of the demo's spec with images, tokenizer and codes."""
     root = tmp_path_factory.mktemp("demo")
     sets = [word for one in SETS for word in ("--set", one)]
-    for stage in (("render", "--workers", "1"), ("train-tokenizer",), ("tokenize", "--workers", "1")):
+    for stage in (("render", "--workers", "0"), ("train-tokenizer",), ("tokenize", "--workers", "0")):
         call([stage[0], "demo", "--root", str(root), *sets, *stage[1:]])
     return root
 

@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
-import subprocess
-import sys
 from pathlib import Path
 
+import command
 import pytest
 from sets import contents, render_here, text_spec, write_texts
 
@@ -19,18 +18,11 @@ from pipeline.stages import registered
 from pipeline.workers import Workers
 
 HERE = Path(__file__).parent
-DND = "import word_count, infra.cli; infra.cli.main()"  # the one line, and the command
 
 
 def dnd(*arguments: object) -> str:
-    """What the command says with the stage that counts words; it must end well."""
-    paths = [str(HERE), str(HERE.parent.parent)]
-    done = subprocess.run(
-        [sys.executable, "-c", f"import sys; sys.path[:0] = {paths}; {DND}", *map(str, arguments)],
-        capture_output=True,
-        text=True,
-        timeout=300,
-    )
+    """What the command says with the stage that counts words, which is one import; it must end well."""
+    done = command.dnd(*arguments, imports=["word_count"])
     assert done.returncode == 0, done.stderr[-2000:]
     return done.stdout
 
@@ -62,9 +54,9 @@ def test_the_table_of_the_architecture_is_the_registry() -> None:
 
 
 def test_a_stage_of_ones_own_has_a_command_runs_on_ray_resumes_and_is_taken_back(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    ray_session: None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setenv("PYTHONPATH", f"{HERE}:{HERE.parent.parent}")  # for Ray's workers
+    monkeypatch.setenv("PYTHONPATH", str(HERE))
     write_texts(tmp_path / "texts/a.jsonl", [f"doc{number}" for number in range(12)])
     root, spec = tmp_path / "run", text_spec(tmp_path / "texts")
     render_here(spec, root)
@@ -83,6 +75,6 @@ def test_a_stage_of_ones_own_has_a_command_runs_on_ray_resumes_and_is_taken_back
     (tmp_path / "gone").write_text(f"train/0/{key}\n")
     assert "words/train: 1 shards removed; run `dnd count-words`" in dnd("remove", root, "--samples", tmp_path / "gone")
     assert not (root / "words/train" / shard.url).exists()
-    dnd("count-words", "--root", root, "--workers", 1, "--longest", 3)
+    dnd("count-words", "--root", root, "--workers", 0, "--longest", 3)
     assert [item["__key__"] for item in open_shards(str(root / "words/train"))] == list(texts)[1:]
     assert [fault for split in ("train", "val") for fault in verify_set(str(root / "words" / split))] == []

@@ -106,7 +106,7 @@ def test_jobs_carry_where_the_data_is_and_never_who_we_are(monkeypatch: pytest.M
 
 def test_a_root_alone_is_enough_to_run_again(tmp_path: Path, few: tuple[str, str]) -> None:
     first, again = tmp_path / "first", tmp_path / "again"
-    done = dnd("submit", TINY, "--root", first, "--on", "local", "--stage", "render", *few)
+    done = dnd("submit", TINY, "--root", first, "--on", "local", "--stage", "render", "--workers", 0, *few)
     assert done.returncode == 0, done.stderr[-2000:]
     began, noted = json.loads((first / "code.json").read_text())["entries"]
     assert (began["began"], noted["submitted"], noted["on"]) == (
@@ -228,15 +228,21 @@ def slurm() -> Iterator[Slurm]:
         yield cluster
 
 
+@pytest.mark.parametrize("workers", [("--workers", 0), pytest.param((), id="on Ray", marks=pytest.mark.long)])
 def test_slurm_runs_what_was_submitted_as_an_array_of_parts(
-    slurm: Slurm, submit: Submit, tmp_path: Path, few: tuple[str, str], monkeypatch: pytest.MonkeyPatch
+    workers: tuple[object, ...],
+    slurm: Slurm,
+    submit: Submit,
+    tmp_path: Path,
+    few: tuple[str, str],
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     for name in ("SLURM_CONF", "PATH"):
         monkeypatch.setenv(name, slurm.environment[name])
     monkeypatch.chdir(tmp_path)  # the log lies where it was submitted
     root = tmp_path / "root"
     small = ("--set", "render.documents_per_unit=8")
-    array = ("--on", "slurm", "--stage", "render", "--nodes", 2)
+    array = ("--on", "slurm", "--stage", "render", "--nodes", 2, *workers)
     code, out, complaint = submit(TINY, "--root", root, *array, *few, *small)
     assert code == 0 and "Submitted batch job" in out, complaint
     number = out.split()[-1]

@@ -1,19 +1,20 @@
-"""A small text set, rendered in this process: what is under test is plans, shards and receipts, not Ray."""
+"""A small text set, rendered in this process: what is under test is plans, shards and receipts."""
 
 from __future__ import annotations
 
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Iterator
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 from data_specs.manifest import merge
 from data_specs.receipts import valid_receipts
 from data_specs.records import Manifest
 from data_specs.spec import Spec, load_spec
 from data_specs.units import Plan
-from pipeline import job
-from pipeline.render import Renderer
+from pipeline import isolate, job
+from pipeline.render import Renderer, render_document
 from pipeline.stages import Work, committing
 from pipeline.workers import Workers
 
@@ -36,17 +37,28 @@ def text_spec(folder: Path, *overrides: str) -> Spec:
     return load_spec(TINY, given)
 
 
+class NoChild:
+    """What a `Child` of the renderer answers, from this process."""
+
+    def __init__(self, spec: Spec) -> None:
+        self.spec = spec
+
+    def map(self, calls: Iterable[tuple[Any, ...]]) -> Iterator[isolate.Answer]:
+        """The answers in order."""
+        return (isolate._answer(render_document, self.spec, *call) for call in calls)
+
+
 def render_here(spec: Spec, root: Path, extend: bool = False, retry_rejected: bool = False) -> dict[str, Manifest]:
     """What `dnd render` makes, unit after unit in this process."""
     (root / "spec.yaml").parent.mkdir(parents=True, exist_ok=True)
     (root / "spec.yaml").write_text(spec.to_yaml())
     grown = extend or retry_rejected
     renderer, made = Renderer(spec), {}
+    renderer.child = NoChild(spec)  # type: ignore[assignment]
     for output in job.RENDER.outputs(spec, str(root), Workers(), extend=grown, retry_rejected=retry_rejected):
         plan, split = output.plan, output.plan.set_uri.rpartition("/")[2]
         moved = job.moved_since(plan, spec, str(root))
         made[split] = make_here(plan, partial(job.rendering, renderer, plan.set_uri, moved), "images")
-    renderer.close()
     return made
 
 

@@ -64,8 +64,7 @@ def test_a_killed_head(undisturbed: str, tmp_path: Path, capsys: pytest.CaptureF
         lost.gather(2)
         run = runs.start(root, *runs.on(lost), environment=lost.environment)
         runs.at(root, 2, run, lambda: lost.kill_node(0))
-        run.wait(300)
-        assert run.returncode != 0
+        assert run.end(300).returncode != 0
     done = runs.receipts(root)
     with ray_cluster(2, 1) as another:
         another.gather(2)

@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import os
 import signal
-import subprocess
-import sys
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -22,7 +20,7 @@ from data_specs.verify import verify_set
 from pipeline.job import RENDER
 from pipeline.runner import connect
 from pipeline.running import run_plan
-from pipeline.workers import Share, ShareDone, Workers, kept
+from pipeline.workers import Share, ShareDone, UnitsFailed, Workers, kept
 
 TINY = Path(__file__).parent.parent / "tiny.yaml"
 SPLITS = ("images/train", "images/val")
@@ -33,11 +31,9 @@ def manifests(root: Path) -> list[bytes]:
     return [(root / split / "manifest.json").read_bytes() for split in SPLITS]
 
 
-def start_render(root: Path) -> subprocess.Popen[bytes]:
+def start_render(root: Path) -> command.Command:
     """`dnd render` by one worker of the session's Ray, in a process group of its own."""
-    words = [sys.executable, "-m", "infra.cli", "render", str(TINY), "--root", str(root), "--workers", "1"]
-    environment = os.environ | command.session_ray()
-    return subprocess.Popen(words, start_new_session=True, stderr=subprocess.DEVNULL, env=environment)
+    return command.start_dnd("render", TINY, "--root", root, "--workers", "1")
 
 
 @pytest.fixture(scope="module")
@@ -61,14 +57,14 @@ def test_a_killed_run_is_finished_by_the_next(undisturbed: Path, tmp_path: Path)
     run = start_render(tmp_path)
     _wait_for(tmp_path / "images/train/000000.json", run)
     os.killpg(run.pid, signal.SIGKILL)
-    run.wait()
+    assert run.end().returncode == -signal.SIGKILL
     first = storage.stat(str(tmp_path / "images/train/000000.json"))
     RENDER.make(load_spec(TINY), str(tmp_path), Workers(num_workers=1))
     assert storage.stat(str(tmp_path / "images/train/000000.json")) == first, "a unit with a receipt is not redone"
     assert manifests(tmp_path) == manifests(undisturbed)
 
 
-def _wait_for(path: Path, run: subprocess.Popen[bytes]) -> None:
+def _wait_for(path: Path, run: command.Command) -> None:
     deadline = time.monotonic() + 400
     while not path.exists():
         assert run.poll() is None, "the run ended before its first receipt"
@@ -89,7 +85,7 @@ def test_what_is_free_on_resume_is_not_refused(undisturbed: Path) -> None:
 
 def test_two_jobs_on_one_root_end_in_one_valid_set(undisturbed: Path, tmp_path: Path) -> None:
     runs = [start_render(tmp_path) for _ in range(2)]
-    assert [run.wait(timeout=800) for run in runs] == [0, 0]
+    assert [run.end().returncode for run in runs] == [0, 0]
     assert manifests(tmp_path) == manifests(undisturbed)
     assert [fault for split in SPLITS for fault in verify_set(str(tmp_path / split)) if "litter" not in fault] == []
 
@@ -116,6 +112,16 @@ def test_workers_that_have_ended_a_plan_take_up_the_next_and_may_die_in_between(
         with_more = pid_of_a_plan("d", same._replace(cpus=2.0))
     assert first == second != third and with_more not in (first, third)
     assert pid_of_a_plan("e", Workers(num_workers=1)) != with_more
+
+
+def test_where_no_worker_can_start_the_run_ends(ray_session: None, tmp_path: Path) -> None:
+    plan = write_plan(str(tmp_path), "d" * 64, Identity(stage="test"), [RangeUnit(unit=0, first=0, count=1)])
+
+    def setup() -> Callable[[AnyUnit], Receipt]:
+        raise ValueError("nothing to work with")
+
+    with pytest.raises(UnitsFailed, match="no worker could start: ValueError: nothing to work with"):
+        run_plan(plan, setup, Workers(num_workers=1), "images", "test")
 
 
 @pytest.mark.long

@@ -98,14 +98,14 @@ def test_workers_give_the_figures_of_one_process(tmp_path, builtin, ray_session,
     np.testing.assert_allclose(shared.rows, whole.rows, rtol=1e-5)  # workers compute with one thread
     np.testing.assert_allclose(shared.pool.covariance(), whole.pool.covariance(), rtol=1e-5, atol=1e-9)
     assert shared.pool.count == 1100
-    one = extract_on(Workers(None, 1), "builtin", images)
-    assert np.array_equal(one.pool.scatter, shared.pool.scatter) and np.array_equal(one.rows, shared.rows)
+    here = extract_on(Workers(num_workers=0), "builtin", images)
+    assert np.array_equal(here.pool.scatter, shared.pool.scatter) and np.array_equal(here.rows, shared.rows)
     folder = tmp_path / "damaged"
     folder.mkdir()
     for number in range(2):
         (folder / f"{number}.png").write_bytes(encode_photo(pictures(number, 1)[0]) if number else b"no picture")
     with pytest.raises(UnitsFailed, match=r"features .*: 1 units failed .unit 0: ValueError: .*0\.png: cannot be read"):
-        extract_on(Workers(None, 1), "builtin", sources.open_images(str(folder)))
+        extract_on(Workers(num_workers=0), "builtin", sources.open_images(str(folder)))
 
 
 def test_folder_npz_and_shards_of_the_same_pictures_give_the_same_figure(tmp_path, two_sets, builtin):

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 from PIL import Image, ImageDraw, ImageFont
 
-from pipeline.workers import UnitsFailed, Workers
+from pipeline.workers import Workers, kept
 from train.evaluation import ocr, reading_cache
 from train.evaluation.job import read_on
 from train.evaluation.ocr import engine as engines
@@ -198,15 +198,16 @@ def test_workers_read_what_the_cache_lacks_and_a_second_run_reads_nothing(tmp_pa
         Image.fromarray(small_picture(text.replace(" ", "\n"))).save(tmp_path / f"{number}.png")
     pictures, engine, cache = open_images(str(tmp_path)), ocr.load_engine(num_workers=1), tmp_path / "ocr.jsonl"
     everything = {"made": (pictures, list(range(10)))}
-    read_on(Workers(num_workers=1), engine, cache, {"made": (pictures, [3, 7])})
-    first = cache.read_bytes()
-    read_on(Workers(num_workers=1), engine, cache, everything)
+    with kept(Workers(num_workers=1)) as same:
+        read_on(same, engine, cache, {"made": (pictures, [3, 7])})
+        first = cache.read_bytes()
+        read_on(same, engine, cache, everything)
     assert cache.read_bytes().startswith(first) and len(cache.read_bytes().splitlines()) == 10
     known = reading_cache.known_readings(cache, engine)
     here = engine.read([pictures[number].image for number in range(10)])
     assert [known[reading_cache.image_digest(pictures[n].image)] for n in range(10)] == here
     assert all("number" in reading.text for reading in here)
     read_on(Workers(address="127.0.0.1:1"), engine, cache, everything)  # nothing is left: nobody is asked
-    with pytest.raises(UnitsFailed, match=r"no worker could start: ValueError: .* where it began"):
+    with pytest.raises(ValueError, match=r"where it began"):
         engine.version = "another"
-        read_on(Workers(num_workers=1), engine, cache, everything)
+        read_on(Workers(num_workers=0), engine, cache, everything)
