@@ -14,8 +14,12 @@ from typing import Any
 
 import image_sets
 import pytest
+import ranks
 from code_sets import make_root, tiny_spec
 from slurm_cluster import Slurm, missing_binaries, slurm_cluster, wait_for
+
+from data_specs.root import read_spec
+from train.job import fit
 
 REPOSITORY = Path(__file__).resolve().parents[2]
 STEPS = 150
@@ -77,6 +81,28 @@ def test_srun_alone_starts_ranks_of_one_training(slurm: Slurm, tmp_path: Path) -
     assert len(list(Path(root, "transformer/step_00000003").glob("rank_*_of_00002.safetensors"))) == 2
 
 
+def test_stopped_by_requeue_it_ends_as_the_undisturbed_run(slurm: Slurm, tmp_path: Path) -> None:
+    """One rank that a preemption stops; USR1 stops the tokenizer below, and both stop two nodes in the long form."""
+    whole, cut = root_of(tmp_path / "whole"), root_of(tmp_path / "cut")
+    job = submit(slurm, cut, "--nodes=1")
+    ranks.run(1, fit, read_spec(None, whole), whole)
+    after_rows(slurm, job, cut, STEPS // 5)
+    slurm.run("scontrol", "requeue", job)
+    slurm.hurry(job)
+    assert 0 < saved_step(cut) < STEPS
+    end = ended(slurm, job)
+    assert (end["JobState"], end["Restarts"]) == ("COMPLETED", "1"), Path(cut, "log").read_text()[-4000:]
+    same_end(whole, cut)
+
+
+def same_end(whole: str, cut: str) -> None:
+    """Both runs logged the same figures and ended in the same weights, to the last bit."""
+    assert len(figures(whole)) == STEPS + 3 and figures(cut) == figures(whole)
+    for name in ("transformer.safetensors", "ema.safetensors"):
+        assert Path(cut, "transformer", name).read_bytes() == Path(whole, "transformer", name).read_bytes()
+
+
+@pytest.mark.long
 def test_stopped_by_usr1_and_by_requeue_it_ends_as_the_undisturbed_run(slurm: Slurm, tmp_path: Path) -> None:
     whole, cut = root_of(tmp_path / "whole"), root_of(tmp_path / "cut")
     jobs = submit(slurm, whole), submit(slurm, cut)
@@ -92,9 +118,7 @@ def test_stopped_by_usr1_and_by_requeue_it_ends_as_the_undisturbed_run(slurm: Sl
     for job, root, restarts in zip(jobs, (whole, cut), ("0", "2"), strict=True):
         end = ended(slurm, job)
         assert (end["JobState"], end["Restarts"]) == ("COMPLETED", restarts), Path(root, "log").read_text()[-4000:]
-    assert len(figures(whole)) == STEPS + 3 and figures(cut) == figures(whole)
-    for name in ("transformer.safetensors", "ema.safetensors"):
-        assert Path(cut, "transformer", name).read_bytes() == Path(whole, "transformer", name).read_bytes()
+    same_end(whole, cut)
 
 
 def saved_step(root: str) -> int:
@@ -118,7 +142,7 @@ def test_the_tokenizer_is_stopped_and_goes_on_by_the_same_script(slurm: Slurm, t
 
 def test_what_no_restart_mends_ends_the_job(slurm: Slurm, tmp_path: Path) -> None:
     root = root_of(tmp_path / "root", "train.batch_size=7")  # does not divide among two ranks
-    end = ended(slurm, submit(slurm, root))
+    end = ended(slurm, submit(slurm, root, "--nodes=1", RANKS_PER_NODE="2"))
     assert (end["JobState"], end["ExitCode"], end["Restarts"]) == ("FAILED", "2:0", "0")
     log = Path(root, "log").read_text()
     assert "use a number of ranks that divides 7" in log and "attempt 2" not in log
@@ -130,7 +154,7 @@ def test_a_job_has_all_cores_of_its_nodes(slurm: Slurm, tmp_path: Path) -> None:
     assert ended(slurm, job)["JobState"] == "COMPLETED", (tmp_path / "log").read_text()
     log = (tmp_path / "log").read_text()
     assert f"{cores} of {cores} ranks on {cores} cores" in log and f"over {cores} ranks by gloo" in log
-    shared = ("--oversubscribe", "--gpus-per-node=1", "--cpus-per-gpu=1", "--mem=500")
+    shared = ("--nodes=1", "--oversubscribe", "--gpus-per-node=1", "--cpus-per-gpu=1", "--mem=500")
     ended(slurm, submit(slurm, str(tmp_path), *shared, stage="check", RANKS_PER_NODE="1"))
     assert "Slurm gave 1 GPUs, torch sees 0" in (tmp_path / "log").read_text()  # this Slurm's GPUs are not there
 

@@ -45,14 +45,16 @@ def spec_of(depth: int, steps: int, passages: int, images: str = "images/train")
     )
 
 
-def side_by_side(folder: Path, steps: int, passages: int, num: int) -> list[dict[str, float]]:
+def side_by_side(
+    folder: Path, steps: int, passages: int, num: int, depths: tuple[int, ...] = DEPTHS, workers: int = 0
+) -> list[dict[str, float]]:
     """Trains a tokenizer for each depth on the same images; PSNR, SSIM and OCR's word accuracy on `num` others."""
-    with kept(Workers(num_workers=2)) as workers:
-        RENDER.make(spec_of(4, steps, passages), str(folder), workers)
+    with kept(Workers(num_workers=workers)) as same:
+        RENDER.make(spec_of(4, steps, passages), str(folder), same)
     val = open_shards(str(folder / "images/val"))[:num]
     real, texts = np.stack([item["image"] for item in val]), [item["json"]["text"] for item in val]
     rows, shown = [{"depth": 0, **words(real, texts)}], [*real[:SHOWN]]
-    for depth in DEPTHS:
+    for depth in depths:
         root = str(folder / f"depth{depth}")
         spec = spec_of(depth, steps, passages, str(folder / "images/train"))
         fit(spec, root)
@@ -74,20 +76,20 @@ def words(images: np.ndarray, texts: list[str]) -> dict[str, float]:
     return {"word_accuracy": rocr(texts, read, [str(n) for n in range(len(texts))])["word_accuracy"]}
 
 
-def test_more_depth_is_better(tmp_path: Path, ray_session: None) -> None:
-    _, *rows = side_by_side(tmp_path, 80, 200, 8)
+def test_more_depth_is_better(tmp_path: Path) -> None:
+    _, *rows = side_by_side(tmp_path, 40, 100, 8, (1, 4))
     psnr = [row["psnr"] for row in rows]
     assert psnr == sorted(psnr) and psnr[-1] > psnr[0] + 0.5
 
 
 @pytest.mark.long
 def test_more_depth_is_better_after_ten_minutes_each(tmp_path: Path, ray_session: None) -> None:
-    _, *rows = side_by_side(tmp_path, 9000, 8000, 256)
+    _, *rows = side_by_side(tmp_path, 9000, 8000, 256, workers=2)
     for name in ("psnr", "word_accuracy"):
         values = [row[name] for row in rows if name in row]
         assert values == sorted(values)
 
 
 if __name__ == "__main__":
-    for row in side_by_side(Path(sys.argv[1]), int(sys.argv[2]), 8000, 128):
+    for row in side_by_side(Path(sys.argv[1]), int(sys.argv[2]), 8000, 128, workers=2):
         print(row)

@@ -1,13 +1,13 @@
 """Residual quantization, and codebooks that learn the same on any number of ranks."""
 
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
+import ranks
 import torch
 from safetensors.torch import load_file
 from torch import Tensor
+from uneven import learn
 
 from tokenize_jobs.quantizer import Codebook, ResidualQuantizer, codebook_health, count_codes
 
@@ -110,29 +110,6 @@ def test_nothing_is_learned_in_eval_mode_or_by_encode() -> None:
     assert all(torch.equal(before[name], tensor) for name, tensor in model.state_dict().items())
 
 
-RANK = """
-import sys, torch, torch.distributed as dist
-from safetensors.torch import load_file, save_file
-from tokenize_jobs.quantizer import ResidualQuantizer
-folder, rank, world, options = sys.argv[1], int(sys.argv[2]), int(sys.argv[3]), eval(sys.argv[4])
-torch.set_num_threads(1)
-if world > 1:
-    dist.init_process_group("gloo", init_method=f"file://{folder}/store", rank=rank, world_size=world)
-torch.manual_seed(0)
-model = ResidualQuantizer(num_rows=24, channels=4, depth=2, **options).train()
-batches = load_file(f"{folder}/batches.safetensors")
-for step in range(3):
-    torch.manual_seed(step if rank == 0 else 1000)  # only rank 0's generator matters
-    whole = batches[f"step{step}"]
-    shares = [len(whole)] if world == 1 else [(3, 1), (4, 0), (0, 4)][step]
-    model(whole.split(list(shares))[rank])
-dropped = {name: tensor.clone() for name, tensor in model.state_dict().items()}
-save_file(dropped, f"{folder}/world{world}rank{rank}.safetensors")
-if world > 1:
-    dist.destroy_process_group()
-"""
-
-
 @pytest.mark.parametrize("options", [{}, {"shared_codebook": False}], ids=["shared", "own"])
 def test_two_ranks_with_unequal_batches_learn_what_one_learns(tmp_path: Path, options: dict) -> None:
     """Shares of 3 and 1, 4 and 0, 0 and 4 images: nothing hangs, and the codebooks are those of one rank."""
@@ -140,11 +117,10 @@ def test_two_ranks_with_unequal_batches_learn_what_one_learns(tmp_path: Path, op
 
     torch.manual_seed(1)
     save_file({f"step{i}": torch.randn(4, 2, 2, 4) for i in range(3)}, tmp_path / "batches.safetensors")
-    jobs = [(0, 1), (0, 2), (1, 2)]
-    command = [sys.executable, "-c", RANK, str(tmp_path)]
-    ranks = [subprocess.Popen([*command, str(rank), str(world), repr(options)]) for rank, world in jobs]
-    assert [process.wait(timeout=60) for process in ranks] == [0, 0, 0]
-    one, first, second = (load_file(tmp_path / f"world{world}rank{rank}.safetensors") for rank, world in jobs)
+    for world in (1, 2):
+        ranks.run(world, learn, tmp_path, options)
+    files = ("world1rank0", "world2rank0", "world2rank1")
+    one, first, second = (load_file(tmp_path / f"{name}.safetensors") for name in files)
     for name in one:
         assert torch.equal(first[name], second[name])
         torch.testing.assert_close(first[name], one[name])

@@ -50,7 +50,7 @@ SMALL_BUCKETS = {
 
 
 def training_peak(root: str, *overrides: str) -> None:
-    """Three steps and their moving average; each rank's peak goes to ROOT/peak_RANK."""
+    """Two steps and their moving average; each rank's peak goes to ROOT/peak_RANK."""
     train_some(tiny_spec("train.batch_size=2", overrides[-1]), root)  # what the first steps of a process load
     before = begin()
     train_some(tiny_spec(*overrides), root)
@@ -58,11 +58,11 @@ def training_peak(root: str, *overrides: str) -> None:
 
 
 def train_some(spec: Spec, root: str) -> None:
-    """Three steps with all that is kept beside them."""
+    """Two steps with all that is kept beside them: the second has the optimizer's state and gradients at once."""
     engine = build_engine(spec, root, dist.get_world_size(), SMALL_BUCKETS)
     ema = MovingAverage(engine, 0.9)
     codes, classes = batch_of(spec, engine.train_micro_batch_size_per_gpu())
-    for _ in range(3):
+    for _ in range(2):
         engine.backward(engine(codes, classes, return_loss=True).mean())
         clip_at_stage_0(engine, spec.train.clip)
         engine.step()

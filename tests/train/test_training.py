@@ -18,7 +18,7 @@ import ranks
 from code_sets import make_root, tiny_spec, write_codes
 from safetensors.torch import load_file
 
-from train.job import TrainingFailed, train
+from train.job import TrainingFailed, fit, train
 
 RUN = "import sys; from code_sets import tiny_spec; from train.job import train; "
 RUN += "train(tiny_spec(*sys.argv[3:]), sys.argv[1], ranks=int(sys.argv[2]))"
@@ -67,7 +67,7 @@ def signal_a_rank(root: str, number: signal.Signals) -> None:
 def test_two_ranks_killed_and_restarted_give_the_undisturbed_curve(tmp_path: Path) -> None:
     spec = tiny_spec("train.max_restarts=1", "train.checkpoint_every=4")
     whole, disturbed = make_root(tmp_path / "whole"), make_root(tmp_path / "disturbed")
-    train(spec, whole, ranks=2)
+    ranks.run(2, fit, spec, whole)
     killer = threading.Thread(target=kill_a_rank_at, args=(disturbed, 6))
     killer.start()
     train(spec, disturbed, ranks=2)
@@ -96,7 +96,8 @@ def test_told_to_stop_it_saves_and_goes_on_later(tmp_path: Path) -> None:
     assert process.wait(120) == 75
     last = rows(root)[-1]["step"]
     assert Path(root, f"transformer/step_{last:08d}").is_dir()
-    train(tiny_spec("train.checkpoint_every=4", f"train.steps={last + 2}"), root)  # a constant rate: steps are free
+    longer = ("train.checkpoint_every=4", f"train.steps={last + 2}")  # the rate is constant: steps are free
+    ranks.run(1, ranks.train_plainly, root, *longer)
     assert rows(root)[-1]["step"] == last + 2
 
 

@@ -95,7 +95,7 @@ class Grey(engines.IsolatedEngine):
 
     name, version = "grey", "1"
     function = "test_ocr_engines:read_grey"
-    limits = engines.Limits(cpu_seconds=2)
+    limits = engines.Limits(cpu_seconds=1)
 
     @classmethod
     def missing(cls, path=""):
