@@ -85,11 +85,11 @@ def test_stopped_by_requeue_it_ends_as_the_undisturbed_run(slurm: Slurm, tmp_pat
     """One rank that a preemption stops; USR1 stops the tokenizer below, and both stop two nodes in the long form."""
     whole, cut = root_of(tmp_path / "whole"), root_of(tmp_path / "cut")
     job = submit(slurm, cut, "--nodes=1")
-    ranks.run(1, fit, read_spec(None, whole), whole)
     after_rows(slurm, job, cut, STEPS // 5)
     slurm.run("scontrol", "requeue", job)
     slurm.hurry(job)
     assert 0 < saved_step(cut) < STEPS
+    ranks.run(1, fit, read_spec(None, whole), whole)
     end = ended(slurm, job)
     assert (end["JobState"], end["Restarts"]) == ("COMPLETED", "1"), Path(cut, "log").read_text()[-4000:]
     same_end(whole, cut)
