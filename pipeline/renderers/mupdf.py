@@ -143,9 +143,19 @@ def read_known(drawing: pymupdf.DisplayList, marked: np.ndarray, scale: float, k
     boxes = np.array([word[:4] for word in words]) * scale
     if boxes.min() < 0 or (boxes > (marked.shape * 2)[::-1]).any():
         return None
-    if not all(marked[y0:y1, x0:x1].any() for x0, y0, x1, y1 in boxes.astype(int).tolist()):
-        return None
-    return Words(texts, boxes, np.zeros(len(texts), bool), np.ones(len(texts), bool))
+    return (
+        None
+        if _has_unmarked(marked, boxes.astype(int).tolist())
+        else Words(texts, boxes, np.zeros(len(texts), bool), np.ones(len(texts), bool))
+    )
+
+
+def _has_unmarked(marked: np.ndarray, boxes: list[list[int]]) -> bool:
+    """Whether there is no mark in one of the boxes; most have one on the middle line, so that comes first."""
+    pixels, width = marked.tobytes(), marked.shape[1]
+    lines = ((y0 + y1) // 2 * width for _, y0, _, y1 in boxes)
+    bare = (box for box, line in zip(boxes, lines) if pixels.find(b"\1", line + box[0], line + box[2]) < 0)
+    return not all(marked[y0:y1, x0:x1].any() for x0, y0, x1, y1 in bare)
 
 
 def _hidden(drawing: pymupdf.DisplayList, texts: list[Box], words: Words, image: np.ndarray, scale: float) -> set[int]:

@@ -134,15 +134,26 @@ def _columns(canvas: int, margin: int, number: int, gap: int) -> list[pymupdf.Re
 
 def _pieces(text: str, max_words: int, sheet: Sheet) -> Iterator[str]:
     """A plain passage, up to a word that no line of a column can hold, in pieces of at most so many words."""
-    words = [match.span() for match in re.finditer(r"\S+", text)]
-    size, width = sheet.size, sheet.columns[0].width
-    long = (n for n, (a, b) in enumerate(words) if (b - a) * size > width)  # letters are at most as wide as high
-    parts = ((n, PARTS.split(text[words[n][0] : words[n][1]])) for n in long)
-    wide = (n for n, some in parts if max(sheet.font.text_length(part, size) for part in some) > width)
-    words = words[: next(wide, None)]
-    for start in range(0, len(words), max_words):
-        last = words[start : start + max_words][-1]
-        yield text[words[start][0] : last[1]]
+    words, size, width = text.split(), sheet.size, sheet.columns[0].width
+    long = (n for n, word in enumerate(words) if len(word) * size > width)  # letters are at most as wide as high
+    wide = next((n for n in long if _widest_part(words[n], sheet.font) * size > width), None)
+    if wide is None and len(words) <= max_words:
+        yield text.strip()
+        return
+    places = [match.span() for match in re.finditer(r"\S+", text)][:wide]
+    for start in range(0, len(places), max_words):
+        last = places[start : start + max_words][-1]
+        yield text[places[start][0] : last[1]]
+
+
+def _widest_part(word: str, font: pymupdf.Font) -> float:
+    """Width, in type sizes, of the widest of the parts between which a word can be broken."""
+    return max(sum(_advance(font, char) for char in part) for part in PARTS.split(word))
+
+
+@lru_cache(maxsize=1 << 14)
+def _advance(font: pymupdf.Font, char: str) -> float:
+    return float(font.glyph_advance(ord(char)))
 
 
 def _pages(piece: str, form: Format, sheet: Sheet, canvas: int) -> Iterator[pymupdf.DisplayList]:
