@@ -20,6 +20,7 @@ if TYPE_CHECKING:
     import pyarrow as pa
 
 _TEXT = ("source", "licence", "title", "url", "text")  # keys of a sample's json that are columns under their name
+REPEATED = ["shard", "source", "licence", "script"]  # columns of few values: of others no dictionary is built in vain
 
 
 def table_uri(tar_uri: str) -> str:
@@ -78,7 +79,7 @@ class TableRows:
 
         columns = {name: [row.get(name) for row in self.rows] for name in _stored().names}
         columns |= {"unit": [unit] * len(self.rows), "shard": [shard] * len(self.rows), "offset": offsets.tolist()}
-        pq.write_table(pa.table(columns, _stored()), path, compression="zstd")
+        pq.write_table(pa.table(columns, _stored()), path, compression="zstd", use_dictionary=REPEATED)
 
 
 def _row(sample: Sample) -> dict[str, Any]:

@@ -12,19 +12,20 @@ from pipeline.renderers.words import share
 
 SHARED = 0.1  # share of the smaller box from which words stand in one place
 DRAWINGS = 8  # most that a page costs
-ROWS = 256  # boxes that are compared with all others at a time
+ROWS = 64  # boxes that are compared at a time with those that begin above their lower ends
 
 DrawWithout = Callable[[set[int]], np.ndarray]  # the picture without some text objects
 
 
 def in_one_place(texts: list[str], boxes: np.ndarray) -> list[int]:
     """Numbers of the words, boxes float [n, 4], that share their place with another word."""
-    found = set[int]()
+    order, found = np.argsort(boxes[:, 1], kind="stable"), set[int]()
+    stops = np.searchsorted(boxes[order, 1], boxes[order, 3])
     for start in range(0, len(texts), ROWS):
-        for some, other in meeting(boxes[start : start + ROWS], boxes):
-            differ = texts[start + some] != texts[other]
-            if differ and share(boxes[start + some].tolist(), boxes[other].tolist()) > SHARED:
-                found.add(start + some)
+        these, near = order[start : start + ROWS], order[start : stops[start : start + ROWS].max()]
+        for one, other in ((these[a], near[b]) for a, b in meeting(boxes[these], boxes[near])):
+            if texts[one] != texts[other] and share(boxes[one].tolist(), boxes[other].tolist()) > SHARED:
+                found |= {int(one), int(other)}
     return sorted(found)
 
 

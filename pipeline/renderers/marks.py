@@ -88,8 +88,8 @@ def _any(planes: list[np.ndarray]) -> np.ndarray:
 def paper(image: np.ndarray) -> tuple[int, int, int]:
     """The commonest value of each channel of uint8 [H, W, 3]."""
     some = image[::STEP, ::STEP]
-    red, green, blue = (int(np.bincount(some[..., channel].ravel()).argmax()) for channel in range(3))
-    return red, green, blue
+    commonest = [int(np.bincount(some[..., n].ravel()).argmax()) for n in range(1 if is_one_plane(image) else 3)]
+    return commonest[0], commonest[-2:][0], commonest[-1]
 
 
 def is_pale(colour: tuple[int, ...], ground: tuple[int, int, int]) -> bool:

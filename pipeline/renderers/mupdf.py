@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Container, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from functools import partial
 from typing import Any
 
@@ -36,6 +36,7 @@ NAME = f"PyMuPDF {pymupdf.__version__}"
 ERRORS = (RuntimeError, ValueError, IndexError, mupdf.FzErrorBase)
 FLAGS = pymupdf.TEXT_PRESERVE_WHITESPACE | pymupdf.TEXT_PRESERVE_LIGATURES | pymupdf.TEXT_ACCURATE_BBOXES
 EVERYWHERE = (-1e6, -1e6, 1e6, 1e6)
+_INFINITE = mupdf.FzRect(mupdf.FzRect.Fixed_INFINITE)
 _PAINTED = mupdf.FZ_STEXT_FILLED | mupdf.FZ_STEXT_STROKED
 
 
@@ -71,7 +72,7 @@ def _read_page(document: Any, number: int, style: PageStyle) -> Page:
     width, height = page.rect.width, page.rect.height
     scale = page_scale(width, height, style)
     drawing = page.get_displaylist()  # interpreted once, for the pictures and for the words
-    image = draw(drawing, scale)
+    image = draw(drawing, scale, grey=not is_coloured(drawing))
     ground, texts = draw_without(drawing, scale, EVERY_TEXT, is_one_plane(image))
     marks = Marks.of(image, ground)
     words, pictured = read(drawing, image, marks, scale), 0.0
@@ -84,9 +85,19 @@ def _read_page(document: Any, number: int, style: PageStyle) -> Page:
 
 
 def draw(drawing: pymupdf.DisplayList, scale: float, grey: bool = False) -> np.ndarray:
-    """The picture of a display list, uint8 [H, W, 3]; `grey` where it is known to be black on white."""
+    """The picture of a display list, uint8 [H, W, 3]; `grey` where nothing in it is coloured."""
     pixels = _pixels(drawing.get_pixmap(pymupdf.Matrix(scale, scale), pymupdf.csGRAY if grey else pymupdf.csRGB, 0))
     return from_plane(pixels[..., 0]) if grey else in_one_plane(pixels)
+
+
+def is_coloured(drawing: pymupdf.DisplayList) -> bool:
+    """Whether a display list paints more than greys; a picture that may have colours counts as coloured, unseen."""
+    told = mupdf.ll_fz_new_test_device_outparams()
+    device = mupdf.FzDevice(mupdf.ll_fz_new_test_device_outparams_fn(0.0, 0, None, told))
+    with suppress(mupdf.FzErrorAbort):  # it has seen enough
+        mupdf.fz_run_display_list(drawing.this, device, mupdf.FzMatrix(), _INFINITE, mupdf.FzCookie())
+    mupdf.fz_close_device(device)
+    return bool(told.is_color)
 
 
 def draw_without(

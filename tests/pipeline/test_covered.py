@@ -5,12 +5,17 @@ from __future__ import annotations
 
 import random
 
+import numpy as np
 import pytest
 from hostile_pdfs import page, stream
 
+from data_specs.mupdf import pymupdf
 from data_specs.sections import PageStyle
+from pipeline.png import is_one_plane
+from pipeline.renderers import mupdf
+from pipeline.renderers.hidden import SHARED, in_one_place
 from pipeline.renderers.pages import ENGINES
-from pipeline.renderers.words import Page
+from pipeline.renderers.words import Page, share
 from pipeline.truth import shares
 
 both = pytest.mark.parametrize("engine", ENGINES)
@@ -129,8 +134,6 @@ def test_letters_are_parted_where_the_eye_parts_them(content: bytes, words: str,
 @pytest.mark.parametrize("packed", [False, True])
 @pytest.mark.parametrize("unit", [0.5, 1, 3])
 def test_both_engines_heed_the_size_of_a_pages_unit(unit: float, packed: bool) -> None:
-    from data_specs.mupdf import pymupdf
-
     with pymupdf.open(stream=page(show(b"two words")), filetype="pdf") as document:
         document.xref_set_key(document.page_xref(0), "UserUnit", f"{unit}")
         data = document.tobytes(garbage=3, deflate=True, use_objstms=int(packed))
@@ -141,3 +144,35 @@ def test_both_engines_heed_the_size_of_a_pages_unit(unit: float, packed: bool) -
     assert [one.image.shape for one in made] == [(round(200 * unit), round(300 * unit), 3)] * 2
     assert [one.words.texts for one in made] == [["two", "words"]] * 2
     assert abs(made[0].words.boxes - made[1].words.boxes).max() < 2 * max(1, unit)
+
+
+@pytest.mark.parametrize(
+    ("content", "coloured"),
+    [
+        (show(b"black") + b"q .4 g 9 9 80 40 re f Q .6 .6 .6 RG 9 9 80 40 re S ", False),
+        (show(b"a word", b"/Thin gs .5 0 0 rg"), True),
+        (b"0 0 0 1 k 9 9 80 40 re f ", True),  # black of print is not quite black on a screen
+        (b"1 0 0 RG 9 9 80 40 re S ", True),
+        (OVER, True),
+        (b"q /Sh sh Q ", True),
+    ],
+)
+def test_pages_without_colour_are_drawn_in_grey_and_look_the_same(content: bytes, coloured: bool) -> None:
+    with mupdf.open_pdf(page(content, resources=RESOURCES, more=OBJECTS)) as (_, read_page):
+        image = read_page(0, PageStyle(dpi=100)).image
+    with pymupdf.open(stream=page(content, resources=RESOURCES, more=OBJECTS), filetype="pdf") as document:
+        drawing = document[0].get_displaylist()
+        in_colour = mupdf.draw(drawing, 100 / 72)
+    assert mupdf.is_coloured(drawing) == coloured and is_one_plane(image) == (not coloured)
+    assert np.abs(image.astype(int) - in_colour).max() <= (0 if coloured else 1)  # a grey in colours is rounded thrice
+
+
+def test_words_in_one_place_are_found_among_all() -> None:
+    rng = np.random.default_rng(0)
+    low = rng.integers(0, 900, (400, 2)).astype(float)
+    boxes = np.concatenate([low, low + rng.integers(0, 60, (400, 2))], axis=1)
+    texts = [f"{n % 7}" for n in range(400)]
+    pairs = [(a, b) for a in range(400) for b in range(400) if texts[a] != texts[b]]
+    expected = {a for a, b in pairs if share(boxes[a].tolist(), boxes[b].tolist()) > SHARED}
+    assert in_one_place(texts, boxes) == sorted(expected) and 0 < len(expected) < 400
+    assert in_one_place([], np.zeros((0, 4))) == []
