@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Iterator
 from itertools import chain
 from typing import Any
@@ -12,6 +11,7 @@ from data_specs.digest import differences
 from data_specs.metrics import read_rows
 from data_specs.root import read_spec
 from train.evaluation.results import compare as compare_results
+from train.evaluation.results import read_results
 
 CURVES = (  # folder of a training, key of its rows
     ("tokenizer", "psnr"),
@@ -32,7 +32,7 @@ def compare_roots(first: str, second: str) -> dict[str, Any]:
         ValueError: one of them holds neither a spec nor a result.
     """
     roots = (first, second)
-    results = [_results(root) for root in roots]
+    results = [read_results(root) for root in roots]
     trees = [_spec_tree(root) for root in roots]
     for root, result, tree in zip(roots, results, trees, strict=True):
         if not result and not tree:
@@ -66,12 +66,6 @@ def comparison_lines(compared: dict[str, Any]) -> Iterator[str]:
 def short(value: Any) -> str:
     """A figure in four digits; - where there is none."""
     return f"{value:.4g}" if isinstance(value, int | float) and not isinstance(value, bool) else str(value or "-")
-
-
-def _results(root: str) -> dict[str, Any]:
-    """{name: result} of a root's evaluations."""
-    files = [file.uri for file in storage.list_files(storage.join(root, "evaluation")) if file.uri.endswith(".json")]
-    return {uri.rpartition("/")[2].removesuffix(".json"): json.loads(storage.read_text(uri)) for uri in files}
 
 
 def _spec_tree(root: str) -> dict[str, Any]:

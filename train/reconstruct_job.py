@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import json
-import sys
 from collections.abc import Iterator
 from typing import Any
 
@@ -50,18 +48,16 @@ def score_depths(spec: Spec, root: str, split: str, workers: Workers, shown: int
     from tokenize_jobs.networks import lpips_of
     from train.evaluation.reading import spread
     from train.evaluation.reconstruction import depth_picture, evaluate_by_depth
-    from train.evaluation.results import with_provenance
+    from train.evaluation.results import write_result
 
     lpips = lpips_of(spec, root)
     by_depth = [open_shards(storage.join(root, name)) for name in reconstruct(spec, root, split, workers)]
     originals = open_shards(storage.join(root, spec.tokenize.images[split]))  # type: ignore[index]
     codes = open_shards(storage.join(root, "codes", split))
     result = evaluate_by_depth(originals, by_depth, codes, spec.shape, spec.evaluate.reconstructions, lpips)
-    result = with_provenance({"split": split} | result, sys.argv)
     picture = depth_picture(originals, by_depth, spread(len(originals), shown))
     storage.write_bytes(storage.join(root, "reconstructions", split, "depths.png"), encode_photo(picture))
-    uri = storage.join(root, "evaluation", f"reconstruction-{split}.json")
-    storage.write_text(uri, json.dumps(result, indent=1) + "\n")
+    write_result(storage.join(root, "evaluation", f"reconstruction-{split}.json"), {"split": split} | result)
     return result
 
 

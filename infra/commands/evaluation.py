@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import re
-import sys
 from functools import partial
 from pathlib import Path
 from typing import Annotated, Any, Literal
@@ -16,7 +15,7 @@ from data_specs.text import say
 from infra.commands.options import JsonOpt, RootArg, RootCommand, RootOpt, SetOpt, SpecArg, compute_workers, open_root
 from infra.compare import short
 from pipeline.workers import Workers
-from train.evaluation.results import set_inputs, with_provenance
+from train.evaluation.results import set_inputs, write_result
 
 app = typer.Typer()
 evaluate = typer.Typer(no_args_is_help=True, help="Scores: the FID family, rOCR, PPL-OCR, and the report's summary.")
@@ -296,8 +295,7 @@ def _write(
 ) -> None:
     """Writes ROOT/evaluation/NAME.json and prints it, or its figures with the originals' own behind them."""
     uri = storage.join(storage.absolute(root), "evaluation", f"{name}.json")
-    text = json.dumps(with_provenance(result, sys.argv), indent=1)
-    storage.write_text(uri, text + "\n")
+    text = write_result(uri, result)
     if as_json:
         say(text)
         return

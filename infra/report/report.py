@@ -5,6 +5,7 @@ from __future__ import annotations
 import base64
 import json
 import math
+import re
 import shlex
 import sys
 from collections.abc import Iterator, Sequence
@@ -28,13 +29,13 @@ from data_specs.spec import Spec
 from data_specs.units import read_plan
 from data_specs.verify import find_shard_sets
 from infra.report.charts import chart_svg, curves_of
-from infra.report.tables import against_published, table_of
+from infra.report.tables import Table, against_published, table_of
 from infra.verdict import figures
 from pipeline.png import encode_photo
 from pipeline.stages import registered
 from tokenize_jobs.decode import grid
 from train.evaluation.published import PUBLISHED, SOURCE
-from train.evaluation.results import flatten, with_provenance
+from train.evaluation.results import flatten, naming_its_file, read_results, with_provenance
 
 SHOWN = 16
 REJECTS = 200  # rejected documents that the report names, of each set
@@ -47,14 +48,16 @@ def write_report(root: str) -> str:
     """Writes the report and returns the page's address; the page says which stages have not run."""
     spec = read_spec(None, root)
     provenance = with_provenance({}, sys.argv)
-    evaluations = list(_evaluations(root))
+    results = read_results(root)
+    summary = results.pop("summary", None)
+    evaluations = [_evaluation(root, name, result) for name, result in results.items()]
     stages = [_stage(root, uri) for uri in find_shard_sets(root)]
     metrics = {
         "name": spec.name,
         "root": root,
         "stages": stages,
         "durations": sorted([*map(_set_duration, stages), *_trainings(root)], key=lambda one: one["ended"]),
-        "evaluation": _json(storage.join(root, "evaluation", "summary.json")),
+        "evaluation": summary,
         "evaluations": evaluations,
         "published": {
             "source": SOURCE,
@@ -64,17 +67,22 @@ def write_report(root: str) -> str:
         "versions": {package: version(package) for package in PACKAGES} | provenance["versions"],
     }
     storage.write_text(storage.join(root, "report", "metrics.json"), json.dumps(metrics, indent=1) + "\n")
-    page = _template().render(
-        metrics=metrics,
-        results=[(one, table_of(one["result"])) for one in evaluations],
-        verdict=figures(metrics["evaluation"]) if metrics["evaluation"] else [],
-        published=against_published(evaluations, spec, root),
-        source=SOURCE,
-        spec=spec,
-        spec_yaml=spec.to_yaml(),
-        pictures=_pictures(spec, root),
-        curves=[(chart.title, Markup(chart_svg(chart))) for chart in curves_of(root)],  # noqa: S704 (it escapes)
-    )
+    with naming_its_file(root, "summary"):
+        verdict = figures(summary) if summary else []
+    try:
+        page = _template().render(
+            metrics=metrics,
+            results=[(one, _table(root, one)) for one in evaluations],
+            verdict=verdict,
+            published=against_published(evaluations, spec, root),
+            source=SOURCE,
+            spec=spec,
+            spec_yaml=spec.to_yaml(),
+            pictures=_pictures(spec, root),
+            curves=[(chart.title, Markup(chart_svg(chart))) for chart in curves_of(root)],  # noqa: S704 (it escapes)
+        )
+    except jinja2.UndefinedError as error:
+        raise ValueError(f"{root}/evaluation: a result lacks what the report shows ({error}): evaluate again") from None
     uri = storage.join(root, "report", "index.html")
     storage.write_text(uri, page)
     return uri
@@ -87,25 +95,21 @@ def _template() -> jinja2.Template:
     return environment.get_template("page.html")
 
 
-def _json(uri: str) -> Any:
-    return json.loads(storage.read_text(uri)) if storage.exists(uri) else None
+def _evaluation(root: str, name: str, result: dict[str, Any]) -> dict[str, Any]:
+    """Name, result, assumptions, command and worst readings."""
+    with naming_its_file(root, name):
+        return {
+            "name": name,
+            "result": result,
+            "assumptions": {k: v for k, v in flatten(result).items() if isinstance(v, str | bool | int) and v != ""},
+            "command": shlex.join(["dnd", *result.get("command", [])[1:]]),
+            "worst": [example for example in result.get("worst", []) if "reference" in example],
+        }
 
 
-def _evaluations(root: str) -> Iterator[dict[str, Any]]:
-    """Name, result, assumptions, command and worst readings of every result but the summary."""
-    for file in storage.list_files(storage.join(root, "evaluation")):
-        name = file.uri.rpartition("/")[2].removesuffix(".json")
-        if file.uri.endswith(".json") and name != "summary":
-            result = _json(file.uri)
-            yield {
-                "name": name,
-                "result": result,
-                "assumptions": {
-                    k: v for k, v in flatten(result).items() if isinstance(v, str | bool | int) and v != ""
-                },
-                "command": shlex.join(["dnd", *result.get("command", [])[1:]]),
-                "worst": [example for example in result.get("worst", []) if "reference" in example],
-            }
+def _table(root: str, evaluation: dict[str, Any]) -> Table:
+    with naming_its_file(root, evaluation["name"]):
+        return table_of(evaluation["result"])
 
 
 def _stage(root: str, set_uri: str) -> dict[str, Any]:
@@ -189,9 +193,9 @@ def _looked_at(root: str) -> Iterator[dict[str, str]]:
 
 def _drawn_in_training(root: str) -> Iterator[dict[str, str]]:
     """The first, a middle and the last of the pictures that training drew (train.sample_every)."""
-    uris = sorted(file.uri for file in storage.list_files(storage.join(root, "transformer", "samples")))
-    for uri in dict.fromkeys(uris[n] for n in (0, len(uris) // 2, len(uris) - 1) if uris):
-        step = int(uri.rpartition("step_")[2].removesuffix(".png"))
+    files = storage.list_files(storage.join(root, "transformer", "samples"))
+    drawn = sorted((int(found[1]), f.uri) for f in files if (found := re.search(r"/step_(\d+)\.png$", f.uri)))
+    for step, uri in dict.fromkeys(drawn[n] for n in (0, len(drawn) // 2, len(drawn) - 1) if drawn):
         yield {"title": f"Drawn while training, step {step}", "uri": png_uri(storage.read_bytes(uri))}
 
 

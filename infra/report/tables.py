@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from typing import Any
+from typing import Any, NamedTuple
 
 from data_specs import storage
 from data_specs.root import spec_of
 from data_specs.spec import Spec
 from train.evaluation.published import PUBLISHED, Conditions, differences
+from train.evaluation.results import naming_its_file
 
 NAMES = {
     "psnr": "PSNR, dB",
@@ -49,7 +50,12 @@ NAMES = {
 KINDS = ("real", "generated")  # columns of PPL-OCR
 DATA = {"imagenet": "ImageNet", "text_image": "Text-Image", "arxiv_image": "arXiv-Image"}  # by name of the preset
 
-Table = dict[str, Any]  # head: [str], rows: [(label, [value, …])]
+
+class Table(NamedTuple):
+    """A head, and rows of a label and a value for each other column."""
+
+    head: list[str]
+    rows: list[tuple[str, list[str]]]
 
 
 def table_of(result: dict[str, Any]) -> Table:
@@ -63,8 +69,8 @@ def table_of(result: dict[str, Any]) -> Table:
     figures = result.get("figures") or {k: v for k, v in result.items() if k in NAMES}
     if own := result.get("originals"):  # the ceiling of rOCR
         rows = [(_name(k), [_text(v), _text(own.get(k))]) for k, v in figures.items()]
-        return {"head": ["figure", "reconstructions", "originals"], "rows": rows}
-    return {"head": ["figure", "value"], "rows": [(_name(k), [_text(v)]) for k, v in figures.items()]}
+        return Table(["figure", "reconstructions", "originals"], rows)
+    return Table(["figure", "value"], [(_name(k), [_text(v)]) for k, v in figures.items()])
 
 
 def against_published(evaluations: list[dict[str, Any]], spec: Spec, root: str) -> list[dict[str, Any]]:
@@ -74,7 +80,10 @@ def against_published(evaluations: list[dict[str, Any]], spec: Spec, root: str) 
         Rows of figure, value, source and the published conditions; `here` has ours, each with what differs.
     """
     concerned = (_data_of(spec), spec.shape.image_size, spec.shape.depth)
-    ours = [found for one in evaluations for found in _measured(one, spec, root)]
+    ours = list[tuple[str, str, float, Conditions]]()
+    for one in evaluations:
+        with naming_its_file(root, one["name"]):
+            ours += _measured(one, spec, root)
     rows = []
     for row in (row for row in PUBLISHED if row.conditions[:3] == concerned):
         same = (
@@ -150,10 +159,8 @@ def _but(differ: list[str]) -> str:
 
 def _by_depth(rows: list[dict[str, Any]]) -> Table:
     keys = [key for key in rows[0] if key != "depth"]
-    return {
-        "head": ["codes a position", *(str(row["depth"]) for row in rows)],
-        "rows": [(_name(key), [_text(row[key]) for row in rows]) for key in keys],
-    }
+    head = ["codes a position", *(str(row["depth"]) for row in rows)]
+    return Table(head, [(_name(key), [_text(row[key]) for row in rows]) for key in keys])
 
 
 def _by_temperature(result: dict[str, Any]) -> Table:
@@ -167,25 +174,14 @@ def _by_temperature(result: dict[str, Any]) -> Table:
     ]
     shares = [words.get(name, of.get("real_words")) for name, of in columns[:2]] + [words["generated"]]
     shares += [row["real_words"] for row in result["sweep"]]
-    keys = (
-        "ratio",
-        "ratio_interval",
-        "distinct_words",
-        "distinct_pairs",
-        "duplicates",
-        "copied",
-        "copied_lines",
-        "scribbles",
-    )
-    return {
-        "head": ["", *(name for name, _ in columns)],
-        "rows": [
-            ("exact words", [_text(exact.get(name)) for name, _ in columns]),
-            ("real words", [_text(share) for share in shares]),
-            *((_name(key), [_text(of.get(key)) for _, of in columns]) for key in keys),
-            ("commonest opening", [_opening(of) for _, of in columns]),
-        ],
-    }
+    keys = ("ratio", "ratio_interval", "distinct_words", "distinct_pairs", "duplicates", "copied", "copied_lines")
+    rows = [
+        ("exact words", [_text(exact.get(name)) for name, _ in columns]),
+        ("real words", [_text(share) for share in shares]),
+        *((_name(key), [_text(of.get(key)) for _, of in columns]) for key in (*keys, "scribbles")),
+        ("commonest opening", [_opening(of) for _, of in columns]),
+    ]
+    return Table(["", *(name for name, _ in columns)], rows)
 
 
 def _sampled_at(row: dict[str, Any]) -> str:
@@ -198,16 +194,14 @@ def _opening(row: dict[str, Any]) -> str:
 
 def _by_kind(result: dict[str, Any]) -> Table:
     of = [result[kind] for kind in KINDS]
-    return {
-        "head": ["", *KINDS],
-        "rows": [
-            (f"perplexity per {result['unit']}", [_text(one["perplexity"]) for one in of]),
-            ("95 % interval", [" – ".join(map(_text, one["interval_95"] or ["none"])) for one in of]),
-            ("median of the images", [_text(one["median"]) for one in of]),
-            ("real words", [_text((one["words"] or {}).get("share")) for one in of]),
-            *((_name(key), [_text(one[key]) for one in of]) for key in ("num_images", "num_scored", "num_too_short")),
-        ],
-    }
+    rows = [
+        (f"perplexity per {result['unit']}", [_text(one["perplexity"]) for one in of]),
+        ("95 % interval", [" – ".join(map(_text, one["interval_95"] or ["none"])) for one in of]),
+        ("median of the images", [_text(one["median"]) for one in of]),
+        ("real words", [_text((one["words"] or {}).get("share")) for one in of]),
+        *((_name(key), [_text(one[key]) for one in of]) for key in ("num_images", "num_scored", "num_too_short")),
+    ]
+    return Table(["", *KINDS], rows)
 
 
 def _name(key: str) -> str:

@@ -22,13 +22,16 @@ from data_specs.root import read_spec
 from data_specs.units import read_plan
 from data_specs.verify import clean_litter, verify_set
 from infra.card import write_card
+from infra.compare import compare_roots
 from infra.look import look
+from infra.report.report import write_report
 from infra.status import status_lines
 from infra.view.sets import class_names
 from pipeline.duplicates import near_duplicates
 from pipeline.removal import remove
 from tokenize_jobs.rqvae import RQVAEConfig
 from tokenize_jobs.weights import read_config as read_tokenizer
+from train.evaluation.results import read_result, write_result
 from train.loader import CodeSet
 from train.model import TransformerConfig
 from train.weights import read_config as read_transformer
@@ -224,3 +227,28 @@ def test_a_model_that_is_described_wrongly_is_one_line(
             read(str(tmp_path))
     (tmp_path / name).write_text(json.dumps(asdict(config)))
     assert read(str(tmp_path)) == config
+
+
+NO_JSON_OBJECT = ["[" * 10**5, "[]", '{"a": NaN}', "", "\xff"]
+OF_ANOTHER_SHAPE = ['{"sweep": 3}', '{"depths": []}', '{"real": 1, "generated": 2}', '{"figures": 3}', '{"command": 3}']
+
+
+def test_a_result_of_another_shape_is_one_line_in_the_report(root: Path) -> None:
+    named = [("x", text) for text in NO_JSON_OBJECT + OF_ANOTHER_SHAPE]
+    for name, text in [*named, ("summary", '{"words": 3}'), ("summary", '{"a": 1}')]:
+        path = root / f"evaluation/{name}.json"
+        path.parent.mkdir(exist_ok=True)
+        path.write_bytes(text.encode("latin-1"))
+        readers = [lambda: write_report(str(root))]
+        if text in NO_JSON_OBJECT:
+            readers.append(lambda: compare_roots(str(root), str(root)))
+        for reader in readers:
+            with pytest.raises(ValueError, match=rf"^[^\n]*evaluation/{name}\.json: not a result of [^\n]*$"):
+                reader()
+        path.unlink()
+
+
+def test_a_number_that_is_not_finite_is_written_as_none(tmp_path: Path) -> None:
+    uri = str(tmp_path / "evaluation/x.json")
+    write_result(uri, {"gfid": float("nan"), "by_depth": [1.0, float("inf")]})
+    assert {name: read_result(uri)[name] for name in ("gfid", "by_depth")} == {"gfid": None, "by_depth": [1.0, None]}

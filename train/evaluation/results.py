@@ -1,13 +1,19 @@
-"""What every result carries besides its figures (command, versions), and the comparison of two results."""
+"""Results on disk, ROOT/evaluation/NAME.json: what each carries besides its figures, and the comparison of two."""
 
 from __future__ import annotations
 
 import hashlib
+import json
+import math
 import platform
 import subprocess
-from collections.abc import Sequence
+import sys
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from importlib.metadata import PackageNotFoundError, version
 from typing import TYPE_CHECKING, Any, TypeGuard
+
+from pydantic_core import from_json
 
 from data_specs import storage
 
@@ -33,6 +39,52 @@ def with_provenance(result: dict[str, Any], command: Sequence[str]) -> dict[str,
     versions = {"python": platform.python_version(), "dnd-transformer": _version("dnd-transformer")}
     versions |= {name: _version(name) for name in PACKAGES}
     return {**result, "command": list(command), "versions": versions | {"commit": _commit()}}
+
+
+def write_result(uri: str, result: dict[str, Any]) -> str:
+    """Writes a result with its provenance, null for numbers that are not finite; returns the text."""
+    text = json.dumps(_finite(with_provenance(result, sys.argv)), indent=1)
+    storage.write_text(uri, text + "\n")
+    return text
+
+
+def _finite(tree: Any) -> Any:
+    if isinstance(tree, dict):
+        return {key: _finite(value) for key, value in tree.items()}
+    if isinstance(tree, list | tuple):
+        return [_finite(value) for value in tree]
+    return None if isinstance(tree, float) and not math.isfinite(tree) else tree
+
+
+def read_result(uri: str) -> dict[str, Any]:
+    """A result as it was written.
+
+    Raises:
+        ValueError: names the file that is none.
+    """
+    try:
+        found = from_json(storage.read_bytes(uri), allow_inf_nan=False)
+    except ValueError as error:
+        raise ValueError(f"{uri}: not a result of `dnd evaluate` ({error})") from None
+    if not isinstance(found, dict):
+        raise ValueError(f"{uri}: not a result of `dnd evaluate` (a {type(found).__name__})")
+    return found
+
+
+def read_results(root: str) -> dict[str, dict[str, Any]]:
+    """{name: result} of a root's evaluations."""
+    files = (file.uri for file in storage.list_files(storage.join(root, "evaluation")))
+    return {uri.rpartition("/")[2].removesuffix(".json"): read_result(uri) for uri in files if uri.endswith(".json")}
+
+
+@contextmanager
+def naming_its_file(root: str, name: str) -> Iterator[None]:
+    """Turns what a result of another shape does to a reader into one line that names its file."""
+    try:
+        yield
+    except (LookupError, TypeError, AttributeError, ArithmeticError) as error:
+        uri = storage.join(root, "evaluation", f"{name}.json")
+        raise ValueError(f"{uri}: not a result of `dnd evaluate` ({type(error).__name__}: {error})") from None
 
 
 def set_inputs(sets: dict[str, ShardSet]) -> dict[str, dict[str, Any]]:

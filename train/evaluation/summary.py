@@ -6,8 +6,6 @@ of real words that OCR reads.
 
 from __future__ import annotations
 
-import json
-import sys
 from itertools import islice
 from typing import Any
 
@@ -21,7 +19,7 @@ from train.evaluation.ocr import OcrEngine, find_engine, load_engine
 from train.evaluation.reading import engine_info, spread
 from train.evaluation.reading_cache import cache_of, read_pictures, unread_counts
 from train.evaluation.reconstruction import pairs, reconstruction_inputs
-from train.evaluation.results import with_provenance
+from train.evaluation.results import naming_its_file, read_result, write_result
 from train.evaluation.sources import ShardImages
 from train.evaluation.words import drawn_texts, real_word_share, vocabulary
 
@@ -38,7 +36,7 @@ def summarise(spec: Spec, root: str) -> str:
     validation = last_validation(root)
     uri = storage.join(root, "evaluation", "summary.json")
     inputs = _inputs(spec, root, engine, validation)
-    if storage.exists(uri) and json.loads(storage.read_text(uri)).get("inputs") == inputs:
+    if storage.exists(uri) and read_result(uri).get("inputs") == inputs:
         return uri
     codes = {split: open_shards(storage.join(root, "codes", split)) for split in ("train", "val")}
     counts = {
@@ -63,7 +61,7 @@ def summarise(spec: Spec, root: str) -> str:
         "transformer": validation,
         "words": _words(spec, root, engine),
     }
-    storage.write_text(uri, json.dumps(with_provenance(result, sys.argv), indent=1) + "\n")
+    write_result(uri, result)
     return uri
 
 
@@ -110,9 +108,10 @@ def _reconstruction(spec: Spec, root: str) -> dict[str, Any]:
     copies = open_shards(storage.join(root, "reconstructions/val/images"))
     number = spec.evaluate.reconstructions
     uri = storage.join(root, "evaluation", "reconstruction-val.json")
-    made = json.loads(storage.read_text(uri)) if storage.exists(uri) else {}
+    made = read_result(uri) if storage.exists(uri) else {}
     if made.get("inputs") == reconstruction_inputs(originals, copies, number):
-        return {name: made["depths"][-1][name] for name in QUALITY}
+        with naming_its_file(root, "reconstruction-val"):
+            return {name: made["depths"][-1][name] for name in QUALITY}
     return reconstruction_quality(pairs(originals, copies, number))
 
 
