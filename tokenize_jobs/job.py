@@ -56,12 +56,12 @@ class Tokenize(UnitStage):
         if spec.tokenize.where is not None:
             check_expression(spec.tokenize.where)
         sources = {split: folder_of(storage.join(root, images)) for split, images in spec.tokenize.images.items()}
-        for source in sources.values():  # all of them are whole before the first is begun
-            read_manifest(storage.join(source, "manifest.json"))
         spec = settle_batch(spec, root, workers)
         section = {"tokenize": spec.tokenize.model_dump(mode="json", exclude={"images", "tokenizer"})}
+        identity = _identity(spec, root, "tokenize", section, workers)
+        for source in sources.values():  # all of them are whole before the first is begun
+            read_manifest(storage.join(source, "manifest.json"))
         for split, source in sources.items():
-            identity = _identity(spec, root, "tokenize", section, workers)
             plan = plan_by_shards(storage.join(root, "codes", split), identity, source, split)
             yield Output(plan, spec, partial(_setup_encoding, spec, root, source, identity.versions["device"]))
 
