@@ -20,7 +20,7 @@ from typing import Any, NamedTuple
 
 PROCESSES = multiprocessing.get_context("forkserver")
 COMPILER = ["torch._dynamo", "torch._inductor.compile_fx"]  # an optimizer loads the one, DeepSpeed's Muon the other
-OURS = ["train.task", "train.job", "infra.demo", "infra.cli", "command", "prose"]
+OURS = ["pipeline.render", "train.task", "train.job", "infra.demo", "infra.cli", "command", "prose"]
 PROCESSES.set_forkserver_preload([*COMPILER, *OURS])
 FORK = multiprocessing.get_context("fork")
 

@@ -10,6 +10,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+from command import dnd
 from ray_cluster import BIN, Cluster, locked_environment, ray_cluster
 
 REPOSITORY = Path(__file__).resolve().parents[2]
@@ -37,9 +38,8 @@ def test_the_readmes_command_renders_on_nodes_that_hold_the_lock_only(cluster: C
     few = f"render.sources=[{{kind: text, uri: '{tmp_path}/passages.jsonl'}}]"
     root = str(tmp_path / "root")
     options = ("--on", "ray", "--stage", "render", "--workers", "2", "--ray-address", cluster.dashboard, "--set", few)
-    submit = [sys.executable, "-m", "infra.cli", "submit", "tests/tiny.yaml", "--root", root, *options]
     ours = cluster.environment | {"PATH": f"{BIN}:{os.environ['PATH']}"}
-    told = subprocess.run(submit, cwd=REPOSITORY, env=ours, capture_output=True, text=True, check=False)
+    told = dnd("submit", "tests/tiny.yaml", "--root", root, *options, cwd=REPOSITORY, environment=ours)
     assert told.returncode == 0 and "ray job logs --follow" in told.stdout, told.stderr[-3000:]
     number = told.stdout.split()[1].rstrip(";")
     follow = [str(BIN / "ray"), "job", "logs", "--address", cluster.dashboard, "--follow", number]
@@ -53,9 +53,9 @@ def test_the_readmes_command_renders_on_nodes_that_hold_the_lock_only(cluster: C
 
 def test_a_training_that_no_node_has_the_gpus_for_is_refused(cluster: Cluster, tmp_path: Path) -> None:
     shape = ("--on", "ray", "--stage", "train", "--gpus", "4", "--ray-address", cluster.dashboard)
-    words = [sys.executable, "-m", "infra.cli", "submit", "tests/tiny.yaml", "--root", str(tmp_path / "root"), *shape]
     ours = cluster.environment | {"PATH": f"{BIN}:{os.environ['PATH']}"}
-    told = subprocess.run(words, cwd=REPOSITORY, env=ours, capture_output=True, text=True, check=False)
+    words = ("submit", "tests/tiny.yaml", "--root", tmp_path / "root", *shape)
+    told = dnd(*words, cwd=REPOSITORY, environment=ours)
     assert told.returncode == 1 and "no node has 4 GPUs (0 at most)" in told.stderr, told.stderr[-2000:]
     assert not (tmp_path / "root/code.json").exists()
 

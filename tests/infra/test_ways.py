@@ -6,8 +6,6 @@ import os
 import re
 import shlex
 import shutil
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
@@ -89,9 +87,7 @@ def test_released_checkpoints(laptop: tuple[Path, str]) -> None:
     with hub_server() as hub:
         own = {"HF_ENDPOINT": hub.url, "HF_HOME": str(folder / "hf"), "HF_TOKEN": "hf_test", "HF_HUB_DISABLE_XET": "1"}
         for words in (listed, ["push", "runs/demo", "--to", "me/demo"], fetched):
-            command = [sys.executable, "-m", "infra.cli", *words]
-            environment = os.environ | own | {"PYTHONPATH": str(REPOSITORY)}
-            done = subprocess.run(command, cwd=folder, env=environment, capture_output=True, text=True, check=False)
+            done = dnd(*words, cwd=folder, environment=os.environ | own)
             assert done.returncode == 0, done.stderr[-3000:]
     assert (folder / "runs/released/samples/first.png").is_file()
     run(folder, *sampled)
