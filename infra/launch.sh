@@ -52,7 +52,11 @@ export MASTER_ADDR=${MASTER_ADDR:-127.0.0.1} MASTER_PORT=${MASTER_PORT:-29500}
 [[ $num_nodes == 1 || $MASTER_ADDR != 127.0.0.1 || -n ${HOSTFILE:-} ]] || die "set MASTER_ADDR to the first node's address"
 
 # ---- what it has -----------------------------------------------------------------------------------------------------
-gpus=$(python -P -c 'import torch; print(torch.cuda.device_count())') || die "activate the environment first: see above"
+gpus=0
+python -P -c 'import sys; from importlib.util import find_spec; sys.exit(not find_spec("torch"))' || die "activate the environment first: see above"
+if compgen -G '/dev/nvidia[0-9]*' >/dev/null || [[ -e /dev/kfd || -e /dev/dxg ]]; then  # else torch need not count: it takes seconds
+  gpus=$(python -P -c 'import torch; print(torch.cuda.device_count())') || die "torch cannot count the GPUs: see above"
+fi
 ((gpus >= ${SLURM_GPUS_ON_NODE:-0})) || die "Slurm gave $SLURM_GPUS_ON_NODE GPUs, torch sees $gpus: \`dnd doctor\` says why"
 num_ranks=${RANKS_PER_NODE:-$((gpus > 0 ? gpus : 1))}
 cores=$(env -u OMP_NUM_THREADS nproc)
