@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import hashlib
 import json
-from typing import Any
+from io import BufferedReader
+from pathlib import Path
+from typing import Any, cast
 
 from data_specs import storage
 from data_specs.records import Identity
@@ -13,6 +15,12 @@ from data_specs.records import Identity
 def digest_of(value: Identity | dict[str, Any]) -> str:
     """SHA-256 (hex) of the canonical JSON of an identity, or of a tree of plain values."""
     return hashlib.sha256(_canonical(_tree(value)).encode()).hexdigest()
+
+
+def file_digest(uri: str | Path) -> str:
+    """SHA-256 (hex) of a file's bytes, which are not held. Raises FileNotFoundError."""
+    with storage.open_stream(str(uri)) as stream:
+        return hashlib.file_digest(cast(BufferedReader, stream), "sha256").hexdigest()
 
 
 def claim(folder_uri: str, identity: Identity, remedy: str = "") -> str:

@@ -7,6 +7,8 @@ product asks the class. This module imports no record, so that records can hold 
 from __future__ import annotations
 
 import difflib
+import hashlib
+import re
 from collections.abc import Iterator, Mapping
 from typing import TYPE_CHECKING, Any, ClassVar, Literal, Self, get_args
 
@@ -22,8 +24,6 @@ from pydantic import (
 )
 from pydantic.json_schema import JsonSchemaValue
 from pydantic_core import InitErrorDetails, PydanticCustomError, core_schema
-
-from data_specs.splits import split_of
 
 if TYPE_CHECKING:
     from data_specs.records import Document, RawDocument, SourceUnit
@@ -142,3 +142,24 @@ def unknown_key(key: str, known: list[str]) -> str:
     """Say that a key is not known, which ones are, and which was perhaps meant."""
     meant = difflib.get_close_matches(key, known, 1)
     return f"unknown key; known here: {', '.join(known)}{f'; did you mean {meant[0]}?' if meant else ''}"
+
+
+# ---- documents by their ids -----------------------------------------------------------------------------------------
+def split_of(document_id: str, val_share: float) -> str:
+    """ "val" for a share of all documents, by the SHA-256 of the id; else "train"."""
+    return "val" if rank(document_id) < val_share * 2**64 else "train"
+
+
+def rank(document_id: str) -> int:
+    """Return a hash of 64 bits: documents of the lowest ranks are validation."""
+    return int.from_bytes(hashlib.sha256(document_id.encode("utf-8", "surrogatepass")).digest()[:8], "big")
+
+
+def key_of(document_id: str) -> str:
+    """A document's key: arXiv's 2301.00001 becomes 2301-00001, what is not a key gets a short hash behind it."""
+    if re.fullmatch(r"\d{4}\.\d{4,5}(v\d+)?", document_id):
+        return document_id.replace(".", "-")
+    clean = re.sub(r"[^A-Za-z0-9_-]+", "-", document_id)[:48].strip("-")
+    if clean and clean == document_id:
+        return clean
+    return f"{clean}-{hashlib.sha256(document_id.encode('utf-8', 'surrogatepass')).hexdigest()[:8]}".lstrip("-")

@@ -205,7 +205,7 @@ def _read(path: Path, above: tuple[Path, ...] = ()) -> dict[str, Any]:
     below = path.parent / base if (path.parent / base).is_file() else _find(base)
     if below.resolve() in (path.resolve(), *above):
         raise ValueError(f"{path}: base: {base} leads back to itself; name another file or a preset")
-    return _merge(_read(below, (path.resolve(), *above)), tree)
+    return laid_over(_read(below, (path.resolve(), *above)), tree)
 
 
 def _mapping(text: str | bytes, origin: str) -> dict[str, Any]:
@@ -218,11 +218,12 @@ def _mapping(text: str | bytes, origin: str) -> dict[str, Any]:
     return tree
 
 
-def _merge(below: dict[str, Any], above: dict[str, Any]) -> dict[str, Any]:
+def laid_over(below: dict[str, Any], above: dict[str, Any]) -> dict[str, Any]:
+    """A tree with the keys of another laid over its own, mapping by mapping."""
     merged = dict(below)
     for key, value in above.items():
         both = isinstance(value, dict) and isinstance(merged.get(key), dict)
-        merged[key] = _merge(merged[key], value) if both else value
+        merged[key] = laid_over(merged[key], value) if both else value
     return merged
 
 

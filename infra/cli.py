@@ -11,7 +11,7 @@ import typer
 import infra.stages  # noqa: F401
 from data_specs.spec import SECTIONS
 from data_specs.text import say, start_log
-from infra.commands import accept, bench, clusters, data, evaluation, exchange, query, specs, transformer, view
+from infra.commands import bench, clusters, data, evaluation, exchange, specs
 from infra.commands.options import (
     AddressOpt,
     FromOpt,
@@ -25,13 +25,21 @@ from infra.commands.options import (
     ranks_here,
 )
 from infra.commands.stages import add_stages, take_over
-from infra.extras import missing
 from pipeline.stages import find
 from pipeline.workers import UnitsFailed, Workers
 
 CHILDREN = {  # what every process under a command inherits, where the user has not said otherwise
     "PYTHONSAFEPATH": "1",  # nothing is imported from the working directory, where a user may have a train.py
     "GOMP_SPINCOUNT": "10000",  # threads that wait soon sleep; beside a busy process two that spin take 8 times longer
+}
+MODULES = {  # of the packages that pyproject.toml names under each extra, as Python imports them
+    "render": (
+        *("pymupdf", "pymupdf_fonts", "pypdfium2", "datasets", "webdataset", "defusedxml", "markdown_it"),
+        "duckdb",
+    ),
+    "train": ("torch", "deepspeed", "einops", "safetensors", "wandb"),
+    "evaluate": ("scipy", "rouge_score", "rapidfuzz", "transformers", "torch_fidelity", "rapidocr", "onnxruntime"),
+    "view": ("gradio", "uvicorn"),
 }
 app = typer.Typer(
     name="dnd",
@@ -41,7 +49,7 @@ app = typer.Typer(
     help="From PDFs, text or images to a trained DnD-Transformer and its pictures. Try: dnd demo --root runs/demo",
 )
 add_stages(app)
-for part in (specs, data, query, clusters, transformer, evaluation, exchange, bench, accept, view):
+for part in (specs, data, clusters, evaluation, exchange, bench):
     app.add_typer(part.app)
 
 
@@ -110,11 +118,20 @@ def main() -> None:
     try:
         app(standalone_mode=True)
     except ModuleNotFoundError as error:
-        say(f"dnd: {missing(error)}", sys.stderr)
+        say(f"dnd: {_missing(error)}", sys.stderr)
         sys.exit(1)
     except (ValueError, OSError, UnitsFailed) as error:
         say(f"dnd: {_one_line(error)}", sys.stderr)
         sys.exit(1)
+
+
+def _missing(error: ModuleNotFoundError) -> str:
+    """One line that says what to install for the module that was not found; raises `error` where it is no extra's."""
+    module = (error.name or "").partition(".")[0]
+    for extra, modules in MODULES.items():
+        if module in modules:
+            return f"{module} is not installed here: pip install 'dnd-transformer[{extra}]'"
+    raise error
 
 
 def _one_line(error: Exception) -> str:

@@ -6,7 +6,6 @@ huggingface_hub's cache; which commit and which bytes they were stands in ROOT/p
 
 from __future__ import annotations
 
-import hashlib
 import json
 import re
 import shutil
@@ -15,6 +14,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from data_specs import storage
+from data_specs.digest import file_digest
 from data_specs.root import read_spec, record_spec
 from data_specs.sections import SIZES, CodeShape
 from data_specs.spec import load_spec
@@ -215,10 +215,8 @@ def pretrained(name: str, size: str | None, root: str, source: str = RELEASED) -
 
 
 def _origin(fetched: Fetched, path: Path) -> dict[str, Any]:
-    with path.open("rb") as file:
-        digest = hashlib.file_digest(file, "sha256").hexdigest()
     commit = {"commit": found} if "commit" not in fetched.origin and (found := downloaded_commit(path)) else {}
-    return {**fetched.origin, **commit, "file": path.name, "bytes": path.stat().st_size, "sha256": digest}
+    return {**fetched.origin, **commit, "file": path.name, "bytes": path.stat().st_size, "sha256": file_digest(path)}
 
 
 def downloaded_commit(path: Path) -> str | None:

@@ -6,11 +6,11 @@ this table, hf://owner/repo/path or https://… is fetched as well.
 
 from __future__ import annotations
 
-import hashlib
 from pathlib import Path
 from typing import NamedTuple
 
 from data_specs import storage
+from data_specs.digest import file_digest
 from infra.pretrained import HUB, fetch
 
 
@@ -84,7 +84,5 @@ def list_weights() -> list[str]:
 
 
 def _refuse_other(path: Path, sha256: str, where: str) -> None:
-    with path.open("rb") as file:
-        found = hashlib.file_digest(file, "sha256").hexdigest()
-    if found != sha256:
+    if (found := file_digest(path)) != sha256:
         raise ValueError(f"{where}: is not what was published (sha256 {found[:8]}…, not {sha256[:8]}…): remove {path}")

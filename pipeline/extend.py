@@ -13,8 +13,8 @@ from pydantic import JsonValue
 from data_specs.digest import require_same
 from data_specs.receipts import valid_receipts
 from data_specs.records import Document, Identity, Receipt, SourceUnit
+from data_specs.source import key_of
 from data_specs.sources.names import relative
-from data_specs.splits import key_of
 from data_specs.units import Plan
 
 log = logging.getLogger(__name__)

@@ -30,7 +30,7 @@ from data_specs.records import (
     ShardUnit,
     SourceUnit,
 )
-from data_specs.splits import key_of
+from data_specs.source import key_of
 from data_specs.table import read_table
 from data_specs.units import Plan, read_plan
 from data_specs.verify import find_shard_sets

@@ -15,11 +15,11 @@ import socket
 import time
 from collections import Counter, deque
 from collections.abc import Iterable, Iterator
-from pathlib import Path
 from typing import Any, cast
 
 import ray
 
+from data_specs.code_version import REPOSITORY
 from data_specs.progress import Progress
 from data_specs.records import AnyUnit
 from pipeline.board import JobReport
@@ -28,7 +28,6 @@ from pipeline.running import TRIES, Done, Setup, size_of, tried
 from pipeline.waiting import DURATIONS, Try, UnitQueue, straggler
 from pipeline.workers import Spare, UnitsFailed, Workers
 
-REPOSITORY = Path(__file__).resolve().parent.parent
 TICK = 2.0  # seconds between looks at the cluster's size and at stragglers
 log = logging.getLogger(__name__)
 

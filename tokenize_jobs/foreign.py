@@ -27,18 +27,7 @@ SHELLS = {  # packages whose objects are read past
     *("zoneinfo", "dateutil", "pytz", "copyreg", "collections", "rqvae", "pytorch_lightning", "lightning"),
 }
 TYPES = {
-    "dict",
-    "list",
-    "str",
-    "bool",
-    "int",
-    "float",
-    "set",
-    "frozenset",
-    "tuple",
-    "bytes",
-    "bytearray",
-    "object",
+    *("dict", "list", "str", "bool", "int", "float", "set", "frozenset", "tuple", "bytes", "bytearray", "object"),
     "long",
 }
 

@@ -3,12 +3,12 @@ of each position)."""
 
 from __future__ import annotations
 
-import hashlib
 from collections.abc import Callable, Iterator
 from functools import partial
 from typing import Any, TypeVar
 
 from data_specs import storage
+from data_specs.digest import file_digest
 from data_specs.records import Identity
 from data_specs.spec import Spec
 from data_specs.units import read_plan
@@ -190,19 +190,17 @@ def _identity(spec: Spec, root: str, stage: str, section: dict[str, Any], worker
     return Identity(
         stage=stage,
         spec={"shape": spec.shape.model_dump(mode="json"), **section},
-        inputs={"tokenizer": _tokenizer_sha256(spec, root)},
+        inputs={"tokenizer": weights_digest(storage.join(root, spec.tokenize.tokenizer, "tokenizer.safetensors"))},
         versions={"torch": torch.__version__, "pillow": PIL.__version__, "device": device_of(workers)},
     )
 
 
-def _tokenizer_sha256(spec: Spec, root: str) -> str:
-    uri = storage.join(root, spec.tokenize.tokenizer, "tokenizer.safetensors")
+def weights_digest(uri: str, model: str = "tokenizer", command: str = "train-tokenizer") -> str:
+    """SHA-256 of a model's weights. Raises ValueError, with the commands that make them, where there are none."""
     try:
-        return hashlib.sha256(storage.read_bytes(uri)).hexdigest()
+        return file_digest(uri)
     except FileNotFoundError:
-        raise ValueError(
-            f"{uri}: no trained tokenizer; run `dnd train-tokenizer` or `dnd import tokenizer` first"
-        ) from None
+        raise ValueError(f"{uri}: no trained {model}; run `dnd {command}` or `dnd import {model}` first") from None
 
 
 def _setup_encoding(spec: Spec, root: str, images_uri: str, device: str) -> Work:

@@ -13,12 +13,12 @@ import traceback
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from datetime import timedelta
-from pathlib import Path
 from typing import Any, NoReturn
 
 import torch
 
 from data_specs import digest, storage
+from data_specs.code_version import REPOSITORY
 from data_specs.lease import hold
 from data_specs.manifest import read_manifest
 from data_specs.root import read_spec, spec_of
@@ -27,12 +27,11 @@ from data_specs.sections import ShardInput, Training
 from data_specs.spec import Spec
 from data_specs.text import say
 from tokenize_jobs import stopping
-from tokenize_jobs.checkpoint import describe_stream, finished_step
+from tokenize_jobs.checkpoint import finished_step
 from tokenize_jobs.ranks import free_port, join_ranks
 from tokenize_jobs.stopping import STOPPED, WRONG
 from tokenize_jobs.trainer import Job
 
-REPOSITORY = Path(__file__).resolve().parent.parent
 GRACE = 20.0  # seconds for the other ranks to end in once one has ended badly; they may hang in a collective
 FREE_ON_RESUME = {
     *("micro_batch_size", "checkpoint_every", "checkpoint_minutes", "keep_last", "keep_every"),
@@ -238,8 +237,7 @@ def digest_of_start(uri: str, folder: str) -> str:
         ValueError: they are not there, and the training has not begun.
     """
     try:
-        with storage.open_stream(uri) as file:
-            return describe_stream(file).sha256
+        return digest.file_digest(uri)
     except FileNotFoundError:
         if (before := digest.claimed(folder)) and "init_from" in before.inputs:
             return before.inputs["init_from"]

@@ -15,6 +15,11 @@ COLLAPSED = 0.05  # share of the rows that could have been used, below which a c
 log = logging.getLogger(__name__)
 
 
+def psnr(mse: float) -> float:
+    """Peak signal-to-noise ratio, dB, of a mean squared error of pixels in [-1, 1]."""
+    return 10 * math.log10(4 / max(mse, 1e-12))
+
+
 class CodeStatistics:
     """Sums over the steps since the last row. `rows` and `depth` are the codebook's; `tensors` survive a restart."""
 
@@ -60,7 +65,7 @@ class CodeStatistics:
         self.was_collapsed = bool(collapsed)
         row = {
             **means,
-            "psnr": 10 * math.log10(4 / max(means["mse"], 1e-12)),
+            "psnr": psnr(means["mse"]),
             "usage": usage,
             "perplexity": perplexity,
             "restarts": self.restarts.tolist(),

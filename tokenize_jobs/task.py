@@ -41,7 +41,7 @@ from tokenize_jobs.networks import Losses, Networks, initial_model, lpips_of
 from tokenize_jobs.quantizer import all_sum
 from tokenize_jobs.ranks import Ranks
 from tokenize_jobs.rqvae import RQVAE
-from tokenize_jobs.statistics import CodeStatistics
+from tokenize_jobs.statistics import CodeStatistics, psnr
 from tokenize_jobs.tensors import to_host
 from tokenize_jobs.trainer import Step, Validation
 from tokenize_jobs.views import Pixels, center_view
@@ -213,7 +213,7 @@ class TokenizerTask:
         ema = self._mean_squared_error(self._averaged(), pixels) if self.ema else None
         if self.held_out is None:
             return Validation({}, weights, ema)
-        row = {"val_psnr": _psnr(weights)} | ({} if ema is None else {"val_ema_psnr": _psnr(ema)})
+        row = {"val_psnr": psnr(weights)} | ({} if ema is None else {"val_ema_psnr": psnr(ema)})
         return Validation(row, weights, ema)
 
     def _mean_squared_error(self, model: RQVAE, pixels: Pixels) -> float:
@@ -340,7 +340,3 @@ def _held_out(spec: Spec, root: str) -> ShardSet | None:
         return None
     images = open_shards(storage.join(root, uri))
     return images if len(images) else None
-
-
-def _psnr(mse: float) -> float:
-    return 10 * math.log10(4 / max(mse, 1e-12))

@@ -3,9 +3,8 @@
 Released files are read without running anything they name: only tensors and plain data, unknown objects are refused.
 """
 
-import os
 import re
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -19,7 +18,7 @@ from data_specs import storage
 from data_specs.records import CheckpointFile
 from tokenize_jobs.foreign import safe_torch_load
 from tokenize_jobs.rqvae import RQVAE, RQVAEConfig
-from tokenize_jobs.tensors import write_safetensors
+from tokenize_jobs.tensors import whole_file, write_safetensors
 
 WEIGHTS, CONFIG = "tokenizer.safetensors", "tokenizer.json"
 MAX_CONFIG_BYTES = 2**20
@@ -38,7 +37,8 @@ def save_tokenizer(model: RQVAE, folder: str | Path) -> CheckpointFile:
     folder.mkdir(parents=True, exist_ok=True)
     state = model.state_dict()
     written = write_safetensors(folder / WEIGHTS, {name: state[name].cpu() for name in _stored_names(model)})
-    _replace(folder / CONFIG, lambda path: path.write_text(model.config.to_json() + "\n"))
+    with whole_file(folder / CONFIG) as file:
+        file.write(f"{model.config.to_json()}\n".encode())
     return written
 
 
@@ -91,15 +91,6 @@ def _stored_names(model: RQVAE) -> dict[str, list[int]]:
     return {name: shape for name, shape in shapes.items() if not (shared and repeated.match(name))}
 
 
-def _replace(path: Path, write: Callable[[Path], Any]) -> None:
-    unfinished = path.with_name(f".{path.name}.{os.getpid()}")
-    try:
-        write(unfinished)
-        os.replace(unfinished, path)
-    finally:
-        unfinished.unlink(missing_ok=True)
-
-
 # ---- released ------------------------------------------------------------------------------------------------------
 def import_tokenizer(checkpoint: str | Path, config: str | Path, *, ema: bool = False) -> RQVAE:
     """A released tokenizer (.pt with `state_dict`, config.yaml with `arch`), on the CPU, in eval mode.
@@ -126,8 +117,10 @@ def export_tokenizer(model: RQVAE, checkpoint: str | Path, config: str | Path) -
     hparams, ddconfig = model.config.to_released()
     arch = {"type": "rq-vae", "code_hier": 1, "hparams": hparams, "ddconfig": ddconfig, "checkpointing": False}
     state = {name: tensor.detach().cpu().contiguous() for name, tensor in model.state_dict().items()}
-    _replace(Path(checkpoint), lambda path: torch.save({"state_dict": state}, path))
-    _replace(Path(config), lambda path: path.write_text(yaml.safe_dump({"arch": arch}, sort_keys=False)))
+    with whole_file(Path(checkpoint)) as file:
+        torch.save({"state_dict": state}, file)
+    with whole_file(Path(config)) as file:
+        file.write(yaml.safe_dump({"arch": arch}, sort_keys=False).encode())
 
 
 def _released_state(path: Path, key: str) -> dict[str, Tensor]:

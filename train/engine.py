@@ -13,7 +13,7 @@ import torch
 from torch import nn
 
 from data_specs import storage
-from data_specs.spec import Spec
+from data_specs.spec import Spec, laid_over
 from tokenize_jobs.checkpoint import newest_state
 from tokenize_jobs.device import memory_of, multiplies_bfloat16, pick_device
 from tokenize_jobs.ranks import Ranks
@@ -124,7 +124,7 @@ def deepspeed_config(spec: Spec, world: int, user: dict[str, Any] | None = None)
     _refuse_contradictions(user or {}, owned | dict.fromkeys(("optimizer", "scheduler", "fp16", "amp")))
     base = json.loads((CONFIGS / f"zero{stage}.json").read_text())
     clipped = {} if stage else {"gradient_clipping": 0.0}  # see clip_at_stage_0
-    return _merged(_merged(base, user or {}), owned | clipped)
+    return laid_over(laid_over(base, user or {}), owned | clipped)
 
 
 def _refuse_contradictions(user: dict[str, Any], owned: dict[str, Any], prefix: str = "") -> None:
@@ -141,15 +141,6 @@ def _refuse_contradictions(user: dict[str, Any], owned: dict[str, Any], prefix: 
                 f"--deepspeed_config: {prefix}{key} is the spec's to say, and it says {json.dumps(owned[key])}: "
                 "leave the key out, and change the spec (see `train:` there) if that is what you want"
             )
-
-
-def _merged(below: dict[str, Any], above: dict[str, Any]) -> dict[str, Any]:
-    both = {
-        key: _merged(below[key], above[key])
-        for key in below.keys() & above.keys()
-        if isinstance(below[key], dict) and isinstance(above[key], dict)
-    }
-    return {**below, **above, **both}
 
 
 def read_user_config(path: str | None) -> dict[str, Any]:

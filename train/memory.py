@@ -26,7 +26,7 @@ from data_specs.spec import Spec
 from tokenize_jobs import networks
 from tokenize_jobs.device import room_in
 from tokenize_jobs.memory import Needs, encoding_needs, fitting_compute_batch, training_needs
-from train.cross_entropy import LOSS_CHUNK
+from train.kernels import LOSS_CHUNK
 from train.model import TransformerConfig
 
 BUCKET = 50_000_000  # elements, of infra/deepspeed/zeroN.json

@@ -21,8 +21,7 @@ from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
 from data_specs.sections import SIZES
-from train.cross_entropy import ChunkedCrossEntropy
-from train.fused import fused
+from train.kernels import ChunkedCrossEntropy, fused
 
 INIT_STD = 0.02
 NORM_EPS = 1e-5

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 from collections.abc import Iterator
 from functools import partial
 from typing import Any
@@ -14,7 +13,7 @@ from data_specs.spec import Spec
 from data_specs.units import read_plan
 from pipeline.stages import Option, Output, Stage, UnitStage, Work, planned, register
 from pipeline.workers import Share, Workers
-from tokenize_jobs.job import DECODE, device_of, on_worker
+from tokenize_jobs.job import DECODE, device_of, on_worker, weights_digest
 
 OWN_PRESET = "use the preset that it was trained or imported by"
 
@@ -147,7 +146,8 @@ def _identity(spec: Spec, root: str, workers: Workers, products: dict[str, str])
     from data_specs.manifest import read_manifest
     from pipeline.follow import content_of
 
-    inputs = {"transformer": _weights_sha256(spec, root)}
+    name = "ema.safetensors" if spec.sample.ema else "transformer.safetensors"
+    inputs = {"transformer": weights_digest(storage.join(root, "transformer", name), "transformer", "train")}
     given = spec.sample.given
     if given:
         inputs["given"] = content_of(read_manifest(storage.join(root, given.codes, "manifest.json")))
@@ -171,18 +171,6 @@ def about_average(spec: Spec, root: str) -> Iterator[str]:
             f"warning: the moving average validated worse than the weights ({done.ema:.3f} against {done.weights:.3f} "
             "bits a code): --set sample.ema=false draws from the weights, or train longer, or with a lower train.ema"
         )
-
-
-def _weights_sha256(spec: Spec, root: str) -> str:
-    uri = storage.join(root, "transformer", "ema.safetensors" if spec.sample.ema else "transformer.safetensors")
-    try:
-        found = hashlib.sha256()
-        with storage.open_stream(uri) as file:
-            while chunk := file.read(2**24):
-                found.update(chunk)
-        return found.hexdigest()
-    except FileNotFoundError:
-        raise ValueError(f"{uri}: no trained transformer; run `dnd train` or `dnd import transformer` first") from None
 
 
 def refuse_other_transformer(spec: Spec, folder: str) -> None:

@@ -17,10 +17,9 @@ from pydantic import Field, field_validator, model_validator
 
 from data_specs import cache, storage
 from data_specs.records import FileInfo, RawDocument, Reason, SourceUnit, TarRange
-from data_specs.source import Source
+from data_specs.source import Source, split_of
 from data_specs.sources.licences import Paper, licence_name, paper_id, papers_of, write_months
 from data_specs.sources.tars import DamagedTarError, Member, members
-from data_specs.splits import split_of
 
 # What may be shared on: the default allow list for documents that carry a licence.
 OPEN_LICENCES = ("CC0-1.0", "CC-BY-4.0", "CC-BY-3.0", "CC-BY-2.5", "CC-BY-SA-4.0", "CC-BY-SA-3.0")

@@ -15,9 +15,8 @@ from typing import TYPE_CHECKING
 
 from data_specs import storage
 from data_specs.records import FileInfo, SourceUnit, parse_unit, unit_line
-from data_specs.source import Source
+from data_specs.source import Source, rank
 from data_specs.sources.names import relative
-from data_specs.splits import rank
 
 if TYPE_CHECKING:
     from data_specs.sections import Render

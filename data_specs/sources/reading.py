@@ -11,9 +11,9 @@ from typing import BinaryIO
 
 from data_specs import storage
 from data_specs.records import FileInfo, RawDocument, SourceUnit, Span
+from data_specs.source import key_of
 from data_specs.sources.names import is_packed
 from data_specs.sources.packed import unpacked_copy
-from data_specs.splits import key_of
 
 READ_AHEAD = 8 << 20  # bytes of neighbouring documents that are read at a time
 GAP = 256 << 10  # bytes between documents that are read along rather than asked for anew

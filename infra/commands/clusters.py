@@ -1,18 +1,35 @@
-"""`dnd submit`, `doctor`: where it runs, and whether it can run there."""
+"""`dnd submit`, `doctor`, `memory`: where it runs, whether it can run there, and what it takes."""
 
 from __future__ import annotations
 
-from typing import Annotated
+from itertools import chain
+from typing import Annotated, Literal
 
 import typer
 
 from data_specs import storage
+from data_specs.spec import Spec
 from data_specs.text import say
-from infra.commands.options import AddressOpt, RootOpt, SetOpt, SpecArg, WorkersOpt, open_root
+from infra.commands.options import (
+    AddressOpt,
+    KnownRootOpt,
+    RootOpt,
+    SetOpt,
+    SpecArg,
+    WorkersOpt,
+    open_root,
+    open_spec,
+)
 from infra.submit.job import Engine
 from pipeline.stages import registered
 
 app = typer.Typer()
+NEEDED = {
+    "tokenizer": ("tokenizer",),
+    "encode": ("tokenizer",),
+    "train": ("transformer", "train"),
+    "sample": ("transformer",),
+}
 STAGES = ", ".join(stage.name for stage in registered())
 
 
@@ -72,10 +89,50 @@ def doctor(
     slurm: Annotated[bool, typer.Option("--slurm", help="Slurm's controller and nodes")] = False,
 ) -> None:
     """Whether a run can work here: one line for each thing, ok or what to do; exit code 1 where something is wrong."""
-    from infra.doctor.doctor import findings
+    from infra.doctor.clusters import ray_finding, slurm_finding
+    from infra.doctor.machine import machine_findings
+    from infra.doctor.storage import storage_findings
 
+    root = storage.absolute(root) if root else None
+    of_root = storage_findings(root) if root else ()
+    of_clusters = [*([ray_finding(ray)] if ray else ()), *([slurm_finding()] if slurm else ())]
     bad = 0
-    for finding in findings(storage.absolute(root) if root else None, ray, slurm):
+    for finding in chain(machine_findings(root), of_root, of_clusters):
         bad += not finding.ok
         say(str(finding))
     raise typer.Exit(1 if bad else 0)
+
+
+@app.command()
+def memory(
+    spec: SpecArg = None,
+    root: KnownRootOpt = None,
+    stage: Annotated[
+        Literal["tokenizer", "encode", "train", "sample"], typer.Option("--stage", help="what is to be computed")
+    ] = "train",
+    gpus: Annotated[int, typer.Option("--gpus", min=1, help="GPUs that train together")] = 8,
+    size: Annotated[str, typer.Option("--memory", help="memory of one GPU: 80GB, 141GB, 40GiB")] = "80GB",
+    set_: SetOpt = None,
+) -> None:
+    """Predicts a GPU's memory by part and the batch that fits; of the transformer's training also the hours."""
+    from train import memory
+
+    resolved = open_spec(spec, root, set_, *NEEDED[stage])
+    room = memory.parse_bytes(size)
+    if stage == "tokenizer":
+        lines = memory.tokenizer_table(resolved, gpus, room)
+    elif stage == "encode":
+        lines = memory.encoding_table(resolved, room)
+    else:
+        lines = _of_transformer(resolved, stage, gpus, room)
+    say("\n".join(lines))
+
+
+def _of_transformer(spec: Spec, stage: str, gpus: int, room: float) -> list[str]:
+    from train import duration, memory
+    from train.engine import config_of
+
+    config = config_of(spec)
+    if stage == "sample":
+        return memory.sampling_table(spec, config, room)
+    return [*memory.table(spec, config, gpus, room), *duration.table(spec, config, gpus)]

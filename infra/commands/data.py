@@ -4,15 +4,21 @@ from __future__ import annotations
 
 import json
 import sys
-from typing import Annotated
+from itertools import chain
+from typing import TYPE_CHECKING, Annotated, Literal
 
 import typer
 
 from data_specs import storage
-from data_specs.text import say
+from data_specs.text import printable, say
 from infra.commands.options import JsonOpt, RootArg, RootCommand
 
+if TYPE_CHECKING:
+    import pyarrow as pa
+
 app = typer.Typer()
+SHOWN = ("key", "split", "unit", "document", "page", "num_words", "ink", "script", "licence", "text")  # by `query`
+WIDTH = 40  # characters of a cell
 
 
 @app.command(cls=RootCommand)
@@ -40,20 +46,16 @@ def verify(
     for set_uri in sets:
         for name in clean_litter(set_uri) if clean else []:
             say(f"removed {set_uri}/{name}")
-        for fault in verify_set(set_uri):
+        rendered = set_uri.startswith(storage.join(root, "images/"))
+        for fault in chain(verify_set(set_uri), still_there(set_uri) if rendered else ()):
             faults += 1
             say(fault)
-        for fault in still_there(set_uri) if set_uri.startswith(storage.join(root, "images/")) else ():
-            faults += 1
-            say(fault)
-        if truth and set_uri.startswith(storage.join(root, "images/")):
-            for line in check_truth(set_uri):
-                say(line)
+        for line in check_truth(set_uri) if truth and rendered else ():
+            say(line)
     trainings = find_trainings(root)
-    for folder in trainings:
-        for fault in verify_training(folder):
-            faults += 1
-            say(fault)
+    for fault in chain.from_iterable(map(verify_training, trainings)):
+        faults += 1
+        say(fault)
     if not sets and not trainings:
         raise ValueError(f"{root}: there is neither a shard set nor a training here")
     say(f"{len(sets)} shard sets, {len(trainings)} trainings, {faults} faults")
@@ -144,3 +146,59 @@ def status(root: RootArg, as_json: JsonOpt = False) -> None:
     if empty:
         say(f"{root}: nothing here", sys.stderr)
         raise typer.Exit(1)
+
+
+@app.command(cls=RootCommand)
+def query(
+    root: RootArg,
+    expression: Annotated[str, typer.Argument(help="in SQL: \"licence = 'CC-BY-4.0' and num_words > 50\"")] = "true",
+    shard_set: Annotated[str, typer.Option("--shard-set", help="shard set, under the root")] = "images/train",
+    set_: Annotated[str | None, typer.Option("--set", hidden=True)] = None,
+    format_: Annotated[
+        Literal["table", "ids", "json"], typer.Option("--format", help="ids: as `dnd remove --samples` takes them")
+    ] = "table",
+    limit: Annotated[int, typer.Option("--limit", min=0, help="rows that a table shows; 0: all")] = 50,
+) -> None:
+    """Lists the samples of a shard set that match an expression over the columns of its tables."""
+    from data_specs.manifest import read_manifest
+    from data_specs.table import query as run
+
+    set_uri = storage.join(storage.absolute(root), set_ or shard_set)
+    found = run(set_uri, read_manifest(storage.join(set_uri, "manifest.json")).shardlist, expression)
+    if format_ == "ids":
+        for row in found.select(["split", "unit", "key"]).to_pylist():
+            say(f"{row['split']}/{row['unit']}/{row['key']}")
+    elif format_ == "json":
+        for row in found.to_pylist():
+            say(json.dumps(row, ensure_ascii=True))
+    else:
+        _print_table(found, limit or len(found))
+
+
+def _print_table(found: pa.Table, limit: int) -> None:
+    rows = found.select(SHOWN).slice(0, limit).to_pylist()
+    cells = [SHOWN, *(tuple(printable(_cell(value))[:WIDTH] for value in row.values()) for row in rows)]
+    widths = [max(map(len, column)) for column in zip(*cells, strict=True)]
+    for line in cells:
+        say("  ".join(cell.ljust(width) for cell, width in zip(line, widths, strict=True)).rstrip())
+    say(f"{len(found)} samples" + (f", {len(rows)} shown" if len(rows) < len(found) else ""))
+
+
+def _cell(value: object) -> str:
+    return f"{value:.4f}" if isinstance(value, float) else str(value)
+
+
+@app.command(cls=RootCommand)
+def view(
+    root: RootArg,
+    port: Annotated[
+        int, typer.Option("--port", min=0, max=65535, help="port to listen at; 0: any that is free")
+    ] = 7860,
+    host: Annotated[
+        str, typer.Option("--host", help="address to listen at; beyond this machine the page asks for a token")
+    ] = "127.0.0.1",
+) -> None:
+    """Walks through a root in the browser: samples, codes, what was left out, neighbours, curves; and a studio."""
+    from infra.view.server import serve
+
+    serve(storage.absolute(root), host, port)

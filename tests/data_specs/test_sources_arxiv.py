@@ -25,13 +25,13 @@ from data_specs import s3_client, storage
 from data_specs.reader import open_shards
 from data_specs.records import RawDocument, Reason, Receipt, SourceUnit
 from data_specs.sections import Limits, Render
+from data_specs.source import key_of
 from data_specs.sources import ArxivSource
 from data_specs.sources.arxiv import MANIFEST, month_number, read_manifest, selects
 from data_specs.sources.licences import licence_name, month_of, paper_id, papers_of, write_months
 from data_specs.sources.planning import cut
 from data_specs.sources.reading import read_unit
 from data_specs.spec import load_spec
-from data_specs.splits import key_of
 
 TINY = Path(__file__).parent.parent / "tiny.yaml"
 LIMITS = Limits()

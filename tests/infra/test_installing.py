@@ -13,7 +13,7 @@ from types import ModuleType
 
 import pytest
 
-from infra.extras import MODULES
+from infra.cli import MODULES
 
 REPOSITORY = Path(__file__).resolve().parents[2]
 PROJECT = tomllib.loads((REPOSITORY / "pyproject.toml").read_text())["project"]

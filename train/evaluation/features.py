@@ -14,6 +14,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from data_specs.digest import file_digest
 from train.evaluation.vision_ops import import_torchvision
 
 PUBLISHED_INCEPTION = "6726825d0af5f729cebd5821db510b11b1cfad8faad88a03f1befd49fb9129b2"
@@ -91,7 +92,7 @@ class InceptionExtractor:
                 f"{path}: no Inception weights here. FID needs pt_inception-2015-12-05-6726825d.pth (the release files "
                 "of pytorch-fid or torch-fidelity); without it use the extractor 'builtin', whose figure is not FID"
             )
-        self.digest = hashlib.sha256(Path(path).read_bytes()).hexdigest()
+        self.digest = file_digest(path)
         self.is_fid = self.digest == PUBLISHED_INCEPTION
         self.name = "inception-2015-12-05" if self.is_fid else f"inception-{self.digest[:8]}"
         self.device = device

@@ -10,8 +10,9 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from data_specs import storage
+from data_specs.digest import file_digest
 from data_specs.npy import one_parser
-from train.evaluation.sources import ImageSet, file_digest, open_images
+from train.evaluation.sources import ImageSet, open_images
 
 TRAINING, ORIGINALS = "training", "validation-originals"
 WANTED = {"gfid": TRAINING, "rfid": ORIGINALS}

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import json
 import math
 import platform
@@ -16,20 +15,14 @@ from typing import TYPE_CHECKING, Any, TypeGuard
 from pydantic_core import from_json
 
 from data_specs import storage
+from data_specs.digest import file_digest
 
 if TYPE_CHECKING:
     from data_specs.reader import ShardSet
 
 PACKAGES = (
-    "numpy",
-    "scipy",
-    "torch",
-    "torchvision",
-    "torch-fidelity",
-    "transformers",
-    "pillow",
-    "rouge-score",
-    "rapidfuzz",
+    *("numpy", "scipy", "torch", "torchvision", "torch-fidelity", "transformers"),
+    *("pillow", "rouge-score", "rapidfuzz"),
 )
 NOT_COMPARED = {"command", "versions", "worst", "texts"}
 
@@ -93,7 +86,7 @@ def set_inputs(sets: dict[str, ShardSet]) -> dict[str, dict[str, Any]]:
         name: {
             "uri": items.uri,
             "count": len(items),
-            "digest": hashlib.sha256(storage.read_bytes(items.uri)).hexdigest(),
+            "digest": file_digest(items.uri),
         }
         for name, items in sets.items()
     }

@@ -19,6 +19,7 @@ import numpy as np
 from PIL import Image
 
 from data_specs import open_shards, storage
+from data_specs.digest import file_digest
 from data_specs.npy import read_header
 from data_specs.records import Box
 
@@ -170,7 +171,7 @@ class ShardImages:
         self.uri = uri
         self.items = open_shards(uri)
         manifest = uri if uri.endswith("manifest.json") else storage.join(uri, "manifest.json")
-        self.digest = hashlib.sha256(storage.read_bytes(manifest)).hexdigest()
+        self.digest = file_digest(manifest)
         if not len(self.items):
             raise ValueError(f"{uri}: the shard set is empty")
         if "image" not in self.items[0]:
@@ -221,12 +222,6 @@ def check_array(uri: str, shape: tuple[int, ...], dtype: np.dtype) -> None:
         raise ValueError(f"{uri}: arr_0 is {list(shape)}; images are [N, H, W, 3]")
     if shape[0] == 0:
         raise ValueError(f"{uri}: arr_0 holds no image")
-
-
-def file_digest(path: Path) -> str:
-    """SHA-256 (hex) of a file."""
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 def folder_digest(path: str | Path) -> str:
