@@ -14,18 +14,7 @@ from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 
 from data_specs import storage, table
-from data_specs.records import (
-    Dropped,
-    Failure,
-    InputRead,
-    Outcome,
-    Ran,
-    Reason,
-    Receipt,
-    Reject,
-    Sample,
-    ShardFile,
-)
+from data_specs.records import Dropped, Failure, InputRead, Outcome, Ran, Reason, Receipt, Reject, Sample, ShardFile
 from data_specs.scratch import scratch_folder
 from data_specs.shards import Shard, WrittenShard, first_offsets, index_uri, write_shard
 

@@ -69,7 +69,7 @@ def _table(properties: dict[str, Any], sections: dict[str, Any]) -> Iterator[str
     for key, about in properties.items():
         section = _section_of(about)
         means = about.get("description") or sections.get(section, {}).get("description", "")
-        default = "" if section or "default" not in about else f"`{_short(about['default'])}`"
+        default = "" if section or "default" not in about else f"`{json.dumps(about['default'], ensure_ascii=False)}`"
         cells = (f"`{key}`", _takes(about), default, _sentence(means))
         yield f"| {' | '.join(cell.replace('|', '&#124;') for cell in cells)} |"
 
@@ -88,10 +88,6 @@ def _takes(about: dict[str, Any]) -> str:
         return f"list of {_takes(about['items'])}"
     bounds = " ".join(words.format(about[bound]) for bound, words in BOUNDS if bound in about)
     return f"{about.get('type', 'a value')} {bounds}".strip().replace("object", "mapping")
-
-
-def _short(value: Any) -> str:
-    return json.dumps(value, ensure_ascii=False)
 
 
 def _sentence(text: str) -> str:

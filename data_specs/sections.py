@@ -150,8 +150,7 @@ class PageStyle(Section):
 
     dpi: float = Field(152.4, ge=18, le=1200, description="dots per inch at which a page is drawn before it is cut")
     fit: tuple[Annotated[int, Field(ge=16)], Annotated[int, Field(ge=16)]] | None = Field(
-        None,
-        description="pixels, width and height, into which each page is fitted, on white; dpi is not heeded then",
+        None, description="pixels, width and height, into which each page is fitted, on white; dpi is not heeded then"
     )
     crops: int = Field(10, ge=1, description="random crops of a page")
     reduction: Literal["bicubic", "bilinear"] = Field(

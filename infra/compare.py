@@ -33,7 +33,8 @@ def compare_roots(first: str, second: str) -> dict[str, Any]:
     """
     roots = (first, second)
     results = [read_results(root) for root in roots]
-    trees = [_spec_tree(root) for root in roots]
+    recorded = (storage.exists(storage.join(root, "spec.yaml")) for root in roots)
+    trees = [read_spec(None, root).tree() if has else {} for root, has in zip(roots, recorded, strict=True)]
     for root, result, tree in zip(roots, results, trees, strict=True):
         if not result and not tree:
             raise ValueError(f"{root}: there is neither a spec.yaml nor a result in evaluation/; is it a root?")
@@ -66,10 +67,6 @@ def comparison_lines(compared: dict[str, Any]) -> Iterator[str]:
 def short(value: Any) -> str:
     """A figure in four digits; - where there is none."""
     return f"{value:.4g}" if isinstance(value, int | float) and not isinstance(value, bool) else str(value or "-")
-
-
-def _spec_tree(root: str) -> dict[str, Any]:
-    return read_spec(None, root).tree() if storage.exists(storage.join(root, "spec.yaml")) else {}
 
 
 def _curve(roots: tuple[str, str], folder: str, key: str) -> dict[str, Any] | None:

@@ -38,10 +38,7 @@ RELEASES = (
     Release(
         "imagenet_16x16x2",
         "2d_tokenzier_imagenet",  # spelt so there
-        {
-            "XXL": "trained_dnd_transformer_imagenet_2layer/XXL",
-            "XXXL": "trained_dnd_transformer_imagenet_2layer/XXXL",
-        },
+        {"XXL": "trained_dnd_transformer_imagenet_2layer/XXL", "XXXL": "trained_dnd_transformer_imagenet_2layer/XXXL"},
         "rFID .93; gFID 2.58 (XXL, guidance 2), 2.21 (XXXL, guidance 1.7)",
     ),
     Release("imagenet_16x16x4", "2d_tokenizer_imagenet_depth4", {}, "rFID .60; no transformer was released"),

@@ -40,11 +40,7 @@ class _Hashes(NamedTuple):
 
 
 def new_units(
-    plan: Plan,
-    other: Plan,
-    listed: Iterable[SourceUnit],
-    per_unit: int,
-    retry_rejected: bool,
+    plan: Plan, other: Plan, listed: Iterable[SourceUnit], per_unit: int, retry_rejected: bool
 ) -> Iterator[SourceUnit]:
     """Yield units of the listed documents that are new to the set, numbered on from the plan's last.
 

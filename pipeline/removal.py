@@ -60,7 +60,9 @@ class Removal(NamedTuple):
 
     def holds(self, sample: Sample) -> bool:
         """Whether a sample must go; `samples` are bare keys here."""
-        return sample.key in self.samples or (bool(self.ids) and self.holds_document(_document(sample)))
+        if sample.key in self.samples or not self.ids:
+            return sample.key in self.samples
+        return self.holds_document(SampleInfo.parse(sample.fields["json"], f"{sample.key}: json").id)
 
     def holds_document(self, document_id: str) -> bool:
         """Whether a document must go."""
@@ -80,10 +82,6 @@ def plain(document_id: str) -> str:
     if found := re.fullmatch(rf"({ARCHIVES})(\.[a-z-]{{2,12}})?[/_-]?(\d{{7}})(v\d+)?", text, flags=re.I):
         return f"{found[1].lower()}/{found[3]}"
     return text
-
-
-def _document(sample: Sample) -> str:
-    return SampleInfo.parse(sample.fields["json"], f"{sample.key}: json").id
 
 
 def read_removed(images_uri: str) -> Removal:

@@ -120,9 +120,9 @@ class TokenizerTask:
         waited = time.monotonic() - started
         seed = np.random.SeedSequence((self.spec.seed, self.draw_number, self.ranks.rank)).generate_state(1, np.uint64)
         torch.manual_seed(int(seed[0]) >> 1)
-        before = self._copy_buffers()
+        before = [buffer.clone() for buffer in self._buffers()]
         with naming_what_to_lower("tokenizer.micro_batch_size", max(map(len, images))):
-            losses, codes = self._backward([self._tensor(micro) for micro in images])
+            losses, codes = self._backward([to_device(micro, self.device) for micro in images])
         mse, norm = self._sum_over_ranks(losses["mse"])
         applied = math.isfinite(norm) and mse <= limit
         if applied:
@@ -134,15 +134,9 @@ class TokenizerTask:
         self.draw_number += 1
         return Step(mse, applied, waited)
 
-    def _tensor(self, images: Pixels) -> Tensor:
-        return to_device(images, self.device)
-
     def _buffers(self) -> list[Tensor]:
         """What a forward pass changes: codebooks and the discriminator's running means."""
         return [buffer for net in self.networks.trained for buffer in net.buffers()]
-
-    def _copy_buffers(self) -> list[Tensor]:
-        return [buffer.clone() for buffer in self._buffers()]
 
     def _backward(self, micros: list[Tensor]) -> tuple[Losses, Tensor]:
         """Add up the gradients of this rank's micro batches [b, 3, H, W].
@@ -221,7 +215,7 @@ class TokenizerTask:
         total = 0.0
         size = max(map(len, self.dealt[self.ranks.rank]))
         for start in range(0, len(pixels), size):
-            images = self._tensor(pixels[start : start + size])
+            images = to_device(pixels[start : start + size], self.device)
             with autocast(self.device, self.dtype):
                 reconstruction = model(images)[0]
             total += float((reconstruction.float() - images).square().mean((1, 2, 3)).sum())

@@ -55,12 +55,7 @@ def fit(spec: Spec, root: str) -> bool:
 def job_of(spec: Spec, root: str) -> Job:
     """Return what is to be trained, and where."""
     return Job(
-        "train-tokenizer",
-        storage.join(root, "tokenizer"),
-        spec.tokenizer,
-        spec,
-        ("tokenizer",),
-        identity(spec, root),
+        "train-tokenizer", storage.join(root, "tokenizer"), spec.tokenizer, spec, ("tokenizer",), identity(spec, root)
     )
 
 

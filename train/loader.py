@@ -84,10 +84,7 @@ class CodeShard:
 
 def fetch_shard(uri: str, digests: Digests, wait: Event) -> list[BinaryIO]:
     """Has the verified tar and index of a shard on this node, a remote one held in the cache by the files returned."""
-    files = [
-        open_verified(index_uri(uri), digests.index_sha256, wait),
-        open_verified(uri, digests.sha256, wait),
-    ]
+    files = [open_verified(index_uri(uri), digests.index_sha256, wait), open_verified(uri, digests.sha256, wait)]
     if storage.is_remote(uri):
         return files
     for file in files:

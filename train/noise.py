@@ -39,7 +39,7 @@ def code_keys(seed: int, images: Tensor, num_positions: int, depth: int) -> Tens
 
 def gumbel(keys: Tensor, codes: Tensor) -> Tensor:
     """Standard Gumbel noise, float32, for keys [B, 2] and codes int32 [V] or [B, V] -> [B, V]."""
-    bits = codes * _signed(_WEYL[0]) + keys[:, :1]
+    bits = codes * (_WEYL[0] - 2**32) + keys[:, :1]  # as a signed 32-bit number
     high = bits >> 16
     bits.bitwise_xor_(high.bitwise_and_(0xFFFF)).mul_(_HASH[0]).bitwise_xor_(keys[:, 1:])
     torch.bitwise_right_shift(bits, 15, out=high)
@@ -49,7 +49,3 @@ def gumbel(keys: Tensor, codes: Tensor) -> Tensor:
     # 31 bits, small values exact: a small u makes a large noise, and large noises are what win
     uniform = bits.float().add_(0.5).mul_(2.0**-31).clamp_(max=1 - 2.0**-24)
     return uniform.neg_().log1p_().neg_().log_().neg_()
-
-
-def _signed(word: int) -> int:
-    return word - 2**32 if word >= 2**31 else word

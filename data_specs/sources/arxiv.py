@@ -118,7 +118,7 @@ class ArxivSource(Source):
             )
         with path.open("rb") as file:  # stays open: the cache may drop it
             slots, fault = _slots(file, tar.uri, papers)
-            names = {member: _identifier(member) for member in slots}
+            names = {slot: paper_id(slot.name.rpartition("/")[2].removesuffix(".pdf")) for slot in slots}
             known = papers_of(months[0].uri, set(names.values())) if months else {}
             for member, identifier in names.items():
                 yield _paper(self, tar, member, identifier, known.get(identifier), file, max_bytes)
@@ -214,7 +214,9 @@ def _chosen(source: ArxivSource) -> Iterator[tuple[Tar, FileInfo, int]]:
     tars = _selected(source)
     left = source.max_documents
     there = {
-        file.uri: file for folder in sorted({_folder(source, t) for t in tars}) for file in storage.list_files(folder)
+        file.uri: file
+        for folder in sorted({_uri(source, tar).rpartition("/")[0] for tar in tars})
+        for file in storage.list_files(folder)
     }
     missing = [tar.filename for tar in tars if _uri(source, tar) not in there]
     if missing:
@@ -252,10 +254,6 @@ def _uri(source: ArxivSource, tar: Tar) -> str:
     return storage.join(source.uri, tar.filename)
 
 
-def _folder(source: ArxivSource, tar: Tar) -> str:
-    return _uri(source, tar).rpartition("/")[0]
-
-
 def _months(source: ArxivSource) -> dict[str, FileInfo]:
     """The metadata of each month, as `prepare_arxiv` left it."""
     files = storage.list_files(source.metadata) if source.metadata else ()
@@ -263,10 +261,6 @@ def _months(source: ArxivSource) -> dict[str, FileInfo]:
 
 
 # ---- unit ----------------------------------------------------------------------------------------------------------
-def _identifier(member: Member) -> str:
-    return paper_id(member.name.rpartition("/")[2].removesuffix(".pdf"))
-
-
 def _slots(file: BinaryIO, uri: str, papers: TarRange) -> tuple[list[Member], str]:
     """(the unit's members, what is wrong with the tar)."""
     stop = papers.first + papers.count

@@ -10,16 +10,7 @@ import typer
 from data_specs import storage
 from data_specs.spec import Spec
 from data_specs.text import say
-from infra.commands.options import (
-    AddressOpt,
-    KnownRootOpt,
-    RootOpt,
-    SetOpt,
-    SpecArg,
-    WorkersOpt,
-    open_root,
-    open_spec,
-)
+from infra.commands.options import AddressOpt, KnownRootOpt, RootOpt, SetOpt, SpecArg, WorkersOpt, open_root, open_spec
 from infra.submit.job import Engine
 from pipeline.stages import registered
 

@@ -45,12 +45,7 @@ def import_tokenizer(
 
 
 @import_.command("transformer")
-def import_transformer(
-    path: PathArg,
-    root: RootOpt,
-    spec: SpecOpt = None,
-    size: SizeOpt = None,
-) -> None:
+def import_transformer(path: PathArg, root: RootOpt, spec: SpecOpt = None, size: SizeOpt = None) -> None:
     """A released transformer into ROOT/transformer; refuses one that is not of this preset and size."""
     from infra import pretrained as run
 
@@ -101,11 +96,7 @@ def push(
 
 
 @export.command("tokenizer")
-def export_tokenizer(
-    path: OutArg,
-    root: RootOpt,
-    config: ConfigOpt = None,
-) -> None:
+def export_tokenizer(path: OutArg, root: RootOpt, config: ConfigOpt = None) -> None:
     """ROOT/tokenizer as the released RQ-VAEs are: a .pt file and its config.yaml."""
     from tokenize_jobs.weights import export_tokenizer as write
     from tokenize_jobs.weights import load_tokenizer

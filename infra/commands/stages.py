@@ -32,11 +32,7 @@ from pipeline.stages import Option, Stage, UnitStage, registered
 from pipeline.workers import MAX_FAILURES, Share, ShareDone, Workers, kept
 
 Declared = dict[str, tuple[Any, Any]]  # name of a parameter -> (what typer makes of it, its default)
-FOR_ALL: Declared = {
-    "root": (RootOpt, inspect.Parameter.empty),
-    "spec": (SpecArg, None),
-    "set_": (SetOpt, None),
-}
+FOR_ALL: Declared = {"root": (RootOpt, inspect.Parameter.empty), "spec": (SpecArg, None), "set_": (SetOpt, None)}
 FOR_READERS: Declared = {"from_": (FromOpt, None)}
 FOR_TRAININGS: Declared = {"ranks": (RanksOpt, None)}
 FOR_UNITS: Declared = {

@@ -12,15 +12,7 @@ import yaml
 
 from data_specs.code_version import REPOSITORY, patch_name, this_code
 from infra.submit import kubernetes
-from infra.submit.job import (
-    Engine,
-    Job,
-    command,
-    environment,
-    run_tool,
-    training_arguments,
-    variables,
-)
+from infra.submit.job import Engine, Job, command, environment, run_tool, training_arguments, variables
 
 
 class Request(NamedTuple):

@@ -1,9 +1,13 @@
 """What a set of codes uses of its codebook, and the bits per code that a model without any context would need."""
 
+import math
 from collections.abc import Iterable
 from typing import Any
 
 import numpy as np
+import torch
+
+from tokenize_jobs import quantizer
 
 
 def count_codes(batches: Iterable[np.ndarray], codebook_size: int) -> np.ndarray:
@@ -17,12 +21,10 @@ def count_codes(batches: Iterable[np.ndarray], codebook_size: int) -> np.ndarray
         flat = np.asarray(batch).reshape(-1, batch.shape[-1]).astype(np.int64)
         if flat.size and (flat.min() < 0 or flat.max() >= codebook_size):
             raise ValueError(f"a code of {flat.max()} does not fit a codebook of {codebook_size} rows")
-        if counts is None:
-            counts = np.zeros((flat.shape[1], codebook_size), np.int64)
-        if flat.shape[1] != len(counts):
+        if counts is not None and flat.shape[1] != len(counts):
             raise ValueError(f"codes of {flat.shape[1]} depths among codes of {len(counts)} depths")
-        for depth in range(len(counts)):
-            counts[depth] += np.bincount(flat[:, depth], minlength=codebook_size)
+        of_batch = quantizer.count_codes(torch.from_numpy(flat), codebook_size).numpy()
+        counts = of_batch if counts is None else np.add(counts, of_batch, out=counts)
     if counts is None:
         raise ValueError("no codes to count: the set is empty")
     return counts
@@ -46,14 +48,14 @@ def cross_entropy_bits(train: np.ndarray, val: np.ndarray) -> np.ndarray:
 
 def codebook_usage(histogram: np.ndarray) -> list[dict[str, Any]]:
     """Per depth: rows used at all, their share of the codebook, perplexity (2 ** entropy) and entropy in bits."""
-    bits = entropy_bits(histogram)
+    usage, perplexity = quantizer.codebook_health(torch.from_numpy(histogram))
     return [
         {
             "depth": depth,
             "rows_used": int((row > 0).sum()),
-            "share_used": float((row > 0).mean()),
-            "perplexity": float(2.0 ** bits[depth]),
-            "entropy_bits": float(bits[depth]),
+            "share_used": usage[depth],
+            "perplexity": perplexity[depth],
+            "entropy_bits": math.log2(perplexity[depth]),
         }
         for depth, row in enumerate(histogram)
     ]

@@ -123,11 +123,5 @@ def _open(pictures: ImageSet, index: int) -> Picture | Reading:
 def _record(engine: OcrEngine, key: str, image: str, reading: Reading) -> OcrRecord:
     words, boxes = tuple(word.text for word in reading.words), tuple(word.box for word in reading.words)
     return OcrRecord(
-        key=key,
-        image=image,
-        engine=engine.name,
-        version=engine.version,
-        text=reading.text,
-        words=words,
-        boxes=boxes,
+        key=key, image=image, engine=engine.name, version=engine.version, text=reading.text, words=words, boxes=boxes
     )

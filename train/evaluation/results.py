@@ -83,12 +83,7 @@ def naming_its_file(root: str, name: str) -> Iterator[None]:
 def set_inputs(sets: dict[str, ShardSet]) -> dict[str, dict[str, Any]]:
     """{name: address, images and SHA-256 of the manifest, which holds every tar's} of the shard sets that were read."""
     return {
-        name: {
-            "uri": items.uri,
-            "count": len(items),
-            "digest": file_digest(items.uri),
-        }
-        for name, items in sets.items()
+        name: {"uri": items.uri, "count": len(items), "digest": file_digest(items.uri)} for name, items in sets.items()
     }
 
 
