@@ -34,7 +34,8 @@ def load(preset: str, rounds: int) -> dict[str, Comparison]:
     with tempfile.TemporaryDirectory(prefix="dnd-bench-") as root:
         random_codes(spec, root, SAMPLES, SHARDS)
         loader = Loader(spec.train.codes, root, spec)
-        shards, position = loader.sets[0].set.shard_uris, 0
+        shards = loader.sets[0].set.shard_uris
+        position = 0
 
         def ours() -> int:
             nonlocal position
@@ -82,7 +83,8 @@ def _litdata(loader: Loader, folder: str) -> Callable[[], int]:
 
 def _memory_map(loader: Loader, path: Path) -> Callable[[], int]:
     np.concatenate([loader.in_order(first, BATCH)[0] for first in range(0, SAMPLES, BATCH)]).astype("<u2").tofile(path)
-    codes, rng = np.memmap(path, "<u2", "r").reshape(SAMPLES, -1), np.random.default_rng(0)
+    codes = np.memmap(path, "<u2", "r").reshape(SAMPLES, -1)
+    rng = np.random.default_rng(0)
 
     def gather() -> int:
         for _ in range(BATCHES):

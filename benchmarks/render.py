@@ -66,12 +66,14 @@ def render(kind: str, preset: str, rounds: int) -> dict[str, Comparison]:
         sources = [source.prepare(storage.join(folder, "inputs")) for source in spec.render.sources]
         (_, unit), *_ = cut(spec.render, sources)
         calls, inputs = list(_calls(unit.source, Path(folder, "inputs"))), Path(folder, "inputs")
-        renderer, numbers = Renderer(spec), iter(range(10**9))
+        renderer = Renderer(spec)
+        numbers = iter(range(10**9))
         bare = {"pages": _bare_pages, "text": _bare_text, "markdown": _bare_markdown}[kind]
 
         def stage() -> int:
             number = next(numbers)
-            uri, work = storage.join(folder, f"set{number}"), rendering(renderer, storage.join(folder, "set"))
+            uri = storage.join(folder, f"set{number}")
+            work = rendering(renderer, storage.join(folder, "set"))
             return commit(uri, digest_of(IDENTITY), number, work(unit)).written
 
         pairs = {
@@ -143,7 +145,9 @@ def _pages_by_pdfium(inputs: Path, spec: Spec) -> Iterator[np.ndarray]:
 
 
 def _cut_and_encode(spec: Spec, pages: Iterator[np.ndarray], encode: Encode) -> int:
-    size, rng, made = spec.shape.image_size, random.Random(0), 0
+    size = spec.shape.image_size
+    rng = random.Random(0)
+    made = 0
     side = spec.render.crop_size or size
     for image in pages:
         height, width = image.shape[:2]
@@ -171,8 +175,11 @@ def _bare_markdown(spec: Spec, inputs: Path, encode: Encode, words: bool) -> int
 
 def _by_story(spec: Spec, bodies: Iterator[str], encode: Encode, words: bool) -> int:
     style, size = spec.render.text, spec.shape.image_size
-    canvas, made = spec.render.crop_size or size, 0
-    archive, margin, face = pymupdf.Archive(), style.margins[0], style.fonts[0]
+    canvas = spec.render.crop_size or size
+    made = 0
+    archive = pymupdf.Archive()
+    margin = style.margins[0]
+    face = style.fonts[0]
     css = f"body {{margin: 0; font-family: {face}; font-size: {style.sizes[0]}px; color: {style.colours[0]}}}"
     if face in FACES:
         css += pymupdf.css_for_pymupdf_font(FACES[face][0], archive=archive, name=face)

@@ -42,7 +42,8 @@ def compare(
         clock: seconds, by which rates are taken.
     """
     if warm_up:
-        ours(), baseline()
+        ours()
+        baseline()
     rates: list[tuple[float, float]] = []
     for number in range(rounds):
         if number % 2:

@@ -47,7 +47,8 @@ def sample(preset: str, rounds: int, overrides: list[str], reference: Path | Non
     Raises:
         ValueError: the spec has a guidance for each depth.
     """
-    device, part = pick_device(), load_spec(preset, overrides).sample
+    device = pick_device()
+    part = load_spec(preset, overrides).sample
     torch.set_num_threads(part.threads)
     guidance, batch = part.guidance, part.batch_size or DEFAULT_BATCH
     if isinstance(guidance, list):
@@ -58,8 +59,10 @@ def sample(preset: str, rounds: int, overrides: list[str], reference: Path | Non
         model = DnDTransformer(model.config).to(device).eval()
         model.load_state_dict(wide.state_dict())
         model = model.to(torch.bfloat16)
-    small, rows = quantize_int8(model) if dtype == "int8" else model, batch * (1 + (guidance != 1))
-    ours, classes = packed(small, rows), torch.zeros(batch, dtype=torch.int64, device=device)
+    small = quantize_int8(model) if dtype == "int8" else model
+    rows = batch * (1 + (guidance != 1))
+    ours = packed(small, rows)
+    classes = torch.zeros(batch, dtype=torch.int64, device=device)
     baselines = {"the plain eager loop": lambda: len(plain_sample(model, classes, guidance).cpu())}
     if reference:
         theirs = authors_sampler(reference, model, guidance)
@@ -158,10 +161,12 @@ def authors_sampler(path: Path, model: DnDTransformer, guidance: float, greedy: 
 @torch.inference_mode()
 def plain_sample(model: DnDTransformer, classes: Tensor, guidance: float) -> Tensor:
     """Codes int64 [B, L, D]: each position attends to the whole cache under a mask, codes drawn by multinomial."""
-    config, guided = model.config, guidance != 1
+    config = model.config
+    guided = guidance != 1
     h = model.cls_embedding(torch.cat([classes, torch.full_like(classes, config.num_classes)]) if guided else classes)
     shape = (2, len(h), config.num_heads, config.num_positions, config.dim // config.num_heads)
-    caches, codes = [h.new_zeros(shape) for _ in range(config.num_layers)], list[Tensor]()
+    caches = [h.new_zeros(shape) for _ in range(config.num_layers)]
+    codes = list[Tensor]()
     cosine, sine = rotary_factors(config, h.device)
 
     def head(depth: int, hidden: Tensor) -> Tensor:

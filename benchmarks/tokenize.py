@@ -70,7 +70,8 @@ def _drawn(number: int, size: int) -> np.ndarray:
 
 @torch.inference_mode()
 def _bare(model: RQVAE, images: np.ndarray, spec: Spec, size: int) -> int:
-    device, dtype = next(model.parameters()).device, getattr(torch, spec.tokenize.dtype)
+    device = next(model.parameters()).device
+    dtype = getattr(torch, spec.tokenize.dtype)
     for start in range(0, len(images), size):
         with autocast(device, dtype):
             model.encode(to_device(images[start : start + size], device)).cpu()

@@ -55,7 +55,9 @@ class _Bare:
     """The same model with nothing around it; its batch lies in memory."""
 
     def __init__(self, spec: Spec, compiled: bool = False) -> None:
-        part, self.spec, self.device = spec.train, spec, pick_device()
+        part = spec.train
+        self.spec = spec
+        self.device = pick_device()
         self.model = DnDTransformer(config_of(spec)).train().to(self.device)
         self.optimizer = build_optimizer(self.model, spec)
         if compiled:

@@ -120,7 +120,8 @@ class Spec(Section):
         return self
 
     def _sample_fits_transformer(self) -> None:
-        section, number = self.sample, self.transformer.num_classes
+        section = self.sample
+        number = self.transformer.num_classes
         if outside := [cls for cls in section.listed_classes if not 0 <= cls < number]:
             raise ValueError(f"sample.classes holds {outside[0]}: the transformer's classes are 0..{number - 1}")
         guided = section.guidance if isinstance(section.guidance, list) else [section.guidance]

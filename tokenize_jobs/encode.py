@@ -97,7 +97,8 @@ def encode_views(model: RQVAE, views: Iterator[np.ndarray], spec: Spec) -> Itera
 
     A GPU is given the next batch before the codes of the last are waited for.
     """
-    device, size = next(model.parameters()).device, spec.tokenize.compute_batch
+    device = next(model.parameters()).device
+    size = spec.tokenize.compute_batch
     assert size is not None, "job.py settles the batch before it plans"
     under_way = deque[tuple[int, Tensor]]()
     while batch := list(islice(views, size)):
@@ -154,7 +155,8 @@ def fitting_batch(model: RQVAE, dtype: torch.dtype = torch.float32, share: float
     On a GPU the power of two that is counted to fit into `share` of its memory, tried out. On a CPU, where larger ones
     gain nothing, the largest up to 32 whose features (four float32 maps at full size) take about a gigabyte.
     """
-    device, config = next(model.parameters()).device, model.config
+    device = next(model.parameters()).device
+    config = model.config
     height, width = config.image_size
     if device.type == "cpu":
         of_image = 4 * 4 * config.ch * (height // config.patch) * (width // config.patch)

@@ -134,7 +134,8 @@ class Trainer:
         self.ranks = ranks
         self.held = held
         self.writer = checkpoint.CheckpointWriter(job.folder, ranks, self.section.keep_last, self.section.keep_every)
-        self.num_rollbacks, self.note = 0, ""
+        self.num_rollbacks = 0
+        self.note = ""
         self.saved_at = time.monotonic()
         self.save_is_due = False
         self.validation: Validation | None = None
@@ -370,7 +371,8 @@ def fit(job: Job, build: Callable[[Ranks], Task]) -> bool:
 
 def _acquire(job: Job, ranks: Ranks) -> Lease | None:
     """The folder's lease, on rank 0; raises ValueError on all ranks where another process has it."""
-    held, error = None, ""
+    held = None
+    error = ""
     if ranks.rank == 0:
         try:
             held = acquire(job.folder, f"dnd {job.command}")

@@ -28,7 +28,8 @@ class Decoder:
     """
 
     def __init__(self, model: DnDTransformer, rows: int) -> None:
-        config, weight = model.config, model.tok_embeddings.weight
+        config = model.config
+        weight = model.tok_embeddings.weight
         self.model, self.device = model, weight.device
         self.attention: Callable[..., Tensor] = getattr(model, "attention", F.scaled_dot_product_attention)
         shape = (config.num_layers, 2, rows, config.num_heads, config.num_positions, config.dim // config.num_heads)

@@ -58,7 +58,8 @@ class ChunkedCrossEntropy(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, h: Tensor, weight: Tensor, targets: Tensor, needs_grad: bool) -> Tensor:
         loss = torch.zeros((), device=h.device)  # float32
-        grad_h, grad_weight = torch.empty_like(h), torch.zeros_like(weight, dtype=torch.float32)
+        grad_h = torch.empty_like(h)
+        grad_weight = torch.zeros_like(weight, dtype=torch.float32)
         rows = max(1, LOSS_CHUNK // weight.shape[0])
         for chunk, wanted, out in zip(h.split(rows), targets[:, None].split(rows), grad_h.split(rows), strict=True):
             surprise, error = prediction_error(F.linear(chunk, weight), wanted, needs_grad)

@@ -123,7 +123,8 @@ def fastest(
     """
     item = torch.empty((), dtype=dtype).itemsize
     number = min(copies, max(1, CACHED // (out * into * item)))
-    x, weight = torch.ones(rows, 1, into, dtype=dtype), torch.ones(out, into, dtype=dtype)
+    x = torch.ones(rows, 1, into, dtype=dtype)
+    weight = torch.ones(out, into, dtype=dtype)
     with torch.inference_mode():
         weights = [weight.clone() for _ in range(number)]
         maps: dict[str, list[Callable[[Tensor], Tensor]]] = {

@@ -58,7 +58,8 @@ def predict(
 
     Gradients come as activations go: the peak is where backward begins or where the optimizer steps, the larger counts.
     """
-    parameters, low = num_parameters(config), 4 if _arithmetic(spec) == "float32" else 2
+    parameters = num_parameters(config)
+    low = 4 if _arithmetic(spec) == "float32" else 2
     stage = max(stage, 1) if low == 2 else stage
     share = parameters / gpus if stage else parameters
     on_cpu = spec.train.offload_optimizer and stage > 0
@@ -120,7 +121,8 @@ def fitting_micro_batch(
     spec: Spec, config: TransformerConfig, gpus: int, memory: float, stage: int | None = None
 ) -> int | None:
     """The largest part of a rank's batch that should fit into `memory` bytes of a GPU; None if not one image."""
-    share, stage = spec.train.batch_size // gpus, spec.train.zero_stage if stage is None else stage
+    share = spec.train.batch_size // gpus
+    stage = spec.train.zero_stage if stage is None else stage
     kernels = kernels_on_gpus(spec, stage)
     sizes = [n for n in range(share, 0, -1) if share % n == 0]
     return next((n for n in sizes if predict(spec, config, gpus, stage, n, kernels)["total"] <= room_in(memory)), None)
@@ -184,7 +186,8 @@ def sampling_table(spec: Spec, config: TransformerConfig, memory: float) -> list
 def tokenizer_table(spec: Spec, gpus: int, memory: float) -> list[str]:
     """Lines to print: memory of the tokenizer's training, with the micro batch that fits or the spec's."""
     dtype = torch.float32 if spec.tokenizer.dtype == "float32" else torch.bfloat16
-    needs, share = training_needs(spec, gpus, dtype), -(-spec.tokenizer.batch_size // gpus)
+    needs = training_needs(spec, gpus, dtype)
+    share = -(-spec.tokenizer.batch_size // gpus)
     micro = spec.tokenizer.micro_batch_size or needs.fitting(memory, share)
     head = f"tokenizer in {_name(dtype)}, {gpus} GPUs of {memory / 1e9:.0f} GB, {share} images of a step each; in GB:"
     return [head, *_lines(_parts_of(needs, micro), micro_batch=micro or "none")]

@@ -75,7 +75,8 @@ class NativeLinear(nn.Module):
         self.weight, self.product = weight.contiguous(), _required(weight.dtype).product
 
     def forward(self, x: Tensor) -> Tensor:
-        rows, (out, into) = x.float().contiguous(), self.weight.shape
+        rows = x.float().contiguous()
+        out, into = self.weight.shape
         y = torch.empty(*x.shape[:-1], out)
         self.product(self.weight.data_ptr(), rows.data_ptr(), y.data_ptr(), out, into, rows.numel() // into)
         return y.to(x.dtype)
@@ -98,7 +99,8 @@ class NativeNorm(nn.Module):
 
 def native_attention(q: Tensor, keys: Tensor, values: Tensor) -> Tensor:
     """Attention of one position, q [R, H, 1, K], over the first T of a cache's positions: views [R, H, T, K] of it."""
-    queries, (rows, heads, length, width) = q.float().contiguous(), keys.shape
+    queries = q.float().contiguous()
+    rows, heads, length, width = keys.shape
     out, scores = torch.empty(rows, heads, 1, width), torch.empty(length)
     tensors = (queries, keys, values, out, scores)
     addresses = (tensor.data_ptr() for tensor in tensors)

@@ -131,7 +131,8 @@ class Sampler:
     """A decoder with the buffers that choosing codes needs; reused while model, batch size and settings stay."""
 
     def __init__(self, model: DnDTransformer, batch: int, settings: Settings) -> None:
-        config, device = model.config, model.tok_embeddings.weight.device
+        config = model.config
+        device = model.tok_embeddings.weight.device
         self.held = _held_by_graphs(model)
         self.batch, self.settings, self.config = batch, settings, config
         rows = batch * (1 + settings.guided)
@@ -185,7 +186,8 @@ class Sampler:
             return logits.argmax(-1, keepdim=True)
         if settings.temperature[depth] != 1:
             logits = logits / settings.temperature[depth]
-        top_k, top_p = settings.top_k[depth] or logits.shape[1], settings.top_p[depth]
+        top_k = settings.top_k[depth] or logits.shape[1]
+        top_p = settings.top_p[depth]
         if top_k >= logits.shape[1] and top_p == 1:
             return gumbel(keys, self.vocabulary).add_(logits).argmax(-1, keepdim=True)
         logits, codes = logits.topk(min(top_k, logits.shape[1]))

@@ -165,7 +165,8 @@ def _losses(device: torch.device, steps: int) -> list[float]:
     model = DnDTransformer(config)
     codes = torch.randint(64, (16, 64, 2)).sort(1).values.to(device)
     model = model.to(device).train()
-    optimizer, found = build_optimizer(model, spec), list[Any]()
+    optimizer = build_optimizer(model, spec)
+    found = list[Any]()
     for _ in range(steps):
         optimizer.zero_grad(set_to_none=True)
         loss = model(codes, codes.new_zeros(16), return_loss=True).mean()

@@ -41,10 +41,12 @@ def accept(names: list[str], tiny: bool, reference: Path | None) -> Acceptance:
         raise ValueError(
             "dnd accept measures GPUs, and torch sees none here: --tiny shows on a CPU that its parts work"
         )
-    rows, seconds = list[Row](), dict[str, float]()
+    rows = list[Row]()
+    seconds = dict[str, float]()
     with tempfile.TemporaryDirectory(prefix="dnd-accept-") as folder:
         for name in names or PARTS:
-            started, work = time.monotonic(), Path(folder, name)
+            started = time.monotonic()
+            work = Path(folder, name)
             work.mkdir()
             say(f"{name} …")
             rows += _run(name, Setting(device, tiny, reference, work))

@@ -120,7 +120,8 @@ def _of_size(setting: Setting, size: str) -> Iterator[Row]:
     given = SMALL if setting.tiny else [f"transformer.size={size}", "train.steps=100"]
     given = [*given, "train.zero_stage=2", "train.compile=false", "train.batch_size=1024", "train.micro_batch_size=1"]
     spec = load_spec("demo" if setting.tiny else "imagenet_16x16x2", given)
-    config, memory = config_of(spec), memory_of(setting.device)
+    config = config_of(spec)
+    memory = memory_of(setting.device)
     engine = build_engine(spec, str(setting.folder), 1)
     average = MovingAverage(engine, 0.9999)
     for kernels in ("fused", "compiled"):
@@ -140,7 +141,8 @@ def _of_size(setting: Setting, size: str) -> Iterator[Row]:
 def _measured(
     setting: Setting, spec: Spec, engine: Any, average: MovingAverage, micro: int, kernels: Kernels, what: str
 ) -> Iterator[Row]:
-    config, device = config_of(spec), setting.device
+    config = config_of(spec)
+    device = setting.device
     shape = (micro, config.num_positions, config.depth)
     codes = torch.randint(config.codebook_size, shape, device=device)
 
@@ -154,7 +156,8 @@ def _measured(
     if setting.on_gpu:
         torch.cuda.reset_peak_memory_stats(device)
     seconds = seconds_of(step, device, 3)
-    rate, estimated = micro / seconds, estimated_mfu(config, micro, kernels, device)
+    rate = micro / seconds
+    estimated = estimated_mfu(config, micro, kernels, device)
     mfu = utilisation(config, rate, device)
     goal = GOAL if kernels == "compiled" and micro == max(MICRO_BATCHES) and setting.on_gpu else None
     if mfu is None:

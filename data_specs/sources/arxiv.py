@@ -179,7 +179,8 @@ def read_manifest(stream: BinaryIO) -> tuple[list[Tar], list[str]]:
 
 def _entries(stream: BinaryIO) -> Iterator[bytes]:
     """What stands between each <file> and its end, so that a broken entry harms no other."""
-    rest, number = b"", 0
+    rest = b""
+    number = 0
     for block in iter(lambda: stream.read(1 << 16), b""):
         *found, rest = (rest + block).split(b"<file>")
         for entry in found:

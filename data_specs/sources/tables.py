@@ -33,7 +33,9 @@ def list_rows(
         value_key: column of the documents.
         classes: the column of the classes, and the number of each that is a name; numbers stand for themselves.
     """
-    (class_key, numbers), name, row = classes or ("", {}), relative(source_uri, file.uri), 0
+    class_key, numbers = classes or ("", {})
+    name = relative(source_uri, file.uri)
+    row = 0
     found = open_table(file.uri).schema_arrow.names
     if missing := [key for key in (value_key, class_key) if key and key not in found]:
         raise ValueError(f"{file.uri}: has no column {missing[0]!r}; it has {', '.join(found)}")

@@ -82,7 +82,8 @@ class TextSource(ListedSource):
 
 def _list_lines(file: FileInfo, id_key: str, name: str) -> Iterator[Document]:
     """Lines that are not blank; one that cannot be parsed is offered by its number, to be rejected with a reason."""
-    start, some = 0, False
+    start = 0
+    some = False
     with open_unpacked(file.uri) as stream:
         for number, (line, length) in enumerate(read_lines(stream), 1):
             if not some and _ARRAY.match(line) and without_packing(name).endswith(".json"):
@@ -119,7 +120,9 @@ def _list_array(data: bytes, start: int, file: FileInfo, id_key: str, name: str)
         detail = f"a JSON array of more than {ARRAY_BYTES} bytes: write an object a line (jq -c .[])"
         yield Document(name, Span(file), reason=Reason.TYPE_NOT_READ, detail=detail)
         return
-    text, position, number = data.decode("latin-1"), len(_ARRAY.match(data)[0]), 0  # type: ignore[index]
+    text = data.decode("latin-1")
+    position = len(_ARRAY.match(data)[0])  # type: ignore[index]
+    number = 0
     try:
         while not text.startswith("]", position):
             _, stop = json.JSONDecoder().raw_decode(text, position)

@@ -84,7 +84,8 @@ def _cluster(job: Job) -> Manifest:
     """The cluster's spec with the one pool that the stage needs, as large as its workers."""
     spec: Manifest = _read("raycluster.yaml")["spec"]
     (pool,) = (group for group in spec["workerGroupSpecs"] if group["groupName"] == ("gpu" if job.gpus else "cpu"))
-    container, head = _container(pool["template"]), _container(spec["headGroupSpec"]["template"])
+    container = _container(pool["template"])
+    head = _container(spec["headGroupSpec"]["template"])
     if job.gpus:
         _multiply(container["resources"], job.gpus)
     container["image"] = head["image"] = job.image  # the driver's torch is part of the digest: one image for all

@@ -87,7 +87,8 @@ def _unit(shard: str) -> int | None:
 def _coded(root: str, spec: Spec, name: str, position: int, depth: int, view: int) -> str:
     """The codes of a sample at a depth, and what the first codes of each position make of it."""
     items = sets.open_now(root, name)
-    item, unit = items[position], sets.shard_numbers(items)[items.locate(position)[0]]
+    item = items[position]
+    unit = sets.shard_numbers(items)[items.locate(position)[0]]
     views = sets.codes_of(root, name, item["__key__"], unit)
     if views is None:
         return "<p>No codes of it under this root.</p>"

@@ -133,14 +133,16 @@ def shown(words: str, image: np.ndarray) -> tuple[str, str]:
 
 def about(item: Item, shard: str) -> str:
     """A sample: its picture with the boxes of its words, its text, and what else is known of it."""
-    known, picture, words = item["json"], item["image"], item["__key__"]
+    known = item["json"]
+    picture = item["image"]
+    caption = item["__key__"]
     if "words" in known:
-        info = SampleInfo.parse(json.dumps(known).encode(), words)
+        info = SampleInfo.parse(json.dumps(known).encode(), caption)
         picture = np.asarray(with_boxes(Image.fromarray(picture), info))
-        words = f"{len(info.words)} words, {sum(info.clipped)} of them cut by the edge"
+        caption = f"{len(info.words)} words, {sum(info.clipped)} of them cut by the edge"
     facts = [("key", item["__key__"]), ("shard", shard), ("class", item["cls"])]
     facts += [(name, known[name]) for name in ABOUT if known.get(name) not in (None, "", -1)]
-    return part("sample", shown(words, picture)[1], words, known.get("text", ""), facts)
+    return part("sample", shown(caption, picture)[1], caption, known.get("text", ""), facts)
 
 
 # ---- what is not there -----------------------------------------------------------------------------------------------
