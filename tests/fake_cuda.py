@@ -19,7 +19,7 @@ from torch import nn
 from torch._subclasses import FakeTensorMode
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from train import fused
+from train import kernels
 
 CUDA, META, DEVICE_TYPES = 1, 14, 22  # of c10::DeviceType
 
@@ -29,14 +29,14 @@ def fake_cuda() -> Iterator[None]:
     """Inside of the block new tensors have no bytes, whatever their device; what a GPU would fuse runs as it stands."""
     library = ctypes.CDLL(str(Path(torch.__file__).parent / "lib/libc10.so"))
     guards = (ctypes.c_void_p * DEVICE_TYPES).in_dll(library, "_ZN3c104impl26device_guard_impl_registryE")
-    before, compiled = guards[CUDA], fused.compiled
+    before, compiled = guards[CUDA], kernels.compiled
     guards[CUDA] = before or guards[META]
-    fused.compiled = lambda function: function  # type: ignore[assignment]
+    kernels.compiled = lambda function: function  # type: ignore[assignment]
     try:
         with FakeTensorMode(allow_non_fake_inputs=True):
             yield
     finally:
-        guards[CUDA], fused.compiled = before, compiled
+        guards[CUDA], kernels.compiled = before, compiled
 
 
 def on_cuda(module: nn.Module) -> nn.Module:

@@ -9,7 +9,7 @@ import torch
 import torch.nn.functional as F
 from safetensors import safe_open
 
-from train import cross_entropy
+from train import kernels
 from train.model import DnDTransformer, TransformerConfig
 from train.sampling import sample_codes
 
@@ -79,7 +79,7 @@ def test_first_loss_is_that_of_a_uniform_guess():
 
 @pytest.mark.parametrize("chunk", [19, 19 * 7, 2**25])
 def test_chunked_loss_and_gradient_are_the_plain_ones(monkeypatch, chunk):
-    monkeypatch.setattr(cross_entropy, "LOSS_CHUNK", chunk)
+    monkeypatch.setattr(kernels, "LOSS_CHUNK", chunk)
     transformer, codes, classes = randomised(TINY)
     weights = torch.tensor([0.7, 1.9])
     loss = transformer(codes, classes, return_loss=True)
