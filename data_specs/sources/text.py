@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import re
 from collections.abc import Iterator, Mapping
+from itertools import chain
 from typing import Any, BinaryIO, ClassVar, Literal
 
 from pydantic import Field
@@ -19,8 +20,9 @@ from data_specs.sources.packed import open_unpacked
 from data_specs.sources.tables import list_rows
 
 LINES = (".jsonl", ".ndjson", ".json")
-ARRAY_BYTES = 1 << 26  # of a file that holds one JSON array
+VALUES_BYTES = 1 << 26  # of a file that holds one JSON array, or objects of several lines
 LINE_BYTES = 1 << 24  # what is held of a line while listing; a longer one is offered by its number
+_OBJECT = re.compile(rb"(?:\xef\xbb\xbf)?\s*(?={)")
 _ARRAY = re.compile(rb"(?:\xef\xbb\xbf)?\s*\[\s*")
 _BETWEEN = re.compile(r"\s*,?\s*")
 
@@ -52,7 +54,11 @@ class TextSource(ListedSource):
             if is_parquet(file.uri):
                 yield from list_rows(self.uri, file, self.id_key, self.text_key)
             elif without_packing(file.uri).endswith(LINES):
-                yield from _list_lines(file, self.id_key, relative(self.uri, file.uri))
+                documents = _list_lines(file, self.id_key, relative(self.uri, file.uri))
+                if (first := next(documents, None)) is None:
+                    not_taken.add(file.uri, "empty")
+                else:
+                    yield from chain([first], documents)
             else:
                 not_taken.add(file.uri)
 
@@ -81,19 +87,42 @@ class TextSource(ListedSource):
 
 
 def _list_lines(file: FileInfo, id_key: str, name: str) -> Iterator[Document]:
-    """Lines that are not blank; one that cannot be parsed is offered by its number, to be rejected with a reason."""
+    """Lines that are not blank; one that cannot be parsed is offered by its number, to be rejected with a reason.
+
+    A .json may hold one array, or objects that go over several lines.
+    """
+    if without_packing(name).endswith(".json"):
+        with open_unpacked(file.uri) as stream:
+            values = _values(stream)
+        if values:
+            yield from _list_values(values, file, id_key, name)
+            return
     start = 0
-    some = False
     with open_unpacked(file.uri) as stream:
         for number, (line, length) in enumerate(read_lines(stream), 1):
-            if not some and _ARRAY.match(line) and without_packing(name).endswith(".json"):
-                fits = length == len(line)
-                yield from _list_array(line + stream.read(ARRAY_BYTES) if fits else b"", start, file, id_key, name)
-                return
             if line.strip():
-                some = True
                 yield Document(_id_of(line, id_key, f"line-{number}"), Span(file, start, length))
             start += length
+
+
+def _values(stream: BinaryIO) -> bytes | None:
+    """What a file holds, up to a limit, where it is an array or begins with an object of several lines; else None."""
+    head = line = stream.readline(LINE_BYTES)
+    while line and not line.strip(b"\xef\xbb\xbf \t\r\n") and len(head) < LINE_BYTES:
+        head += (line := stream.readline(LINE_BYTES))
+    is_array = _ARRAY.match(head)
+    goes_on = head.endswith(b"\n") and _OBJECT.match(head) and not _is_object(head)
+    data = head + stream.read(VALUES_BYTES) if is_array or goes_on else b""
+    return data if is_array or (goes_on and _is_object(data)) else None
+
+
+def _is_object(data: bytes) -> bool:
+    """Whether an object begins here, and ends."""
+    try:
+        json.JSONDecoder().raw_decode(data.decode("latin-1"), _OBJECT.match(data).end())  # type: ignore[union-attr]
+    except (ValueError, RecursionError):
+        return False
+    return True
 
 
 def read_lines(stream: BinaryIO) -> Iterator[tuple[bytes, int]]:
@@ -114,24 +143,26 @@ def _id_of(data: bytes, id_key: str, otherwise: str) -> str:
     return otherwise if found is None else as_utf8(str(found)[:ID_CHARACTERS])
 
 
-def _list_array(data: bytes, start: int, file: FileInfo, id_key: str, name: str) -> Iterator[Document]:
-    """The elements of a JSON array that begins at `start`; one that is damaged or too large is a reject itself."""
-    if not 0 < len(data) <= ARRAY_BYTES:
-        detail = f"a JSON array of more than {ARRAY_BYTES} bytes: write an object a line (jq -c .[])"
+def _list_values(data: bytes, file: FileInfo, id_key: str, name: str) -> Iterator[Document]:
+    """The elements of a JSON array, or objects one behind the other; what is damaged or too large is a reject."""
+    opened = _ARRAY.match(data)
+    what = "a JSON array" if opened else "JSON objects over several lines"
+    if len(data) > VALUES_BYTES:
+        detail = f"{what} of more than {VALUES_BYTES} bytes: write an object a line (jq -c {'.[]' if opened else '.'})"
         yield Document(name, Span(file), reason=Reason.TYPE_NOT_READ, detail=detail)
         return
     text = data.decode("latin-1")
-    position = len(_ARRAY.match(data)[0])  # type: ignore[index]
+    position = (opened or _OBJECT.match(data)).end()  # type: ignore[union-attr]
     number = 0
     try:
-        while not text.startswith("]", position):
+        while not text.startswith("]", position) if opened else position < len(text):
             _, stop = json.JSONDecoder().raw_decode(text, position)
             number += 1
-            element = Span(file, start + position, stop - position)
+            element = Span(file, position, stop - position)
             yield Document(_id_of(data[position:stop], id_key, f"item-{number}"), element)
             position = _BETWEEN.match(text, stop).end()  # type: ignore[union-attr]
         if text[position + 1 :].strip():
             raise ValueError("something stands behind the array")
     except (ValueError, RecursionError):
-        detail = f"a JSON array that is damaged behind byte {start + position}"
+        detail = f"{what}, damaged behind byte {position}"
         yield Document(name, Span(file), reason=Reason.TYPE_NOT_READ, detail=detail)

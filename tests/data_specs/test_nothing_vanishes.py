@@ -198,6 +198,39 @@ def test_json_arrays_are_their_elements(packing: str, tmp_path: Path) -> None:
     assert texts(found[:2]) == [("1", "ä]"), ("item-2", '"[,')] and found[2].data == b'["no passage"]'
 
 
+@pytest.mark.parametrize("packing", ["", "gz"])
+def test_objects_of_several_lines_are_one_passage_each(packing: str, tmp_path: Path) -> None:
+    rows = [{"id": "a", "text": "ä } {"}, {"text": "of\nlines", "more": [{}]}]
+    data = "\ufeff\r\n" + "\r\n".join(json.dumps(row, indent=2, ensure_ascii=False) for row in rows) + "\r\n"
+    (tmp_path / (f"a.json.{packing}" if packing else "a.json")).write_bytes(PACKERS.get(packing, bytes)(data.encode()))
+    found = read_all(TextSource(uri=str(tmp_path)), val_share=0)["train"]
+    assert texts(found) == [("a", "ä } {"), ("item-2", "of\nlines")]
+
+
+@pytest.mark.parametrize(
+    ("content", "offered"),
+    [
+        ('{"data": [\n{"text": "a"}]}', [("item-1", None)]),  # rendering rejects it: no text
+        ('{"id": "x",\n"text": "y"}\n{]', [("x", None), ("a.json", Reason.TYPE_NOT_READ)]),
+        ('{"id": "cut\n{"id": "b", "text": "c"}\n', [("line-1", None), ("b", None)]),  # lines, the first damaged
+        ('\n{"id": "a", "text": "b"}\n{\n', [("a", None), ("line-3", None)]),
+    ],
+)
+def test_a_json_file_is_lines_unless_its_first_object_ends_on_a_later_one(
+    content: str, offered: list[tuple[str, Reason | None]], tmp_path: Path
+) -> None:
+    (tmp_path / "a.json").write_text(content)
+    found = read_all(TextSource(uri=str(tmp_path)), val_share=0)["train"]
+    assert [(raw.id, raw.reason) for raw in found] == offered
+
+
+def test_files_that_hold_nothing_are_counted(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    for name, content in (("a.jsonl", ""), ("b.json", " \n\n"), ("c.jsonl", '{"text": "x"}')):
+        (tmp_path / name).write_text(content)
+    assert len(read_all(TextSource(uri=str(tmp_path)), val_share=0)["train"]) == 1
+    assert "2 empty (for instance" in caplog.text and "a.jsonl" in caplog.text
+
+
 @pytest.mark.parametrize("end", ["", ", {]", "] [1]"])
 def test_a_damaged_json_array_is_a_reject_beside_its_elements(end: str, tmp_path: Path) -> None:
     (tmp_path / "a.json").write_text('[{"id": "x", "text": "y"}' + end)
