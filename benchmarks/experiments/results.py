@@ -18,7 +18,7 @@ from data_specs import storage
 from data_specs.metrics import read_rows
 
 SHOWN = 10  # samples of an arm in the picture
-LABEL = 150  # pixels of a picture for an arm's name
+LABEL = 190  # pixels of a picture for an arm's name
 HEAD = (
     *("arm", "steps", "training, TFLOP", "ms a step", "bits a code", "bits an image"),
     *("real words, ratio to real text (95 % interval)", "distinct words", "ms an image"),
