@@ -6,9 +6,10 @@ import re
 import socket
 import subprocess
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -130,26 +131,49 @@ def test_one_walks_through_samples_codes_rejects_neighbours_and_curves(address: 
     assert [url for url in asked if not url.startswith((address, "data:", "blob:"))] == []
 
 
+def settles(page: Any) -> Callable[[], None]:
+    """Waits until no answer is under way: Gradio's client closes the queue's stream behind the last event, and never
+    hears of one that comes in the milliseconds in which it does; no hand is as fast."""
+    streams = set[Any]()
+    page.on("request", lambda request: streams.add(request) if "/queue/" in request.url else None)
+    for name in ("requestfinished", "requestfailed"):
+        page.on(name, lambda request: streams.discard(request))
+
+    def settled() -> None:
+        quiet = 0
+        while quiet < 5:
+            page.wait_for_timeout(50)
+            quiet = 0 if streams else quiet + 1
+
+    return settled
+
+
 def test_the_studio_draws_paints_a_hole_and_goes_on_with_a_line(address: str) -> None:
     with chromium() as page:
+        settled = settles(page)
         page.goto(address)
         page.get_by_role("tab", name="Studio").click()
+        settled()
         page.get_by_role("button", name="Draw").click()
         page.locator(".tiles button", has_text="seed 0, 3").wait_for()
         page.locator(".tiles button", has_text="seed 0, 1").click()
         box = page.locator(".hole").bounding_box()
         page.mouse.move(box["x"] + 0.3 * box["width"], box["y"] + 0.3 * box["height"])
+        settled()
         page.mouse.down()
         page.mouse.move(box["x"] + 0.7 * box["width"], box["y"] + 0.6 * box["height"], steps=4)
         page.mouse.up()
         page.wait_for_function("[...document.querySelectorAll('textarea, input')].some(i => i.value == '1, 1, 3, 3')")
         page.get_by_label("Seed").fill("7")
+        settled()
         page.get_by_role("button", name="Paint").click()
         page.locator(".tiles button", has_text="seed 7, 3").wait_for()
         page.get_by_label("Line of text").fill("an")
+        settled()
         page.get_by_role("button", name="Write this line").click()
         page.locator(".hole i").first.wait_for()
         page.get_by_label("Line of text").fill("word " * 60)
+        settled()
         page.get_by_role("button", name="Write this line").click()
         page.get_by_text("the text cannot be drawn").wait_for()
 
