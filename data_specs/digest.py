@@ -40,7 +40,10 @@ def claim(folder_uri: str, identity: Identity, remedy: str = "") -> str:
 def claimed(folder_uri: str) -> Identity | None:
     """The identity that a stage's folder is bound to; None where it is not yet."""
     uri = storage.join(folder_uri, "stage.json")
-    return Identity.parse(storage.read_bytes(uri), uri) if storage.exists(uri) else None
+    try:
+        return Identity.parse(storage.read_bytes(uri), uri)
+    except FileNotFoundError:
+        return None
 
 
 def require_claimable(folder_uri: str, identity: Identity, remedy: str = "") -> None:

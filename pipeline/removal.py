@@ -60,9 +60,9 @@ class Removal(NamedTuple):
 
     def holds(self, sample: Sample) -> bool:
         """Whether a sample must go; `samples` are bare keys here."""
-        if sample.key in self.samples or not self.ids:
-            return sample.key in self.samples
-        return self.holds_document(SampleInfo.parse(sample.fields["json"], f"{sample.key}: json").id)
+        if sample.key in self.samples:
+            return True
+        return bool(self.ids) and self.holds_document(SampleInfo.parse(sample.fields["json"], f"{sample.key}: json").id)
 
     def holds_document(self, document_id: str) -> bool:
         """Whether a document must go."""

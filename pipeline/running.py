@@ -130,7 +130,9 @@ def _run_here(
     units: Iterable[AnyUnit], setup: Setup, workers: Workers, progress: Progress, report: JobReport | None
 ) -> Iterator[Done]:
     """Makes the units in this process."""
-    work, host, failed = setup(), socket.gethostname(), 0
+    work = setup()
+    host = socket.gethostname()
+    failed = 0
     for unit in units:
         if report:
             report.write([Try(0, unit, time.monotonic())], {0: host}, failed)

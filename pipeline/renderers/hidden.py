@@ -19,7 +19,8 @@ DrawWithout = Callable[[set[int]], np.ndarray]  # the picture without some text 
 
 def in_one_place(texts: list[str], boxes: np.ndarray) -> list[int]:
     """Numbers of the words, boxes float [n, 4], that share their place with another word."""
-    order, found = np.argsort(boxes[:, 1], kind="stable"), set[int]()
+    found = set[int]()
+    order = np.argsort(boxes[:, 1], kind="stable")
     stops = np.searchsorted(boxes[order, 1], boxes[order, 3])
     for start in range(0, len(texts), ROWS):
         these, near = order[start : start + ROWS], order[start : stops[start : start + ROWS].max()]

@@ -76,8 +76,10 @@ def differ(image: np.ndarray, ground: Ground, least: int) -> np.ndarray:
 
 def _apart(plane: np.ndarray, low: int, high: int) -> np.ndarray:
     """Which values of uint8 are `low` at most or `high` at least; where there can be none, none is looked for."""
-    if low < 0 or high > 255:
-        return plane >= high if low < 0 else plane <= low
+    if low < 0:
+        return plane >= high
+    if high > 255:
+        return plane <= low
     return (plane <= low) | (plane >= high)
 
 
@@ -88,8 +90,14 @@ def _any(planes: list[np.ndarray]) -> np.ndarray:
 def paper(image: np.ndarray) -> tuple[int, int, int]:
     """The commonest value of each channel of uint8 [H, W, 3]."""
     some = image[::STEP, ::STEP]
-    commonest = [int(np.bincount(some[..., n].ravel()).argmax()) for n in range(1 if is_one_plane(image) else 3)]
-    return commonest[0], commonest[-2:][0], commonest[-1]
+    if is_one_plane(image):
+        grey = _commonest(some[..., 0])
+        return grey, grey, grey
+    return _commonest(some[..., 0]), _commonest(some[..., 1]), _commonest(some[..., 2])
+
+
+def _commonest(plane: np.ndarray) -> int:
+    return int(np.bincount(plane.ravel()).argmax())
 
 
 def is_pale(colour: tuple[int, ...], ground: tuple[int, int, int]) -> bool:

@@ -154,11 +154,9 @@ def read_known(drawing: pymupdf.DisplayList, marked: np.ndarray, scale: float, k
     boxes = np.array([word[:4] for word in words]) * scale
     if boxes.min() < 0 or (boxes > (marked.shape * 2)[::-1]).any():
         return None
-    return (
-        None
-        if _has_unmarked(marked, boxes.astype(int).tolist())
-        else Words(texts, boxes, np.zeros(len(texts), bool), np.ones(len(texts), bool))
-    )
+    if _has_unmarked(marked, boxes.astype(int).tolist()):
+        return None
+    return Words(texts, boxes, np.zeros(len(texts), bool), np.ones(len(texts), bool))
 
 
 def _has_unmarked(marked: np.ndarray, boxes: list[list[int]]) -> bool:
