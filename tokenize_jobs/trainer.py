@@ -11,8 +11,9 @@ import sys
 import time
 from collections.abc import Callable, Mapping
 from contextlib import suppress
+from functools import partial
 from pathlib import Path
-from typing import NamedTuple, Protocol
+from typing import NamedTuple, Protocol, TypeVar
 
 from pydantic import JsonValue
 from torch import Tensor
@@ -31,6 +32,8 @@ from tokenize_jobs.guard import SpikeDetector, Watchdog
 from tokenize_jobs.ranks import Ranks
 from tokenize_jobs.tensors import NotFiniteError
 from tokenize_jobs.throughput import Throughput
+
+T = TypeVar("T")
 
 
 # ---- what is trained -----------------------------------------------------------------------------------------------
@@ -371,25 +374,28 @@ def fit(job: Job, build: Callable[[Ranks], Task]) -> bool:
 
 def _acquire(job: Job, ranks: Ranks) -> Lease | None:
     """The folder's lease, on rank 0; raises ValueError on all ranks where another process has it."""
-    held = None
-    error = ""
-    if ranks.rank == 0:
-        try:
-            held = acquire(job.folder, f"dnd {job.command}")
-        except ValueError as refusal:
-            error = str(refusal)
-    ranks.require(error)
-    return held
+    return _on_first_rank(ranks, partial(acquire, job.folder, f"dnd {job.command}"))
 
 
 def _accept(job: Job, ranks: Ranks) -> None:
     """Binds the folder to the job and puts its spec on record, on rank 0, once the task has found nothing to refuse."""
+
+    def accept() -> None:
+        digest.claim(job.folder, job.identity, job.remedy)
+        root, _, name = job.folder.rpartition("/")
+        record_spec(job.spec, root, name, job.sections)
+
+    _on_first_rank(ranks, accept)
+
+
+def _on_first_rank(ranks: Ranks, call: Callable[[], T]) -> T | None:
+    """What a call gives on rank 0, None on others; a ValueError of it is raised on all ranks."""
+    found = None
     error = ""
     if ranks.rank == 0:
         try:
-            digest.claim(job.folder, job.identity, job.remedy)
-            root, _, name = job.folder.rpartition("/")
-            record_spec(job.spec, root, name, job.sections)
+            found = call()
         except ValueError as refusal:
             error = str(refusal)
     ranks.require(error)
+    return found

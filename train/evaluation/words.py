@@ -10,7 +10,7 @@ from itertools import pairwise
 from typing import Any
 
 from data_specs.reader import ShardSet
-from data_specs.records import parse_info
+from data_specs.records import StoredInfo
 
 LETTERS = re.compile(r"[^\W\d_]+")
 MIN_LETTERS = 4
@@ -50,7 +50,7 @@ def drawn_texts(items: ShardSet) -> Iterator[str]:
         shard = items.shard(number)
         for row in shard.field_rows("json"):
             data = shard.map[row["offset"] : row["offset"] + row["size"]]
-            yield str(parse_info(data, f"{shard.uri}: sample {row['sample']}").get("text", ""))
+            yield StoredInfo.parse(data, f"{shard.uri}: sample {row['sample']}").text
 
 
 def real_word_share(texts: Iterable[str], known: Collection[str]) -> dict[str, Any]:
