@@ -114,7 +114,8 @@ def _fill(path: Path, size: int | None, fill: Callable[[Path], None], at_once: b
         fill(part)
         if size not in (None, part.stat().st_size):
             raise OSError(f"{path.name}: got {part.stat().st_size} bytes of {size}")
-        os.replace(part, path)
+        with _eviction():  # who counts meanwhile would find neither name
+            os.replace(part, path)
         return True
     except OSError as error:
         if error.errno in (errno.ENOSPC, errno.EDQUOT):
@@ -127,12 +128,17 @@ def _fill(path: Path, size: int | None, fill: Callable[[Path], None], at_once: b
 
 def _reserve(part: Path, size: int, at_once: bool) -> bool:
     """Makes room, and an empty file of the size, which counts for all processes from now on; False without room."""
-    with FileLock(folder() / "lock-evict"):
+    with _eviction():
         if _evict(size) > 0 and not at_once:
             return False
         with part.open("wb") as file:
             file.truncate(size)
     return True
+
+
+def _eviction() -> FileLock:
+    """The lock under which files are counted, gain a name and are evicted."""
+    return FileLock(folder() / "lock-evict")
 
 
 def _evict(size: int) -> int:

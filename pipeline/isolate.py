@@ -37,6 +37,7 @@ AHEAD = 8  # calls sent before the first is answered
 MESSAGE_ANSWERS = 4  # answers sent in one message
 MESSAGE_SECONDS = 0.05  # that an answer waits for others
 WALL_FACTOR = 10  # the wall-clock backstop, in units of the CPU limit
+START_SECONDS = 600.0  # that a child may take to import what it runs, on a disk that others use
 PR_SET_PDEATHSIG = 1
 
 
@@ -94,6 +95,7 @@ class Child:
                 for call in open_calls:
                     self._send(call.arguments, factor)
             answers = self._receive(self.limits.cpu_seconds * factor)
+            self.ready = True
             if isinstance(answers, Answer):
                 open_calls[max(0, self._begun() - self.answered - 1)].answer = answers
             else:
@@ -120,20 +122,21 @@ class Child:
         self.outbox.put((call, self.limits.cpu_seconds * factor, int(self.limits.memory_bytes * factor)))
 
     def _receive(self, cpu: float) -> list[Answer] | Answer:
-        """The child's next answers, or why it ended."""
+        """The child's next answers, none when it says that it is ready, or why it ended."""
+        limit = cpu * WALL_FACTOR if self.ready else START_SECONDS
         try:
-            if self.pipe.poll(cpu * WALL_FACTOR):
+            if self.pipe.poll(limit):
                 return [Answer(*answer) for answer in self.pipe.recv()]
         except (EOFError, ConnectionError):
             return self._death(cpu)
         self.close()
-        return Answer(None, Reason.WALL_TIME, f"took longer than {cpu * WALL_FACTOR:g} s", self._step())
+        return Answer(None, Reason.WALL_TIME, f"took longer than {limit:g} s", self._step())
 
     def _start(self) -> None:
         (ours, theirs), counter = socket.socketpair(), os.memfd_create("dnd-begun")
         os.truncate(counter, 16)
         self.count = mmap(counter, 16)
-        self.answered = 0
+        self.answered, self.ready = 0, False
         environment = os.environ | {"PYTHONPATH": os.pathsep.join(p for p in sys.path if p), "OMP_NUM_THREADS": "1"}
         passed = (theirs.fileno(), counter)
         command = [sys.executable, "-P", "-m", "pipeline.isolate", *map(str, passed), self.function]
@@ -202,7 +205,8 @@ def _memory_map() -> int:
 
 
 def _serve(pipe: Connection, count: mmap, function: Any) -> None:
-    """Answers calls until the pipe closes; answers are batched to save context switches."""
+    """Says that it is ready, then answers calls until the pipe closes; answers are batched to save context switches."""
+    pipe.send([])  # what it took to start is no document's time
     fixed = pipe.recv()
     more = select.poll()
     more.register(pipe.fileno(), select.POLLIN)

@@ -183,6 +183,26 @@ def test_what_is_mapped_stays_and_the_limit_is_kept_by_those_who_wait(
     assert "large" in filled(folder) and "held" not in filled(folder)
 
 
+def test_a_file_gets_its_name_while_nobody_counts(folder: Path) -> None:
+    """Whoever lists the folder while a file is renamed finds neither name, and thinks that there is room."""
+    written, counting = threading.Event(), threading.Event()
+
+    def fill(path: Path) -> None:
+        path.write_bytes(b"data")
+        written.set()
+        counting.wait(30)
+
+    with ThreadPoolExecutor(1) as pool:
+        made = pool.submit(cache.local_copy, "x", "x", 4, fill)
+        assert written.wait(30)
+        with cache._eviction():
+            counting.set()
+            time.sleep(0.1)
+            assert filled(folder) == {"x+part"}
+        made.result(30)
+    assert filled(folder) == {"x"}
+
+
 def stop_soon(stop: threading.Event) -> threading.Event:
     stop.set()
     return stop

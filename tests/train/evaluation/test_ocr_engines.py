@@ -122,6 +122,30 @@ def test_a_library_that_raises_crashes_or_hangs_costs_one_picture(monkeypatch):
     assert "one is bad" in readings[1].failure and "SIGABRT" in readings[2].failure and readings[3].failure
 
 
+class Late(engines.IsolatedEngine):
+    """An engine whose library is still being imported when its first picture's time would be over."""
+
+    name, version = "late", "1"
+    function = "slow_to_import:read"
+    limits = engines.Limits(cpu_seconds=0.1)
+
+    @classmethod
+    def missing(cls, path=""):
+        return None
+
+
+def test_a_library_that_is_imported_for_longer_than_a_picture_may_take_reads_it(monkeypatch, tmp_path):
+    (tmp_path / "slow_to_import.py").write_text(
+        "import time\nfrom train.evaluation.ocr.engine import Reading\ntime.sleep(1.5)\n\n\n"
+        "def read(image):\n    return Reading('read')\n"
+    )
+    monkeypatch.setattr(sys, "path", [str(tmp_path), *sys.path])
+    engine = Late(num_workers=1)
+    readings = engine.read([np.zeros((8, 8, 3), np.uint8)] * 2)
+    engine.close()
+    assert [reading.text for reading in readings] == ["read", "read"]
+
+
 def test_missing_model_folder_is_named(tmp_path):
     with pytest.raises(ValueError, match=str(tmp_path)):
         ocr.load_engine(str(tmp_path))
