@@ -16,7 +16,7 @@ from pathlib import Path
 from data_specs import storage, table
 from data_specs.records import Dropped, Failure, InputRead, Outcome, Ran, Reason, Receipt, Reject, Sample, ShardFile
 from data_specs.scratch import scratch_folder
-from data_specs.shards import Shard, WrittenShard, first_offsets, index_uri, write_shard
+from data_specs.shards import Shard, WrittenShard, index_uri, write_shard
 
 _RECEIPT = re.compile(r"[0-9]{6,}\.json")
 
@@ -74,8 +74,8 @@ def remake(set_uri: str, receipt: Receipt, gone: Callable[[Sample], bool]) -> Re
     """
     if receipt.shard is not None:
         old = Shard(storage.join(set_uri, receipt.shard.name), receipt.shard)
-        stats = table.image_stats(old.uri, len(old))
-        samples = (Sample(old.key(n), old.fields(n), stats[old.key(n)]) for n in range(len(old)))
+        rows_there = table.read_table(old.uri, len(old)).to_pylist()
+        samples = (Sample(old.key(n), old.fields(n), row) for n, row in enumerate(rows_there))
         with scratch_folder() as folder:
             shard, rows = _write((sample for sample in samples if not gone(sample)), folder)
             if shard.nsamples < receipt.written:
@@ -130,7 +130,8 @@ def _place(folder: Path, shard: WrittenShard, rows: table.TableRows, set_uri: st
     _upload(folder / "shard.tar", tar_uri)
     _upload(folder / "shard.index.npy", index_uri(tar_uri))
     path = folder / "shard.parquet"
-    rows.write(path, unit, name, first_offsets(folder / "shard.index.npy"))
+    data = rows.to_parquet(unit, name, shard.offsets)
+    path.write_bytes(data)
     _upload(path, table.table_uri(tar_uri))
     return ShardFile(
         name=name,
@@ -138,7 +139,7 @@ def _place(folder: Path, shard: WrittenShard, rows: table.TableRows, set_uri: st
         md5=shard.md5sum,
         sha256=shard.sha256,
         index_sha256=shard.index_sha256,
-        table_sha256=hashlib.sha256(path.read_bytes()).hexdigest(),
+        table_sha256=hashlib.sha256(data).hexdigest(),
     )
 
 

@@ -30,13 +30,18 @@ _KEY = re.compile(r"[A-Za-z0-9_-]{1,80}")
 
 
 class WrittenShard(NamedTuple):
-    """A finished shard: number of samples, bytes, digests of tar and index."""
+    """A finished shard: where each sample's first bytes begin in the tar, bytes, digests of tar and index."""
 
-    nsamples: int
+    offsets: list[int]
     filesize: int
     md5sum: str
     sha256: str
     index_sha256: str
+
+    @property
+    def nsamples(self) -> int:
+        """Number of samples."""
+        return len(self.offsets)
 
 
 def write_shard(samples: Iterable[Sample], tar_path: Path, index_path: Path) -> WrittenShard:
@@ -46,6 +51,7 @@ def write_shard(samples: Iterable[Sample], tar_path: Path, index_path: Path) -> 
     """
     rows: list[tuple[int, int, bytes, int, int]] = []
     seen: set[str] = set()
+    offsets = list[int]()
     sha = hashlib.sha256()
     md5 = hashlib.md5(usedforsecurity=False)
     filesize = 0
@@ -59,6 +65,7 @@ def write_shard(samples: Iterable[Sample], tar_path: Path, index_path: Path) -> 
         for number, sample in enumerate(samples):
             _check_key(sample.key, seen)
             hashed = key_hash(sample.key)
+            offsets.append(filesize + BLOCK)
             for field, data in sample.fields.items():
                 rows.append((number, hashed, field.encode(), filesize + BLOCK, len(data)))
                 put(b"".join((_header(f"{sample.key}.{field}", len(data)), data, bytes(-len(data) % BLOCK))))
@@ -68,15 +75,8 @@ def write_shard(samples: Iterable[Sample], tar_path: Path, index_path: Path) -> 
     index = np.array(rows, dtype=INDEX_DTYPE)
     np.save(index_path, index, allow_pickle=False)
     return WrittenShard(
-        len(seen), filesize, md5.hexdigest(), sha.hexdigest(), hashlib.sha256(index_path.read_bytes()).hexdigest()
+        offsets, filesize, md5.hexdigest(), sha.hexdigest(), hashlib.sha256(index_path.read_bytes()).hexdigest()
     )
-
-
-def first_offsets(index_path: Path) -> np.ndarray:
-    """Where each sample of a shard begins in its tar: offsets of its first member's bytes, uint64 [n]."""
-    with index_path.open("rb") as file:
-        rows = read_array(file)
-    return np.asarray(rows["offset"][np.flatnonzero(np.diff(rows["sample"], prepend=-1))])
 
 
 def key_hash(key: str) -> int:

@@ -6,21 +6,21 @@ expression, in DuckDB's SQL.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
-from pathlib import Path
+from collections.abc import Iterable, Iterator, Mapping
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from pydantic_core import from_json
 
 from data_specs import storage
-from data_specs.records import ImageStats, Sample, ShardEntry
+from data_specs.records import Sample, ShardEntry
 
 if TYPE_CHECKING:
     import pyarrow as pa
 
 _TEXT = ("source", "licence", "title", "url", "text")  # keys of a sample's json that are columns under their name
 REPEATED = ["shard", "source", "licence", "script"]  # columns of few values: of others no dictionary is built in vain
+PACKED = ("key", "document", "title", "url", "text")  # columns that are smaller packed
 
 
 def table_uri(tar_uri: str) -> str:
@@ -69,32 +69,35 @@ class TableRows:
     def recorded(self, samples: Iterable[Sample]) -> Iterator[Sample]:
         """The samples as they come, each noted."""
         for sample in samples:
-            self.rows.append(_row(sample))
+            row = row_of(from_json(sample.fields.get("json", b"{}"))) if sample.row is None else sample.row
+            self.rows.append(row | {"key": sample.key, "cls": int(sample.fields.get("cls", b"0"))})
             yield sample
 
-    def write(self, path: Path, unit: int, shard: str, offsets: np.ndarray) -> None:
-        """Writes the table; `offsets` [n] are those of each sample's first bytes in the tar."""
+    def to_parquet(self, unit: int, shard: str, offsets: list[int]) -> bytes:
+        """The table as a file; `offsets` [n] are those of each sample's first bytes in the tar."""
         import pyarrow as pa
         import pyarrow.parquet as pq
 
-        columns = {name: [row.get(name) for row in self.rows] for name in _stored().names}
-        columns |= {"unit": [unit] * len(self.rows), "shard": [shard] * len(self.rows), "offset": offsets.tolist()}
-        pq.write_table(pa.table(columns, _stored()), path, compression="zstd", use_dictionary=REPEATED)
+        names, number = _stored().names, len(self.rows)
+        columns: dict[str, list[Any]] = {name: [row.get(name) for row in self.rows] for name in names}
+        columns |= {"unit": [unit] * number, "shard": [shard] * number, "offset": offsets}
+        packing = {name: "zstd" if name in PACKED else "none" for name in names}
+        sink = pa.BufferOutputStream()
+        pq.write_table(pa.table(columns, _stored()), sink, compression=packing, use_dictionary=REPEATED)
+        return sink.getvalue().to_pybytes()  # type: ignore[no-any-return]
 
 
-def _row(sample: Sample) -> dict[str, Any]:
-    about = from_json(sample.fields["json"]) if "json" in sample.fields else {}
+def row_of(about: Mapping[str, Any]) -> dict[str, Any]:
+    """A sample's row as far as its json tells it, key and class aside; nothing is known of its picture."""
     words = about.get("words")
     x0, y0, x1, y1 = about.get("box") or (0, 0, 0, 0)
     return {
-        "key": sample.key,
         "document": str(about.get("id", "")),
         "page": about.get("page", -1),
         **{"x0": x0, "y0": y0, "x1": x1, "y1": y1},
-        "cls": int(sample.fields.get("cls", b"0")),
         "num_words": len(str(about.get("text") or "").split()) if words is None else len(words),
         "num_clipped": sum(about.get("clipped", ())),
-        **sample.stats._asdict(),
+        **{"ink": 0.0, "script": "", "hash": 0},
         **{name: str(about.get(name) or "") for name in _TEXT},
     }
 
@@ -103,12 +106,6 @@ def column(tar_uri: str, name: str, nsamples: int) -> np.ndarray:
     """One column of the table beside a shard of so many samples, in their order. Raises ValueError as `read_table`."""
     values: np.ndarray = read_table(tar_uri, nsamples).column(name).to_numpy()
     return values
-
-
-def image_stats(tar_uri: str, nsamples: int) -> dict[str, ImageStats]:
-    """What the table of a shard of so many samples knows of its pictures, by key; raises as `read_table`."""
-    rows = read_table(tar_uri, nsamples).select(["key", *ImageStats._fields]).to_pylist()
-    return {row.pop("key"): ImageStats(**row) for row in rows}
 
 
 # ---- asking --------------------------------------------------------------------------------------------------------

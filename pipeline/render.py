@@ -14,7 +14,6 @@ import pypdfium2
 from data_specs.mupdf import pymupdf
 from data_specs.records import (
     Dropped,
-    ImageStats,
     InputRead,
     Outcome,
     RawDocument,
@@ -27,6 +26,7 @@ from data_specs.sections import Filters
 from data_specs.source import Source
 from data_specs.sources.reading import read_unit
 from data_specs.spec import Spec
+from data_specs.table import row_of
 from pipeline.filters import Kept, Observation, ink, perceptual_hash, script_of, taken_by
 from pipeline.isolate import Answer, Child
 from pipeline.png import ENCODER, encode_photo, encode_png
@@ -41,12 +41,12 @@ FUNCTION = "pipeline.render:render_document"  # what the children run
 
 
 class Rendered(NamedTuple):
-    """What the child says of one picture: its files and what the table says of it; or a reason."""
+    """What the child says of one picture: its files and its row of the table; or a reason."""
 
     suffix: str
     png: bytes = b""
     json: bytes = b""
-    stats: ImageStats = ImageStats()
+    row: dict[str, Any] = {}  # noqa: RUF012 (never changed)
     reason: Reason | None = None
     detail: str = ""
 
@@ -134,13 +134,13 @@ def _outcomes(document: RawDocument, answer: Answer, filters: Filters, kept: Kep
             yield Dropped(key + made.suffix, origin, made.reason, made.detail)
             continue
         looks_back = filters.near_duplicates is not None
-        if looks_back and (taken := taken_by(filters, Observation(nearest=kept.nearest(made.stats.hash)))):
+        if looks_back and (taken := taken_by(filters, Observation(nearest=kept.nearest(made.row["hash"])))):
             yield Dropped(key + made.suffix, origin, *taken)
         else:
             if looks_back:
-                kept.add(made.stats.hash)
+                kept.add(made.row["hash"])
             fields = {"png": made.png, "cls": b"%d" % document.cls, "json": made.json}
-            yield Sample(key + made.suffix, fields, made.stats)
+            yield Sample(key + made.suffix, fields, made.row)
 
 
 def render_document(
@@ -161,8 +161,8 @@ def render_document(
         else:
             info = SampleInfo.model_validate(part.about | texts)
             png = encode_photo(part.image) if source.document_kind == "image" else encode_png(part.image)
-            stats = ImageStats(share, script_of(info.text) or "", perceptual_hash(part.image))
-            made.append(Rendered(part.suffix, png, info.to_json(), stats))
+            seen = {"ink": share, "script": script_of(info.text) or "", "hash": perceptual_hash(part.image)}
+            made.append(Rendered(part.suffix, png, info.to_json(), row_of(dict(info)) | seen))
     if made and all(one.reason and one.reason.kind == "rejected" for one in made):
         raise UnreadableError(made[0].reason or Reason.NO_PAGE, made[0].detail)
     return made

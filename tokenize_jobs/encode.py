@@ -12,6 +12,7 @@ from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from functools import cache
 from itertools import islice
+from typing import Any
 
 import numpy as np
 import torch
@@ -20,7 +21,7 @@ from torch import Tensor
 
 from data_specs import storage, table
 from data_specs.reader import decode_image
-from data_specs.records import Dropped, ImageStats, InputRead, Outcome, Reason, Sample, ShardUnit, parse_info
+from data_specs.records import Dropped, InputRead, Outcome, Reason, Sample, ShardUnit, parse_info
 from data_specs.shards import Shard
 from data_specs.spec import Spec
 from tokenize_jobs.device import autocast, layout, memory_of, naming_what_to_lower, pick_device, to_device
@@ -49,7 +50,7 @@ def encoding(model: RQVAE, spec: Spec, images_uri: str) -> Callable[[ShardUnit],
 
 def encode_shard(model: RQVAE, spec: Spec, shard: Shard, split: str) -> Iterator[Sample | Dropped]:
     """Samples of codes [views, h, w, d] for those of an image shard that match spec.tokenize.where, in order."""
-    stats = table.image_stats(shard.uri, len(shard))
+    rows = table.read_table(shard.uri, len(shard)).to_pylist()
     where = spec.tokenize.where
     numbers = np.arange(len(shard)) if where is None else table.matching(shard.uri, where)
     kind = _view_kind(spec, split)
@@ -61,8 +62,7 @@ def encode_shard(model: RQVAE, spec: Spec, shard: Shard, split: str) -> Iterator
         codes = encode_views(model, (view for sample in loaded for view in sample), spec)
         for number in numbers.tolist():
             of_sample = np.stack(list(islice(codes, NUM_VIEWS[kind])))
-            key = shard.key(number)
-            yield code_sample(key, of_sample, shard.fields(number), stats[key])
+            yield code_sample(shard.key(number), of_sample, shard.fields(number), rows[number])
     for number in np.setdiff1d(np.arange(len(shard)), numbers).tolist():
         yield Dropped(shard.key(number), "", Reason.WHERE)
 
@@ -121,11 +121,11 @@ def flattened(codes: np.ndarray, codebook_size: int) -> np.ndarray:
     return rearrange(codes + np.arange(codes.shape[-1]) * codebook_size, "b h w d -> b h (w d) 1")
 
 
-def code_sample(key: str, codes: np.ndarray, fields: dict[str, bytes], stats: ImageStats) -> Sample:
-    """A code shard's sample: codes uint16 [views, h, w, d], the class, and the few fields of json that stay useful."""
+def code_sample(key: str, codes: np.ndarray, fields: dict[str, bytes], row: dict[str, Any]) -> Sample:
+    """A code shard's sample: codes uint16 [views, h, w, d], the class, a few fields of the json, the image's row."""
     few = {k: v for k, v in parse_info(fields["json"], f"{key}: json").items() if k in KEPT_JSON}
     about = json.dumps(few, sort_keys=True).encode()
-    return Sample(key, {"codes.npy": npy(codes), "cls": fields["cls"], "json": about}, stats)
+    return Sample(key, {"codes.npy": npy(codes), "cls": fields["cls"], "json": about}, row)
 
 
 def npy(array: np.ndarray) -> bytes:

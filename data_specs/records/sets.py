@@ -14,20 +14,15 @@ if TYPE_CHECKING:
     import numpy as np
 
 
-class ImageStats(NamedTuple):
-    """What is known of a picture beyond its files, for the table: share of ink, main script, perceptual hash."""
-
-    ink: float = 0.0
-    script: str = ""
-    hash: int = 0
-
-
 class Sample(NamedTuple):
-    """One sample of a shard: `fields` maps an extension (png, cls, json, codes.npy) to its bytes; KEY has no dot."""
+    """One sample of a shard: `fields` maps an extension (png, cls, json, codes.npy) to its bytes; KEY has no dot.
+
+    `row` is what the table says of it (`table.row_of`), where its maker knows; else it is read from the json.
+    """
 
     key: str
     fields: dict[str, bytes]
-    stats: ImageStats = ImageStats()
+    row: dict[str, Any] | None = None
 
 
 class Dropped(NamedTuple):

@@ -41,6 +41,8 @@ def test_a_row_a_sample_that_says_what_the_sample_says(made: Path) -> None:
     assert [row["key"] for row in everything] == [item["__key__"] for item in items]
     for row, item in zip(everything, items, strict=True):
         assert (row["document"], row["text"], row["cls"]) == (item["json"]["id"], item["json"]["text"], item["cls"])
+        known = table.row_of(item["json"]).items() - {("ink", 0.0), ("script", ""), ("hash", 0)}
+        assert known <= row.items(), "the child's row is not what the json says"
         assert row["licence"] == "CC-BY-4.0" and row["script"] == "LATIN"
         assert 0 < row["ink"] < 1 and row["num_words"] == 2
         tar = (made / "images/train" / row["shard"]).read_bytes()
