@@ -14,7 +14,6 @@ from infra.report.report import write_report
 from infra.verdict import verdict_lines
 from pipeline.stages import registered
 from pipeline.workers import Workers
-from train.evaluation.results import read_result
 from train.evaluation.summary import summarise
 
 
@@ -33,7 +32,7 @@ def run_all(spec: Spec, root: str, workers: Workers, ranks: int) -> None:
         if stage.in_run:
             use = workers if stage.computes else workers._replace(gpus=0.0)
             took[stage.name] = run_stage(stage, spec, root, Workers(num_workers=ranks) if stage.trains else use)
-    summary = read_result(summarise(spec, root))
+    summary = summarise(spec, root)
     say(f"report: {write_report(root)}\n")
     for line in verdict_lines(summary, took, root):
         say(line)

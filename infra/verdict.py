@@ -8,9 +8,10 @@ import shutil
 import sys
 from collections.abc import Iterator, Mapping
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 from data_specs.progress import clock
+from data_specs.records import RealWords, Summary
 
 PSNR = 20.0  # dB: below, letters of a few pixels dissolve
 KEPT_WORDS = 0.8  # of the real words of real pictures, that reconstructions should keep
@@ -32,49 +33,43 @@ class Figure(NamedTuple):
         return "not measured" if self.worked is None else "worked" if self.worked else "look here"
 
 
-def figures(summary: Mapping[str, Any]) -> list[Figure]:
+def figures(summary: Summary) -> list[Figure]:
     """The five figures of a summary, in the order in which the stages made them."""
-    shares = {kind: _share(summary, kind) for kind in ("real", "reconstructed", "generated")}
+    words = summary.words
     return [
         _words(
             "real",
-            shares,
+            words.real,
             READ_WORDS,
             "share of the words read in real pictures that stand in the training text: the ceiling of the next ones",
             "the pictures are hard to read: look at them (dnd look), larger type or images (render.text, render.pages)",
         ),
-        _reconstruction(summary),
+        _reconstruction(summary.reconstruction.psnr),
         _words(
             "reconstructed",
-            shares,
-            KEPT_WORDS * (shares["real"] or 1.0),
+            words.reconstructed,
+            KEPT_WORDS * ((words.real and words.real.share) or 1.0),
             "the same after a picture has become codes and come back: what the tokenizer keeps of the text",
             "the tokenizer loses letters: more tokenizer.steps, a larger shape.depth or codebook_size",
         ),
-        _bits(summary),
+        _bits(summary.bits_per_code, summary.context_bits_per_code),
         _words(
             "generated",
-            shares,
-            float(summary["words"].get("aim", 0.0)),
+            words.generated,
+            words.aim,
             "the same in pictures that the transformer drew from nothing",
             "it scribbles: more train.steps, or a lower sample.temperature",
         ),
     ]
 
 
-def _share(summary: Mapping[str, Any], kind: str) -> float | None:
-    share = summary["words"].get(kind, {}).get("share")
-    return None if share is None else float(share)
-
-
-def _words(kind: str, shares: dict[str, float | None], least: float, means: str, look: str) -> Figure:
-    share = shares[kind]
+def _words(kind: str, words: RealWords | None, least: float, means: str, look: str) -> Figure:
+    share = words.share if words else None
     shown = "none" if share is None else f"{share:.0%}"
     return Figure(f"real words, {kind}", shown, None if share is None else share >= least, means, look)
 
 
-def _reconstruction(summary: Mapping[str, Any]) -> Figure:
-    psnr = summary["reconstruction"]["psnr"]  # None where every picture came back exactly
+def _reconstruction(psnr: float | None) -> Figure:
     return Figure(
         "reconstruction",
         "exact" if psnr is None else f"{psnr:.1f} dB",
@@ -84,8 +79,7 @@ def _reconstruction(summary: Mapping[str, Any]) -> Figure:
     )
 
 
-def _bits(summary: Mapping[str, Any]) -> Figure:
-    bits, counts = summary["bits_per_code"], summary["context_bits_per_code"]
+def _bits(bits: float | None, counts: float) -> Figure:
     return Figure(
         "bits per code",
         "none" if bits is None else f"{bits:.2f}",
@@ -95,7 +89,7 @@ def _bits(summary: Mapping[str, Any]) -> Figure:
     )
 
 
-def verdict_lines(summary: Mapping[str, Any], took: Mapping[str, float], root: str) -> Iterator[str]:
+def verdict_lines(summary: Summary, took: Mapping[str, float], root: str) -> Iterator[str]:
     """What a user is told after the whole way: the figures, the time of each stage, and what to try next.
 
     Args:

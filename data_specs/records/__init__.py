@@ -7,6 +7,7 @@ else can point at nothing outside its own shard set.
 
 from data_specs.records.base import *  # noqa: F403
 from data_specs.records.reasons import *  # noqa: F403
+from data_specs.records.results import *  # noqa: F403
 from data_specs.records.runs import *  # noqa: F403
 from data_specs.records.sets import *  # noqa: F403
 from data_specs.records.work import *  # noqa: F403

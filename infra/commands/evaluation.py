@@ -15,7 +15,7 @@ from data_specs.text import say
 from infra.commands.options import JsonOpt, RootArg, RootCommand, RootOpt, SetOpt, SpecArg, compute_workers, open_root
 from infra.compare import short
 from pipeline.workers import Workers
-from train.evaluation.results import set_inputs, write_result
+from train.evaluation.results import set_inputs, summary_uri, write_result
 
 app = typer.Typer()
 evaluate = typer.Typer(no_args_is_help=True, help="Scores: the FID family, rOCR, PPL-OCR, and the report's summary.")
@@ -44,7 +44,8 @@ def summary(root: RootOpt, spec: SpecArg = None, set_: SetOpt = None, as_json: J
     from train.evaluation.summary import summarise
 
     resolved, root = open_root(spec, root, set_)
-    uri = summarise(resolved, root)
+    summarise(resolved, root)
+    uri = summary_uri(root)
     say(storage.read_text(uri).rstrip() if as_json else f"evaluation: {uri}")
 
 

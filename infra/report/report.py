@@ -35,7 +35,7 @@ from pipeline.png import encode_photo
 from pipeline.stages import registered
 from tokenize_jobs.decode import grid
 from train.evaluation.published import PUBLISHED, SOURCE
-from train.evaluation.results import flatten, naming_its_file, read_results, with_provenance
+from train.evaluation.results import flatten, naming_its_file, read_results, read_summary, with_provenance
 
 SHOWN = 16
 REJECTS = 200  # rejected documents that the report names, of each set
@@ -49,7 +49,8 @@ def write_report(root: str) -> str:
     spec = read_spec(None, root)
     provenance = with_provenance({}, sys.argv)
     results = read_results(root)
-    summary = results.pop("summary", None)
+    results.pop("summary", None)
+    summary = read_summary(root)
     evaluations = [_evaluation(root, name, result) for name, result in results.items()]
     stages = [_stage(root, uri) for uri in find_shard_sets(root)]
     metrics = {
@@ -57,7 +58,7 @@ def write_report(root: str) -> str:
         "root": root,
         "stages": stages,
         "durations": sorted([*map(_set_duration, stages), *_trainings(root)], key=lambda one: one["ended"]),
-        "evaluation": summary,
+        "evaluation": summary and summary.model_dump(mode="json"),
         "evaluations": evaluations,
         "published": {
             "source": SOURCE,
@@ -67,13 +68,11 @@ def write_report(root: str) -> str:
         "versions": {package: version(package) for package in PACKAGES} | provenance["versions"],
     }
     storage.write_text(storage.join(root, "report", "metrics.json"), json.dumps(metrics, indent=1) + "\n")
-    with naming_its_file(root, "summary"):
-        verdict = figures(summary) if summary else []
     try:
         page = _template().render(
             metrics=metrics,
             results=[(one, _table(root, one)) for one in evaluations],
-            verdict=verdict,
+            verdict=figures(summary) if summary else [],
             published=against_published(evaluations, spec, root),
             source=SOURCE,
             spec=spec,

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import shlex
 import sys
 from pathlib import Path
@@ -9,6 +10,7 @@ from typing import Any
 
 import pytest
 
+from data_specs.records import Summary
 from infra import verdict
 
 GOOD: dict[str, Any] = {  # of the demo
@@ -19,9 +21,23 @@ GOOD: dict[str, Any] = {  # of the demo
 }
 
 
+INPUTS: dict[str, Any] = {"sets": {}, "settings": {}, "validation_images": None, "validated_at": None, "engine": None}
+QUALITY = {"num_images": 8, "num_identical": 0, "psnr_of_mean_error": None, "ssim": 0.9}
+HISTOGRAM = {"val_entropy_bits": 2.0, "val_entropy_bits_by_depth": [2.0], "num_codes": 8}
+BITS = {"bits_per_code": 2.0, "bits_per_code_by_depth": [2.0], "definition": ""}
+CONTEXT = {"num_train_codes": 8, "num_val_codes": 8}
+
+
+def summary_of(figures: dict[str, Any]) -> Summary:
+    """A summary with these figures, as its file would be read."""
+    rest = {"inputs": INPUTS, "histogram_bits_per_code": 2.0, "histogram": HISTOGRAM | BITS, "context": CONTEXT | BITS}
+    tree = rest | figures | {"reconstruction": QUALITY | figures["reconstruction"]}
+    return Summary.parse(json.dumps(tree), "summary.json")
+
+
 def test_the_demos_own_figures_worked() -> None:
-    assert [figure.verdict for figure in verdict.figures(GOOD)] == ["worked"] * 5
-    lines = list(verdict.verdict_lines(GOOD, {"render": 61.0, "train": 3600.0}, "runs/demo"))
+    assert [figure.verdict for figure in verdict.figures(summary_of(GOOD))] == ["worked"] * 5
+    lines = list(verdict.verdict_lines(summary_of(GOOD), {"render": 61.0, "train": 3600.0}, "runs/demo"))
     assert "worked       bits per code: 1.05" in lines and "worked       real words, generated: 87%" in lines
     assert "took 1:01:01: render 1:01, train 1:00:00" in lines
 
@@ -37,14 +53,14 @@ def test_the_demos_own_figures_worked() -> None:
     ],
 )
 def test_what_is_not_as_it_should_be_is_named_with_what_to_do(changed: dict[str, Any], name: str) -> None:
-    looked = [figure for figure in verdict.figures(GOOD | changed) if figure.worked is False]
+    looked = [figure for figure in verdict.figures(summary_of(GOOD | changed)) if figure.worked is False]
     assert [figure.name for figure in looked] == [name]
-    assert any(looked[0].look in line for line in verdict.verdict_lines(GOOD | changed, {}, "r"))
+    assert any(looked[0].look in line for line in verdict.verdict_lines(summary_of(GOOD | changed), {}, "r"))
 
 
 def test_what_was_not_measured_is_no_failure() -> None:
     none = GOOD | {"bits_per_code": None, "words": {"missing": "no engine"}, "reconstruction": {"psnr": None}}
-    said = [figure.verdict for figure in verdict.figures(none)]
+    said = [figure.verdict for figure in verdict.figures(summary_of(none))]
     assert said == ["not measured", "worked", "not measured", "not measured", "not measured"]
 
 

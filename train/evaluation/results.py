@@ -16,6 +16,7 @@ from pydantic_core import from_json
 
 from data_specs import storage
 from data_specs.digest import file_digest
+from data_specs.records import Summary
 
 if TYPE_CHECKING:
     from data_specs.reader import ShardSet
@@ -62,6 +63,22 @@ def read_result(uri: str) -> dict[str, Any]:
     if not isinstance(found, dict):
         raise ValueError(f"{uri}: not a result of `dnd evaluate` (a {type(found).__name__})")
     return found
+
+
+def summary_uri(root: str) -> str:
+    """Address of a root's summary."""
+    return storage.join(root, "evaluation", "summary.json")
+
+
+def read_summary(root: str) -> Summary | None:
+    """A root's summary, None where there is none. Raises ValueError where it cannot be read."""
+    uri = summary_uri(root)
+    if not storage.exists(uri):
+        return None
+    try:
+        return Summary.parse(storage.read_bytes(uri), uri)
+    except ValueError as error:
+        raise ValueError(f"{error}; run `dnd evaluate summary`") from None
 
 
 def read_results(root: str) -> dict[str, dict[str, Any]]:

@@ -6,11 +6,22 @@ of real words that OCR reads.
 
 from __future__ import annotations
 
+import logging
 from itertools import islice
-from typing import Any
 
 from data_specs import open_shards, storage
-from data_specs.metrics import read_rows
+from data_specs.metrics import Row, read_rows
+from data_specs.records import (
+    CodebookUse,
+    ContextBits,
+    EngineInfo,
+    HistogramBits,
+    Quality,
+    RealWords,
+    Summary,
+    SummaryInputs,
+    SummaryWords,
+)
 from data_specs.spec import Spec
 from train.evaluation.codes import codebook_usage, count_codes, histogram_baseline
 from train.evaluation.context import context_baseline
@@ -19,53 +30,63 @@ from train.evaluation.ocr import OcrEngine, find_engine, load_engine
 from train.evaluation.reading import engine_info, spread
 from train.evaluation.reading_cache import cache_of, read_pictures, unread_counts
 from train.evaluation.reconstruction import pairs, reconstruction_inputs
-from train.evaluation.results import naming_its_file, read_result, write_result
+from train.evaluation.results import naming_its_file, read_result, read_summary, summary_uri, write_result
 from train.evaluation.sources import ShardImages
 from train.evaluation.words import drawn_texts, real_word_share, vocabulary
 
+log = logging.getLogger(__name__)
 AIM = 0.6  # share of generated words that should be real (demo)
-QUALITY = ("num_images", "num_identical", "psnr", "psnr_of_mean_error", "ssim")
 
 
-def summarise(spec: Spec, root: str) -> str:
-    """Scores what the root holds and returns the address of the result.
+def summarise(spec: Spec, root: str) -> Summary:
+    """Scores what the root holds and writes ROOT/evaluation/summary.json.
 
     It is made anew where a set, a setting, the last validation, the OCR engine or its version is another.
     """
     engine = load_engine() if find_engine() else None
     validation = last_validation(root)
-    uri = storage.join(root, "evaluation", "summary.json")
     inputs = _inputs(spec, root, engine, validation)
-    if storage.exists(uri) and read_result(uri).get("inputs") == inputs:
-        return uri
+    made = _made_before(root)
+    if made and made.inputs == inputs:
+        return made
     codes = {split: open_shards(storage.join(root, "codes", split)) for split in ("train", "val")}
     counts = {
         split: count_codes((item["codes"] for item in of), spec.codes.codebook_size) for split, of in codes.items()
     }
-    histogram = histogram_baseline(counts["train"], counts["val"])
-    context = context_baseline(
-        (item["codes"] for item in codes["train"]),
-        (item["codes"] for item in islice(codes["val"], _validated_images(spec))),
-        spec.codes.codebook_size,
+    histogram = HistogramBits(**histogram_baseline(counts["train"], counts["val"]))
+    context = ContextBits(
+        **context_baseline(
+            (item["codes"] for item in codes["train"]),
+            (item["codes"] for item in islice(codes["val"], _validated_images(spec))),
+            spec.codes.codebook_size,
+        )
     )
-    result = {
-        "inputs": inputs,
-        "split": "val",
-        "bits_per_code": _bits(spec, validation),
-        "context_bits_per_code": context["bits_per_code"],
-        "histogram_bits_per_code": histogram["bits_per_code"],
-        "reconstruction": _reconstruction(spec, root),
-        "codebook": codebook_usage(counts["val"]),
-        "histogram": histogram,
-        "context": context,
-        "transformer": validation,
-        "words": _words(spec, root, engine),
-    }
-    write_result(uri, result)
-    return uri
+    summary = Summary(
+        inputs=inputs,
+        bits_per_code=_bits(spec, validation),
+        context_bits_per_code=context.bits_per_code,
+        histogram_bits_per_code=histogram.bits_per_code,
+        reconstruction=_reconstruction(spec, root),
+        codebook=tuple(CodebookUse(**depth) for depth in codebook_usage(counts["val"])),
+        histogram=histogram,
+        context=context,
+        transformer=validation,
+        words=_words(spec, root, engine),
+    )
+    write_result(summary_uri(root), summary.model_dump(mode="json", exclude={"command", "versions"}))
+    return summary
 
 
-def last_validation(root: str) -> dict[str, Any] | None:
+def _made_before(root: str) -> Summary | None:
+    """The summary that is there; one that cannot be read is made anew."""
+    try:
+        return read_summary(root)
+    except ValueError as error:
+        log.warning("%s: done now", error)
+        return None
+
+
+def last_validation(root: str) -> Row | None:
     """The last row of the training's metrics that holds a validation, or None."""
     rows = read_rows(storage.join(root, "transformer", "metrics.jsonl"))
     return next((row for row in reversed(rows) if "val_bits_per_code" in row), None)
@@ -76,7 +97,7 @@ def _validated_images(spec: Spec) -> int | None:
     return spec.train.validation_images if spec.train else None
 
 
-def _bits(spec: Spec, validation: dict[str, Any] | None) -> float | None:
+def _bits(spec: Spec, validation: Row | None) -> float | None:
     """Bits a code of the weights that are sampled from."""
     if validation is None:
         return None
@@ -90,19 +111,19 @@ def _sets(spec: Spec) -> dict[str, str]:
     return {"real": "images/val", "reconstructed": "reconstructions/val/images", "generated": samples}
 
 
-def _inputs(spec: Spec, root: str, engine: OcrEngine | None, validation: dict[str, Any] | None) -> dict[str, Any]:
+def _inputs(spec: Spec, root: str, engine: OcrEngine | None, validation: Row | None) -> SummaryInputs:
     """All that decides the result."""
     names = ("images/train", "codes/train", "codes/val", *_sets(spec).values())
-    return {
-        **{name: open_shards(storage.join(root, name)).manifest.digest for name in names},
-        "settings": spec.evaluate.model_dump(mode="json") | {"ema": spec.sample.ema},
-        "validation_images": _validated_images(spec),
-        "validated_at": validation["step"] if validation else None,
-        "engine": engine_info(engine) if engine else None,
-    }
+    return SummaryInputs(
+        sets={name: open_shards(storage.join(root, name)).manifest.digest for name in names},
+        settings=spec.evaluate.model_dump(mode="json") | {"ema": spec.sample.ema},
+        validation_images=_validated_images(spec),
+        validated_at=validation["step"] if validation else None,
+        engine=EngineInfo(**engine_info(engine)) if engine else None,
+    )
 
 
-def _reconstruction(spec: Spec, root: str) -> dict[str, Any]:
+def _reconstruction(spec: Spec, root: str) -> Quality:
     """PSNR and SSIM at full depth: those of `dnd reconstruct`, where it has compared the same images."""
     originals = open_shards(storage.join(root, "images/val"))
     copies = open_shards(storage.join(root, "reconstructions/val/images"))
@@ -111,20 +132,21 @@ def _reconstruction(spec: Spec, root: str) -> dict[str, Any]:
     made = read_result(uri) if storage.exists(uri) else {}
     if made.get("inputs") == reconstruction_inputs(originals, copies, number):
         with naming_its_file(root, "reconstruction-val"):
-            return {name: made["depths"][-1][name] for name in QUALITY}
-    return reconstruction_quality(pairs(originals, copies, number))
+            return Quality(**{name: made["depths"][-1][name] for name in Quality.model_fields})
+    return Quality(**reconstruction_quality(pairs(originals, copies, number)))
 
 
-def _words(spec: Spec, root: str, engine: OcrEngine | None) -> dict[str, Any]:
+def _words(spec: Spec, root: str, engine: OcrEngine | None) -> SummaryWords:
     """Shares of real words by kind of image; says so where OCR is absent or no text is known."""
     known = vocabulary(drawn_texts(open_shards(storage.join(root, "images/train"))))
     if engine is None or not known:
-        return {"missing": "no OCR engine is installed" if known else "the images have no text"}
-    shares = {}
+        return SummaryWords(missing="no OCR engine is installed" if known else "the images have no text")
+    found = dict[str, RealWords]()
     for kind, name in _sets(spec).items():
         pictures = ShardImages(storage.join(root, name))
         chosen = spread(len(pictures), spec.evaluate.ocr_images)
         readings = read_pictures(pictures, chosen, engine, cache_of(root))
         texts = [reading.text for reading in readings]
-        shares[kind] = real_word_share(texts, known) | unread_counts(readings) | {"texts": texts[:32]}
-    return {**engine_info(engine), "aim": AIM, "vocabulary": len(known), **shares}
+        share = real_word_share(texts, known) | unread_counts(readings)
+        found[kind] = RealWords(**share, texts=tuple(texts[:32]))
+    return SummaryWords.model_validate({**engine_info(engine), "aim": AIM, "vocabulary": len(known), **found})

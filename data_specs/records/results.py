@@ -1,0 +1,115 @@
+"""The summary of a root's evaluation, which the report and the verdict show."""
+
+from __future__ import annotations
+
+from typing import Annotated
+
+from pydantic import Field, JsonValue
+
+from data_specs.records.base import Count, Record, Sha256
+
+Share = Annotated[float, Field(ge=0, le=1)]
+
+
+class EngineInfo(Record):
+    """An OCR engine and its version, which decides what it reads."""
+
+    engine: str
+    engine_version: str
+
+
+class SummaryInputs(Record):
+    """All that decides a summary: content of the sets by name, settings, the last validation, the OCR engine."""
+
+    sets: dict[str, Sha256]
+    settings: dict[str, JsonValue]
+    validation_images: Count | None
+    validated_at: Count | None
+    engine: EngineInfo | None
+
+
+class Quality(Record):
+    """How close pictures are to their originals; a PSNR is None where all of them came back exactly."""
+
+    num_images: Count
+    num_identical: Count
+    psnr: float | None
+    psnr_of_mean_error: float | None
+    ssim: float
+
+
+class CodebookUse(Record):
+    """What one depth uses of its codebook."""
+
+    depth: Count
+    rows_used: Count
+    share_used: Share
+    perplexity: float
+    entropy_bits: float
+
+
+class HistogramBits(Record):
+    """Bits a code that frequencies alone reach, and the entropy of what they predict."""
+
+    bits_per_code: float
+    bits_per_code_by_depth: tuple[float, ...]
+    val_entropy_bits: float
+    val_entropy_bits_by_depth: tuple[float, ...]
+    num_codes: Count
+    definition: str
+
+
+class ContextBits(Record):
+    """Bits a code that counts of neighbours reach."""
+
+    bits_per_code: float
+    bits_per_code_by_depth: tuple[float, ...]
+    num_train_codes: Count
+    num_val_codes: Count
+    definition: str
+
+
+class RealWords(Record):
+    """The share of real words among those that OCR read in a set of pictures; None where it read none."""
+
+    share: Share | None
+    num_real: Count = 0
+    num_words: Count = 0
+    num_images: Count = 0
+    num_wordless: Count = 0
+    min_letters: Count = 0
+    vocabulary_size: Count = 0
+    num_unread: Count = 0
+    unread: dict[str, Count] = Field({})
+    texts: tuple[str, ...] = ()
+
+
+class SummaryWords(Record):
+    """Real words by kind of picture, the share of generated ones to reach, and the engine; or why they are missing."""
+
+    missing: str = ""
+    engine: str = ""
+    engine_version: str = ""
+    aim: float = 0.0
+    vocabulary: Count = 0
+    real: RealWords | None = None
+    reconstructed: RealWords | None = None
+    generated: RealWords | None = None
+
+
+class Summary(Record):
+    """ROOT/evaluation/summary.json; `transformer` is the row of the training's last validation."""
+
+    inputs: SummaryInputs
+    split: str = "val"
+    bits_per_code: float | None
+    context_bits_per_code: float
+    histogram_bits_per_code: float
+    reconstruction: Quality
+    codebook: tuple[CodebookUse, ...] = ()
+    histogram: HistogramBits
+    context: ContextBits
+    transformer: dict[str, JsonValue] | None = None
+    words: SummaryWords
+    command: tuple[str, ...] = ()
+    versions: dict[str, str | None] = Field({})
