@@ -77,6 +77,7 @@ def _entry(receipt: Receipt) -> ShardEntry:
         md5sum=shard.md5,
         sha256=shard.sha256,
         index_sha256=shard.index_sha256,
+        table_sha256=shard.table_sha256,
         replaces=receipt.replaces,
     )
 

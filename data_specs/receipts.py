@@ -74,7 +74,7 @@ def remake(set_uri: str, receipt: Receipt, gone: Callable[[Sample], bool]) -> Re
     """
     if receipt.shard is not None:
         old = Shard(storage.join(set_uri, receipt.shard.name), receipt.shard)
-        rows_there = table.read_table(old.uri, len(old)).to_pylist()
+        rows_there = table.table_of(old).to_pylist()
         samples = (Sample(old.key(n), old.fields(n), row) for n, row in enumerate(rows_there))
         with scratch_folder() as folder:
             shard, rows = _write((sample for sample in samples if not gone(sample)), folder)

@@ -119,12 +119,14 @@ def index_uri(tar_uri: str) -> str:
 
 
 class Digests(Protocol):
-    """What a receipt, a manifest or a unit says of a shard's bytes."""
+    """What a receipt, a manifest or a unit says of a shard's bytes; None where it is of before and does not say it."""
 
     @property
     def sha256(self) -> str | None: ...
     @property
     def index_sha256(self) -> str | None: ...
+    @property
+    def table_sha256(self) -> str | None: ...
 
 
 def open_verified(uri: str, sha256: str | None, wait: Event | None = None) -> BinaryIO:
@@ -169,7 +171,7 @@ class Shard:
 
     Args:
         tar_uri: address of the tar.
-        digests: what its receipt or manifest says that the bytes of tar and index are.
+        digests: what its receipt or manifest says that the bytes of tar, index and table are.
 
     Raises:
         ValueError: they are not, or index and tar do not fit together.
@@ -177,6 +179,7 @@ class Shard:
 
     def __init__(self, tar_uri: str, digests: Digests) -> None:
         self.uri = tar_uri
+        self.digests = digests
         with open_verified(index_uri(tar_uri), digests.index_sha256) as file:
             self.rows = read_array(file)
         if self.rows.dtype != INDEX_DTYPE:

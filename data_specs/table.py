@@ -14,6 +14,7 @@ from pydantic_core import from_json
 
 from data_specs import storage
 from data_specs.records import Sample, ShardEntry
+from data_specs.shards import Shard, open_verified
 
 if TYPE_CHECKING:
     import pyarrow as pa
@@ -102,12 +103,6 @@ def row_of(about: Mapping[str, Any]) -> dict[str, Any]:
     }
 
 
-def column(tar_uri: str, name: str, nsamples: int) -> np.ndarray:
-    """One column of the table beside a shard of so many samples, in their order. Raises ValueError as `read_table`."""
-    values: np.ndarray = read_table(tar_uri, nsamples).column(name).to_numpy()
-    return values
-
-
 # ---- asking --------------------------------------------------------------------------------------------------------
 def query(set_uri: str, shards: Iterable[ShardEntry], where: str) -> pa.Table:
     """The rows of a set's tables that match an expression, in the order of the set.
@@ -117,13 +112,13 @@ def query(set_uri: str, shards: Iterable[ShardEntry], where: str) -> pa.Table:
     """
     import pyarrow as pa
 
-    tables = (read_table(storage.join(set_uri, entry.url), entry.nsamples) for entry in shards)
+    tables = (read_table(storage.join(set_uri, entry.url), entry.table_sha256, entry.nsamples) for entry in shards)
     return pa.concat_tables([schema().empty_table(), *(table.take(_matching(table, where)) for table in tables)])
 
 
-def matching(tar_uri: str, where: str) -> np.ndarray:
+def matching(shard: Shard, where: str) -> np.ndarray:
     """Numbers int64, rising, of a shard's samples that match; raises as `query`."""
-    return _matching(read_table(tar_uri), where)
+    return _matching(table_of(shard), where)
 
 
 def check_expression(where: str) -> None:
@@ -131,19 +126,34 @@ def check_expression(where: str) -> None:
     _matching(schema().empty_table(), where)
 
 
-def read_table(tar_uri: str, nsamples: int | None = None) -> pa.Table:
-    """The table beside a shard. Raises ValueError where there is none, it is damaged or has not `nsamples` rows."""
+def table_of(shard: Shard) -> pa.Table:
+    """The table beside an open shard; raises as `read_table`."""
+    return read_table(shard.uri, shard.digests.table_sha256, len(shard))
+
+
+def read_table(tar_uri: str, sha256: str | None, nsamples: int) -> pa.Table:
+    """The table beside a shard, whole.
+
+    Args:
+        tar_uri: the shard.
+        sha256: of the table's bytes; None where a manifest of before does not say it: then its rows are counted.
+        nsamples: of the shard.
+
+    Raises:
+        ValueError: there is none, or it is not the one that was made.
+    """
     import pyarrow as pa
     import pyarrow.parquet as pq
 
     uri = table_uri(tar_uri)
     try:
-        table = pq.read_table(storage.local_copy(uri), schema=_stored())
+        with open_verified(uri, sha256) if sha256 else storage.local_copy(uri).open("rb") as file:
+            table = pq.read_table(file, schema=_stored())
     except FileNotFoundError:
         raise ValueError(f"{uri}: there is no table beside this shard; run `dnd verify`") from None
     except (pa.ArrowInvalid, pa.ArrowTypeError, OSError) as error:
         raise ValueError(f"{uri}: not the table of a shard ({' '.join(str(error).split())[:200]})") from None
-    if nsamples not in (None, len(table)):
+    if nsamples != len(table):
         raise ValueError(f"{uri}: has {len(table)} rows, its shard {nsamples} samples; run `dnd verify`")
     split = pa.repeat(uri.split("/")[-2], len(table))
     return table.add_column(schema().get_field_index("split"), "split", split)

@@ -60,7 +60,7 @@ def followed(plan: Plan, identity: Identity, manifest: Manifest, split: str) -> 
             require_same(plan.set_uri, plan.identity, identity)
         reads = unit_of(unit.unit, split, now[unit.shard] if unit.shard else None)
         seen.add(reads.shard)
-        if unit.shard and reads != unit:
+        if unit.shard and reads.sha256 != unit.sha256:
             restated.append(reads)
     new = [entry for entry in manifest.shardlist if entry.url not in seen]
     for unit in restated:
@@ -71,5 +71,7 @@ def followed(plan: Plan, identity: Identity, manifest: Manifest, split: str) -> 
 
 def unit_of(number: int, split: str, entry: ShardEntry | None) -> ShardUnit:
     """A unit that reads a shard of the input's manifest, or nothing where that shard has lost all its samples."""
-    name, sha256, index_sha256 = (entry.url, entry.sha256, entry.index_sha256) if entry else (None, None, None)
-    return ShardUnit(unit=number, split=split, shard=name, sha256=sha256, index_sha256=index_sha256)
+    if entry is None:
+        return ShardUnit(unit=number, split=split, shard=None, sha256=None, index_sha256=None)
+    digests = {name: getattr(entry, name) for name in ("sha256", "index_sha256", "table_sha256")}
+    return ShardUnit(unit=number, split=split, shard=entry.url, **digests)

@@ -225,9 +225,8 @@ def _rows(plan: Plan, unit: int) -> list[dict[str, str]]:
     receipt = read_receipt(storage.join(plan.set_uri, receipt_name(unit)), plan.digest)
     if receipt is None or receipt.shard is None:
         return []
-    rows: list[dict[str, str]] = (
-        read_table(storage.join(plan.set_uri, receipt.shard.name)).select(["key", "document"]).to_pylist()
-    )
+    table = read_table(storage.join(plan.set_uri, receipt.shard.name), receipt.shard.table_sha256, receipt.written)
+    rows: list[dict[str, str]] = table.select(["key", "document"]).to_pylist()
     return rows
 
 

@@ -50,9 +50,9 @@ def encoding(model: RQVAE, spec: Spec, images_uri: str) -> Callable[[ShardUnit],
 
 def encode_shard(model: RQVAE, spec: Spec, shard: Shard, split: str) -> Iterator[Sample | Dropped]:
     """Samples of codes [views, h, w, d] for those of an image shard that match spec.tokenize.where, in order."""
-    rows = table.read_table(shard.uri, len(shard)).to_pylist()
+    rows = table.table_of(shard).to_pylist()
     where = spec.tokenize.where
-    numbers = np.arange(len(shard)) if where is None else table.matching(shard.uri, where)
+    numbers = np.arange(len(shard)) if where is None else table.matching(shard, where)
     kind = _view_kind(spec, split)
     size = spec.shape.image_size
     threads = GPU_THREADS if next(model.parameters()).is_cuda else 1

@@ -8,6 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from data_specs import storage
+from data_specs.records import TokenizerState
 from data_specs.sections import CodeShape, Tokenizer
 from data_specs.spec import Spec
 from tokenize_jobs.checkpoint import newest_state
@@ -73,8 +74,10 @@ def initial_model(spec: Spec, root: str) -> RQVAE:
     if source is None:
         return RQVAE(wanted)
     uri = storage.join(root, source)
-    if not storage.exists(storage.join(uri, CONFIG)) and (state := newest_state(storage.join(root, "tokenizer"))):
-        return RQVAE(RQVAEConfig.from_json(str(state.task.get("config"))))
+    if not storage.exists(storage.join(uri, CONFIG)):
+        state = newest_state(storage.join(root, "tokenizer"))
+        if state and isinstance(state.task, TokenizerState):
+            return RQVAE(RQVAEConfig.from_json(state.task.config))
     model = load_tokenizer(uri, **_learning(spec))
     where = f"tokenizer.init_from {source}"
     remedy = "make shape agree with it"

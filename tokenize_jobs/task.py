@@ -11,18 +11,17 @@ import copy
 import math
 import os
 import time
-from collections.abc import Generator, Iterator, Mapping
+from collections.abc import Generator, Iterator
 from pathlib import Path
-from typing import Any, cast
+from typing import Any
 
 import numpy as np
 import torch
-from pydantic import JsonValue
 from torch import Tensor, nn
 
 from data_specs import open_shards, storage
 from data_specs.reader import ShardSet
-from data_specs.records import CheckpointFile
+from data_specs.records import CheckpointFile, TaskState, TokenizerState
 from data_specs.spec import Spec
 from tokenize_jobs.batches import Draw, deal, draw, read_batches
 from tokenize_jobs.checkpoint import StoredTensors
@@ -254,21 +253,21 @@ class TokenizerTask:
         mine = list(named.items())[self.ranks.rank :: self.ranks.world]
         return to_host({f"{kind}/{name}/0": t.detach().reshape(-1) for (kind, name), t in mine})
 
-    def state(self) -> dict[str, JsonValue]:
+    def state(self) -> TokenizerState:
         """Return what a resumed run needs beside the tensors."""
-        steps = dict[str, JsonValue](self.statistics.num_steps)
-        return {"statistics_steps": steps, "config": self.model.config.to_json()}
+        return TokenizerState(statistics_steps=self.statistics.num_steps, config=self.model.config.to_json())
 
     @torch.no_grad()
-    def load(self, stored: StoredTensors, state: Mapping[str, JsonValue]) -> None:
+    def load(self, stored: StoredTensors, state: TaskState) -> None:
         """Take the tensors and the state of a checkpoint."""
+        if not isinstance(state, TokenizerState):
+            raise ValueError(f"{stored.uri}: not a checkpoint of a tokenizer")
         for (kind, name), tensor in self._named().items():
             tensor.copy_(stored.tensor(kind, name, tensor.shape))
         for number, (optimizer, net) in enumerate(zip(self.optimizers, self.networks.trained, strict=True)):
             self._load_moments(stored, f"adam{number}", optimizer, net)
         sums = {name: stored.flat("statistics", name) for kind, name in stored.runs if kind == "statistics"}
-        num_steps = cast(dict[str, int], state["statistics_steps"])
-        self.statistics.restore(sums, num_steps, first=self.ranks.rank == 0)
+        self.statistics.restore(sums, state.statistics_steps, first=self.ranks.rank == 0)
 
     def _load_moments(
         self, stored: StoredTensors, prefix: str, optimizer: torch.optim.Optimizer, net: nn.Module

@@ -9,20 +9,19 @@ from __future__ import annotations
 import math
 import sys
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from contextlib import suppress
 from functools import partial
 from pathlib import Path
 from typing import NamedTuple, Protocol, TypeVar
 
-from pydantic import JsonValue
 from torch import Tensor
 
 from data_specs import digest, storage
 from data_specs.lease import Lease, acquire
 from data_specs.metrics import MetricsLog, Row
 from data_specs.progress import Progress
-from data_specs.records import CheckpointFile, CheckpointState, Finished, Identity
+from data_specs.records import CheckpointFile, CheckpointState, Finished, Identity, TaskState
 from data_specs.root import record_spec
 from data_specs.sections import Training
 from data_specs.spec import Spec
@@ -81,11 +80,11 @@ class Task(Protocol):
     def tensors(self) -> dict[str, Tensor]:
         """Return copies on the CPU of the flat tensors that this rank answers for, by `kind/name/first element`."""
 
-    def state(self) -> dict[str, JsonValue]:
+    def state(self) -> TaskState:
         """Return what a resumed run needs beside the tensors."""
 
-    def load(self, stored: checkpoint.StoredTensors, state: Mapping[str, JsonValue]) -> None:
-        """Take the tensors and the state of a checkpoint."""
+    def load(self, stored: checkpoint.StoredTensors, state: TaskState) -> None:
+        """Take the tensors and the state of a checkpoint. Raises ValueError where it is another task's."""
 
     def export(self, stored: checkpoint.StoredTensors, folder: Path) -> dict[str, CheckpointFile]:
         """Write the finished model into a local folder; return its files of weights."""

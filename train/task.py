@@ -10,20 +10,19 @@ import json
 import logging
 import math
 import time
-from collections.abc import Generator, Iterator, Mapping
+from collections.abc import Generator, Iterator
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import asdict
 from pathlib import Path
-from typing import Any, cast
+from typing import Any
 
 import numpy as np
 import torch
 import torch.distributed as dist
-from pydantic import JsonValue
 from torch import Tensor
 
 from data_specs import open_shards, storage
-from data_specs.records import CheckpointFile
+from data_specs.records import CheckpointFile, TaskState, TransformerState
 from data_specs.sections import ShardInput
 from data_specs.spec import Spec
 from pipeline.png import encode_photo
@@ -234,19 +233,20 @@ class TransformerTask:
         """Return copies on the CPU of the pieces of the float32 state that this rank answers for."""
         return partition.copy_pieces(self.engine, self.ema.averages)
 
-    def state(self) -> dict[str, JsonValue]:
+    def state(self) -> TransformerState:
         """Return what a resumed run needs beside the tensors."""
-        stage = self.engine.zero_optimization_stage()
-        return {
-            "optimizer_steps": partition.optimizer_steps(self.engine),
-            "num_ema_updates": self.ema.num_updates,
-            "zero_stage": stage,
-        }
+        return TransformerState(
+            optimizer_steps=partition.optimizer_steps(self.engine),
+            num_ema_updates=self.ema.num_updates,
+            zero_stage=self.engine.zero_optimization_stage(),
+        )
 
-    def load(self, stored: StoredTensors, state: Mapping[str, JsonValue]) -> None:
+    def load(self, stored: StoredTensors, state: TaskState) -> None:
         """Take the tensors and the state of a checkpoint, whatever ranks and stage wrote it."""
-        partition.load_pieces(self.engine, self.ema.averages, stored, cast(int, state["optimizer_steps"]))
-        self.ema.num_updates = cast(int, state["num_ema_updates"])
+        if not isinstance(state, TransformerState):
+            raise ValueError(f"{stored.uri}: not a checkpoint of a transformer")
+        partition.load_pieces(self.engine, self.ema.averages, stored, state.optimizer_steps)
+        self.ema.num_updates = state.num_ema_updates
         self.bits = []
 
     def export(self, stored: StoredTensors, folder: Path) -> dict[str, CheckpointFile]:

@@ -7,7 +7,7 @@ from collections.abc import Collection
 from dataclasses import fields
 from typing import Annotated, Any, Literal, Self, TypeVar
 
-from pydantic import BaseModel, ConfigDict, Field, TypeAdapter, ValidationError
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field, JsonValue, TypeAdapter, ValidationError
 from pydantic_core import from_json
 
 FORMAT_VERSION: Literal[2] = 2
@@ -17,6 +17,15 @@ Sha256 = Annotated[str, Field(pattern=r"^[0-9a-f]{64}$")]
 Md5 = Annotated[str, Field(pattern=r"^[0-9a-f]{32}$")]
 ShardName = Annotated[str, Field(pattern=r"^[0-9]{6,12}-[0-9a-f]{8}\.tar$")]
 PartName = Annotated[str, Field(pattern=r"^manifest-[0-9]{4,8}-[0-9a-f]{8}\.json$")]
+
+
+def _finite(tree: dict[str, JsonValue]) -> dict[str, JsonValue]:
+    """The tree, where all its numbers are finite."""
+    json.dumps(tree, allow_nan=False)
+    return tree
+
+
+Tree = Annotated[dict[str, JsonValue], AfterValidator(_finite)]  # JsonValue alone takes NaN
 Config = TypeVar("Config", bound=Any)  # a dataclass
 
 

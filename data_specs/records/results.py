@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from typing import Annotated
 
-from pydantic import Field, JsonValue
+from pydantic import Field
 
-from data_specs.records.base import Count, Record, Sha256
+from data_specs.records.base import Count, Record, Sha256, Tree
 
 Share = Annotated[float, Field(ge=0, le=1)]
 
@@ -22,7 +22,7 @@ class SummaryInputs(Record):
     """All that decides a summary: content of the sets by name, settings, the last validation, the OCR engine."""
 
     sets: dict[str, Sha256]
-    settings: dict[str, JsonValue]
+    settings: Tree
     validation_images: Count | None
     validated_at: Count | None
     engine: EngineInfo | None
@@ -109,7 +109,7 @@ class Summary(Record):
     codebook: tuple[CodebookUse, ...] = ()
     histogram: HistogramBits
     context: ContextBits
-    transformer: dict[str, JsonValue] | None = None
+    transformer: Tree | None = None
     words: SummaryWords
     command: tuple[str, ...] = ()
     versions: dict[str, str | None] = Field({})

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from typing import Annotated, Literal
 
-from pydantic import ConfigDict, Field, JsonValue
+from pydantic import ConfigDict, Discriminator, Field, Tag
 
-from data_specs.records.base import FORMAT_VERSION, Count, Record, Sha256, Time
+from data_specs.records.base import FORMAT_VERSION, Count, Record, Sha256, Time, Tree
 from data_specs.records.sets import Box
 
 
@@ -62,6 +62,39 @@ class GuardState(Record):
     skipped: Count = 0
 
 
+class TokenizerState(Record):
+    """What a tokenizer's training keeps beside its tensors: steps since the last log row by name of the loss, model."""
+
+    statistics_steps: dict[str, Count]
+    config: str
+
+
+class TransformerState(Record):
+    """What a transformer's training keeps beside its tensors."""
+
+    optimizer_steps: Count = Field(description="that were applied")
+    num_ema_updates: Count
+    zero_stage: Count = Field(description="that wrote it; any other reads it")
+
+
+class NoState(Record):
+    """That a training keeps nothing beside its tensors."""
+
+
+def _task_of(state: object) -> str:
+    """The key that tells one task's state from another's, in JSON or in a record."""
+    keys = dict(state) if isinstance(state, dict | Record) else {}
+    return next((key for key in ("config", "optimizer_steps") if key in keys), "")
+
+
+TaskState = Annotated[
+    Annotated[TokenizerState, Tag("config")]
+    | Annotated[TransformerState, Tag("optimizer_steps")]
+    | Annotated[NoState, Tag("")],
+    Discriminator(_task_of),
+]
+
+
 class CheckpointState(Record):
     """STEP/state.json: where a training is, and what proves that its files are whole."""
 
@@ -70,8 +103,8 @@ class CheckpointState(Record):
     position: Count = Field(description="samples consumed")
     world: int = Field(ge=1, description="ranks that wrote it")
     guard: GuardState = GuardState()
-    task: dict[str, JsonValue] = Field({}, description="what the trained task keeps beside its tensors")
-    spec: dict[str, JsonValue] = Field({})
+    task: TaskState = NoState()
+    spec: Tree = Field({})
     files: dict[Annotated[str, Field(pattern=r"^[a-z0-9_]+\.safetensors$")], CheckpointFile]
 
 

@@ -138,6 +138,7 @@ class ShardEntry(Record):
     md5sum: Md5
     sha256: Sha256
     index_sha256: Sha256
+    table_sha256: Sha256 | None = Field(None, description="None in manifests of before")
     replaces: tuple[ShardName, ...] = ()
 
 

@@ -6,10 +6,10 @@ import json
 from collections.abc import Sequence
 from typing import Annotated, Literal, NamedTuple, Self
 
-from pydantic import Field, JsonValue, TypeAdapter, ValidationError, model_validator
+from pydantic import Field, TypeAdapter, ValidationError, model_validator
 from pydantic_core import PydanticSerializationError
 
-from data_specs.records.base import FORMAT_VERSION, Count, Md5, Record, Sha256, ShardName, first_fault
+from data_specs.records.base import FORMAT_VERSION, Count, Md5, Record, Sha256, ShardName, Tree, first_fault
 from data_specs.records.reasons import Reason, ReasonKey
 from data_specs.source import AnySource, Source
 
@@ -153,6 +153,7 @@ class ShardUnit(Unit):
     shard: ShardName | None
     sha256: Sha256 | None
     index_sha256: Sha256 | None
+    table_sha256: Sha256 | None = None
 
 
 class RangeUnit(Unit):
@@ -195,7 +196,7 @@ class Identity(Record):
 
     stage: str
     split: str = ""
-    spec: dict[str, JsonValue] = Field({})
+    spec: Tree = Field({})
     inputs: dict[str, str] = Field({}, description="name of an input -> digest of its content")
     seed: int = 0
     versions: dict[str, str] = Field({})

@@ -103,10 +103,22 @@ def test_tables_follow_their_shards(tmp_path: Path) -> None:
         assert row | {"shard": "", "offset": 0} == before[key] | {"shard": "", "offset": 0}
     assert list(verify_set(str(root / "images/train"))) == []
     path = next((root / "images/train").glob("*.parquet"))
-    path.write_bytes(path.read_bytes()[:-1] + b"?")
+    whole = path.read_bytes()
+    path.write_bytes(whole[:-1] + b"?")
     assert [path.name in fault for fault in verify_set(str(root / "images/train"))] == [True]
-    with pytest.raises(ValueError, match="not the table of a shard"):
+    with pytest.raises(ValueError, match=f"{path.name}: its bytes are not those that were made"):
         table.query(*_set(root), "true")
+    set_uri, shards = _set(root)
+    before_digests = [entry.model_copy(update={"table_sha256": None}) for entry in shards]
+    with pytest.raises(ValueError, match=f"{path.name}: not the table of a shard"):
+        table.query(set_uri, before_digests, "true")
+    path.write_bytes(whole.replace(b"CC-BY-4.0", b"CC-BY-9.0"))  # still a table of as many rows
+    assert "CC-BY-9.0" in table.query(set_uri, before_digests, "true").column("licence").to_pylist()
+    with pytest.raises(ValueError, match=f"{path.name}: its bytes are not those that were made"):
+        table.query(set_uri, shards, "true")
+    pq.write_table(pq.read_table(path).slice(0, 0), path)
+    with pytest.raises(ValueError, match=r"\.parquet: has 0 rows, its shard \d samples; run `dnd verify`"):
+        table.query(set_uri, before_digests, "true")
     (root / "images/train/000099-00000000.parquet").touch()
     assert clean_litter(str(root / "images/train")) == ["000099-00000000.parquet"]
 

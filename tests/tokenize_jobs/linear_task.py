@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from data_specs.records import CheckpointFile, Identity
+from data_specs.records import CheckpointFile, Identity, NoState, TaskState
 from data_specs.spec import Spec, load_spec
 from tokenize_jobs.checkpoint import StoredTensors
 from tokenize_jobs.ranks import Ranks
@@ -55,10 +55,10 @@ class LinearTask:
     def tensors(self) -> dict[str, Tensor]:
         return {"weight/w/0": self.weight.clone()}
 
-    def state(self) -> dict[str, Any]:
-        return {}
+    def state(self) -> NoState:
+        return NoState()
 
-    def load(self, stored: StoredTensors, state: dict[str, Any]) -> None:
+    def load(self, stored: StoredTensors, state: TaskState) -> None:
         self.weight = stored.tensor("weight", "w", (1,))
 
     def export(self, stored: StoredTensors, folder: Path) -> dict[str, CheckpointFile]:
