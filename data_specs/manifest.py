@@ -9,6 +9,7 @@ from __future__ import annotations
 import hashlib
 from collections import Counter
 from collections.abc import Iterable
+from contextlib import suppress
 
 from data_specs import storage
 from data_specs.digest import digest_of
@@ -128,18 +129,20 @@ def store(set_uri: str, manifest: Manifest) -> None:
     data = manifest.model_copy(update={"parts": parts} | ({"shardlist": ()} if parts else {})).to_json()
     if storage.exists(uri) and storage.read_bytes(uri) == data:
         return
-    old = parts_named(set_uri)
+    old = set[str]()
+    with suppress(ValueError):  # a damaged one is replaced
+        old = parts_named(set_uri)
     storage.write_bytes(uri, data)
     for name in old - {part.url for part in parts}:
         storage.delete(storage.join(set_uri, name))
 
 
 def parts_named(set_uri: str) -> set[str]:
-    """File names of the parts that a set's manifest names."""
+    """File names of the parts that a set's manifest names. Raises ValueError where that is damaged."""
     uri = storage.join(set_uri, "manifest.json")
     try:
         return {part.url for part in Manifest.parse(storage.read_bytes(uri), uri).parts}
-    except (FileNotFoundError, ValueError):
+    except FileNotFoundError:
         return set()
 
 

@@ -6,11 +6,13 @@ SET/NNNNNN.json says what was offered, written, filtered and rejected; SET/NNNNN
 from __future__ import annotations
 
 import hashlib
+import logging
 import re
 import socket
 import time
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator
+from contextlib import suppress
 from pathlib import Path
 
 from data_specs import storage, table
@@ -18,6 +20,7 @@ from data_specs.records import Dropped, Failure, InputRead, Outcome, Ran, Reason
 from data_specs.scratch import scratch_folder
 from data_specs.shards import Shard, WrittenShard, index_uri, write_shard
 
+log = logging.getLogger(__name__)
 _RECEIPT = re.compile(r"[0-9]{6,}\.json")
 
 
@@ -100,14 +103,25 @@ def _remade(receipt: Receipt, shard: WrittenShard, file: ShardFile | None) -> Re
 
 def discard(set_uri: str, unit: int) -> None:
     """Deletes a unit's shard, then its receipt, so that the next run makes it anew. Not while a job writes."""
+    for name in shards_of(set_uri, unit):
+        _delete_shard(set_uri, name)
+    storage.delete(storage.join(set_uri, receipt_name(unit)))
+
+
+def shards_of(set_uri: str, unit: int) -> list[str]:
+    """Names of the tars that a unit has made: the one of its receipt; where that is damaged, all that bear its number.
+
+    None where it has no receipt.
+    """
     uri = storage.join(set_uri, receipt_name(unit))
     try:
         receipt = parse_receipt(storage.read_bytes(uri), uri)
-    except (FileNotFoundError, ValueError):
-        return
-    if receipt.shard:
-        _delete_shard(set_uri, receipt.shard.name)
-    storage.delete(uri)
+    except FileNotFoundError:
+        return []
+    except ValueError:
+        names = (file.uri.rpartition("/")[2] for file in storage.list_files(set_uri))
+        return [name for name in names if name.startswith(f"{unit:06d}-") and name.endswith(".tar")]
+    return [receipt.shard.name] if receipt.shard else []
 
 
 def _delete_shard(set_uri: str, name: str) -> None:
@@ -169,9 +183,9 @@ def _create_or_adopt(uri: str, ours: Receipt) -> Receipt:
     """Creates the receipt, or takes the one already there if it is valid; a damaged one is replaced by ours."""
     data = ours.to_json()
     if not storage.create_if_absent(uri, data):
-        there = read_receipt(uri, ours.digest)
-        if there is not None:
-            return there
+        with suppress(ValueError):
+            if there := read_receipt(uri, ours.digest):
+                return there
         storage.write_bytes(uri, data)
     return ours
 
@@ -185,29 +199,40 @@ def parse_receipt(data: bytes, uri: str) -> Receipt:
 
 
 def read_receipt(uri: str, digest: str) -> Receipt | None:
-    """A receipt if it is valid: whole, with this plan's digest, its shard there with its size; else None."""
+    """A unit's receipt; None where there is none of this plan.
+
+    Raises:
+        ValueError: it is damaged, or its shard is not there with its size; the line names the file.
+    """
     try:
         receipt = parse_receipt(storage.read_bytes(uri), uri)
-    except (FileNotFoundError, ValueError):
+    except FileNotFoundError:
         return None
+    except ValueError as error:
+        raise ValueError(f"{error}; run the stage again") from None
     if receipt.digest != digest:
         return None
-    if receipt.shard is None:
-        return receipt
-    tar = storage.stat(storage.join(uri.rpartition("/")[0], receipt.shard.name))
-    return receipt if tar and tar.size == receipt.shard.bytes else None
+    if receipt.shard:
+        tar_uri = storage.join(uri.rpartition("/")[0], receipt.shard.name)
+        tar = storage.stat(tar_uri)
+        if tar is None or tar.size != receipt.shard.bytes:
+            raise ValueError(f"{tar_uri}: is not there with the size that its receipt names; run the stage again")
+    return receipt
 
 
 def valid_receipts(set_uri: str, digest: str) -> Iterator[Receipt]:
-    """All valid receipts of a shard set in order of unit, from one listing of the folder."""
+    """All valid receipts of a shard set in order of unit, from one listing of the folder; damaged ones are named."""
     sizes: dict[str, int] = {f.uri.rpartition("/")[2]: f.size for f in storage.list_files(set_uri)}
     for name, data in read_receipt_files(set_uri, sizes):
         try:
-            receipt = parse_receipt(data, name)
-        except ValueError:
+            receipt = parse_receipt(data, storage.join(set_uri, name))
+        except ValueError as error:
+            log.warning("%s: its unit counts as not done", error)
             continue
         shard = receipt.shard
-        if receipt.digest == digest and (shard is None or sizes.get(shard.name) == shard.bytes):
+        if shard and sizes.get(shard.name) != shard.bytes:
+            log.warning("%s/%s: not there with its receipt's size: its unit counts as not done", set_uri, shard.name)
+        elif receipt.digest == digest:
             yield receipt
 
 

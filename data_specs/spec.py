@@ -212,7 +212,7 @@ def _read(path: Path, above: tuple[Path, ...] = ()) -> dict[str, Any]:
 def _mapping(text: str | bytes, origin: str) -> dict[str, Any]:
     try:
         tree = yaml.safe_load(text)
-    except (yaml.YAMLError, RecursionError) as error:
+    except (yaml.YAMLError, RecursionError, ValueError) as error:  # ValueError: a number or date that Python refuses
         raise ValueError(f"{origin}: not YAML: {' '.join(str(error).split())}") from None
     if not isinstance(tree, dict):
         raise ValueError(f"{origin}: a spec is a mapping of keys, not {type(tree).__name__}")
@@ -252,7 +252,7 @@ def _index(values: Any, step: str, key: str) -> int:
 def _value(text: str, override: str) -> Any:
     try:
         return yaml.safe_load(text)
-    except (yaml.YAMLError, RecursionError):
+    except (yaml.YAMLError, RecursionError, ValueError):
         raise ValueError(f"--set {override}: the value is not YAML") from None
 
 

@@ -40,34 +40,51 @@ def verify_set(set_uri: str) -> Iterator[str]:
     if plan is None:
         yield f"{set_uri}: no plan.jsonl"
         return
-    units, shards = set[int](), set[str]()
-    for fault, receipt in _receipts(plan):
+    try:
+        for _ in plan.units():  # raises where one is damaged or lost
+            pass
+    except ValueError as error:
+        yield str(error)
+    units, known = set[int](), set[str]()
+    for name, fault, receipt in _receipts(plan):
         if fault:
             yield fault
+        known.add(_unit_or_shard(name, receipt))
         if receipt:
             units.add(receipt.unit)
-            if receipt.shard:
-                shards.add(receipt.shard.name)
-                yield from _verify_shard(set_uri, receipt, receipt.shard)
+        if receipt and receipt.shard:
+            yield from _verify_shard(set_uri, receipt, receipt.shard)
     yield from _missing(plan, units)
-    for name in _litter(set_uri, shards):
+    for name in _litter(set_uri, known):
         yield f"{set_uri}/{name}: belongs to no receipt (litter; `dnd verify --clean` removes it)"
     yield from _verify_manifest(plan)
 
 
-def _litter(set_uri: str, shards: set[str]) -> list[str]:
-    """Names of tars, indexes and tables other than these shards', and of parts that the manifest does not name."""
-    named = shards | {beside(name) for name in shards for beside in (index_uri, table_uri)} | parts_named(set_uri)
-    files = (f.uri.rpartition("/")[2] for f in storage.list_files(set_uri))
-    return [name for name in files if _MADE.search(name) and name not in named]
+def _unit_or_shard(name: str, receipt: Receipt | None) -> str:
+    """What names of files begin with that belong to a receipt: its shard's, or where it is damaged, its unit's."""
+    if receipt is None:
+        return name.removesuffix(".json")
+    return receipt.shard.name.removesuffix(".tar") if receipt.shard else ""
+
+
+def _litter(set_uri: str, known: set[str]) -> Iterator[str]:
+    """Names of tars, indexes and tables of no known shard or unit, and of parts that the manifest does not name."""
+    try:
+        known = known | {name.removesuffix(".json") for name in parts_named(set_uri)}
+    except ValueError:  # of a damaged manifest the parts may be whole
+        known = known | {"manifest"}
+    for file in storage.list_files(set_uri):
+        name = file.uri.rpartition("/")[2]
+        stem = name.partition(".")[0]
+        if _MADE.search(name) and not {stem, stem.partition("-")[0]} & known:
+            yield name
 
 
 def clean_litter(set_uri: str) -> list[str]:
     """Removes tars and indexes that no receipt names, and returns their names. Not while a job writes the set."""
     plan = read_plan(set_uri)
     assert plan is not None
-    receipts = (receipt for _, receipt in _receipts(plan) if receipt)
-    names = _litter(set_uri, {receipt.shard.name for receipt in receipts if receipt.shard})
+    names = list(_litter(set_uri, {_unit_or_shard(name, receipt) for name, _, receipt in _receipts(plan)}))
     for name in names:
         storage.delete(storage.join(set_uri, name))
     return names
@@ -89,22 +106,22 @@ def clean_unfinished(root: str) -> Iterator[str]:
             yield path
 
 
-def _receipts(plan: Plan) -> Iterator[tuple[str | None, Receipt | None]]:
-    """(what is wrong with it or None, receipt or None) for each receipt of a shard set."""
+def _receipts(plan: Plan) -> Iterator[tuple[str, str | None, Receipt | None]]:
+    """(file name, what is wrong with it or None, receipt or None) for each receipt of a shard set."""
     names = (file.uri.rpartition("/")[2] for file in storage.list_files(plan.set_uri))
     for name, data in read_receipt_files(plan.set_uri, names):
         uri = storage.join(plan.set_uri, name)
         try:
             receipt = parse_receipt(data, uri)
         except ValueError as error:
-            yield f"{error}; run the stage again", None
+            yield name, f"{error}; run the stage again", None
             continue
         fault = None
         if receipt.digest != plan.digest:
             fault = f"{uri}: its digest is not the plan's"
         elif receipt.unit >= plan.num_units:
             fault = f"{uri}: says it is unit {receipt.unit}, the plan has {plan.num_units}"
-        yield fault, receipt
+        yield name, fault, receipt
 
 
 def _verify_shard(set_uri: str, receipt: Receipt, shard: ShardFile) -> Iterator[str]:

@@ -17,7 +17,7 @@ from typing import NamedTuple
 from data_specs import storage
 from data_specs.lease import hold
 from data_specs.manifest import merge
-from data_specs.receipts import discard, read_receipt, receipt_name, remake
+from data_specs.receipts import discard, read_receipt, receipt_name, remake, shards_of
 from data_specs.records import (
     Dropped,
     Manifest,
@@ -267,7 +267,7 @@ def _derived(root: str, replaced: set[str]) -> Iterator[str]:
     for stage in registered():
         for plan in plans:
             if isinstance(stage, UnitStage) and plan.identity.stage == stage.name and (units := _reading(plan, gone)):
-                gone.update(_shards_of(plan, units))
+                gone.update(name for unit in units for name in shards_of(plan.set_uri, unit))
                 stale.append((stage, plan, units))
     for stage, plan, units in reversed(stale):
         yield _taken_back(root, stage, plan, units)
@@ -278,14 +278,6 @@ def _derived(root: str, replaced: set[str]) -> Iterator[str]:
 def _reading(plan: Plan, shards: set[str]) -> list[int]:
     """Numbers of the units that read one of these shards; names of shards hold a digest of their bytes."""
     return [unit.unit for unit in plan.units() if isinstance(unit, ShardUnit) and unit.shard in shards]
-
-
-def _shards_of(plan: Plan, units: Iterable[int]) -> Iterator[str]:
-    """Names of the shards that these units have made."""
-    for number in units:
-        receipt = read_receipt(storage.join(plan.set_uri, receipt_name(number)), plan.digest)
-        if receipt and receipt.shard:
-            yield receipt.shard.name
 
 
 def _taken_back(root: str, stage: UnitStage, plan: Plan, units: list[int]) -> str:

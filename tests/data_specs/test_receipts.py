@@ -100,7 +100,8 @@ DAMAGES = [
 def test_a_damaged_receipt_is_replaced(tmp_path: Path, damage: bytes) -> None:
     whole = commit(str(tmp_path), DIGEST, 0, OUTCOMES)
     (tmp_path / "000000.json").write_bytes(damage)
-    assert read_receipt(str(tmp_path / "000000.json"), DIGEST) is None
+    with pytest.raises(ValueError, match=r"^[^\n]*000000\.json: not a valid receipt [^\n]*$"):
+        read_receipt(str(tmp_path / "000000.json"), DIGEST)
     assert list(valid_receipts(str(tmp_path), DIGEST)) == []
     with pytest.raises(ValueError):
         Receipt.parse(damage, "x")
@@ -131,7 +132,8 @@ def test_a_tar_of_another_size_makes_the_receipt_invalid_and_is_repaired(tmp_pat
     tar = tmp_path / receipt.shard.name
     whole = tar.read_bytes()
     tar.unlink() if change == "absent" else tar.write_bytes(whole[:-1] if change == "shorter" else whole + b"x")
-    assert read_receipt(str(tmp_path / "000000.json"), DIGEST) is None
+    with pytest.raises(ValueError, match=rf"{tar.name}: is not there with the size"):
+        read_receipt(str(tmp_path / "000000.json"), DIGEST)
     assert list(valid_receipts(str(tmp_path), DIGEST)) == []
     commit(str(tmp_path), DIGEST, 0, OUTCOMES)
     assert tar.read_bytes() == whole

@@ -123,18 +123,22 @@ def test_a_receipt_deletes_nothing_outside_its_set(root: Path, tmp_path: Path) -
     for name in (outside, str(tmp_path / "victim"), "000001-00000000.tar", own):
         change(receipt, lambda tree: tree.update(replaces=[name]))  # noqa: B023 (called at once)
         assert any("000000.json: not a valid receipt" in fault for fault in verify_set(str(root / "images/train")))
-        list(remove(str(root), [f"a{number}" for number in range(8)], []))
-        with pytest.raises(ValueError, match="is not done"):
+        with pytest.raises(ValueError, match=r"000000\.json: not a valid receipt"):
+            list(remove(str(root), [f"a{number}" for number in range(8)], []))
+        with pytest.raises(ValueError, match=r"000000\.json: not a valid receipt"):
             look(str(root), "images/train", 0)
+        assert clean_litter(str(root / "images/train")) == []  # its shard may be good
+    assert not (root / "images/removed").exists() and (root / "images/train" / own).exists()
     assert (tmp_path / "victim").read_text() == "kept"
 
 
 def test_a_receipt_under_the_name_of_another_unit_counts_for_none(root: Path) -> None:
     train = root / "images/train"
     (train / "000009.json").write_bytes((train / "000000.json").read_bytes())
-    assert read_receipt(str(train / "000009.json"), json.loads((train / "000000.json").read_text())["digest"]) is None
-    discard(str(train), 9)
+    with pytest.raises(ValueError, match=r"000009\.json: says it is unit 0"):
+        read_receipt(str(train / "000009.json"), json.loads((train / "000000.json").read_text())["digest"])
     assert any("000009.json: says it is unit 0" in fault for fault in verify_set(str(train)))
+    discard(str(train), 9)
     assert list(train.glob("000000-*.tar"))
 
 
@@ -147,6 +151,22 @@ def test_a_plan_of_fewer_units_than_it_says_is_one_line(root: Path) -> None:
     assert plan is not None
     with pytest.raises(ValueError, match=r"plan\.jsonl: holds \d+ units, its first line says 99"):
         list(plan.units())
+    assert any("plan.jsonl: holds" in fault for fault in verify_set(str(root / "images/train")))
+
+
+def test_a_unit_whose_shard_is_cut_is_named_by_what_would_have_taken_something_out(root: Path) -> None:
+    [tar] = (root / "images/train").glob("000000-*.tar")
+    tar.write_bytes(tar.read_bytes()[:-512])
+    for reader in (lambda: list(remove(str(root), ["a0"], [])), lambda: look(str(root), "images/train", 0)):
+        with pytest.raises(ValueError, match=rf"{tar.name}: is not there with the size that its receipt names"):
+            reader()
+
+
+def test_a_discarded_unit_of_a_damaged_receipt_leaves_no_shard(root: Path) -> None:
+    train = root / "images/train"
+    (train / "000000.json").write_text("[]")
+    discard(str(train), 0)
+    assert not list(train.glob("000000*")) and list(train.glob("000001-*.tar"))
 
 
 BAD_FIELDS = {
@@ -190,7 +210,7 @@ def test_a_lease_of_impossible_times_is_one_line(root: Path) -> None:
     assert any("000001.json: not a valid leaseholder" in line for line in status_lines(str(root)))
 
 
-@pytest.mark.parametrize("text", ["[" * 10**4, "name: \x00", "a: \xff"])
+@pytest.mark.parametrize("text", ["[" * 10**4, "name: \x00", "a: \xff", "a: " + "9" * 5000])
 def test_a_spec_that_is_no_yaml_is_one_line(tmp_path: Path, text: str) -> None:
     (tmp_path / "spec.yaml").write_bytes(text.encode("latin-1"))
     for read in (lambda: read_spec(None, str(tmp_path)), lambda: load_spec(tmp_path / "spec.yaml")):
