@@ -67,7 +67,7 @@ def test_only_what_matches_is_encoded(root: str) -> None:
     written = [outcome for outcome in outcomes if isinstance(outcome, Sample)]
     left_out = [outcome for outcome in outcomes if isinstance(outcome, Dropped)]
     assert [sample.key for sample in written] == sorted(every)[10:]
-    assert [sample.row for sample in written] == table.read_table(images.shard(0).uri).to_pylist()[10:]
+    assert [sample.row for sample in written] == table.table_of(images.shard(0)).to_pylist()[10:]
     assert {one.reason for one in left_out} == {Reason.WHERE} and len(left_out) == 10
     with pytest.raises(ValueError, match=r"no_such.*columns: key"):
         TOKENIZE.make(tiny_spec("tokenize.where=no_such = 1"), root, Workers(num_workers=1))
