@@ -103,6 +103,12 @@ def row_of(about: Mapping[str, Any]) -> dict[str, Any]:
     }
 
 
+def column(tar_uri: str, name: str, entry: ShardEntry) -> np.ndarray:
+    """One column of the table beside a shard of a manifest, in the shard's order. Raises ValueError as `read_table`."""
+    values: np.ndarray = read_table(tar_uri, entry.table_sha256, entry.nsamples).column(name).to_numpy()
+    return values
+
+
 # ---- asking --------------------------------------------------------------------------------------------------------
 def query(set_uri: str, shards: Iterable[ShardEntry], where: str) -> pa.Table:
     """The rows of a set's tables that match an expression, in the order of the set.

@@ -18,7 +18,7 @@ from data_specs.progress import Progress
 from data_specs.records import ShardEntry
 from data_specs.scratch import scratch_folder
 from data_specs.shards import Shard
-from data_specs.table import read_table
+from data_specs.table import column
 
 ENTRY = np.dtype([("hash", "<u8"), ("shard", "<u4"), ("number", "<u4")])
 SHARE = 1 << 22  # hashes that are sorted at a time
@@ -53,7 +53,7 @@ def _hash_all(shards: list[tuple[str, ShardEntry]], path: Path) -> np.ndarray:
     progress = Progress("reading tables", len(shards), "shards")
     with path.open("wb") as file:
         for number, (uri, entry) in enumerate(shards):
-            hashes = read_table(uri, entry.table_sha256, entry.nsamples).column("hash").to_numpy()
+            hashes = column(uri, "hash", entry)
             entries = np.zeros(len(hashes), ENTRY)
             entries["hash"] = hashes
             entries["shard"] = number

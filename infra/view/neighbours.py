@@ -45,7 +45,7 @@ def _hashes(training: str, digest: str) -> np.ndarray:
     """uint64 [n], in the order of the set with that digest."""
     items = open_shards(training)
     shards = zip(items.shard_uris, items.manifest.shardlist, strict=True)
-    return np.concatenate([column(uri, "hash", entry.nsamples) for uri, entry in shards])
+    return np.concatenate([column(uri, "hash", entry) for uri, entry in shards])
 
 
 def _compared(items: ShardSet, index: int, picture: np.ndarray) -> Nearest:

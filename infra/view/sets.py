@@ -80,7 +80,7 @@ def chosen(items: ShardSet, unit: int | None, where: str) -> Sequence[int]:
     for shard in range(len(numbers)) if unit is None else [numbers.index(unit)]:
         first = items.ends[shard - 1] if shard else 0
         all_of_it = range(items.ends[shard] - first)
-        found += (first + int(n) for n in (matching(items.shard_uris[shard], where) if where.strip() else all_of_it))
+        found += (first + int(n) for n in (matching(items.shard(shard), where) if where.strip() else all_of_it))
     return found
 
 
