@@ -66,9 +66,17 @@ def characters(family: str) -> frozenset[int]:
 
 
 @lru_cache(maxsize=1 << 16)
-def has_glyph(char: str) -> bool:
-    """Whether MuPDF can draw a character with any font that it has."""
-    return bool(_any_font().has_glyph(ord(char), fallback=True))
+def has_glyph(char: str, beside: str = "") -> bool:
+    """Whether MuPDF can draw a character with any font that it has.
+
+    Args:
+        char: one character; of a script of its own it is drawn wherever it stands.
+        beside: the letter before it, whose font draws marks and signs that several scripts share (Arabic's comma).
+    """
+    if not beside:
+        return bool(_any_font().has_glyph(ord(char), fallback=True))
+    _, font = mupdf.fz_encode_character_with_fallback(_any_font().this, ord(beside), 0, 0)
+    return bool(mupdf.fz_encode_character(font, ord(char)))
 
 
 @lru_cache(maxsize=1)

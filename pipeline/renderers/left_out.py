@@ -12,22 +12,25 @@ _CALLED_OTHERWISE = {"end_mask": "end_mask_tr", "begin_tile": "begin_tile_tid"}
 _HANDED_ON = (
     *("fill_path", "stroke_path", "clip_path", "clip_stroke_path", "fill_shade", "fill_image", "fill_image_mask"),
     *("clip_image_mask", "pop_clip", "begin_mask", "end_mask", "begin_group", "end_group", "begin_tile", "end_tile"),
-    *("begin_metatext", "end_metatext"),
 )
-_TEXTS = ("fill_text", "stroke_text", "clip_text", "clip_stroke_text")
+_TEXTS = ("fill_text", "stroke_text", "clip_text", "clip_stroke_text", "begin_metatext", "end_metatext")
 
 
 class TextLeftOut(mupdf.FzDevice2):  # type: ignore[misc]
     """Hands on to `target` what is drawn on it, but for the texts whose numbers, in the order of painting, are named.
 
-    `bounds` are those of all texts, in the order of their numbers.
+    A replacement (/ActualText: what a file says that some texts stand for) is handed on where its number is named.
+    `bounds` are those of all texts, in the order of their numbers; `replaced` the numbers that each replacement is for.
     """
 
-    def __init__(self, target: mupdf.FzDevice, left_out: Container[int]) -> None:
+    def __init__(self, target: mupdf.FzDevice, left_out: Container[int], replacements: Container[int] = ()) -> None:
         super().__init__()
         self.target = target
         self.left_out = left_out
+        self.replacements = replacements
         self.bounds = list[tuple[float, float, float, float]]()
+        self.replaced = list[range]()
+        self.open = list[int | None]()  # numbers of the replacements that have begun; None for other marks
         self.nothing = mupdf.fz_new_path()
         for name in (*_HANDED_ON, *_TEXTS):
             getattr(self, f"use_virtual_{name}")()
@@ -57,6 +60,21 @@ class TextLeftOut(mupdf.FzDevice2):  # type: ignore[misc]
             self._clip_all(matrix, scissor)
         else:
             mupdf.ll_fz_clip_stroke_text(self.target.m_internal, text, stroke, matrix, scissor)
+
+    def begin_metatext(self, _: Any, kind: int, text: str) -> None:
+        is_replacement = kind == mupdf.FZ_METATEXT_ACTUALTEXT
+        self.open.append(len(self.replaced) if is_replacement else None)
+        if is_replacement:
+            self.replaced.append(range(len(self.bounds), len(self.bounds)))
+        if self.open[-1] in self.replacements:
+            mupdf.ll_fz_begin_metatext(self.target.m_internal, kind, text)
+
+    def end_metatext(self, _: Any) -> None:
+        number = self.open.pop()
+        if number is not None:
+            self.replaced[number] = range(self.replaced[number].start, len(self.bounds))
+        if number in self.replacements:
+            mupdf.ll_fz_end_metatext(self.target.m_internal)
 
     def _clip_all(self, matrix: Any, scissor: Any) -> None:
         mupdf.ll_fz_clip_path(self.target.m_internal, self.nothing.m_internal, 0, matrix, scissor)

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Container, Iterator
 from contextlib import contextmanager, suppress
 from functools import partial
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 
@@ -17,9 +17,11 @@ from pipeline.renderers import UnreadableError, short
 from pipeline.renderers.hidden import in_one_place, meeting, unmarked
 from pipeline.renderers.left_out import EVERY_TEXT, TextLeftOut
 from pipeline.renderers.marks import CONTRAST, Marks, is_pale, paper
+from pipeline.renderers.right_to_left import in_reading_order
 from pipeline.renderers.words import (
     BREAK,
     GAP,
+    UNKNOWN,
     Character,
     Page,
     ReadPage,
@@ -34,10 +36,27 @@ from pipeline.renderers.words import (
 
 NAME = f"PyMuPDF {pymupdf.__version__}"
 ERRORS = (RuntimeError, ValueError, IndexError, mupdf.FzErrorBase)
-FLAGS = pymupdf.TEXT_PRESERVE_WHITESPACE | pymupdf.TEXT_PRESERVE_LIGATURES | pymupdf.TEXT_ACCURATE_BBOXES
+FLAGS = (
+    pymupdf.TEXT_PRESERVE_WHITESPACE
+    | pymupdf.TEXT_PRESERVE_LIGATURES
+    | pymupdf.TEXT_ACCURATE_BBOXES
+    | pymupdf.TEXT_IGNORE_ACTUALTEXT
+)
+WRITTEN_OVER = 0.05  # of a letter's height, between its left edge and that of a space, that is too little for one
 EVERYWHERE = (-1e6, -1e6, 1e6, 1e6)
 _INFINITE = mupdf.FzRect(mupdf.FzRect.Fixed_INFINITE)
 _PAINTED = mupdf.FZ_STEXT_FILLED | mupdf.FZ_STEXT_STROKED
+
+
+class Reading(NamedTuple):
+    """How the text of a PDF's page is read, whose glyphs stand in any order: which replacements count (/ActualText),
+    and which texts are left out, by their numbers."""
+
+    replacements: frozenset[int] = frozenset()
+    left_out: frozenset[int] = frozenset()
+
+
+PLACED = Reading()
 
 
 @contextmanager
@@ -73,11 +92,13 @@ def _read_page(document: Any, number: int, style: PageStyle) -> Page:
     scale = page_scale(width, height, style)
     drawing = page.get_displaylist()  # interpreted once, for the pictures and for the words
     image = draw(drawing, scale, grey=not is_coloured(drawing))
-    ground, texts = draw_without(drawing, scale, EVERY_TEXT, is_one_plane(image))
+    ground, found = draw_without(drawing, scale, EVERY_TEXT, is_one_plane(image))
     marks = Marks.of(image, ground)
-    words, pictured = read(drawing, image, marks, scale), 0.0
-    if found := _hidden(drawing, texts, words, image, scale):
-        words = read(drawing, image, marks, scale, found)
+    words, pictured = read(drawing, image, marks, scale, PLACED), 0.0
+    if replacements := _needed(found, words, scale):
+        words = read(drawing, image, marks, scale, Reading(replacements))
+    if hidden := _hidden(drawing, found.bounds, words, image, scale):
+        words = read(drawing, image, marks, scale, Reading(replacements, hidden))
     if not words.texts:
         pictures = pymupdf.TextPage(drawing.get_textpage(pymupdf.TEXT_PRESERVE_IMAGES)).extractIMGINFO()
         pictured = share_under((picture["bbox"] for picture in pictures), width * height)
@@ -102,8 +123,8 @@ def is_coloured(drawing: pymupdf.DisplayList) -> bool:
 
 def draw_without(
     drawing: pymupdf.DisplayList, scale: float, left_out: Container[int], grey: bool
-) -> tuple[np.ndarray, list[Box]]:
-    """The same without some of its texts, by their numbers, and the bounds of all of them; `grey` where the page is."""
+) -> tuple[np.ndarray, TextLeftOut]:
+    """The same without some of its texts, by their numbers, and what was found of them; `grey` where the page is."""
     matrix = mupdf.FzMatrix(scale, 0, 0, scale, 0, 0)
     area = mupdf.fz_transform_rect(mupdf.fz_bound_display_list(drawing.this), matrix)
     colours = mupdf.FzColorspace(pymupdf.csGRAY if grey else pymupdf.csRGB)
@@ -112,7 +133,7 @@ def draw_without(
     device = TextLeftOut(mupdf.fz_new_draw_device(matrix, pixmap), left_out)
     device.run(drawing)
     pixels = _pixels(pymupdf.Pixmap("raw", pixmap))
-    return from_plane(pixels[..., 0]) if grey else pixels, device.bounds
+    return from_plane(pixels[..., 0]) if grey else pixels, device
 
 
 def _pixels(pixmap: pymupdf.Pixmap) -> np.ndarray:
@@ -120,14 +141,15 @@ def _pixels(pixmap: pymupdf.Pixmap) -> np.ndarray:
 
 
 def read(
-    drawing: pymupdf.DisplayList, image: np.ndarray, marks: Marks, scale: float, left_out: Container[int] = ()
+    drawing: pymupdf.DisplayList, image: np.ndarray, marks: Marks, scale: float, how: Reading | None = None
 ) -> Words:
-    """The words that can be seen of a display list in its picture, without some of its texts."""
-    blocks = _text(drawing, FLAGS, left_out).extractRAWDICT()["blocks"]
+    """The words that can be seen of a display list in its picture; `how` is None where Story has laid it out."""
+    blocks = _text(drawing, FLAGS, how).extractRAWDICT()["blocks"]
     lines = [line for block in blocks for line in block.get("lines", ())]
     characters = list(_characters(lines, paper(image)))
-    tight = tracking(characters)
-    glyphs = gather(char for number, char in enumerate(characters) if number not in tight)
+    tight = tracking(characters) | _written_over(characters)
+    parted = [char for number, char in enumerate(characters) if number not in tight]
+    glyphs = gather(in_reading_order(parted, parted=False) if how else parted)
     upright = sum(len(line["spans"]) * (1 - 2 * line["wmode"]) for line in lines)
     height, width = image.shape[:2]
     return visible(glyphs._replace(boxes=glyphs.boxes * scale), marks, (width, height), doubtful=upright < 0)
@@ -167,15 +189,28 @@ def _has_unmarked(marked: np.ndarray, boxes: list[list[int]]) -> bool:
     return not all(marked[y0:y1, x0:x1].any() for x0, y0, x1, y1 in bare)
 
 
-def _hidden(drawing: pymupdf.DisplayList, texts: list[Box], words: Words, image: np.ndarray, scale: float) -> set[int]:
+def _needed(found: TextLeftOut, words: Words, scale: float) -> frozenset[int]:
+    """Numbers of the replacements of letters that do not say themselves what they are.
+
+    Of others the eye sees what they are, whatever a file wants them to be read as.
+    """
+    unknown = words.boxes[[UNKNOWN in text for text in words.texts]]
+    boxes = np.array(found.bounds).reshape(-1, 4) * scale
+    texts = (boxes[which.start : which.stop] for which in found.replaced) if len(unknown) else ()
+    return frozenset(number for number, boxes in enumerate(texts) if meeting(boxes, unknown))
+
+
+def _hidden(
+    drawing: pymupdf.DisplayList, texts: list[Box], words: Words, image: np.ndarray, scale: float
+) -> frozenset[int]:
     """Numbers of the texts that stand where others do and leave no mark there: what was covered and written over."""
     doubtful = words.boxes[in_one_place(words.texts, words.boxes)]
     if not len(doubtful):
-        return set()
+        return frozenset()
     boxes = dict(enumerate(np.array(texts) * scale))
     grey = is_one_plane(image)
     near = {number: box for number, box in boxes.items() if meeting(box[None], doubtful)}
-    return unmarked(near, image, lambda left_out: draw_without(drawing, scale, left_out, grey)[0])
+    return frozenset(unmarked(near, image, lambda left_out: draw_without(drawing, scale, left_out, grey)[0]))
 
 
 def is_clipped(drawing: pymupdf.DisplayList) -> bool:
@@ -183,14 +218,14 @@ def is_clipped(drawing: pymupdf.DisplayList) -> bool:
     return len({_text(drawing, FLAGS | clip).extractText() for clip in (0, pymupdf.TEXT_CLIP)}) > 1
 
 
-def _text(drawing: pymupdf.DisplayList, flags: int, left_out: Container[int] = ()) -> pymupdf.TextPage:
+def _text(drawing: pymupdf.DisplayList, flags: int, how: Reading | None = None) -> pymupdf.TextPage:
     """The text of a display list, also what lies off the page."""
     options, everywhere = mupdf.FzStextOptions(), mupdf.FzRect(*EVERYWHERE)
-    options.flags = flags
+    options.flags = flags & ~pymupdf.TEXT_IGNORE_ACTUALTEXT if how and how.replacements else flags
     page = pymupdf.TextPage(everywhere)
     device = mupdf.fz_new_stext_device(page.this, options)
-    if left_out:
-        TextLeftOut(device, left_out).run(drawing)
+    if how and (how.left_out or how.replacements):
+        TextLeftOut(device, how.left_out, how.replacements).run(drawing)
     else:
         mupdf.fz_run_display_list(drawing.this, device, mupdf.FzMatrix(), everywhere, mupdf.FzCookie())
         mupdf.fz_close_device(device)
@@ -208,6 +243,17 @@ def _characters(lines: list[dict[str, Any]], ground: tuple[int, int, int]) -> It
             else:
                 yield BREAK
         yield BREAK
+
+
+def _written_over(characters: list[Character]) -> set[int]:
+    """Numbers of the spaces at whose place the next letter begins: soft hyphens that are not seen, in some files."""
+    spaces = (n for n, (char, _, _) in enumerate(characters[:-1]) if char == " ")
+    return {n for n in spaces if _begin_together(characters[n][1], characters[n + 1])}
+
+
+def _begin_together(space: Box, after: Character) -> bool:
+    (left, top, right, bottom), (x0, y0, _, y1) = space, after[1]
+    return top == bottom and left < right and abs(x0 - left) < WRITTEN_OVER * (y1 - y0)
 
 
 def _is_painted(alpha: int, flags: int) -> bool:

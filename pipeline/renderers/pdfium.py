@@ -20,6 +20,7 @@ from pipeline.png import in_one_plane
 from pipeline.renderers import UnreadableError, short
 from pipeline.renderers.hidden import in_one_place, unmarked
 from pipeline.renderers.marks import MARK, Marks, differ, is_pale, paper
+from pipeline.renderers.right_to_left import in_reading_order
 from pipeline.renderers.words import (
     BREAK,
     GAP,
@@ -30,6 +31,7 @@ from pipeline.renderers.words import (
     ReadPage,
     Words,
     gather,
+    letters,
     page_scale,
     share_under,
     tracking,
@@ -38,7 +40,8 @@ from pipeline.renderers.words import (
 
 NAME = f"pypdfium2 {pypdfium2.version.PYPDFIUM_INFO}"
 ERRORS = (pypdfium2.PdfiumError, ValueError)
-DEPTH = 15  # forms within forms that are looked into
+DEPTH = 40  # forms within forms that PDFium draws, and that are looked into
+_REPLACEMENT = b"ActualText"
 _USER_UNIT, _STREAM = re.compile(rb"/UserUnit\s*([0-9.]+)"), re.compile(rb"stream\r?\n.*?endstream", re.DOTALL)
 FINE = 1 << 20  # device units a side, where PDFium gives whole numbers
 
@@ -85,6 +88,7 @@ def _page(document: Any, number: int, style: PageStyle) -> Page:
     image = _draw(page, scale)
     ground = paper(image)
     texts = _texts(page, ground)
+    _take_replacements(page, [one.handle for one in texts.values()])
     marks = _marks(page, list(texts.values()), image, ground, scale)
     words, pictured = _words(page, texts, image, marks, scale), 0.0
     if not words.texts:
@@ -141,11 +145,13 @@ def _words(page: Any, texts: dict[int, _Text], image: np.ndarray, marks: Marks, 
     tight = tracking([char for _, char in characters])
     runs = _runs(one for number, one in enumerate(characters) if number not in tight)
     hidden = _hidden(page, runs, image, scale)
-    seen = ([char for one, char in run if one.rank not in hidden] for run in runs)
-    glyphs = gather(character for run in seen for character in (*run, BREAK))
+    seen = [[char for one, char in run if one.rank not in hidden] + [BREAK] for run in runs]
+    found = [char for run in seen for char in run]
+    boxes = _shown(page, np.array([box for _, box, _ in found]).reshape(-1, 4), image).tolist()
+    shown = [char if char is BREAK else (char[0], tuple(box), char[2]) for char, box in zip(found, boxes, strict=True)]
     doubtful = _run_down(runs) or _guesses(text)
     height, width = image.shape[:2]
-    return visible(glyphs._replace(boxes=_shown(page, glyphs.boxes, image)), marks, (width, height), doubtful)
+    return visible(gather(in_reading_order(shown, parted=True)), marks, (width, height), doubtful)
 
 
 def _hidden(page: Any, runs: list[list[_Placed]], image: np.ndarray, scale: float) -> set[int]:
@@ -179,6 +185,36 @@ def _texts(page: Any, ground: tuple[int, int, int]) -> dict[int, _Text]:
         _address(one): _Text(rank, one, is_pale(_colour(one), ground), _is_upright(one), _clips(one))
         for rank, one in enumerate(painted)
     }
+
+
+def _take_replacements(page: Any, handles: list[Any]) -> None:
+    """Takes from texts what a file wants them to be read as (/ActualText), where their letters say what they are."""
+    marks = [(handle, mark, value) for handle in handles for mark, value in _replacements(handle)]
+    for handle, mark, _ in marks:
+        raw.FPDFPageObjMark_RemoveParam(handle, mark, _REPLACEMENT)
+    text = page.get_textpage() if marks else None
+    numbers = range(raw.FPDFText_CountChars(text) if text else 0)
+    unknown = {_address(raw.FPDFText_GetTextObject(text, n)) for n in numbers if _is_unknown(text, n)}
+    for handle, mark, value in marks:
+        if _address(handle) in unknown:
+            raw.FPDFPageObjMark_SetBlobParam(page.pdf, handle, mark, _REPLACEMENT, value, len(value))
+
+
+def _is_unknown(text: Any, index: int) -> bool:
+    return raw.FPDFText_HasUnicodeMapError(text, index) == 1 or letters(_letter(text, index)) == UNKNOWN
+
+
+def _replacements(handle: Any) -> Iterator[tuple[Any, Any]]:
+    """The marks of a text object that say what it is to be read as, and what that is, as a PDF writes it."""
+    for number in range(raw.FPDFPageObj_CountMarks(handle)):
+        mark, size = raw.FPDFPageObj_GetMark(handle, number), ctypes.c_ulong()
+        raw.FPDFPageObjMark_GetParamStringValue(mark, _REPLACEMENT, None, 0, size)
+        if size.value:
+            found = (ctypes.c_ushort * (size.value // 2))()
+            raw.FPDFPageObjMark_GetParamStringValue(mark, _REPLACEMENT, found, size, size)
+            text = bytes(found)[:-2].decode("utf-16-le").encode("utf-16-be")
+            value = b"\xfe\xff" + text
+            yield mark, (ctypes.c_ubyte * len(value)).from_buffer_copy(value)
 
 
 def _address(handle: Any) -> int:

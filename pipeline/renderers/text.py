@@ -96,8 +96,13 @@ def render_text(
 def _fault(text: str) -> NoPicture | None:
     if not text.strip():
         return NoPicture("", Reason.NO_TEXT)
-    missing = {c for c in set(text) if not c.isspace() and not has_glyph(c)}
-    return NoPicture("", Reason.NO_FONT, f"U+{ord(min(missing, key=text.index)):04X}") if missing else None
+    doubtful = {c for c in set(text) if not c.isspace() and not has_glyph(c)}
+    letter = ""
+    for char in text if doubtful else "":
+        if char in doubtful and not (letter and has_glyph(char, letter)):
+            return NoPicture("", Reason.NO_FONT, f"U+{ord(char):04X}")
+        letter = char if char.isalpha() else letter
+    return None
 
 
 def _sheet(style: TextStyle, rng: random.Random, text: str, form: Format, canvas: int, pixel: float) -> Sheet:

@@ -126,6 +126,14 @@ def test_every_script_is_set_by_the_engine_that_comes_along(words: str, right_to
     assert margin, "a paragraph begins at its own side"
 
 
+@pytest.mark.parametrize(
+    "text", ["نص، بِسْمِ اللَّهِ؛ نعم؟", "می‌خواهم به خانه بروم؛ قیمت", "हिन्दी में। कि ज्ञान॥", "データの、テスト。", "שׁ״ט עולם"]
+)
+def test_signs_and_marks_that_scripts_share_are_drawn_in_the_font_beside_them(text: str) -> None:
+    [picture] = render_text(text, "id", TextStyle(fonts=["noto-sans"]), 0, 384, 384)
+    assert isinstance(picture, Picture) and picture.about["words"] == tuple(text.split())
+
+
 def test_a_passage_that_is_longer_than_a_picture_goes_on_on_the_next() -> None:
     words = [f"word{number}" for number in range(150)]
     made = draw(" ".join(words), max_images=9, max_words=100)

@@ -6,6 +6,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from hostile_pdfs import FONT, stream
 from hostile_pdfs import page as pdf_page
 from made_pages import Made, made_pages, vertical
 
@@ -150,6 +151,74 @@ def test_text_of_annotations_is_seen(engine: str) -> None:
     document = pymupdf.open()
     document.new_page().add_freetext_annot((72, 72, 300, 120), "a note beside", fontsize=14)
     assert whole(read(document.tobytes(), engine)) == ["a", "note", "beside"]
+
+
+TO_LETTERS = (
+    b"/CIDInit /ProcSet findresource begin 12 dict begin begincmap /CMapName /X def /CMapType 2 def "
+    b"1 begincodespacerange <00> <FF> endcodespacerange %d beginbfchar %s endbfchar endcmap end end"
+)
+
+
+def mapped(contents: bytes, letters: dict[str, str]) -> bytes:
+    """A page whose font /F2 means other letters than it shows; /F1 means what it shows."""
+    pairs = [b"<%02X> <%s>" % (ord(c), text.encode("utf-16-be").hex().encode()) for c, text in letters.items()]
+    font = FONT[:-2] + b"/ToUnicode 11 0 R >>"
+    return pdf_page(contents, more={5: font, 11: stream(TO_LETTERS % (len(pairs), b" ".join(pairs)))})
+
+
+@both
+@pytest.mark.parametrize(
+    ("contents", "words"),
+    [
+        (b"/Span << /ActualText (Goodbye) >> BDC (Hello) Tj EMC ( world) Tj", "Hello world"),
+        (b"/Span << /ActualText () >> BDC (Hello) Tj EMC ( world) Tj", "Hello world"),
+        (b"/Span << /ActualText (three whole words) >> BDC (one two) Tj EMC", "one two"),
+        (b"(exam) Tj /Span << /ActualText <FEFF00AD> >> BDC (-) Tj EMC T* (ple line) Tj", "exam- ple line"),
+        (
+            b"(de) Tj /Span << /ActualText (fi) >> BDC (X) Tj EMC (ned ) Tj /S << /ActualText (x) >> BDC (y) Tj EMC",
+            "defined y",
+        ),
+    ],
+)
+def test_what_a_text_is_to_be_read_as_counts_where_its_letters_are_unknown(
+    contents: bytes, words: str, engine: str
+) -> None:
+    data = mapped(b"BT /F1 12 Tf 14 TL 40 100 Td " + contents + b" ET", {"X": "\ue001"})
+    page = read(data, engine)
+    assert page.words.texts == words.split() and shares(page.image, page.words.boxes).ink_outside <= 0.02
+
+
+ARABIC = {"k": "ك", "t": "ت", "a": "ا", "b": "ب", "s": "س", "n": "ن", "h": "ه", "L": "لا"}
+
+
+@both
+@pytest.mark.parametrize(
+    ("shown", "words"),
+    [
+        ("ns batk", "كتاب سن"),
+        ("ns 42 (batk)", "(كتاب) 42 سن"),
+        ("ns Jo ZED hL :batk", "كتاب: لاه Jo ZED سن"),
+        ("Jo :2024-5 ZED batk Jo ns batk Me", "Jo :2024-5 ZED كتاب Jo كتاب سن Me"),
+    ],
+)
+def test_lines_that_run_from_right_to_left_are_read_so(shown: str, words: str, engine: str) -> None:
+    contents = b"BT /F1 12 Tf 14 TL 40 100 Td (%s) Tj T* (%s) Tj ET" % (shown.encode(), shown.encode())
+    assert read(mapped(contents, ARABIC), engine).words.texts == words.split() * 2
+
+
+@both
+def test_forms_within_forms_are_looked_into_as_deep_as_they_are_drawn(engine: str) -> None:
+    entries = b"/Type /XObject /Subtype /Form /BBox [0 0 300 200] /Matrix [.98 .02 -.02 .98 2 1] /Resources << "
+    form = entries + b"/Font << /F1 5 0 R >> /XObject << /X %d 0 R >> >>"
+    forms = {10 + n: stream(b"/X Do", form % (11 + n)) for n in range(19)}
+    forms[29] = stream(b"BT /F1 16 Tf 60 60 Td (deep words) Tj 500 0 Td (cut) Tj ET", form % 5)
+    page = read(pdf_page(b"/X Do", resources=b"/XObject << /X 10 0 R >>", more=forms), engine)
+    assert page.words.texts == ["deep", "words"] and shares(page.image, page.words.boxes).ink_outside <= 0.02
+
+
+def test_a_space_that_is_written_over_parts_no_word() -> None:
+    page = read(pdf_page(b"BT /F1 12 Tf 40 100 Td [(soft ) 278 (hyphen) -278 (apart)] TJ ET"), "mupdf")
+    assert page.words.texts == ["softhyphen", "apart"]
 
 
 def test_letters_are_folded_once() -> None:

@@ -1,0 +1,178 @@
+"""Lines with letters that run from right to left, in the order in which they are read.
+
+A file places glyphs, and engines guess what is read after what: each its own way where numbers, brackets, Latin words
+or ligatures stand among Arabic and Hebrew. Here a line is put in order by where its letters stand: the Unicode
+bidirectional algorithm (UAX #9) backwards, for lines without nested embeddings.
+"""
+
+from __future__ import annotations
+
+import re
+import unicodedata
+from collections.abc import Iterator, Sequence
+from itertools import groupby
+from typing import Literal, TypeVar
+
+from data_specs.records import Box
+from pipeline.renderers.words import BREAK, GAP, Character
+
+Item = TypeVar("Item")
+Direction = Literal["R", "L", "W", "N"]  # leftwards, rightwards, digits, neither
+SPACE = 0.2  # of a line's height between letters from which they are of two words
+MIRRORED = str.maketrans("()[]{}<>«»‹›", ")(][}{><»«›‹")
+_RIGHT_TO_LEFT = re.compile("[\u0590-\u08ff\ufb1d-\ufdff\ufe70-\ufefc\U00010800-\U00010fff\U0001e800-\U0001efff]")
+_TURNED = re.compile("^([\u0622\u0623\u0625\u0627])(\u0644)$")  # lam and alef in one glyph, as PDFium gives them
+
+
+def in_reading_order(characters: Sequence[Character], parted: bool) -> Sequence[Character]:
+    """The same characters; those of lines with right-to-left letters in logical order, a BREAK behind each word.
+
+    Args:
+        characters: as an engine finds them, lines or words apart by BREAK, boxes as the page is shown.
+        parted: whether the engine has parted all words, and mirrored brackets, as PDFium does.
+    """
+    if not _runs_left(characters):
+        return characters
+    ways = [_way(char) for char, _, _ in characters]
+    mostly = ways.count("R") > ways.count("L")
+    pieces = [list(group) for is_break, group in groupby(characters, lambda char: char is BREAK) if not is_break]
+    return [char for line in _lines(pieces) for char in _ordered(line, parted, mostly)]
+
+
+def _runs_left(characters: Sequence[Character]) -> bool:
+    """Whether there are letters that run from right to left."""
+    return bool(_RIGHT_TO_LEFT.search("".join(char for char, _, _ in characters)))
+
+
+def _lines(pieces: list[list[Character]]) -> Iterator[list[list[Character]]]:
+    """Pieces that follow each other and stand on one line."""
+    line = list[list[Character]]()
+    for piece in pieces:
+        if line and not _are_one([char for one in line for char in one], piece):
+            yield line
+            line = []
+        line.append(piece)
+    if line:
+        yield line
+
+
+def _are_one(line: list[Character], piece: list[Character]) -> bool:
+    (_, top, _, bottom), (_, above, _, below) = _around(line), _around(piece)
+    return min(bottom, below) - max(top, above) > min(bottom - top, below - above) / 2
+
+
+def _around(characters: Sequence[Character]) -> Box:
+    boxes = [box for char, box, _ in characters if not char.isspace()] or [(0.0, 0.0, 0.0, 0.0)]
+    left, top, right, bottom = zip(*boxes)
+    return min(left), min(top), max(right), max(bottom)
+
+
+def _ordered(pieces: list[list[Character]], parted: bool, mostly: bool) -> list[Character]:
+    """One line; it runs from right to left where most of its words do, or half and the page `mostly` does."""
+    line = [char for piece in pieces for char in (*piece, BREAK)]
+    x0, y0, x1, y1 = _around(line)
+    if not _runs_left(line) or y1 - y0 > x1 - x0:
+        return line  # those that stand upright are left as they were found
+    if parted:
+        words = sorted((_glyphs(piece) for piece in pieces), key=lambda word: _around(word)[0])
+    else:
+        words = list(_words(_glyphs(line), y1 - y0))
+    ways = [_way_of_word(word) for word in words]
+    leftwards = ways.count("R") + mostly > ways.count("L")
+    ordered = _logical(words, ways, leftwards)
+    return [char for word, _ in ordered for char in (*_letters(word, leftwards, mirrored=parted), BREAK)]
+
+
+def _letters(word: list[Character], leftwards: bool, mirrored: bool) -> Iterator[Character]:
+    ways = [_way(char) for char, _, _ in word]
+    for (char, box, pale), turned in _logical(word, ways, leftwards):
+        yield char.translate(MIRRORED) if turned and not mirrored else char, box, pale
+
+
+def _glyphs(line: list[Character]) -> list[Character]:
+    """From left to right: letters with their marks, and what a ligature stands for, as one."""
+    bases = [n for n, char in enumerate(line) if char not in (GAP, BREAK) and not _is_part(char)]
+    parts = dict[int, list[int]]()
+    for number, char in enumerate(line):
+        if bases and char not in (GAP, BREAK) and _is_part(char):
+            nearest = min(bases, key=lambda base: (_between(line[base][1], char[1]), abs(base - number)))
+            parts.setdefault(nearest, []).append(number)
+    whole = [_joined(line, base, parts.get(base, [])) for base in bases]
+    return sorted(whole, key=lambda char: char[1][0] + char[1][2])
+
+
+def _is_part(char: Character) -> bool:
+    """Whether it is a mark of a letter, or a later letter of a ligature, which has no width."""
+    text, (x0, _, x1, _), _ = char
+    return (x1 <= x0 and not text.isspace()) or unicodedata.category(text[0]) == "Mn"
+
+
+def _between(base: Box, part: Box) -> float:
+    """How far the middle of a part lies from a base's middle, beyond half its width."""
+    return max(0.0, abs(part[0] + part[2] - base[0] - base[2]) - (base[2] - base[0]))
+
+
+def _joined(line: list[Character], base: int, parts: list[int]) -> Character:
+    """A letter with its parts behind it; engines that turn a line round put a ligature's later letters first."""
+    text, box, pale = line[base]
+    later = [n for n in parts if unicodedata.category(line[n][0][0]) != "Mn"]
+    marks = [n for n in parts if n not in later]
+    later.sort(reverse=bool(later) and later[0] < base)
+    whole = text + "".join(line[n][0] for n in later)
+    return _TURNED.sub(r"\2\1", whole) + "".join(line[n][0] for n in marks), box, pale
+
+
+def _words(glyphs: list[Character], height: float) -> Iterator[list[Character]]:
+    word = list[Character]()
+    for char in glyphs:
+        if word and (char[0].isspace() or char[1][0] - word[-1][1][2] > SPACE * height):
+            yield word
+            word = []
+        if not char[0].isspace():
+            word.append(char)
+    if word:
+        yield word
+
+
+def _way(text: str) -> Direction:
+    kind = unicodedata.bidirectional(text[0])
+    return "R" if kind in ("R", "AL") else "L" if kind == "L" else "W" if kind in ("EN", "AN") else "N"
+
+
+def _way_of_word(word: list[Character]) -> Direction:
+    ways = {_way(char) for char, _, _ in word}
+    return "R" if "R" in ways else "L" if "L" in ways else "N"
+
+
+def _logical(items: list[Item], ways: list[Direction], leftwards: bool) -> list[tuple[Item, bool]]:
+    """Items that stand from left to right in the order in which they are read, and which of them were turned round.
+
+    Args:
+        items: words of a line, or letters of a word.
+        ways: in which each of them runs.
+        leftwards: whether the line runs from right to left.
+    """
+    found = list[tuple[Item, bool]]()
+    for start, stop, turned in _spans(ways, "R", "L") if not leftwards else [(0, len(items), True)]:
+        if not turned:
+            found += [(item, False) for item in items[start:stop]]
+            continue
+        inner = list(_spans(ways[start:stop], "LW", "R"))
+        for a, b, kept in reversed(inner):
+            piece = items[start + a : start + b]
+            found += [(item, not kept) for item in (piece if kept else reversed(piece))]
+    return found
+
+
+def _spans(ways: list[Direction], wanted: str, others: str) -> Iterator[tuple[int, int, bool]]:
+    """(start, stop, wanted) of all items: what is wanted begins and ends with such ones, and has no others inside."""
+    start = 0
+    while start < len(ways):
+        if ways[start] not in wanted:
+            stop = next((n for n in range(start, len(ways)) if ways[n] in wanted), len(ways))
+            yield start, stop, False
+        else:
+            end = next((n for n in range(start, len(ways)) if ways[n] in others), len(ways))
+            stop = max(n for n in range(start, end) if ways[n] in wanted) + 1
+            yield start, stop, True
+        start = stop
