@@ -35,24 +35,22 @@ def walk(folder: str) -> Iterator[FileInfo]:
 
 
 def no_files(folder: str) -> Iterator[tuple[str, str]]:
-    """Paths under a folder that a listing leaves out, and why: links that lead nowhere, pipes, devices, `.part`."""
+    """Paths under a folder that a listing leaves out, and why: links that lead nowhere or up, pipes, `.part`."""
     for entry in _entries(folder) if os.path.isdir(folder) else ():
         if (what := _leads_to(entry)) != "a file":
-            yield entry.path, what
+            yield entry.path, "link to a folder above" if what == "a folder" else what
 
 
 def _entries(folder: str, above: tuple[str, ...] = ()) -> Iterator[os.DirEntry[str]]:
-    """All but folders, `above` being the real paths of the folders that led here: a link to one is a circle."""
-    here = os.path.realpath(folder)
+    """All but folders, and links to a folder that led here, `above` being the real paths of those."""
+    above = (*above, os.path.realpath(folder))
     entries = list[os.DirEntry[str]]()
-    if here in above:
-        return
     with suppress(FileNotFoundError):
         entries = list(os.scandir(folder))
     found = [(entry, _leads_to(entry) == "a folder") for entry in entries]
     for entry, is_folder in sorted(found, key=lambda e: e[0].name + "/" * e[1]):  # the order of whole names, as on S3
-        if is_folder:
-            yield from _entries(entry.path, (*above, here))
+        if is_folder and os.path.realpath(entry.path) not in above:
+            yield from _entries(entry.path, above)
         else:
             yield entry
 

@@ -3,18 +3,25 @@
 from __future__ import annotations
 
 ID_CHARACTERS = 1024  # of a longer id the rest is cut off
-PACKED = (".gz", ".bz2", ".xz", ".zst")  # suffixes of files that are unpacked before they are read
+PACKED = {".gz": "gz", ".bz2": "bz2", ".xz": "xz", ".zst": "zst"}  # suffix -> how it is packed
+PACKED_TARS = {".tgz": "gz", ".tbz": "bz2", ".tbz2": "bz2", ".txz": "xz", ".tzst": "zst"}  # for .tar.gz and so on
 
 
 def is_packed(name: str) -> bool:
     """Return whether a file of this name is unpacked before it is read."""
-    return name.lower().endswith(PACKED)
+    return packing(name) is not None
+
+
+def packing(name: str) -> str | None:
+    """Return how a file of this name is packed: gz, bz2, xz, zst, or None."""
+    return (PACKED | PACKED_TARS).get(name[name.rfind(".") :].lower())
 
 
 def without_packing(name: str) -> str:
     """Return a name, lower case, without the suffix that says how it is packed: A.JSONL.gz -> a.jsonl."""
     name = name.lower()
-    return name.rpartition(".")[0] if is_packed(name) else name
+    bare, dot, suffix = name.rpartition(".")
+    return f"{bare}.tar" if dot + suffix in PACKED_TARS else bare if is_packed(name) else name
 
 
 def is_parquet(name: str) -> bool:
@@ -35,8 +42,8 @@ def relative(folder_uri: str, file_uri: str) -> str:
 
 def stem(name: str) -> str:
     """Return a name without its suffixes (.pdf, .tar, .tar.gz) and without a leading `./`."""
-    name = name.removeprefix("./")
-    return (name.rpartition(".")[0] if is_packed(name) else name).rpartition(".")[0]
+    bare, _, suffix = name.removeprefix("./").rpartition(".")
+    return bare.rpartition(".")[0] if f".{suffix.lower()}" in PACKED else bare
 
 
 def as_utf8(name: str) -> str:

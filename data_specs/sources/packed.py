@@ -14,7 +14,7 @@ from typing import BinaryIO, cast
 
 from data_specs import cache, storage
 from data_specs.records import FileInfo
-from data_specs.sources.names import is_packed
+from data_specs.sources.names import packing
 
 BLOCK = 1 << 20
 _DAMAGED = (gzip.BadGzipFile, EOFError, zlib.error, lzma.LZMAError)
@@ -28,22 +28,22 @@ def open_unpacked(uri: str) -> Iterator[BinaryIO]:
         ValueError: a packed file is damaged, or unpacks to more than the cache may hold.
     """
     with storage.open_stream(uri) as stream:
-        if not is_packed(uri):
+        if (how := packing(uri)) is None:
             yield stream
             return
         try:
-            with _unpacking(stream, uri.lower().rpartition(".")[2]) as unpacked:
+            with _unpacking(stream, how) as unpacked:
                 yield cast(BinaryIO, io.BufferedReader(_Bounded(unpacked, uri), BLOCK))
         except _DAMAGED as error:
             raise ValueError(f"{uri}: damaged ({error}); fetch it again or take it away") from None
 
 
-def _unpacking(stream: BinaryIO, suffix: str) -> BinaryIO:
-    if suffix == "zst":
+def _unpacking(stream: BinaryIO, how: str) -> BinaryIO:
+    if how == "zst":
         import pyarrow as pa
 
         return cast(BinaryIO, pa.CompressedInputStream(pa.PythonFile(stream, "r"), "zstd"))
-    opened = {"gz": gzip.open, "bz2": bz2.open, "xz": lzma.open}[suffix](stream)  # type: ignore[operator]
+    opened = {"gz": gzip.open, "bz2": bz2.open, "xz": lzma.open}[how](stream)  # type: ignore[operator]
     return cast(BinaryIO, opened)
 
 
@@ -65,7 +65,7 @@ class _Bounded(io.RawIOBase):
         try:
             data = self.stream.read(len(buffer))
         except OSError as error:
-            if self.uri.lower().endswith((".bz2", ".zst")) and error.errno is None:  # their way of saying so
+            if packing(self.uri) in ("bz2", "zst") and error.errno is None:  # their way of saying so
                 raise EOFError(str(error)) from None
             raise
         self.position += len(data)

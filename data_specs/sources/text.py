@@ -22,6 +22,7 @@ from data_specs.sources.tables import list_rows
 LINES = (".jsonl", ".ndjson", ".json")
 VALUES_BYTES = 1 << 26  # of a file that holds one JSON array, or objects of several lines
 LINE_BYTES = 1 << 24  # what is held of a line while listing; a longer one is offered by its number
+_UTF_16 = (b"\xff\xfe", b"\xfe\xff")  # what such files begin with, and those of UTF-32
 _OBJECT = re.compile(rb"(?:\xef\xbb\xbf)?\s*(?={)")
 _ARRAY = re.compile(rb"(?:\xef\xbb\xbf)?\s*\[\s*")
 _BETWEEN = re.compile(r"\s*,?\s*")
@@ -100,6 +101,10 @@ def _list_lines(file: FileInfo, id_key: str, name: str) -> Iterator[Document]:
     start = 0
     with open_unpacked(file.uri) as stream:
         for number, (line, length) in enumerate(read_lines(stream), 1):
+            if number == 1 and line.startswith(_UTF_16):
+                detail = "UTF-16 or UTF-32: write it in UTF-8 (iconv -t UTF-8)"
+                yield Document(name, Span(file), reason=Reason.TYPE_NOT_READ, detail=detail)
+                return
             if line.strip():
                 yield Document(_id_of(line, id_key, f"line-{number}"), Span(file, start, length))
             start += length

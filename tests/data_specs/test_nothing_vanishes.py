@@ -98,7 +98,7 @@ SAMPLE: Pairs = [("a.jpg", b"A"), ("a.cls", b"1"), ("b.JPG", b"B"), ("b.cls", b"
 
 
 @pytest.mark.parametrize("format", [tarfile.PAX_FORMAT, tarfile.GNU_FORMAT, tarfile.USTAR_FORMAT])
-@pytest.mark.parametrize("packing", ["", *PACKERS])
+@pytest.mark.parametrize("packing", ["", *PACKERS, "tgz"])
 def test_members_in_every_format_and_packing(format: int, packing: str, tmp_path: Path) -> None:
     long = "" if format == tarfile.USTAR_FORMAT else "/" + "n" * 200 + "-ä 漢"
     names = [f"folder/sub{long}/{n}" for n in ("a.jpg", "a.cls", "b.jpg", "b.cls")]
@@ -112,8 +112,9 @@ def test_members_in_every_format_and_packing(format: int, packing: str, tmp_path
             info = tarfile.TarInfo(name)
             info.size = len(data)
             tar.addfile(info, io.BytesIO(data))
-    path = tmp_path / (f"x.tar.{packing}" if packing else "x.TAR")
-    path.write_bytes(PACKERS[packing](buffer.getvalue()) if packing else buffer.getvalue())
+    path = tmp_path / {"": "x.TAR", "tgz": "x.TGZ"}.get(packing, f"x.tar.{packing}")
+    pack = (PACKERS | {"": bytes, "tgz": gzip.compress})[packing]
+    path.write_bytes(pack(buffer.getvalue()))
     assert [(raw.id, raw.data, raw.cls) for raw in images(path)] == [
         (f"folder/sub{long}/a", b"A", 3),
         (f"folder/sub{long}/b", b"", 4),
@@ -282,7 +283,7 @@ def test_links_and_pipes_are_counted(tmp_path: Path, caplog: pytest.LogCaptureFi
     os.mkfifo(tmp_path / "pipe.pdf")
     found = read_all(PdfSource(uri=str(tmp_path)), val_share=0)["train"]
     assert [(raw.id, raw.data) for raw in found] == [("a", b"%PDF"), ("linked", b"%PDF")]
-    for said in ("2 link to nothing", "1 neither file nor folder", "1 still being written"):
+    for said in ("2 link to nothing", "1 link to a folder above", "1 neither file nor folder", "1 still being written"):
         assert said in caplog.text
 
 
@@ -369,6 +370,13 @@ def test_texts_of_rows_are_text_or_rejected(tmp_path: Path) -> None:
         ("1", None), ("2", Reason.BROKEN_ROW), ("1", Reason.BROKEN_ROW), ("2", None)
     ]  # fmt: skip
     assert json.loads(found[0].data) == {"text": "x"} and json.loads(found[3].data) == {"text": None}
+
+
+@pytest.mark.parametrize("encoding", ["utf-16-le", "utf-16-be", "utf-32-le"])
+def test_lines_that_are_no_utf_8_are_one_reject_that_says_so(encoding: str, tmp_path: Path) -> None:
+    (tmp_path / "a.jsonl").write_bytes('\ufeff{"text": "a"}\n{"text": "b"}\n'.encode(encoding))
+    [found] = read_all(TextSource(uri=str(tmp_path)), val_share=0)["train"]
+    assert (found.id, found.reason) == ("a.jsonl", Reason.TYPE_NOT_READ) and "iconv" in found.detail
 
 
 def test_an_empty_id_has_a_key(tmp_path: Path) -> None:
