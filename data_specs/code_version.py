@@ -74,7 +74,8 @@ def _entry(code: Code, event: dict[str, str]) -> CodeEntry:
 @functools.cache
 def _packages() -> dict[str, str]:
     """The installed packages by name, as they are when this is first asked: Ray brings others with it."""
-    return {found.name: found.version for found in metadata.distributions() if found.name}
+    heads = (found.metadata for found in metadata.distributions())  # each look parses the file anew
+    return {head["Name"]: head["Version"] for head in heads if head["Name"]}
 
 
 def patch_name(code: Code) -> str | None:

@@ -25,11 +25,11 @@ from data_specs.verify import verify_set
 TINY = Path(__file__).parent / "tiny.yaml"
 SPLITS = ("images/train", "images/val")
 SOURCES = (
-    "[{kind: docstrings, passages: 80, min_words: 3, max_words: 6, vocabulary: 50}, {kind: typeset, documents: 12}]"
+    "[{kind: docstrings, passages: 40, min_words: 3, max_words: 6, vocabulary: 50}, {kind: typeset, documents: 6}]"
 )
 OVERRIDES = [
     *("--set", f"render.sources={SOURCES}", "--set", "render.documents_per_unit=2"),
-    *("--set", "render.pages.dpi=150", "--set", "render.pages.max_pages=4"),
+    *("--set", "render.pages.dpi=150", "--set", "render.pages.max_pages=2"),
 ]
 
 

@@ -214,7 +214,7 @@ def legibility(
     if samples.startswith("samples/") and storage.exists(storage.join(root, reconstructions, "manifest.json")):
         sets["reconstructed"] = _pictures(root, reconstructions)
     _read(root, sets, reader, num, workers)
-    result = measure(root, sets, reader, num, wanted, compute_workers(None, workers), name or "legibility")
+    result = measure(root, sets, reader, num, wanted, compute_workers(None, workers or 0), name or "legibility")
     result["inputs"] = _inputs(sets)
     figures = {
         f"{figure} {kind}": result[figure][kind] for figure in ("exact_words", "real_words") for kind in result[figure]

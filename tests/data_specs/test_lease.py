@@ -54,7 +54,7 @@ def test_a_killed_process_of_this_machine_holds_nothing(tmp_path: Path) -> None:
     process.wait()
     began = time.monotonic()
     with lease.hold(str(tmp_path), "dnd train") as held:
-        assert held.number == 2 and time.monotonic() - began < 1
+        assert held.number == 2 and time.monotonic() - began < lease.LAPSE
 
 
 def test_a_holder_elsewhere_is_watched_and_lapses_without_heartbeat(
@@ -76,7 +76,7 @@ def test_a_lease_of_long_ago_lapses_at_once(tmp_path: Path) -> None:
     left_by(str(tmp_path), 3, age=lease.LONG_AGO + 1)
     began = time.monotonic()
     lease.acquire(str(tmp_path), "dnd train").release()
-    assert time.monotonic() - began < 1
+    assert time.monotonic() - began < lease.LAPSE
 
 
 def test_one_that_slept_is_fenced_off(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 from browser import chromium, serious_faults
 from command import dnd
+from namesakes import write_namesakes
 from typer.testing import CliRunner
 
 from data_specs import load_spec, open_shards
@@ -22,19 +23,19 @@ HERE = ("--workers", "0")  # a worker of Ray takes seconds to load torch; what s
 
 
 @pytest.fixture(scope="module")
-def finished(ray_session: None, tmp_path_factory: pytest.TempPathFactory) -> Path:
+def finished(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A root with all stages done by one command, beside files of a user's with the names of our packages."""
     folder = tmp_path_factory.mktemp("whole")
-    for name in ("data_specs", "pipeline", "tokenize_jobs", "train", "infra", "torch", "numpy"):
-        (folder / f"{name}.py").write_text(f"open({str(folder / 'ran')!r}, 'a').write({name!r})\nraise SystemExit(3)\n")
+    write_namesakes(folder)
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("DND_WANDB", "1")
-        result = dnd("run", TINY, "--root", "run", "--workers", "1", cwd=folder)
+        result = dnd("run", TINY, "--root", "run", *HERE, cwd=folder)
     assert result.returncode == 0, result.stderr[-3000:]
     return folder / "run"
 
 
-def test_no_process_of_a_run_imports_from_the_working_directory(finished: Path) -> None:
+def test_no_child_of_a_run_imports_from_the_working_directory(finished: Path) -> None:
+    """Nor do the ranks of test_launch.py and the workers of test_runner.py."""
     assert (finished.parent / "train.py").is_file() and not (finished.parent / "ran").exists()
 
 
@@ -61,7 +62,7 @@ def test_the_whole_way_leaves_what_the_design_names(finished: Path) -> None:
 
 def test_a_second_run_finds_everything_done(finished: Path) -> None:
     before = {path: path.stat().st_mtime_ns for path in finished.rglob("*.tar")}
-    result = dnd("run", TINY, "--root", finished, cwd=finished.parent)
+    result = dnd("run", TINY, "--root", finished, *HERE, cwd=finished.parent)
     assert result.returncode == 0, result.stderr[-3000:]
     assert {path: path.stat().st_mtime_ns for path in finished.rglob("*.tar")} == before
     assert "reconstruct: done in 0:" in result.stdout and "worked       real words, real: " in result.stdout

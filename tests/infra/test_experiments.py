@@ -84,7 +84,12 @@ def few(experiment: Experiment) -> Experiment:
     )
 
 
-@pytest.mark.parametrize("path", FILES, ids=lambda path: path.stem)
+def in_short(path: Path) -> object:
+    """Of the arms that make codes or a transformer anew those that make both run; `temperature` draws several times."""
+    return pytest.param(path, marks=[pytest.mark.long] if path.stem in ("heads", "head-layers") else [])
+
+
+@pytest.mark.parametrize("path", [in_short(path) for path in FILES], ids=lambda path: path.stem)
 def test_an_experiment_runs_at_its_smallest_and_is_laid_out(path: Path, demo: Path) -> None:
     root = demo.parent / "experiments"  # one for all: the base is made once
     experiment = few(read_experiment(path, SETS))

@@ -12,6 +12,7 @@ from pathlib import Path
 
 import pytest
 from code_sets import make_root, tiny_spec
+from namesakes import write_namesakes
 from ray_cluster import free_ports
 from slurm_cluster import wait_for
 
@@ -33,11 +34,11 @@ def hostfile(folder: Path, slots: int) -> dict[str, str]:
     return {"HOSTFILE": str(folder / "hosts"), "MASTER_PORT": str(free_ports(1)[0])}
 
 
-def launch(*arguments: str, **variables: str) -> subprocess.Popen[str]:
+def launch(*arguments: str, folder: Path | str = "/", **variables: str) -> subprocess.Popen[str]:
     command = [str(REPOSITORY / "infra/launch.sh"), *arguments]
     environment = ENVIRONMENT | {"OMP_NUM_THREADS": "1"} | variables
     pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.STDOUT}
-    return subprocess.Popen(command, env=environment, cwd="/", text=True, **pipes)  # type: ignore[call-overload]
+    return subprocess.Popen(command, env=environment, cwd=folder, text=True, **pipes)  # type: ignore[call-overload]
 
 
 def has_rows(root: str) -> bool:
@@ -71,9 +72,12 @@ def test_told_to_stop_while_its_rank_starts_it_ends_with_75(tmp_path: Path) -> N
 
 @pytest.mark.parametrize("stage", ["train", "train-tokenizer"])
 def test_a_root_without_spec_ends_with_2(tmp_path: Path, stage: str) -> None:
-    alone = launch(*([stage] if stage != "train" else []), "--root", str(tmp_path / "nowhere"))
+    """And no process imports from the working directory."""
+    imported = write_namesakes(tmp_path)
+    alone = launch(*([stage] if stage != "train" else []), "--root", str(tmp_path / "nowhere"), folder=tmp_path)
     said, _ = alone.communicate(timeout=400)
     assert alone.returncode == 2 and "spec.yaml" in said and f"{stage}, node 0 of 1, 1 of 1 ranks" in said
+    assert not imported.exists()
 
 
 def test_what_cannot_train_is_refused_before_a_rank_starts(tmp_path: Path) -> None:

@@ -82,7 +82,7 @@ def test_srun_alone_starts_ranks_of_one_training(slurm: Slurm, tmp_path: Path) -
 
 
 def test_stopped_by_requeue_it_ends_as_the_undisturbed_run(slurm: Slurm, tmp_path: Path) -> None:
-    """One rank that a preemption stops; USR1 stops the tokenizer below, and both stop two nodes in the long form."""
+    """One rank that a preemption stops; USR1 stops a tokenizer, and both stop two nodes, in the long forms."""
     whole, cut = root_of(tmp_path / "whole"), root_of(tmp_path / "cut")
     job = submit(slurm, cut, "--nodes=1")
     after_rows(slurm, job, cut, STEPS // 5)
@@ -126,6 +126,7 @@ def saved_step(root: str) -> int:
     return int(Path(root, "transformer/latest").read_text().strip().removeprefix("step_"))
 
 
+@pytest.mark.long
 def test_the_tokenizer_is_stopped_and_goes_on_by_the_same_script(slurm: Slurm, tmp_path: Path) -> None:
     root = image_sets.make_root(tmp_path / "root")
     rare = ("tokenizer.steps=80", "tokenizer.checkpoint_every=100000")

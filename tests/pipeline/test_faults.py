@@ -23,10 +23,10 @@ def cluster() -> Iterator[Cluster]:
 
 
 @pytest.fixture(scope="module")
-def undisturbed(cluster: Cluster, tmp_path_factory: pytest.TempPathFactory) -> str:
-    """A root that was rendered in peace."""
+def undisturbed(tmp_path_factory: pytest.TempPathFactory) -> str:
+    """A root that was rendered in peace, without Ray."""
     root = str(tmp_path_factory.mktemp("peace"))
-    runs.end(runs.start(root, *runs.on(cluster), environment=cluster.environment))
+    runs.end(runs.start(root, "--workers", "0"))
     return root
 
 
@@ -93,8 +93,8 @@ def test_a_node_that_joins(undisturbed: str, tmp_path: Path, capsys: pytest.Capt
 
 @pytest.fixture
 def small_disk(tmp_path: Path) -> Iterator[Path]:
-    """A file system of 1.3 MB: room for the inputs and half the units."""
-    mount = ["mount", "-t", "tmpfs", "-o", "size=1300k", "tmpfs", str(tmp_path)]
+    """A file system of 750 kB: room for the inputs and half the units."""
+    mount = ["mount", "-t", "tmpfs", "-o", "size=750k", "tmpfs", str(tmp_path)]
     if subprocess.run(mount, capture_output=True, check=False).returncode:
         pytest.skip("may not mount a small file system here: needs root")
     yield tmp_path

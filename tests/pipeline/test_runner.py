@@ -11,6 +11,7 @@ from pathlib import Path
 import command
 import pytest
 import ray
+from namesakes import write_namesakes
 
 from data_specs import receipts, storage
 from data_specs.records import AnyUnit, Identity, RangeUnit, Receipt, Sample
@@ -31,9 +32,9 @@ def manifests(root: Path) -> list[bytes]:
     return [(root / split / "manifest.json").read_bytes() for split in SPLITS]
 
 
-def start_render(root: Path) -> command.Command:
+def start_render(root: Path, folder: Path | None = None) -> command.Command:
     """`dnd render` by one worker of the session's Ray, in a process group of its own."""
-    return command.start_dnd("render", TINY, "--root", root, "--workers", "1")
+    return command.start_dnd("render", TINY, "--root", root, "--workers", "1", cwd=folder)
 
 
 @pytest.fixture(scope="module")
@@ -84,8 +85,10 @@ def test_what_is_free_on_resume_is_not_refused(undisturbed: Path) -> None:
 
 
 def test_two_jobs_on_one_root_end_in_one_valid_set(undisturbed: Path, tmp_path: Path) -> None:
-    runs = [start_render(tmp_path) for _ in range(2)]
+    imported = write_namesakes(tmp_path / "home")
+    runs = [start_render(tmp_path, imported.parent) for _ in range(2)]
     assert [run.end().returncode for run in runs] == [0, 0]
+    assert not imported.exists(), "a worker imports from the working directory"
     assert manifests(tmp_path) == manifests(undisturbed)
     assert [fault for split in SPLITS for fault in verify_set(str(tmp_path / split)) if "litter" not in fault] == []
 

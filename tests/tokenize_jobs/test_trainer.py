@@ -204,7 +204,7 @@ def train_and_hang(folder: str) -> None:
         return step(rate, limit)
 
     task.step = step_or_hang  # type: ignore[method-assign]
-    train_line(folder, task, "train.rank_timeout=1")
+    train_line(folder, task, "train.rank_timeout=3")
 
 
 def test_the_entries_install_their_handlers_before_anything_slow() -> None:
