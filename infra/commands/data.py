@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import sys
+from collections.abc import Iterator
 from itertools import chain
 from typing import TYPE_CHECKING, Annotated, Literal
 
@@ -32,7 +33,7 @@ def verify(
         bool, typer.Option("--truth", help="say of a sample of the pictures whether words stand on ink, and warn")
     ] = False,
 ) -> None:
-    """Re-reads every byte of shard sets, checkpoints and weights; exit code 1 where something is wrong."""
+    """Re-reads every byte of shard sets, checkpoints and weights, and all records; exit code 1 where one is wrong."""
     from data_specs.verify import clean_litter, clean_unfinished, find_shard_sets, verify_set
     from pipeline.removal import still_there
     from pipeline.truth import check_truth
@@ -53,13 +54,40 @@ def verify(
         for line in check_truth(set_uri) if truth and rendered else ():
             say(line)
     trainings = find_trainings(root)
-    for fault in chain.from_iterable(map(verify_training, trainings)):
+    for fault in chain(*map(verify_training, trainings), _damaged_records(root)):
         faults += 1
         say(fault)
     if not sets and not trainings:
         raise ValueError(f"{root}: there is neither a shard set nor a training here")
     say(f"{len(sets)} shard sets, {len(trainings)} trainings, {faults} faults")
     raise typer.Exit(1 if faults else 0)
+
+
+def _damaged_records(root: str) -> Iterator[str]:
+    """A line for each file that holds a record, beside those of shard sets and checkpoints, and cannot be read."""
+    from data_specs.records import CodeHistory, Identity, ReadingOrder, Record
+    from data_specs.spec import parse_spec
+    from tokenize_jobs import weights as tokenizers
+    from train import weights as transformers
+    from train.evaluation.results import read_result, read_summary
+
+    kinds: dict[str, type[Record]] = {"code.json": CodeHistory, "stage.json": Identity, "order.json": ReadingOrder}
+    configs = {"tokenizer.json": tokenizers.read_config, "transformer.json": transformers.read_config}
+    for file in storage.list_files(root):
+        folder, _, name = file.uri.rpartition("/")
+        try:
+            if file.uri.startswith(storage.join(root, "inputs/")):  # what others wrote
+                continue
+            if name == "spec.yaml":
+                parse_spec(storage.read_bytes(file.uri), file.uri)
+            elif name in kinds:
+                kinds[name].parse(storage.read_bytes(file.uri), file.uri)
+            elif name in configs:
+                configs[name](folder)
+            elif folder == storage.join(root, "evaluation") and name.endswith(".json"):
+                read_summary(root) if name == "summary.json" else read_result(file.uri)
+        except ValueError as error:
+            yield str(error)
 
 
 @app.command(cls=RootCommand)

@@ -22,6 +22,7 @@ from data_specs.root import read_spec
 from data_specs.units import read_plan
 from data_specs.verify import clean_litter, verify_set
 from infra.card import write_card
+from infra.commands.data import _damaged_records
 from infra.compare import compare_roots
 from infra.look import look
 from infra.report.report import write_report
@@ -269,6 +270,22 @@ def test_a_result_of_another_shape_is_one_line_in_the_report(root: Path) -> None
             ):
                 reader()
         path.unlink()
+
+
+RECORDS = (
+    *("code.json", "spec.yaml", "images/spec.yaml", "tokenizer/stage.json", "tokenizer/tokenizer.json"),
+    *("transformer/order.json", "transformer/transformer.json", "evaluation/x.json", "evaluation/summary.json"),
+)
+
+
+def test_verify_reads_every_record(root: Path) -> None:
+    assert list(_damaged_records(str(root))) == []
+    for name in (*RECORDS, "inputs/spec.yaml"):
+        (root / name).parent.mkdir(exist_ok=True)
+        (root / name).write_text("[NaN]")
+    faults = list(_damaged_records(str(root)))
+    assert all("\n" not in fault for fault in faults)
+    assert sorted(fault.partition(":")[0] for fault in faults) == sorted(f"{root}/{name}" for name in RECORDS)
 
 
 def test_a_number_that_is_not_finite_is_written_as_none(tmp_path: Path) -> None:
