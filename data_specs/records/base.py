@@ -13,6 +13,7 @@ from pydantic_core import from_json
 FORMAT_VERSION: Literal[2] = 2
 Count = Annotated[int, Field(ge=0, lt=1 << 63)]
 Time = Annotated[float, Field(ge=0, lt=1e11)]  # seconds since 1970
+Logged = int | float | tuple[int | float, ...] | None  # in a row of a training's log: a number, or one for each depth
 Sha256 = Annotated[str, Field(pattern=r"^[0-9a-f]{64}$")]
 Md5 = Annotated[str, Field(pattern=r"^[0-9a-f]{32}$")]
 ShardName = Annotated[str, Field(pattern=r"^[0-9]{6,12}-[0-9a-f]{8}\.tar$")]

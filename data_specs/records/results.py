@@ -6,7 +6,7 @@ from typing import Annotated
 
 from pydantic import Field
 
-from data_specs.records.base import Count, Record, Sha256, Tree
+from data_specs.records.base import Count, Logged, Record, Sha256, Tree
 
 Share = Annotated[float, Field(ge=0, le=1)]
 
@@ -109,7 +109,7 @@ class Summary(Record):
     codebook: tuple[CodebookUse, ...] = ()
     histogram: HistogramBits
     context: ContextBits
-    transformer: Tree | None = None
+    transformer: dict[str, Logged] | None = None
     words: SummaryWords
     command: tuple[str, ...] = ()
     versions: dict[str, str | None] = Field({})

@@ -6,7 +6,7 @@ from typing import Annotated, Literal
 
 from pydantic import ConfigDict, Discriminator, Field, Tag
 
-from data_specs.records.base import FORMAT_VERSION, Count, Record, Sha256, Time, Tree
+from data_specs.records.base import FORMAT_VERSION, Count, Logged, Record, Sha256, Time, Tree
 from data_specs.records.sets import Box
 
 
@@ -112,7 +112,7 @@ class LogRow(Record):
     """A row of FOLDER/metrics.jsonl: a step, and what was measured there: numbers, or one for each depth."""
 
     model_config = ConfigDict(extra="allow")
-    __pydantic_extra__: dict[str, int | float | tuple[int | float, ...] | None]
+    __pydantic_extra__: dict[str, Logged]
 
     step: Count
     time: Time = 0.0

@@ -71,9 +71,9 @@ def histogram_baseline(train: np.ndarray, val: np.ndarray) -> dict[str, Any]:
     own = entropy_bits(val)
     return {
         "bits_per_code": float(predicted.mean()),
-        "bits_per_code_by_depth": [float(x) for x in predicted],
+        "bits_per_code_by_depth": tuple(map(float, predicted)),
         "val_entropy_bits": float(own.mean()),
-        "val_entropy_bits_by_depth": [float(x) for x in own],
+        "val_entropy_bits_by_depth": tuple(map(float, own)),
         "num_codes": int(val.sum()),
         "definition": "cross-entropy on val of the per-depth code frequencies of train, add-one smoothed",
     }

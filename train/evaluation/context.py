@@ -30,7 +30,7 @@ def context_baseline(train: Iterable[np.ndarray], val: Iterable[np.ndarray], cod
         codebook_size: V; a code never seen has at least its share of one in V.
     """
     known, asked = _gather(train, POSITIONS), _gather(val, None)
-    by_depth = [_bits(known, asked, depth, codebook_size) for depth in range(known.shape[-1])]
+    by_depth = tuple(_bits(known, asked, depth, codebook_size) for depth in range(known.shape[-1]))
     return {
         "bits_per_code": float(np.mean(by_depth)),
         "bits_per_code_by_depth": by_depth,
