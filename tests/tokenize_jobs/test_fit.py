@@ -109,23 +109,23 @@ def test_killed_and_resumed_gives_the_undisturbed_losses_and_weights(tmp_path: P
 
 
 def test_two_ranks_learn_what_one_learns(tmp_path: Path) -> None:
-    """50 steps of 7 images: one rank has 4 of them, the other 3, and nothing hangs; with discriminator and restarts.
+    """30 steps of 7 images: one rank has 4 of them, the other 3, and nothing hangs; with discriminator and restarts.
 
     The ranks' sums differ in the last bits of float32 (2e-7), ten steps keep that within 5e-7 with the kernels of SSE,
     AVX2 and AVX512, and the discriminator's gradients, which begin near 0, lose two digits more. Then some vector lies
     between two rows by less than that, or the sign of a gradient near 0 turns in Adam, and the runs are two draws of
     one process: from there on they agree in what they reach.
     """
-    spec = tiny_spec(*GAN, "tokenizer.steps=50", "tokenizer.batch_size=7")
+    spec = tiny_spec(*GAN, "tokenizer.steps=30", "tokenizer.batch_size=7")
     roots = [make_root(tmp_path / name) for name in ("one", "two")]
     fit(spec, roots[0])
     ranks.run(2, fit, spec, roots[1])
     one, two = (curve(root) for root in roots)
-    assert len(one) == len(two) == 50 and one[-1]["mse"] < one[0]["mse"] / 3
+    assert len(one) == len(two) == 30 and one[-1]["mse"] < one[0]["mse"] / 2
     assert [row["mse"] for row in two[:10]] == pytest.approx([row["mse"] for row in one[:10]], rel=2e-5)
     for name in ("gen", "disc", "adaptive_weight"):  # the discriminator normalizes over both ranks' images
         assert two[10][name] == pytest.approx(one[10][name], rel=1e-3)
-    late = [np.mean([row["mse"] for row in run[40:]]) for run in (one, two)]
+    late = [np.mean([row["mse"] for row in run[20:]]) for run in (one, two)]
     assert late[1] == pytest.approx(late[0], rel=5e-2)
     restarts = [[row["restarts"] for row in run[:10]] for run in (one, two)]
     assert restarts[0] == restarts[1] and sum(map(sum, restarts[0])) > 0
