@@ -14,7 +14,7 @@ from contextlib import suppress
 from data_specs import storage
 from data_specs.digest import digest_of
 from data_specs.receipts import valid_receipts
-from data_specs.records import Manifest, ManifestPart, PartEntry, Reason, Receipt, ShardEntry, Totals
+from data_specs.records import Manifest, ManifestPart, PartEntry, Reason, Receipt, RecordError, ShardEntry, Totals
 from data_specs.units import Plan
 
 PART_SHARDS = 10_000
@@ -130,7 +130,7 @@ def store(set_uri: str, manifest: Manifest) -> None:
     if storage.exists(uri) and storage.read_bytes(uri) == data:
         return
     old = set[str]()
-    with suppress(ValueError):  # a damaged one is replaced
+    with suppress(RecordError):  # a damaged one is replaced
         old = parts_named(set_uri)
     storage.write_bytes(uri, data)
     for name in old - {part.url for part in parts}:
@@ -138,7 +138,7 @@ def store(set_uri: str, manifest: Manifest) -> None:
 
 
 def parts_named(set_uri: str) -> set[str]:
-    """File names of the parts that a set's manifest names. Raises ValueError where that is damaged."""
+    """File names of the parts that a set's manifest names. Raises RecordError where that is damaged."""
     uri = storage.join(set_uri, "manifest.json")
     try:
         return {part.url for part in Manifest.parse(storage.read_bytes(uri), uri).parts}

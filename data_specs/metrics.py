@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import json
 import math
+from contextlib import suppress
 from typing import Any
 
 from data_specs import storage
-from data_specs.records import LogRow
+from data_specs.records import LogRow, RecordError
 from data_specs.telemetry import Telemetry
 
 Row = dict[str, Any]
@@ -58,18 +59,14 @@ class MetricsLog:
 
 
 def read_rows(uri: str) -> list[Row]:
-    """Return the rows of a metrics.jsonl, none where it is absent, up to the first line that is none.
+    """Return the rows of a metrics.jsonl, none where it is absent, without lines that are none.
 
     A crash may have cut off the last.
     """
-    if not storage.exists(uri):
-        return []
-    rows = []
-    for line in storage.read_bytes(uri).decode(errors="replace").splitlines():
-        try:
+    rows = list[Row]()
+    for line in storage.read_bytes(uri).splitlines() if storage.exists(uri) else ():
+        with suppress(RecordError):
             rows.append(LogRow.parse(line, uri).model_dump(exclude_unset=True))
-        except ValueError:
-            break
     return rows
 
 

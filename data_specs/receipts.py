@@ -16,7 +16,19 @@ from contextlib import suppress
 from pathlib import Path
 
 from data_specs import storage, table
-from data_specs.records import Dropped, Failure, InputRead, Outcome, Ran, Reason, Receipt, Reject, Sample, ShardFile
+from data_specs.records import (
+    Dropped,
+    Failure,
+    InputRead,
+    Outcome,
+    Ran,
+    Reason,
+    Receipt,
+    RecordError,
+    Reject,
+    Sample,
+    ShardFile,
+)
 from data_specs.scratch import scratch_folder
 from data_specs.shards import Shard, WrittenShard, index_uri, write_shard
 
@@ -118,7 +130,7 @@ def shards_of(set_uri: str, unit: int) -> list[str]:
         receipt = parse_receipt(storage.read_bytes(uri), uri)
     except FileNotFoundError:
         return []
-    except ValueError:
+    except RecordError:
         names = (file.uri.rpartition("/")[2] for file in storage.list_files(set_uri))
         return [name for name in names if name.startswith(f"{unit:06d}-") and name.endswith(".tar")]
     return [receipt.shard.name] if receipt.shard else []
@@ -183,7 +195,7 @@ def _create_or_adopt(uri: str, ours: Receipt) -> Receipt:
     """Creates the receipt, or takes the one already there if it is valid; a damaged one is replaced by ours."""
     data = ours.to_json()
     if not storage.create_if_absent(uri, data):
-        with suppress(ValueError):
+        with suppress(RecordError):
             if there := read_receipt(uri, ours.digest):
                 return there
         storage.write_bytes(uri, data)
@@ -191,10 +203,10 @@ def _create_or_adopt(uri: str, ours: Receipt) -> Receipt:
 
 
 def parse_receipt(data: bytes, uri: str) -> Receipt:
-    """The receipt that a file holds. Raises ValueError, naming it, for what is none, or is that of another unit."""
+    """The receipt that a file holds. Raises RecordError, naming it, for what is none, or is that of another unit."""
     receipt = Receipt.parse(data, uri)
     if uri.rpartition("/")[2] != receipt_name(receipt.unit):
-        raise ValueError(f"{uri}: says it is unit {receipt.unit}")
+        raise RecordError(f"{uri}: says it is unit {receipt.unit}")
     return receipt
 
 
@@ -202,21 +214,21 @@ def read_receipt(uri: str, digest: str) -> Receipt | None:
     """A unit's receipt; None where there is none of this plan.
 
     Raises:
-        ValueError: it is damaged, or its shard is not there with its size; the line names the file.
+        RecordError: it is damaged, or its shard is not there with its size; the line names the file.
     """
     try:
         receipt = parse_receipt(storage.read_bytes(uri), uri)
     except FileNotFoundError:
         return None
-    except ValueError as error:
-        raise ValueError(f"{error}; run the stage again") from None
+    except RecordError as error:
+        raise RecordError(f"{error}; run the stage again") from None
     if receipt.digest != digest:
         return None
     if receipt.shard:
         tar_uri = storage.join(uri.rpartition("/")[0], receipt.shard.name)
         tar = storage.stat(tar_uri)
         if tar is None or tar.size != receipt.shard.bytes:
-            raise ValueError(f"{tar_uri}: is not there with the size that its receipt names; run the stage again")
+            raise RecordError(f"{tar_uri}: is not there with the size that its receipt names; run the stage again")
     return receipt
 
 
@@ -226,7 +238,7 @@ def valid_receipts(set_uri: str, digest: str) -> Iterator[Receipt]:
     for name, data in read_receipt_files(set_uri, sizes):
         try:
             receipt = parse_receipt(data, storage.join(set_uri, name))
-        except ValueError as error:
+        except RecordError as error:
             log.warning("%s: its unit counts as not done", error)
             continue
         shard = receipt.shard

@@ -63,9 +63,12 @@ def record_spec(spec: Spec, root: str, folder: str, sections: Sequence[str]) -> 
 
 def _laid_over(uri: str, spec: Spec, sections: Sequence[str]) -> Spec:
     """The record with these sections, and those that it lacks, from `spec`; a record of another shape is replaced."""
+    if not storage.exists(uri):
+        return spec
+    data = storage.read_bytes(uri)
     try:
-        record = parse_spec(storage.read_bytes(uri), uri)
-    except (FileNotFoundError, ValueError):
+        record = parse_spec(data, uri)
+    except ValueError:
         return spec
     kept = {section: tree for section, tree in record.tree().items() if section in SECTIONS and section not in sections}
     try:

@@ -12,7 +12,7 @@ from itertools import count
 
 from data_specs import storage
 from data_specs.digest import require_same
-from data_specs.records import AnyUnit, Identity, PlanHeader, parse_unit, unit_line
+from data_specs.records import AnyUnit, Identity, PlanHeader, RecordError, parse_unit, unit_line
 from data_specs.scratch import scratch_folder
 
 
@@ -122,7 +122,7 @@ def _read_part(set_uri: str, part: int) -> tuple[PlanHeader, Iterator[AnyUnit]]:
     lines = _lines(uri)
     try:
         header = PlanHeader.parse(next(lines, b""), uri)
-    except ValueError as error:
+    except RecordError as error:
         raise ValueError(f"{error}; remove the shard set and run the stage again") from None
     return header, _units(uri, header, lines)
 

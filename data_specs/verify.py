@@ -14,7 +14,7 @@ from data_specs.lease import holder, is_alive
 from data_specs.manifest import load_manifest, parts_named, summarise
 from data_specs.npy import read_array
 from data_specs.receipts import parse_receipt, read_receipt_files
-from data_specs.records import Manifest, Receipt, ShardFile
+from data_specs.records import Manifest, Receipt, RecordError, ShardFile
 from data_specs.scratch import scratch_folder
 from data_specs.shards import INDEX_DTYPE, index_uri
 from data_specs.table import table_uri
@@ -71,7 +71,7 @@ def _litter(set_uri: str, known: set[str]) -> Iterator[str]:
     """Names of tars, indexes and tables of no known shard or unit, and of parts that the manifest does not name."""
     try:
         known = known | {name.removesuffix(".json") for name in parts_named(set_uri)}
-    except ValueError:  # of a damaged manifest the parts may be whole
+    except RecordError:  # of a damaged manifest the parts may be whole
         known = known | {"manifest"}
     for file in storage.list_files(set_uri):
         name = file.uri.rpartition("/")[2]
@@ -113,7 +113,7 @@ def _receipts(plan: Plan) -> Iterator[tuple[str, str | None, Receipt | None]]:
         uri = storage.join(plan.set_uri, name)
         try:
             receipt = parse_receipt(data, uri)
-        except ValueError as error:
+        except RecordError as error:
             yield name, f"{error}; run the stage again", None
             continue
         fault = None

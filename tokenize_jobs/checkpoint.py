@@ -26,7 +26,7 @@ from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
 from data_specs import storage
-from data_specs.records import CheckpointFile, CheckpointState, Finished
+from data_specs.records import CheckpointFile, CheckpointState, Finished, RecordError
 from data_specs.scratch import scratch_folder
 from data_specs.text import say
 from tokenize_jobs.ranks import Ranks
@@ -198,7 +198,7 @@ def _remove(uri: str) -> None:
 
 # ---- finding one that is whole -------------------------------------------------------------------------------------
 def read_state(uri: str) -> CheckpointState:
-    """Return what a checkpoint says of itself. Raises ValueError or FileNotFoundError where it is none."""
+    """Return what a checkpoint says of itself. Raises RecordError or FileNotFoundError where it is none."""
     state_uri = storage.join(uri, STATE)
     return CheckpointState.parse(storage.read_bytes(state_uri), state_uri)
 
@@ -206,7 +206,7 @@ def read_state(uri: str) -> CheckpointState:
 def newest_state(folder: str) -> CheckpointState | None:
     """Return the state of the checkpoint that would be tried first; None where none has one that can be read."""
     for uri in _candidates(folder):
-        with suppress(FileNotFoundError, ValueError):
+        with suppress(FileNotFoundError, RecordError):
             return read_state(uri)
     return None
 
@@ -275,7 +275,7 @@ def _examine(uri: str, ranks: Ranks) -> CheckpointState | str:
         faults = find_faults(uri, state, sorted(state.files)[ranks.rank :: ranks.world])
     except FileNotFoundError:
         faults = [f"{uri}: its {STATE} is lost"]
-    except ValueError as error:
+    except RecordError as error:
         faults = [str(error)]
     told = [line for lines in ranks.gather(faults) for line in lines]
     return told[0] if told or state is None else state
@@ -362,11 +362,11 @@ def verify_training(folder: str) -> Iterator[str]:
             yield from find_faults(uri, state, sorted(state.files))
         except FileNotFoundError:
             yield f"{uri}: its {STATE} is lost"
-        except ValueError as error:
+        except RecordError as error:
             yield str(error)
     try:
         done = read_finished(folder)
-    except ValueError as error:
+    except RecordError as error:
         yield str(error)
         done = None
     for name in sorted({*(done.files if done else ()), *_weight_files(folder)}):

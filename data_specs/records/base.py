@@ -30,6 +30,10 @@ Tree = Annotated[dict[str, JsonValue], AfterValidator(_finite)]  # JsonValue alo
 Config = TypeVar("Config", bound=Any)  # a dataclass
 
 
+class RecordError(ValueError):
+    """What a file holds is not the record that it should be; a file that cannot be reached raises another error."""
+
+
 class Record(BaseModel):
     """What all records have in common: unknown keys, wrong types and numbers that are not finite are refused."""
 
@@ -40,12 +44,12 @@ class Record(BaseModel):
         """Reads one record from JSON.
 
         Raises:
-            ValueError: one line with `origin`, the key and what is wrong.
+            RecordError: one line with `origin`, the key and what is wrong.
         """
         try:
             return cls.model_validate_json(data)
         except ValidationError as error:
-            raise ValueError(f"{origin}: not a valid {cls.__name__.lower()} ({first_fault(error)})") from None
+            raise RecordError(f"{origin}: not a valid {cls.__name__.lower()} ({first_fault(error)})") from None
 
     def to_json(self) -> bytes:
         """One line of canonical JSON: every key, sorted; equal records give equal bytes."""

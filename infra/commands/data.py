@@ -65,7 +65,7 @@ def verify(
 
 def _damaged_records(root: str) -> Iterator[str]:
     """A line for each file that holds a record, beside those of shard sets and checkpoints, and cannot be read."""
-    from data_specs.records import CodeHistory, Identity, ReadingOrder, Record
+    from data_specs.records import CodeHistory, Identity, LogRow, ReadingOrder, Record
     from data_specs.spec import parse_spec
     from tokenize_jobs import weights as tokenizers
     from train import weights as transformers
@@ -82,6 +82,9 @@ def _damaged_records(root: str) -> Iterator[str]:
                 parse_spec(storage.read_bytes(file.uri), file.uri)
             elif name in kinds:
                 kinds[name].parse(storage.read_bytes(file.uri), file.uri)
+            elif name == "metrics.jsonl":
+                for line in storage.read_bytes(file.uri).splitlines():
+                    LogRow.parse(line, file.uri)
             elif name in configs:
                 configs[name](folder)
             elif folder == storage.join(root, "evaluation") and name.endswith(".json"):

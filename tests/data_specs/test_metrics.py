@@ -32,7 +32,10 @@ def test_no_step_comes_twice_and_half_a_line_is_left_out(tmp_path: Path) -> None
     first = MetricsLog(str(tmp_path), 0, True, "run")
     for step in (1, 2, 3):
         first.add({"step": step, "loss": 1.0 / step})
-    with open(first.uri, "a", encoding="utf-8") as file:
+    with open(first.uri, "r+", encoding="utf-8") as file:
+        lines = file.readlines()
+        file.seek(0)
+        file.writelines([lines[0], '{"step": NaN}\n', *lines[1:]])
         file.write('{"step": 4, "lo')
     again = MetricsLog(str(tmp_path), 2, True, "run")
     again.add({"step": 3, "loss": 0.5})

@@ -23,7 +23,7 @@ from data_specs import lease, manifest, receipts, s3, s3_client, storage
 from data_specs.reader import open_shards
 from data_specs.records import Dropped, Identity, Outcome, RangeUnit, Reason, Sample
 from data_specs.s3_client import backoff
-from data_specs.units import write_plan
+from data_specs.units import read_plan, write_plan
 from data_specs.verify import verify_set
 
 MIB = 1 << 20
@@ -194,6 +194,9 @@ def test_users_mistakes_are_one_line(s3_root: str, monkeypatch: pytest.MonkeyPat
     monkeypatch.delenv("AWS_ACCESS_KEY_ID")
     with pytest.raises(ValueError, match=r"credentials.*AWS_PROFILE"):
         storage.read_bytes(f"{s3_root}/x")
+    for reader in (read_plan, lambda uri: receipts.discard(uri, 0)):  # what cannot be reached is not damaged
+        with pytest.raises(ValueError, match=r"credentials[^;]*AWS_PROFILE[^;]*$"):
+            reader(f"{s3_root}/run")
     monkeypatch.setenv("AWS_PROFILE", "not-configured")
     with pytest.raises(ValueError, match="not-configured"):
         storage.read_bytes(f"{s3_root}/x")

@@ -275,6 +275,7 @@ def test_a_result_of_another_shape_is_one_line_in_the_report(root: Path) -> None
 RECORDS = (
     *("code.json", "spec.yaml", "images/spec.yaml", "tokenizer/stage.json", "tokenizer/tokenizer.json"),
     *("transformer/order.json", "transformer/transformer.json", "evaluation/x.json", "evaluation/summary.json"),
+    "tokenizer/metrics.jsonl",
 )
 
 
