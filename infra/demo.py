@@ -6,7 +6,7 @@ import json
 from typing import Any
 
 import infra.stages  # noqa: F401
-from data_specs import storage
+from data_specs import open_shards, storage
 from data_specs.spec import Spec, load_spec
 from data_specs.text import say
 from infra.commands.stages import run_stage
@@ -20,6 +20,8 @@ from train.evaluation.summary import summarise
 def run_all(spec: Spec, root: str, workers: Workers, ranks: int) -> None:
     """Runs every stage and says what came of it; stages that are done are passed over.
 
+    Without a validation image nothing is reconstructed and scored.
+
     Raises:
         ValueError: before any work, where the tokenizer is to learn by LPIPS and its weights are not there.
     """
@@ -29,13 +31,17 @@ def run_all(spec: Spec, root: str, workers: Workers, ranks: int) -> None:
         lpips_of(spec, root)
     took = dict[str, float]()
     for stage in registered():
-        if stage.in_run:
+        if stage.in_run and (stage.name != "reconstruct" or _has_validation(root)):
             use = workers if stage.computes else workers._replace(gpus=0.0)
             took[stage.name] = run_stage(stage, spec, root, Workers(num_workers=ranks) if stage.trains else use)
-    summary = summarise(spec, root)
+    summary = summarise(spec, root) if _has_validation(root) else None
     say(f"report: {write_report(root)}\n")
-    for line in verdict_lines(summary, took, root):
+    for line in verdict_lines(summary, took, root) if summary else ["no validation images: nothing is scored"]:
         say(line)
+
+
+def _has_validation(root: str) -> bool:
+    return len(open_shards(storage.join(root, "codes/val"))) > 0
 
 
 def demo_overrides(preset: str, pdfs: str | None, text: str | None) -> list[str]:

@@ -64,6 +64,8 @@ def contact_sheet(root: str, set_name: str, number: int, boxes: bool = False) ->
     """
     set_uri = storage.join(root, set_name)
     plan = _plan(set_uri)
+    if not plan.num_units:
+        raise ValueError(f"{set_uri}: the shard set is empty")
     unit = next((unit for unit in plan.units() if unit.unit == number), None)
     receipt = read_receipt(storage.join(set_uri, receipt_name(number)), plan.digest)
     if not isinstance(unit, SourceUnit) or receipt is None:

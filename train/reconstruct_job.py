@@ -51,9 +51,11 @@ def score_depths(spec: Spec, root: str, split: str, workers: Workers, shown: int
     from train.evaluation.results import write_result
 
     lpips = lpips_of(spec, root)
+    codes = open_shards(storage.join(root, "codes", split))
+    if not len(codes):
+        raise ValueError(f"{codes.uri}: the shard set is empty: there is nothing to reconstruct")
     by_depth = [open_shards(storage.join(root, name)) for name in reconstruct(spec, root, split, workers)]
     originals = open_shards(storage.join(root, spec.tokenize.images[split]))  # type: ignore[index]
-    codes = open_shards(storage.join(root, "codes", split))
     result = evaluate_by_depth(originals, by_depth, codes, spec.shape, spec.evaluate.reconstructions, lpips)
     picture = depth_picture(originals, by_depth, spread(len(originals), shown))
     storage.write_bytes(storage.join(root, "reconstructions", split, "depths.png"), encode_photo(picture))

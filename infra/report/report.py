@@ -164,7 +164,8 @@ def _pictures(spec: Spec, root: str) -> list[dict[str, str]]:
     sheets = []
     for title, name in rows:
         if storage.exists(storage.join(root, name, "manifest.json")):
-            items = open_shards(storage.join(root, name))
+            if not len(items := open_shards(storage.join(root, name))):
+                continue
             places = np.linspace(0, len(items) - 1, min(SHOWN, len(items))).round().astype(int)
             sheets.append({"title": title, "uri": data_uri([items[int(index)]["image"] for index in places])})
     depths = storage.join(root, "reconstructions/val/depths.png")

@@ -15,6 +15,7 @@ from data_specs import open_shards, table
 from data_specs.manifest import read_manifest
 from data_specs.verify import clean_litter, verify_set
 from infra.cli import app
+from infra.look import contact_sheet
 from pipeline.removal import remove
 
 
@@ -121,6 +122,17 @@ def test_tables_follow_their_shards(tmp_path: Path) -> None:
         table.query(set_uri, before_digests, "true")
     (root / "images/train/000099-00000000.parquet").touch()
     assert clean_litter(str(root / "images/train")) == ["000099-00000000.parquet"]
+
+
+def test_readers_survive_an_empty_split(tmp_path: Path) -> None:
+    write_texts(tmp_path / "texts/a.jsonl", ["alone"])
+    root = tmp_path / "run"
+    render_here(text_spec(tmp_path / "texts", "render.val_share=0"), root)
+    assert len(open_shards(str(root / "images/val"))) == 0 and list(verify_set(str(root / "images/val"))) == []
+    assert run("query", root, "true", "--set", "images/val", "--format", "ids") == []
+    assert "index.html" in run("report", root)[-1]
+    with pytest.raises(ValueError, match="images/val: the shard set is empty"):
+        contact_sheet(str(root), "images/val", 0)
 
 
 def _set(root: Path) -> tuple[str, tuple[object, ...]]:

@@ -50,6 +50,9 @@ def summarise(spec: Spec, root: str) -> Summary:
     if made and made.inputs == inputs:
         return made
     codes = {split: open_shards(storage.join(root, "codes", split)) for split in ("train", "val")}
+    for of in codes.values():
+        if not len(of):
+            raise ValueError(f"{of.uri}: the shard set is empty: there is nothing to score")
     counts = {
         split: count_codes((item["codes"] for item in of), spec.codes.codebook_size) for split, of in codes.items()
     }
