@@ -43,6 +43,7 @@ FLAGS = (
     | pymupdf.TEXT_IGNORE_ACTUALTEXT
 )
 WRITTEN_OVER = 0.05  # of a letter's height, between its left edge and that of a space, that is too little for one
+DINGBATS = "Dingbats"  # part of the names of such fonts
 EVERYWHERE = (-1e6, -1e6, 1e6, 1e6)
 _INFINITE = mupdf.FzRect(mupdf.FzRect.Fixed_INFINITE)
 _PAINTED = mupdf.FZ_STEXT_FILLED | mupdf.FZ_STEXT_STROKED
@@ -233,13 +234,17 @@ def _text(drawing: pymupdf.DisplayList, flags: int, how: Reading | None = None) 
 
 
 def _characters(lines: list[dict[str, Any]], ground: tuple[int, int, int]) -> Iterator[Character]:
-    """Characters that are painted, with a break after each line, and gaps where MuPDF sees the space between words."""
+    """Characters that are painted, with a break after each line, and gaps where MuPDF sees the space between words.
+
+    Of Zapf Dingbats it takes the names of glyphs, a20, for the numbers of letters.
+    """
     for line in lines:
         for span in line["spans"]:
             if _is_painted(span["alpha"], span["char_flags"]):
                 pale = is_pale(pymupdf.sRGB_to_rgb(span["color"]), ground)
                 for char in span["chars"]:
-                    yield GAP if char["synthetic"] else (char["c"], char["bbox"], pale)
+                    text = UNKNOWN if DINGBATS in span["font"] and char["c"] < "\u0100" else char["c"]
+                    yield GAP if char["synthetic"] else (text, char["bbox"], pale)
             else:
                 yield BREAK
         yield BREAK

@@ -83,7 +83,7 @@ def render_text(
     sheet = _sheet(style, random.Random(f"{seed}/{document_id}"), text, form, canvas, canvas / size)
     pieces = _pieces(text, style.max_words, sheet) if form == "plain" else iter([text])
     pages = (page for piece in pieces for page in _pages(piece, form, sheet, canvas))
-    known = "".join(text.split()) if form == "plain" else ""
+    known = text.split() if form == "plain" else []
     number = -1
     for number, drawing in zip(range(style.max_images), pages):
         image, words = _drawn(drawing, sheet, size / canvas, known)
@@ -205,8 +205,12 @@ def _markdown() -> MarkdownIt:
     return MarkdownIt("commonmark").enable(["table", "strikethrough"])
 
 
-def _drawn(drawing: pymupdf.DisplayList, sheet: Sheet, scale: float, known: str) -> tuple[np.ndarray, Words]:
-    """The picture of a canvas on its background, uint8 [size, size, 3], and the words that can be seen in it."""
+def _drawn(drawing: pymupdf.DisplayList, sheet: Sheet, scale: float, known: list[str]) -> tuple[np.ndarray, Words]:
+    """The picture of a canvas on its background, uint8 [size, size, 3], and the words that can be seen in it.
+
+    Args:
+        known: the words of the whole passage where it is plain, else none.
+    """
     if sheet.background == WHITE:
         image = draw(drawing, scale, grey=bool(known) and sheet.colours == {BLACK})
     else:
@@ -215,5 +219,5 @@ def _drawn(drawing: pymupdf.DisplayList, sheet: Sheet, scale: float, known: str)
         paper = np.array(sheet.background, np.uint16) * (255 - pixels[..., 3:].astype(np.uint16))
         image = pixels[..., :3] + ((paper + 127) // 255).astype(np.uint8)
     marked = differ(image, sheet.background, MARK)
-    words = read_known(drawing, marked, scale, known) if known else None
-    return image, words or read(drawing, image, Marks(marked), scale)
+    words = read_known(drawing, marked, scale, "".join(known)) if known else None
+    return image, words or read(drawing, image, Marks(marked), scale).joined_as(known)

@@ -10,7 +10,7 @@ import unicodedata
 from collections import defaultdict
 from collections.abc import Callable, Iterable, Sequence
 from functools import lru_cache
-from itertools import pairwise
+from itertools import accumulate, pairwise
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -102,6 +102,35 @@ class Words(NamedTuple):
                 places[text].append(box)
                 chosen.append(number)
         return self.only(chosen)
+
+    def joined_as(self, known: Sequence[str]) -> Words:
+        """Pieces of one known word that stand on one line as one word: engines part some scripts' letters within words.
+
+        Args:
+            known: words of which these are a part in the same order; else they are left as they are.
+        """
+        position = "".join(known).find("".join(self.texts))
+        if position < 0:
+            return self
+        ends = {0, *accumulate(map(len, known))}
+        groups = list[list[int]]()
+        for number, text in enumerate(self.texts):
+            if groups and position not in ends and self._on_one_line(number - 1, number):
+                groups[-1].append(number)
+            else:
+                groups.append([number])
+            position += len(text)
+        if len(groups) == len(self.texts):
+            return self
+        firsts = [group[0] for group in groups]
+        low = np.minimum.reduceat(self.boxes[:, :2], firsts)
+        boxes = np.concatenate([low, np.maximum.reduceat(self.boxes[:, 2:], firsts)], axis=1)
+        texts = ["".join(self.texts[n] for n in group) for group in groups]
+        return Words(texts, boxes, np.logical_or.reduceat(self.cut, firsts), self.across[firsts], self.trusted)
+
+    def _on_one_line(self, one: int, other: int) -> bool:
+        (_, above, _, bottom), (_, top, _, below) = self.boxes[one].tolist(), self.boxes[other].tolist()
+        return bool(min(bottom, below) - max(above, top) > min(bottom - above, below - top) / 2)
 
     def only(self, chosen: list[int]) -> Words:
         """Those of these numbers."""
@@ -273,10 +302,12 @@ def page_scale(width: float, height: float, style: PageStyle) -> float:
     Raises:
         UnreadableError: it is empty, or has more pixels than allowed.
     """
+    if width <= 0 or height <= 0:
+        raise UnreadableError(Reason.PAGE_FAILED, "a page of no size")
     scale = style.dpi / POINTS
-    if style.fit and width > 0 and height > 0:
+    if style.fit:
         scale = min(style.fit[0] / width, style.fit[1] / height)
-    if width <= 0 or height <= 0 or width * height * scale**2 > style.max_pixels:
+    if width * height * scale**2 > style.max_pixels:
         size = f"{width * scale:.0f}x{height * scale:.0f}"
         raise UnreadableError(Reason.TOO_LARGE, f"a page of {size} px; render.pages.max_pixels is {style.max_pixels}")
     return scale

@@ -127,7 +127,15 @@ def test_every_script_is_set_by_the_engine_that_comes_along(words: str, right_to
 
 
 @pytest.mark.parametrize(
-    "text", ["نص، بِسْمِ اللَّهِ؛ نعم؟", "می‌خواهم به خانه بروم؛ قیمت", "हिन्दी में। कि ज्ञान॥", "データの、テスト。", "שׁ״ט עולם"]
+    "text",
+    [
+        "نص، بِسْمِ اللَّهِ؛ نعم؟",
+        "می‌خواهم به خانه بروم؛ قیمت",
+        "हिन्दी में। कि ज्ञान॥",
+        "データの、テスト。",
+        "שׁ״ט עולם",
+        "தமிழ் மொழி கொள்கை",
+    ],
 )
 def test_signs_and_marks_that_scripts_share_are_drawn_in_the_font_beside_them(text: str) -> None:
     [picture] = render_text(text, "id", TextStyle(fonts=["noto-sans"]), 0, 384, 384)

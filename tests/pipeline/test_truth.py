@@ -216,6 +216,11 @@ def test_forms_within_forms_are_looked_into_as_deep_as_they_are_drawn(engine: st
     assert page.words.texts == ["deep", "words"] and shares(page.image, page.words.boxes).ink_outside <= 0.02
 
 
+def test_numbers_of_glyphs_are_no_letters() -> None:
+    data = pdf_page(b"BT /F1 20 Tf 40 100 Td (lnu) Tj ET", more={5: FONT.replace(b"Helvetica", b"ZapfDingbats")})
+    assert read(data, "mupdf").words.texts == ["\ufffd" * 3]
+
+
 def test_a_space_that_is_written_over_parts_no_word() -> None:
     page = read(pdf_page(b"BT /F1 12 Tf 40 100 Td [(soft ) 278 (hyphen) -278 (apart)] TJ ET"), "mupdf")
     assert page.words.texts == ["softhyphen", "apart"]
