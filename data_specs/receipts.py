@@ -16,6 +16,7 @@ from contextlib import suppress
 from pathlib import Path
 
 from data_specs import storage, table
+from data_specs.digest import file_digest
 from data_specs.records import (
     Dropped,
     Failure,
@@ -153,28 +154,26 @@ def _place(folder: Path, shard: WrittenShard, rows: table.TableRows, set_uri: st
         return None
     name = f"{unit:06d}-{shard.sha256[:8]}.tar"
     tar_uri = storage.join(set_uri, name)
-    _upload(folder / "shard.tar", tar_uri)
-    _upload(folder / "shard.index.npy", index_uri(tar_uri))
-    path = folder / "shard.parquet"
     data = rows.to_parquet(unit, name, shard.offsets)
-    path.write_bytes(data)
-    _upload(path, table.table_uri(tar_uri))
+    (folder / "shard.parquet").write_bytes(data)
+    table_sha256 = hashlib.sha256(data).hexdigest()
+    _upload(folder / "shard.tar", tar_uri, shard.sha256)
+    _upload(folder / "shard.index.npy", index_uri(tar_uri), shard.index_sha256)
+    _upload(folder / "shard.parquet", table.table_uri(tar_uri), table_sha256)
     return ShardFile(
         name=name,
         bytes=shard.filesize,
         md5=shard.md5sum,
         sha256=shard.sha256,
         index_sha256=shard.index_sha256,
-        table_sha256=hashlib.sha256(data).hexdigest(),
+        table_sha256=table_sha256,
     )
 
 
-def _upload(path: Path, uri: str) -> None:
-    """Uploads a file named by its content; one there of another size is damaged, and is replaced."""
-    if not storage.create_from_file(path, uri):
-        there = storage.stat(uri)
-        if there is None or there.size != path.stat().st_size:
-            storage.write_file(path, uri)
+def _upload(path: Path, uri: str, sha256: str) -> None:
+    """Uploads a file; one there of other bytes is damaged, and is replaced."""
+    if not storage.create_from_file(path, uri) and file_digest(uri) != sha256:
+        storage.write_file(path, uri)
 
 
 def _samples(outcomes: Iterable[Outcome], dropped: list[Dropped], read: list[InputRead]) -> Iterator[Sample]:

@@ -140,6 +140,16 @@ def test_a_tar_of_another_size_makes_the_receipt_invalid_and_is_repaired(tmp_pat
     assert len(list(valid_receipts(str(tmp_path), DIGEST))) == 1
 
 
+def test_files_of_as_many_other_bytes_are_replaced_where_a_unit_is_made_anew(tmp_path: Path) -> None:
+    commit(str(tmp_path), DIGEST, 0, OUTCOMES)
+    whole = {path.name: path.read_bytes() for path in tmp_path.iterdir() if path.suffix != ".json"}
+    (tmp_path / "000000.json").unlink()
+    for name, data in whole.items():
+        (tmp_path / name).write_bytes(data[:-1] + bytes([data[-1] ^ 1]))
+    commit(str(tmp_path), DIGEST, 0, OUTCOMES)
+    assert {name: (tmp_path / name).read_bytes() for name in whole} == whole
+
+
 def test_receipts_come_in_order_of_unit_and_others_are_passed_over(tmp_path: Path) -> None:
     for unit in (1_000_000, 999_999, 3, 20):
         commit(str(tmp_path), DIGEST, unit, OUTCOMES)
