@@ -90,14 +90,14 @@ def _tree(value: Identity | dict[str, Any]) -> dict[str, Any]:
     return value.model_dump(mode="json") if isinstance(value, Identity) else value
 
 
-def _are_records(value: Any) -> bool:
+def _are_records(value: object) -> bool:
     return isinstance(value, list) and all(isinstance(entry, dict) for entry in value)
 
 
-def _short(value: Any) -> str:
+def _short(value: object) -> str:
     text = json.dumps(value, sort_keys=True)
     return text if len(text) <= 80 else text[:77] + "..."
 
 
-def _canonical(value: Any) -> str:
+def _canonical(value: object) -> str:
     return json.dumps(value, sort_keys=True, separators=(",", ":"))

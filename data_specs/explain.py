@@ -71,7 +71,7 @@ def _lines(model: BaseModel, indent: str) -> Iterator[str]:
             yield from _commented_line(f"{indent}{name}: {_value(model, name)}", about)
 
 
-def _about_model(value: Any) -> str:
+def _about_model(value: object) -> str:
     """First sentence of a section's own documentation."""
     document = type(value).__doc__ if isinstance(value, BaseModel) else None
     return " ".join((document or "").split("\n\n")[0].split()).rstrip(".")

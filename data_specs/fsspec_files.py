@@ -86,7 +86,7 @@ def _info(uri: str, info: dict[str, Any]) -> FileInfo:
     return FileInfo(uri, info["size"], hashlib.sha256(" ".join(said).encode()).hexdigest()[:32])
 
 
-def _plain(value: Any) -> Any:
+def _plain(value: object) -> Any:
     """A time in seconds: some file systems list it so, and tell it otherwise."""
     return value.timestamp() if isinstance(value, datetime) else value
 

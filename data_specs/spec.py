@@ -243,7 +243,7 @@ def _set(tree: dict[str, Any], override: str) -> None:
         raise ValueError(f"--set {override}: {'.'.join(parents)} is a value, not a mapping")
 
 
-def _index(values: Any, step: str, key: str) -> int:
+def _index(values: object, step: str, key: str) -> int:
     if not isinstance(values, list) or not step.isdigit() or int(step) >= len(values):
         raise ValueError(f"--set {key}: there is no entry {step!r}; lists are counted from 0")
     return int(step)

@@ -161,7 +161,7 @@ def _without_folders(spec: Spec) -> Spec:
     return spec.model_copy(update={"render": spec.render.model_copy(update={"sources": named})})
 
 
-def _origin(source: Any) -> str:
+def _origin(source: object) -> str:
     """Where a source is, without this machine's folders; a remote one in full."""
     uri = getattr(source, "uri", None)
     return "made by dnd" if uri is None else uri if "://" in uri else uri.rstrip("/").rpartition("/")[2]

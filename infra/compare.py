@@ -64,7 +64,7 @@ def comparison_lines(compared: dict[str, Any]) -> Iterator[str]:
     yield from (f"{row['name']:56} {row['a']} | {row['b']}" for row in compared["assumptions"])
 
 
-def short(value: Any) -> str:
+def short(value: object) -> str:
     """A figure in four digits; - where there is none."""
     return f"{value:.4g}" if isinstance(value, int | float) and not isinstance(value, bool) else str(value or "-")
 

@@ -5,8 +5,6 @@ Every node of a Ray cluster serves them as ray_dnd_…; infra/ray/grafana.json i
 
 from __future__ import annotations
 
-from typing import Any
-
 from ray.util.metrics import Counter, Gauge
 
 from data_specs.records import Receipt
@@ -41,7 +39,7 @@ class RunMetrics:
         for metric in (*self.counters.values(), *self.gauges.values()):
             metric.set_default_tags({"stage": stage, "set": name})
 
-    def count(self, result: Any) -> None:
+    def count(self, result: object) -> None:
         """Counts a unit that is done, and what its receipt says, where that is its result."""
         self.counters["units"].inc()
         if isinstance(result, Receipt):

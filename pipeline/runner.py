@@ -260,7 +260,7 @@ class _Job:
     def _assign(self, worker: int, unit: AnyUnit) -> None:
         self.running[self.pool.actors[worker].run.remote(unit)] = Try(worker, unit, time.monotonic())
 
-    def _finish_try(self, reference: Any) -> Done | None:
+    def _finish_try(self, reference: object) -> Done | None:
         """One try of a unit has ended: well, or badly; of two tries the first that ends well counts."""
         ended = self.running.pop(reference)
         node = self.pool.nodes[ended.worker]

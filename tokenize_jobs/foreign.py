@@ -104,7 +104,7 @@ class _Unpickler(pickle._Unpickler):  # the C one grows its memo to whatever a f
     def persistent_load(self, load: Callable[[Any], Any]) -> None:
         self._torchs_load = load
 
-    def _checked_load(self, key: Any) -> Any:
+    def _checked_load(self, key: object) -> Any:
         if isinstance(key, tuple) and len(key) > 4 and (not isinstance(key[4], int) or key[4] > self.max_bytes):
             raise _RefusedError(f"asks for {key[4]} numbers, more than the file has")
         return self._torchs_load(key)
@@ -121,16 +121,16 @@ class _Shell:
     def __init__(self, *_: Any, **__: Any) -> None:
         pass
 
-    def __setstate__(self, _: Any) -> None:
+    def __setstate__(self, _: object) -> None:
         pass
 
     def __setitem__(self, *_: Any) -> None:
         pass
 
-    def append(self, _: Any) -> None:
+    def append(self, _: object) -> None:
         pass
 
-    def extend(self, _: Any) -> None:
+    def extend(self, _: object) -> None:
         pass
 
 
@@ -147,7 +147,7 @@ def _rebuild_parameter(tensor: Tensor, *_: Any) -> Tensor:
     return tensor
 
 
-def _dtype(kind: Any, *options: Any) -> Any:
+def _dtype(kind: object, *options: Any) -> Any:
     return np.dtype(kind, *options) if kind in NUMBERS else _Shell()
 
 
@@ -156,7 +156,7 @@ def _scalar(dtype: Any, data: Any = b"") -> Any:
     return np.frombuffer(data, dtype)[0] if number else _Shell()
 
 
-def _encode(text: Any, encoding: Any = "latin1") -> Any:
+def _encode(text: object, encoding: object = "latin1") -> Any:
     return text.encode("latin1") if isinstance(text, str) and encoding == "latin1" else _Shell()
 
 

@@ -119,11 +119,11 @@ class _AllSum(torch.autograd.Function):
     """The sum over the ranks, through which gradients are summed on the way back."""
 
     @staticmethod
-    def forward(ctx: Any, tensor: Tensor) -> Tensor:
+    def forward(ctx: object, tensor: Tensor) -> Tensor:
         return all_sum(tensor.clone())
 
     @staticmethod
-    def backward(ctx: Any, *gradients: Tensor) -> Tensor:
+    def backward(ctx: object, *gradients: Tensor) -> Tensor:
         return all_sum(gradients[0].clone())
 
 

@@ -170,7 +170,7 @@ def _refuse_foreign(hparams: dict[str, Any], ddconfig: dict[str, Any]) -> None:
             raise ValueError(f"{where} lacks {', '.join(missing)}")
 
 
-def _single(value: Any, name: str) -> Any:
+def _single(value: object, name: str) -> Any:
     values = list(value) if isinstance(value, (list, tuple)) else [value]
     if len(set(values)) != 1:
         raise ValueError(f"{name} is {value}: a different one for each depth is not supported")

@@ -4,11 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import contextmanager
-from typing import Any
+from typing import TYPE_CHECKING
 
 import torch
 
 from train.partition import master_weights, refresh_model
+
+if TYPE_CHECKING:
+    from deepspeed import DeepSpeedEngine
 
 
 class MovingAverage:
@@ -17,7 +20,7 @@ class MovingAverage:
     So it is of use from the first steps on, where a long average would still be the initial noise.
     """
 
-    def __init__(self, engine: Any, decay: float) -> None:
+    def __init__(self, engine: DeepSpeedEngine, decay: float) -> None:
         self.engine = engine
         self.decay = decay
         self.num_updates = 0

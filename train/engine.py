@@ -163,7 +163,7 @@ def join_engine() -> None:
     deepspeed.init_distributed(verbose=False)
 
 
-def build_engine(spec: Spec, root: str, world: int, user: dict[str, Any] | None = None) -> Any:
+def build_engine(spec: Spec, root: str, world: int, user: dict[str, Any] | None = None) -> deepspeed.DeepSpeedEngine:
     """The engine around a model with its initial weights: drawn from the seed, or those of train.init_from.
 
     `user` is a DeepSpeed configuration that adds to the spec's (see `deepspeed_config`).
@@ -222,7 +222,7 @@ def _fill(model: nn.Module, folder: str) -> None:
                     parameter.copy_(given.get_tensor(name))
 
 
-def whole_model(engine: Any) -> DnDTransformer:
+def whole_model(engine: deepspeed.DeepSpeedEngine) -> DnDTransformer:
     """The engine's model with its present weights, whole on every rank: itself, at stage 3 a copy; collective."""
     if engine.zero_optimization_stage() < 3:
         return engine.module
@@ -261,7 +261,7 @@ def parameter_groups(model: nn.Module, weight_decay: float, muon: bool = False) 
     return groups if muon else groups[1:]
 
 
-def clip_at_stage_0(engine: Any, clip: float) -> None:
+def clip_at_stage_0(engine: deepspeed.DeepSpeedEngine, clip: float) -> None:
     """What float32 at stage 0 lacks of the other stages: the gradient's norm, and no step where it is not finite.
 
     It also clips, since DeepSpeed's own clipping there takes the norm a second time and fails where no step is due.
@@ -278,12 +278,12 @@ def clip_at_stage_0(engine: Any, clip: float) -> None:
         parameter.grad = None  # AdamW passes over parameters without gradient
 
 
-def was_applied(engine: Any) -> bool:
+def was_applied(engine: deepspeed.DeepSpeedEngine) -> bool:
     """Whether the last step changed the weights, on every rank alike; a gradient that is not finite skips it."""
     return bool(engine.was_step_applied()) and math.isfinite(getattr(engine, "plain_norm", 0.0))
 
 
-def grad_norm(engine: Any) -> float:
+def grad_norm(engine: deepspeed.DeepSpeedEngine) -> float:
     """Norm of the last step's gradient before clipping."""
     norm = engine.get_global_grad_norm()
     return float(getattr(engine, "plain_norm", math.nan) if norm is None else norm)

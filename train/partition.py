@@ -7,7 +7,7 @@ run of which parameter lies where in them, so that whoever goes by pieces (check
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
-from typing import Any, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import torch
 import torch.distributed as dist
@@ -15,6 +15,9 @@ from torch import Tensor
 
 from tokenize_jobs.checkpoint import StoredTensors
 from tokenize_jobs.tensors import to_host
+
+if TYPE_CHECKING:
+    from deepspeed import DeepSpeedEngine
 
 WEIGHT, AVERAGE = "weight", "ema"  # kinds of a checkpoint's tensors; the others are the optimizer's moments
 MOMENTS = ("exp_avg", "exp_avg_sq")  # AdamW has both, Muon the first
@@ -31,7 +34,7 @@ class Piece(NamedTuple):
     offset: int
 
 
-def master_weights(engine: Any) -> list[Tensor]:
+def master_weights(engine: DeepSpeedEngine) -> list[Tensor]:
     """This rank's float32 weights, the ones the optimizer steps, in whatever tensors the ZeRO stage keeps them."""
     optimizer = engine.optimizer
     stages = ("single_partition_of_fp32_groups", "fp32_groups_flat_partition", "fp32_partitioned_groups_flat")
@@ -41,7 +44,7 @@ def master_weights(engine: Any) -> list[Tensor]:
     return [tensor for group in optimizer.param_groups for tensor in group["params"]]
 
 
-def pieces(engine: Any) -> list[Piece]:
+def pieces(engine: DeepSpeedEngine) -> list[Piece]:
     """All pieces in this rank's master weights. At stage 0 every rank holds every parameter."""
     optimizer = engine.optimizer
     names = {id(parameter): name for name, parameter in engine.module.named_parameters()}
@@ -53,7 +56,7 @@ def pieces(engine: Any) -> list[Piece]:
     return [Piece(names[id(p)], 0, p.numel(), number, 0) for number, p in enumerate(master_weights(engine))]
 
 
-def own_pieces(engine: Any) -> list[Piece]:
+def own_pieces(engine: DeepSpeedEngine) -> list[Piece]:
     """The pieces that this rank answers for: over all ranks they cover every parameter once."""
     held = pieces(engine)
     return held if engine.zero_optimization_stage() else held[dist.get_rank() :: dist.get_world_size()]
@@ -83,14 +86,14 @@ def view(tensor: Tensor, piece: Piece) -> Tensor:
     return tensor.detach().view(-1)[piece.offset : piece.offset + piece.length]
 
 
-def moments(engine: Any) -> dict[str, list[Tensor | None]]:
+def moments(engine: DeepSpeedEngine) -> dict[str, list[Tensor | None]]:
     """The optimizer's moments by kind, each like `master_weights`, None where a tensor has none (before any step)."""
     state = basic_optimizer(engine).state
     held = [state.get(master, {}) for master in master_weights(engine)]
     return {kind: [tensors.get(kind) for tensors in held] for kind in MOMENTS}
 
 
-def set_moments(engine: Any, given: dict[str, list[Tensor | None]], steps: int) -> None:
+def set_moments(engine: DeepSpeedEngine, given: dict[str, list[Tensor | None]], steps: int) -> None:
     """Gives the optimizer its moments, tensors like `master_weights`, and the number of steps it has made."""
     optimizer = basic_optimizer(engine)
     for number, master in enumerate(master_weights(engine)):
@@ -100,20 +103,20 @@ def set_moments(engine: Any, given: dict[str, list[Tensor | None]], steps: int) 
         optimizer.state[master] = {"step": count, **held} if held else {}
 
 
-def optimizer_steps(engine: Any) -> int:
+def optimizer_steps(engine: DeepSpeedEngine) -> int:
     """Steps the optimizer has made: those asked for less those it skipped."""
     state = basic_optimizer(engine).state.get(master_weights(engine)[0], {})
     return int(state["step"]) if "step" in state else 0
 
 
-def basic_optimizer(engine: Any) -> torch.optim.Optimizer:
+def basic_optimizer(engine: DeepSpeedEngine) -> torch.optim.Optimizer:
     """The PyTorch optimizer inside DeepSpeed's."""
     optimizer = engine.optimizer
     return getattr(optimizer, "optimizer", optimizer)
 
 
 @torch.no_grad()
-def refresh_model(engine: Any) -> None:
+def refresh_model(engine: DeepSpeedEngine) -> None:
     """Brings the model's weights up to date with the float32 ones after these were changed by hand; collective."""
     optimizer = engine.optimizer
     if hasattr(optimizer, "fp32_partitioned_groups_flat"):
@@ -128,7 +131,7 @@ def refresh_model(engine: Any) -> None:
 
 # ---- to and from checkpoints ---------------------------------------------------------------------------------------
 @torch.no_grad()
-def copy_pieces(engine: Any, averages: list[Tensor]) -> dict[str, Tensor]:
+def copy_pieces(engine: DeepSpeedEngine, averages: list[Tensor]) -> dict[str, Tensor]:
     """Return copies on the CPU of the pieces that this rank answers for, by `kind/parameter/first element`."""
     kinds: Kinds = {WEIGHT: master_weights(engine), AVERAGE: averages, **moments(engine)}
     views = {
@@ -141,7 +144,7 @@ def copy_pieces(engine: Any, averages: list[Tensor]) -> dict[str, Tensor]:
 
 
 @torch.no_grad()
-def load_pieces(engine: Any, averages: list[Tensor], stored: StoredTensors, steps: int) -> None:
+def load_pieces(engine: DeepSpeedEngine, averages: list[Tensor], stored: StoredTensors, steps: int) -> None:
     """Fill this rank's weights, averages and moments from a checkpoint, whatever ranks and stage wrote it.
 
     Args:

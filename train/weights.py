@@ -126,7 +126,7 @@ def export_transformer(folder: str | Path, checkpoint: str | Path) -> None:
         torch.save(content, file)
 
 
-def _released_weights(path: Path, content: Any) -> tuple[dict[str, Tensor], dict[str, Tensor] | None]:
+def _released_weights(path: Path, content: object) -> tuple[dict[str, Tensor], dict[str, Tensor] | None]:
     """Weights and, where the file has both, their moving average."""
     if not isinstance(content, Mapping):
         raise ValueError(f"{path}: holds {type(content).__name__}, not a checkpoint of a transformer")
@@ -175,7 +175,7 @@ def _size_name(config: TransformerConfig) -> str | None:
     return names.get((config.num_layers, config.num_heads, config.dim))
 
 
-def _plain_list(value: Any) -> str:
+def _plain_list(value: object) -> str:
     return ",".join(map(str, value)) if isinstance(value, list | tuple) else str(value).replace(" ", "")
 
 

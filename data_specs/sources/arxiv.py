@@ -49,7 +49,7 @@ class ArxivSource(Source):
 
     @field_validator("months", mode="before")
     @classmethod
-    def _months_are_text(cls, value: Any) -> Any:
+    def _months_are_text(cls, value: object) -> Any:
         if isinstance(value, int) and not isinstance(value, bool):
             if value < 1000:
                 raise ValueError("put it in quotes, '0703': YAML takes digits that begin with 0 for an octal number")

@@ -77,7 +77,7 @@ class ImageSource(ListedSource):
     def value_key(self) -> str:
         return self.image_key
 
-    def row_bytes(self, value: Any) -> bytes | None:
+    def row_bytes(self, value: object) -> bytes | None:
         value = value.get("bytes") if isinstance(value, dict) else value  # as `datasets` stores images
         return value if isinstance(value, bytes) else None
 

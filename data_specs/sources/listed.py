@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 from collections.abc import Iterator, Mapping
 from itertools import groupby
-from typing import Any, ClassVar
+from typing import ClassVar
 
 from pydantic import Field
 
@@ -105,7 +105,7 @@ class ListedSource(Source):
         """Return the column of a table that holds the documents."""
         raise NotImplementedError
 
-    def row_bytes(self, value: Any) -> bytes | None:
+    def row_bytes(self, value: object) -> bytes | None:
         """Return a document's bytes from a row's value, None where it holds none."""
         raise NotImplementedError
 

@@ -47,7 +47,7 @@ def list_rows(
             row += 1
 
 
-def _row(span: Span, row_id: Any, label: Any, name: str, numbers: Mapping[str, int]) -> Document:
+def _row(span: Span, row_id: object, label: object, name: str, numbers: Mapping[str, int]) -> Document:
     document = Document(f"{name}#{span.start}" if row_id is None else text_of(row_id)[:ID_CHARACTERS], span)
     cls = int(label) if isinstance(label, int) else numbers.get(text_of(label), -1)
     if 0 <= cls < MAX_CLASS:
@@ -55,7 +55,7 @@ def _row(span: Span, row_id: Any, label: Any, name: str, numbers: Mapping[str, i
     return document._replace(reason=Reason.NO_CLASS, detail=repr(label)[:80])
 
 
-def text_of(value: Any) -> str:
+def text_of(value: object) -> str:
     """A value of a row as text; bytes are UTF-8, as files hold them whose writer did not say that they are text."""
     return value.decode("utf-8", "replace") if isinstance(value, bytes) else str(value)
 

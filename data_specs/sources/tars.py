@@ -48,7 +48,7 @@ class _Info(tarfile.TarInfo):
         except RecursionError:
             raise DamagedTarError("extended headers without end") from None
 
-    def _proc_member(self, tarfile_: Any) -> Any:
+    def _proc_member(self, tarfile_: object) -> Any:
         """tarfile's own entry point for subclasses: a name or PAX header is held in memory as long as it says it is."""
         if self.type in _EXTENDED and not 0 <= self.size <= HEADER_BYTES:
             raise DamagedTarError(f"an extended header of {self.size} bytes")

@@ -6,7 +6,7 @@ import json
 import re
 from collections.abc import Iterator, Mapping
 from itertools import chain
-from typing import Any, BinaryIO, ClassVar, Literal
+from typing import BinaryIO, ClassVar, Literal
 
 from pydantic import Field
 
@@ -66,7 +66,7 @@ class TextSource(ListedSource):
     def value_key(self) -> str:
         return self.text_key
 
-    def row_bytes(self, value: Any) -> bytes | None:
+    def row_bytes(self, value: object) -> bytes | None:
         try:
             text = value.decode() if isinstance(value, bytes) else value
             return json.dumps({self.text_key: text}).encode()

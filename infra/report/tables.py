@@ -209,7 +209,7 @@ def _name(key: str) -> str:
     return NAMES.get(plain, plain.replace("_", " ")) + (f" {bracket}{rest}" if rest else "")
 
 
-def _text(value: Any) -> str:
+def _text(value: object) -> str:
     if value is None:
         return "–"
     if isinstance(value, list):

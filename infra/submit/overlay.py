@@ -47,7 +47,7 @@ def laid_over(manifest: Tree, overlay: Tree) -> Tree:
     return made
 
 
-def pod_specs(tree: Any) -> Iterator[Tree]:
+def pod_specs(tree: object) -> Iterator[Tree]:
     """Every pod's spec in a manifest: what has containers."""
     if isinstance(tree, list):
         for member in tree:
@@ -59,7 +59,7 @@ def pod_specs(tree: Any) -> Iterator[Tree]:
             yield from pod_specs(member)
 
 
-def merged(below: Any, above: Any) -> Any:
+def merged(below: object, above: object) -> Any:
     """Return `below` with `above` laid over it."""
     if isinstance(above, dict):
         below = below if isinstance(below, dict) else {}
@@ -83,7 +83,7 @@ def _merged_lists(below: list[Any], above: list[Any]) -> list[Any]:
     return made
 
 
-def _name(member: Any) -> tuple[str, str] | None:
+def _name(member: object) -> tuple[str, str] | None:
     """What a list's member is known by."""
     if not isinstance(member, dict):
         return None

@@ -107,7 +107,7 @@ class InceptionExtractor:
         assert self._spatial is not None
         return Features(_rows(pool), _rows(spatial_rows(self._spatial)), _rows(logits))
 
-    def _keep_spatial(self, module: nn.Module, inputs: Any, output: Tensor) -> None:
+    def _keep_spatial(self, module: nn.Module, inputs: object, output: Tensor) -> None:
         self._spatial = output
 
 

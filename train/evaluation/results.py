@@ -42,7 +42,7 @@ def write_result(uri: str, result: dict[str, Any]) -> str:
     return text
 
 
-def _finite(tree: Any) -> Any:
+def _finite(tree: object) -> Any:
     if isinstance(tree, dict):
         return {key: _finite(value) for key, value in tree.items()}
     if isinstance(tree, list | tuple):
@@ -123,7 +123,7 @@ def compare(a: dict[str, Any], b: dict[str, Any]) -> dict[str, list[dict[str, An
     return {"figures": figures, "assumptions": assumptions}
 
 
-def flatten(tree: Any, prefix: str = "") -> dict[str, Any]:
+def flatten(tree: object, prefix: str = "") -> dict[str, Any]:
     """{dotted name: value} of a tree, without what has no bearing on a comparison."""
     if isinstance(tree, dict):
         children = [(key, child) for key, child in tree.items() if key not in NOT_COMPARED]
@@ -134,7 +134,7 @@ def flatten(tree: Any, prefix: str = "") -> dict[str, Any]:
     return {name: value for key, child in children for name, value in flatten(child, f"{prefix}{key}.").items()}
 
 
-def _is_figure(value: Any) -> TypeGuard[float]:
+def _is_figure(value: object) -> TypeGuard[float]:
     return isinstance(value, int | float) and not isinstance(value, bool)
 
 
