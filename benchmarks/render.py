@@ -12,6 +12,7 @@ import random
 import tempfile
 import time
 from collections.abc import Callable, Iterator
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
@@ -50,22 +51,29 @@ SOURCES = {
 }
 STYLE = {"markdown": ["render.text={fonts: [noto-sans], weights: [regular], sizes: [28, 28], colours: ['#1a237e']}"]}
 PUBLISHED = {"pages": "arxiv_image_16x16x8", "text": "text_image_plain", "markdown": "text_image_24x24x1"}
+PAGES_EACH = 3  # of PDFs that are given
 Encode = Callable[[np.ndarray], object]
 
 
-def render(kind: str, preset: str, rounds: int) -> dict[str, Comparison]:
+def render(kind: str, preset: str, rounds: int, pdfs: Path | None = None) -> dict[str, Comparison]:
     """Pictures/s of `kind` "pages", "text" or "markdown" against each baseline, by the name of what is compared.
+
+    Pages are typeset here, or the first PAGES_EACH of each PDF of a folder `pdfs`.
 
     The stage reads documents, renders in a child, reads words and boxes, and commits a shard. Against it: drawing and
     Pillow's PNG alone, as one would write it; and the same with words read and with our PNG encoder, the stage's limit.
     """
     words = load_spec(preset).render.text.max_words
     source = SOURCES[kind] if kind == "pages" else SOURCES[kind] % (words // 2, words)
-    spec = load_spec(preset, [f"render.sources=[{source}]", *KEEP_ALL, *STYLE.get(kind, ())])
+    given = [f"render.pages.max_pages={PAGES_EACH}"] if pdfs else []
+    if pdfs:
+        source = f"{{kind: pdf, uri: {json.dumps(str(pdfs))}}}"
+    spec = load_spec(preset, [f"render.sources=[{source}]", *KEEP_ALL, *STYLE.get(kind, ()), *given])
     with tempfile.TemporaryDirectory(prefix="dnd-bench-") as folder:
         sources = [source.prepare(storage.join(folder, "inputs")) for source in spec.render.sources]
         (_, unit), *_ = cut(spec.render, sources)
-        calls, inputs = list(_calls(unit.source, Path(folder, "inputs"))), Path(folder, "inputs")
+        inputs = pdfs or Path(folder, "inputs")
+        calls = list(_calls(unit.source, inputs))
         renderer = Renderer(spec)
         numbers = iter(range(10**9))
         bare = {"pages": _bare_pages, "text": _bare_text, "markdown": _bare_markdown}[kind]
@@ -130,7 +138,7 @@ def _pages_by_mupdf(inputs: Path, spec: Spec, words: bool) -> Iterator[np.ndarra
     scale = spec.render.pages.dpi / POINTS
     for path in sorted(inputs.rglob("*.pdf")):
         with pymupdf.open(path) as document:
-            for page in document:
+            for page in islice(document, spec.render.pages.max_pages):
                 pixmap = page.get_pixmap(matrix=pymupdf.Matrix(scale, scale), colorspace=pymupdf.csRGB, alpha=False)
                 if words:
                     page.get_text("words")
@@ -140,7 +148,7 @@ def _pages_by_mupdf(inputs: Path, spec: Spec, words: bool) -> Iterator[np.ndarra
 def _pages_by_pdfium(inputs: Path, spec: Spec) -> Iterator[np.ndarray]:
     for path in sorted(inputs.rglob("*.pdf")):
         with pypdfium2.PdfDocument(path) as document:
-            for page in document:
+            for page in islice(document, spec.render.pages.max_pages):
                 yield page.render(scale=spec.render.pages.dpi / POINTS, rev_byteorder=True).to_numpy()
 
 
@@ -151,6 +159,8 @@ def _cut_and_encode(spec: Spec, pages: Iterator[np.ndarray], encode: Encode) -> 
     side = spec.render.crop_size or size
     for image in pages:
         height, width = image.shape[:2]
+        if min(height, width) < side:
+            continue
         for _ in range(spec.render.pages.crops):
             top, left = rng.randint(0, height - side), rng.randint(0, width - side)
             crop = image[top : top + side, left : left + side]

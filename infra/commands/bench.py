@@ -49,6 +49,10 @@ def render(
     kind: Annotated[
         Literal["pages", "text", "markdown"], typer.Option("--kind", help="PDF pages, plain passages, or Markdown")
     ] = "pages",
+    pdfs: Annotated[
+        Path | None,
+        typer.Option("--pdfs", help="folder of your PDFs, of each its first three pages (default: typeset)"),
+    ] = None,
     rounds: RoundsOpt = 5,
 ) -> None:
     """Documents to a committed shard in one worker, against bare loops that draw and encode the same pictures."""
@@ -56,7 +60,7 @@ def render(
     from benchmarks.render import render as run
     from benchmarks.rounds import report
 
-    for what, result in run(kind, spec or PUBLISHED[kind], rounds).items():
+    for what, result in run(kind, spec or PUBLISHED[kind], rounds, pdfs).items():
         ours, _, baseline = what.partition(" x ")
         report(f"render {kind}, {ours}", "pictures", baseline, result)
 
