@@ -196,11 +196,19 @@ def _identity(spec: Spec, root: str, stage: str, section: dict[str, Any], worker
 
 
 def weights_digest(uri: str, model: str = "tokenizer", command: str = "train-tokenizer") -> str:
-    """SHA-256 of a model's weights. Raises ValueError, with the commands that make them, where there are none."""
+    """SHA-256 of a model's weights. Raises ValueError where there are none, or others than its training wrote."""
+    from tokenize_jobs.checkpoint import DONE, read_finished
+
     try:
-        return file_digest(uri)
+        found = file_digest(uri)
     except FileNotFoundError:
         raise ValueError(f"{uri}: no trained {model}; run `dnd {command}` or `dnd import {model}` first") from None
+    folder, _, name = uri.rpartition("/")
+    done = read_finished(folder)
+    if done and name in done.files and done.files[name].sha256 != found:
+        remedy = f"restore it, or remove {folder}/{DONE} and run `dnd {command}` to write it anew"
+        raise ValueError(f"{uri}: its bytes are not those that training wrote: {remedy}")
+    return found
 
 
 def _setup_encoding(spec: Spec, root: str, images_uri: str, device: str) -> Work:

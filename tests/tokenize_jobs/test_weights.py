@@ -15,6 +15,8 @@ import torch
 from safetensors import safe_open
 from torch import nn
 
+from data_specs.records import CheckpointFile, Finished
+from tokenize_jobs.job import weights_digest
 from tokenize_jobs.rqvae import RQVAE, RQVAEConfig
 from tokenize_jobs.weights import export_tokenizer, import_tokenizer, load_tokenizer, read_released_yaml, save_tokenizer
 
@@ -308,3 +310,15 @@ def test_attention_counts_by_the_resolution_of_the_config() -> None:
     with torch.device("meta"):
         names = RQVAE(config).state_dict()
     assert {name.rpartition("attn")[0] for name in names if "attn" in name} == {"encoder.mid.", "decoder.mid."}
+
+
+def test_weights_that_training_did_not_write_are_refused(tmp_path: Path) -> None:
+    path = tmp_path / "tokenizer.safetensors"
+    path.write_bytes(b"weights")
+    digest = weights_digest(str(path))
+    done = Finished(step=1, files={path.name: CheckpointFile(bytes=7, sha256=digest)})
+    (tmp_path / "done").write_bytes(done.to_json())
+    assert weights_digest(str(path)) == digest
+    path.write_bytes(b"weightz")
+    with pytest.raises(ValueError, match=r"^[^\n]*tokenizer\.safetensors: its bytes are not those that training wrote"):
+        weights_digest(str(path))
