@@ -242,8 +242,9 @@ def _characters(lines: list[dict[str, Any]], ground: tuple[int, int, int]) -> It
         for span in line["spans"]:
             if _is_painted(span["alpha"], span["char_flags"]):
                 pale = is_pale(pymupdf.sRGB_to_rgb(span["color"]), ground)
+                least = "\u0100" if DINGBATS in span["font"] else ""
                 for char in span["chars"]:
-                    text = UNKNOWN if DINGBATS in span["font"] and char["c"] < "\u0100" else char["c"]
+                    text = char["c"] if char["c"] >= least else UNKNOWN
                     yield GAP if char["synthetic"] else (text, char["bbox"], pale)
             else:
                 yield BREAK

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import re
 import unicodedata
+from bisect import bisect
 from collections.abc import Iterator, Sequence
 from itertools import groupby
 from typing import Literal, TypeVar
@@ -19,6 +20,8 @@ from pipeline.renderers.words import BREAK, GAP, Character
 Item = TypeVar("Item")
 Direction = Literal["R", "L", "W", "N"]  # leftwards, rightwards, digits, neither
 SPACE = 0.2  # of a line's height between letters from which they are of two words
+NEAR = 8  # letters before and behind a mark in the file, of which one is its own
+TALL = 2.0  # times a line's height, from which a sign of it says nothing of where the line is
 MIRRORED = str.maketrans("()[]{}<>«»‹›", ")(][}{><»«›‹")
 _RIGHT_TO_LEFT = re.compile("[\u0590-\u08ff\ufb1d-\ufdff\ufe70-\ufefc\U00010800-\U00010fff\U0001e800-\U0001efff]")
 _TURNED = re.compile("^([\u0622\u0623\u0625\u0627])(\u0644)$")  # lam and alef in one glyph, as PDFium gives them
@@ -41,24 +44,24 @@ def in_reading_order(characters: Sequence[Character], parted: bool) -> Sequence[
 
 def _runs_left(characters: Sequence[Character]) -> bool:
     """Whether there are letters that run from right to left."""
-    return bool(_RIGHT_TO_LEFT.search("".join(char for char, _, _ in characters)))
+    return bool(_RIGHT_TO_LEFT.search("".join([char[0] for char in characters])))
 
 
 def _lines(pieces: list[list[Character]]) -> Iterator[list[list[Character]]]:
     """Pieces that follow each other and stand on one line."""
-    line = list[list[Character]]()
+    line, top, bottom = list[list[Character]](), 0.0, 0.0
     for piece in pieces:
-        if line and not _are_one([char for one in line for char in one], piece):
+        _, above, _, below = _around(piece)
+        if line and min(bottom, below) - max(top, above) <= min(bottom - top, below - above) / 2:
             yield line
             line = []
+        if not line:
+            top, bottom = above, below
+        elif below - above < TALL * (bottom - top):
+            top, bottom = min(top, above), max(bottom, below)
         line.append(piece)
     if line:
         yield line
-
-
-def _are_one(line: list[Character], piece: list[Character]) -> bool:
-    (_, top, _, bottom), (_, above, _, below) = _around(line), _around(piece)
-    return min(bottom, below) - max(top, above) > min(bottom - top, below - above) / 2
 
 
 def _around(characters: Sequence[Character]) -> Box:
@@ -95,7 +98,9 @@ def _glyphs(line: list[Character]) -> list[Character]:
     parts = dict[int, list[int]]()
     for number, char in enumerate(line):
         if bases and char not in (GAP, BREAK) and _is_part(char):
-            nearest = min(bases, key=lambda base: (_between(line[base][1], char[1]), abs(base - number)))
+            place = bisect(bases, number)
+            near = bases[max(0, place - NEAR) : place + NEAR]
+            nearest = min(near, key=lambda base: (_between(line[base][1], char[1]), abs(base - number)))
             parts.setdefault(nearest, []).append(number)
     whole = [_joined(line, base, parts.get(base, [])) for base in bases]
     return sorted(whole, key=lambda char: char[1][0] + char[1][2])
