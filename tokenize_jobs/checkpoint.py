@@ -335,7 +335,12 @@ class StoredTensors:
 def read_finished(folder: str) -> Finished | None:
     """Return what a finished training says of its result; None where there is none."""
     uri = storage.join(folder, DONE)
-    return Finished.parse(storage.read_bytes(uri), uri) if storage.exists(uri) else None
+    if not storage.exists(uri):
+        return None
+    try:
+        return Finished.parse(storage.read_bytes(uri), uri)
+    except RecordError as error:
+        raise RecordError(f"{error}: remove it; the next run of the training writes it anew") from None
 
 
 def finished_step(folder: str) -> int:

@@ -234,6 +234,6 @@ def _model(spec: Spec, root: str) -> Any:
     return prepare(load_tokenizer(storage.join(root, spec.tokenize.tokenizer)), spec.tokenize.threads)
 
 
-TRAIN_TOKENIZER = register(TrainTokenizer())
+register(TrainTokenizer())
 TOKENIZE = register(Tokenize())
 DECODE = register(Decode())

@@ -355,7 +355,7 @@ def fit(job: Job, build: Callable[[Ranks], Task]) -> bool:
     if checkpoint.finished_step(job.folder) >= job.section.steps:
         return True
     ranks = Ranks()
-    held = _acquire(job, ranks)
+    held = _on_first_rank(ranks, partial(acquire, job.folder, f"dnd {job.command}"))
     try:
         task = build(ranks)
         _accept(job, ranks)
@@ -369,11 +369,6 @@ def fit(job: Job, build: Callable[[Ranks], Task]) -> bool:
     finally:
         if held:
             held.release()
-
-
-def _acquire(job: Job, ranks: Ranks) -> Lease | None:
-    """The folder's lease, on rank 0; raises ValueError on all ranks where another process has it."""
-    return _on_first_rank(ranks, partial(acquire, job.folder, f"dnd {job.command}"))
 
 
 def _accept(job: Job, ranks: Ranks) -> None:

@@ -63,4 +63,4 @@ def score_depths(spec: Spec, root: str, split: str, workers: Workers, shown: int
     return result
 
 
-RECONSTRUCT = register(Reconstruct())
+register(Reconstruct())

@@ -220,5 +220,5 @@ def _setup(spec: Spec, root: str, device: str, products: dict[str, str]) -> Work
     return lambda unit: sample_range(model, spec, unit.first, unit.count, root)
 
 
-TRAIN = register(Train())
+register(Train())
 SAMPLE = register(DrawSamples())
