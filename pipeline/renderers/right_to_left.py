@@ -12,6 +12,7 @@ import unicodedata
 from bisect import bisect
 from collections.abc import Iterator, Sequence
 from itertools import groupby
+from statistics import median
 from typing import Literal, TypeVar
 
 from data_specs.records import Box
@@ -19,11 +20,12 @@ from pipeline.renderers.words import BREAK, GAP, Character
 
 Item = TypeVar("Item")
 Direction = Literal["R", "L", "W", "N"]  # leftwards, rightwards, digits, neither
-SPACE = 0.2  # of a line's height between letters from which they are of two words
+SPACE = 0.2  # of the height of most letters of a line, between two from which they are of two words
 NEAR = 8  # letters before and behind a mark in the file, of which one is its own
-TALL = 2.0  # times a line's height, from which a sign of it says nothing of where the line is
 MIRRORED = str.maketrans("()[]{}<>«»‹›", ")(][}{><»«›‹")
-_RIGHT_TO_LEFT = re.compile("[\u0590-\u08ff\ufb1d-\ufdff\ufe70-\ufefc\U00010800-\U00010fff\U0001e800-\U0001efff]")
+_RIGHT_TO_LEFT = re.compile(  # letters, without the marks among them
+    "[\u05d0-\u05f2\u0620-\u064a\u066e\u066f\u0671-\u06d5\u06fa-\u08c9\ufb1d-\ufdff\ufe70-\ufefc\U00010800-\U00010fff\U0001e800-\U0001efff]"
+)
 _TURNED = re.compile("^([\u0622\u0623\u0625\u0627])(\u0644)$")  # lam and alef in one glyph, as PDFium gives them
 
 
@@ -49,19 +51,24 @@ def _runs_left(characters: Sequence[Character]) -> bool:
 
 def _lines(pieces: list[list[Character]]) -> Iterator[list[list[Character]]]:
     """Pieces that follow each other and stand on one line."""
-    line, top, bottom = list[list[Character]](), 0.0, 0.0
+    line, boxes = list[list[Character]](), list[Box]()
     for piece in pieces:
-        _, above, _, below = _around(piece)
-        if line and min(bottom, below) - max(top, above) <= min(bottom - top, below - above) / 2:
+        box = _around(piece)
+        if line and not _is_beside(box, boxes):
             yield line
-            line = []
-        if not line:
-            top, bottom = above, below
-        elif below - above < TALL * (bottom - top):
-            top, bottom = min(top, above), max(bottom, below)
+            line, boxes = [], []
         line.append(piece)
+        boxes.append(box)
     if line:
         yield line
+
+
+def _is_beside(box: Box, boxes: list[Box]) -> bool:
+    """Whether a piece stands on the line of others: as high as the last one, and over or under none of them."""
+    (x0, top, x1, bottom), (_, above, _, below) = box, boxes[-1]
+    level = min(bottom, below) - max(top, above) > min(bottom - top, below - above) / 2
+    slack = SPACE * (bottom - top)
+    return level and all(x1 - slack <= left or right <= x0 + slack for left, _, right, _ in boxes)
 
 
 def _around(characters: Sequence[Character]) -> Box:
@@ -79,7 +86,7 @@ def _ordered(pieces: list[list[Character]], parted: bool, mostly: bool) -> list[
     if parted:
         words = sorted((_glyphs(piece) for piece in pieces), key=lambda word: _around(word)[0])
     else:
-        words = list(_words(_glyphs(line), y1 - y0))
+        words = list(_words(_glyphs(line)))
     ways = [_way_of_word(word) for word in words]
     leftwards = ways.count("R") + mostly > ways.count("L")
     ordered = _logical(words, ways, leftwards)
@@ -103,7 +110,15 @@ def _glyphs(line: list[Character]) -> list[Character]:
             nearest = min(near, key=lambda base: (_between(line[base][1], char[1]), abs(base - number)))
             parts.setdefault(nearest, []).append(number)
     whole = [_joined(line, base, parts.get(base, [])) for base in bases]
-    return sorted(whole, key=lambda char: char[1][0] + char[1][2])
+    return sorted([*whole, *_spaces(line)], key=lambda char: char[1][0] + char[1][2])
+
+
+def _spaces(line: list[Character]) -> Iterator[Character]:
+    """A space where an engine sees a gap, between the letters before and behind it."""
+    for number, char in enumerate(line[1:-1], 1):
+        (ax0, top, ax1, bottom), (bx0, _, bx1, _) = line[number - 1][1], line[number + 1][1]
+        if char is GAP and min(ax1, bx1) < max(ax0, bx0) and BREAK not in (line[number - 1], line[number + 1]):
+            yield " ", (min(ax1, bx1), top, max(ax0, bx0), bottom), False
 
 
 def _is_part(char: Character) -> bool:
@@ -127,7 +142,8 @@ def _joined(line: list[Character], base: int, parts: list[int]) -> Character:
     return _TURNED.sub(r"\2\1", whole) + "".join(line[n][0] for n in marks), box, pale
 
 
-def _words(glyphs: list[Character], height: float) -> Iterator[list[Character]]:
+def _words(glyphs: list[Character]) -> Iterator[list[Character]]:
+    height = median([box[3] - box[1] for char, box, _ in glyphs if not char.isspace()] or [0.0])
     word = list[Character]()
     for char in glyphs:
         if word and (char[0].isspace() or char[1][0] - word[-1][1][2] > SPACE * height):

@@ -206,6 +206,14 @@ def test_lines_that_run_from_right_to_left_are_read_so(shown: str, words: str, e
     assert read(mapped(contents, ARABIC), engine).words.texts == words.split() * 2
 
 
+def test_real_pages_with_arabic_and_hebrew_are_read_in_order(shared: Path) -> None:
+    arabic = read((shared / "data/pdf/good/arabi-book.pdf").read_bytes(), "mupdf").words.texts
+    assert arabic == ["شمس", "النهار", "توفيق", "الحكيم", "١٦", "كانون", "الأول", "٢٠٠٦"]
+    hebrew = read((shared / "data/pdf/good/cjhebrew.pdf").read_bytes(), "mupdf", 1).words.texts
+    lines = "typed after the consonant they belong to (for example", "otherwise you will get a wrong result"
+    assert all(line in " ".join(hebrew) for line in lines)
+
+
 @both
 def test_forms_within_forms_are_looked_into_as_deep_as_they_are_drawn(engine: str) -> None:
     entries = b"/Type /XObject /Subtype /Form /BBox [0 0 300 200] /Matrix [.98 .02 -.02 .98 2 1] /Resources << "
