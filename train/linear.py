@@ -21,6 +21,7 @@ from train.native import CACHED, MOST_ROWS, NativeLinear, NativeNorm, native_att
 ROWS = 16  # of a step, where nobody says how many
 ROUNDS = 6  # of each product, in turns; the first of them warms up
 GAIN = 0.95  # of the plain product's time that another must stay below
+MEASURED = 1 << 18  # bytes of a shape's weights; of fewer, chance decides which product is the fastest
 
 OTHERS = "attention, norms"  # what is no product
 Products = Mapping[str, str]  # "OUTxIN" to a name of PRODUCTS, or "plain"; OTHERS to "native" or "plain"
@@ -116,12 +117,16 @@ def fastest(
 ) -> str:
     """The product that is fastest here for a weight [out, into], or "plain" where none is faster than F.linear.
 
+    It decides the last bits of samples, so where nothing is to be gained it is "plain" on every run.
+
     Args:
         copies: of the weight that are multiplied in turn, as in a model's step; no more than are too large for caches.
         threads: of this process, by which results are kept.
         names: of the products that are tried.
     """
     item = torch.empty((), dtype=dtype).itemsize
+    if copies * out * into * item < MEASURED:
+        return "plain"
     number = min(copies, max(1, CACHED // (out * into * item)))
     x = torch.ones(rows, 1, into, dtype=dtype)
     weight = torch.ones(out, into, dtype=dtype)
