@@ -98,6 +98,7 @@ class Telemetry:
             self._send(run)
         self._send(run)
         run.finish()
+        wandb.teardown()  # its process writes the last of the history as it ends
 
     def _send(self, run: Any) -> None:
         import wandb
