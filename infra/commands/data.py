@@ -69,7 +69,7 @@ def _damaged_records(root: str) -> Iterator[str]:
     from data_specs.spec import parse_spec
     from tokenize_jobs import weights as tokenizers
     from train import weights as transformers
-    from train.evaluation.results import read_result, read_summary
+    from train.evaluation.results import read_result, read_summary, summary_uri
 
     kinds: dict[str, type[Record]] = {"code.json": CodeHistory, "stage.json": Identity, "order.json": ReadingOrder}
     configs = {"tokenizer.json": tokenizers.read_config, "transformer.json": transformers.read_config}
@@ -87,8 +87,10 @@ def _damaged_records(root: str) -> Iterator[str]:
                     LogRow.parse(line, file.uri)
             elif name in configs:
                 configs[name](folder)
+            elif file.uri == summary_uri(root):
+                read_summary(root)
             elif folder == storage.join(root, "evaluation") and name.endswith(".json"):
-                read_summary(root) if name == "summary.json" else read_result(file.uri)
+                read_result(file.uri)
         except ValueError as error:
             yield str(error)
 

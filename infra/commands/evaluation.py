@@ -264,11 +264,14 @@ def _with_weights(spec: str) -> str:
 
 
 def _pictures(root: str, name: str) -> Any:
-    """A set of pictures under the root, or at an address of its own."""
+    """A set of pictures under the root, or at an address of its own where there is none of this name."""
     from train.evaluation.sources import open_images
 
     below = storage.join(root, name)
-    return open_images(below if storage.exists(below) or Path(below).is_dir() else storage.absolute(name))
+    elsewhere = Path(name).exists() and not (
+        storage.exists(below) or storage.exists(storage.join(below, "manifest.json")) or Path(below).is_dir()
+    )
+    return open_images(storage.absolute(name) if elsewhere else below)
 
 
 def _inputs(sets: dict[str, Any]) -> dict[str, dict[str, Any]]:
