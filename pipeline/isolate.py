@@ -136,7 +136,8 @@ class Child:
         (ours, theirs), counter = socket.socketpair(), os.memfd_create("dnd-begun")
         os.truncate(counter, 16)
         self.count = mmap(counter, 16)
-        self.answered, self.ready = 0, False
+        self.answered = 0
+        self.ready = False
         environment = os.environ | {"PYTHONPATH": os.pathsep.join(p for p in sys.path if p), "OMP_NUM_THREADS": "1"}
         passed = (theirs.fileno(), counter)
         command = [sys.executable, "-P", "-m", "pipeline.isolate", *map(str, passed), self.function]

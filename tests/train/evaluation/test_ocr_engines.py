@@ -110,16 +110,12 @@ def test_a_library_that_raises_crashes_or_hangs_costs_one_picture(monkeypatch):
     assert "one is bad" in readings[1].failure and "SIGABRT" in readings[2].failure and readings[3].failure
 
 
-class Late(engines.IsolatedEngine):
+class Late(Grey):
     """An engine whose library is still being imported when its first picture's time would be over."""
 
-    name, version = "late", "1"
+    name = "late"
     function = "slow_to_import:read"
     limits = engines.Limits(cpu_seconds=0.1)
-
-    @classmethod
-    def missing(cls, path=""):
-        return None
 
 
 def test_a_library_that_is_imported_for_longer_than_a_picture_may_take_reads_it(monkeypatch, tmp_path):
