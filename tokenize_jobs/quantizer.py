@@ -216,7 +216,11 @@ def codebook_health(counts: Tensor) -> tuple[list[float], list[float]]:
 
 
 def all_sum(tensor: Tensor) -> Tensor:
-    """Sum over the ranks, in place; the tensor itself where there is one process, or no bytes (memory.py)."""
+    """Return the sum over the ranks, `tensor` overwritten; itself where there is one process, or no bytes (memory.py).
+
+    NCCL takes contiguous tensors only, which gradients of networks in channels last are not.
+    """
     if dist.is_initialized() and not isinstance(tensor, FakeTensor):
+        tensor = tensor.contiguous()
         dist.all_reduce(tensor)
     return tensor

@@ -6,6 +6,7 @@ waits for the device and, on a GPU, steps are replayed as CUDA graphs. On a CPU 
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable
 
 import torch
@@ -118,7 +119,7 @@ class Decoder:
         """Captures one step. The warm-up runs it for real, so what it changed is put back; what it wrote to the caches
         and to `pick`'s buffers at this position is written again by the replay."""
         codes, position = self.codes.clone(), self.position.clone()
-        stream = torch.cuda.Stream()
+        stream = _capture_stream(self.device)
         stream.wait_stream(torch.cuda.current_stream())
         with torch.cuda.stream(stream):
             self._advance(length, rows, pick)
@@ -127,9 +128,15 @@ class Decoder:
         self.position.copy_(position)
         graph = torch.cuda.CUDAGraph()
         pool = next(iter(self.graphs.values())).pool() if self.graphs else None
-        with torch.cuda.graph(graph, pool=pool):
+        with torch.cuda.graph(graph, pool=pool, stream=stream):
             self._advance(length, rows, pick)
         return graph
+
+
+@functools.cache
+def _capture_stream(device: torch.device) -> torch.cuda.Stream:
+    """The one stream of a device on which steps are captured: cuBLAS keeps 32 MiB for each stream that it ever saw."""
+    return torch.cuda.Stream(device)
 
 
 def _round_up(length: int) -> int:

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import io
 import json
 import math
-from contextlib import nullcontext
+from contextlib import nullcontext, redirect_stdout
 from pathlib import Path
 from typing import Any
 
@@ -178,7 +179,8 @@ def build_engine(spec: Spec, root: str, world: int, user: dict[str, Any] | None 
         if storage.exists(storage.join(start, EMA_WEIGHTS)) or not newest_state(storage.join(root, "transformer")):
             _fill(model, start)  # once there is a checkpoint, they may be gone
     optimizer = build_optimizer(model, spec)
-    engine, *_ = deepspeed.initialize(model=model, optimizer=optimizer, config=config)
+    with redirect_stdout(io.StringIO()):  # in bfloat16 DeepSpeed prints the memory before and after each group
+        engine, *_ = deepspeed.initialize(model=model, optimizer=optimizer, config=config)
     if world == 1 and not engine.zero_optimization_stage():
         engine.enable_backward_allreduce = False  # it would copy all gradients to and fro: a quarter of a small step
     if isinstance(optimizer, Muon):

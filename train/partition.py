@@ -48,7 +48,7 @@ def pieces(engine: DeepSpeedEngine) -> list[Piece]:
     """All pieces in this rank's master weights. At stage 0 every rank holds every parameter."""
     optimizer = engine.optimizer
     names = {id(parameter): name for name, parameter in engine.module.named_parameters()}
-    if hasattr(optimizer, "grad_position"):
+    if hasattr(optimizer, "fp16_groups"):
         return list(_stage3(optimizer, names))
     for groups in ("bit16_groups", "bf16_groups"):
         if hasattr(optimizer, groups):

@@ -9,10 +9,12 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+import torch.distributed as dist
 import torch.nn.functional as F
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
+from data_specs.sections import Tokenizer
 from tokenize_jobs.losses import (
     LPIPS,
     PatchDiscriminator,
@@ -23,6 +25,8 @@ from tokenize_jobs.losses import (
     load_lpips,
     reconstruction_loss,
 )
+from tokenize_jobs.networks import Networks
+from tokenize_jobs.rqvae import RQVAE, RQVAEConfig
 
 CONVOLUTIONS = (0, 2, 5, 7, 10, 12, 14, 17, 19, 21, 24, 26, 28)  # places in torchvision's vgg16().features
 SLICES = {1: range(4), 2: range(4, 9), 3: range(9, 16), 4: range(16, 23), 5: range(23, 30)}
@@ -228,3 +232,24 @@ def test_a_step_of_each_side_lowers_its_loss() -> None:
         losses.append(loss.item())
     assert losses[-1] < losses[0]
     assert reconstruction.grad is None
+
+
+def test_ranks_send_contiguous_tensors_also_of_networks_in_channels_last(monkeypatch: pytest.MonkeyPatch) -> None:
+    """NCCL refuses others, gloo takes them: here every sum of a step is held to NCCL's rule."""
+    sent: list[tuple[int, ...]] = []
+
+    def all_reduce(tensor: Tensor) -> None:
+        assert tensor.is_contiguous(), f"{tuple(tensor.shape)}: {tensor.stride()}"
+        sent.append(tuple(tensor.shape))
+
+    monkeypatch.setattr(dist, "is_initialized", lambda: True)
+    monkeypatch.setattr(dist, "get_world_size", lambda: 2)
+    monkeypatch.setattr(dist, "get_rank", lambda: 0)
+    monkeypatch.setattr(dist, "all_reduce", all_reduce)
+    torch.manual_seed(0)
+    model = RQVAE(RQVAEConfig((16, 16), (4, 4), 2, 8, ch=32, ch_mult=(1, 1, 1), attn_resolutions=(4,), num_res_blocks=1))
+    model, critic = (net.to(memory_format=torch.channels_last).train() for net in (model, PatchDiscriminator(8)))
+    section = Tokenizer(steps=1, gan_start=0)
+    images = torch.rand(2, 3, 16, 16).contiguous(memory_format=torch.channels_last)
+    Networks(model, critic, None).add_gradients(section, images, torch.float32, True, 1.0, 1.0)
+    assert (2, *model.decoder.conv_out.weight.shape) in sent and len(sent) > 5

@@ -137,9 +137,17 @@ def test_the_ranks_read_the_users_file(tmp_path: Path) -> None:
         train(spec, make_root(tmp_path / "run"), deepspeed_config=str(user))
 
 
-@pytest.mark.parametrize(("stage", "optimizer"), [(1, "BF16_Optimizer"), (2, "DeepSpeedZeroOptimizer")])
-def test_gradients_of_bfloat16_add_up_in_float32(tmp_path: Path, stage: int, optimizer: str) -> None:
-    ranks.run(1, bfloat16_pieces, str(tmp_path), f"train.zero_stage={stage}")
+@pytest.mark.parametrize(
+    ("stage", "offload", "optimizer"),
+    [
+        (1, "false", "BF16_Optimizer"),
+        (2, "false", "DeepSpeedZeroOptimizer"),
+        (1, "true", "DeepSpeedZeroOptimizer"),
+        (2, "true", "DeepSpeedZeroOptimizer"),
+    ],
+)
+def test_gradients_of_bfloat16_add_up_in_float32(tmp_path: Path, stage: int, offload: str, optimizer: str) -> None:
+    ranks.run(1, bfloat16_pieces, str(tmp_path), f"train.zero_stage={stage}", f"train.offload_optimizer={offload}")
     assert (tmp_path / "optimizer").read_text() == optimizer
     config = deepspeed_config(tiny_spec("train.dtype=bfloat16", f"train.zero_stage={stage}"), 1)
     assert config["data_types"] == {"grad_accum_dtype": "fp32"} and config["communication_data_type"] == "fp32"
