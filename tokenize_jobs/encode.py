@@ -24,7 +24,7 @@ from data_specs.reader import decode_image
 from data_specs.records import Dropped, InputRead, Outcome, Reason, Sample, ShardUnit, parse_info
 from data_specs.shards import Shard
 from data_specs.spec import Spec
-from tokenize_jobs.device import autocast, layout, memory_of, naming_what_to_lower, pick_device, to_device
+from tokenize_jobs.device import autocast, memory_of, naming_what_to_lower, pick_device, to_device
 from tokenize_jobs.memory import fitting_compute_batch
 from tokenize_jobs.rqvae import RQVAE
 from tokenize_jobs.views import NUM_VIEWS, ViewKind, make_views
@@ -144,8 +144,7 @@ def _npy_header(shape: tuple[int, ...], dtype: str) -> bytes:
 def prepare(model: RQVAE, threads: int) -> RQVAE:
     """Puts a tokenizer on this worker's device with the spec's number of threads, ready to encode and decode."""
     torch.set_num_threads(threads)
-    device = pick_device()
-    return model.eval().to(device, memory_format=layout(device))  # type: ignore[call-overload]
+    return model.eval().to(pick_device())
 
 
 @torch.inference_mode()

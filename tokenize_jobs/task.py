@@ -27,12 +27,12 @@ from tokenize_jobs.batches import Draw, deal, draw, read_batches
 from tokenize_jobs.checkpoint import StoredTensors
 from tokenize_jobs.device import (
     autocast,
-    layout,
     memory_of,
     naming_what_to_lower,
     pick_device,
     to_device,
     training_dtype,
+    training_layout,
 )
 from tokenize_jobs.losses import PatchDiscriminator
 from tokenize_jobs.memory import fitting_micro_batch
@@ -60,6 +60,7 @@ class TokenizerTask:
         self.section = spec.tokenizer
         self.ranks = ranks
         self.device = pick_device()
+        self.layout = training_layout(self.device)
         self.dtype = training_dtype(spec, self.device)
         memory = min(ranks.gather(memory_of(self.device)))  # the least: all make the same number of micro batches
         micro = self.section.micro_batch_size or fitting_micro_batch(spec, ranks.world, self.dtype, memory)
@@ -70,7 +71,7 @@ class TokenizerTask:
         lpips = lpips_of(spec, root)
         model = initial_model(spec, root)
         lpips = lpips.to(self.device) if lpips else None
-        model = model.to(self.device, memory_format=layout(self.device)).train()  # type: ignore[call-overload]
+        model = model.to(self.device, memory_format=self.layout).train()  # type: ignore[call-overload]
         discriminator = None if self.section.gan_start is None else PatchDiscriminator().to(self.device)
         self.networks = Networks(model, discriminator, lpips)
         self.model = model
@@ -121,7 +122,7 @@ class TokenizerTask:
         torch.manual_seed(int(seed[0]) >> 1)
         before = [buffer.clone() for buffer in self._buffers()]
         with naming_what_to_lower("tokenizer.micro_batch_size", max(map(len, images))):
-            losses, codes = self._backward([to_device(micro, self.device) for micro in images])
+            losses, codes = self._backward([to_device(micro, self.device, self.layout) for micro in images])
         mse, norm = self._sum_over_ranks(losses["mse"])
         applied = math.isfinite(norm) and mse <= limit
         if applied:
@@ -214,7 +215,7 @@ class TokenizerTask:
         total = 0.0
         size = max(map(len, self.dealt[self.ranks.rank]))
         for start in range(0, len(pixels), size):
-            images = to_device(pixels[start : start + size], self.device)
+            images = to_device(pixels[start : start + size], self.device, self.layout)
             with autocast(self.device, self.dtype):
                 reconstruction = model(images)[0]
             total += float((reconstruction.float() - images).square().mean((1, 2, 3)).sum())

@@ -159,8 +159,16 @@ def causal_attention(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
     return F.scaled_dot_product_attention(queries, keys, values, is_causal=True).transpose(1, 2).to(q.dtype)
 
 
-# Weights are drawn in the leaf modules, so that construction under deepspeed.zero.Init, which partitions each module
-# as soon as it is made, and on the meta device both work.
+@torch.no_grad()
+def draw(weight: Tensor) -> None:
+    """Fill a weight from N(0, 0.02) of the CPU's generator in float32, so that all ZeRO stages begin alike.
+
+    deepspeed.zero.Init makes and partitions each module on the GPU in the working type, where numbers come otherwise.
+    """
+    if not weight.is_meta:
+        weight.copy_(torch.empty_like(weight, device="cpu", dtype=torch.float32).normal_(std=INIT_STD))
+
+
 class Linear(nn.Linear):
     """A linear map without bias, weights drawn from N(0, 0.02)."""
 
@@ -168,14 +176,14 @@ class Linear(nn.Linear):
         super().__init__(in_features, out_features, bias=False)
 
     def reset_parameters(self) -> None:
-        nn.init.normal_(self.weight, std=INIT_STD)
+        draw(self.weight)
 
 
 class Embedding(nn.Embedding):
     """A table of vectors drawn from N(0, 0.02)."""
 
     def reset_parameters(self) -> None:
-        nn.init.normal_(self.weight, std=INIT_STD)
+        draw(self.weight)
 
 
 class ClassEmbedding(nn.Module):

@@ -11,7 +11,7 @@ from benchmarks.accept.record import Row, Setting
 from benchmarks.rounds import seconds_of
 from benchmarks.sample import authors_sampler, memory_bandwidth, random_model, step_bytes
 from data_specs.spec import Spec, load_spec
-from tokenize_jobs.device import autocast, layout, to_device
+from tokenize_jobs.device import autocast, to_device, training_layout
 from tokenize_jobs.losses import LPIPS, PatchDiscriminator
 from tokenize_jobs.memory import encoding_needs, training_needs
 from tokenize_jobs.networks import Networks, config_of
@@ -85,7 +85,7 @@ def encoding(setting: Setting) -> Iterator[Row]:
 
             def work(model: RQVAE = model, images: np.ndarray = images, order: torch.memory_format = order) -> None:
                 with torch.inference_mode(), autocast(setting.device, torch.bfloat16):
-                    model.encode(to_device(images, setting.device).contiguous(memory_format=order))
+                    model.encode(to_device(images, setting.device, order))
 
             what = f"{name}, batch {size}, {'channels last' if order == torch.channels_last else 'NCHW'}"
             seconds = seconds_of(work, setting.device, 3)
@@ -104,10 +104,11 @@ def _trained(setting: Setting, name: str, spec: Spec, size: int) -> Iterator[Row
     discriminator = PatchDiscriminator().to(setting.device) if spec.tokenizer.gan_start is not None else None
     lpips = LPIPS().to(setting.device) if spec.tokenizer.lpips_weights else None
     model = RQVAE(config_of(spec)).train()
-    model = model.to(setting.device, memory_format=layout(setting.device))  # type: ignore[call-overload]
+    layout = training_layout(setting.device)
+    model = model.to(setting.device, memory_format=layout)  # type: ignore[call-overload]
     networks = Networks(model, discriminator, lpips)
     optimizers = networks.optimizers(spec.tokenizer)
-    images = to_device(np.zeros((size, *model.config.image_size, 3), np.uint8), setting.device)
+    images = to_device(np.zeros((size, *model.config.image_size, 3), np.uint8), setting.device, layout)
     _reset_peak(setting)
 
     def step() -> None:

@@ -168,22 +168,17 @@ def _measured(
     else:
         yield Row(part="train", what=f"{what}: MFU", measured=mfu, estimated=estimated, least=goal)
     if setting.on_gpu:
-        yield Row(part="train", what=f"{what}: idle share", measured=_idle_share(step, device), most=0.1)
+        idle = max(1 - _busy_seconds(step, device) / seconds, 0.0)
+        yield Row(part="train", what=f"{what}: idle share", measured=idle, most=0.1)
         peak, needed = torch.cuda.max_memory_allocated(device), predict(spec, config, 1, 2, micro, kernels)["total"]
         low, high = ((1 + sign * PREDICTED) * needed / 1e9 for sign in (-1, 1))
         row = Row(part="train", what=f"{what}: peak", measured=peak / 1e9, unit="GB", estimated=needed / 1e9)
         yield row.model_copy(update={"least": low, "most": high})
 
 
-def _idle_share(step: Any, device: torch.device) -> float:
-    """Share of two steps in which no kernel ran."""
-    activities = [torch.profiler.ProfilerActivity.CUDA]
-    torch.cuda.synchronize(device)
-    started = time.perf_counter()
-    with torch.profiler.profile(activities=activities) as profiled:
-        for _ in range(2):
-            step()
+def _busy_seconds(step: Any, device: torch.device) -> float:
+    """Seconds of a step in which a kernel ran; the profiler itself slows only the host."""
+    with torch.profiler.profile(activities=[torch.profiler.ProfilerActivity.CUDA]) as profiled:
+        step()
         torch.cuda.synchronize(device)
-        taken = time.perf_counter() - started
-    busy = sum(event.self_device_time_total for event in profiled.key_averages()) / 1e6
-    return max(1 - busy / taken, 0.0)
+    return float(sum(event.self_device_time_total for event in profiled.key_averages())) / 1e6

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ctypes
 import gc
+import json
 from pathlib import Path
 
 import torch
@@ -12,6 +13,7 @@ import torch.nn.functional as F
 from code_sets import tiny_spec
 
 from data_specs.spec import Spec
+from tokenize_jobs.memory import LiveBytes
 from train.ema import MovingAverage
 from train.engine import build_engine, clip_at_stage_0, config_of
 from train.model import DnDTransformer
@@ -68,6 +70,24 @@ def train_some(spec: Spec, root: str) -> None:
         engine.step()
         ema.update()
     engine.destroy()
+
+
+def bytes_of_a_step(root: str, *overrides: str) -> None:
+    """Tensors' bytes before the second step's forward, after it, and at most in the step: ROOT/bytes.json."""
+    spec = tiny_spec(*overrides)
+    with LiveBytes() as live:
+        engine = build_engine(spec, root, 1, SMALL_BUCKETS)
+        ema = MovingAverage(engine, 0.9)
+        codes, classes = batch_of(spec, engine.train_micro_batch_size_per_gpu())
+        for _ in range(2):
+            before = live.peak = live.now
+            loss = engine(codes, classes, return_loss=True).mean()
+            activations = live.now - before
+            engine.backward(loss)
+            del loss
+            engine.step()
+            ema.update()
+    Path(root, "bytes.json").write_text(json.dumps({"before": before, "activations": activations, "peak": live.peak}))
 
 
 def loss_peak(root: str, chunked: bool, *overrides: str) -> None:
