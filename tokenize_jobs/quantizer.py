@@ -216,11 +216,12 @@ def codebook_health(counts: Tensor) -> tuple[list[float], list[float]]:
 
 
 def all_sum(tensor: Tensor) -> Tensor:
-    """Return the sum over the ranks, `tensor` overwritten; itself where there is one process, or no bytes (memory.py).
+    """Return the sum over the ranks, contiguous, `tensor` overwritten; of one process, or without bytes, what it gave.
 
-    NCCL takes contiguous tensors only, which gradients of networks in channels last are not.
+    NCCL takes contiguous tensors only, which gradients of networks in channels last are not; and the layout decides the
+    order in which a norm adds up, so it is one for all numbers of processes.
     """
-    if dist.is_initialized() and not isinstance(tensor, FakeTensor):
-        tensor = tensor.contiguous()
+    tensor = tensor.contiguous()
+    if dist.is_initialized() and not isinstance(tensor, FakeTensor):  # memory.py counts without bytes
         dist.all_reduce(tensor)
     return tensor
