@@ -12,7 +12,7 @@ from itertools import count
 
 from data_specs import storage
 from data_specs.digest import require_same
-from data_specs.records import AnyUnit, Identity, PlanHeader, RecordError, parse_unit, unit_line
+from data_specs.records import AnyUnit, Identity, PlanHeader, parse_unit, unit_line
 from data_specs.scratch import scratch_folder
 
 
@@ -120,10 +120,7 @@ def _read_part(set_uri: str, part: int) -> tuple[PlanHeader, Iterator[AnyUnit]]:
     """(header, units) of one part of a plan."""
     uri = _part_uri(set_uri, part)
     lines = _lines(uri)
-    try:
-        header = PlanHeader.parse(next(lines, b""), uri)
-    except RecordError as error:
-        raise ValueError(f"{error}; remove the shard set and run the stage again") from None
+    header = PlanHeader.parse(next(lines, b""), uri, "remove the shard set and run the stage again")
     return header, _units(uri, header, lines)
 
 

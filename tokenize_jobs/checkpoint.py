@@ -337,10 +337,8 @@ def read_finished(folder: str) -> Finished | None:
     uri = storage.join(folder, DONE)
     if not storage.exists(uri):
         return None
-    try:
-        return Finished.parse(storage.read_bytes(uri), uri)
-    except RecordError as error:
-        raise RecordError(f"{error}: remove it; the next run of the training writes it anew") from None
+    remedy = "remove it; the next run of the training writes it anew"
+    return Finished.parse(storage.read_bytes(uri), uri, remedy)
 
 
 def finished_step(folder: str) -> int:

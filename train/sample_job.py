@@ -62,7 +62,8 @@ class DrawSamples(UnitStage):
 
     def outputs(self, spec: Spec, root: str, workers: Workers, **_: Any) -> Iterator[Output]:
         refuse_other_transformer(spec, storage.join(root, "transformer"))
-        spec, size = settle(spec, root, workers), spec.sample.images_per_unit
+        size = spec.sample.images_per_unit
+        spec = settle(spec, root, workers)
         starts = range(0, spec.sample.num, size)
         units = (RangeUnit(unit=n, first=s, count=min(size, spec.sample.num - s)) for n, s in enumerate(starts))
         other = f"draw under another name (--set sample.name=…; these are {spec.sample.name}), "

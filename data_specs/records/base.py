@@ -40,16 +40,17 @@ class Record(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid", strict=True, allow_inf_nan=False, populate_by_name=True)
 
     @classmethod
-    def parse(cls, data: bytes | str, origin: str) -> Self:
+    def parse(cls, data: bytes | str, origin: str, remedy: str = "") -> Self:
         """Reads one record from JSON.
 
         Raises:
-            RecordError: one line with `origin`, the key and what is wrong.
+            RecordError: one line with `origin`, the key and what is wrong, and the remedy.
         """
         try:
             return cls.model_validate_json(data)
         except ValidationError as error:
-            raise RecordError(f"{origin}: not a valid {cls.__name__.lower()} ({first_fault(error)})") from None
+            fault = f"{origin}: not a valid {cls.__name__.lower()} ({first_fault(error)})"
+            raise RecordError(f"{fault}: {remedy}" if remedy else fault) from None
 
     def to_json(self) -> bytes:
         """One line of canonical JSON: every key, sorted; equal records give equal bytes."""

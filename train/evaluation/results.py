@@ -75,10 +75,7 @@ def read_summary(root: str) -> Summary | None:
     uri = summary_uri(root)
     if not storage.exists(uri):
         return None
-    try:
-        return Summary.parse(storage.read_bytes(uri), uri)
-    except ValueError as error:
-        raise ValueError(f"{error}; run `dnd evaluate summary`") from None
+    return Summary.parse(storage.read_bytes(uri), uri, "run `dnd evaluate summary`")
 
 
 def read_results(root: str) -> dict[str, dict[str, Any]]:
