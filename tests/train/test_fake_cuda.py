@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import pytest
 import torch
 from fake_cuda import Kernels, fake_cuda, on_cuda
+from torch.utils._python_dispatch import TorchDispatchMode
 
-from train.model import DnDTransformer, TransformerConfig
+from train.model import DnDTransformer, TransformerConfig, draw
 from train.sampling import Sampler, Settings
 
 TINY = TransformerConfig(4, 2, 32, 19, (3, 5), (1, 3), num_classes=4, class_dropout=0.1)
@@ -38,3 +41,24 @@ def test_losses_and_their_gradients_stay_on_the_gpu(dtype: torch.dtype) -> None:
         with Kernels():  # backward itself asks the driver; that of the outputs is computed in forward
             losses = model(codes, codes[:, 0, 0], return_loss=True)
         assert losses.device.type == "cuda" and losses.dtype == torch.float32
+
+
+def test_weights_are_drawn_on_the_cpu_in_float32_wherever_and_in_whatever_type_they_lie() -> None:
+    """So that stage 3, whose layers are made on the GPU in bfloat16, begins with the weights of the other stages."""
+    with fake_cuda(), Drawn() as drawn:
+        weight = torch.empty(4, 8, device="cuda", dtype=torch.bfloat16)
+        draw(weight)
+    assert drawn.found == [("cpu", torch.float32)] and weight.device.type == "cuda"
+
+
+class Drawn(TorchDispatchMode):
+    """Where and in what type numbers are drawn."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.found: list[tuple[str, torch.dtype]] = []
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        if "normal" in str(func):
+            self.found.append((args[0].device.type, args[0].dtype))
+        return func(*args, **(kwargs or {}))
