@@ -65,20 +65,23 @@ class Setting(NamedTuple):
 Part = Callable[[Setting], Iterator[Row]]
 
 
+HEAD = ("part", "what", "measured", "estimated", "allowed", "")
+WIDTHS = (9, 60, 16, 9, 16, 0)
+
+
 def table(rows: Sequence[Row]) -> list[str]:
     """Lines to print: measured beside estimated."""
-    head = ("part", "what", "measured", "estimated", "allowed", "")
-    cells = [
-        head,
-        *((r.part, r.what, _figure(r.measured, r.unit), _figure(r.estimated), _allowed(r), _verdict(r)) for r in rows),
-    ]
-    widths = [max(len(line[column]) for line in cells) for column in range(len(head))]
-    return ["  ".join(cell.ljust(width) for cell, width in zip(line, widths, strict=True)).rstrip() for line in cells]
+    return [_columns(HEAD), *(row_line(row) for row in rows)]
 
 
-def _cells(row: Row) -> tuple[str, ...]:
+def row_line(row: Row) -> str:
+    """A row as a line of the table."""
     figures = _figure(row.measured, row.unit), _figure(row.estimated)
-    return row.part, row.what, *figures, _allowed(row), _verdict(row)
+    return _columns((row.part, row.what, *figures, _allowed(row), _verdict(row)))
+
+
+def _columns(cells: Sequence[str]) -> str:
+    return "  ".join(cell.ljust(width) for cell, width in zip(cells, WIDTHS, strict=True)).rstrip()
 
 
 def _figure(value: float | None, unit: str = "") -> str:

@@ -5,12 +5,13 @@ from __future__ import annotations
 import tempfile
 import time
 import traceback
+from collections.abc import Iterator
 from pathlib import Path
 
 import torch
 
 from benchmarks.accept import exact, machine, speed, training
-from benchmarks.accept.record import Acceptance, Part, Row, Setting
+from benchmarks.accept.record import Acceptance, Part, Row, Setting, row_line, table
 from data_specs.text import say
 from tokenize_jobs.device import device_name, pick_device
 
@@ -28,8 +29,11 @@ PARTS: dict[str, Part] = {
 }
 
 
-def accept(names: list[str], tiny: bool, reference: Path | None) -> Acceptance:
-    """Run parts (all, where none is named); a part that fails is a row that misses.
+def accept(names: list[str], tiny: bool, reference: Path | None, out: Path | None = None) -> Acceptance:
+    """Run parts (all, where none is named), and print each row; a part that fails is a row that misses.
+
+    Args:
+        out: folder of accept.json, which is written anew with each row: what was measured stays if the run is ended.
 
     Raises:
         ValueError: an unknown part, or no GPU without `tiny`.
@@ -41,27 +45,30 @@ def accept(names: list[str], tiny: bool, reference: Path | None) -> Acceptance:
         raise ValueError(
             "dnd accept measures GPUs, and torch sees none here: --tiny shows on a CPU that its parts work"
         )
-    rows = list[Row]()
-    seconds = dict[str, float]()
+    found = Acceptance(device=device_name(device), torch=torch.__version__, tiny=tiny, seconds={}, rows=[])
+    if out:
+        out.mkdir(parents=True, exist_ok=True)
+    say(*table([]))
     with tempfile.TemporaryDirectory(prefix="dnd-accept-") as folder:
         for name in names or PARTS:
             started = time.monotonic()
             work = Path(folder, name)
             work.mkdir()
-            say(f"{name} …")
-            rows += _run(name, Setting(device, tiny, reference, work))
-            seconds[name] = round(time.monotonic() - started, 1)
+            for row in _run(name, Setting(device, tiny, reference, work)):
+                say(row_line(row))
+                seconds = found.seconds | {name: round(time.monotonic() - started, 1)}
+                found = found.model_copy(update={"rows": [*found.rows, row], "seconds": seconds})
+                if out:
+                    (out / "accept.json").write_bytes(found.to_json())
             if device.type == "cuda":
                 torch.cuda.empty_cache()
-    return Acceptance(device=device_name(device), torch=torch.__version__, tiny=tiny, seconds=seconds, rows=rows)
+    return found
 
 
-def _run(name: str, setting: Setting) -> list[Row]:
-    rows = list[Row]()
+def _run(name: str, setting: Setting) -> Iterator[Row]:
     try:
-        rows.extend(PARTS[name](setting))
+        yield from PARTS[name](setting)
     except Exception as error:
         say(traceback.format_exc())
         line = " ".join(f"{type(error).__name__}: {error}".split())[:300]
-        rows.append(Row(part=name, what="ran to its end", measured=None, note=line, failed=True))
-    return rows
+        yield Row(part=name, what="ran to its end", measured=None, note=line, failed=True)

@@ -141,14 +141,9 @@ def accept(
 ) -> None:
     """Verifies and measures everything on a GPU, in parts of minutes (docs/gpu.md); ends with 1 on a miss."""
     find_benchmarks("accept")
-    from benchmarks.accept.record import table
     from benchmarks.accept.run import accept as run
 
-    found = run(part or [], tiny, reference)
-    out.mkdir(parents=True, exist_ok=True)
-    (out / "accept.json").write_bytes(found.to_json())
-    for line in table(found.rows):
-        say(line)
+    found = run(part or [], tiny, reference, out)
     counts = f"{len(found.rows)} rows, {len(found.misses)} misses"
     say(f"{found.device}, torch {found.torch}: {counts}; {out / 'accept.json'}")
     if found.misses:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -57,6 +58,18 @@ def test_a_part_that_fails_is_a_row_that_misses(monkeypatch: pytest.MonkeyPatch)
     monkeypatch.setitem(PARTS, "machine", broken)
     (row,) = accept(["machine"], True, None).misses
     assert row.note == "RuntimeError: no such kernel"
+
+
+def test_what_was_measured_before_the_run_was_ended_is_kept(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def ended(_: Setting) -> Iterator[Row]:
+        yield Row(part="machine", what="memory", measured=1.0)
+        raise KeyboardInterrupt
+
+    monkeypatch.setitem(PARTS, "machine", ended)
+    with pytest.raises(KeyboardInterrupt):
+        accept(["machine"], True, None, tmp_path / "out")
+    found = Acceptance.parse((tmp_path / "out/accept.json").read_bytes(), "accept.json")
+    assert [row.what for row in found.rows] == ["memory"] and set(found.seconds) == {"machine"}
 
 
 def test_without_a_gpu_it_says_so(tmp_path: Path) -> None:
