@@ -63,25 +63,20 @@ class Setting(NamedTuple):
 
 
 Part = Callable[[Setting], Iterator[Row]]
-
-
-HEAD = ("part", "what", "measured", "estimated", "allowed", "")
 WIDTHS = (9, 60, 16, 9, 16, 0)
 
 
-def table(rows: Sequence[Row]) -> list[str]:
-    """Lines to print: measured beside estimated."""
-    return [_columns(HEAD), *(row_line(row) for row in rows)]
+def _columns(cells: Sequence[str]) -> str:
+    return "  ".join(cell.ljust(width) for cell, width in zip(cells, WIDTHS, strict=True)).rstrip()
+
+
+HEAD = _columns(("part", "what", "measured", "estimated", "allowed", ""))  # of the table to print
 
 
 def row_line(row: Row) -> str:
     """A row as a line of the table."""
     figures = _figure(row.measured, row.unit), _figure(row.estimated)
     return _columns((row.part, row.what, *figures, _allowed(row), _verdict(row)))
-
-
-def _columns(cells: Sequence[str]) -> str:
-    return "  ".join(cell.ljust(width) for cell, width in zip(cells, WIDTHS, strict=True)).rstrip()
 
 
 def _figure(value: float | None, unit: str = "") -> str:

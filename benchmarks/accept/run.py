@@ -11,7 +11,7 @@ from pathlib import Path
 import torch
 
 from benchmarks.accept import exact, machine, speed, training
-from benchmarks.accept.record import Acceptance, Part, Row, Setting, row_line, table
+from benchmarks.accept.record import HEAD, Acceptance, Part, Row, Setting, row_line
 from data_specs.text import say
 from tokenize_jobs.device import device_name, pick_device
 
@@ -48,7 +48,7 @@ def accept(names: list[str], tiny: bool, reference: Path | None, out: Path | Non
     found = Acceptance(device=device_name(device), torch=torch.__version__, tiny=tiny, seconds={}, rows=[])
     if out:
         out.mkdir(parents=True, exist_ok=True)
-    say(*table([]))
+    say(HEAD)
     with tempfile.TemporaryDirectory(prefix="dnd-accept-") as folder:
         for name in names or PARTS:
             started = time.monotonic()

@@ -9,7 +9,7 @@ import pytest
 from command import dnd
 
 from benchmarks import roofline
-from benchmarks.accept.record import Acceptance, Row, Setting, table
+from benchmarks.accept.record import HEAD, Acceptance, Row, Setting, row_line
 from benchmarks.accept.run import PARTS, accept
 from data_specs.spec import load_spec
 from train.engine import config_of
@@ -43,7 +43,7 @@ def test_what_is_not_as_it_should_be_misses() -> None:
         Row(part="a", what="only told", measured=None),
     ]
     assert [row.misses for row in rows] == [True, True, True, False, False]
-    lines = table(rows)
+    lines = [HEAD, *map(row_line, rows)]
     assert (
         len(lines) == 6
         and lines[1].split()[2:] == ["0.3", "0.5", ">=", "0.4", "MISS"]
