@@ -9,7 +9,7 @@ OUT ?= runs/rehearsal
 ENGINE ?= docker
 BIN := .venv/bin
 
-.PHONY: help keys demo view site test test-quick test-gpu gpu-wheels lint test-long test-s3 rehearsal image-cpu image-cuda lock clean
+.PHONY: help keys demo view site test test-systems test-quick test-gpu gpu-wheels lint test-long test-s3 rehearsal image-cpu image-cuda lock clean
 help:                ## this list
 	@grep -E '^[a-z0-9-]+:.*##' Makefile | sed 's/:.*##/  /'
 
@@ -46,12 +46,16 @@ lint: .venv/installed .venv/packages-dev  ## style, types, floors
 	$(BIN)/mypy
 	$(BIN)/lint-imports
 
-APART := -n 2 --dist loadfile --no-loadscope-reorder
-test: lint           ## lint and the ordinary tests, on two cores, without GPUs
-	CUDA_VISIBLE_DEVICES= OMP_NUM_THREADS=1 $(BIN)/pytest $(APART) --durations 20
+APART := CUDA_VISIBLE_DEVICES= OMP_NUM_THREADS=1 $(BIN)/pytest -n 2 --dist loadfile --no-loadscope-reorder
+OTHERS := not long and not gpu and not s3
+test: lint           ## lint and the ordinary tests, on two cores, without GPUs: six minutes
+	$(APART) --durations 20 -m "$(OTHERS) and not system"
+
+test-systems: .venv/installed .venv/packages-dev  ## whole systems: Slurm, launchers, clusters that die, browsers, whole trainings
+	$(APART) --durations 20 -m "$(OTHERS) and system"
 
 test-quick: .venv/installed .venv/packages-dev  ## the tests of the inner loop, in a minute or so: no Ray, no ranks, no whole runs
-	CUDA_VISIBLE_DEVICES= OMP_NUM_THREADS=1 $(BIN)/pytest $(APART) -m "not slow and not long and not gpu and not s3"
+	$(APART) -m "$(OTHERS) and not slow and not system"
 
 test-gpu: .venv/installed .venv/packages-dev  ## the tests that need a CUDA device
 	$(BIN)/pytest -m "gpu and not long"

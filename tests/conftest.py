@@ -36,6 +36,10 @@ COMPUTES = {  # files that train, render or read for seconds
     ),
     *("test_removal", "test_rocr", "test_fid_sets", "test_owning", "test_encode", "test_quantizer"),
 }
+SYSTEMS = {  # files whose tests run launchers, Slurm, clusters that they kill, browsers, or models until they learnt
+    *("test_slurm", "test_faults", "test_runner", "test_launch", "test_ray_job", "test_training", "test_released"),
+    *("test_view", "test_ways", "test_examples", "test_experiments", "test_depths", "test_recipes", "test_bench"),
+}
 LONGEST = (  # files, in the order in which they begin: one that begins last leaves the other processes idle
     *("test_slurm", "test_cli", "test_faults", "test_runner", "test_fit", "test_depths", "test_launch"),
     *("test_examples", "test_training", "test_ray_job", "test_recipes", "test_memory", "test_elastic"),
@@ -44,12 +48,14 @@ LONGEST = (  # files, in the order in which they begin: one that begins last lea
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Puts the longest files first, and marks as `slow` what starts processes or servers, or computes for long."""
+    """Puts the longest files first; marks whole systems, and as `slow` what starts processes or computes for long."""
     begins = {name: number for number, name in enumerate(LONGEST)}
     items.sort(key=lambda item: begins.get(item.path.stem, len(LONGEST)))
     for item in items:
         if not isinstance(item, pytest.Function):
             continue
+        if item.path.stem in SYSTEMS:
+            item.add_marker("system")
         names, fixtures = set(vars(item.module)), set(item.fixturenames)
         if names & STARTS_PROCESSES or fixtures & SLOW_FIXTURES or item.path.stem in COMPUTES:
             item.add_marker("slow")

@@ -50,7 +50,7 @@ class Record(BaseModel):
             return cls.model_validate_json(data)
         except ValidationError as error:
             fault = f"{origin}: not a valid {cls.__name__.lower()} ({first_fault(error)})"
-            raise RecordError(f"{fault}: {remedy}" if remedy else fault) from None
+            raise RecordError(f"{fault}; {remedy}" if remedy else fault) from None
 
     def to_json(self) -> bytes:
         """One line of canonical JSON: every key, sorted; equal records give equal bytes."""

@@ -104,6 +104,7 @@ def test_jobs_carry_where_the_data_is_and_never_who_we_are(monkeypatch: pytest.M
         assert "https://storage.example" in request(Job("train", "s3://bucket/run", image="i"), on).text
 
 
+@pytest.mark.system
 def test_a_root_alone_is_enough_to_run_again(tmp_path: Path, few: tuple[str, str]) -> None:
     first, again = tmp_path / "first", tmp_path / "again"
     done = dnd("submit", TINY, "--root", first, "--on", "local", "--stage", "render", "--workers", 0, *few)
@@ -228,6 +229,7 @@ def slurm() -> Iterator[Slurm]:
         yield cluster
 
 
+@pytest.mark.system
 @pytest.mark.parametrize("workers", [("--workers", 0), pytest.param((), id="on Ray", marks=pytest.mark.long)])
 def test_slurm_runs_what_was_submitted_as_an_array_of_parts(
     workers: tuple[object, ...],

@@ -196,6 +196,7 @@ def dies_on_second_page(data: bytes) -> Iterator[tuple[int, ReadPage]]:
 served: list[str] = []
 
 
+@pytest.mark.system
 def test_a_suspect_runs_alone_then_on_the_second_engine_then_is_quarantined(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -63,6 +63,7 @@ def test_json_has_the_text_under_each_crop(typeset: Path) -> None:
         assert a["engine"].startswith("PyMuPDF") and a["source"].endswith(".pdf")
 
 
+@pytest.mark.system
 def test_every_bad_pdf_is_accounted_for(
     shared: Path, typeset: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

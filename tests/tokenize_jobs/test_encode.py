@@ -80,6 +80,7 @@ def test_npy_is_numpys() -> None:
         assert npy(array) == buffer.getvalue()
 
 
+@pytest.mark.system
 def test_the_batch_that_fits_is_settled_before_planning(root: str, ray_session: None) -> None:
     spec = tiny_spec("tokenize.compute_batch=null")
     assert settle_batch(spec, root, Workers()).tokenize.compute_batch == 32

@@ -85,6 +85,7 @@ def test_sets_are_mixed_by_weight(tmp_path: Path) -> None:
 
 
 # ---- resume and ranks ----------------------------------------------------------------------------------------------
+@pytest.mark.system
 def test_killed_and_resumed_gives_the_undisturbed_losses_and_weights(tmp_path: Path) -> None:
     """10 steps, a SIGKILL, 10 steps: discriminator, moving average, accumulation, schedule and all."""
     lengths = ("tokenizer.steps=20", "tokenizer.checkpoint_every=10", "tokenizer.gan_start=5")
@@ -108,6 +109,7 @@ def test_killed_and_resumed_gives_the_undisturbed_losses_and_weights(tmp_path: P
     assert Path(whole, "tokenizer/tokenizer.safetensors").stat().st_mtime_ns == before
 
 
+@pytest.mark.system
 def test_two_ranks_learn_what_one_learns(tmp_path: Path) -> None:
     """30 steps of 7 images: one rank has 4 of them, the other 3, and nothing hangs; with discriminator and restarts.
 
@@ -137,6 +139,7 @@ LAUNCHERS = {
 }
 
 
+@pytest.mark.system
 @pytest.mark.parametrize("launcher", ["torchrun", pytest.param("deepspeed", marks=pytest.mark.long)])
 def test_two_ranks_by_each_launcher(tmp_path: Path, launcher: str) -> None:
     spec = tiny_spec("tokenizer.steps=3", "tokenizer.batch_size=5")

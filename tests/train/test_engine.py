@@ -99,6 +99,7 @@ def compare_configurations(root: Path, configurations: dict[str, tuple[str, ...]
         assert losses_of(root, (*common, *overrides)) == pytest.approx(wanted, abs=tolerance), name
 
 
+@pytest.mark.system
 def test_engines_of_every_kind_make_the_same_steps(tmp_path: Path) -> None:
     compare_configurations(tmp_path, CONFIGURATIONS)
 

@@ -51,7 +51,7 @@ def test_predicted_memory_is_the_measured_peak_within_15_percent(
     assert total == pytest.approx(peak, rel=0.15)
 
 
-@pytest.mark.parametrize("stage", [1, 2, 3])
+@pytest.mark.parametrize("stage", [2, *(pytest.param(stage, marks=pytest.mark.long) for stage in (1, 3))])
 def test_in_bfloat16_gradients_lie_beside_the_activations(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, stage: int
 ) -> None:
@@ -68,6 +68,7 @@ def test_in_bfloat16_gradients_lie_beside_the_activations(
     assert found["peak"] == pytest.approx(parts["total"] - of_activations + found["activations"], rel=0.06)
 
 
+@pytest.mark.system
 def test_logits_of_all_heads_never_exist_at_once_and_a_larger_batch_fits(tmp_path: Path) -> None:
     peaks = []
     for images, chunked in ((4, True), (10, True), (4, False)):

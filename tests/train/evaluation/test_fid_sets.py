@@ -87,6 +87,7 @@ def test_pieces_merge_to_the_whole_and_thin_the_rows_evenly(two_sets, builtin, m
     np.testing.assert_allclose(whole.pool.covariance(), np.cov(rows, rowvar=False), rtol=1e-6)
 
 
+@pytest.mark.system
 def test_workers_give_the_figures_of_one_process(tmp_path, builtin, ray_session, monkeypatch):
     from pipeline.png import encode_photo
     from pipeline.workers import UnitsFailed, Workers
