@@ -39,6 +39,7 @@ COMPUTES = {  # files that train, render or read for seconds
 SYSTEMS = {  # files whose tests run launchers, Slurm, clusters that they kill, browsers, or models until they learnt
     *("test_slurm", "test_faults", "test_runner", "test_launch", "test_ray_job", "test_training", "test_released"),
     *("test_view", "test_ways", "test_examples", "test_experiments", "test_depths", "test_recipes", "test_bench"),
+    "test_gauges",
 }
 LONGEST = (  # files, in the order in which they begin: one that begins last leaves the other processes idle
     *("test_slurm", "test_cli", "test_faults", "test_runner", "test_fit", "test_depths", "test_launch"),

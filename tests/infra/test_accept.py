@@ -17,6 +17,7 @@ from train.engine import config_of
 SHORT = ("machine", "golden", "graphs", "agree", "encode", "tokenizer")
 
 
+@pytest.mark.system
 def test_its_parts_run_and_leave_their_figures(tmp_path: Path) -> None:
     arguments = [word for part in SHORT for word in ("--part", part)]
     result = dnd("accept", "--tiny", *arguments, "--out", tmp_path)

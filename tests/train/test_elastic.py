@@ -61,6 +61,7 @@ def killed_behind_step_20(root: str, *overrides: str) -> None:
         latest.write_text("step_00000020\n")
 
 
+@pytest.mark.system
 @pytest.mark.parametrize(("before", "after"), [(1, 3), *(pytest.param(*pair, marks=long) for pair in EVERY_PAIR)])
 def test_40_steps_are_20_and_20_on_any_ranks_and_stages(tmp_path: Path, before: int, after: int) -> None:
     common = (*NO_DROPOUT, *EVERY_20)

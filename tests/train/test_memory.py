@@ -35,6 +35,7 @@ CASES = [*CASES, (1, 1, 6, 0.5)]
 SHORT = [(1, 0, 6, 0.0), (2, 3, 1, 0.0)]
 
 
+@pytest.mark.system
 @pytest.mark.parametrize("case", [c if c in SHORT else pytest.param(c, marks=pytest.mark.long) for c in CASES], ids=str)
 def test_predicted_memory_is_the_measured_peak_within_15_percent(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, case: tuple[int, int, int, float]

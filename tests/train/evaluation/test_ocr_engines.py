@@ -200,6 +200,7 @@ def character_tokenizer(specials):
     return fast
 
 
+@pytest.mark.system
 def test_workers_read_what_the_cache_lacks_and_a_second_run_reads_nothing(tmp_path, ray_session):
     words = [f"number {n}" for n in ("one", "two", "three", "four", "five", "six", "seven", "eight", "nine", "ten")]
     for number, text in enumerate(words):
