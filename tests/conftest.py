@@ -42,9 +42,10 @@ SYSTEMS = {  # files whose tests run launchers, Slurm, clusters that they kill, 
     "test_gauges",
 }
 LONGEST = (  # files, in the order in which they begin: one that begins last leaves the other processes idle
-    *("test_slurm", "test_cli", "test_faults", "test_runner", "test_fit", "test_depths", "test_launch"),
-    *("test_examples", "test_training", "test_ray_job", "test_recipes", "test_memory", "test_elastic"),
-    *("test_released", "test_fid_sets"),
+    *("test_slurm", "test_runner", "test_training", "test_faults", "test_view", "test_launch", "test_ray_job"),
+    *("test_ways", "test_cli", "test_fit", "test_experiments", "test_submit", "test_examples", "test_render"),
+    *("test_hostile", "test_memory", "test_elastic", "test_fid_sets", "test_bench", "test_depths", "test_gauges"),
+    *("test_ocr_engines", "test_released"),
 )
 
 
