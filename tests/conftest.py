@@ -35,6 +35,7 @@ COMPUTES = {  # files that train, render or read for seconds
         "test_extend",
     ),
     *("test_removal", "test_rocr", "test_fid_sets", "test_owning", "test_encode", "test_quantizer"),
+    *("test_ocr_engines", "test_moving", "test_metrics"),
 }
 SYSTEMS = {  # files whose tests run launchers, Slurm, clusters that they kill, browsers, or models until they learnt
     *("test_slurm", "test_faults", "test_runner", "test_launch", "test_ray_job", "test_training", "test_released"),

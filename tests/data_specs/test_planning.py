@@ -85,6 +85,7 @@ class NoteSource(ListedSource):
                 not_taken.add(file.uri)
 
 
+@pytest.mark.slow
 def test_a_new_kind_of_source_is_one_class(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     from data_specs.records import parse_unit, unit_line
     from pipeline.render import Renderer

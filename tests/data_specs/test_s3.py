@@ -403,6 +403,7 @@ def test_a_bad_hour_uses_up_no_budget(s3_root: str, monkeypatch: pytest.MonkeyPa
     assert sum(proxy.made.values()) > 120
 
 
+@pytest.mark.slow
 @servers
 def test_a_shard_set_written_through_faults_equals_a_local_one(
     root: str, small_parts: None, tmp_path: Path, request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch

@@ -226,6 +226,7 @@ def test_uris_become_absolute_for_workers_elsewhere(tmp_path: Path, monkeypatch:
     assert [file.uri for file in unit.files] == [str(tmp_path / "a.jsonl")]
 
 
+@pytest.mark.slow
 def test_docstrings_as_markdown_have_headings_and_lists_of_the_same_words(tmp_path: Path) -> None:
     kinds = {"passages": 8, "min_words": 8, "max_words": 12, "vocabulary": 50}
     plain, structured = (docstrings.passages(DocstringSource(**kinds, markdown=way)) for way in (False, True))
