@@ -54,6 +54,7 @@ def accept(names: list[str], tiny: bool, reference: Path | None, out: Path | Non
             started = time.monotonic()
             work = Path(folder, name)
             work.mkdir()
+            say(f"{name} …")
             for row in _run(name, Setting(device, tiny, reference, work)):
                 say(row_line(row))
                 seconds = found.seconds | {name: round(time.monotonic() - started, 1)}
