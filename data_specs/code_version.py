@@ -55,8 +55,8 @@ def record_code(root: str, code: Code | None = None, **event: str) -> None:
     if same and same[-1].model_copy(update={"at": entry.at}) == entry:
         return
     if name := patch_name(code):
-        storage.create_if_absent(storage.join(root, name), code.patch)
-    storage.write_bytes(uri, CodeHistory(entries=(*history.entries, entry)).to_json())
+        storage.create(storage.join(root, name), code.patch)
+    storage.write(uri, CodeHistory(entries=(*history.entries, entry)).to_json())
 
 
 def _entry(code: Code, event: dict[str, str]) -> CodeEntry:

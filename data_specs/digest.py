@@ -32,7 +32,7 @@ def claim(folder_uri: str, identity: Identity, remedy: str = "") -> str:
     Raises:
         ValueError: the folder belongs to another identity; the message says what differs.
     """
-    storage.create_if_absent(storage.join(folder_uri, "stage.json"), identity.to_json())
+    storage.create(storage.join(folder_uri, "stage.json"), identity.to_json())
     require_claimable(folder_uri, identity, remedy)
     return digest_of(identity)
 

@@ -54,7 +54,7 @@ class Lease:
                 self.lost = not self.shared and max(_numbers(self.folder), default=0) > self.number
                 if not self.lost:
                     alive = self.holder.model_copy(update={"beat": time.time()})
-                    storage.write_bytes(_uri(self.folder, self.number), alive.to_json())
+                    storage.write(_uri(self.folder, self.number), alive.to_json())
             except OSError:  # storage that is gone for a while: the next beat tries again
                 continue
 
@@ -78,7 +78,7 @@ def acquire(folder: str, command: str, shared: bool = False) -> Lease:
                 raise _refusal(folder, by)
         mine = _this_process(command)
         number = max(before, default=0) + 1
-        if storage.create_if_absent(_uri(folder, number), mine.to_json()):
+        if storage.create(_uri(folder, number), mine.to_json()):
             break
         if not shared:
             raise _refusal(folder, holder(folder))

@@ -105,7 +105,7 @@ def create(uri: str, content: bytes | Path) -> bool:
     return True
 
 
-def move(path: Path, uri: str) -> None:
+def move(uri: str, path: Path) -> None:
     """Syncs a file and renames it to `uri`, on the same file system, over what is there."""
     Path(uri).parent.mkdir(parents=True, exist_ok=True)
     _bring_to_disk(path)

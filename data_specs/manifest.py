@@ -132,7 +132,7 @@ def store(set_uri: str, manifest: Manifest) -> None:
     old = set[str]()
     with suppress(RecordError):  # a damaged one is replaced
         old = parts_named(set_uri)
-    storage.write_bytes(uri, data)
+    storage.write(uri, data)
     for name in old - {part.url for part in parts}:
         storage.delete(storage.join(set_uri, name))
 
@@ -151,7 +151,7 @@ def _store_part(set_uri: str, manifest: Manifest, first: int) -> PartEntry:
     data = ManifestPart(name=manifest.name, shardlist=shards).to_json()
     sha256 = hashlib.sha256(data).hexdigest()
     name = f"manifest-{first // PART_SHARDS:04d}-{sha256[:8]}.json"
-    storage.create_if_absent(storage.join(set_uri, name), data)
+    storage.create(storage.join(set_uri, name), data)
     return PartEntry(url=name, nshards=len(shards), nsamples=sum(entry.nsamples for entry in shards), sha256=sha256)
 
 

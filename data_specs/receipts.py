@@ -96,7 +96,7 @@ def remake(set_uri: str, receipt: Receipt, gone: Callable[[Sample], bool]) -> Re
             shard, rows = _write((sample for sample in samples if not gone(sample)), folder)
             if shard.nsamples < receipt.written:
                 receipt = _remade(receipt, shard, _place(folder, shard, rows, set_uri, receipt.unit))
-                storage.write_bytes(storage.join(set_uri, receipt_name(receipt.unit)), receipt.to_json())
+                storage.write(storage.join(set_uri, receipt_name(receipt.unit)), receipt.to_json())
     for name in receipt.replaces:
         _delete_shard(set_uri, name)
     return receipt
@@ -172,8 +172,8 @@ def _place(folder: Path, shard: WrittenShard, rows: table.TableRows, set_uri: st
 
 def _upload(path: Path, uri: str, sha256: str) -> None:
     """Uploads a file; one there of other bytes is damaged, and is replaced."""
-    if not storage.create_from_file(path, uri) and file_digest(uri) != sha256:
-        storage.write_file(path, uri)
+    if not storage.create(uri, path) and file_digest(uri) != sha256:
+        storage.write(uri, path)
 
 
 def _samples(outcomes: Iterable[Outcome], dropped: list[Dropped], read: list[InputRead]) -> Iterator[Sample]:
@@ -193,11 +193,11 @@ def _sorted(counts: Counter[Reason]) -> dict[Reason, int]:
 def _create_or_adopt(uri: str, ours: Receipt) -> Receipt:
     """Creates the receipt, or takes the one already there if it is valid; a damaged one is replaced by ours."""
     data = ours.to_json()
-    if not storage.create_if_absent(uri, data):
+    if not storage.create(uri, data):
         with suppress(RecordError):
             if there := read_receipt(uri, ours.digest):
                 return there
-        storage.write_bytes(uri, data)
+        storage.write(uri, data)
     return ours
 
 
@@ -259,4 +259,4 @@ def read_receipt_files(set_uri: str, names: Iterable[str]) -> Iterator[tuple[str
 def record_failure(set_uri: str, unit: int, reason: str) -> None:
     """Writes SET/NNNNNN.failed.json: the unit failed and has committed nothing; a later run tries it again."""
     failure = Failure(unit=unit, reason=reason, host=socket.gethostname(), ended=round(time.time(), 3))
-    storage.write_bytes(storage.join(set_uri, failure_name(unit)), failure.to_json())
+    storage.write(storage.join(set_uri, failure_name(unit)), failure.to_json())

@@ -167,25 +167,17 @@ class _Stream(io.RawIOBase):
 
 
 # ---- writing -------------------------------------------------------------------------------------------------------
-def write_bytes(uri: str, data: bytes) -> None:
-    _write(uri, data, creates=False)
+def write(uri: str, content: bytes | Path) -> None:
+    _write(uri, content, creates=False)
 
 
-def write_file(path: Path, uri: str) -> None:
-    _write(uri, path, creates=False)
-
-
-def create_if_absent(uri: str, data: bytes) -> bool:
-    return _write(uri, data, creates=True)
-
-
-def create_from_file(path: Path, uri: str) -> bool:
-    return _write(uri, path, creates=True)
+def create(uri: str, content: bytes | Path) -> bool:
+    return _write(uri, content, creates=True)
 
 
 def decides_who_creates(uri: str) -> bool:
     probe = f"{uri.rstrip('/')}/.dnd-probe-{uuid4().hex[:12]}"
-    write_bytes(probe, b"")
+    write(probe, b"")
     try:
         with plain_errors(probe, but=(*_TAKEN, *_TRY_AGAIN)):
             _upload(probe, b"", creates=True, mark="probe")

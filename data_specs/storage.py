@@ -2,7 +2,7 @@
 
 Each verb is a function here whose body serves local paths; `s3.py` has functions of the same names for s3://, and
 `fsspec_files.py` those that read, for the other schemes that fsspec knows (sources may lie there, a root may not).
-Writes are whole or absent: a reader never sees half a file. `create_*` never overwrites and says who won.
+Writes are whole or absent: a reader never sees half a file. `create` never overwrites and says who won.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from functools import wraps
 from importlib import import_module
 from pathlib import Path
 from threading import Event
-from typing import BinaryIO, ParamSpec, TypeVar, cast
+from typing import BinaryIO, Concatenate, ParamSpec, TypeVar, cast
 
 from data_specs import local_files
 from data_specs.records import FileInfo
@@ -77,21 +77,20 @@ def split_bucket(uri: str) -> tuple[str, str]:
     return bucket, key
 
 
-def _verb(local: Callable[_Arguments, _Result]) -> Callable[_Arguments, _Result]:
+def _verb(local: Callable[Concatenate[str, _Arguments], _Result]) -> Callable[Concatenate[str, _Arguments], _Result]:
     """Makes a verb of a function for local paths: calls for other addresses go to its namesake in their module."""
 
     @wraps(local)
-    def call(*args: _Arguments.args, **kwargs: _Arguments.kwargs) -> _Result:
-        uri = next(value for value in args if isinstance(value, str))
+    def call(uri: str, /, *args: _Arguments.args, **kwargs: _Arguments.kwargs) -> _Result:
         if not (scheme := scheme_of(uri)):
-            return local(*args, **kwargs)
+            return local(uri, *args, **kwargs)
         # imported on demand: boto3 takes half a second
         module = import_module("data_specs.s3" if scheme == "s3" else "data_specs.fsspec_files")
         if not (scheme == "s3" or module.reads(scheme)):
             raise ValueError(f"{uri}: {scheme}:// is not known; write a path, s3://bucket/key or, to read, gs:// …")
         if not hasattr(module, local.__name__):
             raise ValueError(f"{uri}: {scheme}:// is only read, as a source; write to a folder or s3://bucket/prefix")
-        return cast(_Result, getattr(module, local.__name__)(*args, **kwargs))
+        return cast(_Result, getattr(module, local.__name__)(uri, *args, **kwargs))
 
     return call
 
@@ -208,32 +207,20 @@ def local_folder(uri: str) -> Path:
 
 # ---- writing -------------------------------------------------------------------------------------------------------
 @_verb
-def write_bytes(uri: str, data: bytes) -> None:
-    """Writes or replaces a file, atomically."""
-    local_files.replace(uri, data)
+def write(uri: str, content: bytes | Path) -> None:
+    """Writes or replaces a file, atomically: bytes, or a copy of a local file."""
+    local_files.replace(uri, content)
 
 
 @_verb
-def write_file(path: Path, uri: str) -> None:
-    """Uploads or copies a local file, atomically, replacing what is there."""
-    local_files.replace(uri, path)
-
-
-@_verb
-def create_if_absent(uri: str, data: bytes) -> bool:
-    """Writes a file unless it is there already; True if this call made it."""
-    return local_files.create(uri, data)
-
-
-@_verb
-def create_from_file(path: Path, uri: str) -> bool:
-    """Uploads or copies a local file unless the target is there already; True if this call made it."""
-    return local_files.create(uri, path)
+def create(uri: str, content: bytes | Path) -> bool:
+    """Writes bytes or a copy of a local file unless the name is taken; True if this call made it."""
+    return local_files.create(uri, content)
 
 
 @_verb
 def decides_who_creates(uri: str) -> bool:
-    """Whether the storage refuses one of two simultaneous `create_*` of a name here; else the last one wins."""
+    """Whether the storage refuses one of two simultaneous `create` of a name here; else the last one wins."""
     return local_files.decides_who_creates(uri)
 
 
@@ -245,7 +232,7 @@ def delete(uri: str) -> None:
 
 def write_text(uri: str, text: str) -> None:
     """Writes or replaces a UTF-8 file, atomically."""
-    write_bytes(uri, text.encode("utf-8"))
+    write(uri, text.encode("utf-8"))
 
 
 @contextmanager
@@ -256,9 +243,9 @@ def writable_folder(uri: str) -> Iterator[Path]:
     """
     with scratch_folder() if is_remote(uri) else local_files.folder_in(uri) as folder:
         yield folder
-        put = write_file if is_remote(uri) else local_files.move
+        put = write if is_remote(uri) else local_files.move
         for path in sorted(p for p in folder.rglob("*") if p.is_file()):
-            put(path, join(uri, str(path.relative_to(folder))))
+            put(join(uri, str(path.relative_to(folder))), path)
 
 
 def _read_if_there(uri: str) -> bytes | None:

@@ -86,7 +86,7 @@ def _write_part(set_uri: str, part: int, header: PlanHeader, units: Iterable[Any
             file.write(header.model_copy(update=counts).to_json())
             for block in iter(lambda: body.read(1 << 20), b""):
                 file.write(block)
-        storage.create_from_file(folder / "plan.jsonl", uri)
+        storage.create(uri, folder / "plan.jsonl")
     plan = read_plan(set_uri)
     assert plan is not None, f"{set_uri}: the plan just written is not there"
     require_same(uri, plan.identity, header.identity)

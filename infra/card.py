@@ -44,7 +44,7 @@ def write_card(root: str) -> str:
         path = folder / "attribution.jsonl"
         with path.open("w", encoding="utf-8") as file:
             _account(images, manifests, file, (documents, samples), shown)
-        storage.write_file(path, storage.join(images, "attribution.jsonl"))
+        storage.write(storage.join(images, "attribution.jsonl"), path)
     plan = read_plan(storage.join(images, "train"))
     assert plan is not None
     head = yaml.safe_dump(_head(spec, manifests, samples), sort_keys=False, allow_unicode=True)

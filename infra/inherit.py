@@ -78,7 +78,7 @@ def _take(old: str, new: str) -> Iterator[str]:
         target = storage.join(new, name)
         if not name.startswith(LEFT) and not storage.exists(target):
             if name.endswith(GROWS) or not _linked(file.uri, target):
-                storage.create_from_file(storage.local_copy(file.uri), target)
+                storage.create(target, storage.local_copy(file.uri))
             yield name
 
 

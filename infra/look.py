@@ -52,7 +52,7 @@ def _plan(set_uri: str) -> Plan:
 def look(root: str, set_name: str, number: int, boxes: bool = False) -> str:
     """Writes ROOT/look/SET-NNNNNN.png, with the boxes of words where wanted, and returns its address."""
     uri = storage.join(root, "look", f"{set_name.replace('/', '-')}-{number:06d}.png")
-    storage.write_bytes(uri, encode_photo(np.asarray(contact_sheet(root, set_name, number, boxes))))
+    storage.write(uri, encode_photo(np.asarray(contact_sheet(root, set_name, number, boxes))))
     return uri
 
 

@@ -262,7 +262,7 @@ def draw_first(root: str) -> str:
     options = {name: getattr(section, name) for name in ("guidance", "temperature", "top_k", "top_p")}
     pictures = load_root(root, ema=section.ema).pictures(PICTURES, **options)
     uri = storage.join(root, "samples", "first.png")
-    storage.write_bytes(uri, encode_photo(grid([np.asarray(picture) for picture in pictures])))
+    storage.write(uri, encode_photo(grid([np.asarray(picture) for picture in pictures])))
     return f"pictures: {uri}"
 
 

@@ -38,7 +38,7 @@ class JobReport:
         """Writes the file if it is time, or if the run has ended. `hosts` names the host of each worker."""
         if ended or time.time() - self.written >= EVERY_SECONDS:
             self.written = time.time()
-            storage.write_bytes(progress_uri(self.plan.set_uri), self.state(runs, hosts, failed, ended).to_json())
+            storage.write(progress_uri(self.plan.set_uri), self.state(runs, hosts, failed, ended).to_json())
 
     def state(self, runs: Collection[Try], hosts: dict[int, str], failed: int, ended: bool) -> JobState:
         """What the file says."""

@@ -182,13 +182,13 @@ def _prepare(spec: Spec, inputs_uri: str) -> list[Source]:
 def _keep_classes(uri: str, names: dict[int, str]) -> None:
     """Writes the classes' names; more may come behind those there. Raises ValueError if one would change its number."""
     data = json.dumps(names).encode()
-    if not names or storage.create_if_absent(uri, data):
+    if not names or storage.create(uri, data):
         return
     there = read_class_names(uri)
     if moved := [name for number, name in there.items() if names.get(number) != name]:
         raise ValueError(f"{uri}: class {moved[0]} would change its number; new classes must sort behind the old ones")
     if len(there) < len(names):
-        storage.write_bytes(uri, data)
+        storage.write(uri, data)
 
 
 def _listed(units: Path) -> dict[str, str]:

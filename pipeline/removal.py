@@ -233,7 +233,7 @@ def _rows(plan: Plan, unit: int) -> list[dict[str, str]]:
 def _record(images_uri: str, wanted: Removal) -> None:
     data = Removed(ids=tuple(sorted(wanted.ids)), samples=tuple(sorted(wanted.samples))).to_json()
     name = hashlib.sha256(data).hexdigest()[:16]
-    storage.create_if_absent(storage.join(images_uri, "removed", f"{name}.json"), data)
+    storage.create(storage.join(images_uri, "removed", f"{name}.json"), data)
 
 
 def _remake_set(plan: Plan, split: str, wanted: Removal) -> Iterator[tuple[str, tuple[str, ...]]]:

@@ -111,7 +111,7 @@ class CheckpointWriter:
         for file in list(storage.list_files(uri)):
             if file.uri.rpartition("/")[2] not in files:  # left by a run on another number of ranks
                 storage.delete(file.uri)
-        storage.write_bytes(storage.join(uri, STATE), whole.to_json())
+        storage.write(storage.join(uri, STATE), whole.to_json())
         storage.write_text(storage.join(self.folder, LATEST), step_name(state.step) + "\n")
         prune(self.folder, state.step, self.keep_last, self.keep_every)
 
@@ -130,7 +130,7 @@ def _write_file(uri: str, tensors: dict[str, Tensor]) -> CheckpointFile:
     if storage.is_remote(uri):
         with scratch_folder() as folder:
             written = write_safetensors(folder / "part", tensors)
-            storage.write_file(folder / "part", uri)
+            storage.write(uri, folder / "part")
             return written
     Path(uri).parent.mkdir(parents=True, exist_ok=True)
     written = write_safetensors(Path(uri), tensors)

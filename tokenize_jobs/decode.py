@@ -88,10 +88,10 @@ def write_pictures(items: Sequence[Item], out_uri: str) -> None:
     """Writes each image as OUT/pictures/KEY.png, all of them as OUT/samples.npz, the first 64 as OUT/grid.png."""
     progress = Progress("pictures", len(items), "images")
     for item in items:
-        storage.write_bytes(storage.join(out_uri, "pictures", f"{item['__key__']}.png"), encode_photo(item["image"]))
+        storage.write(storage.join(out_uri, "pictures", f"{item['__key__']}.png"), encode_photo(item["image"]))
         progress.advance()
     write_npz(items, storage.join(out_uri, "samples.npz"))
-    storage.write_bytes(storage.join(out_uri, "grid.png"), encode_photo(grid([item["image"] for item in items[:64]])))
+    storage.write(storage.join(out_uri, "grid.png"), encode_photo(grid([item["image"] for item in items[:64]])))
 
 
 def write_npz(items: Sequence[Item], uri: str) -> None:

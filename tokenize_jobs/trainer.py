@@ -253,7 +253,7 @@ class Trainer:
         png = self.task.picture()
         if png is not None:
             name = f"{checkpoint.step_name(self.step)}.png"
-            storage.write_bytes(storage.join(self.job.folder, "samples", name), png)
+            storage.write(storage.join(self.job.folder, "samples", name), png)
             self.metrics.add_picture(self.step, png)
 
     def _say(self, message: str) -> None:
@@ -329,7 +329,7 @@ class Trainer:
         with storage.writable_folder(self.job.folder) as folder:
             files = self.task.export(stored, folder)
         done = Finished(step=self.step, files=files, weights=found.weights, ema=found.ema)
-        storage.write_bytes(storage.join(self.job.folder, checkpoint.DONE), done.to_json())
+        storage.write(storage.join(self.job.folder, checkpoint.DONE), done.to_json())
 
     def close(self) -> None:
         """End what runs in the background."""

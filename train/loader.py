@@ -338,7 +338,7 @@ def settle_window(uri: str, wanted: int | None, sets: Sequence[ShardSet]) -> int
         ValueError: the spec wants another than the run was begun with.
     """
     mine = ReadingOrder(shuffle_window=wanted or _fitting_window(sets))
-    storage.create_if_absent(uri, mine.to_json())
+    storage.create(uri, mine.to_json())
     settled = ReadingOrder.parse(storage.read_bytes(uri), uri).shuffle_window
     if wanted and settled != wanted:
         raise ValueError(

@@ -58,7 +58,7 @@ def score_depths(spec: Spec, root: str, split: str, workers: Workers, shown: int
     originals = open_shards(storage.join(root, spec.tokenize.images[split]))  # type: ignore[index]
     result = evaluate_by_depth(originals, by_depth, codes, spec.shape, spec.evaluate.reconstructions, lpips)
     picture = depth_picture(originals, by_depth, spread(len(originals), shown))
-    storage.write_bytes(storage.join(root, "reconstructions", split, "depths.png"), encode_photo(picture))
+    storage.write(storage.join(root, "reconstructions", split, "depths.png"), encode_photo(picture))
     write_result(storage.join(root, "evaluation", f"reconstruction-{split}.json"), {"split": split} | result)
     return result
 

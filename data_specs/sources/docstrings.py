@@ -42,7 +42,7 @@ class DocstringSource(Source):
         uri = storage.join(inputs_uri, f"docstrings-{name}.jsonl")
         if not storage.exists(uri):
             lines = (json.dumps({"id": f"doc-{n:06d}", "text": text}) for n, text in enumerate(passages(self)))
-            storage.create_if_absent(uri, ("\n".join(lines) + "\n").encode())
+            storage.create(uri, ("\n".join(lines) + "\n").encode())
         return TextSource(uri=storage.absolute(uri), format="markdown" if self.markdown else "plain")
 
 

@@ -53,7 +53,7 @@ class DataSet:
             parts = _write_parts(self._rows(data), folder)
             if names := list(getattr((data.features or {}).get(self.class_key), "names", None) or []):
                 storage.write_text(f"{folder}/classes.json", json.dumps(names))
-            storage.create_if_absent(f"{folder}.json", json.dumps({"source": self.uri, "parts": parts}).encode())
+            storage.create(f"{folder}.json", json.dumps({"source": self.uri, "parts": parts}).encode())
         return folder
 
     def _load(self) -> Any:
@@ -140,7 +140,7 @@ def _write_parts(rows: Iterator[dict[str, Any]], folder: str) -> int:
                 while group is not None and path.stat().st_size < PART_BYTES:
                     writer.write_table(group.cast(writer.schema))
                     group = next(groups, None)
-            storage.write_file(path, storage.join(folder, f"part-{part:05d}.parquet"))
+            storage.write(storage.join(folder, f"part-{part:05d}.parquet"), path)
         part += 1
     return part
 

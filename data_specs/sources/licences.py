@@ -80,8 +80,8 @@ def write_months(metadata_uri: str, inputs_uri: str, wanted: Callable[[str], boo
         with scratch_folder() as scratch:
             counts = _sort_by_month(metadata_uri, wanted, scratch)
             for month in counts["papers"]:
-                storage.create_from_file(scratch / month, storage.join(folder, f"{month}.jsonl"))
-        storage.create_if_absent(f"{folder}.json", json.dumps({"metadata": metadata_uri} | counts).encode())
+                storage.create(storage.join(folder, f"{month}.jsonl"), scratch / month)
+        storage.create(f"{folder}.json", json.dumps({"metadata": metadata_uri} | counts).encode())
     return folder
 
 

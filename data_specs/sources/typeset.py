@@ -46,7 +46,7 @@ class TypesetSource(Source):
             texts = passages(prose)
             for number, uri in enumerate(names):
                 of_document = texts[number * PASSAGES_EACH : (number + 1) * PASSAGES_EACH]
-                storage.create_if_absent(uri, typeset(of_document, number))
+                storage.create(uri, typeset(of_document, number))
         return PdfSource(uri=storage.absolute(folder))
 
 

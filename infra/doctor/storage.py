@@ -38,9 +38,7 @@ def _rights(root: str) -> Iterator[Finding]:
     data = b"dnd doctor"
     listed = _try("list", "s3:ListBucket", root, lambda: not list(storage.list_files(f"{uri}-none")))
     yield listed
-    put = (
-        _try("put if absent", "s3:PutObject", root, lambda: storage.create_if_absent(uri, data)) if listed.ok else None
-    )
+    put = _try("put if absent", "s3:PutObject", root, lambda: storage.create(uri, data)) if listed.ok else None
     if not put or not put.ok:
         yield from [put] if put else []
         return

@@ -125,9 +125,9 @@ def test_another_users_folder_is_refused(monkeypatch: pytest.MonkeyPatch, folder
 
 def test_a_changed_object_is_another_entry(s3_root: str, folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     uri = f"{s3_root}/set/../x y"
-    storage.write_bytes(uri, b"one")
+    storage.write(uri, b"one")
     first = storage.local_copy(uri)
-    storage.write_bytes(uri, b"two")
+    storage.write(uri, b"two")
     assert (first.read_bytes(), storage.local_copy(uri).read_bytes()) == (b"one", b"two")
     assert first.parent == folder and first.name.endswith("-x_y")
 

@@ -29,7 +29,7 @@ def left_by(folder: str, number: int, age: float, **facts: object) -> None:
     """A lease whose holder ended without a word."""
     then = time.time() - age
     about = {"host": "elsewhere", "pid": 1, "pid_space": "pid:[1]", "command": "dnd old", "since": then, "beat": then}
-    storage.write_bytes(f"{folder}/lease/{number:06d}.json", LeaseHolder.model_validate(about | facts).to_json())
+    storage.write(f"{folder}/lease/{number:06d}.json", LeaseHolder.model_validate(about | facts).to_json())
 
 
 @pytest.mark.parametrize("kind", ["folder", "s3"])

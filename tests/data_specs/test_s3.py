@@ -56,7 +56,7 @@ def test_multipart_ranges_and_cached_download(
     root = request.getfixturevalue(root)
     file, uri = random_file(tmp_path / "file", 12 * MIB + 7), f"{root}/big"
     data = file.read_bytes()
-    storage.write_file(file, uri)
+    storage.write(uri, file)
     info = storage.stat(uri)
     assert info and info.size == len(data) and info.etag.endswith("-3")
     assert storage.read_bytes(uri, 5 * MIB - 3, 9) == data[5 * MIB - 3 : 5 * MIB + 6]
@@ -77,11 +77,11 @@ def test_conditional_creation_of_small_and_large(
 ) -> None:
     root = request.getfixturevalue(root)
     first, second = (random_file(tmp_path / str(seed), 7 * MIB, seed) for seed in (1, 2))
-    assert storage.create_from_file(first, f"{root}/big")
-    assert not storage.create_from_file(second, f"{root}/big")
-    assert storage.create_if_absent(f"{root}/small", b"first")
+    assert storage.create(f"{root}/big", first)
+    assert not storage.create(f"{root}/big", second)
+    assert storage.create(f"{root}/small", b"first")
     monkeypatch.setattr(s3, "stat", lambda *_: None)  # the look before the write: without it, the server decides
-    assert not storage.create_if_absent(f"{root}/small", b"second")
+    assert not storage.create(f"{root}/small", b"second")
     assert storage.read_bytes(f"{root}/small") == b"first"
     assert storage.read_bytes(f"{root}/big", 0, 9) == first.read_bytes()[:9]
     assert pending_uploads(root) == 0
@@ -93,7 +93,7 @@ def test_one_of_many_creators_wins(ceph_root: str) -> None:
     for number in range(5):
         uri = f"{ceph_root}/{number}"
         with ThreadPoolExecutor(8) as pool:
-            won = list(pool.map(lambda i, uri=uri: storage.create_if_absent(uri, b"%d" % i), range(8)))
+            won = list(pool.map(lambda i, uri=uri: storage.create(uri, b"%d" % i), range(8)))
         assert won.count(True) == 1
         assert storage.read_bytes(uri) == b"%d" % won.index(True)
 
@@ -116,7 +116,7 @@ def test_requester_pays_and_other_users(
     ceph: Server, ceph_root: str, use_s3: Callable[..., None], monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
     bucket, client = ceph_root.removeprefix("s3://"), s3_client.client()
-    storage.write_bytes(f"{ceph_root}/x", b"data")
+    storage.write(f"{ceph_root}/x", b"data")
     client.put_object_acl(Bucket=bucket, Key="x", ACL="public-read")
     client.put_bucket_acl(Bucket=bucket, ACL="public-read-write")
     client.put_bucket_request_payment(Bucket=bucket, RequestPaymentConfiguration={"Payer": "Requester"})
@@ -125,14 +125,14 @@ def test_requester_pays_and_other_users(
         with pytest.raises(PermissionError, match="DND_REQUESTER_PAYS"):
             call(f"{ceph_root}/x")
     with pytest.raises(PermissionError):
-        storage.create_if_absent(f"{ceph_root}/y", b"")
+        storage.create(f"{ceph_root}/y", b"")
     monkeypatch.setenv("DND_REQUESTER_PAYS", f"other,{bucket}")
     assert storage.read_bytes(f"{ceph_root}/x", 1, 2) == b"at"
     assert [f.size for f in storage.list_files(ceph_root)] == [4]
     assert storage.local_copy(f"{ceph_root}/x").read_bytes() == b"data"
     monkeypatch.setattr(s3, "MULTIPART_FROM", 6 * MIB)
     monkeypatch.setattr(s3, "PART_BYTES", 5 * MIB)
-    assert storage.create_from_file(random_file(tmp_path / "big", 7 * MIB), f"{ceph_root}/big")
+    assert storage.create(f"{ceph_root}/big", random_file(tmp_path / "big", 7 * MIB))
 
 
 @pytest.mark.s3
@@ -142,7 +142,7 @@ def test_wrong_secret_is_one_line_without_it(
     use_s3(ceph, ceph.owner._replace(secret="a-wrong-secret"))
     caplog.set_level(logging.INFO)
     with pytest.raises(PermissionError) as caught:
-        storage.write_bytes(f"{ceph_root}/x", b"")
+        storage.write(f"{ceph_root}/x", b"")
     assert "SignatureDoesNotMatch" in str(caught.value) and "AWS_PROFILE" in str(caught.value)
     assert "a-wrong-secret" not in str(caught.value) + caplog.text
     assert caught.value.__suppress_context__ and "\n" not in str(caught.value)
@@ -152,7 +152,7 @@ def test_wrong_secret_is_one_line_without_it(
 def test_names_with_line_breaks(ceph_root: str) -> None:
     names = ["a\nb", "with space+%41", "ä"]
     for name in names:
-        storage.write_bytes(f"{ceph_root}/set/{name}", name.encode())
+        storage.write(f"{ceph_root}/set/{name}", name.encode())
     assert [f.uri.removeprefix(f"{ceph_root}/set/") for f in storage.list_files(f"{ceph_root}/set")] == names
     assert [storage.read_bytes(f"{ceph_root}/set/{name}").decode() for name in names] == names
 
@@ -169,9 +169,9 @@ def test_every_call_to_a_paying_bucket_says_so(
     for creates in (False, True):
         s3_client.client(creates).meta.events.register("before-sign.s3", record)
     uri = f"{s3_root}/a"
-    storage.create_from_file(random_file(tmp_path / "file", 7 * MIB), uri)
+    storage.create(uri, random_file(tmp_path / "file", 7 * MIB))
     storage.local_copy(uri)
-    storage.create_if_absent(f"{s3_root}/b", b"")
+    storage.create(f"{s3_root}/b", b"")
     storage.delete(uri)
     assert len(list(storage.list_files(s3_root))) == 1
     assert len({name for name, _ in sent}) == 8 and {value for _, value in sent} == {"requester"}, sent
@@ -188,7 +188,7 @@ def test_users_mistakes_are_one_line(s3_root: str, monkeypatch: pytest.MonkeyPat
         (s3_root, "names a bucket, not a file"),
     ]:
         with pytest.raises(ValueError, match=message):
-            storage.write_bytes(uri, b"")
+            storage.write(uri, b"")
     with pytest.raises(ValueError, match="no such bucket"):
         list(storage.list_files("s3://no-such-bucket-here"))
     monkeypatch.delenv("AWS_ACCESS_KEY_ID")
@@ -231,8 +231,8 @@ def test_a_server_without_conditions_gets_a_look_before_the_write(
 
     with through(FaultProxy(os.environ["AWS_ENDPOINT_URL"], answer=answer), monkeypatch):
         assert not storage.decides_who_creates(s3_root)
-        assert storage.create_if_absent(f"{s3_root}/x", b"first")
-        assert not storage.create_if_absent(f"{s3_root}/x", b"second")
+        assert storage.create(f"{s3_root}/x", b"first")
+        assert not storage.create(f"{s3_root}/x", b"second")
     assert storage.read_bytes(f"{s3_root}/x") == b"first"
     assert len(list(storage.list_files(s3_root))) == 1
 
@@ -249,7 +249,7 @@ def test_answers_to_a_conditional_write_count_by_their_status(
         return answers.pop() if "If-None-Match" in headers and answers else None
 
     with through(FaultProxy(os.environ["AWS_ENDPOINT_URL"], answer=answer), monkeypatch):
-        assert storage.create_if_absent(f"{s3_root}/x", b"data") == created
+        assert storage.create(f"{s3_root}/x", b"data") == created
     assert storage.exists(f"{s3_root}/x") == created
 
 
@@ -282,7 +282,7 @@ def test_an_endpoint_that_redirects_is_named(s3_root: str, monkeypatch: pytest.M
 
     calls = [storage.stat, storage.read_bytes, lambda uri: list(storage.list_files(uri)), storage.delete]
     with through(FaultProxy(os.environ["AWS_ENDPOINT_URL"], answer=answer), monkeypatch):
-        for call in (*calls, lambda uri: storage.write_bytes(uri, b""), lambda uri: storage.create_if_absent(uri, b"")):
+        for call in (*calls, lambda uri: storage.write(uri, b""), lambda uri: storage.create(uri, b"")):
             with pytest.raises(ValueError, match=r"redirects to https://elsewhere.example .*AWS_ENDPOINT_URL"):
                 call(f"{s3_root}/x")
 
@@ -300,11 +300,11 @@ def test_credentials_that_expire_and_are_renewed(s3_root: str, monkeypatch: pyte
     monkeypatch.setenv("AWS_SHARED_CREDENTIALS_FILE", str(file))
     with through(FaultProxy(os.environ["AWS_ENDPOINT_URL"], answer=answer), monkeypatch):
         file.write_text("[default]\naws_access_key_id = old\naws_secret_access_key = secret\n")
-        for call in (storage.stat, storage.read_bytes, lambda uri: storage.create_if_absent(uri, b"")):
+        for call in (storage.stat, storage.read_bytes, lambda uri: storage.create(uri, b"")):
             with pytest.raises(PermissionError, match="renew what has expired"):
                 call(f"{s3_root}/x")
         file.write_text(file.read_text().replace("old", "new"))
-        assert storage.create_if_absent(f"{s3_root}/x", b"data") and storage.read_bytes(f"{s3_root}/x") == b"data"
+        assert storage.create(f"{s3_root}/x", b"data") and storage.read_bytes(f"{s3_root}/x") == b"data"
 
 
 @servers
@@ -314,9 +314,9 @@ def test_versioned_buckets(root: str, request: pytest.FixtureRequest) -> None:
         Bucket=root.removeprefix("s3://"), VersioningConfiguration={"Status": "Enabled"}
     )
     for data in (b"first", b"second"):
-        assert storage.create_if_absent(f"{root}/x", data)
-        assert not storage.create_if_absent(f"{root}/x", b"other")
-        storage.write_bytes(f"{root}/x", data * 2)
+        assert storage.create(f"{root}/x", data)
+        assert not storage.create(f"{root}/x", b"other")
+        storage.write(f"{root}/x", data * 2)
         assert storage.read_bytes(f"{root}/x") == storage.local_copy(f"{root}/x").read_bytes() == data * 2
         assert [file.size for file in storage.list_files(root)] == [2 * len(data)]
         storage.delete(f"{root}/x")
@@ -340,19 +340,19 @@ def test_a_failed_upload_leaves_nothing(
     file, endpoint = random_file(tmp_path / "file", 12 * MIB), os.environ["AWS_ENDPOINT_URL"]
     with FaultProxy(endpoint, 1.0, kinds=("cut upload",)) as proxy:
         monkeypatch.setenv("AWS_ENDPOINT_URL", proxy.endpoint)
-        for write in (storage.write_file, storage.create_from_file):
+        for write in (storage.write, storage.create):
             with pytest.raises(OSError):
-                write(file, f"{s3_root}/x")
+                write(f"{s3_root}/x", file)
         monkeypatch.setenv("AWS_ENDPOINT_URL", endpoint)
     assert proxy.made["cut upload"] > 0
     assert list(storage.list_files(s3_root)) == [] and pending_uploads(s3_root) == 0
 
 
 def test_an_object_replaced_while_read_is_an_error(s3_root: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    storage.write_bytes(f"{s3_root}/x", bytes(9 * MIB))
+    storage.write(f"{s3_root}/x", bytes(9 * MIB))
     with through(FaultProxy(os.environ["AWS_ENDPOINT_URL"], 1.0, kinds=("cut download",)), monkeypatch):
         stream = storage.open_stream(f"{s3_root}/x")
-    storage.write_bytes(f"{s3_root}/x", bytes(10 * MIB))
+    storage.write(f"{s3_root}/x", bytes(10 * MIB))
     with pytest.raises(OSError, match="replaced while it was read"):
         stream.read()
 
@@ -362,7 +362,7 @@ def _read_in_child(uri: str) -> None:
 
 
 def test_a_forked_child_has_its_own_client(s3_root: str) -> None:
-    storage.write_bytes(f"{s3_root}/x", b"data")
+    storage.write(f"{s3_root}/x", b"data")
     parent = s3_client.client()
     child = multiprocessing.get_context("fork").Process(target=_read_in_child, args=(f"{s3_root}/x",))
     child.start()

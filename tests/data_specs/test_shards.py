@@ -165,7 +165,7 @@ def test_one_flipped_byte_is_refused_where_it_is_read(
     uri = f"{set_uri}/{receipt.shard.name.removesuffix('.tar')}{suffix}"
     data = bytearray(storage.read_bytes(uri))
     data[-700 if suffix == ".tar" else -3] ^= 1
-    storage.write_bytes(uri, data)
+    storage.write(uri, data)
     for read in (lambda: list(open_shards(set_uri)), lambda: receipts.remake(set_uri, receipt, lambda sample: True)):
         with pytest.raises(ValueError, match=rf"{suffix}: its bytes are not those that were made .*dnd verify"):
             read()
@@ -173,7 +173,7 @@ def test_one_flipped_byte_is_refused_where_it_is_read(
 
 def test_a_damaged_cached_copy_is_fetched_once_more(s3_root: str) -> None:
     data = bytes(100_000)
-    storage.write_bytes(f"{s3_root}/x.tar", data)
+    storage.write(f"{s3_root}/x.tar", data)
     path = storage.local_copy(f"{s3_root}/x.tar")
     for damage in (bytes(99_999) + b"x", data[:-1], b""):
         path.write_bytes(damage)

@@ -144,11 +144,11 @@ def test_a_table_that_changed_since_planning_fails_the_unit(tmp_path: Path) -> N
 def test_tables_and_tars_are_read_by_ranges_over_s3(s3_root: str, tmp_path: Path) -> None:
     rows = [{"id": f"r{i}", "text": f"text {i}"} for i in range(300)]
     pq.write_table(pa.Table.from_pylist(rows), tmp_path / "a.parquet", row_group_size=100)
-    storage.write_file(tmp_path / "a.parquet", f"{s3_root}/text/a.parquet")
+    storage.write(f"{s3_root}/text/a.parquet", tmp_path / "a.parquet")
     made = read_all(TextSource(kind="text", uri=f"{s3_root}/text"), val_share=0.1, documents_per_unit=50)
     assert sorted(texts(made["train"] + made["val"])) == sorted((r["id"], r["text"]) for r in rows)
     tar = write_tar(tmp_path / "x.tar", [("d/1.pdf", b"%PDF-1"), ("d", None), ("d/2.pdf", b""), ("d/3.pdf", b"%PDF-3")])
-    storage.write_file(tar, f"{s3_root}/pdf/x.tar")
+    storage.write(f"{s3_root}/pdf/x.tar", tar)
     pdfs = read_all(PdfSource(kind="pdf", uri=f"{s3_root}/pdf"), val_share=0)["train"]
     assert [(o.id, o.data) for o in pdfs] == [("x/d/1", b"%PDF-1"), ("x/d/2", b""), ("x/d/3", b"%PDF-3")]
 

@@ -415,7 +415,7 @@ def paying_bucket(bulk: Path, ceph: Server, use_s3: Callable[..., None]) -> Iter
     client = s3_client.client()
     client.create_bucket(Bucket="arxiv")
     for path in bulk.rglob("*.*"):
-        storage.write_file(path, f"s3://arxiv/{path.relative_to(bulk)}")
+        storage.write(f"s3://arxiv/{path.relative_to(bulk)}", path)
         client.put_object_acl(Bucket="arxiv", Key=str(path.relative_to(bulk)), ACL="public-read")
     client.put_bucket_acl(Bucket="arxiv", ACL="public-read")
     client.put_bucket_request_payment(Bucket="arxiv", RequestPaymentConfiguration={"Payer": "Requester"})
@@ -451,7 +451,7 @@ def test_units_at_once_share_one_fetch(
     bulk: Path, s3_root: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     for path in bulk.rglob("*.*"):
-        storage.write_file(path, f"{s3_root}/{path.relative_to(bulk)}")
+        storage.write(f"{s3_root}/{path.relative_to(bulk)}", path)
     source = ArxivSource(kind="arxiv", uri=s3_root, licences=None)
     units = [unit for _, unit in units_of(source, tmp_path, documents_per_unit=1)]
     with FaultProxy(s3_client.client().meta.endpoint_url, 0.0) as proxy:

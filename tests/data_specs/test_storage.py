@@ -34,7 +34,7 @@ def test_write_read_replace_delete(root: str) -> None:
     assert storage.read_text(uri) == "one\ntwo\r\nzwölf"
     assert list(storage.read_lines(uri)) == ["one", "two\r", "zwölf"]
     first = storage.stat(uri)
-    storage.write_bytes(uri, b"other")
+    storage.write(uri, b"other")
     second = storage.stat(uri)
     assert first and second and (first.size, second.size) == (15, 5) and first.etag != second.etag
     storage.delete(uri)
@@ -44,7 +44,7 @@ def test_write_read_replace_delete(root: str) -> None:
 
 def test_ranges(root: str) -> None:
     uri, data = storage.join(root, "data"), bytes(range(256)) * 20
-    storage.write_bytes(uri, data)
+    storage.write(uri, data)
     for start, length in [(0, 10), (100, 200), (5000, None), (5110, 100), (6000, 5), (7, 0), (None, None)]:
         end = len(data) if length is None else (start or 0) + length
         assert storage.read_bytes(uri, start, length) == data[start or 0 : end], (start, length)
@@ -61,18 +61,18 @@ def test_absent_files(root: str) -> None:
 def test_create_never_overwrites(root: str, tmp_path: Path) -> None:
     uri, file = storage.join(root, "set", "x"), tmp_path / "file"
     file.write_bytes(b"from a file")
-    assert storage.create_if_absent(uri, b"first")
-    assert not storage.create_if_absent(uri, b"second")
-    assert not storage.create_from_file(file, uri)
+    assert storage.create(uri, b"first")
+    assert not storage.create(uri, b"second")
+    assert not storage.create(uri, file)
     assert storage.read_bytes(uri) == b"first"
-    assert storage.create_from_file(file, storage.join(root, "set", "y"))
+    assert storage.create(storage.join(root, "set", "y"), file)
     assert storage.read_bytes(storage.join(root, "set", "y")) == b"from a file"
 
 
 def test_one_of_many_creators_wins(root: str) -> None:
     uri = storage.join(root, "race")
     with ThreadPoolExecutor(8) as pool:
-        won = list(pool.map(lambda i: storage.create_if_absent(uri, b"%d" % i), range(8)))
+        won = list(pool.map(lambda i: storage.create(uri, b"%d" % i), range(8)))
     assert won.count(True) == 1
     assert storage.read_bytes(uri) == b"%d" % won.index(True)
 
@@ -80,8 +80,8 @@ def test_one_of_many_creators_wins(root: str) -> None:
 def test_listing_is_in_order_of_whole_names(root: str) -> None:
     names = ["a.txt", "a/b", "a/c/d", "a0", "b", "ä", "with space+%41"]
     for name in names:
-        storage.write_bytes(storage.join(root, "set", name), name.encode())
-    storage.write_bytes(storage.join(root, "set2"), b"not in the folder")
+        storage.write(storage.join(root, "set", name), name.encode())
+    storage.write(storage.join(root, "set2"), b"not in the folder")
     found = list(storage.list_files(storage.join(root, "set")))
     prefix = storage.join(root, "set/")
     assert [f.uri.removeprefix(prefix) for f in found] == sorted(names)
@@ -93,7 +93,7 @@ def test_listing_is_in_order_of_whole_names(root: str) -> None:
 def test_many_reads_keep_their_order(root: str) -> None:
     uris = [storage.join(root, f"{i:03d}") for i in range(100)]
     for uri in uris[::2]:
-        storage.write_bytes(uri, uri.encode())
+        storage.write(uri, uri.encode())
     assert list(storage.read_many(uris)) == [uri.encode() if i % 2 == 0 else None for i, uri in enumerate(uris)]
 
 
@@ -108,7 +108,7 @@ def test_folders_come_and_go_whole(root: str) -> None:
 
 
 def test_names_that_leave_their_folder_are_refused(s3_root: str) -> None:
-    storage.write_bytes(f"{s3_root}/set/../../evil", b"")
+    storage.write(f"{s3_root}/set/../../evil", b"")
     with pytest.raises(ValueError, match="leaves its folder"):
         storage.local_folder(f"{s3_root}/set")
 
@@ -123,9 +123,9 @@ from pathlib import Path
 from data_specs import storage
 signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
 resource.setrlimit(resource.RLIMIT_FSIZE, (50_000, {resource.getrlimit(resource.RLIMIT_FSIZE)[1]}))
-for write in (storage.write_file, storage.create_from_file):
+for write in (storage.write, storage.create):
     try:
-        write(Path({str(source)!r}), {str(target / "x")!r})
+        write({str(target / "x")!r}, Path({str(source)!r}))
     except OSError as error:
         print(error.errno)
 """
@@ -138,12 +138,12 @@ def test_unwritable_target_is_an_error(tmp_path: Path) -> None:
     """A file where the folder should be: unwritable for root too."""
     (tmp_path / "file").write_bytes(b"")
     with pytest.raises(OSError, match="file"):
-        storage.write_bytes(str(tmp_path / "file" / "x"), b"data")
+        storage.write(str(tmp_path / "file" / "x"), b"data")
 
 
 def _create(uri: str, barrier: object, value: bytes) -> None:
     barrier.wait()  # type: ignore[attr-defined]
-    os._exit(0 if storage.create_if_absent(uri, value) else 1)
+    os._exit(0 if storage.create(uri, value) else 1)
 
 
 def test_one_of_many_processes_wins(tmp_path: Path) -> None:
@@ -168,8 +168,8 @@ def test_an_unknown_scheme_is_refused_by_name(uri: str, tmp_path: Path, monkeypa
     scheme = uri.partition("://")[0]
     calls = [storage.read_bytes, storage.open_stream, storage.stat, storage.list_files, storage.list_folders]
     calls += [storage.local_copy, storage.local_folder, storage.delete, storage.absolute, storage.decides_who_creates]
-    calls += [lambda uri: storage.write_bytes(uri, b""), lambda uri: storage.create_if_absent(uri, b"")]
-    calls += [partial(storage.write_file, Path("file")), partial(storage.create_from_file, Path("file"))]
+    calls += [lambda uri: storage.write(uri, b""), lambda uri: storage.create(uri, b"")]
+    calls += [lambda uri: storage.write(uri, Path("file")), lambda uri: storage.create(uri, Path("file"))]
     for call in calls:
         with pytest.raises(ValueError, match=f"{scheme}://"):
             call(uri)
@@ -215,7 +215,7 @@ def source(request: pytest.FixtureRequest, tmp_path: Path, monkeypatch: pytest.M
         memory.rm("/source", recursive=True)
         return
     for name, data in files.items():
-        storage.write_bytes(str(tmp_path / "source" / name), data)
+        storage.write(str(tmp_path / "source" / name), data)
     handler = partial(SimpleHTTPRequestHandler, directory=str(tmp_path / "source"))
     with ThreadingHTTPServer(("127.0.0.1", 0), handler) as server:
         threading.Thread(target=server.serve_forever, args=(0.05,), daemon=True).start()
@@ -236,7 +236,7 @@ def test_sources_may_lie_wherever_fsspec_reads(source: str) -> None:
         with pytest.raises(FileNotFoundError, match="none"):
             read(f"{source}/none")
     with pytest.raises(ValueError, match="only read, as a source"):
-        storage.write_bytes(f"{source}/a.txt", b"")
+        storage.write(f"{source}/a.txt", b"")
 
 
 def test_another_content_has_another_etag() -> None:
@@ -307,7 +307,7 @@ def test_a_local_folder_decides_who_creates(tmp_path: Path) -> None:
 def test_links_are_followed_to_read_but_in_no_circle(tmp_path: Path) -> None:
     root, other = tmp_path / "root", tmp_path / "other"
     for path in (root / "set" / "x", other / "y"):
-        storage.write_bytes(str(path), b"data")
+        storage.write(str(path), b"data")
     (root / "set" / "up").symlink_to(root)
     (root / "set" / "other").symlink_to(other)
     (other / "back").symlink_to(root / "set")

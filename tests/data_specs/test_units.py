@@ -54,7 +54,7 @@ def test_a_plan_for_something_else_is_refused(tmp_path: Path) -> None:
 def test_no_plan_and_no_plan_at_all(tmp_path: Path) -> None:
     assert read_plan(str(tmp_path)) is None
     for text in ("", "not json\n", "[]\n", '{"digest": 1}\n', "\udcff\n", "[" * 300):
-        storage.write_bytes(str(tmp_path / "plan.jsonl"), text.encode(errors="surrogateescape"))
+        storage.write(str(tmp_path / "plan.jsonl"), text.encode(errors="surrogateescape"))
         with pytest.raises(ValueError, match=r"plan.jsonl: not a valid planheader \(.*\); remove the shard set"):
             read_plan(str(tmp_path))
 

@@ -193,7 +193,7 @@ def test_the_studio_draws_paints_a_hole_and_goes_on_with_a_line(address: str) ->
 
 def test_a_root_on_s3_is_shown_and_drawn_from_as_well(root: str, s3_root: str) -> None:
     for file in storage.list_files(root):
-        storage.create_from_file(Path(file.uri), storage.join(s3_root, file.uri.removeprefix(root + "/")))
+        storage.create(storage.join(s3_root, file.uri.removeprefix(root + "/")), Path(file.uri))
     with served(s3_root) as where, chromium() as page:
         page.goto(where)
         page.get_by_text(re.compile(r"^\d+ of \d+ samples")).wait_for()

@@ -217,9 +217,7 @@ def _remove_and_die(root: str, name: str, count: int) -> None:
     list(remove(root, GONE, []))
 
 
-@pytest.mark.parametrize(
-    ("name", "count"), [("create_from_file", 1), ("write_bytes", 0), ("write_bytes", 2), ("delete", 0), ("delete", 3)]
-)
+@pytest.mark.parametrize(("name", "count"), [("create", 3), ("write", 0), ("write", 2), ("delete", 0), ("delete", 3)])
 def test_a_killed_removal_is_finished_by_the_next(root: Path, tmp_path: Path, name: str, count: int) -> None:
     shutil.copytree(root, tmp_path / "whole")
     list(remove(str(tmp_path / "whole"), GONE, []))

@@ -206,7 +206,7 @@ def test_the_last_and_every_nth_stay(tmp_path: Path) -> None:
 def test_a_checkpoint_on_s3_falls_back_as_well(s3_root: str, capsys: pytest.CaptureFixture[str]) -> None:
     for step in (1, 2):
         save(s3_root, step)
-    storage.write_bytes(f"{s3_root}/step_00000002/{NAME}", b"something else")
+    storage.write(f"{s3_root}/step_00000002/{NAME}", b"something else")
     storage.delete(f"{s3_root}/latest")
     assert found(s3_root) == 1
     assert "14 bytes, state.json says" in capsys.readouterr().err
@@ -219,7 +219,7 @@ def test_verify_names_what_is_damaged(tmp_path: Path) -> None:
         save(folder, step, keep_last=3)
     file = write_safetensors(tmp_path / "model.safetensors", {"a": torch.ones(100)})
     done = Finished(step=3, files={"model.safetensors": file}, weights=0.5)
-    storage.write_bytes(f"{folder}/done", done.to_json())
+    storage.write(f"{folder}/done", done.to_json())
     assert list(verify_training(folder)) == []
     flipped_byte(tmp_path / "step_00000001" / NAME)
     (tmp_path / "step_00000002/state.json").write_text("{}")

@@ -62,8 +62,8 @@ def test_dtype_is_kept_on_disk_and_chosen_at_loading(tmp_path, state):
 def test_of_a_remote_folder_only_what_is_loaded_is_fetched(tmp_path, state, s3_root):
     import_transformer(saved(tmp_path / "a.pt", state), tmp_path / "out", TINY)
     for name in ("transformer.json", "transformer.safetensors", "ema.safetensors"):
-        storage.write_file(tmp_path / "out" / name, f"{s3_root}/transformer/{name}")
-    storage.write_bytes(f"{s3_root}/transformer/step_00000010/rank_00000_of_00001.safetensors", bytes(10**6))
+        storage.write(f"{s3_root}/transformer/{name}", tmp_path / "out" / name)
+    storage.write(f"{s3_root}/transformer/step_00000010/rank_00000_of_00001.safetensors", bytes(10**6))
     torch.testing.assert_close(dict(load_transformer(f"{s3_root}/transformer").state_dict()), state, rtol=0, atol=0)
     fetched = {path.name.partition("-")[2] for path in cache.folder().iterdir() if path.suffix == ".safetensors"}
     assert fetched == {"ema.safetensors"}
