@@ -9,7 +9,7 @@ bfloat16 (C width, F hidden width; dropout masks 2·C more):
     fused on a GPU    the same, norms 2·(2 + 2)·C, feed-forward 6·F: kernels keep what they read, not what lies between
     compiled          one of the norms' results less: it is computed again
 
-float32 doubles all but the norms' 4 and the masks. Predictions are 0.88 to 1.00 times the peaks that the kernel counted
+float32 doubles all but the norms' 4 and the masks. Predictions are 0.96 to 1.00 times the peaks that the kernel counted
 on a CPU (stages 0 to 3, one and two ranks: test_memory.py), where gloo adds its own copies of what travels, and 1.01
 times (compiled 0.99) that of an H200: 54.9 GB for XXL with 32 images at stage 2 in bfloat16. Tokenizer and encoding are
 counted by running their steps on tensors without bytes (tokenize_jobs/memory.py).
@@ -58,28 +58,32 @@ def predict(
     """Bytes of one GPU by part; `total` is the peak of a step.
 
     That is where backward begins or where the optimizer steps, whichever takes more. In float32 gradients come as
-    activations go; in bfloat16 they add up in float32, in memory that DeepSpeed takes as a whole as backward begins.
+    activations go; in bfloat16 they add up in float32, in memory that DeepSpeed takes as a whole as backward begins,
+    and stage 3 as the engine is built. Stage 3 also gathers weights, unless one GPU has all of them.
     """
     parameters = num_parameters(config)
     low = 4 if _arithmetic(spec) == "float32" else 2
     stage = max(stage, 1) if low == 2 else stage
     share = parameters / gpus if stage else parameters
     on_cpu = spec.train.offload_optimizer and stage > 0
-    gathered = 4 * layer_weights(config) if spec.train.optimizer == "muon" else 0
+    momenta = 4 * layer_weights(config) if spec.train.optimizer == "muon" else 0  # of all ranks, gathered
+    gathered = min(parameters, MAX_LIVE) if stage == 3 and gpus > 1 else 0
     parts: Parts = {
-        "weights": low * (parameters / gpus + min(parameters, MAX_LIVE) if stage == 3 else parameters),
+        "weights": low * ((parameters / gpus if stage == 3 else parameters) + gathered),
         "gradients": 4 * (parameters if stage < 2 else share),  # they add up and travel in float32
         "buckets": 4 * min(2 * BUCKET, parameters) if stage else 0,
         "master weights": 0 if on_cpu or not stage else 4 * share,
         "moments": 0 if on_cpu else moments_bytes(spec, config) * share / parameters,
         "moving average": 0 if on_cpu else 4 * share,
-        "step": 0 if on_cpu or not stage else 4 * share + gathered,
+        "step": 0 if on_cpu or not stage else 4 * share + momenta,
         "activations": activation_bytes(config, low, kernels) * micro,
         "logits": loss_bytes(config, low, micro),
     }
     forward = parts["activations"] + parts["logits"]
-    step = parts["step"] + (0 if low == 2 else parts["gradients"] + parts["buckets"])
-    return {**parts, "total": sum(parts.values()) - min(forward, step)}
+    after_forward = parts["step"]
+    if low == 4 and stage < 3:
+        after_forward += parts["gradients"] + parts["buckets"]
+    return {**parts, "total": sum(parts.values()) - min(forward, after_forward)}
 
 
 def _arithmetic(spec: Spec) -> str:

@@ -27,15 +27,22 @@ def resident(key: str) -> int:
     return next(1024 * int(line.split()[1]) for line in lines if line.startswith(key))
 
 
-def begin() -> int:
-    """Resident bytes from which on the peak is counted; from here on freed memory goes back to the kernel at once."""
+def give_back_at_once() -> None:
+    """From here on freed memory goes back to the kernel, so that none that was kept is used again uncounted."""
     libc = ctypes.CDLL(None)
     libc.mallopt(M_MMAP_THRESHOLD, 1 << 16)
     libc.mallopt(M_TRIM_THRESHOLD, 1 << 16)
+    libc.malloc_trim(0)
+
+
+def begin() -> int:
+    """Resident bytes from which on the peak is counted."""
+    give_back_at_once()
     warm_up = torch.nn.Linear(64, 64)  # what the first backward of a process loads
     torch.optim.AdamW(warm_up.parameters(), fused=True)
     warm_up(torch.randn(64, 64)).sum().backward()
     gc.collect()
+    give_back_at_once()
     Path("/proc/self/clear_refs").write_text("5")
     return resident("VmRSS")
 
@@ -53,6 +60,7 @@ SMALL_BUCKETS = {
 
 def training_peak(root: str, *overrides: str) -> None:
     """Two steps and their moving average; each rank's peak goes to ROOT/peak_RANK."""
+    give_back_at_once()
     train_some(tiny_spec("train.batch_size=2", overrides[-1]), root)  # what the first steps of a process load
     before = begin()
     train_some(tiny_spec(*overrides), root)
