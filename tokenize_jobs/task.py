@@ -44,7 +44,7 @@ from tokenize_jobs.statistics import CodeStatistics, psnr
 from tokenize_jobs.tensors import to_host
 from tokenize_jobs.trainer import Step, Validation
 from tokenize_jobs.views import Pixels, center_view
-from tokenize_jobs.weights import save_tokenizer
+from tokenize_jobs.weights import save_tokenizer, stored_tensors
 
 VALIDATION_IMAGES = 64
 
@@ -306,14 +306,6 @@ class MovingAverage:
     def write_to(self, model: nn.Module) -> None:
         """Put the average in the place of a model's weights."""
         torch._foreach_copy_(_floats(model), self.tensors)
-
-
-def stored_tensors(model: nn.Module) -> dict[str, Tensor]:
-    """Return parameters and persistent buffers by name, what is shared only once."""
-    once: dict[int, tuple[str, Tensor]] = {}
-    for name, tensor in model.state_dict().items():
-        once.setdefault(tensor.data_ptr(), (name, tensor))
-    return dict(once.values())
 
 
 def _floats(model: nn.Module) -> list[Tensor]:

@@ -12,7 +12,7 @@ from typing import Any
 import torch
 import yaml
 from safetensors import SafetensorError, safe_open
-from torch import Tensor
+from torch import Tensor, nn
 
 from data_specs import storage
 from data_specs.records import CheckpointFile
@@ -35,10 +35,9 @@ def save_tokenizer(model: RQVAE, folder: str | Path) -> CheckpointFile:
     """
     folder = Path(folder)
     folder.mkdir(parents=True, exist_ok=True)
-    state = model.state_dict()
-    written = write_safetensors(folder / WEIGHTS, {name: state[name].cpu() for name in _stored_names(model)})
-    with whole_file(folder / CONFIG) as file:
-        file.write(f"{model.config.to_json()}\n".encode())
+    tensors = {name: tensor.cpu() for name, tensor in stored_tensors(model).items()}
+    written = write_safetensors(folder / WEIGHTS, tensors)
+    storage.write_text(str(folder / CONFIG), model.config.to_json() + "\n")
     return written
 
 
@@ -54,11 +53,11 @@ def load_tokenizer(
     model = _empty_model(replace(read_config(str(folder)), **changed), device, dtype)
     try:
         with safe_open(storage.local_copy(uri), "pt") as file:
-            wanted = model.state_dict()
-            names = list(file.keys())
-            _refuse_misfit(uri, {name: file.get_slice(name).get_shape() for name in names}, _stored_names(model))
-            for name in names:  # one tensor at a time
-                wanted[name].copy_(file.get_tensor(name))
+            wanted = stored_tensors(model)
+            shapes = {name: file.get_slice(name).get_shape() for name in file.keys()}  # noqa: SIM118
+            _refuse_misfit(uri, shapes, _shapes_of(wanted))
+            for name, tensor in wanted.items():  # one at a time
+                tensor.copy_(file.get_tensor(name))
     except (OSError, SafetensorError) as error:
         raise ValueError(f"{uri}: no readable tokenizer weights ({error})") from None
     return model
@@ -83,12 +82,16 @@ def _empty_model(config: RQVAEConfig, device: str | torch.device, dtype: torch.d
     return model.eval().requires_grad_(True)
 
 
-def _stored_names(model: RQVAE) -> dict[str, list[int]]:
-    """Names and shapes that a file holds: those of the state dict, a shared codebook's only once."""
-    repeated = re.compile(r"quantizer\.codebooks\.[1-9]")
-    shapes = {name: list(tensor.shape) for name, tensor in model.state_dict().items()}
-    shared = model.config.shared_codebook
-    return {name: shape for name, shape in shapes.items() if not (shared and repeated.match(name))}
+def stored_tensors(model: nn.Module) -> dict[str, Tensor]:
+    """Return parameters and persistent buffers by name, what is shared only once, under its first name."""
+    once: dict[int, tuple[str, Tensor]] = {}
+    for name, tensor in model.state_dict().items():
+        once.setdefault(tensor.data_ptr(), (name, tensor))
+    return dict(once.values())
+
+
+def _shapes_of(tensors: Mapping[str, Tensor]) -> dict[str, list[int]]:
+    return {name: list(tensor.shape) for name, tensor in tensors.items()}
 
 
 # ---- released ------------------------------------------------------------------------------------------------------
@@ -101,8 +104,7 @@ def import_tokenizer(checkpoint: str | Path, config: str | Path, *, ema: bool = 
     checkpoint, config = Path(checkpoint), Path(config)
     model = _empty_model(_released_config(config), "cpu", torch.float32)
     state = _released_state(checkpoint, "state_dict_ema" if ema else "state_dict")
-    shapes = {name: list(tensor.shape) for name, tensor in state.items()}
-    _refuse_misfit(checkpoint, shapes, {name: list(tensor.shape) for name, tensor in model.state_dict().items()})
+    _refuse_misfit(checkpoint, _shapes_of(state), _shapes_of(model.state_dict()))
     if model.config.shared_codebook:
         _refuse_unequal_codebooks(checkpoint, state)
     model.load_state_dict(state)
@@ -119,8 +121,7 @@ def export_tokenizer(model: RQVAE, checkpoint: str | Path, config: str | Path) -
     state = {name: tensor.detach().cpu().contiguous() for name, tensor in model.state_dict().items()}
     with whole_file(Path(checkpoint)) as file:
         torch.save({"state_dict": state}, file)
-    with whole_file(Path(config)) as file:
-        file.write(yaml.safe_dump({"arch": arch}, sort_keys=False).encode())
+    storage.write_text(str(config), yaml.safe_dump({"arch": arch}, sort_keys=False))
 
 
 def _released_state(path: Path, key: str) -> dict[str, Tensor]:
