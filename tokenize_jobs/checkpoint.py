@@ -8,24 +8,23 @@ number of ranks reads what any other number wrote.
 from __future__ import annotations
 
 import errno
-import hashlib
 import os
 import re
 import shutil
 import sys
-import threading
 from bisect import bisect_right
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import suppress
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
 from data_specs import storage
+from data_specs.digest import file_digest
 from data_specs.records import CheckpointFile, CheckpointState, Finished, RecordError
 from data_specs.scratch import scratch_folder
 from data_specs.text import say
@@ -39,73 +38,72 @@ THREADS = 8  # files that a process reads and hashes at a time
 
 
 # ---- writing -------------------------------------------------------------------------------------------------------
+class Failure(NamedTuple):
+    """What a rank's writing ended with, told to all ranks, some of whose exceptions cannot be sent."""
+
+    kind: str
+    errno: int | None
+    message: str
+
+    def error(self, what: str) -> Exception:
+        """Return what to raise, on every rank."""
+        if self.kind == NotFiniteError.__name__:
+            return NotFiniteError(self.message)
+        if self.errno in NO_ROOM:
+            return ValueError(f"{what} ({self.message}): make room, then run again to resume from the last one")
+        return RuntimeError(f"{what} ({self.kind}: {self.message})")
+
+
 class CheckpointWriter:
     """Writes checkpoints while training goes on: `start` takes the tensors, `busy` says whether they are on disk yet.
 
-    When no rank is busy any more, all call `commit`, which makes the checkpoint count and removes older ones.
+    Then all ranks call `commit`, which makes the checkpoint count and removes older ones.
     """
 
     def __init__(self, folder: str, ranks: Ranks, keep_last: int, keep_every: int | None) -> None:
-        self.folder, self.ranks, self.keep_last, self.keep_every = folder, ranks, keep_last, keep_every
-        self.state: CheckpointState | None = None  # of the checkpoint under way
-        self.thread = threading.Thread()
-        self.written: CheckpointFile | None = None
-        self.error: tuple[str, int | None, str] | None = None
+        self.folder = folder
+        self.ranks = ranks
+        self.keep_last = keep_last
+        self.keep_every = keep_every
+        self.pool = ThreadPoolExecutor(1)
+        self.under_way: tuple[CheckpointState, Future[CheckpointFile | Failure]] | None = None
 
     @property
     def busy(self) -> bool:
         """Whether this rank is still writing."""
-        return self.thread.is_alive()
+        return self.under_way is not None and not self.under_way[1].done()
 
     def start(self, state: CheckpointState, tensors: dict[str, Tensor]) -> None:
         """Begin to write this rank's tensors; `state` names no files yet."""
-        assert self.state is None, "a checkpoint is under way: commit it first"
-        self.state = state
-        self.written = None
-        self.error = None
+        assert self.under_way is None, "a checkpoint is under way: commit it first"
         uri = storage.join(self.folder, step_name(state.step))
         if self.ranks.rank == 0:
             storage.delete(storage.join(uri, STATE))  # what is written anew does not count until it is whole
         file_uri = storage.join(uri, rank_name(self.ranks.rank, self.ranks.world))
-        self.thread = threading.Thread(target=self._write, args=(file_uri, tensors), daemon=True)
-        self.thread.start()
-
-    def _write(self, uri: str, tensors: dict[str, Tensor]) -> None:
-        try:
-            written = _write_file(uri, tensors)
-            if (found := _describe(uri)) != written:
-                raise OSError(f"{uri}: what was read back is not what was written ({found.bytes} bytes)")
-            self.written = written
-        except BaseException as error:  # raised by `commit`, on every rank
-            self.error = (type(error).__name__, getattr(error, "errno", None), str(error))
-
-    def wait(self) -> None:
-        """Wait until this rank has written."""
-        if self.state is not None:
-            self.thread.join()
+        self.under_way = state, self.pool.submit(_write, file_uri, tensors)
 
     def commit(self) -> None:
-        """Make the checkpoint under way count, if there is one; all ranks call it, when none is busy.
+        """Make the checkpoint under way count, if there is one, once all ranks have written it; all call it.
 
         Raises:
             NotFiniteError: a number in it is not finite.
             ValueError: it could not be written, and no restart mends that.
             RuntimeError: it could not be written.
         """
-        state = self.state
-        self.state = None
-        if state is None:
+        if self.under_way is None:
             return
-        results = self.ranks.gather((self.written, self.error))
+        state, written = self.under_way
+        self.under_way = None
         uri = storage.join(self.folder, step_name(state.step))
-        for rank, (_, error) in enumerate(results):
-            if error:
-                _raise(f"{uri}: rank {rank} could not write the checkpoint", error)
+        files: dict[str, CheckpointFile] = {}
+        for rank, result in enumerate(self.ranks.gather(written.result())):
+            if isinstance(result, Failure):
+                raise result.error(f"{uri}: rank {rank} could not write the checkpoint")
+            files[rank_name(rank, self.ranks.world)] = result
         if self.ranks.rank == 0:
-            names = (rank_name(rank, self.ranks.world) for rank in range(self.ranks.world))
-            self._publish(uri, state, dict(zip(names, (file for file, _ in results), strict=True)))
+            self._publish(uri, state, files)
 
-    def _publish(self, uri: str, state: CheckpointState, files: dict[str, CheckpointFile | None]) -> None:
+    def _publish(self, uri: str, state: CheckpointState, files: dict[str, CheckpointFile]) -> None:
         """Write state.json and `latest`, then remove what is not needed any more."""
         whole = CheckpointState.model_validate(dict(state) | {"files": files})
         for file in list(storage.list_files(uri)):
@@ -116,14 +114,15 @@ class CheckpointWriter:
         prune(self.folder, state.step, self.keep_last, self.keep_every)
 
 
-def _raise(what: str, error: tuple[str, int | None, str]) -> None:
-    """Raise what a rank's writing thread ended with, told as (type, errno, message)."""
-    kind, number, message = error
-    if kind == NotFiniteError.__name__:
-        raise NotFiniteError(message)
-    if number in NO_ROOM:
-        raise ValueError(f"{what} ({message}): make room, then run again to resume from the last one")
-    raise RuntimeError(f"{what} ({kind}: {message})")
+def _write(uri: str, tensors: dict[str, Tensor]) -> CheckpointFile | Failure:
+    """Write a rank's file and read it back; whatever goes wrong is raised by `commit`, on every rank."""
+    try:
+        written = _write_file(uri, tensors)
+        if _digest_on_disk(uri) != written.sha256:
+            raise OSError(f"{uri}: what was read back is not what was written ({written.bytes} bytes)")
+        return written
+    except BaseException as error:
+        return Failure(type(error).__name__, getattr(error, "errno", None), str(error))
 
 
 def _write_file(uri: str, tensors: dict[str, Tensor]) -> CheckpointFile:
@@ -140,24 +139,13 @@ def _write_file(uri: str, tensors: dict[str, Tensor]) -> CheckpointFile:
     return written
 
 
-def _describe(uri: str) -> CheckpointFile:
-    """Size and sha256 of a file as the disk has it: the kernel's own copy is given back first."""
+def _digest_on_disk(uri: str) -> str:
+    """SHA-256 of a file as the disk has it: the kernel's own copy is given back first."""
     if not storage.is_remote(uri):
         descriptor = os.open(uri, os.O_RDONLY)
         os.posix_fadvise(descriptor, 0, 0, os.POSIX_FADV_DONTNEED)
         os.close(descriptor)
-    with storage.open_stream(uri) as file:
-        return describe_stream(file)
-
-
-def describe_stream(file: Any) -> CheckpointFile:
-    """Size and sha256 of what is left of a stream."""
-    found = hashlib.sha256()
-    size = 0
-    while chunk := file.read(2**22):
-        found.update(chunk)
-        size += len(chunk)
-    return CheckpointFile(bytes=size, sha256=found.hexdigest())
+    return file_digest(uri)
 
 
 def step_name(step: int) -> str:
@@ -211,25 +199,6 @@ def newest_state(folder: str) -> CheckpointState | None:
     return None
 
 
-def find_faults(uri: str, state: CheckpointState, names: Sequence[str]) -> list[str]:
-    """Return one line for each file of `names` that is not what state.json says; reads every byte."""
-
-    def fault(name: str) -> str:
-        path = storage.join(uri, name)
-        wanted = state.files[name]
-        try:
-            if (there := storage.stat(path)) and there.size != wanted.bytes:
-                return f"{path}: {there.size} bytes, state.json says {wanted.bytes}"
-            with storage.local_copy(path).open("rb") as file:
-                found = describe_stream(file)
-        except OSError as error:
-            return f"{path}: {error.strerror or error}"
-        return "" if found == wanted else f"{path}: its bytes are not those that were written"
-
-    with ThreadPoolExecutor(THREADS) as pool:
-        return [line for line in pool.map(fault, names) if line]
-
-
 def find_whole(folder: str, ranks: Ranks) -> tuple[str, CheckpointState] | None:
     """Return address and state of the checkpoint to go on from, None where there is none yet; all ranks call it.
 
@@ -240,12 +209,13 @@ def find_whole(folder: str, ranks: Ranks) -> tuple[str, CheckpointState] | None:
     """
     faults = list[str]()
     for uri in ranks.gather(_candidates(folder) if ranks.rank == 0 else [])[0]:
-        found = _examine(uri, ranks)
-        if isinstance(found, CheckpointState):
+        state, mine = _examine(uri, ranks.rank, ranks.world)
+        found = [line for lines in ranks.gather(mine) for line in lines]
+        if state and not found:
             if ranks.rank == 0 and faults:
                 say(f"warning: goes on from {uri}: {'; '.join(faults)}", sys.stderr)
-            return uri, found
-        faults.append(found)
+            return uri, state
+        faults.append(found[0])
     if faults:
         raise ValueError(
             f"{folder}: no checkpoint is whole ({'; '.join(faults)}): restore one, or remove {folder} to start anew"
@@ -266,19 +236,31 @@ def _candidates(folder: str) -> list[str]:
     return [storage.join(folder, step_name(step)) for step in tried]
 
 
-def _examine(uri: str, ranks: Ranks) -> CheckpointState | str:
-    """A checkpoint's state where it is whole, else what is wrong with it, the same on all ranks."""
-    faults = list[str]()
-    state = None
+def _examine(uri: str, rank: int = 0, world: int = 1) -> tuple[CheckpointState | None, list[str]]:
+    """A checkpoint's state, and a line for each thing that is wrong with it; reads every byte of this rank's share."""
     try:
         state = read_state(uri)
-        faults = find_faults(uri, state, sorted(state.files)[ranks.rank :: ranks.world])
     except FileNotFoundError:
-        faults = [f"{uri}: its {STATE} is lost"]
+        return None, [f"{uri}: its {STATE} is lost"]
     except RecordError as error:
-        faults = [str(error)]
-    told = [line for lines in ranks.gather(faults) for line in lines]
-    return told[0] if told or state is None else state
+        return None, [str(error)]
+
+    def fault(name: str) -> str:
+        return _fault_of(storage.join(uri, name), state.files[name])
+
+    with ThreadPoolExecutor(THREADS) as pool:
+        return state, [line for line in pool.map(fault, sorted(state.files)[rank::world]) if line]
+
+
+def _fault_of(uri: str, wanted: CheckpointFile) -> str:
+    """What is wrong with a file of a checkpoint, "" where it is what state.json says."""
+    try:
+        if (there := storage.stat(uri)) and there.size != wanted.bytes:
+            return f"{uri}: {there.size} bytes, state.json says {wanted.bytes}"
+        found = file_digest(storage.local_copy(uri))
+    except OSError as error:
+        return f"{uri}: {error.strerror or error}"
+    return "" if found == wanted.sha256 else f"{uri}: its bytes are not those that were written"
 
 
 # ---- reading -------------------------------------------------------------------------------------------------------
@@ -335,10 +317,10 @@ class StoredTensors:
 def read_finished(folder: str) -> Finished | None:
     """Return what a finished training says of its result; None where there is none."""
     uri = storage.join(folder, DONE)
-    if not storage.exists(uri):
+    try:
+        return Finished.parse(storage.read_bytes(uri), uri, "remove it; the next run of the training writes it anew")
+    except FileNotFoundError:
         return None
-    remedy = "remove it; the next run of the training writes it anew"
-    return Finished.parse(storage.read_bytes(uri), uri, remedy)
 
 
 def finished_step(folder: str) -> int:
@@ -360,13 +342,8 @@ def verify_training(folder: str) -> Iterator[str]:
         folder: ROOT/tokenizer or ROOT/transformer, trained or imported.
     """
     for uri in _candidates(folder):
-        try:
-            state = read_state(uri)
-            yield from find_faults(uri, state, sorted(state.files))
-        except FileNotFoundError:
-            yield f"{uri}: its {STATE} is lost"
-        except RecordError as error:
-            yield str(error)
+        _, faults = _examine(uri)
+        yield from faults
     try:
         done = read_finished(folder)
     except RecordError as error:
@@ -385,9 +362,8 @@ def _verify_weights(uri: str, wanted: CheckpointFile | None) -> Iterator[str]:
     """What is wrong with exported weights: their digest, where it is known, or numbers that are not finite."""
     try:
         path = storage.local_copy(uri)
-        with path.open("rb") as file:
-            if wanted and describe_stream(file) != wanted:
-                yield f"{uri}: its bytes are not those that training wrote"
+        if wanted and file_digest(path) != wanted.sha256:
+            yield f"{uri}: its bytes are not those that training wrote"
         yield from (f"{uri}: {name} holds numbers that are not finite" for name in find_not_finite(path))
     except (OSError, ValueError) as error:
         yield f"{uri}: {getattr(error, 'strerror', None) or error}"

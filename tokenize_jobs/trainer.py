@@ -294,7 +294,6 @@ class Trainer:
 
     def _complete_checkpoint(self) -> None:
         """Wait for the checkpoint that is being written, on all ranks, and make it count."""
-        self.writer.wait()
         self.writer.commit()
         self.ranks.any(False)  # none goes on before rank 0 has made it count
 
