@@ -7,11 +7,9 @@ import os
 import signal
 import subprocess
 import sys
-import threading
 import time
 import traceback
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Mapping, Sequence
 from datetime import timedelta
 from typing import Any, NoReturn
 
@@ -63,14 +61,14 @@ def launch(job: Job, module: str, root: str, ranks: int, arguments: Sequence[str
         return
     with hold(job.folder, f"dnd {job.command}"):  # a second run is refused here, in one line
         pass
-    with _noting_signals() as signals:
+    with stopping.noted():
         for left in range(job.section.max_restarts, -1, -1):
-            code, message = _run_once(job, [module, "--root", root, *arguments], ranks, signals)
+            code, message = _run_once(job, [module, "--root", root, *arguments], ranks)
             if code == 0 or finished_step(job.folder) >= job.section.steps:
                 return
             if code == WRONG:
                 raise TrainingFailed(message or f"{job.folder}: training cannot go on; see the output above")
-            if signals or code == STOPPED:
+            if stopping.told_to_stop() or code == STOPPED:
                 raise SystemExit(STOPPED)
             say(f"{job.command}: ended with code {code}; {left} restarts left", sys.stderr)
     raise TrainingFailed(
@@ -79,26 +77,7 @@ def launch(job: Job, module: str, root: str, ranks: int, arguments: Sequence[str
     )
 
 
-@contextmanager
-def _noting_signals() -> Iterator[list[int]]:
-    """While the block runs, signals that tell to stop are noted in the list that it yields."""
-    signals: list[int] = []
-
-    def record(number: int, _: object) -> None:
-        signals.append(number)
-
-    if threading.current_thread() is not threading.main_thread():
-        yield signals
-        return
-    before = {number: signal.signal(number, record) for number in stopping.SIGNALS}
-    try:
-        yield signals
-    finally:
-        for number, handler in before.items():
-            signal.signal(number, handler)
-
-
-def _run_once(job: Job, command: list[str], ranks: int, signals: list[int]) -> tuple[int, str]:
+def _run_once(job: Job, command: list[str], ranks: int) -> tuple[int, str]:
     """Run all ranks once; return the exit code of the run and the message that it left, if any."""
     processes: list[subprocess.Popen[bytes]] = []
     with scratch_folder() as folder:
@@ -110,7 +89,7 @@ def _run_once(job: Job, command: list[str], ranks: int, signals: list[int]) -> t
             for rank in range(ranks):
                 own = environment | {"RANK": str(rank), "LOCAL_RANK": str(rank)}
                 processes.append(subprocess.Popen(line, env=own))
-            code = _wait(processes, signals)
+            code = _wait(processes)
         finally:
             for process in processes:
                 process.kill()
@@ -118,7 +97,7 @@ def _run_once(job: Job, command: list[str], ranks: int, signals: list[int]) -> t
         return code, errors.read_text(encoding="utf-8") if errors.exists() else ""
 
 
-def _wait(processes: list[subprocess.Popen[bytes]], signals: list[int]) -> int:
+def _wait(processes: list[subprocess.Popen[bytes]]) -> int:
     """Wait until all ranks have ended, or GRACE seconds longer than the first that failed; return the run's code.
 
     Once this process is told to stop, the ranks are, again and again: one that is just being started may miss a signal.
@@ -133,7 +112,7 @@ def _wait(processes: list[subprocess.Popen[bytes]], signals: list[int]) -> int:
             break
         if codes and deadline == float("inf"):
             deadline = time.monotonic() + GRACE
-        if signals and time.monotonic() > remind:
+        if stopping.told_to_stop() and time.monotonic() > remind:
             remind = time.monotonic() + 1
             for process in processes:
                 process.send_signal(signal.SIGUSR1)

@@ -1,8 +1,11 @@
-"""Whether this process was told to stop. Installed before anything slow is imported, so it imports only `signal`."""
+"""Whether this process was told to stop. Installed before anything slow is imported, so it imports nothing slow."""
 
 from __future__ import annotations
 
 import signal
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
 from types import FrameType
 
 STOPPED, WRONG = 75, 2  # exit codes: told to stop, and saved; what no restart mends
@@ -14,6 +17,21 @@ def install() -> None:
     """From here on SIGTERM, SIGUSR1 and SIGINT are noted and do nothing else."""
     for number in SIGNALS:
         signal.signal(number, _note)
+
+
+@contextmanager
+def noted() -> Iterator[None]:
+    """Note the signals while the block runs, as `install`, if this is the main thread: no other may."""
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    before = {number: signal.signal(number, _note) for number in SIGNALS}
+    try:
+        yield
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
+        _received.clear()
 
 
 def _note(number: int, _: FrameType | None) -> None:
