@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import tempfile
+from functools import partial
 
 import numpy as np
 import torch
@@ -17,9 +18,10 @@ from data_specs.receipts import commit
 from data_specs.records import RangeUnit, Sample, ShardUnit
 from data_specs.spec import Spec, load_spec
 from data_specs.units import write_plan
+from pipeline.follow import by_shards
 from pipeline.png import encode_photo
 from tokenize_jobs.device import autocast, to_device
-from tokenize_jobs.encode import encoding, fitting_batch, prepare
+from tokenize_jobs.encode import encode_shard, fitting_batch, prepare
 from tokenize_jobs.networks import config_of
 from tokenize_jobs.rqvae import RQVAE
 
@@ -37,6 +39,7 @@ def tokenize(preset: str, rounds: int) -> Comparison:
         images = _images(spec, folder)
         shard = open_shards(folder).manifest.shardlist[0]
         numbers = iter(range(10**9))
+        work = by_shards(folder, partial(encode_shard, model, spec, "val"))
 
         def ours() -> int:
             number = next(numbers)
@@ -44,7 +47,7 @@ def tokenize(preset: str, rounds: int) -> Comparison:
                 unit=number, split="val", shard=shard.url, sha256=shard.sha256, index_sha256=shard.index_sha256
             )
             codes = storage.join(folder, f"codes{number}")
-            return commit(codes, digest_of(IDENTITY), number, encoding(model, spec, folder)(unit)).written
+            return commit(codes, digest_of(IDENTITY), number, work(unit)).written
 
         return compare(ours, lambda: _bare(model, images, spec, batch), rounds)
 

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import hashlib
+from collections.abc import Callable, Iterable, Iterator
 
 from data_specs import storage
 from data_specs.digest import digest_of, require_same
 from data_specs.manifest import read_manifest
 from data_specs.receipts import discard
-from data_specs.records import Identity, Manifest, ShardEntry, ShardUnit
+from data_specs.records import Identity, InputRead, Manifest, Outcome, ShardEntry, ShardUnit
+from data_specs.shards import Shard
 from data_specs.units import Plan, extend_plan, read_plan, write_plan
 
 
@@ -75,3 +77,17 @@ def unit_of(number: int, split: str, entry: ShardEntry | None) -> ShardUnit:
         return ShardUnit(unit=number, split=split, shard=None, sha256=None, index_sha256=None)
     digests = {name: getattr(entry, name) for name in ("sha256", "index_sha256", "table_sha256")}
     return ShardUnit(unit=number, split=split, shard=entry.url, **digests)
+
+
+def by_shards(
+    source_uri: str, convert: Callable[[Shard], Iterable[Outcome]]
+) -> Callable[[ShardUnit], Iterator[Outcome]]:
+    """What makes the samples of a unit: those of its shard of the set at `source_uri`, converted."""
+
+    def work(unit: ShardUnit) -> Iterator[Outcome]:
+        if unit.shard and unit.sha256:  # else it has lost all its samples
+            uri = storage.join(source_uri, unit.shard)
+            yield InputRead(uri=uri, sha256=unit.sha256)
+            yield from convert(Shard(uri, unit))
+
+    return work

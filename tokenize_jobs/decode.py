@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import zipfile
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from itertools import islice
 from pathlib import Path
 
@@ -15,7 +15,7 @@ from torch import Tensor
 from data_specs import storage
 from data_specs.progress import Progress
 from data_specs.reader import decode_fields
-from data_specs.records import InputRead, Item, Outcome, Sample, ShardUnit
+from data_specs.records import Item, Sample
 from data_specs.sections import Shape
 from data_specs.shards import Shard
 from data_specs.spec import Spec
@@ -23,26 +23,15 @@ from pipeline.png import encode_photo
 from tokenize_jobs.device import naming_what_to_lower
 from tokenize_jobs.rqvae import RQVAE, RQVAEConfig
 
+GREY = 128
 
-def decoding(
-    model: RQVAE, spec: Spec, codes_uri: str, depths: int | None = None
-) -> Callable[[ShardUnit], Iterator[Outcome]]:
-    """What decodes a unit, a shard of the code set at `codes_uri`, by a loaded tokenizer.
 
-    depths: decode the first so many codes of each position (default: all).
+def decode_shard(model: RQVAE, spec: Spec, depths: int | None, shard: Shard) -> Iterator[Sample]:
+    """Image samples for the first view of each sample of a code shard, in order.
+
+    Args:
+        depths: decode the first so many codes of each position (None: all).
     """
-
-    def work(unit: ShardUnit) -> Iterator[Outcome]:
-        if unit.shard and unit.sha256:  # else it has lost all its samples
-            uri = storage.join(codes_uri, unit.shard)
-            yield InputRead(uri=uri, sha256=unit.sha256)
-            yield from decode_shard(model, spec, Shard(uri, unit), depths)
-
-    return work
-
-
-def decode_shard(model: RQVAE, spec: Spec, shard: Shard, depths: int | None = None) -> Iterator[Sample]:
-    """Image samples for the first view of each sample of a code shard, in order."""
     size = spec.tokenize.compute_batch
     assert size is not None, "job.py settles the batch before it plans"
     numbers = iter(range(len(shard)))
@@ -111,12 +100,8 @@ def write_npz(items: Sequence[Item], uri: str) -> None:
 
 def grid(images: Sequence[np.ndarray], columns: int = 8, gap: int = 2) -> np.ndarray:
     """Images uint8 [H, W, 3] of one size side by side, row by row, on grey."""
-    height, width = images[0].shape[:2]
     columns = min(columns, len(images))
-    rows = -(-len(images) // columns)
-    canvas = np.full((rows * (height + gap) + gap, columns * (width + gap) + gap, 3), 128, np.uint8)
-    for number, image in enumerate(images):
-        row, column = divmod(number, columns)
-        top, left = gap + row * (height + gap), gap + column * (width + gap)
-        canvas[top : top + height, left : left + width] = image
-    return canvas
+    blanks = [np.full_like(images[0], GREY)] * (-len(images) % columns)
+    cells = np.pad(np.stack([*images, *blanks]), ((0, 0), (gap, 0), (gap, 0), (0, 0)), constant_values=GREY)
+    together = rearrange(cells, "(row column) h w rgb -> (row h) (column w) rgb", column=columns)
+    return np.pad(together, ((0, gap), (0, gap), (0, 0)), constant_values=GREY)

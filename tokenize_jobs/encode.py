@@ -19,9 +19,9 @@ import torch
 from einops import rearrange
 from torch import Tensor
 
-from data_specs import storage, table
+from data_specs import table
 from data_specs.reader import decode_image
-from data_specs.records import Dropped, InputRead, Outcome, Reason, Sample, ShardUnit, parse_info
+from data_specs.records import Dropped, Reason, Sample, parse_info
 from data_specs.shards import Shard
 from data_specs.spec import Spec
 from tokenize_jobs.device import autocast, memory_of, naming_what_to_lower, pick_device, to_device
@@ -36,19 +36,7 @@ Views = np.ndarray  # uint8 [views, H, W, 3] of one sample
 KEPT_JSON = ("id", "source", "page", "licence", "text")
 
 
-def encoding(model: RQVAE, spec: Spec, images_uri: str) -> Callable[[ShardUnit], Iterator[Outcome]]:
-    """What encodes a unit, a shard of the image set at `images_uri`, by a loaded tokenizer."""
-
-    def work(unit: ShardUnit) -> Iterator[Outcome]:
-        if unit.shard and unit.sha256:  # else it has lost all its samples
-            uri = storage.join(images_uri, unit.shard)
-            yield InputRead(uri=uri, sha256=unit.sha256)
-            yield from encode_shard(model, spec, Shard(uri, unit), unit.split)
-
-    return work
-
-
-def encode_shard(model: RQVAE, spec: Spec, shard: Shard, split: str) -> Iterator[Sample | Dropped]:
+def encode_shard(model: RQVAE, spec: Spec, split: str, shard: Shard) -> Iterator[Sample | Dropped]:
     """Samples of codes [views, h, w, d] for those of an image shard that match spec.tokenize.where, in order."""
     rows = table.table_of(shard).to_pylist()
     where = spec.tokenize.where

@@ -63,7 +63,7 @@ class Tokenize(UnitStage):
             read_manifest(storage.join(source, "manifest.json"))
         for split, source in sources.items():
             plan = plan_by_shards(storage.join(root, "codes", split), identity, source, split)
-            yield Output(plan, spec, partial(_setup_encoding, spec, root, source, identity.versions["device"]))
+            yield Output(plan, spec, partial(_setup_encoding, spec, root, source, split, identity.versions["device"]))
 
 
 class Decode(UnitStage):
@@ -211,20 +211,22 @@ def weights_digest(uri: str, model: str = "tokenizer", command: str = "train-tok
     return found
 
 
-def _setup_encoding(spec: Spec, root: str, images_uri: str, device: str) -> Work:
+def _setup_encoding(spec: Spec, root: str, images_uri: str, split: str, device: str) -> Work:
+    from pipeline.follow import by_shards
     from tokenize_jobs.device import require_device
-    from tokenize_jobs.encode import encoding
+    from tokenize_jobs.encode import encode_shard
 
     require_device(device)
-    return encoding(_model(spec, root), spec, images_uri)
+    return by_shards(images_uri, partial(encode_shard, _model(spec, root), spec, split))
 
 
 def _setup_decoding(spec: Spec, root: str, codes_uri: str, depths: int | None, device: str) -> Work:
-    from tokenize_jobs.decode import decoding
+    from pipeline.follow import by_shards
+    from tokenize_jobs.decode import decode_shard
     from tokenize_jobs.device import require_device
 
     require_device(device)
-    return decoding(_model(spec, root), spec, codes_uri, depths)
+    return by_shards(codes_uri, partial(decode_shard, _model(spec, root), spec, depths))
 
 
 def _model(spec: Spec, root: str) -> Any:

@@ -50,7 +50,7 @@ def test_every_sample_of_a_shard_is_encoded_in_order(root: str) -> None:
     from tokenize_jobs.weights import load_tokenizer
 
     model, images = prepare(load_tokenizer(f"{root}/tokenizer"), 1), open_shards(f"{root}/images/train")
-    samples = [s for s in encode_shard(model, SPEC, images.shard(0), "train") if isinstance(s, Sample)]
+    samples = [s for s in encode_shard(model, SPEC, "train", images.shard(0)) if isinstance(s, Sample)]
     assert [sample.key for sample in samples] == [images[i]["__key__"] for i in range(30)]
     wanted = np.stack(list(encode_views(model, (images[i]["image"] for i in range(30)), SPEC)))
     codes = [np.load(io.BytesIO(sample.fields["codes.npy"]), allow_pickle=False)[0] for sample in samples]
@@ -61,9 +61,9 @@ def test_only_what_matches_is_encoded(root: str) -> None:
     from tokenize_jobs.weights import load_tokenizer
 
     model, images = prepare(load_tokenizer(f"{root}/tokenizer"), 1), open_shards(f"{root}/images/train")
-    every = [outcome.key for outcome in encode_shard(model, SPEC, images.shard(0), "train")]
+    every = [outcome.key for outcome in encode_shard(model, SPEC, "train", images.shard(0))]
     chosen = tiny_spec("tokenize.compute_batch=16", f"tokenize.where=key > '{every[9]}' and cls >= 0")
-    outcomes = list(encode_shard(model, chosen, images.shard(0), "train"))
+    outcomes = list(encode_shard(model, chosen, "train", images.shard(0)))
     written = [outcome for outcome in outcomes if isinstance(outcome, Sample)]
     left_out = [outcome for outcome in outcomes if isinstance(outcome, Dropped)]
     assert [sample.key for sample in written] == sorted(every)[10:]
