@@ -9,7 +9,7 @@ from typing import Any
 import yaml
 from pydantic import BaseModel
 
-from data_specs.spec import SECTIONS, Spec
+from data_specs.spec import SECTIONS, Spec, known_keys
 
 WIDTH = 120
 NEW = """\
@@ -35,11 +35,7 @@ def commented(spec: Spec) -> str:
 
 def keys_of(name: str) -> list[str]:
     """The dotted keys of a section of the spec, one level of them; of a key that is no section, the key itself."""
-    field: Any = Spec
-    for step in name.split("."):
-        field = field.model_fields[step].annotation
-    named = field.model_fields if isinstance(field, type) and issubclass(field, BaseModel) else {}
-    return [f"{name}.{key}" for key in named] or [name]
+    return [f"{name}.{key}" for key in known_keys(name.split("."))] or [name]
 
 
 def schema() -> dict[str, Any]:

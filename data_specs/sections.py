@@ -1,95 +1,14 @@
-"""The sections of a spec, one for each stage, and the shape that all must agree on."""
+"""The sections of a spec, one for each stage; the shape that all must agree on is in `shape.py`."""
 
 from __future__ import annotations
 
-from typing import Annotated, Literal, NamedTuple, Protocol
+from typing import Annotated, Literal
 
-from pydantic import AfterValidator, BaseModel, ConfigDict, Field, model_validator
+from pydantic import AfterValidator, Field, NonNegativeInt, model_validator
 
 import data_specs.sources  # noqa: F401  (so that the kinds of sources are known)
+from data_specs.shape import SIZES, Section
 from data_specs.source import AnySource
-
-# Layers, heads, width (paper, table of model sizes; 1B … 7B as in the released code).
-SIZES: dict[str, tuple[int, int, int]] = {
-    "B": (12, 12, 768),
-    "L": (24, 16, 1024),
-    "XL": (36, 20, 1280),
-    "XXL": (48, 24, 1536),
-    "XXXL": (48, 32, 2048),
-    "1B": (22, 32, 2048),
-    "3B": (24, 32, 3200),
-    "7B": (32, 32, 4096),
-}
-
-
-class Section(BaseModel):
-    """A section of the spec: unknown keys are errors, values never change after reading."""
-
-    model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False, defer_build=True)
-
-
-MAX_CODES = 2**16  # codes are uint16
-
-
-class Shape(Section):
-    """What every stage must agree on: the image, its grid of codes and the codebook."""
-
-    image_size: int = Field(ge=8, le=4096, description="side of the square image, pixels")
-    grid: tuple[int, int] = Field(description="code positions, rows x columns")
-    depth: int = Field(ge=1, le=64, description="residual codes at each position")
-    codebook_size: int = Field(ge=2, le=MAX_CODES, description="rows of the codebook; codes are uint16")
-
-    @model_validator(mode="after")
-    def _grid_divides(self) -> Shape:
-        for side in self.grid:
-            if side < 1 or self.image_size % side:
-                divisors = [n for n in range(1, self.image_size + 1) if self.image_size % n == 0]
-                raise ValueError(
-                    f"grid {self.grid} does not divide image_size {self.image_size}: use one of {divisors}"
-                )
-        return self
-
-
-class HoldsCodes(Protocol):
-    """What says of which shape codes are."""
-
-    @property
-    def grid(self) -> tuple[int, ...]: ...
-    @property
-    def depth(self) -> int: ...
-    @property
-    def codebook_size(self) -> int: ...
-
-
-class CodeShape(NamedTuple):
-    """What a transformer sees of codes: positions (rows, columns), codes at each, and how many values a code has."""
-
-    grid: tuple[int, int]
-    depth: int
-    codebook_size: int
-
-    @classmethod
-    def of(cls, holder: HoldsCodes) -> CodeShape:
-        """That of a section of the spec or of a model's configuration."""
-        return cls((holder.grid[0], holder.grid[1]), holder.depth, holder.codebook_size)
-
-    def refuse_other(self, found: CodeShape, where: str, whose: str, remedy: str) -> None:
-        """Refuses a model whose codes are of another shape than these.
-
-        Raises:
-            ValueError: names both shapes, `where` the model lies, `whose` these are, and the remedy.
-        """
-        if found != self:
-            raise ValueError(
-                f"{where}: its codes are {[*found.grid, found.depth]} of {found.codebook_size} rows, {whose} "
-                f"{[*self.grid, self.depth]} of {self.codebook_size}: {remedy}"
-            )
-
-    def flattened(self) -> CodeShape:
-        """That of the same codes with those of a position side by side (tokenize.flatten)."""
-        rows, columns = self.grid
-        return CodeShape((rows, columns * self.depth), 1, self.codebook_size * self.depth)
-
 
 # ---- render --------------------------------------------------------------------------------------------------------
 Colour = Annotated[str, Field(pattern=r"^#[0-9a-fA-F]{6}$")]
@@ -103,7 +22,7 @@ def _rising(ends: tuple[int, int]) -> tuple[int, int]:
     return ends
 
 
-Ends = Annotated[tuple[Annotated[int, Field(ge=0)], Annotated[int, Field(ge=0)]], AfterValidator(_rising)]
+Ends = Annotated[tuple[NonNegativeInt, NonNegativeInt], AfterValidator(_rising)]
 Sizes = Annotated[tuple[Annotated[int, Field(ge=1)], Annotated[int, Field(ge=1)]], AfterValidator(_rising)]
 
 
@@ -131,9 +50,7 @@ class TextStyle(Section):
     columns: list[Annotated[int, Field(ge=1, le=4)]] = Field(
         [1], min_length=1, description="numbers of columns, one drawn for each passage"
     )
-    margin: Annotated[int, Field(ge=0)] | Ends = Field(
-        20, description="empty border, pixels: one, or smallest and largest"
-    )
+    margin: NonNegativeInt | Ends = Field(20, description="empty border, pixels: one, or smallest and largest")
     line_spacing: float = Field(1.2, ge=0.8, le=3, description="distance of the lines in units of the type size")
     whole_pixels: bool = Field(False, description="letters a whole number of pixels wide: one shape each, not four")
     max_words: int = Field(100, ge=1, description="words of a plain passage on one image")
@@ -219,10 +136,9 @@ class ShardInput(Section):
     class_offset: int = Field(0, ge=0, description="added to the classes of this set")
 
 
+Share = Annotated[float, Field(ge=0, le=1)]
 Beta = Annotated[float, Field(ge=0, lt=1)]
 Betas = tuple[Beta, Beta]
-
-
 MIXTURE_BITS = 20  # weights of a mixture count in multiples of 2^-20
 
 
@@ -357,7 +273,7 @@ class Transformer(Section):
     num_layers: int | None = Field(None, ge=1, description="layers, where no size is given")
     num_heads: int | None = Field(None, ge=1, description="attention heads of a layer")
     width: int | None = Field(None, ge=4, description="of the hidden state")
-    head_layers: tuple[Annotated[int, Field(ge=0)], ...] = Field(
+    head_layers: tuple[NonNegativeInt, ...] = Field(
         min_length=1, description="0-based layers after which a head sits; one a depth"
     )
     heads: Literal["dnd", "vertical", "parallel"] = Field(
@@ -435,24 +351,17 @@ class Train(Training):
     )
 
     @model_validator(mode="after")
-    def _muon_has_its_matrices(self) -> Train:
+    def _works_at_its_stage(self) -> Train:
         if self.optimizer == "muon" and (self.zero_stage == 3 or self.offload_optimizer):
             raise ValueError(
                 "optimizer muon works at zero_stage 0, 1 and 2 without offload_optimizer: use these, or adamw"
             )
-        return self
-
-    @model_validator(mode="after")
-    def _compiles_whole_layers(self) -> Train:
         if self.compile and self.zero_stage == 3:
             raise ValueError(
                 "compile works at zero_stage 0 to 2: stage 3 gathers the weights inside of a layer, which would fall "
                 "into dozens of graphs; leave it out, or use another stage"
             )
         return self
-
-
-Share = Annotated[float, Field(ge=0, le=1)]
 
 
 class Given(Section):
@@ -473,16 +382,6 @@ class Given(Section):
         if self.hole and not (0 <= self.hole[0] < self.hole[2] and 0 <= self.hole[1] < self.hole[3]):
             raise ValueError(f"hole {list(self.hole)} is empty: give top, left, bottom, right, each below its opposite")
         return self
-
-    def fits(self, shape: Shape) -> None:
-        """Refuse what lies outside the grid. Raises ValueError."""
-        rows, columns = shape.grid
-        if self.hole and (self.hole[2] > rows or self.hole[3] > columns):
-            raise ValueError(f"sample.given.hole {list(self.hole)} leaves the grid of {rows} x {columns} positions")
-        if self.depths and self.depths >= shape.depth:
-            raise ValueError(
-                f"sample.given.depths {self.depths} leaves nothing to draw: shape.depth is {shape.depth}, give fewer"
-            )
 
 
 class Sample(Section):

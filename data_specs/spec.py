@@ -5,31 +5,22 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from math import inf
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
 import yaml
-from pydantic import BaseModel, Field, ValidationError, model_validator
+from pydantic import Field, ValidationError, model_validator
+from pydantic_core import ErrorDetails
 
-from data_specs.sections import (
-    MAX_CODES,
-    CodeShape,
-    Evaluate,
-    Render,
-    Sample,
-    Section,
-    Shape,
-    Tokenize,
-    Tokenizer,
-    Train,
-    Transformer,
-)
+from data_specs.sections import Evaluate, Given, Render, Sample, Tokenize, Tokenizer, Train, Transformer
+from data_specs.shape import MAX_CODES, CodeShape, Section, Shape
 from data_specs.source import unknown_key
 
 PRESETS = Path(__file__).parent / "presets"
 SECTIONS = ("render", "tokenizer", "tokenize", "transformer", "train", "sample", "evaluate")  # of a spec, by stage
+KEYS_SHOWN = 10  # of those that one message names
 _MISSING: Any = None  # a section that a spec file leaves out: typed as if it were there, since `require` sees to it
 
 
@@ -111,13 +102,22 @@ class Spec(Section):
                 raise ValueError(f"sample.{name} {value} must be at least 0{bound}")
         if section.guidance_interval[0] > section.guidance_interval[1]:
             raise ValueError(f"sample.guidance_interval {list(section.guidance_interval)} must rise")
-        if section.given and self.tokenize.flatten:
-            raise ValueError("sample.given names positions and depths: not with tokenize.flatten, which has no depths")
         if section.given:
-            section.given.fits(self.shape)
+            self._given_fits(section.given)
         if self.transformer:
             self._sample_fits_transformer()
         return self
+
+    def _given_fits(self, given: Given) -> None:
+        rows, columns = self.shape.grid
+        if self.tokenize.flatten:
+            raise ValueError("sample.given names positions and depths: not with tokenize.flatten, which has no depths")
+        if given.hole and (given.hole[2] > rows or given.hole[3] > columns):
+            raise ValueError(f"sample.given.hole {list(given.hole)} leaves the grid of {rows} x {columns} positions")
+        if given.depths and given.depths >= (depth := self.shape.depth):
+            raise ValueError(
+                f"sample.given.depths {given.depths} leaves nothing to draw: shape.depth is {depth}, give fewer"
+            )
 
     def _sample_fits_transformer(self) -> None:
         section = self.sample
@@ -172,18 +172,12 @@ def load_spec(name_or_path: str | Path, overrides: Sequence[str] = ()) -> Spec:
     Raises ValueError naming file, key and remedy.
     """
     path = _find(name_or_path)
-    tree = _read(path)
-    for override in overrides:
-        _set(tree, override)
-    return _validated(tree, str(path), overrides)
+    return _resolved(_read(path), str(path), overrides)
 
 
 def parse_spec(text: str | bytes, origin: str, overrides: Sequence[str] = ()) -> Spec:
     """Reads a spec from its YAML text (ROOT/spec.yaml, local or on S3); `origin` names it in errors."""
-    tree = _mapping(text, origin)
-    for override in overrides:
-        _set(tree, override)
-    return _validated(tree, origin, overrides)
+    return _resolved(_mapping(text, origin), origin, overrides)
 
 
 def _find(name_or_path: str | Path) -> Path:
@@ -256,43 +250,63 @@ def _value(text: str, override: str) -> Any:
         raise ValueError(f"--set {override}: the value is not YAML") from None
 
 
-def _validated(tree: dict[str, Any], origin: str, overrides: Sequence[str]) -> Spec:
+def _resolved(tree: dict[str, Any], origin: str, overrides: Sequence[str]) -> Spec:
+    for override in overrides:
+        _set(tree, override)
     try:
         return Spec.model_validate(tree)
     except ValidationError as error:
-        raise ValueError(_explain(origin, error, overrides)) from None
+        raise ValueError(_explain(origin, error, tree, overrides)) from None
 
 
-def _explain(origin: str, error: ValidationError, overrides: Sequence[str]) -> str:
-    """One line a mistake: file, key, what is wrong and what would be right, and the --set that gave it."""
-    lines = []
-    for fault in error.errors():
-        key = ".".join(map(str, fault["loc"])) or "(whole spec)"
-        message = fault["msg"].removeprefix("Value error, ")
-        if fault["type"] == "extra_forbidden":
-            message = unknown_key(str(fault["loc"][-1]), _known_keys(fault["loc"][:-1]))
-        set_here = [text for text in overrides if _sets(text, fault["loc"])]
-        lines.append(f"{origin}: {key}: {message}{f' (--set {set_here[-1]})' if set_here else ''}")
-    return "\n".join(lines)
+def _explain(origin: str, error: ValidationError, tree: dict[str, Any], overrides: Sequence[str]) -> str:
+    """One line a mistake: file, key, what is wrong and what would be right, and the --set that gave it.
+
+    Numbers that are not finite are one mistake: what writes such a spec writes many.
+    """
+    faults = [(".".join(_steps(fault["loc"], tree)), fault) for fault in error.errors()]
+    not_finite = {key for key, fault in faults if fault["type"] == "finite_number"}
+    lines = dict[tuple[str, str], list[str]]()
+    for key, fault in faults:
+        is_finite = key not in not_finite
+        if is_finite or fault["type"] == "finite_number":
+            set_here = [f" (--set {text})" for text in overrides if _sets(text, key)]
+            message = _message(key, fault) + (set_here[-1] if set_here else "")
+            lines.setdefault((key if is_finite else "", message), []).append(key or "(whole spec)")
+    return "\n".join(f"{origin}: {_listed(keys)}: {message}" for (_, message), keys in lines.items())
 
 
-def _sets(override: str, loc: tuple[int | str, ...]) -> bool:
-    """Whether an override gives the value at `loc`."""
-    steps = iter(map(str, loc))
+def _message(key: str, fault: ErrorDetails) -> str:
+    if fault["type"] == "extra_forbidden":
+        *parents, unknown = key.split(".")
+        return unknown_key(unknown, known_keys(parents) or ["see `dnd presets`"])
+    return fault["msg"].removeprefix("Value error, ")
+
+
+def _steps(loc: tuple[int | str, ...], tree: Any) -> Iterator[str]:
+    """The steps of a place in a spec's tree, without pydantic's names for the alternatives that a value has."""
+    for step in loc:
+        if isinstance(tree, dict) or (isinstance(tree, list) and isinstance(step, int)):
+            yield str(step)
+            tree = tree.get(step) if isinstance(tree, dict) else tree[int(step)]
+
+
+def _listed(keys: list[str]) -> str:
+    more = len(keys) - KEYS_SHOWN
+    return ", ".join(keys[:KEYS_SHOWN]) + (f" and {more} more" if more > 0 else "")
+
+
+def _sets(override: str, key: str) -> bool:
+    """Whether an override gives a key's value."""
+    steps = iter(key.split("."))
     return all(step in steps for step in override.partition("=")[0].split("."))
 
 
-def _known_keys(loc: tuple[int | str, ...]) -> list[str]:
+def known_keys(steps: Sequence[str]) -> list[str]:
+    """The keys of the section of a spec at a place, of a list those of an entry; none where there is no section."""
     section: Any = Spec
-    for step in loc:
-        field = (
-            section.model_fields.get(str(step))
-            if isinstance(section, type) and issubclass(section, BaseModel)
-            else None
-        )
-        section = field.annotation if field else section
-    return (
-        list(section.model_fields)
-        if isinstance(section, type) and issubclass(section, BaseModel)
-        else ["see `dnd presets`"]
-    )
+    for step in steps:
+        if field := section.model_fields.get(step) if section else None:
+            kinds = (field.annotation, *get_args(field.annotation))
+            section = next((kind for kind in kinds if hasattr(kind, "model_fields")), None)
+    return list(section.model_fields) if section else []

@@ -16,7 +16,7 @@ from typing import Any, NamedTuple
 from data_specs import storage
 from data_specs.digest import file_digest
 from data_specs.root import read_spec, record_spec
-from data_specs.sections import SIZES, CodeShape
+from data_specs.shape import SIZES, CodeShape
 from data_specs.spec import load_spec
 
 HUB = "hf://"

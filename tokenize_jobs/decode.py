@@ -16,7 +16,7 @@ from data_specs import storage
 from data_specs.progress import Progress
 from data_specs.reader import decode_fields
 from data_specs.records import Item, Sample
-from data_specs.sections import Shape
+from data_specs.shape import Shape
 from data_specs.shards import Shard
 from data_specs.spec import Spec
 from pipeline.png import encode_photo

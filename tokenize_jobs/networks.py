@@ -9,7 +9,8 @@ from torch import Tensor, nn
 
 from data_specs import storage
 from data_specs.records import TokenizerState
-from data_specs.sections import CodeShape, Tokenizer
+from data_specs.sections import Tokenizer
+from data_specs.shape import CodeShape
 from data_specs.spec import Spec
 from tokenize_jobs.checkpoint import newest_state
 from tokenize_jobs.device import autocast

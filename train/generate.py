@@ -15,7 +15,7 @@ import torch
 from PIL import Image
 
 from data_specs import storage
-from data_specs.sections import CodeShape
+from data_specs.shape import CodeShape
 from data_specs.sources.images import read_class_names
 from tokenize_jobs.decode import decode_codes
 from tokenize_jobs.device import pick_device

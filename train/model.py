@@ -20,7 +20,7 @@ from einops import rearrange
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
-from data_specs.sections import SIZES
+from data_specs.shape import SIZES
 from train.kernels import ChunkedCrossEntropy, fused
 
 INIT_STD = 0.02

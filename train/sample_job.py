@@ -8,7 +8,7 @@ from typing import Any
 
 from data_specs import storage
 from data_specs.records import Identity, RangeUnit
-from data_specs.sections import CodeShape
+from data_specs.shape import CodeShape
 from data_specs.spec import Spec
 from data_specs.units import read_plan
 from pipeline.stages import Option, Output, Stage, UnitStage, Work, planned, register

@@ -19,7 +19,7 @@ from torch import Tensor
 
 from data_specs import storage
 from data_specs.records import parse_config
-from data_specs.sections import SIZES
+from data_specs.shape import SIZES
 from tokenize_jobs.foreign import safe_torch_load
 from tokenize_jobs.tensors import DTYPES, whole_file, write_safetensors
 from tokenize_jobs.weights import unwrapped

@@ -17,7 +17,7 @@ import yaml
 from pydantic import Field, ValidationError
 
 from data_specs import storage
-from data_specs.sections import Section
+from data_specs.shape import Section
 from data_specs.spec import Spec, load_spec
 
 Keys = dict[str, Any]  # dotted key of the spec -> value

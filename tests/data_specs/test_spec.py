@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 import yaml
 
-from data_specs.sections import SIZES
+from data_specs.shape import SIZES
 from data_specs.spec import Spec, load_spec, parse_spec, presets
 
 NAMES = [
@@ -182,6 +182,41 @@ def test_all_mistakes_come_at_once() -> None:
     assert [line.split(": ")[1] for line in str(caught.value).splitlines()] == ["seed", "train.steps", "colour"]
 
 
+def test_numbers_that_are_not_finite_are_one_line() -> None:
+    tree = demo()
+    for path in [path for path in leaves(tree) if isinstance(value_at(tree, path), float)]:
+        tree = replaced(tree, path, float("nan"))
+    with pytest.raises(ValueError) as caught:
+        parse_spec(yaml.safe_dump(tree | {"colour": "red"}), "ROOT/spec.yaml")
+    finite, colour = str(caught.value).splitlines()
+    assert colour.startswith("ROOT/spec.yaml: colour: unknown key; known here: name, seed, ")
+    assert finite.startswith("ROOT/spec.yaml: render.val_share, render.text.line_spacing, render.pages.dpi, ")
+    assert finite.endswith(" more: Input should be a finite number")
+
+
+@pytest.mark.parametrize(
+    ("override", "lines"),
+    [
+        ("sample.top_p=.nan", ["sample.top_p: Input should be a finite number"]),
+        (
+            "sample.top_k=[x]",
+            ["sample.top_k: Input should be a", "sample.top_k.0: Input should be a"],
+        ),
+        (
+            "tokenizer.images=[{manifest: a, wait: 1}]",
+            ["tokenizer.images.0.wait: unknown key; known here: manifest"],
+        ),
+        ("sample.given={codes: x, deths: 1}", ["sample.given.deths: unknown key; known here: codes, depths, hole; di"]),
+    ],
+)
+def test_keys_in_messages_are_those_of_the_file(override: str, lines: list[str]) -> None:
+    """And not pydantic's names of the types that a value may have."""
+    with pytest.raises(ValueError) as caught:
+        load_spec("demo", [override])
+    found = [line.partition("demo.yaml: ")[2] for line in str(caught.value).splitlines()]
+    assert [line[: len(start)] for line, start in zip(found, lines, strict=True)] == lines
+
+
 def test_a_missing_key_is_named(tmp_path: Path) -> None:
     tree = demo()
     del tree["train"]["steps"], tree["shape"]
@@ -231,6 +266,10 @@ def test_a_base_beside_the_file_is_laid_under_it(tmp_path: Path) -> None:
 def leaves(tree: Any, prefix: tuple[Any, ...] = ()) -> list[tuple[Any, ...]]:
     items = tree.items() if isinstance(tree, dict) else enumerate(tree) if isinstance(tree, list) else []
     return [prefix] * bool(prefix) + [path for key, value in items for path in leaves(value, (*prefix, key))]
+
+
+def value_at(tree: Any, path: tuple[Any, ...]) -> Any:
+    return value_at(tree[path[0]], path[1:]) if path else tree
 
 
 def replaced(tree: Any, path: tuple[Any, ...], value: Any) -> Any:

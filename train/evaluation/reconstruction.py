@@ -11,7 +11,7 @@ import numpy as np
 import torch
 
 from data_specs.reader import ShardSet
-from data_specs.sections import Shape
+from data_specs.shape import Shape
 from tokenize_jobs.decode import codes_by_depth, grid
 from tokenize_jobs.device import to_tensor
 from tokenize_jobs.losses import LPIPS
