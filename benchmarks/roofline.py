@@ -22,11 +22,11 @@ from torch._decomp import core_aten_decompositions
 from torch._dynamo.backends.common import aot_autograd
 
 from data_specs.spec import load_spec
-from train.engine import config_of
-from train.flops import BANDWIDTH, PEAK_FLOPS, image_flops
-from train.memory import Kernels, num_parameters
-from train.model import Block, TransformerConfig, rotary_factors
+from train.flops import PEAK_FLOPS, gpu_model, image_flops, num_parameters
+from train.memory import Kernels
+from train.model import Block, TransformerConfig, config_of, rotary_factors
 
+BANDWIDTH = {"H100": 3.35e12, "H200": 4.8e12, "H800": 3.35e12, "A100": 2.0e12, "A800": 2.0e12, "L40S": 0.864e12}
 PRODUCTS_SHARE, BANDWIDTH_SHARE = 0.75, 0.9  # assumed: what large products reach of the peak, and copies of bandwidth
 KERNEL = 2e-6  # seconds from one kernel to the next, assumed
 LOSS_BYTES = {"eager": 54, "fused": 14, "compiled": 14}  # a logit: float32 copies, log-sum-exp, subtraction, exponent
@@ -37,9 +37,7 @@ POSITIONS = 16  # that are counted
 
 def estimated_mfu(config: TransformerConfig, micro: int, kernels: Kernels, device: torch.device) -> float | None:
     """Share of the peak that a step of `micro` images should reach; None for devices that are not known."""
-    if device.type != "cuda":
-        return None
-    name = next((part for part in PEAK_FLOPS if part in torch.cuda.get_device_name(device)), None)
+    name = gpu_model(device)
     return None if name is None else mfu(config, micro, kernels, name)
 
 

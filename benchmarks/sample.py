@@ -20,9 +20,8 @@ from torch import Tensor
 from benchmarks.rounds import Comparison, compare, seconds_of
 from data_specs.spec import load_spec
 from tokenize_jobs.device import pick_device
-from train.engine import config_of
 from train.linear import packed, quantize_int8
-from train.model import Attend, DnDTransformer, rotary_factors
+from train.model import Attend, DnDTransformer, config_of, rotary_factors
 from train.native import NativeLinear, native_code
 from train.sampling import sample_codes
 

@@ -34,7 +34,7 @@ def tokenize(preset: str, rounds: int) -> Comparison:
     torch.manual_seed(0)
     model = prepare(RQVAE(config_of(spec)), spec.tokenize.threads)
     batch = spec.tokenize.compute_batch or fitting_batch(model, getattr(torch, spec.tokenize.dtype))
-    spec = spec.model_copy(update={"tokenize": spec.tokenize.model_copy(update={"compute_batch": batch})})
+    spec = spec.changed("tokenize", compute_batch=batch)
     with tempfile.TemporaryDirectory(prefix="dnd-bench-") as folder:
         images = _images(spec, folder)
         shard = open_shards(folder).manifest.shardlist[0]

@@ -18,8 +18,8 @@ from benchmarks.rounds import Comparison, compare
 from data_specs.spec import Spec, load_spec
 from tokenize_jobs.device import autocast, pick_device
 from tokenize_jobs.ranks import Ranks, join_ranks
-from train.engine import build_optimizer, config_of
-from train.model import DnDTransformer
+from train.engine import build_optimizer
+from train.model import DnDTransformer, config_of
 from train.task import TransformerTask
 
 STEPS = 4  # measured at a time

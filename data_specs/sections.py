@@ -414,6 +414,16 @@ class Sample(Section):
     rounding: Literal["truncate", "nearest"] = Field("nearest", description="truncate: as the authors' script")
 
     @property
+    def is_guided(self) -> bool:
+        """Whether guidance is asked for at any depth."""
+        scales = self.guidance if isinstance(self.guidance, list) else [self.guidance]
+        return any(scale != 1 for scale in scales)
+
+    def num_rows(self, images: int) -> int:
+        """Sequences that are decoded at once for so many images: their candidates, twice where they are guided."""
+        return images * self.candidates * (2 if self.is_guided else 1)
+
+    @property
     def listed_classes(self) -> list[int]:
         """The classes of a list or range, taken in turn; empty where they are drawn or counted."""
         if isinstance(self.classes, list):

@@ -124,8 +124,7 @@ class Spec(Section):
         number = self.transformer.num_classes
         if outside := [cls for cls in section.listed_classes if not 0 <= cls < number]:
             raise ValueError(f"sample.classes holds {outside[0]}: the transformer's classes are 0..{number - 1}")
-        guided = section.guidance if isinstance(section.guidance, list) else [section.guidance]
-        if any(scale != 1 for scale in guided) and not self.transformer.class_dropout:
+        if section.is_guided and not self.transformer.class_dropout:
             raise ValueError(
                 f"sample.guidance {section.guidance} needs a model trained with transformer.class_dropout: use 1"
             )
@@ -139,6 +138,11 @@ class Spec(Section):
         for section in sections:
             if getattr(self, section) is None:
                 raise ValueError(f"spec {self.name}: {section}: is missing, and this command works by it; add it")
+
+    def changed(self, section: str, **values: Any) -> Spec:
+        """The spec with other values of keys of a section, which are not checked anew."""
+        changed = getattr(self, section).model_copy(update=values)
+        return self.model_copy(update={section: changed})
 
     @property
     def codes(self) -> CodeShape:

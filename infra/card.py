@@ -158,7 +158,7 @@ def _body(
 def _without_folders(spec: Spec) -> Spec:
     """The spec with sources by name: where they lie on this machine concerns nobody else."""
     named = [s.model_copy(update={"uri": _origin(s)}) if hasattr(s, "uri") else s for s in spec.render.sources]
-    return spec.model_copy(update={"render": spec.render.model_copy(update={"sources": named})})
+    return spec.changed("render", sources=named)
 
 
 def _origin(source: object) -> str:

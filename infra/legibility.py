@@ -64,7 +64,7 @@ def _draw(made: Spec, temperature: float, num_images: int, root: str, workers: W
     if temperature != made.sample.temperature:
         name = f"{name}-t{round(100 * temperature):03d}"
         options = {"name": name, "temperature": temperature, "num": min(num_images, made.sample.num)}
-        made = made.model_copy(update={"sample": made.sample.model_copy(update=options)})
+        made = made.changed("sample", **options)
         for line in SAMPLE.run(made, root, workers):
             say(line)
     return ShardImages(storage.join(root, "samples", name, "images"))

@@ -153,7 +153,7 @@ def import_transformer(path: Path, preset: str | None, size: str | None, root: s
     Args:
         preset: or a YAML file, that it was trained by; None: the root's own spec.
     """
-    from train.engine import config_of
+    from train.model import config_of
     from train.weights import import_transformer as read
     from train.weights import size_of_released
 

@@ -134,8 +134,7 @@ def settle_batch(spec: Spec, root: str, workers: Workers) -> Spec:
     plans = (read_plan(storage.join(root, f"codes/{split}")) for split in spec.tokenize.images)
     made = (_batch_of(plan.identity) for plan in plans if plan)
     batch = next((batch for batch in made if batch), None) or _probe(spec, root, workers)
-    section = spec.tokenize.model_copy(update={"compute_batch": batch})
-    return spec.model_copy(update={"tokenize": section})
+    return spec.changed("tokenize", compute_batch=batch)
 
 
 def _batch_of(identity: Identity) -> int | None:

@@ -17,9 +17,9 @@ from __future__ import annotations
 from typing import NamedTuple
 
 from data_specs.spec import Spec
-from train.flops import PEAK_FLOPS, image_flops
-from train.memory import num_parameters
-from train.model import TransformerConfig
+from train.flops import PEAK_FLOPS, image_flops, num_parameters
+from train.memory import aligned
+from train.model import config_of
 
 PEAK = PEAK_FLOPS["H100"]
 UTILISATION = 0.37
@@ -39,8 +39,9 @@ class Duration(NamedTuple):
     gpu_days: float
 
 
-def step_seconds(spec: Spec, config: TransformerConfig, gpus: int) -> float:
+def step_seconds(spec: Spec, gpus: int) -> float:
     """Seconds of a step of the whole batch."""
+    config = config_of(spec)
     compute = spec.train.batch_size / gpus * image_flops(config) / (PEAK * UTILISATION)
     compute = max(compute, config.num_layers * HOST_SECONDS)
     if gpus == 1:
@@ -51,17 +52,17 @@ def step_seconds(spec: Spec, config: TransformerConfig, gpus: int) -> float:
     return compute + weights + max(gradients - compute * 2 / 3, 0.0)
 
 
-def duration(spec: Spec, config: TransformerConfig, gpus: int) -> Duration:
+def duration(spec: Spec, gpus: int) -> Duration:
     """How long the spec's schedule takes."""
-    seconds = step_seconds(spec, config, gpus)
+    seconds = step_seconds(spec, gpus)
     hours = spec.train.steps * seconds / 3600
     return Duration(gpus, spec.train.batch_size / gpus, seconds, hours, hours * gpus / 24)
 
 
-def durations(spec: Spec, config: TransformerConfig, gpus: int) -> list[Duration]:
+def durations(spec: Spec, gpus: int) -> list[Duration]:
     """For `gpus` and numbers around it that the batch divides among."""
     numbers = {gpus, *(2**n for n in range(3, max(gpus.bit_length(), 7)))}
-    return [duration(spec, config, n) for n in sorted(numbers) if spec.train.batch_size % n == 0]
+    return [duration(spec, n) for n in sorted(numbers) if spec.train.batch_size % n == 0]
 
 
 def advised(found: list[Duration]) -> int:
@@ -69,19 +70,22 @@ def advised(found: list[Duration]) -> int:
     return max(one.gpus for one in found if one.gpu_days <= LOSS * min(other.gpu_days for other in found))
 
 
-def table(spec: Spec, config: TransformerConfig, gpus: int) -> list[str]:
+def table(spec: Spec, gpus: int) -> list[str]:
     """Lines to print."""
-    found = durations(spec, config, gpus)
+    found = durations(spec, gpus)
     rows = {
-        "GPUs": [f"{one.gpus}" for one in found],
+        "GPUs": [str(one.gpus) for one in found],
         "images of a GPU": [f"{one.images:g}" for one in found],
         "step, ms": [_rounded(one.step_seconds * 1e3) for one in found],
         "hours": [_rounded(one.hours) for one in found],
         "GPU-days": [_rounded(one.gpu_days) for one in found],
     }
     head = f"{spec.train.steps:,} steps of {spec.train.batch_size} images on H100s, estimated (train/duration.py):"
-    lines = [head, *(f"{name:18}" + "".join(f"{cell:>9}" for cell in cells) for name, cells in rows.items())]
-    return [*lines, f"advised: {advised(found)} GPUs; with more each of them has too little to do between exchanges"]
+    return [
+        head,
+        *aligned(rows),
+        f"advised: {advised(found)} GPUs; with more each of them has too little to do between exchanges",
+    ]
 
 
 def _rounded(value: float) -> str:

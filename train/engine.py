@@ -19,7 +19,7 @@ from tokenize_jobs.checkpoint import newest_state
 from tokenize_jobs.device import memory_of, multiplies_bfloat16, pick_device
 from tokenize_jobs.ranks import Ranks
 from train.memory import fitting_micro_batch
-from train.model import DnDTransformer, TransformerConfig
+from train.model import DnDTransformer, config_of
 from train.muon import Muon
 from train.weights import EMA_WEIGHTS, open_weights
 
@@ -36,34 +36,12 @@ CLASSES = "cls_embedding.embedding_table.weight"
 CONFIGS = Path(__file__).resolve().parent.parent / "infra" / "deepspeed"
 
 
-def config_of(spec: Spec) -> TransformerConfig:
-    """The model's configuration from the spec."""
-    section = spec.transformer
-    layers, heads, width = section.dimensions
-    return TransformerConfig(
-        num_layers=layers,
-        num_heads=heads,
-        dim=width,
-        codebook_size=spec.codes.codebook_size,
-        grid=spec.codes.grid,
-        head_layers=section.head_layers,
-        heads=section.heads,
-        num_classes=section.num_classes,
-        class_dropout=section.class_dropout,
-        token_dropout=section.token_dropout,
-        residual_dropout=section.residual_dropout,
-        ffn_dropout=section.ffn_dropout,
-        activation_checkpointing=spec.train.activation_checkpointing,
-    )
-
-
 def settle_dtype(spec: Spec, ranks: Ranks) -> Spec:
     """The spec with train.dtype made out where it says `auto`: bfloat16 where every rank multiplies it in hardware."""
     if spec.train.dtype != "auto":
         return spec
     (lacking,) = ranks.any(not multiplies_bfloat16(pick_device()))
-    section = spec.train.model_copy(update={"dtype": "float32" if lacking else "bfloat16"})
-    return spec.model_copy(update={"train": section})
+    return spec.changed("train", dtype="float32" if lacking else "bfloat16")
 
 
 def micro_batch_of(spec: Spec, world: int) -> int:
@@ -91,14 +69,13 @@ def settle_micro_batch(spec: Spec, ranks: Ranks, device: torch.device) -> Spec:
     memory = min(ranks.gather(memory_of(device)))
     if spec.train.micro_batch_size or device.type == "cpu" or spec.train.batch_size % ranks.world:
         return spec
-    micro = fitting_micro_batch(spec, config_of(spec), ranks.world, memory)
+    micro = fitting_micro_batch(spec, ranks.world, memory)
     if micro is None:
         raise ValueError(
             f"train: one image does not fit into {memory / 1e9:.0f} GB on {ranks.world} ranks (`dnd memory` says why): "
             "raise train.zero_stage or train.activation_checkpointing, or take more GPUs"
         )
-    section = spec.train.model_copy(update={"micro_batch_size": micro})
-    return spec.model_copy(update={"train": section})
+    return spec.changed("train", micro_batch_size=micro)
 
 
 def deepspeed_config(spec: Spec, world: int, user: dict[str, Any] | None = None) -> dict[str, Any]:

@@ -1,4 +1,4 @@
-"""FLOPs of a training, and the share of the devices' peak that it uses.
+"""Weights and FLOPs of a model, and the share of the devices' peak that its training uses.
 
 FLOPs of an image, forward and backward: 6 · (weights that multiply) · positions + 12 · layers · width · positions²;
 embedding tables do not multiply, causal attention is counted whole, recomputation not at all (PaLM, appendix B).
@@ -13,13 +13,22 @@ from train.model import TransformerConfig
 
 PEAK_FLOPS = {"H100": 989e12, "H200": 989e12, "H800": 989e12, "A100": 312e12, "A800": 312e12, "L40S": 362e12}
 
-BANDWIDTH = {"H100": 3.35e12, "H200": 4.8e12, "H800": 3.35e12, "A100": 2.0e12, "A800": 2.0e12, "L40S": 0.864e12}
+
+def layer_weights(config: TransformerConfig) -> int:
+    """Weights in the matrices of the layers."""
+    return config.num_layers * (4 * config.dim**2 + 3 * config.dim * config.ffn_dim)
 
 
 def multiplying_weights(config: TransformerConfig) -> int:
     """Weights that every position is multiplied by: those of the layers and of the outputs."""
-    layer = 4 * config.dim**2 + 3 * config.dim * config.ffn_dim
-    return config.num_layers * layer + config.depth * config.dim * config.codebook_size
+    return layer_weights(config) + config.depth * config.dim * config.codebook_size
+
+
+def num_parameters(config: TransformerConfig) -> int:
+    """Parameters of a model: weights that multiply, embedding tables and norms."""
+    tables = config.codebook_size + config.num_classes + (config.class_dropout > 0)
+    norms = 2 * config.num_layers + config.depth
+    return multiplying_weights(config) + (tables + norms) * config.dim
 
 
 def image_flops(config: TransformerConfig) -> float:
@@ -29,24 +38,15 @@ def image_flops(config: TransformerConfig) -> float:
     return float(dense + 12 * config.num_layers * config.dim * positions**2)
 
 
-def peak_flops(device: torch.device) -> float | None:
-    """Peak of a device in dense bfloat16, FLOP/s; None where it is not known."""
-    return _of_device(PEAK_FLOPS, device)
-
-
-def bandwidth(device: torch.device) -> float | None:
-    """Bytes a second of a device's memory by its maker; None where it is not known."""
-    return _of_device(BANDWIDTH, device)
-
-
-def _of_device(figures: dict[str, float], device: torch.device) -> float | None:
+def gpu_model(device: torch.device) -> str | None:
+    """Which GPU of PEAK_FLOPS a device is; None for all others."""
     if device.type != "cuda":
         return None
     name = torch.cuda.get_device_name(device)
-    return next((figure for part, figure in figures.items() if part in name), None)
+    return next((model for model in PEAK_FLOPS if model in name), None)
 
 
 def utilisation(config: TransformerConfig, images_per_second: float, device: torch.device) -> float | None:
     """Return the share of a device's peak (MFU) that so many images a second take; None where that is not known."""
-    peak = peak_flops(device)
-    return images_per_second * image_flops(config) / peak if peak else None
+    model = gpu_model(device)
+    return images_per_second * image_flops(config) / PEAK_FLOPS[model] if model else None

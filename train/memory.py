@@ -19,6 +19,7 @@ from __future__ import annotations
 
 import math
 import re
+from collections.abc import Mapping, Sequence
 from typing import Literal
 
 import torch
@@ -27,8 +28,9 @@ from data_specs.spec import Spec
 from tokenize_jobs import networks
 from tokenize_jobs.device import room_in
 from tokenize_jobs.memory import Needs, encoding_needs, fitting_compute_batch, training_needs
+from train.flops import layer_weights, num_parameters
 from train.kernels import LOSS_CHUNK
-from train.model import TransformerConfig
+from train.model import TransformerConfig, config_of
 
 BUCKET = 50_000_000  # elements, of infra/deepspeed/zeroN.json
 MAX_LIVE = 1_000_000_000  # elements that stage 3 keeps gathered
@@ -39,31 +41,22 @@ Parts = dict[str, float]  # bytes by part
 Kernels = Literal["eager", "fused", "compiled"]
 
 
-def num_parameters(config: TransformerConfig) -> int:
-    """Parameters of a model."""
-    c, depth = config.dim, config.depth
-    layer = 4 * c**2 + 3 * c * config.ffn_dim + 2 * c
-    tables = config.codebook_size + config.num_classes + (config.class_dropout > 0)
-    return config.num_layers * layer + depth * (c + c * config.codebook_size) + tables * c
-
-
-def kernels_on_gpus(spec: Spec, stage: int) -> Kernels:
+def kernels_on_gpus(spec: Spec) -> Kernels:
     """How the layers of a training run on GPUs."""
-    return "fused" if stage == 3 or spec.train.compile is False else "compiled"
+    return "fused" if spec.train.zero_stage == 3 or spec.train.compile is False else "compiled"
 
 
-def predict(
-    spec: Spec, config: TransformerConfig, gpus: int, stage: int, micro: int, kernels: Kernels = "eager"
-) -> Parts:
+def predict(spec: Spec, gpus: int, micro: int, kernels: Kernels = "eager") -> Parts:
     """Bytes of one GPU by part; `total` is the peak of a step.
 
     That is where backward begins or where the optimizer steps, whichever takes more. In float32 gradients come as
     activations go; in bfloat16 they add up in float32, in memory that DeepSpeed takes as a whole as backward begins,
     and stage 3 as the engine is built. Stage 3 also gathers weights, unless one GPU has all of them.
     """
+    config = config_of(spec)
     parameters = num_parameters(config)
     low = 4 if _arithmetic(spec) == "float32" else 2
-    stage = max(stage, 1) if low == 2 else stage
+    stage = max(spec.train.zero_stage, 1) if low == 2 else spec.train.zero_stage
     share = parameters / gpus if stage else parameters
     on_cpu = spec.train.offload_optimizer and stage > 0
     momenta = 4 * layer_weights(config) if spec.train.optimizer == "muon" else 0  # of all ranks, gathered
@@ -89,11 +82,6 @@ def predict(
 def _arithmetic(spec: Spec) -> str:
     """The working type on GPUs."""
     return "bfloat16" if spec.train.dtype == "auto" else spec.train.dtype
-
-
-def layer_weights(config: TransformerConfig) -> int:
-    """Weights in the matrices of the layers."""
-    return config.num_layers * (4 * config.dim**2 + 3 * config.dim * config.ffn_dim)
 
 
 def moments_bytes(spec: Spec, config: TransformerConfig) -> int:
@@ -123,23 +111,20 @@ def loss_bytes(config: TransformerConfig, low: int, micro: int) -> float:
     return float(low * config.depth * weight + 4 * weight + 8 * chunk)
 
 
-def fitting_micro_batch(
-    spec: Spec, config: TransformerConfig, gpus: int, memory: float, stage: int | None = None
-) -> int | None:
+def fitting_micro_batch(spec: Spec, gpus: int, memory: float) -> int | None:
     """The largest part of a rank's batch that should fit into `memory` bytes of a GPU; None if not one image."""
     share = spec.train.batch_size // gpus
-    stage = spec.train.zero_stage if stage is None else stage
-    kernels = kernels_on_gpus(spec, stage)
+    kernels = kernels_on_gpus(spec)
     sizes = [n for n in range(share, 0, -1) if share % n == 0]
-    return next((n for n in sizes if predict(spec, config, gpus, stage, n, kernels)["total"] <= room_in(memory)), None)
+    return next((n for n in sizes if predict(spec, gpus, n, kernels)["total"] <= room_in(memory)), None)
 
 
 # ---- sampling ------------------------------------------------------------------------------------------------------
-def predict_sampling(spec: Spec, config: TransformerConfig, batch: int) -> Parts:
-    """Bytes of one GPU by part while it samples `batch` images at a time; guidance doubles their rows."""
+def predict_sampling(spec: Spec, batch: int) -> Parts:
+    """Bytes of one GPU by part while it samples `batch` images at a time."""
+    config = config_of(spec)
     low = 4 if spec.sample.dtype == "float32" else 2
-    guided = spec.sample.guidance if isinstance(spec.sample.guidance, list) else [spec.sample.guidance]
-    rows = batch * spec.sample.candidates * (2 if any(scale != 1 for scale in guided) else 1)
+    rows = spec.sample.num_rows(batch)
     parts: Parts = {
         "weights": low * num_parameters(config),
         "keys and values": 2 * low * rows * config.num_layers * config.num_positions * config.dim,
@@ -149,13 +134,14 @@ def predict_sampling(spec: Spec, config: TransformerConfig, batch: int) -> Parts
     return {**parts, "total": sum(parts.values())}
 
 
-def fitting_sample_batch(spec: Spec, config: TransformerConfig, memory: float) -> int:
+def fitting_sample_batch(spec: Spec, memory: float) -> int:
     """The largest power of two up to SAMPLED of images that should fit into `memory` bytes of a GPU; at least 1."""
     sizes = [1 << n for n in range(SAMPLED.bit_length() - 1, -1, -1)]
-    fits = (size for size in sizes if predict_sampling(spec, config, size)["total"] <= room_in(memory))
+    fits = (size for size in sizes if predict_sampling(spec, size)["total"] <= room_in(memory))
     return next(fits, 1)
 
 
+# ---- what is printed -----------------------------------------------------------------------------------------------
 def parse_bytes(text: str) -> float:
     """Bytes of a size such as 80GB, 40 GiB or 24e9. Raises ValueError for anything else."""
     match = re.fullmatch(r"\s*([0-9.]+(?:e[0-9]+)?)\s*([kmgt]?)(i?)b?\s*", text.lower())
@@ -164,59 +150,55 @@ def parse_bytes(text: str) -> float:
     return float(match[1]) * (1024 if match[3] else 1000) ** " kmgt".index(match[2] or " ")
 
 
-def table(spec: Spec, config: TransformerConfig, gpus: int, memory: float) -> list[str]:
+def table(spec: Spec, gpus: int, memory: float) -> list[str]:
     """Lines to print: memory by part for each stage with the micro batch that fits."""
     if spec.train.batch_size % gpus:
         raise ValueError(f"train.batch_size {spec.train.batch_size} does not divide over {gpus} GPUs")
-    columns = []
-    for stage in STAGES:
-        micro = fitting_micro_batch(spec, config, gpus, memory, stage)
-        columns.append((stage, micro, predict(spec, config, gpus, stage, micro or 1, kernels_on_gpus(spec, stage))))
-    about = f"{num_parameters(config):,} parameters, {_arithmetic(spec)}, {gpus} GPUs of {memory / 1e9:.0f} GB"
-    lines = [f"{about}; in GB:"]
-    lines += [f"{'ZeRO stage':18}" + "".join(f"{stage:>9}" for stage, _, _ in columns)]
-    lines += [f"{part:18}" + "".join(f"{parts[part] / 1e9:9.2f}" for _, _, parts in columns) for part in columns[0][2]]
-    fits = [str(micro) if micro else "none" for _, micro, _ in columns]
-    lines += [f"{'micro batch':18}" + "".join(f"{fit:>9}" for fit in fits)]
-    return lines
+    specs = [spec.changed("train", zero_stage=stage) for stage in STAGES]
+    fitting = [fitting_micro_batch(of_stage, gpus, memory) for of_stage in specs]
+    columns = [predict(s, gpus, n or 1, kernels_on_gpus(s)) for s, n in zip(specs, fitting, strict=True)]
+    about = f"{num_parameters(config_of(spec)):,} parameters, {_arithmetic(spec)}, {gpus} GPUs of {memory / 1e9:.0f} GB"
+    rows = {part: _gigabytes(*(parts[part] for parts in columns)) for part in columns[0]}
+    return [f"{about}; in GB:", *aligned({"ZeRO stage": STAGES, **rows, "micro batch": [n or "none" for n in fitting]})]
 
 
-def sampling_table(spec: Spec, config: TransformerConfig, memory: float) -> list[str]:
+def sampling_table(spec: Spec, memory: float) -> list[str]:
     """Lines to print: memory of sampling by part, with the batch that fits or the spec's."""
-    batch = spec.sample.batch_size or fitting_sample_batch(spec, config, memory)
+    batch = spec.sample.batch_size or fitting_sample_batch(spec, memory)
     dtype = "bfloat16" if spec.sample.dtype == "auto" else spec.sample.dtype
+    rows = {part: _gigabytes(size) for part, size in predict_sampling(spec, batch).items()}
     head = f"sampling in {dtype} on a GPU of {memory / 1e9:.0f} GB; in GB:"
-    return [head, *_lines(predict_sampling(spec, config, batch), batch=batch)]
+    return [head, *aligned({**rows, "batch": [batch]})]
 
 
 def tokenizer_table(spec: Spec, gpus: int, memory: float) -> list[str]:
     """Lines to print: memory of the tokenizer's training, with the micro batch that fits or the spec's."""
-    dtype = torch.float32 if spec.tokenizer.dtype == "float32" else torch.bfloat16
-    needs = training_needs(spec, gpus, dtype)
+    dtype = "float32" if spec.tokenizer.dtype == "float32" else "bfloat16"
+    needs = training_needs(spec, gpus, getattr(torch, dtype))
     share = -(-spec.tokenizer.batch_size // gpus)
     micro = spec.tokenizer.micro_batch_size or needs.fitting(memory, share)
-    head = f"tokenizer in {_name(dtype)}, {gpus} GPUs of {memory / 1e9:.0f} GB, {share} images of a step each; in GB:"
-    return [head, *_lines(_parts_of(needs, micro), micro_batch=micro or "none")]
+    head = f"tokenizer in {dtype}, {gpus} GPUs of {memory / 1e9:.0f} GB, {share} images of a step each; in GB:"
+    return [head, *aligned({**_rows_of(needs, micro), "micro batch": [micro or "none"]})]
 
 
 def encoding_table(spec: Spec, memory: float) -> list[str]:
     """Lines to print: memory of encoding, with the batch that fits or the spec's."""
+    config = networks.config_of(spec)
     dtype = getattr(torch, spec.tokenize.dtype)
-    needs = encoding_needs(networks.config_of(spec), dtype)
-    batch = spec.tokenize.compute_batch or fitting_compute_batch(networks.config_of(spec), dtype, memory)
-    head = f"encoding in {_name(dtype)} on a GPU of {memory / 1e9:.0f} GB; in GB:"
-    return [head, *_lines(_parts_of(needs, batch), compute_batch=batch)]
+    batch = spec.tokenize.compute_batch or fitting_compute_batch(config, dtype, memory)
+    head = f"encoding in {spec.tokenize.dtype} on a GPU of {memory / 1e9:.0f} GB; in GB:"
+    return [head, *aligned({**_rows_of(encoding_needs(config, dtype), batch), "compute batch": [batch]})]
 
 
-def _parts_of(needs: Needs, images: int) -> Parts:
-    parts = {"networks and steps": needs.fixed, "an image": needs.image}
-    return {**parts, "total": needs.of(images)}
+def _rows_of(needs: Needs, images: int) -> dict[str, list[str]]:
+    parts = {"networks and steps": needs.fixed, "an image": needs.image, "total": needs.of(images)}
+    return {part: _gigabytes(size) for part, size in parts.items()}
 
 
-def _lines(parts: Parts, **batch: int | str) -> list[str]:
-    counts = [f"{name.replace('_', ' '):18}{size:>9}" for name, size in batch.items()]
-    return [f"{part:18}{size / 1e9:9.2f}" for part, size in parts.items()] + counts
+def _gigabytes(*sizes: float) -> list[str]:
+    return [f"{size / 1e9:.2f}" for size in sizes]
 
 
-def _name(dtype: torch.dtype) -> str:
-    return str(dtype).removeprefix("torch.")
+def aligned(rows: Mapping[str, Sequence[object]]) -> list[str]:
+    """A line for each row of a table: its name and its cells."""
+    return [f"{name:18}" + "".join(f"{cell!s:>9}" for cell in cells) for name, cells in rows.items()]

@@ -21,6 +21,7 @@ from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
 from data_specs.shape import SIZES
+from data_specs.spec import Spec
 from train.kernels import ChunkedCrossEntropy, fused
 
 INIT_STD = 0.02
@@ -117,6 +118,27 @@ def _released_size(args: dict[str, Any]) -> tuple[int, int, int]:
     if name not in SIZES:
         raise ValueError(f"preset {args.get('preset')!r} is unknown: use one of {', '.join(f'GPT-{s}' for s in SIZES)}")
     return SIZES[name]
+
+
+def config_of(spec: Spec) -> TransformerConfig:
+    """The configuration of a spec's model."""
+    section = spec.transformer
+    layers, heads, width = section.dimensions
+    return TransformerConfig(
+        num_layers=layers,
+        num_heads=heads,
+        dim=width,
+        codebook_size=spec.codes.codebook_size,
+        grid=spec.codes.grid,
+        head_layers=section.head_layers,
+        heads=section.heads,
+        num_classes=section.num_classes,
+        class_dropout=section.class_dropout,
+        token_dropout=section.token_dropout,
+        residual_dropout=section.residual_dropout,
+        ffn_dropout=section.ffn_dropout,
+        activation_checkpointing=spec.train.activation_checkpointing if spec.train else 0.0,
+    )
 
 
 def rotary_factors(config: TransformerConfig, device: torch.device | str) -> Rotary:

@@ -111,10 +111,9 @@ def _fitting_batch(spec: Spec, workers: Workers) -> int:
 
     def fitting() -> int:
         from tokenize_jobs.device import memory_of, pick_device
-        from train.engine import config_of
         from train.memory import fitting_sample_batch
 
-        return fitting_sample_batch(spec, config_of(spec), min(workers.gpus, 1.0) * memory_of(pick_device()))
+        return fitting_sample_batch(spec, min(workers.gpus, 1.0) * memory_of(pick_device()))
 
     return on_worker(workers, fitting)
 

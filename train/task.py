@@ -40,7 +40,6 @@ from train.engine import (
     build_engine,
     clip_at_stage_0,
     compiles,
-    config_of,
     grad_norm,
     settle_dtype,
     settle_micro_batch,
@@ -49,6 +48,7 @@ from train.engine import (
 )
 from train.flops import utilisation
 from train.loader import Batch, Loader, positions_of
+from train.model import config_of
 from train.weights import CONFIG, EMA_WEIGHTS, WEIGHTS
 
 log = logging.getLogger(__name__)

@@ -9,10 +9,11 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from benchmarks.accept.record import Row, Setting
+from benchmarks.roofline import BANDWIDTH
 from benchmarks.rounds import seconds_of
 from benchmarks.sample import memory_bandwidth
 from tokenize_jobs.device import memory_of
-from train.flops import bandwidth, peak_flops
+from train.flops import PEAK_FLOPS, gpu_model
 
 FLOAT32 = 1e-6  # relative error of products of 1,024 terms in float32 (TF32: 3e-4)
 
@@ -21,7 +22,9 @@ def machine(setting: Setting) -> Iterator[Row]:
     """Memory, bandwidth, bfloat16 products, and the error of float32 products and convolutions."""
     device = setting.device
     yield Row(part="machine", what="memory", measured=memory_of(device) / 1e9, unit="GB")
-    expected, peak = bandwidth(device), peak_flops(device)
+    model = gpu_model(device)
+    expected = BANDWIDTH[model] if model else None
+    peak = PEAK_FLOPS[model] if model else None
     measured = memory_bandwidth(device)
     least = None if expected is None else 0.8 * expected / 1e12
     told = None if expected is None else expected / 1e12

@@ -25,9 +25,10 @@ from data_specs.spec import Spec, load_spec
 from tokenize_jobs.device import memory_of, room_in
 from tokenize_jobs.ranks import Ranks, join_ranks
 from train.ema import MovingAverage
-from train.engine import build_engine, compile_layers, config_of
+from train.engine import build_engine, compile_layers
 from train.flops import utilisation
 from train.memory import Kernels, fitting_micro_batch, predict
+from train.model import config_of
 from train.task import TransformerTask
 
 SMALL = [
@@ -123,16 +124,15 @@ def _of_size(setting: Setting, size: str) -> Iterator[Row]:
     given = SMALL if setting.tiny else [f"transformer.size={size}", "train.steps=100"]
     given = [*given, "train.zero_stage=2", "train.compile=false", "train.batch_size=1024", "train.micro_batch_size=1"]
     spec = load_spec("demo" if setting.tiny else "imagenet_16x16x2", given)
-    config = config_of(spec)
     memory = memory_of(setting.device)
     engine = build_engine(spec, str(setting.folder), 1)
     average = MovingAverage(engine, 0.9999)
     for kernels in ("fused", "compiled"):
         if kernels == "compiled":
             compile_layers(engine.module, "aot_eager" if setting.tiny else "inductor")
-        largest = fitting_micro_batch(spec, config, 1, memory)
+        largest = fitting_micro_batch(spec, 1, memory)
         for micro in sorted({2} if setting.tiny else {*MICRO_BATCHES, largest or 1}):
-            needed = predict(spec, config, 1, 2, micro, kernels)["total"]
+            needed = predict(spec, 1, micro, kernels)["total"]
             what = f"{size}, {kernels}, micro batch {micro}"
             if needed > room_in(memory) and not setting.tiny:
                 yield Row(part="train", what=what, measured=None, note=f"would take {needed / 1e9:.0f} GB")
@@ -170,7 +170,7 @@ def _measured(
     if setting.on_gpu:
         idle = max(1 - _busy_seconds(step, device) / seconds, 0.0)
         yield Row(part="train", what=f"{what}: idle share", measured=idle, most=0.1)
-        peak, needed = torch.cuda.max_memory_allocated(device), predict(spec, config, 1, 2, micro, kernels)["total"]
+        peak, needed = torch.cuda.max_memory_allocated(device), predict(spec, 1, micro, kernels)["total"]
         low, high = ((1 + sign * PREDICTED) * needed / 1e9 for sign in (-1, 1))
         row = Row(part="train", what=f"{what}: peak", measured=peak / 1e9, unit="GB", estimated=needed / 1e9)
         yield row.model_copy(update={"least": low, "most": high})

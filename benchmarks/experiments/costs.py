@@ -12,10 +12,10 @@ import torch
 from data_specs import storage
 from data_specs.spec import Spec
 from tokenize_jobs.ranks import Ranks
-from train.engine import build_optimizer, config_of, settle_dtype
+from train.engine import build_optimizer, settle_dtype
 from train.flops import image_flops
 from train.linear import packed
-from train.model import DnDTransformer
+from train.model import DnDTransformer, config_of
 from train.sampling import sample_codes
 from train.weights import load_transformer
 

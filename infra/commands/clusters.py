@@ -121,9 +121,7 @@ def memory(
 
 def _of_transformer(spec: Spec, stage: str, gpus: int, room: float) -> list[str]:
     from train import duration, memory
-    from train.engine import config_of
 
-    config = config_of(spec)
     if stage == "sample":
-        return memory.sampling_table(spec, config, room)
-    return [*memory.table(spec, config, gpus, room), *duration.table(spec, config, gpus)]
+        return memory.sampling_table(spec, room)
+    return [*memory.table(spec, gpus, room), *duration.table(spec, gpus)]

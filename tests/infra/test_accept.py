@@ -12,7 +12,7 @@ from benchmarks import roofline
 from benchmarks.accept.record import HEAD, Acceptance, Row, Setting, row_line
 from benchmarks.accept.run import PARTS, accept
 from data_specs.spec import load_spec
-from train.engine import config_of
+from train.model import config_of
 
 SHORT = ("machine", "golden", "graphs", "agree", "encode", "tokenizer")
 

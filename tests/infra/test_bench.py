@@ -14,8 +14,7 @@ from command import dnd
 from benchmarks.rounds import compare
 from benchmarks.sample import plain_sample
 from data_specs.spec import load_spec
-from train.engine import config_of
-from train.model import DnDTransformer
+from train.model import DnDTransformer, config_of
 from train.sampling import sample_codes
 
 REPOSITORY = Path(__file__).resolve().parents[2]

@@ -17,8 +17,7 @@ from data_specs import load_spec
 from tokenize_jobs.networks import config_of as tokenizer_config
 from tokenize_jobs.rqvae import RQVAE
 from tokenize_jobs.weights import save_tokenizer
-from train.engine import config_of
-from train.model import DnDTransformer
+from train.model import DnDTransformer, config_of
 from train.weights import import_transformer
 
 EXAMPLES = Path(__file__).resolve().parents[2] / "examples"

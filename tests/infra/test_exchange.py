@@ -12,8 +12,7 @@ from data_specs.spec import load_spec
 from tokenize_jobs.networks import config_of as tokenizer_config
 from tokenize_jobs.rqvae import RQVAE
 from tokenize_jobs.weights import load_tokenizer, save_tokenizer
-from train.engine import config_of
-from train.model import DnDTransformer
+from train.model import DnDTransformer, config_of
 from train.weights import import_transformer, load_transformer, size_of_released
 
 TINY = Path(__file__).parent.parent / "tiny.yaml"

@@ -21,9 +21,8 @@ from tokenize_jobs.networks import config_of as tokenizer_config
 from tokenize_jobs.networks import initial_model
 from tokenize_jobs.rqvae import RQVAE
 from tokenize_jobs.weights import export_tokenizer, load_tokenizer
-from train.engine import config_of
 from train.generate import load_root
-from train.model import DnDTransformer
+from train.model import DnDTransformer, config_of
 from train.weights import open_weights
 
 TINY = Path(__file__).parent.parent / "tiny.yaml"

@@ -14,9 +14,8 @@ from data_specs.spec import load_spec
 from tokenize_jobs.networks import config_of as tokenizer_config
 from tokenize_jobs.rqvae import RQVAE
 from tokenize_jobs.weights import export_tokenizer
-from train.engine import config_of
 from train.generate import load_root
-from train.model import DnDTransformer
+from train.model import DnDTransformer, config_of
 
 TINY = Path(__file__).parent.parent / "tiny.yaml"
 SPEC = f"""\

@@ -30,8 +30,7 @@ from tokenize_jobs.job import DECODE, TOKENIZE
 from tokenize_jobs.networks import config_of as tokenizer_config
 from tokenize_jobs.rqvae import RQVAE
 from tokenize_jobs.weights import save_tokenizer
-from train.engine import config_of
-from train.model import DnDTransformer
+from train.model import DnDTransformer, config_of
 from train.sample_job import SAMPLE
 from train.sampling import FREE
 from train.weights import import_transformer

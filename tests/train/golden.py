@@ -17,8 +17,8 @@ from tokenize_jobs.checkpoint import CheckpointWriter
 from tokenize_jobs.ranks import Ranks
 from train import partition
 from train.ema import MovingAverage
-from train.engine import build_engine, clip_at_stage_0, config_of, was_applied
-from train.model import DnDTransformer, TransformerConfig
+from train.engine import build_engine, clip_at_stage_0, was_applied
+from train.model import DnDTransformer, TransformerConfig, config_of
 
 EPSILON = 1e-3  # AdamW's in the golden steps: with its usual 1e-8, the sign of a gradient near 0 moves a weight by 2 lr
 

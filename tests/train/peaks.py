@@ -15,8 +15,8 @@ from code_sets import tiny_spec
 from data_specs.spec import Spec
 from tokenize_jobs.memory import LiveBytes
 from train.ema import MovingAverage
-from train.engine import build_engine, clip_at_stage_0, config_of
-from train.model import DnDTransformer
+from train.engine import build_engine, clip_at_stage_0
+from train.model import DnDTransformer, config_of
 
 M_MMAP_THRESHOLD, M_TRIM_THRESHOLD = -3, -1
 

@@ -94,9 +94,8 @@ def refused_then_begun(root: str) -> None:
     import pytest
     from safetensors.torch import save_file
 
-    from train.engine import config_of
     from train.job import fit
-    from train.model import DnDTransformer
+    from train.model import DnDTransformer, config_of
 
     start = Path(root, "start")
     start.mkdir()

@@ -14,8 +14,8 @@ from golden import bfloat16_pieces, fixed_steps, start_with_other_classes
 
 from tokenize_jobs.device import multiplies_bfloat16, pick_device
 from tokenize_jobs.ranks import Ranks
-from train.engine import compile_layers, compiles, config_of, deepspeed_config, read_user_config, settle_dtype
-from train.model import DnDTransformer
+from train.engine import compile_layers, compiles, deepspeed_config, read_user_config, settle_dtype
+from train.model import DnDTransformer, config_of
 
 
 def test_a_user_adds_to_the_configuration(tmp_path: Path) -> None:

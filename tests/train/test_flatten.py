@@ -15,10 +15,10 @@ from tokenize_jobs.encode import encode_views, flattened
 from tokenize_jobs.networks import config_of
 from tokenize_jobs.rqvae import RQVAE
 from tokenize_jobs.weights import save_tokenizer
-from train import engine
 from train.draw import sample_range
 from train.generate import load_root
 from train.model import DnDTransformer
+from train.model import config_of as transformer_config
 
 FLAT = ("tokenize.flatten=true", "transformer.head_layers=[1]")
 
@@ -45,7 +45,7 @@ def test_encoded_flat_they_decode_to_the_same_pictures() -> None:
 
 def test_the_model_has_one_head_and_a_longer_sequence_and_is_trained_and_sampled(tmp_path: Path) -> None:
     spec = tiny_spec(*FLAT, "sample.batch_size=2")
-    config = engine.config_of(spec)
+    config = transformer_config(spec)
     assert (config.grid, config.depth, config.codebook_size) == ((4, 8), 1, 32)
     write_codes(str(tmp_path / "codes/train"), [20], shape=(4, 8, 1), vocabulary=32)
     write_codes(str(tmp_path / "codes/val"), [9], shape=(4, 8, 1), vocabulary=32)

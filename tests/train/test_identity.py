@@ -12,9 +12,8 @@ from safetensors.torch import save_file
 from data_specs.digest import claim
 from data_specs.records import Finished, Identity
 from pipeline.stages import planned
-from train.engine import config_of
 from train.job import identity
-from train.model import DnDTransformer
+from train.model import DnDTransformer, config_of
 from train.sample_job import about_average
 from train.weights import EMA_WEIGHTS
 

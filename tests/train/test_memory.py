@@ -14,17 +14,17 @@ from peaks import BUCKET, bytes_of_a_step, loss_peak, training_peak
 
 from data_specs.spec import load_spec
 from train import memory
-from train.engine import compile_layers, config_of
+from train.engine import compile_layers
+from train.flops import num_parameters
 from train.memory import (
     activation_bytes,
     fitting_micro_batch,
     fitting_sample_batch,
-    num_parameters,
     parse_bytes,
     predict,
     table,
 )
-from train.model import DnDTransformer, rotary_factors
+from train.model import DnDTransformer, config_of, rotary_factors
 
 SHAPE = "shape={image_size: 128, grid: [16, 16], depth: 2, codebook_size: 1024}"
 MODEL = "transformer={num_layers: 10, num_heads: 4, width: 256, head_layers: [7, 9]}"
@@ -47,7 +47,7 @@ def test_predicted_memory_is_the_measured_peak_within_10_percent(
     peak = max(int((tmp_path / f"peak_{rank}").read_text()) for rank in range(world))
     monkeypatch.setattr(memory, "BUCKET", BUCKET)
     spec = tiny_spec(*overrides)
-    total = memory.predict(spec, config_of(spec), world, stage, images)["total"]
+    total = memory.predict(spec, world, images)["total"]
     print(f"{world} ranks, stage {stage}, {images} images: {peak / 1e6:.0f} MB, predicted {total / 1e6:.0f}")
     assert total == pytest.approx(peak, rel=0.1)
 
@@ -62,7 +62,7 @@ def test_in_bfloat16_gradients_lie_beside_the_activations(
     found = json.loads((tmp_path / "bytes.json").read_text())
     monkeypatch.setattr(memory, "BUCKET", BUCKET)
     spec = tiny_spec(*overrides)
-    parts = memory.predict(spec, config_of(spec), 1, stage, 6)
+    parts = memory.predict(spec, 1, 6)
     of_activations = parts["activations"] + parts["logits"]
     print(f"stage {stage}: {found}, {parts}")
     assert found["activations"] > parts["step"]
@@ -114,19 +114,26 @@ def test_what_a_compiled_layer_keeps_is_what_is_counted(width: int) -> None:
 
 def test_batches_to_sample_grow_with_memory_and_halve_with_guidance() -> None:
     spec = load_spec("imagenet_16x16x2", ["sample.guidance=1"])
-    guided, config = load_spec("imagenet_16x16x2"), config_of(spec)
-    sizes = [fitting_sample_batch(spec, config, gigabytes * 1e9) for gigabytes in (4, 16, 24, 80)]
+    guided = load_spec("imagenet_16x16x2")
+    sizes = [fitting_sample_batch(spec, gigabytes * 1e9) for gigabytes in (4, 16, 24, 80)]
     assert sizes == sorted(sizes) and sizes[0] == 1 and sizes[-1] == 256
-    assert fitting_sample_batch(guided, config, 24e9) == fitting_sample_batch(spec, config, 24e9) // 2
+    assert fitting_sample_batch(guided, 24e9) == fitting_sample_batch(spec, 24e9) // 2
+
+
+def test_sampling_needs_no_section_of_training() -> None:
+    """As `dnd memory --stage sample` asks for none: it ended in a traceback."""
+    spec = load_spec("imagenet_16x16x2")
+    plain = spec.model_copy(update={"train": None})
+    assert memory.sampling_table(plain, 24e9) == memory.sampling_table(spec, 24e9)
 
 
 def test_what_fits_grows_with_memory_and_stage() -> None:
     spec = tiny_spec("train.batch_size=256")
-    config = config_of(spec)
-    fits = [fitting_micro_batch(spec, config, 8, memory) for memory in (1.2e9, 2e9, 80e9)]
+    fits = [fitting_micro_batch(spec, 8, memory) for memory in (1.2e9, 2e9, 80e9)]
     assert fits == sorted(fits, key=lambda n: n or 0) and fits[-1] == 32
     large = load_spec("imagenet_16x16x2")
-    one, two, three = (predict(large, config_of(large), 64, stage, 1)["total"] for stage in (1, 2, 3))
+    stages = (large.changed("train", zero_stage=stage) for stage in (1, 2, 3))
+    one, two, three = (predict(of_stage, 64, 1)["total"] for of_stage in stages)
     assert three < two < one
 
 
@@ -139,4 +146,4 @@ def test_what_is_no_size_or_does_not_divide_is_refused() -> None:
     with pytest.raises(ValueError, match="80GB or 40GiB"):
         parse_bytes("much")
     with pytest.raises(ValueError, match="does not divide over 3"):
-        table(tiny_spec(), config_of(tiny_spec()), 3, 80e9)
+        table(tiny_spec(), 3, 80e9)
