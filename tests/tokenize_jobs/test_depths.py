@@ -61,7 +61,7 @@ def side_by_side(
         model = prepare(load_tokenizer(f"{root}/tokenizer"), 1)
         copies = decode_codes(model, np.stack(list(encode_views(model, iter(real), spec))))
         quality = reconstruction_quality(zip(real, copies, strict=True))
-        rows.append({"depth": depth, "psnr": quality["psnr"], "ssim": quality["ssim"], **words(copies, texts)})
+        rows.append({"depth": depth, "psnr": quality.psnr, "ssim": quality.ssim, **words(copies, texts)})
         shown += [*copies[:SHOWN]]
     enlarged = [image.repeat(2, 0).repeat(2, 1) for image in shown]
     (folder / "depths.png").write_bytes(encode_photo(grid(enlarged, columns=SHOWN)))

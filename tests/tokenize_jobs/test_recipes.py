@@ -46,7 +46,7 @@ def score(folder: Path, data: str, documents: int, steps: int, recipe: list[str]
     real = [item["image"] for item in open_shards(str(folder / "images/val"))[:SCORED]]
     model = load_tokenizer(f"{root}/tokenizer")
     copies = decode_codes(model, np.stack(list(encode_views(model, iter(real), spec))))
-    return float(reconstruction_quality(zip(real, copies, strict=True))["psnr"])
+    return float(reconstruction_quality(zip(real, copies, strict=True)).psnr)
 
 
 def test_the_shortcut_beats_the_plain_recipe(tmp_path: Path) -> None:

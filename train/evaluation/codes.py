@@ -2,11 +2,11 @@
 
 import math
 from collections.abc import Iterable
-from typing import Any
 
 import numpy as np
 import torch
 
+from data_specs.records import CodebookUse, HistogramBits
 from tokenize_jobs import quantizer
 
 
@@ -46,22 +46,22 @@ def cross_entropy_bits(train: np.ndarray, val: np.ndarray) -> np.ndarray:
     return -(val * np.log2(share)).sum(axis=1) / val.sum(axis=1)
 
 
-def codebook_usage(histogram: np.ndarray) -> list[dict[str, Any]]:
+def codebook_usage(histogram: np.ndarray) -> list[CodebookUse]:
     """Per depth: rows used at all, their share of the codebook, perplexity (2 ** entropy) and entropy in bits."""
     usage, perplexity = quantizer.codebook_health(torch.from_numpy(histogram))
     return [
-        {
-            "depth": depth,
-            "rows_used": int((row > 0).sum()),
-            "share_used": usage[depth],
-            "perplexity": perplexity[depth],
-            "entropy_bits": math.log2(perplexity[depth]),
-        }
+        CodebookUse(
+            depth=depth,
+            rows_used=int((row > 0).sum()),
+            share_used=usage[depth],
+            perplexity=perplexity[depth],
+            entropy_bits=math.log2(perplexity[depth]),
+        )
         for depth, row in enumerate(histogram)
     ]
 
 
-def histogram_baseline(train: np.ndarray, val: np.ndarray) -> dict[str, Any]:
+def histogram_baseline(train: np.ndarray, val: np.ndarray) -> HistogramBits:
     """The figure to put beside a model's bits per code: what a model that learned nothing but frequencies reaches.
 
     train, val: histograms [depths, V]. `bits_per_code` is the mean over depths of the cross-entropy of the train
@@ -69,11 +69,11 @@ def histogram_baseline(train: np.ndarray, val: np.ndarray) -> dict[str, Any]:
     own histogram is given beside it; it is the lower of the two, flattered by counting the codes it predicts."""
     predicted = cross_entropy_bits(train, val)
     own = entropy_bits(val)
-    return {
-        "bits_per_code": float(predicted.mean()),
-        "bits_per_code_by_depth": tuple(map(float, predicted)),
-        "val_entropy_bits": float(own.mean()),
-        "val_entropy_bits_by_depth": tuple(map(float, own)),
-        "num_codes": int(val.sum()),
-        "definition": "cross-entropy on val of the per-depth code frequencies of train, add-one smoothed",
-    }
+    return HistogramBits(
+        bits_per_code=float(predicted.mean()),
+        bits_per_code_by_depth=tuple(map(float, predicted)),
+        val_entropy_bits=float(own.mean()),
+        val_entropy_bits_by_depth=tuple(map(float, own)),
+        num_codes=int(val.sum()),
+        definition="cross-entropy on val of the per-depth code frequencies of train, add-one smoothed",
+    )

@@ -7,10 +7,10 @@ than their histogram: only the gain over this table is the transformer's own.
 from __future__ import annotations
 
 from collections.abc import Iterable
-from typing import Any
 
 import numpy as np
 
+from data_specs.records import ContextBits
 from train.evaluation.backoff import count_grams, interpolate
 
 POSITIONS = 4_000_000  # of the training split, from its beginning; more would take more than seconds
@@ -18,7 +18,7 @@ BITS, OUTSIDE = 16, 65_535  # a code fits uint16; the neighbours of a picture's 
 HASH, CONTEXT_MASK = np.int64(-7046029254386353131), np.int64(2**47 - 1)
 
 
-def context_baseline(train: Iterable[np.ndarray], val: Iterable[np.ndarray], codebook_size: int) -> dict[str, Any]:
+def context_baseline(train: Iterable[np.ndarray], val: Iterable[np.ndarray], codebook_size: int) -> ContextBits:
     """Bits a code on `val` of counts over `train`, backing off (Witten and Bell) from the longest context seen.
 
     The contexts of a code, each with all before it: nothing; the earlier codes of its position; the codes of the left
@@ -31,13 +31,13 @@ def context_baseline(train: Iterable[np.ndarray], val: Iterable[np.ndarray], cod
     """
     known, asked = _gather(train, POSITIONS), _gather(val, None)
     by_depth = tuple(_bits(known, asked, depth, codebook_size) for depth in range(known.shape[-1]))
-    return {
-        "bits_per_code": float(np.mean(by_depth)),
-        "bits_per_code_by_depth": by_depth,
-        "num_train_codes": known.size,
-        "num_val_codes": asked.size,
-        "definition": "counts with back-off over the position's earlier codes, its left and its upper neighbour's",
-    }
+    return ContextBits(
+        bits_per_code=float(np.mean(by_depth)),
+        bits_per_code_by_depth=by_depth,
+        num_train_codes=known.size,
+        num_val_codes=asked.size,
+        definition="counts with back-off over the position's earlier codes, its left and its upper neighbour's",
+    )
 
 
 def _gather(arrays: Iterable[np.ndarray], limit: int | None) -> np.ndarray:

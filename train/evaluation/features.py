@@ -54,7 +54,7 @@ def load_extractor(spec: str, device: str = "cpu") -> Extractor:
     Raises ValueError for anything else and where the file, folder or function is not there."""
     kind, _, rest = spec.partition(":")
     if kind == "builtin" and not rest:
-        return ModuleExtractor(builtin_network(), f"builtin-random-conv-{BUILTIN_WIDTHS[-1]}", device)
+        return ModuleExtractor(RandomConvolutions(), f"builtin-random-conv-{BUILTIN_WIDTHS[-1]}", device)
     if kind == "inception" and rest:
         return InceptionExtractor(rest, device)
     if kind == "transformers" and rest:
@@ -147,14 +147,11 @@ def spatial_rows(activations: Tensor) -> Tensor:
     return activations[:, :SPATIAL_CHANNELS].permute(0, 2, 3, 1).flatten(1)
 
 
-def builtin_network() -> nn.Module:
+class RandomConvolutions(nn.Module):
     """Three random convolutions over the image at 64 x 64, means of their last channels: 32 features.
 
     The weights are drawn from a fixed seed by NumPy, so they are the same on every machine."""
-    return _RandomConvolutions()
 
-
-class _RandomConvolutions(nn.Module):
     def __init__(self) -> None:
         super().__init__()
         rng = np.random.default_rng(BUILTIN_SEED)

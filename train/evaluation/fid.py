@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import islice
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
 
@@ -14,7 +14,6 @@ from train.evaluation.frechet import (
     Moments,
     frechet_distance,
     kernel_distance,
-    moments_of,
     refuse_other_features,
     refuse_too_few,
 )
@@ -28,8 +27,10 @@ PIECE = 16 * BATCH  # images whose features go into the moments together; what a
 WHOLE = 50_000  # images of a figure that papers report; FID falls with their number
 MANIFOLD_IMAGES = 50_000  # larger sets are thinned evenly to this many for precision and recall
 
+Sums = TypeVar("Sums", Moments, ScoreSums)
 
-@dataclass
+
+@dataclass(frozen=True)
 class SetFeatures:
     """What is kept of (a piece of) a set: moments of pool and spatial features, score sums, and pool rows [n, D]."""
 
@@ -55,19 +56,14 @@ def pieces(images: ImageSet, extractor: Extractor, start: int, stop: int) -> Ite
 
 def merge(parts: Iterable[SetFeatures]) -> SetFeatures:
     """The pieces of one set, in their order, as one; the same pieces give the same bits whoever made them."""
-    whole: SetFeatures | None = None
-    rows: list[np.ndarray] = []
-    for part in parts:
-        whole = whole or _empty(part)
-        whole.pool.merge(part.pool)
-        if whole.spatial is not None and part.spatial is not None:
-            whole.spatial.merge(part.spatial)
-        if whole.scores is not None and part.scores is not None:
-            whole.scores.merge(part.scores)
+    pieces_in_order = iter(parts)
+    whole = next(pieces_in_order)
+    rows = [whole.rows]
+    for part in pieces_in_order:
         rows.append(part.rows)
-    assert whole is not None, "a set of images is never empty"
-    whole.rows = np.concatenate(rows)
-    return whole
+        sums = whole.pool + part.pool, _both(whole.spatial, part.spatial), _both(whole.scores, part.scores)
+        whole = SetFeatures(*sums, whole.rows)
+    return replace(whole, rows=np.concatenate(rows))
 
 
 def evaluate_images(
@@ -137,7 +133,9 @@ def _figures(
     made: SetFeatures, real: SetFeatures | None, reference: Reference, device: str
 ) -> tuple[dict[str, float], list[str]]:
     """Figures under their plain names, and why others are missing."""
-    figures = {"fid": frechet_distance(*_fit(made.pool), *(reference.pool or _fit(_known(real).pool)))}
+    pool = reference.pool or (_fit(real.pool) if real else None)
+    assert pool is not None, "a reference without statistics has images"
+    figures = {"fid": frechet_distance(*_fit(made.pool), *pool)}
     notes = []
     if made.spatial is not None:
         spatial = reference.spatial or (_fit(real.spatial) if real and real.spatial and not reference.pool else None)
@@ -175,21 +173,18 @@ def _joined(passes: Iterable[Features]) -> Features:
 
 def _piece(features: Features, first: int, total: int) -> SetFeatures:
     """What is kept of the features of the images `first`, first + 1, ... of `total`."""
-    scores = None if features.logits is None else ScoreSums(features.logits.shape[1])
-    if scores is not None and features.logits is not None:
-        scores.add(features.logits, shuffled_places(total)[first : first + len(features.logits)])
-    spatial = None if features.spatial is None else moments_of([features.spatial])
-    rows = features.pool[_kept(first, len(features.pool), total)]
-    return SetFeatures(moments_of([features.pool]), spatial, scores, rows)
-
-
-def _empty(like: SetFeatures) -> SetFeatures:
+    count = len(features.pool)
+    places = shuffled_places(total)[first : first + count]
     return SetFeatures(
-        Moments(len(like.pool.mean)),
-        None if like.spatial is None else Moments(len(like.spatial.mean)),
-        None if like.scores is None else ScoreSums(like.scores.num_classes),
-        like.rows[:0],
+        Moments.of(features.pool),
+        None if features.spatial is None else Moments.of(features.spatial),
+        None if features.logits is None else ScoreSums.of(features.logits, places),
+        features.pool[_kept(first, count, total)],
     )
+
+
+def _both(one: Sums | None, other: Sums | None) -> Sums | None:
+    return None if one is None or other is None else one + other
 
 
 def _kept(first: int, count: int, total: int) -> np.ndarray:
@@ -201,8 +196,3 @@ def _kept(first: int, count: int, total: int) -> np.ndarray:
 
 def _fit(moments: Moments) -> Gaussian:
     return Gaussian(moments.mean, moments.covariance())
-
-
-def _known(features: SetFeatures | None) -> SetFeatures:
-    assert features is not None, "a reference without statistics has images"
-    return features

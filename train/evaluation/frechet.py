@@ -1,8 +1,10 @@
 """Distances between sets of features: Frechet's over moments streamed in float64, as the ADM evaluator has it, and KID
 (Bińkowski et al. 2018), as torch-fidelity computes it."""
 
+from __future__ import annotations
+
 import warnings
-from collections.abc import Iterable
+from dataclasses import dataclass
 from importlib.util import find_spec
 
 import numpy as np
@@ -15,34 +17,28 @@ EPS = 1e-6
 MAX_IMAGINARY = 1e-3
 
 
+@dataclass(frozen=True)
 class Moments:
-    """Count, mean [D] and scatter [D, D] of feature rows, float64. Parts of a set, on several ranks, merge."""
+    """Count, mean [D] and scatter [D, D] of feature rows, float64. Those of parts of a set add up."""
 
-    def __init__(self, dim: int):
-        self.count = 0
-        self.mean = np.zeros(dim)
-        self.scatter = np.zeros((dim, dim))
+    count: int
+    mean: np.ndarray
+    scatter: np.ndarray
 
-    def add(self, features: np.ndarray) -> None:
-        """Take in features [n, D]; one batch at a time is all that is held."""
-        part = Moments(0)
+    @classmethod
+    def of(cls, features: np.ndarray) -> Moments:
+        """The moments of features [n, D]."""
         rows = features.astype(np.float64)
-        part.count = len(rows)
-        part.mean = rows.mean(axis=0)
-        rows -= part.mean
-        part.scatter = rows.T @ rows
-        self.merge(part)
+        mean = rows.mean(axis=0)
+        rows -= mean
+        return cls(len(rows), mean, rows.T @ rows)
 
-    def merge(self, other: "Moments") -> None:
-        """Take in the moments of another part of the set (Chan, Golub and LeVeque 1979)."""
+    def __add__(self, other: Moments) -> Moments:
+        """The moments of two parts of a set as one (Chan, Golub and LeVeque 1979)."""
         total = self.count + other.count
-        if total == 0:
-            return
         shift = other.mean - self.mean
-        self.scatter += other.scatter
-        self.scatter += np.outer(shift, shift) * (self.count * other.count / total)
-        self.mean += shift * (other.count / total)
-        self.count = total
+        between = np.outer(shift, shift) * (self.count * other.count / total)
+        return Moments(total, self.mean + shift * (other.count / total), self.scatter + other.scatter + between)
 
     def covariance(self) -> np.ndarray:
         """Unbiased covariance [D, D]. Raises ValueError for no more rows than dimensions: it would be singular."""
@@ -66,17 +62,6 @@ def refuse_other_features(dim: int, other: int) -> None:
             f"statistics of {dim:,} and {other:,} features: they come from different extractors; "
             "make the reference's statistics with the extractor of the samples"
         )
-
-
-def moments_of(batches: Iterable[np.ndarray]) -> Moments:
-    """Moments of feature batches [n, D], read once. Raises ValueError where there is none."""
-    moments: Moments | None = None
-    for batch in batches:
-        moments = moments or Moments(batch.shape[1])
-        moments.add(batch)
-    if moments is None:
-        raise ValueError("no features: the set is empty")
-    return moments
 
 
 def frechet_distance(mu1: np.ndarray, sigma1: np.ndarray, mu2: np.ndarray, sigma2: np.ndarray) -> float:

@@ -1,10 +1,11 @@
 """How close a reconstructed picture is to its original: PSNR and SSIM over uint8 pixels."""
 
 from collections.abc import Iterable
-from typing import Any
 
 import numpy as np
 from scipy.ndimage import correlate1d
+
+from data_specs.records import Quality
 
 SSIM_WINDOW, SSIM_SIGMA = 11, 1.5
 LUMA = np.array([0.299, 0.587, 0.114])
@@ -34,7 +35,7 @@ def ssim(a: np.ndarray, b: np.ndarray) -> float:
     return float(np.mean((2 * mean_x * mean_y + c1) / (mean_x**2 + mean_y**2 + c1) * structure))
 
 
-def reconstruction_quality(pairs: Iterable[tuple[np.ndarray, np.ndarray]]) -> dict[str, Any]:
+def reconstruction_quality(pairs: Iterable[tuple[np.ndarray, np.ndarray]]) -> Quality:
     """PSNR and SSIM over (original, reconstruction) pairs of uint8 [H, W, 3], streaming.
 
     `psnr` is the mean of the pictures' PSNRs in dB, as papers report it, without the exactly equal ones, which
@@ -47,13 +48,13 @@ def reconstruction_quality(pairs: Iterable[tuple[np.ndarray, np.ndarray]]) -> di
     if not errors:
         raise ValueError("no pictures to compare: the set of originals or of reconstructions is empty")
     differing = np.array([e for e in errors if e > 0])
-    return {
-        "num_images": len(errors),
-        "num_identical": len(errors) - len(differing),
-        "psnr": float(np.mean(10 * np.log10(255.0**2 / differing))) if len(differing) else None,
-        "psnr_of_mean_error": float(10 * np.log10(255.0**2 / np.mean(errors))) if len(differing) else None,
-        "ssim": float(np.mean(similarities)),
-    }
+    return Quality(
+        num_images=len(errors),
+        num_identical=len(errors) - len(differing),
+        psnr=float(np.mean(10 * np.log10(255.0**2 / differing))) if len(differing) else None,
+        psnr_of_mean_error=float(10 * np.log10(255.0**2 / np.mean(errors))) if len(differing) else None,
+        ssim=float(np.mean(similarities)),
+    )
 
 
 def _check_pair(a: np.ndarray, b: np.ndarray) -> None:

@@ -16,8 +16,8 @@ from pipeline.workers import Workers
 from tokenize_jobs.device import pick_device
 from train.evaluation.features import load_extractor
 from train.evaluation.fid import PIECE, SetFeatures, merge, pieces
-from train.evaluation.ocr import OcrEngine, Reading, load_engine
-from train.evaluation.reading_cache import missing_pictures, remember
+from train.evaluation.ocr import OcrEngine, load_engine
+from train.evaluation.reading_cache import Read, image_digest, missing_pictures, remember
 from train.evaluation.sources import ImageSet, open_images
 
 IMAGES_AT_ONCE = 8  # read by a worker at a time
@@ -42,11 +42,9 @@ def read_on(workers: Workers, engine: OcrEngine, cache: Path, sets: Mapping[str,
     """
     for kind, (pictures, chosen) in sets.items():
         missing = missing_pictures(pictures, chosen, engine, cache)
-        indices = [picture.number for picture in missing]
-        setup = partial(_set_up_reading, engine.spec, engine.version, pictures.uri, indices)
-        for unit, readings in _run(setup, len(missing), IMAGES_AT_ONCE, workers, f"read {kind}"):
-            read = zip(missing[unit.first : unit.first + unit.count], readings, strict=True)
-            remember(cache, engine, [(picture.key, picture.image, reading) for picture, reading in read])
+        setup = partial(_set_up_reading, engine.spec, engine.version, pictures.uri, missing)
+        for _, read in _run(setup, len(missing), IMAGES_AT_ONCE, workers, f"read {kind}"):
+            remember(cache, engine, read)
 
 
 def _run(
@@ -82,7 +80,7 @@ def _set_up_extraction(extractor: str, uri: str) -> Callable[[RangeUnit], SetFea
 
 def _set_up_reading(
     engine_spec: str, version: str, uri: str, indices: Sequence[int]
-) -> Callable[[RangeUnit], list[Reading]]:
+) -> Callable[[RangeUnit], list[Read]]:
     """Runs once in each worker: loads the engine and returns what reads a range of the chosen images.
 
     Raises:
@@ -93,8 +91,9 @@ def _set_up_reading(
     if engine.version != version:
         raise ValueError(f"{engine.name} is {engine.version} on {socket.gethostname()}, but {version} where it began")
 
-    def read(unit: RangeUnit) -> list[Reading]:
-        chosen = indices[unit.first : unit.first + unit.count]
-        return engine.read([images[index].image for index in chosen])
+    def read(unit: RangeUnit) -> list[Read]:
+        chosen = [images[index] for index in indices[unit.first : unit.first + unit.count]]
+        readings = engine.read([picture.image for picture in chosen])
+        return [(one.key, image_digest(one.image), reading) for one, reading in zip(chosen, readings, strict=True)]
 
     return read

@@ -18,7 +18,7 @@ from data_specs.reader import ShardSet
 from train.evaluation.memorisation import memorisation
 from train.evaluation.ngram import NGramModel, train_ngram
 from train.evaluation.ocr import OcrEngine, Reading
-from train.evaluation.perplexity import RESAMPLES, ppl_ocr
+from train.evaluation.perplexity import interval_95, ppl_ocr, resampled_sums
 from train.evaluation.reading import REPETITIVE, engine_info, is_too_repetitive, pair_up, spread
 from train.evaluation.reading_cache import read_pictures, unread_counts
 from train.evaluation.rocr import normalise
@@ -125,13 +125,11 @@ def ratio_of_shares(made: Sequence[str], real: Sequence[str], known: frozenset[s
     if any(not of[:, 0].sum() for of in counts[1:]) or any(not of[:, 1].sum() for of in counts):
         return {"ratio": None, "ratio_interval": None}
     rng = np.random.default_rng(seed)
-    resampled = [of[rng.integers(0, len(of), (RESAMPLES, len(of)))].sum(axis=1) for of in counts]
     with np.errstate(divide="ignore", invalid="ignore"):
-        shares = [sums[:, 0] / sums[:, 1] for sums in resampled]
+        shares = [sums[:, 0] / sums[:, 1] for sums in (resampled_sums(of, rng) for of in counts)]
         ratios = shares[0] / shares[1]
-    low, high = np.quantile(ratios[np.isfinite(ratios)], [0.025, 0.975])
     share, bound = (of[:, 0].sum() / of[:, 1].sum() for of in counts)
-    return {"ratio": float(share / bound), "ratio_interval": [float(low), float(high)]}
+    return {"ratio": float(share / bound), "ratio_interval": interval_95(ratios[np.isfinite(ratios)])}
 
 
 def exact_word_share(drawn: Sequence[Picture], readings: Sequence[Reading]) -> float | None:

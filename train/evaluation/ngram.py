@@ -1,7 +1,9 @@
 """A small language model that always runs: characters, n-grams up to six, interpolated after Witten and Bell 1991."""
 
 import unicodedata
+from collections import Counter
 from collections.abc import Iterable
+from itertools import chain
 
 import numpy as np
 
@@ -18,10 +20,9 @@ class NGramModel:
 
     unit = "character"
 
-    def __init__(self, alphabet: str, orders: list[Counts], num_characters: int):
-        self.numbers = {character: FIRST_CHARACTER + i for i, character in enumerate(alphabet)}
+    def __init__(self, numbers: dict[str, int], orders: list[Counts], num_characters: int):
+        self.numbers = numbers
         self.orders = orders
-        self.num_characters = num_characters
         self.name = f"built-in character {ORDER}-gram, Witten-Bell, {num_characters:,} characters"
 
     def score(self, texts: Iterable[str]) -> list[tuple[float, int]]:
@@ -51,23 +52,20 @@ def train_ngram(texts: Iterable[str]) -> NGramModel:
             break
     if num_characters == 0:
         raise ValueError("the language model has no text to learn from: the training split carries none")
-    alphabet = _alphabet(pieces)
-    numbers = {character: FIRST_CHARACTER + i for i, character in enumerate(alphabet)}
+    numbers = _alphabet(pieces)
     sequence = np.concatenate([_numbered(piece, numbers) for piece in pieces if piece])
-    return NGramModel(alphabet, [_count(sequence, order) for order in range(1, ORDER + 1)], num_characters)
+    return NGramModel(numbers, [_count(sequence, order) for order in range(1, ORDER + 1)], num_characters)
 
 
 def _clean(text: str) -> str:
     return " ".join(unicodedata.normalize("NFKC", text).split())
 
 
-def _alphabet(pieces: list[str]) -> str:
-    """The commonest characters, commonest first, ties by code point."""
-    counts: dict[str, int] = {}
-    for piece in pieces:
-        for character in set(piece):
-            counts[character] = counts.get(character, 0) + piece.count(character)
-    return "".join(sorted(counts, key=lambda c: (-counts[c], c))[:ALPHABET])
+def _alphabet(pieces: list[str]) -> dict[str, int]:
+    """Numbers of the commonest characters, commonest first, ties by code point."""
+    counts = Counter(chain.from_iterable(pieces))
+    commonest = sorted(counts, key=lambda c: (-counts[c], c))[:ALPHABET]
+    return {character: number for number, character in enumerate(commonest, FIRST_CHARACTER)}
 
 
 def _numbered(text: str, numbers: dict[str, int]) -> np.ndarray:
@@ -77,15 +75,15 @@ def _numbered(text: str, numbers: dict[str, int]) -> np.ndarray:
 
 
 def _grams(sequence: np.ndarray, order: int) -> np.ndarray:
-    """Every run of `order` numbers, packed eight bits each, the last one lowest -> [len(sequence) - order + 1]."""
+    """Every run of `order` numbers, packed BITS bits each, the last one lowest -> [len(sequence) - order + 1]."""
     length = len(sequence) - order + 1
     packed = np.zeros(length, np.int64)
     for i in range(order):
-        packed = (packed << 8) | sequence[i : i + length]
+        packed = (packed << BITS) | sequence[i : i + length]
     return packed
 
 
 def _count(sequence: np.ndarray, order: int) -> Counts:
     """Counts of one order, without the n-grams that end in a boundary mark: nothing ever predicts one."""
     grams = _grams(sequence, order)
-    return count_grams(grams[grams & 255 != BOUNDARY], BITS)
+    return count_grams(grams[grams & (2**BITS - 1) != BOUNDARY], BITS)

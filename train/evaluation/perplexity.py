@@ -34,10 +34,8 @@ def ppl_ocr(texts: Sequence[str], model: LanguageModel, seed: int = 0) -> dict[s
     the perplexity is None."""
     long_enough = [text for text in texts if len(text.split()) >= MIN_WORDS]
     scores = np.array([score for score in model.score(long_enough) if score[1] > 0], np.float64).reshape(-1, 2)
-    result: dict[str, Any] = {
-        "perplexity": None,
-        "median": None,
-        "interval_95": None,
+    return {
+        **_perplexities(scores, seed),
         "unit": model.unit,
         "model": model.name,
         "num_images": len(texts),
@@ -45,14 +43,6 @@ def ppl_ocr(texts: Sequence[str], model: LanguageModel, seed: int = 0) -> dict[s
         "num_too_short": len(texts) - len(long_enough),
         "num_units": int(scores[:, 1].sum()),
     }
-    if len(scores):
-        single = np.exp(scores[:, 0] / scores[:, 1])
-        result |= {
-            "perplexity": float(np.exp(scores[:, 0].sum() / scores[:, 1].sum())),
-            "median": float(np.median(single)),
-        }
-        result["interval_95"] = _bootstrap(scores, seed)
-    return result
 
 
 class TransformersModel:
@@ -97,8 +87,23 @@ class TransformersModel:
         return nats, count
 
 
-def _bootstrap(scores: np.ndarray, seed: int) -> list[float]:
-    """The 2.5 and 97.5 % quantiles of the perplexity over resampled images; scores [images, (nats, units)]."""
-    draws = np.random.default_rng(seed).integers(0, len(scores), (RESAMPLES, len(scores)))
-    sums = scores[draws].sum(axis=1)
-    return [float(x) for x in np.quantile(np.exp(sums[:, 0] / sums[:, 1]), [0.025, 0.975])]
+def resampled_sums(rows: np.ndarray, rng: np.random.Generator) -> np.ndarray:
+    """Sums [1,000, columns] over rows [n, columns], n of them drawn with replacement each time."""
+    return rows[rng.integers(0, len(rows), (RESAMPLES, len(rows)))].sum(axis=1)
+
+
+def interval_95(values: np.ndarray) -> list[float]:
+    """The 2.5 and 97.5 % quantiles of resampled figures."""
+    return [float(value) for value in np.quantile(values, [0.025, 0.975])]
+
+
+def _perplexities(scores: np.ndarray, seed: int) -> dict[str, Any]:
+    """Figures of scores [images, (nats, units)], None where there are none."""
+    if not len(scores):
+        return {"perplexity": None, "median": None, "interval_95": None}
+    sums = resampled_sums(scores, np.random.default_rng(seed))
+    return {
+        "perplexity": float(np.exp(scores[:, 0].sum() / scores[:, 1].sum())),
+        "median": float(np.median(np.exp(scores[:, 0] / scores[:, 1]))),
+        "interval_95": interval_95(np.exp(sums[:, 0] / sums[:, 1])),
+    }

@@ -11,7 +11,7 @@ import tempfile
 from collections import Counter
 from collections.abc import Iterable, Sequence
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import numpy as np
 
@@ -21,14 +21,7 @@ from train.evaluation.ocr import OcrEngine, Reading, ReadWord
 from train.evaluation.sources import ImageSet, Picture
 
 READ_AT_ONCE = 32
-
-
-class Wanted(NamedTuple):
-    """A picture to be read: its number in its set, its key and the digest of its pixels."""
-
-    number: int
-    key: str
-    image: str
+Read = tuple[str, str, Reading]  # a picture's key, the digest of its pixels, and what was read
 
 
 def cache_of(root: str) -> Path:
@@ -66,15 +59,11 @@ def read_pictures(pictures: ImageSet, indices: Sequence[int], engine: OcrEngine,
     return readings
 
 
-def missing_pictures(pictures: ImageSet, indices: Iterable[int], engine: OcrEngine, cache: Path) -> list[Wanted]:
-    """The chosen pictures that can be opened and that the cache lacks."""
+def missing_pictures(pictures: ImageSet, indices: Iterable[int], engine: OcrEngine, cache: Path) -> list[int]:
+    """Those of the chosen pictures that can be opened and that the cache lacks."""
     known = known_readings(cache, engine)
-    missing = list[Wanted]()
-    for index in indices:
-        opened = _open(pictures, index)
-        if isinstance(opened, Picture) and (digest := image_digest(opened.image)) not in known:
-            missing.append(Wanted(index, opened.key, digest))
-    return missing
+    opened = ((index, _open(pictures, index)) for index in indices)
+    return [index for index, one in opened if isinstance(one, Picture) and image_digest(one.image) not in known]
 
 
 def known_readings(cache: Path, engine: OcrEngine) -> dict[str, Reading]:
@@ -91,8 +80,8 @@ def known_readings(cache: Path, engine: OcrEngine) -> dict[str, Reading]:
     return known
 
 
-def remember(cache: Path, engine: OcrEngine, read: Iterable[tuple[str, str, Reading]]) -> None:
-    """Adds (key, digest of the pixels, reading) to the cache, on a new line where a killed run left half of one."""
+def remember(cache: Path, engine: OcrEngine, read: Iterable[Read]) -> None:
+    """Adds what was read to the cache, on a new line where a killed run left half of one."""
     lines = [_record(engine, *one).to_json() for one in read if not one[2].failure]
     cache.parent.mkdir(parents=True, exist_ok=True)
     with cache.open("a+b") as log:

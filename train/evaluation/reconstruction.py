@@ -35,10 +35,12 @@ def evaluate_by_depth(
     usage = codebook_usage(count_codes((codes_by_depth(item["codes"], shape) for item in codes), shape.codebook_size))
     rows = []
     for depths, copies in enumerate(by_depth, 1):
-        row = {"depth": depths, **reconstruction_quality(pairs(originals, copies, num)), **code_size(shape, depths)}
+        quality = reconstruction_quality(pairs(originals, copies, num))
+        row = {"depth": depths, **quality.model_dump(), **code_size(shape, depths)}
         if lpips is not None:
             row["lpips"] = mean_lpips(pairs(originals, copies, num), lpips)
-        rows.append(row | {f"codebook_{name}": usage[depths - 1][name] for name in ("share_used", "perplexity")})
+        use = usage[depths - 1]
+        rows.append(row | {"codebook_share_used": use.share_used, "codebook_perplexity": use.perplexity})
     return {"inputs": inputs, "depths": rows, "lpips_weights": "given" if lpips else "none: LPIPS not measured"}
 
 

@@ -3,7 +3,6 @@ mixing them is the field's commonest mistake, so the kind, count, crop and diges
 
 import re
 import zipfile
-import zlib
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
@@ -12,7 +11,7 @@ import numpy as np
 from data_specs import storage
 from data_specs.digest import file_digest
 from data_specs.npy import one_parser
-from train.evaluation.sources import ImageSet, open_images
+from train.evaluation.sources import DAMAGED, ImageSet, local_file, open_images
 
 TRAINING, ORIGINALS = "training", "validation-originals"
 WANTED = {"gfid": TRAINING, "rfid": ORIGINALS}
@@ -86,9 +85,7 @@ def check_reference(metric: str, reference: Reference, samples: ImageSet, forced
 
 def _read_statistics(uri: str) -> dict[str, Any]:
     """Everything but arr_0 of an `.npz`, and the names of all it holds."""
-    if not storage.exists(uri):
-        raise ValueError(f"{uri}: no such file")
-    path = storage.local_copy(uri)
+    path = local_file(uri)
     if not zipfile.is_zipfile(path):
         raise ValueError(f"{uri}: not an .npz file")
     try:
@@ -96,7 +93,7 @@ def _read_statistics(uri: str) -> dict[str, Any]:
             stored: dict[str, Any] = {name: file[name] for name in STATISTICS if name in file}
             stored |= {name: file[name].item() for name in ("kind", "crop", "extractor", "count") if name in file}
             return {**stored, "names": file.files}
-    except (OSError, ValueError, EOFError, zlib.error, zipfile.BadZipFile) as error:
+    except (OSError, ValueError, *DAMAGED) as error:
         raise ValueError(f"{uri}: not an .npz of plain arrays ({error})") from error
 
 
@@ -117,14 +114,15 @@ def _kind_of_shards(uri: str) -> str | None:
 
 
 def _settle_kind(uri: str, said: str | None, stored: str | None) -> str:
-    kinds = (TRAINING, ORIGINALS)
-    if said is not None and said not in kinds:
-        raise ValueError(f"no kind of reference {said!r}: give {' or '.join(kinds)}")
+    kinds = f"{TRAINING} or {ORIGINALS}"
+    if said not in (None, TRAINING, ORIGINALS):
+        raise ValueError(f"no kind of reference {said!r}: give {kinds}")
     if said and stored and said != stored:
         raise ValueError(f"{uri}: holds {stored} images, not {said}")
-    if not (said or stored):
-        raise ValueError(f"{uri}: does not say which images it holds; give the reference's kind: {' or '.join(kinds)}")
-    return said or stored or ""
+    kind = said or stored
+    if not kind:
+        raise ValueError(f"{uri}: does not say which images it holds; give the reference's kind: {kinds}")
+    return kind
 
 
 def _pairing_problems(reference: Reference, samples: ImageSet) -> list[str]:
@@ -133,10 +131,10 @@ def _pairing_problems(reference: Reference, samples: ImageSet) -> list[str]:
         return [f"{len(samples):,} reconstructions against {reference.count:,} originals"]
     if reference.images is None:
         return []
-    sizes = [next(iter(images.batches(0, 1, 1))).shape[1:3] for images in (samples, reference.images)]
-    if sizes[0] != sizes[1]:
-        return [f"reconstructions of {sizes[0]} pixels against originals of {sizes[1]}: not the same crop"]
-    names = samples.keys(), reference.images.keys()
-    if None not in names and names[0] != names[1]:
+    made, real = (images.shape[:2] for images in (samples, reference.images))
+    if made != real:
+        return [f"reconstructions of {made} pixels against originals of {real}: not the same crop"]
+    keys, wanted = samples.keys(), reference.images.keys()
+    if keys and wanted and keys != wanted:
         return ["the reconstructions' keys are not those of the originals"]
     return []

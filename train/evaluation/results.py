@@ -3,18 +3,17 @@
 from __future__ import annotations
 
 import json
-import math
 import platform
-import subprocess
 import sys
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from importlib.metadata import PackageNotFoundError, version
 from typing import TYPE_CHECKING, Any, TypeGuard
 
-from pydantic_core import from_json
+from pydantic_core import from_json, to_jsonable_python
 
 from data_specs import storage
+from data_specs.code_version import this_code
 from data_specs.digest import file_digest
 from data_specs.records import Summary
 
@@ -32,22 +31,14 @@ def with_provenance(result: dict[str, Any], command: Sequence[str]) -> dict[str,
     """`result` with the command that made it and the versions of Python, this project and what decides figures."""
     versions = {"python": platform.python_version(), "dnd-transformer": _version("dnd-transformer")}
     versions |= {name: _version(name) for name in PACKAGES}
-    return {**result, "command": list(command), "versions": versions | {"commit": _commit()}}
+    return {**result, "command": list(command), "versions": versions | {"commit": this_code().commit}}
 
 
 def write_result(uri: str, result: dict[str, Any]) -> str:
     """Writes a result with its provenance, null for numbers that are not finite; returns the text."""
-    text = json.dumps(_finite(with_provenance(result, sys.argv)), indent=1)
+    text = json.dumps(to_jsonable_python(with_provenance(result, sys.argv), inf_nan_mode="null"), indent=1)
     storage.write_text(uri, text + "\n")
     return text
-
-
-def _finite(tree: object) -> Any:
-    if isinstance(tree, dict):
-        return {key: _finite(value) for key, value in tree.items()}
-    if isinstance(tree, list | tuple):
-        return [_finite(value) for value in tree]
-    return None if isinstance(tree, float) and not math.isfinite(tree) else tree
 
 
 def read_result(uri: str) -> dict[str, Any]:
@@ -140,11 +131,3 @@ def _version(package: str) -> str | None:
         return version(package)
     except PackageNotFoundError:
         return None
-
-
-def _commit() -> str | None:
-    """The project's commit where it runs from a checkout."""
-    done = subprocess.run(
-        ["git", "-C", __file__.rpartition("/")[0], "rev-parse", "HEAD"], capture_output=True, check=False
-    )
-    return done.stdout.decode().strip() or None

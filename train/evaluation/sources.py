@@ -9,11 +9,12 @@ import io
 import re
 import zipfile
 import zlib
+from abc import ABC, abstractmethod
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from functools import cached_property
 from pathlib import Path
-from typing import Any, NamedTuple, Protocol
+from typing import IO, NamedTuple
 
 import numpy as np
 from PIL import Image
@@ -26,6 +27,7 @@ from data_specs.records import Box
 PICTURES = (".png", ".jpg", ".jpeg", ".webp", ".bmp")
 FORMATS = ("PNG", "JPEG", "WEBP", "BMP")  # whatever a file is called, no other decoder is tried
 ARRAY = "arr_0.npy"
+DAMAGED = (EOFError, zlib.error, zipfile.BadZipFile)  # what reading a broken archive raises
 MODEL_FILES = (".json", ".jinja", ".txt", ".model", ".safetensors", ".bin")
 
 
@@ -42,26 +44,50 @@ class Picture(NamedTuple):
     boxes: tuple[Box, ...] = ()
 
 
-class ImageSet(Protocol):
-    """Images in one order; `digest` is over their names and bytes."""
+class ImageSet(ABC):
+    """Images in one order."""
 
     uri: str
 
     @property
-    def digest(self) -> str: ...
+    @abstractmethod
+    def digest(self) -> str:
+        """SHA-256 (hex) over the images' names and bytes."""
+
+    @abstractmethod
     def __len__(self) -> int: ...
 
+    @abstractmethod
     def __getitem__(self, index: int) -> Picture:
         """One picture, of any size. Raises ValueError, naming it, where it cannot be read."""
-        ...
 
+    @abstractmethod
     def keys(self) -> list[str] | None:
         """The images' names in their order, None where they have none."""
-        ...
+
+    @cached_property
+    def shape(self) -> tuple[int, ...]:
+        """Of the first image, and so of all."""
+        return self[0].image.shape
 
     def batches(self, start: int, stop: int, size: int) -> Iterator[np.ndarray]:
         """Images start ... stop - 1 as uint8 arrays [<= size, H, W, 3]; ValueError where they differ in size."""
-        ...
+        for first in range(start, stop, size):
+            yield np.stack([self._of_one_shape(index) for index in range(first, min(first + size, stop))])
+
+    def _of_one_shape(self, index: int) -> np.ndarray:
+        picture = self[index]
+        height, width, _ = picture.image.shape
+        if picture.image.shape != self.shape:
+            raise ValueError(
+                f"{self._place(index, picture)}: {width}x{height} px in a set of {self.shape[1]}x{self.shape[0]} px "
+                "(images of several sizes); crop them to one size first"
+            )
+        return picture.image
+
+    def _place(self, index: int, picture: Picture) -> str:
+        """Where a picture lies, for a message."""
+        return f"{self.uri}: {picture.key}"
 
 
 def open_images(uri: str) -> ImageSet:
@@ -75,15 +101,15 @@ def open_images(uri: str) -> ImageSet:
     return FolderImages(uri)
 
 
-class NpzImages:
+class NpzImages(ImageSet):
     """arr_0 of an `.npz`, streamed: the file may be larger than memory."""
 
     def __init__(self, uri: str):
         self.uri = uri
-        self.path = _local_file(uri)
-        with open_array(self.path, uri) as (_, shape, dtype):
-            check_array(uri, shape, dtype)
-            self.shape = shape
+        self.path = local_file(uri)
+        with self._open() as (_, shape):
+            self.count = shape[0]
+            self.shape = shape[1:]
 
     @cached_property
     def digest(self) -> str:
@@ -91,7 +117,7 @@ class NpzImages:
         return file_digest(self.path)
 
     def __len__(self) -> int:
-        return self.shape[0]
+        return self.count
 
     def __getitem__(self, index: int) -> Picture:
         """Image `index` under its number."""
@@ -102,21 +128,34 @@ class NpzImages:
 
     def batches(self, start: int, stop: int, size: int) -> Iterator[np.ndarray]:
         """Images start ... stop - 1 as uint8 arrays [<= size, H, W, 3]."""
-        image_bytes = int(np.prod(self.shape[1:]))
-        with open_array(self.path, self.uri) as (stream, _, _):
+        image_bytes = int(np.prod(self.shape))
+        with self._open() as (stream, _):
             stream.seek(start * image_bytes, io.SEEK_CUR)
             for first in range(start, stop, size):
                 count = min(size, stop - first)
                 try:
                     data = stream.read(count * image_bytes)
-                except (EOFError, zlib.error, zipfile.BadZipFile) as error:
+                except DAMAGED as error:
                     raise ValueError(f"{self.uri}: arr_0 is damaged after image {first} ({error})") from error
                 if len(data) != count * image_bytes:
                     raise ValueError(f"{self.uri}: arr_0 ends within image {first + len(data) // image_bytes}")
-                yield np.frombuffer(data, np.uint8).reshape(count, *self.shape[1:])
+                yield np.frombuffer(data, np.uint8).reshape(count, *self.shape)
+
+    @contextmanager
+    def _open(self) -> Iterator[tuple[IO[bytes], tuple[int, ...]]]:
+        """arr_0, not read yet: (stream at its first value, shape [N, H, W, 3])."""
+        try:
+            archive = zipfile.ZipFile(self.path)
+        except zipfile.BadZipFile as error:
+            raise ValueError(f"{self.uri}: not an .npz file ({error})") from error
+        with archive:
+            if ARRAY not in archive.namelist():
+                raise ValueError(f"{self.uri}: no arr_0 in it, only {', '.join(archive.namelist()) or 'nothing'}")
+            with archive.open(ARRAY) as stream:
+                yield stream, _image_shape(stream, self.uri)
 
 
-class FolderImages:
+class FolderImages(ImageSet):
     """Pictures under a folder, in the order of their paths with numbers counted (2.png before 10.png), as RGB: greys
     and palettes are spread over three channels, transparency is dropped, as pytorch-fid does."""
 
@@ -132,8 +171,7 @@ class FolderImages:
     @cached_property
     def digest(self) -> str:
         """SHA-256 over the pictures' paths and files."""
-        listing = "".join(f"{path.relative_to(self.uri)} {file_digest(path)}\n" for path in self.paths)
-        return hashlib.sha256(listing.encode()).hexdigest()
+        return _digest_of_files(self.uri, self.paths)
 
     def __len__(self) -> int:
         return len(self.paths)
@@ -152,30 +190,25 @@ class FolderImages:
     def _key(self, path: Path) -> str:
         return str(path.relative_to(self.uri).with_suffix(""))
 
-    def batches(self, start: int, stop: int, size: int) -> Iterator[np.ndarray]:
-        """Images start ... stop - 1 as uint8 arrays [<= size, H, W, 3]."""
-        for first in range(start, stop, size):
-            paths = self.paths[first : min(first + size, stop)]
-            yield _stack(((str(path), _read_picture(path)) for path in paths), self.shape)
-
-    @cached_property
-    def shape(self) -> tuple[int, ...]:
-        """Of the first picture, and so of all."""
-        return _read_picture(self.paths[0]).shape
+    def _place(self, index: int, picture: Picture) -> str:
+        return str(self.paths[index])
 
 
-class ShardImages:
-    """A shard set of images, in the order of its manifest; the digest is the manifest's, which holds each tar's."""
+class ShardImages(ImageSet):
+    """A shard set of images, in the order of its manifest."""
 
     def __init__(self, uri: str):
         self.uri = uri
         self.items = open_shards(uri)
-        manifest = uri if uri.endswith("manifest.json") else storage.join(uri, "manifest.json")
-        self.digest = file_digest(manifest)
         if not len(self.items):
             raise ValueError(f"{uri}: the shard set is empty")
         if "image" not in self.items[0]:
             raise ValueError(f"{uri}: a shard set of codes; decode it first (`dnd decode`) and give its images")
+
+    @cached_property
+    def digest(self) -> str:
+        """SHA-256 of the manifest, which holds each tar's."""
+        return file_digest(self.items.uri)
 
     def __len__(self) -> int:
         return len(self.items)
@@ -184,34 +217,42 @@ class ShardImages:
         """Sample `index` with the text, and the words that its edge does not cut."""
         item = self.items[index]
         drawn = item["json"]
-        words, boxes = drawn.get("words", ()), drawn.get("boxes", ())
-        whole = [n for n, clipped in enumerate(drawn.get("clipped", ())) if not clipped]
-        return Picture(
-            item["__key__"],
-            item["image"],
-            drawn.get("text", ""),
-            tuple(words[n] for n in whole),
-            tuple(tuple(boxes[n]) for n in whole),
-        )
+        words = zip(drawn.get("words", ()), drawn.get("boxes", ()), drawn.get("clipped", ()))
+        whole = [(word, tuple(box)) for word, box, clipped in words if not clipped]
+        text = drawn.get("text", "")
+        return Picture(item["__key__"], item["image"], text, tuple(w for w, _ in whole), tuple(box for _, box in whole))
 
     def keys(self) -> list[str]:
         """The samples' keys, read from the shards' member names."""
-        return [_key(self.items, i) for i in range(len(self.items))]
-
-    def batches(self, start: int, stop: int, size: int) -> Iterator[np.ndarray]:
-        """Images start ... stop - 1 as uint8 arrays [<= size, H, W, 3]."""
-        for first in range(start, stop, size):
-            items = map(self.items.__getitem__, range(first, min(first + size, stop)))
-            yield _stack(((f"{self.uri}: {item['__key__']}", item["image"]) for item in items), self.shape)
-
-    @cached_property
-    def shape(self) -> tuple[int, ...]:
-        """Of the first image, and so of all."""
-        return tuple(self.items[0]["image"].shape)
+        shards = map(self.items.shard, range(len(self.items.shard_uris)))
+        return [shard.key(number) for shard in shards for number in range(len(shard))]
 
 
-def check_array(uri: str, shape: tuple[int, ...], dtype: np.dtype) -> None:
-    """Raises ValueError unless an image array is uint8 [N, H, W, 3] with N > 0, saying how to make it so."""
+def folder_digest(path: str | Path) -> str:
+    """SHA-256 (hex) over the names and bytes of a model folder's configurations, tokenizers and weights."""
+    return _digest_of_files(path, sorted(file for file in Path(path).iterdir() if file.suffix in MODEL_FILES))
+
+
+def local_file(uri: str) -> Path:
+    """A file on this machine. Raises ValueError where there is none at this address."""
+    if not storage.exists(uri):
+        raise ValueError(f"{uri}: no such file")
+    return storage.local_copy(uri)
+
+
+def _digest_of_files(folder: str | Path, files: Iterable[Path]) -> str:
+    listing = "".join(f"{file.relative_to(folder)} {file_digest(file)}\n" for file in files)
+    return hashlib.sha256(listing.encode()).hexdigest()
+
+
+def _image_shape(stream: IO[bytes], uri: str) -> tuple[int, ...]:
+    """Shape of the array that begins here. Raises ValueError, with the remedy, unless it is uint8 [N > 0, H, W, 3]."""
+    try:
+        shape, fortran, dtype = read_header(stream)
+    except (ValueError, *DAMAGED) as error:
+        raise ValueError(f"{uri}: arr_0 is no readable array ({error}); save it again with numpy.savez") from error
+    if fortran and len(shape) > 1:
+        raise ValueError(f"{uri}: arr_0 is in Fortran order; save numpy.ascontiguousarray of it")
     if dtype != np.uint8:
         raise ValueError(
             f"{uri}: arr_0 is {dtype}, but images are uint8, 0 ... 255; scale, round, clip and convert them"
@@ -222,37 +263,7 @@ def check_array(uri: str, shape: tuple[int, ...], dtype: np.dtype) -> None:
         raise ValueError(f"{uri}: arr_0 is {list(shape)}; images are [N, H, W, 3]")
     if shape[0] == 0:
         raise ValueError(f"{uri}: arr_0 holds no image")
-
-
-def folder_digest(path: str | Path) -> str:
-    """SHA-256 (hex) over the names and bytes of a model folder's configurations, tokenizers and weights."""
-    files = sorted(file for file in Path(path).iterdir() if file.suffix in MODEL_FILES)
-    return hashlib.sha256("".join(f"{file.name} {file_digest(file)}\n" for file in files).encode()).hexdigest()
-
-
-@contextmanager
-def open_array(path: Path, uri: str) -> Iterator[tuple[Any, tuple[int, ...], np.dtype]]:
-    """Opens arr_0 of an `.npz` without reading it: (stream at its first value, shape, dtype)."""
-    try:
-        archive = zipfile.ZipFile(path)
-    except zipfile.BadZipFile as error:
-        raise ValueError(f"{uri}: not an .npz file ({error})") from error
-    with archive:
-        if ARRAY not in archive.namelist():
-            raise ValueError(f"{uri}: no arr_0 in it, only {', '.join(archive.namelist()) or 'nothing'}")
-        with archive.open(ARRAY) as stream:
-            shape, fortran, dtype = _read_header(stream, uri)
-            if fortran and len(shape) > 1:
-                raise ValueError(f"{uri}: arr_0 is in Fortran order; save numpy.ascontiguousarray of it")
-            yield stream, shape, dtype
-
-
-def _read_header(stream: Any, uri: str) -> tuple[tuple[int, ...], bool, np.dtype]:
-    """(shape, Fortran order, dtype) of the array that begins here."""
-    try:
-        return read_header(stream)
-    except (ValueError, EOFError, zlib.error, zipfile.BadZipFile) as error:
-        raise ValueError(f"{uri}: arr_0 is no readable array ({error}); save it again with numpy.savez") from error
+    return shape
 
 
 def _read_picture(path: Path) -> np.ndarray:
@@ -266,30 +277,6 @@ def _read_picture(path: Path) -> np.ndarray:
         raise ValueError(f"{path}: cannot be read as a picture ({error})") from error
 
 
-def _local_file(uri: str) -> Path:
-    if not storage.exists(uri):
-        raise ValueError(f"{uri}: no such file")
-    return storage.local_copy(uri)
-
-
-def _key(items: Any, index: int) -> str:
-    shard, number = items.locate(index)
-    return items.shard(shard).key(number)
-
-
 def _natural(path: Path) -> list[tuple[int, str]]:
     parts = re.split(r"(\d+)", str(path))
     return [(int(part), "") if part.isdecimal() else (0, part) for part in parts]
-
-
-def _stack(named: Iterable[tuple[str, np.ndarray]], shape: tuple[int, ...]) -> np.ndarray:
-    """Images of one shape as one array."""
-    images = []
-    for name, image in named:
-        if image.shape != shape:
-            raise ValueError(
-                f"{name}: {image.shape[1]}x{image.shape[0]} px in a set of {shape[1]}x{shape[0]} px (images of several "
-                "sizes); crop them to one size first"
-            )
-        images.append(image)
-    return np.stack(images)

@@ -11,17 +11,7 @@ from itertools import islice
 
 from data_specs import open_shards, storage
 from data_specs.metrics import Row, read_rows
-from data_specs.records import (
-    CodebookUse,
-    ContextBits,
-    EngineInfo,
-    HistogramBits,
-    Quality,
-    RealWords,
-    Summary,
-    SummaryInputs,
-    SummaryWords,
-)
+from data_specs.records import EngineInfo, Quality, RealWords, Summary, SummaryInputs, SummaryWords
 from data_specs.spec import Spec
 from train.evaluation.codes import codebook_usage, count_codes, histogram_baseline
 from train.evaluation.context import context_baseline
@@ -56,13 +46,11 @@ def summarise(spec: Spec, root: str) -> Summary:
     counts = {
         split: count_codes((item["codes"] for item in of), spec.codes.codebook_size) for split, of in codes.items()
     }
-    histogram = HistogramBits(**histogram_baseline(counts["train"], counts["val"]))
-    context = ContextBits(
-        **context_baseline(
-            (item["codes"] for item in codes["train"]),
-            (item["codes"] for item in islice(codes["val"], _validated_images(spec))),
-            spec.codes.codebook_size,
-        )
+    histogram = histogram_baseline(counts["train"], counts["val"])
+    context = context_baseline(
+        (item["codes"] for item in codes["train"]),
+        (item["codes"] for item in islice(codes["val"], _validated_images(spec))),
+        spec.codes.codebook_size,
     )
     summary = Summary(
         inputs=inputs,
@@ -70,7 +58,7 @@ def summarise(spec: Spec, root: str) -> Summary:
         context_bits_per_code=context.bits_per_code,
         histogram_bits_per_code=histogram.bits_per_code,
         reconstruction=_reconstruction(spec, root),
-        codebook=tuple(CodebookUse(**depth) for depth in codebook_usage(counts["val"])),
+        codebook=tuple(codebook_usage(counts["val"])),
         histogram=histogram,
         context=context,
         transformer=validation,
@@ -136,7 +124,7 @@ def _reconstruction(spec: Spec, root: str) -> Quality:
     if made.get("inputs") == reconstruction_inputs(originals, copies, number):
         with naming_its_file(root, "reconstruction-val"):
             return Quality(**{name: made["depths"][-1][name] for name in Quality.model_fields})
-    return Quality(**reconstruction_quality(pairs(originals, copies, number)))
+    return reconstruction_quality(pairs(originals, copies, number))
 
 
 def _words(spec: Spec, root: str, engine: OcrEngine | None) -> SummaryWords:

@@ -11,7 +11,7 @@ from data_specs import manifest, receipts
 from data_specs.records import Identity, RangeUnit, Sample
 from data_specs.units import write_plan
 from train.evaluation import features, fid, references, sources
-from train.evaluation.frechet import moments_of
+from train.evaluation.frechet import Moments
 from train.evaluation.vision_ops import import_torchvision
 
 
@@ -163,7 +163,7 @@ def test_statistics_are_read_with_what_they_say_of_themselves(tmp_path, two_sets
     assert stored["reference"]["statistics"] == "precomputed" and list(stored["figures"]) == [name]
     assert "no precision and recall" in stored["notes"][0]
     with pytest.raises(ValueError, match="statistics of builtin"):
-        gfid(two_sets[0], reference, features.ModuleExtractor(features.builtin_network(), "another"))
+        gfid(two_sets[0], reference, features.ModuleExtractor(features.RandomConvolutions(), "another"))
 
 
 def test_gfid_refuses_validation_images_and_rfid_the_training_set(two_sets, builtin):
@@ -403,7 +403,7 @@ def test_every_figure_under_the_published_inception_has_its_plain_name(two_sets,
     monkeypatch.setattr(fid, "WHOLE", 160)
     assert next(iter(gfid(two_sets[1], training, Stand())["figures"])) == "gfid"
     flat = pictures(0, 150).reshape(150, -1) / 255
-    expected = moments_of([flat[:, :8]]).mean
+    expected = Moments.of(flat[:, :8]).mean
     np.testing.assert_allclose(fid.extract(sources.open_images(two_sets[0]), Stand()).pool.mean, expected, rtol=1e-6)
     originals = references.open_reference(two_sets[1], "validation-originals")
     again = fid.evaluate_images("rfid", sources.open_images(two_sets[1]), originals, Stand())

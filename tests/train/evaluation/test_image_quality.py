@@ -8,13 +8,13 @@ from train.evaluation import images
 
 def test_psnr_of_a_constant_error_is_the_closed_form():
     a = np.full((16, 16, 3), 100, np.uint8)
-    assert images.reconstruction_quality([(a, a + np.uint8(5))])["psnr"] == pytest.approx(20 * np.log10(255 / 5))
-    assert images.reconstruction_quality([(a, a)])["psnr"] is None
+    assert images.reconstruction_quality([(a, a + np.uint8(5))]).psnr == pytest.approx(20 * np.log10(255 / 5))
+    assert images.reconstruction_quality([(a, a)]).psnr is None
 
 
 def test_psnr_does_not_wrap_around_in_uint8():
     black, white = np.zeros((12, 12, 3), np.uint8), np.full((12, 12, 3), 255, np.uint8)
-    assert images.reconstruction_quality([(black, white)])["psnr"] == pytest.approx(0.0)
+    assert images.reconstruction_quality([(black, white)]).psnr == pytest.approx(0.0)
 
 
 def test_ssim_equals_a_window_by_window_evaluation():
@@ -39,9 +39,9 @@ def test_ssim_equals_a_window_by_window_evaluation():
 def test_set_quality_counts_identical_pictures_apart_and_streams():
     a = np.full((16, 16, 3), 100, np.uint8)
     result = images.reconstruction_quality(pair for pair in [(a, a), (a, a + np.uint8(5))])
-    assert result["num_images"] == 2 and result["num_identical"] == 1
-    assert result["psnr"] == pytest.approx(20 * np.log10(255 / 5))
-    assert result["psnr_of_mean_error"] == pytest.approx(10 * np.log10(255**2 / 12.5))
+    assert result.num_images == 2 and result.num_identical == 1
+    assert result.psnr == pytest.approx(20 * np.log10(255 / 5))
+    assert result.psnr_of_mean_error == pytest.approx(10 * np.log10(255**2 / 12.5))
 
 
 @pytest.mark.parametrize(
