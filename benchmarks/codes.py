@@ -1,6 +1,8 @@
-"""Code shards of random codes for the benchmarks of loading and training."""
+"""Shard sets for the benchmarks: what is given, and random codes for loading and training."""
 
 from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
 
 import numpy as np
 
@@ -16,15 +18,20 @@ from tokenize_jobs.encode import npy
 IDENTITY = Identity(stage="bench")
 
 
+def write_set(uri: str, holds: str, shards: Sequence[Iterable[Sample]]) -> None:
+    """A set of these shards; it holds "images" or "codes"."""
+    units = (RangeUnit(unit=number, first=number, count=1) for number in range(len(shards)))
+    plan = write_plan(uri, digest_of(IDENTITY), IDENTITY, units)
+    for unit, samples in enumerate(shards):
+        commit(uri, plan.digest, unit, samples)
+    merge(plan, holds)
+
+
 def random_codes(spec: Spec, root: str, samples: int, shards: int) -> None:
     """ROOT/codes/{train,val}: `samples` samples of one view in `shards` shards, and a small validation set."""
     for split, count, parts in (("train", samples, shards), ("val", 64, 1)):
-        uri = storage.join(root, "codes", split)
-        units = (RangeUnit(unit=number, first=number, count=1) for number in range(parts))
-        plan = write_plan(uri, digest_of(IDENTITY), IDENTITY, units)
-        for unit in range(parts):
-            commit(uri, plan.digest, unit, (_sample(spec, number) for number in range(unit, count, parts)))
-        merge(plan, "codes")
+        numbers = [range(part, count, parts) for part in range(parts)]
+        write_set(storage.join(root, "codes", split), "codes", [[_sample(spec, n) for n in of] for of in numbers])
 
 
 def _sample(spec: Spec, number: int) -> Sample:

@@ -12,7 +12,7 @@ import random
 import tempfile
 import time
 from collections.abc import Callable, Iterator
-from itertools import islice
+from itertools import count, islice
 from pathlib import Path
 from typing import Any
 
@@ -23,7 +23,7 @@ from markdown_it import MarkdownIt
 from PIL import Image
 
 from benchmarks.codes import IDENTITY
-from benchmarks.rounds import Comparison, compare
+from benchmarks.rounds import Comparison, Work, compare
 from data_specs import storage
 from data_specs.digest import digest_of
 from data_specs.mupdf import mupdf, pymupdf
@@ -63,52 +63,61 @@ def render(kind: str, preset: str, rounds: int, pdfs: Path | None = None) -> dic
     The stage reads documents, renders in a child, reads words and boxes, and commits a shard. Against it: drawing and
     Pillow's PNG alone, as one would write it; and the same with words read and with our PNG encoder, the stage's limit.
     """
-    words = load_spec(preset).render.text.max_words
-    source = SOURCES[kind] if kind == "pages" else SOURCES[kind] % (words // 2, words)
-    given = [f"render.pages.max_pages={PAGES_EACH}"] if pdfs else []
-    if pdfs:
-        source = f"{{kind: pdf, uri: {json.dumps(str(pdfs))}}}"
-    spec = load_spec(preset, [f"render.sources=[{source}]", *KEEP_ALL, *STYLE.get(kind, ()), *given])
+    spec = _spec_of(kind, preset, pdfs)
     with tempfile.TemporaryDirectory(prefix="dnd-bench-") as folder:
-        sources = [source.prepare(storage.join(folder, "inputs")) for source in spec.render.sources]
-        (_, unit), *_ = cut(spec.render, sources)
-        inputs = pdfs or Path(folder, "inputs")
-        calls = list(_calls(unit.source, inputs))
         renderer = Renderer(spec)
-        numbers = iter(range(10**9))
-        bare = {"pages": _bare_pages, "text": _bare_text, "markdown": _bare_markdown}[kind]
-
-        def stage() -> int:
-            number = next(numbers)
-            uri = storage.join(folder, f"set{number}")
-            work = rendering(renderer, storage.join(folder, "set"))
-            return commit(uri, digest_of(IDENTITY), number, work(unit)).written
-
-        pairs = {
-            "the stage x a bare loop with Pillow's PNG": (stage, lambda: bare(spec, inputs, _pillow_png, words=False)),
-            "the stage x the same work without child and shard": (
-                stage,
-                lambda: bare(spec, inputs, encode_png, words=True),
-            ),
-            "in a child x in this process": (
-                lambda: sum(len(answer.value) for answer in renderer.child.map(calls)),
-                lambda: sum(len(render_document(spec, *call)) for call in calls),
-            ),
-        }
-        if kind == "pages":
-            pairs["the stage x a bare loop with pypdfium2 and Pillow's PNG"] = (
-                stage,
-                lambda: _cut_and_encode(spec, _pages_by_pdfium(inputs, spec), _pillow_png),
-            )
 
         def clock() -> float:
             child = renderer.child.process
             return time.process_time() + (sum(psutil.Process(child.pid).cpu_times()[:2]) if child else 0.0)
 
         try:
-            return {name: compare(ours, baseline, rounds, clock=clock) for name, (ours, baseline) in pairs.items()}
+            works = _works(kind, spec, folder, pdfs or Path(folder, "inputs"), renderer)
+            return {name: compare(ours, baseline, rounds, clock=clock) for name, (ours, baseline) in works.items()}
         finally:
             renderer.close()
+
+
+def _spec_of(kind: str, preset: str, pdfs: Path | None) -> Spec:
+    """The preset with one source of documents, all of which are rendered."""
+    words = load_spec(preset).render.text.max_words
+    source = SOURCES[kind] if kind == "pages" else SOURCES[kind] % (words // 2, words)
+    if not pdfs:
+        return load_spec(preset, [f"render.sources=[{source}]", *KEEP_ALL, *STYLE.get(kind, ())])
+    given = [f"render.sources=[{{kind: pdf, uri: {json.dumps(str(pdfs))}}}]", f"render.pages.max_pages={PAGES_EACH}"]
+    return load_spec(preset, [*given, *KEEP_ALL])
+
+
+def _works(kind: str, spec: Spec, folder: str, inputs: Path, renderer: Renderer) -> dict[str, tuple[Work, Work]]:
+    """What is compared, ours before its baseline."""
+    sources = [source.prepare(storage.join(folder, "inputs")) for source in spec.render.sources]
+    (_, unit), *_ = cut(spec.render, sources)
+    calls = list(_calls(unit.source, inputs))
+    numbers = count()
+    bare = {"pages": _bare_pages, "text": _bare_text, "markdown": _bare_markdown}[kind]
+
+    def stage() -> int:
+        number = next(numbers)
+        work = rendering(renderer, storage.join(folder, "set"))
+        return commit(storage.join(folder, f"set{number}"), digest_of(IDENTITY), number, work(unit)).written
+
+    works: dict[str, tuple[Work, Work]] = {
+        "the stage x a bare loop with Pillow's PNG": (stage, lambda: bare(spec, inputs, _pillow_png, words=False)),
+        "the stage x the same work without child and shard": (
+            stage,
+            lambda: bare(spec, inputs, encode_png, words=True),
+        ),
+        "in a child x in this process": (
+            lambda: sum(len(answer.value) for answer in renderer.child.map(calls)),
+            lambda: sum(len(render_document(spec, *call)) for call in calls),
+        ),
+    }
+    if kind == "pages":
+        works["the stage x a bare loop with pypdfium2 and Pillow's PNG"] = (
+            stage,
+            lambda: _cut_and_encode(spec, _pages_by_pdfium(inputs, spec), _pillow_png),
+        )
+    return works
 
 
 def _calls(source: Source, inputs: Path) -> Iterator[tuple[Any, ...]]:

@@ -10,6 +10,7 @@ from __future__ import annotations
 import importlib
 import sys
 from collections.abc import Callable
+from copy import deepcopy
 from pathlib import Path
 from typing import NamedTuple
 
@@ -53,11 +54,8 @@ def sample(preset: str, rounds: int, overrides: list[str], reference: Path | Non
     if isinstance(guidance, list):
         raise ValueError(f"sample.guidance {guidance}: the baselines know one number for all depths: give one")
     dtype = ("bfloat16" if device.type == "cuda" else "float32") if part.dtype == "auto" else part.dtype
-    wide = model = random_model(preset, overrides).to(device)
-    if dtype != "float32":
-        model = DnDTransformer(model.config).to(device).eval()
-        model.load_state_dict(wide.state_dict())
-        model = model.to(torch.bfloat16)
+    wide = random_model(preset, overrides).to(device)
+    model = wide if dtype == "float32" else deepcopy(wide).to(torch.bfloat16)
     small = quantize_int8(model) if dtype == "int8" else model
     rows = batch * (1 + (guidance != 1))
     ours = packed(small, rows)

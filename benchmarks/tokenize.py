@@ -9,15 +9,13 @@ import numpy as np
 import torch
 from PIL import Image, ImageDraw
 
-from benchmarks.codes import IDENTITY
+from benchmarks.codes import IDENTITY, write_set
 from benchmarks.rounds import Comparison, compare
 from data_specs import open_shards, storage
 from data_specs.digest import digest_of
-from data_specs.manifest import merge
 from data_specs.receipts import commit
-from data_specs.records import RangeUnit, Sample, ShardUnit
+from data_specs.records import Sample, ShardUnit
 from data_specs.spec import Spec, load_spec
-from data_specs.units import write_plan
 from pipeline.follow import by_shards
 from pipeline.png import encode_photo
 from tokenize_jobs.device import autocast, to_device
@@ -56,11 +54,8 @@ def _images(spec: Spec, folder: str) -> np.ndarray:
     """Writes a shard of drawn text and returns the images, uint8 [N, H, W, 3]."""
     size = spec.shape.image_size
     images = np.stack([_drawn(number, size) for number in range(min(MOST, max(8, PIXELS // size**2)))])
-    units = [RangeUnit(unit=0, first=0, count=len(images))]
-    plan = write_plan(folder, digest_of(IDENTITY), IDENTITY, units)
     fields = ({"png": encode_photo(image), "cls": b"0", "json": b"{}"} for image in images)
-    commit(folder, plan.digest, 0, (Sample(f"{number:06d}", part) for number, part in enumerate(fields)))
-    merge(plan, "images")
+    write_set(folder, "images", [(Sample(f"{number:06d}", of) for number, of in enumerate(fields))])
     return images
 
 

@@ -58,3 +58,28 @@ def _float32(device: torch.device) -> Iterator[Row]:
 def error(found: Tensor, wanted: Tensor) -> float:
     """Norm of the difference over that of what is wanted."""
     return float((found.double() - wanted.double()).norm() / wanted.double().norm())
+
+
+def reset_peak(setting: Setting) -> None:
+    """Begin to measure the peak of a GPU's memory."""
+    if setting.on_gpu:
+        torch.cuda.reset_peak_memory_stats(setting.device)
+
+
+def peak(setting: Setting, part: str, what: str, needed: float, least: float | None, most: float) -> Iterator[Row]:
+    """The peak of a GPU's memory since `reset_peak` against the bytes that were counted; on a CPU nothing.
+
+    Args:
+        least: share of these that it is to reach; None, where less is as good.
+        most: share of these that it may reach.
+    """
+    if setting.on_gpu:
+        yield Row(
+            part=part,
+            what=what,
+            measured=torch.cuda.max_memory_allocated(setting.device) / 1e9,
+            unit="GB",
+            estimated=needed / 1e9,
+            least=None if least is None else least * needed / 1e9,
+            most=most * needed / 1e9,
+        )

@@ -7,6 +7,7 @@ from collections.abc import Iterator
 import numpy as np
 import torch
 
+from benchmarks.accept.machine import peak, reset_peak
 from benchmarks.accept.record import Row, Setting
 from benchmarks.rounds import seconds_of
 from benchmarks.sample import authors_sampler, memory_bandwidth, random_model, step_bytes
@@ -15,7 +16,7 @@ from tokenize_jobs.device import autocast, to_device, training_layout
 from tokenize_jobs.losses import LPIPS, PatchDiscriminator
 from tokenize_jobs.memory import encoding_needs, training_needs
 from tokenize_jobs.networks import Networks, config_of
-from tokenize_jobs.rqvae import RQVAE
+from tokenize_jobs.rqvae import RQVAE, RQVAEConfig
 from train.linear import quantize_int8
 from train.model import DnDTransformer
 from train.sampling import sample_codes
@@ -25,6 +26,7 @@ TINY_MODEL += ["shape={image_size: 32, grid: [4, 4], depth: 2, codebook_size: 64
 TINY_MODEL += ["tokenizer={steps: 1, channels: 32, channel_multipliers: [1, 1], patch: 4, attention_sizes: []}"]
 GOALS = {(1, "bfloat16"): 0.6, (32, "bfloat16"): 0.3, (128, "bfloat16"): 0.3}  # of what the memory allows
 IMAGES_A_SECOND = {(1, "bfloat16"): 2.8, (32, "float32"): 15.0, (128, "bfloat16"): 68.0}  # estimated, XXL on an H100
+PEAK = (0.85, 1.15)  # of the memory that is counted: cuDNN's workspaces are not
 
 
 # ---- sampling ------------------------------------------------------------------------------------------------------
@@ -78,20 +80,24 @@ def encoding(setting: Setting) -> Iterator[Row]:
     size = 2 if setting.tiny else 32
     for name, spec in _specs(setting):
         config = config_of(spec)
-        images = np.zeros((size, *config.image_size, 3), np.uint8)
-        for order in (torch.contiguous_format, torch.channels_last):
-            model = RQVAE(config).to(setting.device, memory_format=order).eval()  # type: ignore[call-overload]
-            _reset_peak(setting)
-
-            def work(model: RQVAE = model, images: np.ndarray = images, order: torch.memory_format = order) -> None:
-                with torch.inference_mode(), autocast(setting.device, torch.bfloat16):
-                    model.encode(to_device(images, setting.device, order))
-
-            what = f"{name}, batch {size}, {'channels last' if order == torch.channels_last else 'NCHW'}"
-            seconds = seconds_of(work, setting.device, 3)
+        for order, layout in (("NCHW", torch.contiguous_format), ("channels last", torch.channels_last)):
+            reset_peak(setting)
+            seconds = _encoding_seconds(setting, config, size, layout)
+            what = f"{name}, batch {size}, {order}"
             yield Row(part="encode", what=what, measured=size / seconds, unit="images/s")
-        needs = encoding_needs(config, torch.bfloat16)
-        yield from _peak(setting, "encode", f"{name}, batch {size}: peak", needs.of(size), at_most=True)
+        needed = encoding_needs(config, torch.bfloat16).of(size)
+        yield from peak(setting, "encode", f"{name}, batch {size}: peak", needed, None, PEAK[1])
+
+
+def _encoding_seconds(setting: Setting, config: RQVAEConfig, size: int, layout: torch.memory_format) -> float:
+    model = RQVAE(config).to(setting.device, memory_format=layout).eval()  # type: ignore[call-overload]
+    images = np.zeros((size, *config.image_size, 3), np.uint8)
+
+    def work() -> None:
+        with torch.inference_mode(), autocast(setting.device, torch.bfloat16):
+            model.encode(to_device(images, setting.device, layout))
+
+    return seconds_of(work, setting.device, 3)
 
 
 def tokenizer(setting: Setting) -> Iterator[Row]:
@@ -109,7 +115,7 @@ def _trained(setting: Setting, name: str, spec: Spec, size: int) -> Iterator[Row
     networks = Networks(model, discriminator, lpips)
     optimizers = networks.optimizers(spec.tokenizer)
     images = to_device(np.zeros((size, *model.config.image_size, 3), np.uint8), setting.device, layout)
-    _reset_peak(setting)
+    reset_peak(setting)
 
     def step() -> None:
         networks.add_gradients(spec.tokenizer, images, torch.bfloat16, discriminator is not None, 1.0, 1.0)
@@ -120,18 +126,5 @@ def _trained(setting: Setting, name: str, spec: Spec, size: int) -> Iterator[Row
     seconds = seconds_of(step, setting.device, 3)
     what = f"{name}, micro batch {size}"
     yield Row(part="tokenizer", what=what, measured=size / seconds, unit="images/s")
-    needs = training_needs(spec, 1, torch.bfloat16)
-    yield from _peak(setting, "tokenizer", f"{what}: peak", needs.of(size), at_most=False)
-
-
-def _reset_peak(setting: Setting) -> None:
-    if setting.on_gpu:
-        torch.cuda.reset_peak_memory_stats(setting.device)
-
-
-def _peak(setting: Setting, part: str, what: str, needed: float, at_most: bool) -> Iterator[Row]:
-    """The peak of a GPU against what was counted: within 15 % (cuDNN's workspaces are not counted), or below that."""
-    if setting.on_gpu:
-        measured = torch.cuda.max_memory_allocated(setting.device)
-        row = Row(part=part, what=what, measured=measured / 1e9, unit="GB", estimated=needed / 1e9)
-        yield row.model_copy(update={"least": None if at_most else 0.85 * needed / 1e9, "most": 1.15 * needed / 1e9})
+    needed = training_needs(spec, 1, torch.bfloat16).of(size)
+    yield from peak(setting, "tokenizer", f"{what}: peak", needed, *PEAK)

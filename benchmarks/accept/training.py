@@ -17,6 +17,7 @@ from typing import Any
 import torch
 import torch.distributed as dist
 
+from benchmarks.accept.machine import peak, reset_peak
 from benchmarks.accept.record import Row, Setting
 from benchmarks.codes import random_codes
 from benchmarks.roofline import estimated_mfu
@@ -156,8 +157,7 @@ def _measured(
         average.update()
 
     step()
-    if setting.on_gpu:
-        torch.cuda.reset_peak_memory_stats(device)
+    reset_peak(setting)
     seconds = seconds_of(step, device, 3)
     rate = micro / seconds
     estimated = estimated_mfu(config, micro, kernels, device)
@@ -170,10 +170,8 @@ def _measured(
     if setting.on_gpu:
         idle = max(1 - _busy_seconds(step, device) / seconds, 0.0)
         yield Row(part="train", what=f"{what}: idle share", measured=idle, most=0.1)
-        peak, needed = torch.cuda.max_memory_allocated(device), predict(spec, 1, micro, kernels)["total"]
-        low, high = ((1 + sign * PREDICTED) * needed / 1e9 for sign in (-1, 1))
-        row = Row(part="train", what=f"{what}: peak", measured=peak / 1e9, unit="GB", estimated=needed / 1e9)
-        yield row.model_copy(update={"least": low, "most": high})
+        needed = predict(spec, 1, micro, kernels)["total"]
+        yield from peak(setting, "train", f"{what}: peak", needed, 1 - PREDICTED, 1 + PREDICTED)
 
 
 def _busy_seconds(step: Any, device: torch.device) -> float:

@@ -96,10 +96,10 @@ def table(rows: Sequence[Row], costs: dict[str, Cost]) -> str:
 
 def _cells(row: Row, cost: Cost, kept: bool) -> Iterator[str]:
     yield from (row.name, str(row.steps), f"{cost.flops / 1e12:.3g}", f"{cost.step_ms:.0f}")
-    yield _seeds(f"{one.bits_per_code:.3f}" for one in row.figures)
-    yield _seeds(f"{one.bits_per_image:.1f}" for one in row.figures)
-    yield _seeds(_ratio(one) for one in row.figures)
-    yield _seeds(str(one.distinct_words) for one in row.figures)
+    yield ", ".join(f"{one.bits_per_code:.3f}" for one in row.figures)
+    yield ", ".join(f"{one.bits_per_image:.1f}" for one in row.figures)
+    yield ", ".join(map(_ratio, row.figures))
+    yield ", ".join(str(one.distinct_words) for one in row.figures)
     yield f"{cost.image_ms:.1f}"
     if kept:
         yield next((f"{one.kept_words:.2f}" for one in row.figures if one.kept_words is not None), "")
@@ -109,10 +109,6 @@ def _ratio(figures: Figures) -> str:
     if figures.ratio is None or figures.interval is None:
         return "no words"
     return f"{figures.ratio:.2f} ({figures.interval[0]:.2f}–{figures.interval[1]:.2f})"
-
-
-def _seeds(values: Iterator[str]) -> str:
-    return ", ".join(values)
 
 
 def _line(cells: Sequence[str]) -> str:

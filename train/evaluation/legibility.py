@@ -115,21 +115,22 @@ def spoken_figures(texts: Sequence[str], training: TrainingText) -> dict[str, An
     return diversity(texts, training.known) | memorisation(texts, training.passages)
 
 
-def ratio_of_shares(made: Sequence[str], real: Sequence[str], known: frozenset[str], seed: int = 0) -> dict[str, Any]:
+def ratio_of_shares(made: Sequence[str], real: Sequence[str], known: frozenset[str]) -> dict[str, Any]:
     """Share of real words among the generated ones over that of real images: nearly independent of the engine.
 
     Returns:
         ratio, and ratio_interval, its 2.5 and 97.5 % quantiles over 1,000 draws of pictures; None without words.
     """
     counts = [np.array(word_counts(texts, known), np.float64).reshape(-1, 2) for texts in (made, real)]
-    if any(not of[:, 0].sum() for of in counts[1:]) or any(not of[:, 1].sum() for of in counts):
+    (num_made, made_words), (num_real, real_words) = (of.sum(axis=0) for of in counts)
+    if not made_words or not num_real:
         return {"ratio": None, "ratio_interval": None}
-    rng = np.random.default_rng(seed)
+    rng = np.random.default_rng(0)
     with np.errstate(divide="ignore", invalid="ignore"):
         shares = [sums[:, 0] / sums[:, 1] for sums in (resampled_sums(of, rng) for of in counts)]
         ratios = shares[0] / shares[1]
-    share, bound = (of[:, 0].sum() / of[:, 1].sum() for of in counts)
-    return {"ratio": float(share / bound), "ratio_interval": interval_95(ratios[np.isfinite(ratios)])}
+    ratio = (num_made / made_words) / (num_real / real_words)
+    return {"ratio": float(ratio), "ratio_interval": interval_95(ratios[np.isfinite(ratios)])}
 
 
 def exact_word_share(drawn: Sequence[Picture], readings: Sequence[Reading]) -> float | None:

@@ -25,11 +25,8 @@ class NGramModel:
         self.orders = orders
         self.name = f"built-in character {ORDER}-gram, Witten-Bell, {num_characters:,} characters"
 
-    def score(self, texts: Iterable[str]) -> list[tuple[float, int]]:
-        """(negative log-likelihood in nats, characters scored) of each text, white space normalised."""
-        return [self._score(text) for text in texts]
-
-    def _score(self, text: str) -> tuple[float, int]:
+    def score(self, text: str) -> tuple[float, int]:
+        """(negative log-likelihood in nats, characters scored) of a text, white space normalised."""
         sequence = _numbered(_clean(text), self.numbers)
         probability = np.full(len(sequence) - ORDER + 1, 1.0 / (len(self.numbers) + 1))
         for order, counts in enumerate(self.orders, 1):

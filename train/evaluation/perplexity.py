@@ -2,7 +2,7 @@
 
 The same for real images is the bound that generated ones can reach."""
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -21,21 +21,21 @@ class LanguageModel(Protocol):
     name: str
     unit: str
 
-    def score(self, texts: Iterable[str]) -> list[tuple[float, int]]:
-        """(negative log-likelihood in nats, units scored) of each text."""
+    def score(self, text: str) -> tuple[float, int]:
+        """(negative log-likelihood in nats, units scored) of a text."""
         ...
 
 
-def ppl_ocr(texts: Sequence[str], model: LanguageModel, seed: int = 0) -> dict[str, Any]:
-    """Perplexity of OCR texts, one per image, with a 95 % bootstrap interval over images (1,000 resamples of `seed`).
+def ppl_ocr(texts: Sequence[str], model: LanguageModel) -> dict[str, Any]:
+    """Perplexity of OCR texts, one per image, with a 95 % bootstrap interval over images (1,000 resamples).
 
     `perplexity` is exp(nats / units) over all scored texts together; `median` is that of the single texts. Texts of
     fewer than five words say too little to be scored and are counted in `num_too_short`; where that leaves none,
     the perplexity is None."""
     long_enough = [text for text in texts if len(text.split()) >= MIN_WORDS]
-    scores = np.array([score for score in model.score(long_enough) if score[1] > 0], np.float64).reshape(-1, 2)
+    scores = np.array([score for score in map(model.score, long_enough) if score[1] > 0], np.float64).reshape(-1, 2)
     return {
-        **_perplexities(scores, seed),
+        **_perplexities(scores),
         "unit": model.unit,
         "model": model.name,
         "num_images": len(texts),
@@ -65,11 +65,8 @@ class TransformersModel:
         self.window = getattr(self.model.config, "max_position_embeddings", None) or 2048
         self.name = f"{Path(path).resolve().name} {folder_digest(path)[:8]}"
 
-    def score(self, texts: Iterable[str]) -> list[tuple[float, int]]:
-        """(negative log-likelihood in nats, tokens scored) of each text."""
-        return [self._score(text) for text in texts]
-
-    def _score(self, text: str) -> tuple[float, int]:
+    def score(self, text: str) -> tuple[float, int]:
+        """(negative log-likelihood in nats, tokens scored) of a text."""
         import torch
 
         tokens = self.tokenizer(text, add_special_tokens=False)["input_ids"]
@@ -97,11 +94,11 @@ def interval_95(values: np.ndarray) -> list[float]:
     return [float(value) for value in np.quantile(values, [0.025, 0.975])]
 
 
-def _perplexities(scores: np.ndarray, seed: int) -> dict[str, Any]:
+def _perplexities(scores: np.ndarray) -> dict[str, Any]:
     """Figures of scores [images, (nats, units)], None where there are none."""
     if not len(scores):
         return {"perplexity": None, "median": None, "interval_95": None}
-    sums = resampled_sums(scores, np.random.default_rng(seed))
+    sums = resampled_sums(scores, np.random.default_rng(0))
     return {
         "perplexity": float(np.exp(scores[:, 0].sum() / scores[:, 1].sum())),
         "median": float(np.median(np.exp(scores[:, 0] / scores[:, 1]))),

@@ -16,6 +16,7 @@ from train.evaluation.sources import DAMAGED, ImageSet, local_file, open_images
 TRAINING, ORIGINALS = "training", "validation-originals"
 WANTED = {"gfid": TRAINING, "rfid": ORIGINALS}
 STATISTICS = ("mu", "sigma", "mu_s", "sigma_s")
+ABOUT = {"kind": str, "crop": str, "extractor": str, "count": int}  # what a file may say of its statistics
 
 
 class Gaussian(NamedTuple):
@@ -90,8 +91,8 @@ def _read_statistics(uri: str) -> dict[str, Any]:
         raise ValueError(f"{uri}: not an .npz file")
     try:
         with one_parser, np.load(path, allow_pickle=False) as file:
-            stored: dict[str, Any] = {name: file[name] for name in STATISTICS if name in file}
-            stored |= {name: file[name].item() for name in ("kind", "crop", "extractor", "count") if name in file}
+            stored: dict[str, Any] = {name: file[name].astype(np.float64) for name in STATISTICS if name in file}
+            stored |= {name: type_(file[name].item()) for name, type_ in ABOUT.items() if name in file}
             return {**stored, "names": file.files}
     except (OSError, ValueError, *DAMAGED) as error:
         raise ValueError(f"{uri}: not an .npz of plain arrays ({error})") from error
@@ -105,7 +106,7 @@ def _gaussian(uri: str, stored: dict[str, Any], suffix: str) -> Gaussian | None:
         raise ValueError(f"{uri}: mu{suffix} [D] and sigma{suffix} [D, D] must come together and fit each other")
     if not (np.isfinite(mu).all() and np.isfinite(sigma).all()):
         raise ValueError(f"{uri}: mu{suffix} or sigma{suffix} is not finite")
-    return Gaussian(mu.astype(np.float64), sigma.astype(np.float64))
+    return Gaussian(mu, sigma)
 
 
 def _kind_of_shards(uri: str) -> str | None:

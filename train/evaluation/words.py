@@ -39,7 +39,7 @@ def vocabulary(texts: Iterable[str]) -> frozenset[str]:
     for _, count in counts.most_common():
         if covered >= needed and count < least:
             break
-        covered = covered + count
+        covered += count
         least = count
     return frozenset(word for word, count in counts.items() if count >= least)
 
@@ -63,7 +63,8 @@ def real_word_share(texts: Iterable[str], known: Collection[str]) -> dict[str, A
         ValueError: the vocabulary is empty.
     """
     counts = word_counts(texts, known)
-    num_real, num_words = (sum(column) for column in zip((0, 0), *counts))
+    num_real = sum(real for real, _ in counts)
+    num_words = sum(number for _, number in counts)
     return {
         "share": num_real / num_words if num_words else None,
         "num_real": num_real,
@@ -107,18 +108,13 @@ def diversity(texts: Sequence[str], known: Collection[str]) -> dict[str, Any]:
     }
 
 
-def scribble_share(texts: Iterable[str], known: Collection[str], seed: int = 0) -> float | None:
+def scribble_share(texts: Iterable[str], known: Collection[str]) -> float | None:
     """Share of shuffled words that stand in the vocabulary: what scribbles of the same letters would score.
 
     Args:
         texts: real texts, whose words of at least four letters are shuffled letter by letter.
         known: the vocabulary.
-        seed: of the shuffling.
     """
-    rng = random.Random(seed)
-    hits = 0
-    number = 0
-    for word in (word for text in texts for word in long_words(text)):
-        hits += "".join(rng.sample(word, len(word))) in known
-        number += 1
-    return hits / number if number else None
+    rng = random.Random(0)
+    hits = ["".join(rng.sample(word, len(word))) in known for text in texts for word in long_words(text)]
+    return sum(hits) / len(hits) if hits else None

@@ -323,6 +323,8 @@ BROKEN_STATISTICS = [
     ({"mu": np.zeros(4)}, "come together"),
     ({"mu": np.zeros(4), "sigma": np.eye(3)}, "fit each other"),
     ({"mu": np.full(4, np.nan), "sigma": np.eye(4)}, "not finite"),
+    ({"mu": np.array(["a"] * 4), "sigma": np.eye(4)}, r"x\.npz: not an .npz of plain arrays .could not convert string"),
+    ({"mu": np.zeros(4), "sigma": np.eye(4), "count": "many"}, r"x\.npz: not an .npz of plain arrays .invalid literal"),
 ]
 
 
