@@ -15,7 +15,7 @@ from data_specs.text import say
 from infra.commands.options import JsonOpt, RootArg, RootCommand, RootOpt, SetOpt, SpecArg, compute_workers, open_root
 from infra.compare import short
 from pipeline.workers import Workers
-from train.evaluation.results import set_inputs, summary_uri, write_result
+from train.evaluation.results import summary_uri, write_result
 
 app = typer.Typer()
 evaluate = typer.Typer(no_args_is_help=True, help="Scores: the FID family, rOCR, PPL-OCR, and the report's summary.")
@@ -163,6 +163,7 @@ def ppl_ocr(
     from train.evaluation.perplexity import TransformersModel
     from train.evaluation.reading import evaluate_ppl_ocr
     from train.evaluation.reading_cache import cache_of
+    from train.evaluation.sources import ShardImages
     from train.evaluation.words import drawn_texts, vocabulary
 
     root = storage.absolute(root)
@@ -172,7 +173,7 @@ def ppl_ocr(
     language = TransformersModel(at_hand(model), device) if model else train_ngram(drawn_texts(train))
     _read(root, sets, reader, num, workers)
     result = evaluate_ppl_ocr(sets, reader, language, vocabulary(drawn_texts(train)), cache_of(root), num_images=num)
-    result["inputs"] = _inputs(sets) | set_inputs({"training text": train})
+    result["inputs"] = _inputs({**sets, "training text": ShardImages(train.uri)})
     unit = f"perplexity per {result['unit']}"
     figures = {f"{kind} {unit}": result[kind]["perplexity"] for kind in ("real", "generated")}
     figures |= {

@@ -8,17 +8,13 @@ import sys
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from importlib.metadata import PackageNotFoundError, version
-from typing import TYPE_CHECKING, Any, TypeGuard
+from typing import Any, TypeGuard
 
 from pydantic_core import from_json, to_jsonable_python
 
 from data_specs import storage
 from data_specs.code_version import this_code
-from data_specs.digest import file_digest
 from data_specs.records import Summary
-
-if TYPE_CHECKING:
-    from data_specs.reader import ShardSet
 
 PACKAGES = (
     *("numpy", "scipy", "torch", "torchvision", "torch-fidelity", "transformers"),
@@ -85,13 +81,6 @@ def naming_its_file(root: str, name: str) -> Iterator[None]:
         raise ValueError(f"{uri}: not a result of `dnd evaluate` ({type(error).__name__}: {error})") from None
 
 
-def set_inputs(sets: dict[str, ShardSet]) -> dict[str, dict[str, Any]]:
-    """{name: address, images and SHA-256 of the manifest, which holds every tar's} of the shard sets that were read."""
-    return {
-        name: {"uri": items.uri, "count": len(items), "digest": file_digest(items.uri)} for name, items in sets.items()
-    }
-
-
 def compare(a: dict[str, Any], b: dict[str, Any]) -> dict[str, list[dict[str, Any]]]:
     """Two results side by side, any tree of dicts, lists and values.
 
@@ -100,7 +89,7 @@ def compare(a: dict[str, Any], b: dict[str, Any]) -> dict[str, list[dict[str, An
     these differs, the figures under it were not measured alike."""
     left, right = flatten(a), flatten(b)
     figures, assumptions = [], []
-    for name in [*left, *(name for name in right if name not in left)]:
+    for name in left | right:
         x = left.get(name)
         y = right.get(name)
         if _is_figure(x) or _is_figure(y):
