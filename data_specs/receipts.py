@@ -35,6 +35,7 @@ from data_specs.shards import Shard, WrittenShard, index_uri, write_shard
 
 log = logging.getLogger(__name__)
 _RECEIPT = re.compile(r"[0-9]{6,}\.json")
+_OTHER_SIZE = "is not there with the size that its receipt names"
 
 
 def receipt_name(unit: int) -> str:
@@ -227,33 +228,38 @@ def read_receipt(uri: str, digest: str) -> Receipt | None:
         tar_uri = storage.join(uri.rpartition("/")[0], receipt.shard.name)
         tar = storage.stat(tar_uri)
         if tar is None or tar.size != receipt.shard.bytes:
-            raise RecordError(f"{tar_uri}: is not there with the size that its receipt names; run the stage again")
+            raise RecordError(f"{tar_uri}: {_OTHER_SIZE}; run the stage again")
     return receipt
 
 
 def valid_receipts(set_uri: str, digest: str) -> Iterator[Receipt]:
-    """All valid receipts of a shard set in order of unit, from one listing of the folder; damaged ones are named."""
-    sizes: dict[str, int] = {f.uri.rpartition("/")[2]: f.size for f in storage.list_files(set_uri)}
-    for name, data in read_receipt_files(set_uri, sizes):
-        try:
-            receipt = parse_receipt(data, storage.join(set_uri, name))
-        except RecordError as error:
-            log.warning("%s: its unit counts as not done", error)
-            continue
-        shard = receipt.shard
-        if shard and sizes.get(shard.name) != shard.bytes:
-            log.warning("%s/%s: not there with its receipt's size: its unit counts as not done", set_uri, shard.name)
-        elif receipt.digest == digest:
+    """All valid receipts of a shard set in order of unit; damaged ones are named."""
+    for _, receipt, fault in read_receipts(set_uri):
+        if fault:
+            log.warning("%s: its unit counts as not done", fault)
+        elif receipt and receipt.digest == digest:
             yield receipt
 
 
-def read_receipt_files(set_uri: str, names: Iterable[str]) -> Iterator[tuple[str, bytes]]:
-    """(name, bytes) of those of the named files that are receipts, in order of unit."""
-    wanted = sorted((name for name in names if _RECEIPT.fullmatch(name)), key=lambda name: (len(name), name))
-    contents = storage.read_many(storage.join(set_uri, name) for name in wanted)
-    for name, data in zip(wanted, contents, strict=True):
-        if data is not None:
-            yield name, data
+def read_receipts(set_uri: str) -> Iterator[tuple[str, Receipt | None, str]]:
+    """(file name, receipt, what is wrong) of each receipt of a set, in order of unit, from one listing of the folder.
+
+    A receipt is None where its file holds none; nothing is wrong ("") where its shard is there with its size.
+    """
+    sizes = {file.uri.rpartition("/")[2]: file.size for file in storage.list_files(set_uri)}
+    names = sorted((name for name in sizes if _RECEIPT.fullmatch(name)), key=lambda name: (len(name), name))
+    contents = storage.read_many(storage.join(set_uri, name) for name in names)
+    for name, data in zip(names, contents, strict=True):
+        if data is None:  # gone since it was listed
+            continue
+        try:
+            receipt = parse_receipt(data, storage.join(set_uri, name))
+        except RecordError as error:
+            yield name, None, str(error)
+            continue
+        shard = receipt.shard
+        is_there = shard is None or sizes.get(shard.name) == shard.bytes
+        yield name, receipt, "" if is_there else f"{storage.join(set_uri, shard.name)}: {_OTHER_SIZE}"
 
 
 def record_failure(set_uri: str, unit: int, reason: str) -> None:

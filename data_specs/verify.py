@@ -11,9 +11,9 @@ import numpy as np
 
 from data_specs import local_files, storage
 from data_specs.lease import holder, is_alive
-from data_specs.manifest import load_manifest, parts_named, summarise
+from data_specs.manifest import Account, load_manifest, parts_named
 from data_specs.npy import read_array
-from data_specs.receipts import parse_receipt, read_receipt_files
+from data_specs.receipts import read_receipts, receipt_name
 from data_specs.records import Manifest, Receipt, RecordError, ShardFile
 from data_specs.scratch import scratch_folder
 from data_specs.shards import INDEX_DTYPE, index_uri
@@ -45,19 +45,22 @@ def verify_set(set_uri: str) -> Iterator[str]:
             pass
     except ValueError as error:
         yield str(error)
-    units, known = set[int](), set[str]()
-    for name, fault, receipt in _receipts(plan):
-        if fault:
-            yield fault
+    account = Account()
+    units = set[int]()
+    known = set[str]()
+    for name, receipt, fault in read_receipts(set_uri):
         known.add(_unit_or_shard(name, receipt))
-        if receipt:
-            units.add(receipt.unit)
-        if receipt and receipt.shard:
-            yield from _verify_shard(set_uri, receipt, receipt.shard)
+        if receipt is None:
+            yield f"{fault}; run the stage again"
+            continue
+        units.add(receipt.unit)
+        yield from _verify_receipt(plan, receipt)
+        if receipt.digest == plan.digest and not fault:
+            account.add(receipt)
     yield from _missing(plan, units)
     for name in _litter(set_uri, known):
         yield f"{set_uri}/{name}: belongs to no receipt (litter; `dnd verify --clean` removes it)"
-    yield from _verify_manifest(plan)
+    yield from _verify_manifest(plan, account)
 
 
 def _unit_or_shard(name: str, receipt: Receipt | None) -> str:
@@ -82,9 +85,8 @@ def _litter(set_uri: str, known: set[str]) -> Iterator[str]:
 
 def clean_litter(set_uri: str) -> list[str]:
     """Removes tars and indexes that no receipt names, and returns their names. Not while a job writes the set."""
-    plan = read_plan(set_uri)
-    assert plan is not None
-    names = list(_litter(set_uri, {_unit_or_shard(name, receipt) for name, _, receipt in _receipts(plan)}))
+    known = {_unit_or_shard(name, receipt) for name, receipt, _ in read_receipts(set_uri)}
+    names = list(_litter(set_uri, known))
     for name in names:
         storage.delete(storage.join(set_uri, name))
     return names
@@ -106,26 +108,17 @@ def clean_unfinished(root: str) -> Iterator[str]:
             yield path
 
 
-def _receipts(plan: Plan) -> Iterator[tuple[str, str | None, Receipt | None]]:
-    """(file name, what is wrong with it or None, receipt or None) for each receipt of a shard set."""
-    names = (file.uri.rpartition("/")[2] for file in storage.list_files(plan.set_uri))
-    for name, data in read_receipt_files(plan.set_uri, names):
-        uri = storage.join(plan.set_uri, name)
-        try:
-            receipt = parse_receipt(data, uri)
-        except RecordError as error:
-            yield name, f"{error}; run the stage again", None
-            continue
-        fault = None
-        if receipt.digest != plan.digest:
-            fault = f"{uri}: its digest is not the plan's"
-        elif receipt.unit >= plan.num_units:
-            fault = f"{uri}: says it is unit {receipt.unit}, the plan has {plan.num_units}"
-        yield name, fault, receipt
+def _verify_receipt(plan: Plan, receipt: Receipt) -> Iterator[str]:
+    uri = storage.join(plan.set_uri, receipt_name(receipt.unit))
+    if receipt.digest != plan.digest:
+        yield f"{uri}: its digest is not the plan's"
+    elif receipt.unit >= plan.num_units:
+        yield f"{uri}: says it is unit {receipt.unit}, the plan has {plan.num_units}"
+    if receipt.shard:
+        yield from _verify_shard(storage.join(plan.set_uri, receipt.shard.name), receipt.shard, receipt.written)
 
 
-def _verify_shard(set_uri: str, receipt: Receipt, shard: ShardFile) -> Iterator[str]:
-    tar_uri = storage.join(set_uri, shard.name)
+def _verify_shard(tar_uri: str, shard: ShardFile, written: int) -> Iterator[str]:
     files = (
         (tar_uri, {"sha256": shard.sha256, "md5": shard.md5}),
         (index_uri(tar_uri), {"sha256": shard.index_sha256}),
@@ -136,7 +129,7 @@ def _verify_shard(set_uri: str, receipt: Receipt, shard: ShardFile) -> Iterator[
         if found != wanted:
             yield f"{uri}: {'its bytes are not those its receipt names' if found else 'is missing'}"
             return
-    yield from _verify_index(tar_uri, receipt.written, shard.bytes)
+    yield from _verify_index(tar_uri, written, shard.bytes)
 
 
 def _verify_index(tar_uri: str, written: int, num_bytes: int) -> Iterator[str]:
@@ -173,7 +166,7 @@ def _missing(plan: Plan, units: set[int]) -> Iterator[str]:
         yield f"{plan.set_uri}: {len(missing)} of {plan.num_units} units have no receipt: {shown}"
 
 
-def _verify_manifest(plan: Plan) -> Iterator[str]:
+def _verify_manifest(plan: Plan, account: Account) -> Iterator[str]:
     uri = storage.join(plan.set_uri, "manifest.json")
     if not storage.exists(uri):
         yield f"{uri}: is missing; run the stage again"
@@ -183,7 +176,7 @@ def _verify_manifest(plan: Plan) -> Iterator[str]:
     except (ValueError, FileNotFoundError) as error:
         yield f"{error}; run the stage again"
         return
-    wanted = summarise(plan, stored.name)
+    wanted = account.manifest(plan, stored.name)
     if stored != wanted:
         differ = [key for key in Manifest.model_fields if getattr(stored, key) != getattr(wanted, key)]
         yield f"{uri}: does not agree with the receipts in {', '.join(differ)}; run the stage again"
