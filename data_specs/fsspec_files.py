@@ -15,8 +15,9 @@ from typing import Any, BinaryIO, cast
 
 import fsspec
 from fsspec.core import url_to_fs
+from fsspec.spec import AbstractBufferedFile
 
-from data_specs import cache
+from data_specs import cache, storage
 from data_specs.records import FileInfo
 
 _OURS = ("s3", "s3a", "file", "local")  # read by storage itself, under one name each
@@ -76,6 +77,18 @@ def local_copy(uri: str, wait: Event | None = None) -> Path:
             files.get_file(remote, str(path))
 
     return cache.local_copy(f"{uri} {info.etag}", Path(uri).name, info.size, fill, wait)
+
+
+class RangedFile(AbstractBufferedFile):  # type: ignore[misc]
+    """A remote file, also on S3, to read anywhere, each read one ranged request. Raises FileNotFoundError."""
+
+    def __init__(self, uri: str) -> None:
+        if (info := storage.stat(uri)) is None:
+            raise FileNotFoundError(f"{uri}: no such file")
+        super().__init__(None, uri, cache_type="none", size=info.size)
+
+    def _fetch_range(self, start: int, end: int) -> bytes:
+        return storage.read_bytes(self.path, start, end - start)
 
 
 def _info(uri: str, info: dict[str, Any]) -> FileInfo:

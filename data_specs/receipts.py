@@ -257,9 +257,10 @@ def read_receipts(set_uri: str) -> Iterator[tuple[str, Receipt | None, str]]:
         except RecordError as error:
             yield name, None, str(error)
             continue
-        shard = receipt.shard
-        is_there = shard is None or sizes.get(shard.name) == shard.bytes
-        yield name, receipt, "" if is_there else f"{storage.join(set_uri, shard.name)}: {_OTHER_SIZE}"
+        fault = ""
+        if (shard := receipt.shard) and sizes.get(shard.name) != shard.bytes:
+            fault = f"{storage.join(set_uri, shard.name)}: {_OTHER_SIZE}"
+        yield name, receipt, fault
 
 
 def record_failure(set_uri: str, unit: int, reason: str) -> None:

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import hashlib
+import os
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from functools import partial
 from itertools import groupby
-from types import TracebackType
-from typing import BinaryIO
 
 from data_specs import storage
 from data_specs.records import FileInfo, RawDocument, SourceUnit, Span
@@ -48,11 +49,11 @@ def _unique(key: str, times_seen: int) -> str:
 def read_spans(spans: Sequence[Span], max_bytes: int) -> Iterator[bytes | None]:
     """Read whole files or ranges of them, in order; None for one over `max_bytes`."""
     for file, of_file in groupby(spans, lambda span: span.file):
-        with _Bytes(file) as source:
+        with _reader(file) as read:
             for together in _read_together(list(of_file), max_bytes):
                 start = together[0].start or 0
                 fits = _size(together[0]) <= max_bytes
-                data = source.read(start, _stop(together[-1]) - start) if fits else b""
+                data = read(start, _stop(together[-1]) - start) if fits else b""
                 for span in together:
                     begin = (span.start or 0) - start
                     yield data[begin : begin + _size(span)] if _size(span) <= max_bytes else None
@@ -81,26 +82,11 @@ def _read_together(spans: list[Span], limit: int) -> Iterator[list[Span]]:
         yield together
 
 
-class _Bytes:
-    """Bytes of a file by range; a packed one is unpacked once on each node, into the cache."""
-
-    def __init__(self, file: FileInfo) -> None:
-        self.uri = file.uri
-        self.unpacked: BinaryIO | None = unpacked_copy(file).open("rb") if is_packed(file.uri) else None
-
-    def __enter__(self) -> _Bytes:
-        return self
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        if self.unpacked:
-            self.unpacked.close()
-
-    def read(self, start: int, length: int) -> bytes:
-        if not length:
-            return b""
-        if self.unpacked is None:
-            return storage.read_bytes(self.uri, start, length)
-        self.unpacked.seek(start)
-        return self.unpacked.read(length)
+@contextmanager
+def _reader(file: FileInfo) -> Iterator[Callable[[int, int], bytes]]:
+    """A function (start, length) -> bytes of a file; a packed one is unpacked once on each node, into the cache."""
+    if is_packed(file.uri):
+        with unpacked_copy(file).open("rb") as unpacked:  # as long as it is open the cache may drop it
+            yield lambda start, length: os.pread(unpacked.fileno(), length, start)
+    else:
+        yield partial(storage.read_bytes, file.uri)

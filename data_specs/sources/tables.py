@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import io
 from collections.abc import Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
@@ -12,6 +11,8 @@ from data_specs.sources.names import ID_CHARACTERS, relative
 
 if TYPE_CHECKING:
     import pyarrow.parquet as pq
+
+    from data_specs.fsspec_files import RangedFile
 
 LISTED_ROWS = 1 << 15
 READ_ROWS = 64
@@ -103,14 +104,24 @@ def open_table(uri: str, columns: Sequence[str] = ()) -> pq.ParquetFile:
     import pyarrow.parquet as pq
 
     try:
-        table = pq.ParquetFile(_Ranged(uri) if storage.is_remote(uri) else uri)
+        table = pq.ParquetFile(_source(uri))
         groups = range(table.num_row_groups)
         chunks = [chunk for group in groups for chunk in _chunks(table, group, columns)]
         shared = {c.path_in_schema for c in chunks if c.has_dictionary_page and c.physical_type == "BYTE_ARRAY"}
-        source = _Ranged(uri) if storage.is_remote(uri) else uri
-        return pq.ParquetFile(source, metadata=table.metadata, read_dictionary=sorted(shared)) if shared else table
+        return (
+            pq.ParquetFile(_source(uri), metadata=table.metadata, read_dictionary=sorted(shared)) if shared else table
+        )
     except pa.ArrowInvalid as error:
         raise ValueError(f"{uri}: not a Parquet file ({error})") from None
+
+
+def _source(uri: str) -> str | RangedFile:
+    """What pyarrow opens: a path, or a file of ranged requests."""
+    if not storage.is_remote(uri):
+        return uri
+    from data_specs.fsspec_files import RangedFile
+
+    return RangedFile(uri)
 
 
 def _chunks(table: pq.ParquetFile, group: int, columns: Sequence[str]) -> list[Any]:
@@ -179,34 +190,3 @@ class _Rows:
                 return group, first
             first += size
         raise ValueError(f"{self.uri}: has no row {row}; it is not the file that was planned")
-
-
-class _Ranged(io.RawIOBase):
-    """A remote file that can be read anywhere, each read one ranged request."""
-
-    def __init__(self, uri: str) -> None:
-        info = storage.stat(uri)
-        if info is None:
-            raise FileNotFoundError(f"{uri}: no such file")
-        self.uri = uri
-        self.size = info.size
-        self.position = 0
-
-    def readable(self) -> bool:
-        return True
-
-    def seekable(self) -> bool:
-        return True
-
-    def tell(self) -> int:
-        return self.position
-
-    def seek(self, offset: int, whence: int = io.SEEK_SET) -> int:
-        self.position = offset + {io.SEEK_SET: 0, io.SEEK_CUR: self.position, io.SEEK_END: self.size}[whence]
-        return self.position
-
-    def readinto(self, buffer: Any) -> int:
-        length = min(len(buffer), self.size - self.position)
-        buffer[:length] = storage.read_bytes(self.uri, self.position, length)
-        self.position += length
-        return length
