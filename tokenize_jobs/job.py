@@ -91,7 +91,7 @@ class Decode(UnitStage):
         depths: int | None = None,
         **_: Any,
     ) -> Iterator[Output]:
-        """The images of a code set; `depths`: from the first so many codes of each position (default: all)."""
+        """Plan the images of a code set; `depths`: from the first so many codes of each position (default: all)."""
         from pipeline.follow import folder_of, plan_by_shards
 
         spec = settle_batch(spec, root, workers)
@@ -103,18 +103,21 @@ class Decode(UnitStage):
         yield Output(plan, spec, partial(_setup_decoding, spec, root, source, depths, identity.versions["device"]))
 
     def finish(self, spec: Spec, root: str, workers: Workers, **options: Any) -> Iterator[str]:
-        """Writes the pictures, samples.npz and grid.png beside the images."""
+        """Write the pictures, samples.npz and grid.png beside the images."""
         from data_specs import open_shards
         from tokenize_jobs.decode import write_pictures
 
         out = storage.join(root, options.get("out", "reconstructions/val"))
+        images = open_shards(storage.join(out, "images"))
+        if not len(images):
+            raise ValueError(f"{images.uri}: the shard set is empty: there are no pictures to write")
         if not storage.exists(storage.join(out, "grid.png")):
-            write_pictures(open_shards(storage.join(out, "images")), out)
+            write_pictures(images, out)
         yield f"pictures: {storage.join(out, 'grid.png')}"
 
 
 def reconstruct(spec: Spec, root: str, split: str, workers: Workers) -> list[str]:
-    """Decodes ROOT/codes/SPLIT from 1 … d codes a position; returns the image shard sets, relative to the root.
+    """Decode ROOT/codes/SPLIT from 1 … d codes a position; return the image shard sets, relative to the root.
 
     The last is the full depth, ROOT/reconstructions/SPLIT/images.
     """
@@ -128,7 +131,7 @@ def reconstruct(spec: Spec, root: str, split: str, workers: Workers) -> list[str
 
 
 def settle_batch(spec: Spec, root: str, workers: Workers) -> Spec:
-    """The spec with a compute batch: its own, that of codes made before under the root, or what fits on a worker."""
+    """Return the spec with a compute batch: its own, that of codes under the root, or what fits on a worker."""
     if spec.tokenize.compute_batch:
         return spec
     plans = (read_plan(storage.join(root, f"codes/{split}")) for split in spec.tokenize.images)
@@ -157,7 +160,7 @@ def _probe(spec: Spec, root: str, workers: Workers) -> int:
 
 
 def on_worker(workers: Workers, call: Callable[[], T]) -> T:
-    """What a call gives on a worker where the workers have GPUs, else here."""
+    """Return what a call gives: on a worker where the workers have GPUs, else here."""
     if workers.here or not workers.gpus:
         return call()
     import ray
@@ -171,7 +174,7 @@ def on_worker(workers: Workers, call: Callable[[], T]) -> T:
 
 
 def device_of(workers: Workers) -> str:
-    """What the workers compute on, as digests name it; of a pool of several kinds the first that answers."""
+    """Return what the workers compute on, as digests name it; of a pool of several kinds the first to answer."""
 
     def name() -> str:
         from tokenize_jobs.device import device_name, pick_device
@@ -195,7 +198,11 @@ def _identity(spec: Spec, root: str, stage: str, section: dict[str, Any], worker
 
 
 def weights_digest(uri: str, model: str = "tokenizer", command: str = "train-tokenizer") -> str:
-    """SHA-256 of a model's weights. Raises ValueError where there are none, or others than its training wrote."""
+    """Return the SHA-256 of a model's weights.
+
+    Raises:
+        ValueError: there are none, or others than its training wrote.
+    """
     from tokenize_jobs.checkpoint import DONE, read_finished
 
     try:

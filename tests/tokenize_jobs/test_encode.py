@@ -15,10 +15,11 @@ from data_specs.records import Dropped, Reason, Sample
 from data_specs.units import read_plan
 from pipeline.workers import Workers, kept
 from tokenize_jobs.encode import encode_shard, encode_views, fitting_batch, npy, prepare
-from tokenize_jobs.job import TOKENIZE, settle_batch
+from tokenize_jobs.job import DECODE, TOKENIZE, settle_batch
 from tokenize_jobs.networks import config_of
 from tokenize_jobs.rqvae import RQVAE, RQVAEConfig
 from tokenize_jobs.training import fit
+from tokenize_jobs.weights import save_tokenizer
 from train.evaluation.reconstruction import code_size, difference
 from train.reconstruct_job import score_depths
 
@@ -71,6 +72,15 @@ def test_only_what_matches_is_encoded(root: str) -> None:
     assert {one.reason for one in left_out} == {Reason.WHERE} and len(left_out) == 10
     with pytest.raises(ValueError, match=r"no_such.*columns: key"):
         TOKENIZE.make(tiny_spec("tokenize.where=no_such = 1"), root, Workers(num_workers=1))
+
+
+def test_where_nothing_was_encoded_decoding_says_so(tmp_path: Path) -> None:
+    root = make_root(tmp_path)
+    spec = tiny_spec("tokenize.where=cls > 5", "tokenize.images={val: images/val}")
+    save_tokenizer(RQVAE(config_of(spec)), tmp_path / "tokenizer")
+    TOKENIZE.make(spec, root, Workers(num_workers=0))
+    with pytest.raises(ValueError, match=r"images.*: the shard set is empty: there are no pictures to write"):
+        list(DECODE.run(spec, root, Workers(num_workers=0), codes="codes/val", out="pictures"))
 
 
 def test_npy_is_numpys() -> None:
