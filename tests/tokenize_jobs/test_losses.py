@@ -205,12 +205,11 @@ def test_total_is_the_weighted_sum() -> None:
     decoder, critic, distance = nn.Conv2d(3, 3, 1), PatchDiscriminator(8), nn.MSELoss()
     images = torch.rand(2, 3, 16, 16)
     reconstruction, commitment = decoder(images), decoder.weight.square().mean()
-    options = {"kind": "l1", "commitment_weight": 0.25, "lpips": distance, "lpips_weight": 2.0}
-    before = generator_losses(images, reconstruction, commitment, **options)
+    section = Tokenizer(steps=1, reconstruction="l1", commitment=0.25, lpips_weight=2.0, gan_weight=0.5)
+    given = (section, images, reconstruction, commitment, decoder.weight)
+    before = generator_losses(*given, lpips=distance)
     assert before.keys() == {"rec", "commitment", "lpips", "total"}
-    after = generator_losses(
-        images, reconstruction, commitment, **options, discriminator=critic, last_layer=decoder.weight, gan_weight=0.5
-    )
+    after = generator_losses(*given, lpips=distance, discriminator=critic)
     expected = after["rec"] + 2 * after["lpips"] + 0.25 * after["commitment"]
     torch.testing.assert_close(before["total"], expected)
     torch.testing.assert_close(after["total"], expected + 0.5 * after["adaptive_weight"] * after["gen"])
