@@ -24,7 +24,7 @@ class Draw(NamedTuple):
 
 
 def draw(sets: Sequence[ShardSet], weights: Sequence[float], batch: int, seed: int, step: int) -> list[Draw]:
-    """The images of a step; a function of (seed, step). Sets are taken by weight, images and cuts evenly."""
+    """Draw the images of a step, a function of (seed, step): sets by weight, images and cuts evenly."""
     rng = np.random.default_rng((seed, step))
     numbers = rng.choice(len(sets), size=batch, p=np.array(weights) / sum(weights))
     indices = [int(rng.integers(len(sets[number]))) for number in numbers]
@@ -33,7 +33,7 @@ def draw(sets: Sequence[ShardSet], weights: Sequence[float], batch: int, seed: i
 
 
 def deal(batch: int, world: int, micro: int | None) -> list[list[list[int]]]:
-    """Which images of a step's `batch` each rank takes: [rank][micro batch] -> positions in the batch.
+    """Return which images of a step's `batch` each rank takes: [rank][micro batch] -> positions in the batch.
 
     All ranks make the same number of micro batches, of `micro` images or fewer, none of them empty: what they do
     together needs all of them. Raises ValueError for fewer images than ranks.
@@ -49,7 +49,7 @@ def deal(batch: int, world: int, micro: int | None) -> list[list[list[int]]]:
 def read_batches(
     sets: Sequence[ShardSet], draws: Iterator[list[list[Draw]]], size: int, threads: int
 ) -> Iterator[list[Pixels]]:
-    """The micro batches uint8 [b, size, size, 3] of each step, for what was drawn for them, in order."""
+    """Yield the micro batches uint8 [b, size, size, 3] of each step, for what was drawn for them, in order."""
     ahead: deque[list[list[Future[Pixels]]]] = deque()
     with ThreadPoolExecutor(threads) as pool:
         try:

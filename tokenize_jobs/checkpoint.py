@@ -149,12 +149,12 @@ def _digest_on_disk(uri: str) -> str:
 
 
 def step_name(step: int) -> str:
-    """Name of a step's folder."""
+    """Return the name of a step's folder."""
     return f"step_{step:08d}"
 
 
 def rank_name(rank: int, world: int) -> str:
-    """Name of a rank's file."""
+    """Return the name of a rank's file."""
     return f"rank_{rank:05d}_of_{world:05d}.safetensors"
 
 
@@ -171,7 +171,7 @@ def prune(folder: str, newest: int, keep_last: int, keep_every: int | None) -> N
 
 
 def list_steps(folder: str) -> list[int]:
-    """Steps of which there is a folder, in order, whole or not."""
+    """Return the steps of which there is a folder, in order, whole or not."""
     names = (uri.rstrip("/").rpartition("/")[2] for uri in storage.list_folders(folder))
     return sorted(int(match[1]) for name in names if (match := STEP.fullmatch(name)))
 

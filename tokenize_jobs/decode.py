@@ -27,7 +27,7 @@ GREY = 128
 
 
 def decode_shard(model: RQVAE, spec: Spec, depths: int | None, shard: Shard) -> Iterator[Sample]:
-    """Image samples for the first view of each sample of a code shard, in order.
+    """Decode the first view of each sample of a code shard into an image sample, in order.
 
     Args:
         depths: decode the first so many codes of each position (None: all).
@@ -45,11 +45,11 @@ def decode_shard(model: RQVAE, spec: Spec, depths: int | None, shard: Shard) -> 
 
 @torch.inference_mode()
 def decode_codes(model: RQVAE, codes: np.ndarray, rounding: str = "nearest", pad_to: int = 0) -> np.ndarray:
-    """Images uint8 [B, H, W, 3] of codes [B, h, w, d] or flattened ones.
+    """Return images uint8 [B, H, W, 3] of codes [B, h, w, d] or flattened ones.
 
-    The batch is padded to `pad_to` so that sizes do not vary.
-
-    rounding: "nearest", or "truncate" as the authors' script does.
+    Args:
+        rounding: "nearest", or "truncate" as the authors' script does.
+        pad_to: batch size to which codes are padded, so that it does not vary.
     """
     codes = codes_by_depth(codes, model.config)
     device = next(model.parameters()).device
@@ -60,21 +60,21 @@ def decode_codes(model: RQVAE, codes: np.ndarray, rounding: str = "nearest", pad
 
 
 def codes_by_depth(codes: np.ndarray, config: RQVAEConfig | Shape) -> np.ndarray:
-    """Codes [B, h, w, d] of those or of flattened ones [B, h, wd, 1], where only the codebook's row counts."""
+    """Return codes [B, h, w, d] as they are, or those of flattened ones [B, h, wd, 1], whose offsets go."""
     if codes.shape[2] == config.grid[1]:
         return codes
     return rearrange(codes % config.codebook_size, "b h (w d) 1 -> b h w d", w=config.grid[1])
 
 
 def to_uint8(images: Tensor, rounding: str) -> np.ndarray:
-    """float [B, 3, H, W] in [-1, 1] -> uint8 [B, H, W, 3]."""
+    """Convert float [B, 3, H, W] in [-1, 1] to uint8 [B, H, W, 3]."""
     scaled = (images.float() * 0.5 + 0.5).clamp(0, 1) * 255  # the arithmetic of the authors' script
     scaled = scaled.round() if rounding == "nearest" else scaled
     return scaled.to(torch.uint8).permute(0, 2, 3, 1).cpu().numpy()
 
 
 def write_pictures(items: Sequence[Item], out_uri: str) -> None:
-    """Writes each image as OUT/pictures/KEY.png, all of them as OUT/samples.npz, the first 64 as OUT/grid.png."""
+    """Write each image as OUT/pictures/KEY.png, all of them as OUT/samples.npz, the first 64 as OUT/grid.png."""
     progress = Progress("pictures", len(items), "images")
     for item in items:
         storage.write(storage.join(out_uri, "pictures", f"{item['__key__']}.png"), encode_photo(item["image"]))
@@ -84,7 +84,7 @@ def write_pictures(items: Sequence[Item], out_uri: str) -> None:
 
 
 def write_npz(items: Sequence[Item], uri: str) -> None:
-    """Writes `arr_0` uint8 [N, H, W, 3] by streaming: memory holds one image at a time."""
+    """Write `arr_0` uint8 [N, H, W, 3] by streaming: memory holds one image at a time."""
     shape = (len(items), *items[0]["image"].shape)
     with storage.writable_folder(uri.rpartition("/")[0]) as folder:
         path = Path(folder, uri.rpartition("/")[2])
@@ -99,7 +99,7 @@ def write_npz(items: Sequence[Item], uri: str) -> None:
 
 
 def grid(images: Sequence[np.ndarray], columns: int = 8, gap: int = 2) -> np.ndarray:
-    """Images uint8 [H, W, 3] of one size side by side, row by row, on grey."""
+    """Put images uint8 [H, W, 3] of one size side by side, row by row, on grey."""
     columns = min(columns, len(images))
     blanks = [np.full_like(images[0], GREY)] * (-len(images) % columns)
     cells = np.pad(np.stack([*images, *blanks]), ((0, 0), (gap, 0), (gap, 0), (0, 0)), constant_values=GREY)

@@ -20,7 +20,7 @@ CONTAINER_LIMIT = Path("/sys/fs/cgroup/memory.max")
 
 
 def pick_device() -> torch.device:
-    """CUDA device of this rank where there is one, else the CPU; float32 is float32 there, also in convolutions."""
+    """Return the CUDA device of this rank, else the CPU; float32 is float32 there, also in convolutions."""
     if torch.cuda.is_available():
         torch.set_float32_matmul_precision("highest")
         torch.backends.cudnn.allow_tf32 = False  # on by default; TF32 keeps 10 bits of 23
@@ -29,50 +29,45 @@ def pick_device() -> torch.device:
 
 
 def multiplies_bfloat16(device: torch.device) -> bool:
-    """Whether a device multiplies bfloat16 in hardware: GPUs since Ampere, CPUs with AMX or AVX512-BF16."""
+    """Return whether a device multiplies bfloat16 in hardware: GPUs since Ampere, CPUs with AMX or AVX512-BF16."""
     if device.type == "cuda":
         return torch.cuda.is_bf16_supported(including_emulation=False)
     return torch.cpu._is_amx_tile_supported() or torch.cpu._is_avx512_bf16_supported()
 
 
 def training_dtype(spec: Spec, device: torch.device) -> torch.dtype:
-    """The spec's arithmetic; by default bfloat16 where the device multiplies it in hardware, else float32."""
-    if spec.tokenizer.dtype:
-        return torch.bfloat16 if spec.tokenizer.dtype == "bfloat16" else torch.float32
-    return torch.bfloat16 if multiplies_bfloat16(device) else torch.float32
+    """Return the spec's arithmetic; by default bfloat16 where the device multiplies it in hardware, else float32."""
+    default = "bfloat16" if multiplies_bfloat16(device) else "float32"
+    dtype: torch.dtype = getattr(torch, spec.tokenizer.dtype or default)
+    return dtype
 
 
 def training_layout(device: torch.device) -> torch.memory_format:
-    """Channels last on GPUs; on CPUs it costs small networks up to half their speed. Encoding is slower in it."""
+    """Return channels last on GPUs; on CPUs it costs small networks half their speed. Encoding is slower in it."""
     return torch.channels_last if device.type == "cuda" else torch.contiguous_format
 
 
 def autocast(device: torch.device, dtype: torch.dtype) -> AbstractContextManager[object]:
-    """Mixed precision in `dtype` (float32: none) on a device."""
+    """Return the context of mixed precision in `dtype` (float32: none) on a device."""
     return torch.autocast(device.type, dtype=dtype, enabled=dtype != torch.float32)
-
-
-def to_tensor(images: np.ndarray) -> Tensor:
-    """uint8 [B, H, W, 3] -> float32 [B, 3, H, W] in [-1, 1]."""
-    return _scaled(torch.from_numpy(images))
 
 
 def to_device(
     images: np.ndarray, device: torch.device, layout: torch.memory_format = torch.contiguous_format
 ) -> Tensor:
-    """As `to_tensor`, on a device. A GPU is sent bytes, a quarter of the floats, as it computes, and has the layout."""
-    if device.type == "cpu":
-        return to_tensor(images)
-    sent = torch.from_numpy(images).pin_memory().to(device, non_blocking=True)
-    return _scaled(sent).contiguous(memory_format=layout)
+    """Convert uint8 [B, H, W, 3] to float32 [B, 3, H, W] in [-1, 1] on a device.
 
-
-def _scaled(pixels: Tensor) -> Tensor:
-    return pixels.permute(0, 3, 1, 2).float().div_(127.5).sub_(1.0)
+    A GPU is sent bytes, a quarter of the floats, while it computes, and has the layout.
+    """
+    pixels = torch.from_numpy(images)
+    if device.type != "cpu":
+        pixels = pixels.pin_memory().to(device, non_blocking=True)
+    scaled = pixels.permute(0, 3, 1, 2).float().div_(127.5).sub_(1.0)
+    return scaled if device.type == "cpu" else scaled.contiguous(memory_format=layout)
 
 
 def device_name(device: torch.device) -> str:
-    """What computes, as digests name it: "cpu", or "cuda" and the GPU's model, since models round differently."""
+    """Return a device's name in digests: "cpu", or "cuda" and the GPU's model, since models round differently."""
     return "cpu" if device.type == "cpu" else f"cuda {torch.cuda.get_device_name(device)}"
 
 
@@ -87,7 +82,7 @@ def require_device(name: str) -> None:
 
 
 def memory_of(device: torch.device) -> int:
-    """Bytes of a device: a GPU's, or this rank's part of the machine's, or of the container's, memory."""
+    """Return the bytes of a device: a GPU's, or this rank's part of the machine's, or of the container's, memory."""
     if device.type == "cuda":
         return torch.cuda.get_device_properties(device).total_memory
     limit = CONTAINER_LIMIT.read_text().strip() if CONTAINER_LIMIT.exists() else "max"
@@ -96,7 +91,7 @@ def memory_of(device: torch.device) -> int:
 
 
 def room_in(memory: float) -> float:
-    """Bytes that tensors may take of so many of a GPU."""
+    """Return the bytes that tensors may take of a GPU's `memory`."""
     return USABLE * memory - CONTEXT
 
 

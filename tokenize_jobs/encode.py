@@ -37,7 +37,7 @@ KEPT_JSON = ("id", "source", "page", "licence", "text")
 
 
 def encode_shard(model: RQVAE, spec: Spec, split: str, shard: Shard) -> Iterator[Sample | Dropped]:
-    """Samples of codes [views, h, w, d] for those of an image shard that match spec.tokenize.where, in order."""
+    """Encode the samples of an image shard that match spec.tokenize.where, in order; codes are [views, h, w, d]."""
     rows = table.table_of(shard).to_pylist()
     where = spec.tokenize.where
     numbers = np.arange(len(shard)) if where is None else table.matching(shard, where)
@@ -81,7 +81,7 @@ def _ahead(pool: ThreadPoolExecutor, blocks: int, total: int, load: Callable[[in
 
 @torch.inference_mode()
 def encode_views(model: RQVAE, views: Iterator[np.ndarray], spec: Spec) -> Iterator[np.ndarray]:
-    """Codes uint16 of spec.codes of each image uint8 [H, W, 3]; every batch has spec.tokenize.compute_batch images.
+    """Yield codes uint16 of spec.codes of each image uint8 [H, W, 3], by batches of spec.tokenize.compute_batch.
 
     A GPU is given the next batch before the codes of the last are waited for.
     """
@@ -105,19 +105,19 @@ def _codes(count: int, codes: Tensor, spec: Spec) -> np.ndarray:
 
 
 def flattened(codes: np.ndarray, codebook_size: int) -> np.ndarray:
-    """Codes [B, h, w, d] as [B, h, wd, 1]: those of a position side by side, the k-th raised by k codebooks."""
+    """Lay out codes [B, h, w, d] as [B, h, wd, 1], those of a position in a row, the k-th raised by k codebooks."""
     return rearrange(codes + np.arange(codes.shape[-1]) * codebook_size, "b h w d -> b h (w d) 1")
 
 
 def code_sample(key: str, codes: np.ndarray, fields: dict[str, bytes], row: dict[str, Any]) -> Sample:
-    """A code shard's sample: codes uint16 [views, h, w, d], the class, a few fields of the json, the image's row."""
+    """Return a sample of codes uint16 [views, h, w, d]: with the class, a few keys of the json, the image's row."""
     few = {k: v for k, v in parse_info(fields["json"], f"{key}: json").items() if k in KEPT_JSON}
     about = json.dumps(few, sort_keys=True).encode()
     return Sample(key, {"codes.npy": npy(codes), "cls": fields["cls"], "json": about}, row)
 
 
 def npy(array: np.ndarray) -> bytes:
-    """An array as the bytes of a .npy file."""
+    """Return an array as the bytes of a .npy file."""
     return _npy_header(array.shape, array.dtype.str) + array.tobytes()
 
 
@@ -130,14 +130,14 @@ def _npy_header(shape: tuple[int, ...], dtype: str) -> bytes:
 
 
 def prepare(model: RQVAE, threads: int) -> RQVAE:
-    """Puts a tokenizer on this worker's device with the spec's number of threads, ready to encode and decode."""
+    """Put a tokenizer on this worker's device with the spec's number of threads, ready to encode and decode."""
     torch.set_num_threads(threads)
     return model.eval().to(pick_device())
 
 
 @torch.inference_mode()
 def fitting_batch(model: RQVAE, dtype: torch.dtype = torch.float32, share: float = 1.0) -> int:
-    """Images that a prepared tokenizer can encode, with autocast to `dtype`, and decode at once.
+    """Return how many images a prepared tokenizer can encode, with autocast to `dtype`, and decode at once.
 
     On a GPU the power of two that is counted to fit into `share` of its memory, tried out. On a CPU, where larger ones
     gain nothing, the largest up to 32 whose features (four float32 maps at full size) take about a gigabyte.

@@ -48,8 +48,12 @@ def safe_torch_load(path: Path) -> Any:
     except pickle.UnpicklingError:
         raise ValueError(f"{path}: is not a checkpoint of torch: refused") from None
     except Exception as error:  # a damaged file can raise anything at all
-        reason = (str(error).splitlines() or [type(error).__name__])[0]
-        raise ValueError(f"{path}: cannot be read as a checkpoint ({reason})") from None
+        raise ValueError(f"{path}: cannot be read as a checkpoint ({first_line(error)})") from None
+
+
+def first_line(error: Exception) -> str:
+    """Return the first line of what an exception says, or its name where it says nothing."""
+    return (str(error).splitlines() or [type(error).__name__])[0]
 
 
 class _RefusedError(Exception):

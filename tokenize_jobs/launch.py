@@ -81,7 +81,8 @@ def _run_once(job: Job, command: list[str], ranks: int) -> tuple[int, str]:
     """Run all ranks once; return the exit code of the run and the message that it left, if any."""
     processes: list[subprocess.Popen[bytes]] = []
     with scratch_folder() as folder:
-        errors, spec_file = folder / "error", folder / "spec.yaml"
+        errors = folder / "error"
+        spec_file = folder / "spec.yaml"
         spec_file.write_text(job.spec.to_yaml(), encoding="utf-8")
         environment = _environment(ranks) | {"DND_ERROR_FILE": str(errors)}
         line = [sys.executable, "-P", "-m", *command, "--spec", str(spec_file)]

@@ -60,11 +60,11 @@ class Needs(NamedTuple):
     image: float
 
     def of(self, images: int) -> float:
-        """With so many images at a time."""
+        """Return the bytes for so many images at a time."""
         return self.fixed + images * self.image
 
     def fitting(self, memory: float, most: int) -> int:
-        """The most images that fit into so many bytes of a device, up to `most`; 0 where not one does."""
+        """Return how many images fit into so many bytes of a device, up to `most`; 0 where not one does."""
         return max(min(int((room_in(memory) - self.fixed) / self.image), most), 0)
 
 
@@ -76,7 +76,7 @@ def _line(peaks: list[int]) -> Needs:
 
 # ---- training ------------------------------------------------------------------------------------------------------
 def training_needs(spec: Spec, world: int, dtype: torch.dtype) -> Needs:
-    """Memory of a rank that trains the tokenizer, one of `world`."""
+    """Count the memory of a rank that trains the tokenizer, one of `world`."""
     needs = _line([_training_peak(spec, dtype, images) for images in COUNTED])
     with torch.device("meta"):
         gradients = 4 * sum(p.numel() for net in _networks(spec).trained for p in net.parameters())
@@ -93,14 +93,14 @@ def _networks(spec: Spec) -> Networks:
 
 def _training_peak(spec: Spec, dtype: torch.dtype, images: int) -> int:
     """Most bytes at a time in the second of two steps, when the optimizers have their moments."""
-    section, size = spec.tokenizer, spec.shape.image_size
+    size = spec.shape.image_size
     with FakeTensorMode(), LiveBytes() as live:
         networks = _networks(spec)
-        optimizers = networks.optimizers(section)
-        average = [p.clone() for p in networks.model.parameters()] if section.ema else []
+        optimizers = networks.optimizers(spec.tokenizer)
+        average = [p.clone() for p in networks.model.parameters()] if spec.tokenizer.ema else []
         batch = torch.empty(images, 3, size, size)
         for _ in range(2):
-            networks.add_gradients(section, batch, dtype, networks.discriminator is not None, 1.0, 1.0)
+            networks.add_gradients(spec.tokenizer, batch, dtype, networks.discriminator is not None, 1.0, 1.0)
             for optimizer in optimizers:
                 optimizer.step()
                 optimizer.zero_grad(set_to_none=True)
@@ -109,7 +109,7 @@ def _training_peak(spec: Spec, dtype: torch.dtype, images: int) -> int:
 
 
 def fitting_micro_batch(spec: Spec, world: int, dtype: torch.dtype, memory: float) -> int:
-    """Images that a rank takes at a time: all its share, or what fits into `memory` bytes of its device."""
+    """Return how many images a rank takes at a time: all its share, or what fits into `memory` bytes."""
     section, shape = spec.tokenizer, spec.shape
     share = -(-section.batch_size // world)
     of_map = 4 * section.channels * (shape.image_size // section.patch) ** 2
@@ -126,7 +126,7 @@ def fitting_micro_batch(spec: Spec, world: int, dtype: torch.dtype, memory: floa
 
 # ---- encoding ------------------------------------------------------------------------------------------------------
 def encoding_needs(config: RQVAEConfig, dtype: torch.dtype) -> Needs:
-    """Memory of a worker that encodes, with autocast to `dtype`, and decodes."""
+    """Count the memory of a worker that encodes, with autocast to `dtype`, and decodes."""
     return _line([_encoding_peak(config, dtype, images) for images in COUNTED])
 
 
@@ -142,6 +142,6 @@ def _encoding_peak(config: RQVAEConfig, dtype: torch.dtype, images: int) -> int:
 
 
 def fitting_compute_batch(config: RQVAEConfig, dtype: torch.dtype, memory: float) -> int:
-    """The largest power of two up to MAX_BATCH of images that should fit into `memory` bytes of a GPU; at least 1."""
+    """Return the largest power of two of images, up to MAX_BATCH, that fits into `memory` bytes of a GPU, or 1."""
     fitting = encoding_needs(config, dtype).fitting(memory, MAX_BATCH)
     return 1 << max(fitting.bit_length() - 1, 0)

@@ -37,7 +37,7 @@ class RestartDraws:
         self.total = sum(counts)
 
     def vectors(self, vectors: Tensor, num_rows: int) -> Tensor:
-        """[num_rows, E] vectors of the whole batch, without replacement while they last, then again with noise."""
+        """Draw [num_rows, E] vectors of the whole batch, without replacement while they last, then with noise."""
         dim = vectors.shape[1]
         rounds = -(-num_rows // max(self.total, 1))
         index = torch.cat([torch.randperm(self.total, generator=self.generator) for _ in range(rounds)])[:num_rows]
@@ -60,7 +60,9 @@ class Codebook(nn.Module):
 
     def __init__(self, num_rows: int, dim: int, decay: float, restart_unused_codes: bool):
         super().__init__()
-        self.num_rows, self.decay, self.restart_unused_codes = num_rows, decay, restart_unused_codes
+        self.num_rows = num_rows
+        self.decay = decay
+        self.restart_unused_codes = restart_unused_codes
         weight = torch.cat([torch.randn(num_rows, dim), torch.zeros(1, dim)])
         self.register_buffer("weight", weight)
         self.register_buffer("cluster_size_ema", torch.zeros(num_rows))
@@ -68,14 +70,14 @@ class Codebook(nn.Module):
 
     @torch.no_grad()
     def nearest(self, vectors: Tensor) -> Tensor:
-        """The nearest row [N] int64 of each of `vectors` [N, E] float32; of equal ones the first."""
+        """Return the nearest row [N] int64 of each of `vectors` [N, E] float32; of equal ones the first."""
         rows = self.weight[:-1].float()
         norms = rows.square().sum(1)
         chunks = vectors.split(max(1, MAX_DISTANCES // self.num_rows))
         return torch.cat([torch.addmm(norms, chunk, rows.t(), alpha=-2).argmin(1) for chunk in chunks])
 
     def embed(self, codes: Tensor) -> Tensor:
-        """Rows [..., E] of `codes` [...]."""
+        """Return the rows [..., E] of `codes` [...]."""
         return nn.functional.embedding(codes, self.weight)
 
     @torch.no_grad()
@@ -140,7 +142,8 @@ class ResidualQuantizer(nn.Module):
         with torch.autocast(latents.device.type, enabled=False):
             x = self.to_code_shape(latents.float())
             vectors = x.detach().flatten(0, 2)
-            codes, partial_sums = self._learn(vectors) if self.training else self._quantize(vectors)
+            draws = RestartDraws(len(vectors), vectors.device) if self.training else None
+            codes, partial_sums = self._quantize(vectors, draws)
             partial_sums = [partial.view(x.shape) for partial in partial_sums]
             loss = torch.stack([(x - partial).square().mean() for partial in partial_sums]).mean()
             passed = x + (partial_sums[-1] - x).detach()
@@ -148,13 +151,13 @@ class ResidualQuantizer(nn.Module):
 
     @torch.no_grad()
     def encode(self, latents: Tensor) -> Tensor:
-        """Codes [B, h, w, D] int64 of `latents` [B, H, W, C]; the codebooks stay as they are."""
+        """Return codes [B, h, w, D] int64 of `latents` [B, H, W, C]; the codebooks stay as they are."""
         with torch.autocast(latents.device.type, enabled=False):
             x = self.to_code_shape(latents.float())
             return self._quantize(x.flatten(0, 2))[0].view(*x.shape[:3], len(self.codebooks))
 
     def decode(self, codes: Tensor, depths: int | None = None) -> Tensor:
-        """Latents [B, H, W, C] of `codes` [B, h, w, D]: the sum of the first `depths` codes' rows (all by default)."""
+        """Return latents [B, H, W, C] of `codes` [B, h, w, D], sums of the first `depths` rows (default: all)."""
         depths = codes.shape[-1] if depths is None else depths
         if not 1 <= depths <= len(self.codebooks) or depths > codes.shape[-1]:
             raise ValueError(f"depths is {depths}: must be from 1 to {min(len(self.codebooks), codes.shape[-1])}")
@@ -166,30 +169,21 @@ class ResidualQuantizer(nn.Module):
         return cast(Iterable[Codebook], self.codebooks)
 
     def to_code_shape(self, latents: Tensor) -> Tensor:
-        """[B, H, W, C] -> [B, h, w, E]: each block of positions as one vector, by row, column, channel."""
+        """Fold [B, H, W, C] into [B, h, w, E]: each block of positions as one vector, by row, column, channel."""
         rows, columns = self.fold
         return rearrange(latents, "b (h r) (w s) c -> b h w (r s c)", r=rows, s=columns)
 
     def to_latent_shape(self, vectors: Tensor) -> Tensor:
-        """[B, h, w, E] -> [B, H, W, C], the inverse of `to_code_shape`."""
+        """Unfold [B, h, w, E] into [B, H, W, C], the inverse of `to_code_shape`."""
         rows, columns = self.fold
         return rearrange(vectors, "b h w (r s c) -> b (h r) (w s) c", r=rows, s=columns)
 
-    def _quantize(self, vectors: Tensor) -> tuple[Tensor, list[Tensor]]:
-        """Codes [N, D] of `vectors` [N, E], and the sums [N, E] of the rows up to each depth."""
-        total = torch.zeros_like(vectors)
-        codes = []
-        partial_sums = []
-        for book in self._books:
-            codes.append(book.nearest(vectors - total))
-            total = total + book.embed(codes[-1])
-            partial_sums.append(total)
-        return torch.stack(codes, dim=-1), partial_sums
-
     @torch.no_grad()
-    def _learn(self, vectors: Tensor) -> tuple[Tensor, list[Tensor]]:
-        """As `_quantize`, each codebook learning from its residuals; a shared one is updated after every depth."""
-        draws = RestartDraws(len(vectors), vectors.device)
+    def _quantize(self, vectors: Tensor, draws: RestartDraws | None = None) -> tuple[Tensor, list[Tensor]]:
+        """Codes [N, D] of `vectors` [N, E], and the sums [N, E] of the rows up to each depth.
+
+        With `draws` each codebook learns from its residuals; a shared one is updated after every depth.
+        """
         total = torch.zeros_like(vectors)
         codes = []
         partial_sums = []
@@ -198,18 +192,19 @@ class ResidualQuantizer(nn.Module):
             codes.append(book.nearest(residual))
             total = total + book.embed(codes[-1])
             partial_sums.append(total)
-            self.restarts[depth] = book.update(residual, codes[-1], draws)
+            if draws:
+                self.restarts[depth] = book.update(residual, codes[-1], draws)
         return torch.stack(codes, dim=-1), partial_sums
 
 
 def count_codes(codes: Tensor, num_rows: int) -> Tensor:
-    """How often each row was taken at each depth: int64 [D, num_rows] of `codes` [..., D]."""
+    """Count how often each row was taken at each depth: int64 [D, num_rows] of `codes` [..., D]."""
     of_depth = codes.reshape(-1, codes.shape[-1]).unbind(-1)
     return torch.stack([torch.bincount(column, minlength=num_rows) for column in of_depth])
 
 
 def codebook_health(counts: Tensor) -> tuple[list[float], list[float]]:
-    """Share of rows used and perplexity (1 = collapsed, num_rows = all alike) at each depth of `counts` [D, rows]."""
+    """Return the share of rows used and the perplexity (1: collapsed) at each depth of `counts` [D, num_rows]."""
     shares = counts.double() / counts.sum(1, keepdim=True).clamp(min=1)
     usage = (counts > 0).double().mean(1)
     return usage.tolist(), torch.special.entr(shares).sum(1).exp().tolist()

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import socket
 import subprocess
+from collections.abc import Callable
 from datetime import timedelta
 from typing import TypeVar
 
@@ -100,7 +101,15 @@ class Ranks:
         dist.all_reduce(found, op=dist.ReduceOp.MAX, group=self.control)
         return [bool(flag) for flag in found]
 
-    def require(self, error: str) -> None:
-        """Raise ValueError on all ranks where any has an error to tell; all call it."""
-        if told := next(filter(None, self.gather(error)), None):
+    def on_first(self, call: Callable[[], T]) -> T | None:
+        """Return what a call gives on rank 0, None on the others; its ValueError is raised on all, which call it."""
+        found = None
+        error = ""
+        if self.rank == 0:
+            try:
+                found = call()
+            except ValueError as refusal:
+                error = str(refusal)
+        if told := self.gather(error)[0]:
             raise ValueError(told)
+        return found

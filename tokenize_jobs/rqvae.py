@@ -88,17 +88,17 @@ class RQVAEConfig:
         return *self.grid, self.depth
 
     def to_json(self) -> str:
-        """The configuration as JSON text."""
+        """Return the configuration as JSON text."""
         return json.dumps(dataclasses.asdict(self), indent=2)
 
     @classmethod
     def from_json(cls, text: str) -> "RQVAEConfig":
-        """The inverse of `to_json`; ValueError for text that is no such configuration."""
+        """Read what `to_json` wrote; raise ValueError for text that is no such configuration."""
         return parse_config(cls, text, RETIRED_KEYS)
 
     @classmethod
     def from_released(cls, hparams: dict[str, Any], ddconfig: dict[str, Any]) -> "RQVAEConfig":
-        """From the two mappings of a released config.yaml; ValueError names what has no counterpart here."""
+        """Read the two mappings of a released config.yaml; ValueError names what has no counterpart here."""
         _refuse_foreign(hparams, ddconfig)
         height, width, channels = hparams["latent_shape"]
         *grid, depth = hparams["code_shape"]
@@ -121,13 +121,10 @@ class RQVAEConfig:
         )
 
     def to_released(self) -> tuple[dict[str, Any], dict[str, Any]]:
-        """The `hparams` and `ddconfig` of a released config.yaml; ValueError for what has no counterpart there."""
-        if self.patch != 1:
-            raise ValueError(f"patch is {self.patch}: released tokenizers have none (1)")
-        if self.shortcut:
-            raise ValueError("shortcut is true: released tokenizers have none")
-        if self.encoder != "convolutional":
-            raise ValueError(f"encoder is {self.encoder}: that of released tokenizers is convolutional")
+        """Return `hparams` and `ddconfig` of a released config.yaml; ValueError for what has no counterpart there."""
+        for name, value in (("patch", 1), ("shortcut", False), ("encoder", "convolutional")):
+            if getattr(self, name) != value:
+                raise ValueError(f"{name} is {getattr(self, name)}: that of released tokenizers is {value}")
         hparams = {
             "bottleneck_type": "rq",
             "embed_dim": self.embed_dim,
@@ -202,7 +199,7 @@ class RQVAE(nn.Module):
         self.post_quant_conv = nn.Conv2d(config.embed_dim, config.z_channels, 1)
 
     def forward(self, images: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        """Reconstruction [B, 3, H, W], commitment loss (mean over depths, unweighted) and codes [B, h, w, D].
+        """Return reconstruction [B, 3, H, W], commitment loss (mean over depths, unweighted) and codes [B, h, w, D].
 
         In training mode the codebooks learn from the batch, over all ranks of torch.distributed.
         """
@@ -211,21 +208,21 @@ class RQVAE(nn.Module):
 
     @torch.no_grad()
     def encode(self, images: Tensor) -> Tensor:
-        """Codes [B, h, w, D] int64 of images; nothing is learned, whatever the mode."""
+        """Return codes [B, h, w, D] int64 of images; nothing is learned, whatever the mode."""
         return self.quantizer.encode(self.latents(images))
 
     @torch.no_grad()
     def decode(self, codes: Tensor, depths: int | None = None) -> Tensor:
-        """Images [B, 3, H, W] from codes, or from the first `depths` of each position; ValueError beyond D."""
+        """Return images [B, 3, H, W] of codes, or of the first `depths` of each position; ValueError beyond D."""
         return self.images(self.quantizer.decode(codes, depths))
 
     def latents(self, images: Tensor) -> Tensor:
-        """What is quantized: [B, latent height, latent width, embed_dim]."""
+        """Return what is quantized: [B, latent height, latent width, embed_dim]."""
         images = images.to(self.quant_conv.weight.dtype)
         return rearrange(self.quant_conv(self.encoder(images)), "b c h w -> b h w c")
 
     def images(self, latents: Tensor) -> Tensor:
-        """Images from (quantized) latents, the inverse of `latents`."""
+        """Return images of (quantized) latents, the inverse of `latents`."""
         latents = rearrange(latents, "b h w c -> b c h w").to(self.post_quant_conv.weight.dtype)
         return self.decoder(self.post_quant_conv(latents))
 
@@ -238,16 +235,17 @@ class Encoder(nn.Module):
 
     def __init__(self, config: RQVAEConfig):
         super().__init__()
-        self.patch, self.fold = config.patch, config.downsampling
+        self.patch = config.patch
+        self.fold = config.downsampling
         channels = config.ch
         self.conv_in = conv3x3(3 * config.patch**2, channels)
         self.down = nn.ModuleList()
         for level, factor in enumerate(config.ch_mult):
-            stage = Stage(config, level, channels, config.ch * factor, config.num_res_blocks)
+            blocks = Level(config, level, channels, config.ch * factor, config.num_res_blocks)
             channels = config.ch * factor
             if level < len(config.ch_mult) - 1:
-                stage.downsample = Downsample(channels)
-            self.down.append(stage)
+                blocks.downsample = Downsample(channels)
+            self.down.append(blocks)
         self.mid = Middle(channels, config.dropout)
         self.norm_out = group_norm(channels)
         self.conv_out = conv3x3(channels, config.z_channels)
@@ -256,8 +254,8 @@ class Encoder(nn.Module):
     def forward(self, images: Tensor) -> Tensor:
         x = F.pixel_unshuffle(images, self.patch) if self.patch > 1 else images
         x = self.conv_in(x)
-        for stage in self.down:
-            x = stage(x)
+        for level in self.down:
+            x = level(x)
         x = self.conv_out(F.silu(normed(self.norm_out, self.mid(x))))
         return x if self.shortcut is None else x + self.shortcut(F.pixel_unshuffle(images, self.fold))
 
@@ -274,8 +272,7 @@ class LinearEncoder(nn.Module):
         self.proj = nn.Conv2d(3 * self.fold**2, config.z_channels, 1)
 
     def forward(self, images: Tensor) -> Tensor:
-        projected: Tensor = self.proj(F.pixel_unshuffle(images, self.fold))
-        return projected
+        return self.proj(F.pixel_unshuffle(images, self.fold))
 
 
 class Decoder(nn.Module):
@@ -283,32 +280,33 @@ class Decoder(nn.Module):
 
     def __init__(self, config: RQVAEConfig):
         super().__init__()
-        self.patch, self.fold = config.patch, config.downsampling
+        self.patch = config.patch
+        self.fold = config.downsampling
         channels = config.ch * config.ch_mult[-1]
         self.conv_in = conv3x3(config.z_channels, channels)
         self.mid = Middle(channels, config.dropout)
         self.up = nn.ModuleList()
         for level, factor in reversed(list(enumerate(config.ch_mult))):
-            stage = Stage(config, level, channels, config.ch * factor, config.num_res_blocks + 1)
+            blocks = Level(config, level, channels, config.ch * factor, config.num_res_blocks + 1)
             channels = config.ch * factor
             if level > 0:
-                stage.upsample = Upsample(channels)
-            self.up.insert(0, stage)
+                blocks.upsample = Upsample(channels)
+            self.up.insert(0, blocks)
         self.norm_out = group_norm(channels)
         self.conv_out = conv3x3(channels, 3 * config.patch**2)
         self.shortcut = nn.Conv2d(config.z_channels, 3 * self.fold**2, 1) if config.shortcut else None
 
     def forward(self, latents: Tensor) -> Tensor:
         x = self.mid(self.conv_in(latents))
-        for stage in reversed(self.up):
-            x = stage(x)
+        for level in reversed(self.up):
+            x = level(x)
         x = self.conv_out(F.silu(normed(self.norm_out, x)))
         x = F.pixel_shuffle(x, self.patch) if self.patch > 1 else x
         return x if self.shortcut is None else x + F.pixel_shuffle(self.shortcut(latents), self.fold)
 
 
-class Stage(nn.Module):
-    """The residual blocks of one level, each followed by attention where the configuration asks for it, and what
+class Level(nn.Module):
+    """The residual blocks of one level, each followed by attention where the configuration asks for it, then what
     leads to the next level."""
 
     def __init__(self, config: RQVAEConfig, level: int, in_channels: int, out_channels: int, num_blocks: int):
@@ -399,18 +397,20 @@ class Upsample(nn.Module):
 
 
 def conv3x3(in_channels: int, out_channels: int) -> nn.Conv2d:
-    """A convolution that keeps the side."""
+    """Return a convolution that keeps the side."""
     return nn.Conv2d(in_channels, out_channels, 3, padding=1)
 
 
 def group_norm(channels: int) -> nn.GroupNorm:
-    """The norm of every layer here: 32 groups."""
+    """Return the norm of every layer here: 32 groups."""
     return nn.GroupNorm(32, channels, eps=1e-6)
 
 
 def normed(norm: nn.GroupNorm, x: Tensor) -> Tensor:
-    """The normed x in its own type. CUDA's autocast would write it, and SiLU's result, in float32: a third of all that
-    backward keeps; the sums inside the kernel are float32 in any case."""
+    """Return x normed, in its own type; the sums inside the kernel are float32 in any case.
+
+    CUDA's autocast would write it, and SiLU's result, in float32: a third of all that backward keeps.
+    """
     if not x.is_cuda:
         return norm(x)
     with torch.autocast("cuda", enabled=False):

@@ -16,7 +16,7 @@ log = logging.getLogger(__name__)
 
 
 def psnr(mse: float) -> float:
-    """Peak signal-to-noise ratio, dB, of a mean squared error of pixels in [-1, 1]."""
+    """Return the peak signal-to-noise ratio, dB, of a mean squared error of pixels in [-1, 1]."""
     return 10 * math.log10(4 / max(mse, 1e-12))
 
 

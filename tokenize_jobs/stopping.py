@@ -14,7 +14,7 @@ _received: list[int] = []
 
 
 def install() -> None:
-    """From here on SIGTERM, SIGUSR1 and SIGINT are noted and do nothing else."""
+    """Note SIGTERM, SIGUSR1 and SIGINT from here on; they do nothing else."""
     for number in SIGNALS:
         signal.signal(number, _note)
 
@@ -39,5 +39,5 @@ def _note(number: int, _: FrameType | None) -> None:
 
 
 def told_to_stop() -> bool:
-    """Whether one of the signals has come."""
+    """Return whether one of the signals has come."""
     return bool(_received)

@@ -66,6 +66,8 @@ class TokenizerTask:
         micro = self.section.micro_batch_size or fitting_micro_batch(spec, ranks.world, self.dtype, memory)
         self.dealt = deal(self.section.batch_size, self.ranks.world, micro)
         self.sets = [open_shards(storage.join(root, entry.manifest)) for entry in self.section.images]
+        if empty := [images.uri for images in self.sets if not len(images)]:
+            raise ValueError(f"{empty[0]}: the shard set is empty: there is nothing to learn from")
         self.held_out = _held_out(spec, root)
         torch.manual_seed(spec.seed)
         lpips = lpips_of(spec, root)
@@ -88,7 +90,8 @@ class TokenizerTask:
     def begin(self, position: int, num_steps: int) -> None:
         """Be ready to make `num_steps` steps on the data from sample `position` on."""
         self.close()
-        self.step_number, self.draw_number = self.section.steps - num_steps, position // self.section.batch_size
+        self.step_number = self.section.steps - num_steps
+        self.draw_number = position // self.section.batch_size
         draws = self._draws(range(self.draw_number, self.draw_number + num_steps))
         batches = read_batches(self.sets, draws, self.spec.shape.image_size, self._num_threads())
         assert isinstance(batches, Generator)
@@ -234,14 +237,13 @@ class TokenizerTask:
 
     # ---- saving ----------------------------------------------------------------------------------------------------
     def _named(self) -> dict[tuple[str, str], Tensor]:
-        """All tensors that a resumed run needs, by kind and name; all ranks hold the same."""
-        found = {("model", name): tensor for name, tensor in stored_tensors(self.model).items()}
+        """Tensors that a resumed run needs beside the optimizers', by kind and name; all ranks hold the same."""
+        by_kind = {"model": stored_tensors(self.model)}
         if self.networks.discriminator is not None:
-            found |= {("discriminator", name): t for name, t in stored_tensors(self.networks.discriminator).items()}
+            by_kind["discriminator"] = stored_tensors(self.networks.discriminator)
         if self.ema:
-            names = (name for name, tensor in stored_tensors(self.model).items() if tensor.is_floating_point())
-            found |= {("ema", name): tensor for name, tensor in zip(names, self.ema.tensors, strict=True)}
-        return found
+            by_kind["ema"] = self.ema.tensors
+        return {(kind, name): tensor for kind, tensors in by_kind.items() for name, tensor in tensors.items()}
 
     def tensors(self) -> dict[str, Tensor]:
         """Return copies on the CPU of the flat tensors that this rank answers for."""
@@ -266,23 +268,12 @@ class TokenizerTask:
         for (kind, name), tensor in self._named().items():
             tensor.copy_(stored.tensor(kind, name, tensor.shape))
         for number, (optimizer, net) in enumerate(zip(self.optimizers, self.networks.trained, strict=True)):
-            self._load_moments(stored, f"adam{number}", optimizer, net)
+            optimizer.state.clear()
+            for name, parameter in net.named_parameters():
+                if (f"adam{number}.step", name) in stored.runs:
+                    optimizer.state[parameter] = _moments(stored, f"adam{number}", name, parameter)
         sums = {name: stored.flat("statistics", name) for kind, name in stored.runs if kind == "statistics"}
         self.statistics.restore(sums, state.statistics_steps, first=self.ranks.rank == 0)
-
-    def _load_moments(
-        self, stored: StoredTensors, prefix: str, optimizer: torch.optim.Optimizer, net: nn.Module
-    ) -> None:
-        optimizer.state.clear()
-        for name, parameter in net.named_parameters():
-            if (f"{prefix}.step", name) in stored.runs:
-                optimizer.state[parameter] = {
-                    "step": stored.tensor(f"{prefix}.step", name, ()),
-                    **{
-                        kind: stored.tensor(f"{prefix}.{kind}", name, parameter.shape).to(parameter)
-                        for kind in ("exp_avg", "exp_avg_sq")
-                    },
-                }
 
     def export(self, stored: StoredTensors, folder: Path) -> dict[str, CheckpointFile]:
         """Write tokenizer.safetensors and tokenizer.json: the moving average where there is one."""
@@ -294,22 +285,29 @@ class MovingAverage:
 
     def __init__(self, model: nn.Module, decay: float):
         self.decay = decay
-        self.tensors = [tensor.clone() for tensor in _floats(model)]
+        self.tensors = {name: tensor.clone() for name, tensor in _floats(model).items()}
 
     @torch.no_grad()
     def update(self, model: nn.Module, step: int) -> None:
         """Move towards the model after its step `step` (counted from 0)."""
         decay = min(self.decay, (1 + step) / (10 + step))
-        torch._foreach_lerp_(self.tensors, _floats(model), 1 - decay)
+        torch._foreach_lerp_(list(self.tensors.values()), list(_floats(model).values()), 1 - decay)
 
     @torch.no_grad()
     def write_to(self, model: nn.Module) -> None:
         """Put the average in the place of a model's weights."""
-        torch._foreach_copy_(_floats(model), self.tensors)
+        torch._foreach_copy_(list(_floats(model).values()), list(self.tensors.values()))
 
 
-def _floats(model: nn.Module) -> list[Tensor]:
-    return [tensor for tensor in stored_tensors(model).values() if tensor.is_floating_point()]
+def _floats(model: nn.Module) -> dict[str, Tensor]:
+    return {name: tensor for name, tensor in stored_tensors(model).items() if tensor.is_floating_point()}
+
+
+def _moments(stored: StoredTensors, prefix: str, name: str, parameter: Tensor) -> dict[str, Tensor]:
+    """What Adam keeps of a parameter; the number of steps stays on the CPU."""
+    kinds = ("exp_avg", "exp_avg_sq")
+    moments = {kind: stored.tensor(f"{prefix}.{kind}", name, parameter.shape).to(parameter) for kind in kinds}
+    return {"step": stored.tensor(f"{prefix}.step", name, ()), **moments}
 
 
 def _all_sum(tensors: list[Tensor]) -> list[Tensor]:

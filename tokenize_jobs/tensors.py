@@ -25,7 +25,7 @@ class NotFiniteError(ValueError):
 
 
 def write_safetensors(path: Path, tensors: Mapping[str, Tensor]) -> CheckpointFile:
-    """Write tensors to a file that appears whole or not at all; the library's own writer first copies them all.
+    """Write tensors to a file that appears whole or not at all, hashed as it is written.
 
     Returns:
         Size and sha256 of the file.
@@ -74,7 +74,7 @@ def to_host(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
 
 
 def is_finite(tensor: Tensor) -> bool:
-    """Whether all numbers of a tensor are finite, without a copy of it."""
+    """Return whether all numbers of a tensor are finite, without a copy of it."""
     if not tensor.is_floating_point() or not tensor.numel():
         return True
     least, most = torch.aminmax(tensor.detach())
@@ -92,7 +92,7 @@ def find_not_finite(path: Path) -> Iterable[str]:
 
 @contextmanager
 def whole_file(path: Path) -> Iterator[BinaryIO]:
-    """A file that appears under its name only once it is complete."""
+    """Open a file to write, which appears under its name only once it is complete."""
     unfinished = path.with_name(f".{path.name}.{os.getpid()}")
     try:
         with open(unfinished, "wb") as file:

@@ -13,7 +13,7 @@ from collections.abc import Callable
 from contextlib import suppress
 from functools import partial
 from pathlib import Path
-from typing import NamedTuple, Protocol, TypeVar
+from typing import NamedTuple, Protocol
 
 from torch import Tensor
 
@@ -31,8 +31,6 @@ from tokenize_jobs.guard import SpikeDetector, Watchdog
 from tokenize_jobs.ranks import Ranks
 from tokenize_jobs.tensors import NotFiniteError
 from tokenize_jobs.throughput import Throughput
-
-T = TypeVar("T")
 
 
 # ---- what is trained -----------------------------------------------------------------------------------------------
@@ -218,7 +216,9 @@ class Trainer:
         with suppress(NotFiniteError):
             self._complete_checkpoint()
         self.num_rollbacks += 1
-        failed_at, position, skipped = self.step, self.position, self.spikes.skipped
+        failed_at = self.step
+        position = self.position
+        skipped = self.spikes.skipped
         state = self._load() if self.num_rollbacks <= self.section.max_rollbacks else None
         if state is None:
             raise ValueError(
@@ -226,7 +226,8 @@ class Trainer:
                 "checkpoint: lower learning_rate, lengthen warmup_steps, or look at the data with `dnd verify`"
             )
         self._restore(state)
-        self.position, self.spikes.skipped = position, skipped
+        self.position = position
+        self.spikes.skipped = skipped
         self.metrics.cut(self.step)
         self._say(f"{why}: back to step {self.step}; data before sample {position} is left out")
 
@@ -354,7 +355,7 @@ def fit(job: Job, build: Callable[[Ranks], Task]) -> bool:
     if checkpoint.finished_step(job.folder) >= job.section.steps:
         return True
     ranks = Ranks()
-    held = _on_first_rank(ranks, partial(acquire, job.folder, f"dnd {job.command}"))
+    held = ranks.on_first(partial(acquire, job.folder, f"dnd {job.command}"))
     try:
         task = build(ranks)
         _accept(job, ranks)
@@ -378,17 +379,4 @@ def _accept(job: Job, ranks: Ranks) -> None:
         root, _, name = job.folder.rpartition("/")
         record_spec(job.spec, root, name, job.sections)
 
-    _on_first_rank(ranks, accept)
-
-
-def _on_first_rank(ranks: Ranks, call: Callable[[], T]) -> T | None:
-    """What a call gives on rank 0, None on others; a ValueError of it is raised on all ranks."""
-    found = None
-    error = ""
-    if ranks.rank == 0:
-        try:
-            found = call()
-        except ValueError as refusal:
-            error = str(refusal)
-    ranks.require(error)
-    return found
+    ranks.on_first(accept)

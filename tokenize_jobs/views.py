@@ -15,7 +15,7 @@ Pixels = NDArray[np.uint8]
 
 
 def make_views(stored: Pixels, size: int, kind: ViewKind) -> Pixels:
-    """The views [NUM_VIEWS[kind], size, size, 3] of a stored image; ValueError where it is too small for them."""
+    """Return the views [NUM_VIEWS[kind], size, size, 3] of a stored image; ValueError where it is too small."""
     if kind == "ten_crop":
         return ten_views(stored, size)
     if kind == "one" and stored.shape[:2] != (size, size):
@@ -25,14 +25,14 @@ def make_views(stored: Pixels, size: int, kind: ViewKind) -> Pixels:
 
 
 def center_view(stored: Pixels, size: int) -> Pixels:
-    """The middle [size, size, 3] of a stored image."""
+    """Return the middle [size, size, 3] of a stored image."""
     _check_size(stored, size)
     top, left = (round((side - size) / 2) for side in stored.shape[:2])
     return _cut(stored, top, left, size)
 
 
 def random_view(stored: Pixels, size: int, at: tuple[float, float, float]) -> Pixels:
-    """A view [size, size, 3] for training: cut at two shares of the room there is, mirrored where at[2] is below 0.5.
+    """Return a view [size, size, 3] for training, cut at two shares of the room, mirrored where at[2] is below 0.5.
 
     An image of that size is taken as it is: only images for ten crops are stored larger, text never is.
     """
@@ -45,7 +45,7 @@ def random_view(stored: Pixels, size: int, at: tuple[float, float, float]) -> Pi
 
 
 def five_views(stored: Pixels, size: int) -> Pixels:
-    """[5, size, size, 3]: top-left, top-right, bottom-left, bottom-right, centre."""
+    """Return [5, size, size, 3]: top-left, top-right, bottom-left, bottom-right, centre."""
     _check_size(stored, size)
     bottom, right = stored.shape[0] - size, stored.shape[1] - size
     corners = [(0, 0), (0, right), (bottom, 0), (bottom, right)]
@@ -53,7 +53,7 @@ def five_views(stored: Pixels, size: int) -> Pixels:
 
 
 def ten_views(stored: Pixels, size: int) -> Pixels:
-    """[10, size, size, 3]: the five views, then the same five of the mirror image."""
+    """Return [10, size, size, 3]: the five views, then the same five of the mirror image."""
     return np.concatenate([five_views(stored, size), five_views(stored[:, ::-1], size)])
 
 

@@ -16,7 +16,7 @@ from torch import Tensor, nn
 
 from data_specs import storage
 from data_specs.records import CheckpointFile
-from tokenize_jobs.foreign import safe_torch_load
+from tokenize_jobs.foreign import first_line, safe_torch_load
 from tokenize_jobs.rqvae import RQVAE, RQVAEConfig
 from tokenize_jobs.tensors import whole_file, write_safetensors
 
@@ -44,10 +44,14 @@ def save_tokenizer(model: RQVAE, folder: str | Path) -> CheckpointFile:
 def load_tokenizer(
     folder: str | Path, device: str | torch.device = "cpu", dtype: torch.dtype = torch.float32, **changed: Any
 ) -> RQVAE:
-    """The tokenizer of a folder or URI, in eval mode; codebooks stay float32 whatever `dtype`.
+    """Load the tokenizer of a folder or URI, in eval mode; no other file than its two is fetched.
 
-    `changed` are fields of its configuration that are to be others: how its codebook learns. Fetches no other file
-    than these weights. ValueError names a bad file.
+    Args:
+        dtype: of all but the codebooks, which stay float32.
+        changed: fields of its configuration that are to be others: how its codebook learns.
+
+    Raises:
+        ValueError: names a bad file.
     """
     uri = storage.join(str(folder), WEIGHTS)
     model = _empty_model(replace(read_config(str(folder)), **changed), device, dtype)
@@ -64,7 +68,7 @@ def load_tokenizer(
 
 
 def read_config(folder: str) -> RQVAEConfig:
-    """The configuration of a tokenizer's folder or URI. Raises ValueError naming the file where it cannot be read."""
+    """Read the configuration of a tokenizer's folder or URI; ValueError names a file that cannot be read."""
     uri = storage.join(folder, CONFIG)
     try:
         return RQVAEConfig.from_json(storage.read_text(uri))
@@ -96,13 +100,13 @@ def _shapes_of(tensors: Mapping[str, Tensor]) -> dict[str, list[int]]:
 
 # ---- released ------------------------------------------------------------------------------------------------------
 def import_tokenizer(checkpoint: str | Path, config: str | Path, *, ema: bool = False) -> RQVAE:
-    """A released tokenizer (.pt with `state_dict`, config.yaml with `arch`), on the CPU, in eval mode.
+    """Read a released tokenizer (.pt with `state_dict`, config.yaml with `arch`), on the CPU, in eval mode.
 
     `ema` takes `state_dict_ema` instead. ValueError, one line that names the file, for objects that are not plain
     data, options that have no counterpart here, and tensors that do not fit the configuration.
     """
-    checkpoint, config = Path(checkpoint), Path(config)
-    model = _empty_model(_released_config(config), "cpu", torch.float32)
+    checkpoint = Path(checkpoint)
+    model = _empty_model(_released_config(Path(config)), "cpu", torch.float32)
     state = _released_state(checkpoint, "state_dict_ema" if ema else "state_dict")
     _refuse_misfit(checkpoint, _shapes_of(state), _shapes_of(model.state_dict()))
     if model.config.shared_codebook:
@@ -141,7 +145,8 @@ def unwrapped(name: str) -> str:
 
 
 def _refuse_misfit(path: Path | str, given: Mapping[str, list[int]], wanted: Mapping[str, list[int]]) -> None:
-    missing, unknown = wanted.keys() - given.keys(), given.keys() - wanted.keys()
+    missing = wanted.keys() - given.keys()
+    unknown = given.keys() - wanted.keys()
     other = [
         f"{name} is {given[name]}, the configuration says {shape}"
         for name, shape in wanted.items()
@@ -173,13 +178,13 @@ def _released_config(path: Path) -> RQVAEConfig:
 
 
 def read_released_yaml(path: Path) -> dict[str, Any]:
-    """A config.yaml as plain mappings, lists and scalars, whatever Python objects its tags name; ValueError if none."""
+    """Read a config.yaml as plain mappings, lists and scalars, whatever its tags name; ValueError if it is none."""
     try:
         if path.stat().st_size > MAX_CONFIG_BYTES:
             raise ValueError(f"larger than {MAX_CONFIG_BYTES} bytes")
         content = yaml.load(path.read_text(), _PlainLoader)  # noqa: S506 (a SafeLoader)
     except (OSError, ValueError, RecursionError, yaml.YAMLError) as error:
-        raise ValueError(f"{path}: cannot be read as YAML ({_first_line(error)})") from None
+        raise ValueError(f"{path}: cannot be read as YAML ({first_line(error)})") from None
     if not isinstance(content, dict):
         raise ValueError(f"{path}: no mapping in it")
     return content
@@ -208,7 +213,3 @@ _PlainLoader.add_multi_constructor("!", _plain)
 def _some(names: Iterable[str]) -> str:
     names = sorted(names)
     return ", ".join(names[:SHOWN]) + (f" and {len(names) - SHOWN} more" if len(names) > SHOWN else "")
-
-
-def _first_line(error: Exception) -> str:
-    return (str(error).splitlines() or [type(error).__name__])[0]

@@ -13,7 +13,7 @@ from data_specs.spec import Spec
 from pipeline.renderers import Picture
 from pipeline.renderers.text import render_text
 from tokenize_jobs.decode import decode_codes
-from tokenize_jobs.device import to_tensor
+from tokenize_jobs.device import to_device
 from tokenize_jobs.rqvae import RQVAE
 from tokenize_jobs.weights import load_tokenizer
 from train.evaluation.reconstruction import difference
@@ -93,7 +93,7 @@ def text_base(model: Generator, spec: Spec, text: str) -> Base:
         raise ValueError(f"the text cannot be drawn: {reason}")
     image = made[0].image
     boxes = np.array(made[0].about["boxes"])
-    codes = model.tokenizer.encode(to_tensor(image[None].copy()).to(next(model.tokenizer.parameters()).device))
+    codes = model.tokenizer.encode(to_device(image[None].copy(), next(model.tokenizer.parameters()).device))
     return Base(image, codes[0].cpu().numpy(), after_words(boxes, codes.shape[1:3], size))
 
 

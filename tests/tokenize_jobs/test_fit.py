@@ -26,7 +26,7 @@ from data_specs.digest import claim
 from data_specs.records import Identity
 from tokenize_jobs.batches import deal, draw, read_batches
 from tokenize_jobs.checkpoint import verify_training
-from tokenize_jobs.device import to_tensor
+from tokenize_jobs.device import to_device
 from tokenize_jobs.losses import LPIPS
 from tokenize_jobs.networks import config_of, initial_model
 from tokenize_jobs.ranks import Ranks
@@ -169,7 +169,8 @@ def test_fine_tuning_starts_from_the_named_tokenizer(tmp_path: Path) -> None:
     spec, root = tiny_spec("tokenizer.steps=1"), make_root(tmp_path)
     torch.manual_seed(5)
     other = RQVAE(config_of(tiny_spec("tokenizer.embed_dim=24"))).train()  # an architecture of its own
-    images = to_tensor(np.stack([item["image"] for item in open_shards(f"{root}/images/val")]))
+    stored = np.stack([item["image"] for item in open_shards(f"{root}/images/val")])
+    images = to_device(stored, torch.device("cpu"))
     other(images)
     save_tokenizer(other, tmp_path / "imported")
     before = files(tmp_path)
@@ -197,6 +198,13 @@ def test_another_starting_point_or_mixture_is_another_run(tmp_path: Path) -> Non
         fit(tiny_spec("tokenizer.init_from=absent"), root)
     fit(tiny_spec("tokenizer.steps=3"), root)  # the rate is constant: a longer run is the same run, gone on
     assert [row["step"] for row in rows(root)] == [1, 2, 3]
+
+
+def test_a_set_without_images_is_refused_and_binds_nothing(tmp_path: Path) -> None:
+    write_images(f"{tmp_path}/images/train", [0])
+    with pytest.raises(ValueError, match=r"images/train.*: the shard set is empty: there is nothing to learn from"):
+        fit(tiny_spec("tokenizer.steps=1"), str(tmp_path))
+    assert not (tmp_path / "tokenizer/stage.json").exists()
 
 
 def test_an_imported_tokenizer_stays(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -13,7 +13,7 @@ import torch
 from data_specs.reader import ShardSet
 from data_specs.shape import Shape
 from tokenize_jobs.decode import codes_by_depth, grid
-from tokenize_jobs.device import to_tensor
+from tokenize_jobs.device import to_device
 from tokenize_jobs.losses import LPIPS
 from train.evaluation.codes import codebook_usage, count_codes
 from train.evaluation.images import reconstruction_quality
@@ -72,7 +72,7 @@ def mean_lpips(of: Iterator[Pair], lpips: LPIPS) -> float:
     """Mean LPIPS distance of pairs."""
     total, count = 0.0, 0
     while batch := list(islice(of, LPIPS_BATCH)):
-        images, copies = (to_tensor(np.stack(side)) for side in zip(*batch, strict=True))
+        images, copies = (to_device(np.stack(side), torch.device("cpu")) for side in zip(*batch, strict=True))
         total, count = total + float(lpips(images, copies)) * len(batch), count + len(batch)
     return total / count
 
