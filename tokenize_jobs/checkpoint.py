@@ -12,7 +12,6 @@ import os
 import re
 import shutil
 import sys
-from bisect import bisect_right
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import suppress
@@ -287,18 +286,16 @@ class StoredTensors:
         Raises:
             ValueError: the checkpoint lacks some of them.
         """
-        parts = list(self._parts(self.runs.get((kind, name), []), start, count))
-        if sum(len(part) for part in parts) != count:
-            raise ValueError(f"{self.uri}: lacks elements {start} … {start + count - 1} of {kind} {name}")
-        return torch.cat(parts)
-
-    def _parts(self, runs: list[tuple[int, Any]], start: int, count: int) -> Iterator[Tensor]:
+        parts = list[Tensor]()
         position = start
-        for first, stored in runs[max(bisect_right(runs, start, key=lambda run: run[0]) - 1, 0) :]:
+        for first, stored in self.runs.get((kind, name), []):
             stop = min(first + stored.get_shape()[0], start + count)
             if first <= position < stop:
-                yield stored[position - first : stop - first]
+                parts.append(stored[position - first : stop - first])
                 position = stop
+        if position != start + count:
+            raise ValueError(f"{self.uri}: lacks elements {start} … {start + count - 1} of {kind} {name}")
+        return torch.cat(parts)
 
     def flat(self, kind: str, name: str) -> Tensor:
         """Return all elements of a tensor."""

@@ -55,24 +55,28 @@ class CodeStatistics:
         means = {name: total / self.num_steps[name] for name, total in zip(names, sums.tolist(), strict=True)}
         counts = all_sum(self.counts)
         usage, perplexity = codebook_health(counts)
-        reachable = min(1.0, int(counts[0].sum()) / self.shape[1])
-        collapsed = [depth + 1 for depth, share in enumerate(usage) if share < COLLAPSED * reachable]
-        if collapsed and not self.was_collapsed:
-            log.warning(
-                f"the codebook has collapsed at depth {', '.join(map(str, collapsed))}: less than 5 % of its rows are "
-                "used. Try tokenizer.restart_unused=true or a lower tokenizer.learning_rate"
-            )
-        self.was_collapsed = bool(collapsed)
         row = {
             **means,
             "psnr": psnr(means["mse"]),
             "usage": usage,
             "perplexity": perplexity,
             "restarts": self.restarts.tolist(),
-            "collapsed": collapsed,
+            "collapsed": self._collapsed(usage, int(counts[0].sum())),
         }
         self._reset()
         return row
+
+    def _collapsed(self, usage: list[float], num_codes: int) -> list[int]:
+        """Depths, from 1, whose codebook has collapsed; the first time also as a warning."""
+        reachable = min(1.0, num_codes / self.shape[1])
+        collapsed = [depth for depth, share in enumerate(usage, 1) if share < COLLAPSED * reachable]
+        if collapsed and not self.was_collapsed:
+            log.warning(
+                f"the codebook has collapsed at depth {', '.join(map(str, collapsed))}: less than 5 % of its rows are "
+                "used. Try tokenizer.restart_unused=true or a lower tokenizer.learning_rate"
+            )
+        self.was_collapsed = bool(collapsed)
+        return collapsed
 
     def tensors(self) -> dict[str, Tensor]:
         """Return what was summed so far over all ranks (all must call it), for a checkpoint."""
