@@ -64,15 +64,6 @@ def _rate(work: Work, clock: Clock) -> float:
     return count / (clock() - started)
 
 
-def report(what: str, unit: str, against: str, result: Comparison) -> None:
-    """Print the ratio, its range over the rounds, and the rates that it is of."""
-    low, high = min(result.ratios), max(result.ratios)
-    print(
-        f"{what}: {result.ratio:.2f} x {against} ({low:.2f}-{high:.2f} in {len(result.ratios)} rounds; "
-        f"{result.ours:.4g} against {result.baseline:.4g} {unit}/s here)"
-    )
-
-
 def seconds_of(work: Callable[[], object], device: torch.device, repeats: int = 5) -> float:
     """Seconds of the fastest of some repeats after one unmeasured, the device's queue empty before and after each."""
     work()

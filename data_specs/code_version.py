@@ -78,6 +78,14 @@ def _packages() -> dict[str, str]:
     return {head["Name"]: head["Version"] for head in heads if head["Name"]}
 
 
+def installed_version(package: str) -> str | None:
+    """The version of a package, None where it is not installed."""
+    try:
+        return metadata.version(package)
+    except metadata.PackageNotFoundError:
+        return None
+
+
 def patch_name(code: Code) -> str | None:
     """Name of the file under the root that holds what is not committed; None for nothing, and for too much."""
     kept = 0 < len(code.patch) <= MAX_PATCH_BYTES

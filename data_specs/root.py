@@ -47,6 +47,14 @@ def spec_of(root: str, folder: str) -> Spec:
     return read_spec(None, storage.join(root, folder) if storage.exists(kept) else root)
 
 
+def spec_of_samples(root: str, uri: str) -> Spec | None:
+    """The spec by which the samples at an address were drawn; None where they are not this root's."""
+    folder = storage.join(root, "samples") + "/"
+    if not uri.startswith(folder):
+        return None
+    return spec_of(root, f"samples/{uri.removeprefix(folder).partition('/')[0]}")
+
+
 def record_spec(spec: Spec, root: str, folder: str, sections: Sequence[str]) -> None:
     """Keeps the spec of a stage that has accepted it: whole in ROOT/FOLDER, its `sections` in the record of the run.
 

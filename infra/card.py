@@ -7,18 +7,18 @@ from __future__ import annotations
 
 import json
 from collections import Counter
-from collections.abc import Iterator
-from typing import Any, TextIO, get_args
+from collections.abc import Iterable, Iterator
+from itertools import groupby
+from operator import attrgetter
+from typing import Any, NamedTuple, TextIO, get_args
 
 import yaml
 
-from data_specs import storage
-from data_specs.manifest import read_manifest
-from data_specs.reader import read_info
+from data_specs import open_shards, storage
+from data_specs.reader import ShardSet, read_info
 from data_specs.records import Manifest, Reason, SampleInfo
 from data_specs.root import spec_of
 from data_specs.scratch import scratch_folder
-from data_specs.shards import Shard
 from data_specs.spec import Spec
 from data_specs.text import markdown
 from data_specs.units import read_plan
@@ -29,53 +29,51 @@ NAMED = ("id", "title", "authors", "licence", "url")  # what an attribution says
 UNKNOWN = "not known"
 
 
+class Counts(NamedTuple):
+    """Documents and samples by licence, and the first samples of some documents, whose attributions are shown."""
+
+    documents: Counter[str]
+    samples: Counter[str]
+    shown: list[SampleInfo]
+
+
 def write_card(root: str) -> str:
     """Writes card and attribution of ROOT/images and returns the card's address.
 
     Raises ValueError where a split is unfinished.
     """
     images = storage.join(root, "images")
-    manifests = {split: read_manifest(storage.join(images, split, "manifest.json")) for split in SPLITS}
+    sets = {split: open_shards(storage.join(images, split)) for split in SPLITS}
+    manifests = {split: items.manifest for split, items in sets.items()}
     spec = spec_of(root, "images")
-    documents = Counter[str]()
-    samples = Counter[str]()
-    shown = list[SampleInfo]()
     with scratch_folder() as folder:
         path = folder / "attribution.jsonl"
         with path.open("w", encoding="utf-8") as file:
-            _account(images, manifests, file, (documents, samples), shown)
+            counts = _attributed(sets.values(), file)
         storage.write(storage.join(images, "attribution.jsonl"), path)
     plan = read_plan(storage.join(images, "train"))
     assert plan is not None
-    head = yaml.safe_dump(_head(spec, manifests, samples), sort_keys=False, allow_unicode=True)
-    body = "\n".join(_body(spec, manifests, documents, samples, shown, plan.identity.versions))
+    head = yaml.safe_dump(_head(spec, manifests, counts.samples), sort_keys=False, allow_unicode=True)
+    body = "\n".join(_body(spec, manifests, counts, plan.identity.versions))
     storage.write_text(storage.join(images, "README.md"), f"---\n{head}---\n{body}\n")
     return storage.join(images, "README.md")
 
 
-def _account(
-    images: str,
-    manifests: dict[str, Manifest],
-    file: TextIO,
-    counts: tuple[Counter[str], Counter[str]],
-    shown: list[SampleInfo],
-) -> None:
+def _attributed(sets: Iterable[ShardSet], file: TextIO) -> Counts:
     """Counts documents and samples by licence, and writes a line for each document that says whose it is."""
-    documents, samples = counts
-    for split, manifest in manifests.items():
-        for entry in manifest.shardlist:
-            last = None
-            shard = Shard(storage.join(images, split, entry.url), entry)
-            for about in (read_info(shard, number) for number in range(len(shard))):
-                licence = about.licence or UNKNOWN
-                samples[licence] += 1
-                if about.id != last:  # a document's samples stand together
-                    documents[licence] += 1
-                    named = {key: value for key in NAMED if (value := getattr(about, key))}
-                    file.write(json.dumps(named, ensure_ascii=False) + "\n")
-                    if len(shown) < SHOWN:
-                        shown.append(about)
-                last = about.id
+    counts = Counts(Counter(), Counter(), [])
+    shards = (items.shard(number) for items in sets for number in range(len(items.shard_uris)))
+    for shard in shards:
+        infos = (read_info(shard, number) for number in range(len(shard)))
+        for _, of_document in groupby(infos, attrgetter("id")):  # a document's samples stand together
+            first, *others = of_document
+            counts.documents[first.licence or UNKNOWN] += 1
+            counts.samples.update(about.licence or UNKNOWN for about in (first, *others))
+            named = {key: value for key in NAMED if (value := getattr(first, key))}
+            file.write(json.dumps(named, ensure_ascii=False) + "\n")
+            if len(counts.shown) < SHOWN:
+                counts.shown.append(first)
+    return counts
 
 
 def _head(spec: Spec, manifests: dict[str, Manifest], samples: Counter[str]) -> dict[str, Any]:
@@ -114,31 +112,21 @@ def _type(annotation: Any) -> dict[str, Any]:
 
 
 def _size_category(total: int) -> str:
-    bounds = [(10**3, "1K"), (10**4, "10K"), (10**5, "100K"), (10**6, "1M"), (10**7, "10M"), (10**8, "100M")]
-    below = "n"
-    for bound, name in bounds:
-        if total < bound:
-            return f"n<{name}" if below == "n" else f"{below}<n<{name}"
-        below = name
-    return "100M<n<1B"
+    """As the hub has it: n<1K, 1K<n<10K … 100M<n<1B, the most that is told."""
+    bounds = ("n", "1K", "10K", "100K", "1M", "10M", "100M", "1B")
+    power = min(max(len(str(total)) - 3, 0), len(bounds) - 2)
+    return f"{bounds[power]}<n<{bounds[power + 1]}" if power else "n<1K"
 
 
-def _body(
-    spec: Spec,
-    manifests: dict[str, Manifest],
-    documents: Counter[str],
-    samples: Counter[str],
-    shown: list[SampleInfo],
-    versions: dict[str, str],
-) -> Iterator[str]:
+def _body(spec: Spec, manifests: dict[str, Manifest], counts: Counts, versions: dict[str, str]) -> Iterator[str]:
     yield f"# {spec.name}\n"
     size = spec.shape.image_size
     yield f"Images of {size} x {size} px in WebDataset shards: `png`, `cls`, `json`.\n"
     yield "| split | shards | images | filtered | rejected | bytes |\n| --- | --- | --- | --- | --- | --- |"
     for split, manifest in manifests.items():
         totals = manifest.totals
-        counts = (len(manifest.shardlist), totals.written, totals.filtered, totals.rejected, totals.bytes)
-        yield f"| {split} | {' | '.join(map(str, counts))} |"
+        numbers = (len(manifest.shardlist), totals.written, totals.filtered, totals.rejected, totals.bytes)
+        yield f"| {split} | {' | '.join(map(str, numbers))} |"
     yield "\nNot written, by reason:\n"
     for kind in ("filtered", "rejects"):
         counted = sum((Counter(getattr(manifest, kind)) for manifest in manifests.values()), Counter[Reason]())
@@ -146,9 +134,11 @@ def _body(
     yield "\n## Sources\n"
     yield from (f"- {source.kind}: {markdown(_origin(source))}" for source in spec.render.sources)
     yield "\n## Licences\n\n| licence | documents | images |\n| --- | --- | --- |"
-    yield from (f"| {markdown(name)} | {documents[name]} | {count} |" for name, count in samples.most_common())
-    yield f"\n## Attribution\n\n`attribution.jsonl` names all {sum(documents.values())} documents; the first of them:\n"
-    yield from (f"- {_attribution(about)}" for about in shown)
+    for name, count in counts.samples.most_common():
+        yield f"| {markdown(name)} | {counts.documents[name]} | {count} |"
+    number = counts.documents.total()
+    yield f"\n## Attribution\n\n`attribution.jsonl` names all {number} documents; the first of them:\n"
+    yield from (f"- {_attribution(about)}" for about in counts.shown)
     yield "\n## How it was made\n"
     yield "    dnd render images/spec.yaml --root ROOT\n"
     yield "with " + ", ".join(f"{name} {number}" for name, number in versions.items()) + " and this spec:\n"

@@ -59,13 +59,9 @@ def options(
 ) -> None:
     """Options of `dnd` itself."""
     if version:
-        from importlib.metadata import PackageNotFoundError
-        from importlib.metadata import version as installed
+        from data_specs.code_version import installed_version
 
-        try:
-            say(f"dnd {installed('dnd-transformer')}")
-        except PackageNotFoundError:
-            say("dnd (a checkout that is not installed)")
+        say(f"dnd {installed_version('dnd-transformer') or '(a checkout that is not installed)'}")
         raise typer.Exit
 
 
@@ -96,10 +92,8 @@ def run(
 def demo(
     root: RootOpt = "runs/demo",
     spec: Annotated[str, typer.Argument(help="a preset or a YAML file", metavar="[SPEC]")] = "demo",
-    pdfs: Annotated[str | None, typer.Option("--pdfs", help="folder of PDFs to use instead of typeset ones")] = None,
-    text: Annotated[
-        str | None, typer.Option("--text", help="passages (JSON Lines) to use instead of docstrings")
-    ] = None,
+    pdfs: Annotated[str | None, typer.Option(help="folder of PDFs to use instead of typeset ones")] = None,
+    text: Annotated[str | None, typer.Option(help="passages (JSON Lines) to use instead of docstrings")] = None,
     set_: SetOpt = None,
     workers: WorkersOpt = None,
 ) -> None:

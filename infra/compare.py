@@ -10,6 +10,8 @@ from data_specs import storage
 from data_specs.digest import differences
 from data_specs.metrics import read_rows
 from data_specs.root import read_spec
+from infra.report.charts import points_of
+from infra.report.tables import figure_text
 from train.evaluation.results import compare as compare_results
 from train.evaluation.results import read_results
 
@@ -58,27 +60,15 @@ def comparison_lines(compared: dict[str, Any]) -> Iterator[str]:
         yield from ("", f"{'Figure':56} {'a':>10} {'b':>10} {'b - a':>10}")
     for row in compared["figures"]:
         difference = "" if row["difference"] is None else f"{row['difference']:+.4g}"
-        yield f"{row['name']:56} {short(row['a']):>10} {short(row['b']):>10} {difference:>10}"
+        yield f"{row['name']:56} {figure_text(row['a']):>10} {figure_text(row['b']):>10} {difference:>10}"
     if compared["assumptions"]:
         yield from ("", "Not measured alike:")
     yield from (f"{row['name']:56} {row['a']} | {row['b']}" for row in compared["assumptions"])
 
 
-def short(value: object) -> str:
-    """A figure in four digits; - where there is none."""
-    return f"{value:.4g}" if isinstance(value, int | float) and not isinstance(value, bool) else str(value or "-")
-
-
 def _curve(roots: tuple[str, str], folder: str, key: str) -> dict[str, Any] | None:
     """A quantity over the steps of both roots' trainings; None where neither logged it."""
-    found = [
-        [
-            (int(row["step"]), float(row[key]))
-            for row in read_rows(storage.join(root, folder, "metrics.jsonl"))
-            if isinstance(row.get(key), int | float)
-        ]
-        for root in roots
-    ]
+    found = [points_of(read_rows(storage.join(root, folder, "metrics.jsonl")), key) for root in roots]
     return {"name": f"{folder}: {key.replace('_', ' ')}", "a": found[0], "b": found[1]} if any(found) else None
 
 
@@ -87,10 +77,10 @@ def _curve_lines(curve: dict[str, Any]) -> Iterator[str]:
     last = max(step for step, _ in points)
     low = min(v for _, v in points)
     high = max(v for _, v in points)
-    yield from ("", f"{curve['name']}, steps 0 to {last}, from {short(low)} to {short(high)}")
+    yield from ("", f"{curve['name']}, steps 0 to {last}, from {figure_text(low)} to {figure_text(high)}")
     for name in "ab":
         if line := curve[name]:
-            yield f"    {name} {_bars(line, last, low, high)} {short(line[-1][1])} at step {line[-1][0]}"
+            yield f"    {name} {_bars(line, last, low, high)} {figure_text(line[-1][1])} at step {line[-1][0]}"
         else:
             yield f"    {name} not logged"
 

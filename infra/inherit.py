@@ -17,8 +17,8 @@ from data_specs.spec import Spec
 from data_specs.verify import find_shard_sets
 from pipeline.stages import Stage, find
 
-LEFT = ("lease/", "wandb/", "step_", "samples/", "latest")  # of a folder: what only its own run needs
-GROWS = (".jsonl",)
+NOT_TAKEN = ("lease/", "wandb/", "step_", "samples/", "latest")  # of a folder: what only its own run needs
+APPENDED = (".jsonl",)
 
 
 def inherit(stage: Stage, spec: Spec, root: str, old: str) -> Iterator[str]:
@@ -76,8 +76,8 @@ def _take(old: str, new: str) -> Iterator[str]:
     for file in storage.list_files(old):
         name = file.uri.removeprefix(old + "/")
         target = storage.join(new, name)
-        if not name.startswith(LEFT) and not storage.exists(target):
-            if name.endswith(GROWS) or not _linked(file.uri, target):
+        if not name.startswith(NOT_TAKEN) and not storage.exists(target):
+            if name.endswith(APPENDED) or not _linked(file.uri, target):
                 storage.create(target, storage.local_copy(file.uri))
             yield name
 

@@ -6,10 +6,10 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from data_specs import open_shards, storage
-from data_specs.root import spec_of
+from data_specs.root import spec_of_samples
 from data_specs.spec import Spec
 from data_specs.text import say
-from infra.report.legibility import legibility_chart
+from infra.report.charts import Chart, Series, chart_svg
 from pipeline.workers import Workers
 from train.evaluation.legibility import evaluate_legibility, sweep_point, training_text
 from train.evaluation.ocr import OcrEngine
@@ -36,7 +36,8 @@ def measure(
     training = training_text(open_shards(storage.join(root, "images/train")))
     cache = cache_of(root)
     result = evaluate_legibility(sets, training, engine, cache, num_images)
-    drawn = _made_by(sets["generated"].uri, root)
+    has_model = storage.exists(storage.join(root, "transformer", "transformer.json"))
+    drawn = spec_of_samples(root, sets["generated"].uri) if has_model else None
     sampling = drawn.sample.model_dump(mode="json", exclude={"name", "num"}) if drawn else {}
     result |= {"temperature": sampling.get("temperature"), "sampling": sampling, "sweep": []}
     for temperature in temperatures if drawn else ():
@@ -45,17 +46,20 @@ def measure(
         point = sweep_point(pictures, sets["real"], training, engine, cache, num_images)
         result["sweep"].append({"temperature": temperature, **point})
     if result["sweep"]:
-        real = result["distinct_words"]["real"], result["real_words"]["real"] or 0.0
-        storage.write_text(storage.join(root, "evaluation", f"{name}.svg"), legibility_chart(result["sweep"], real))
+        storage.write_text(storage.join(root, "evaluation", f"{name}.svg"), chart_svg(_chart(result)) + "\n")
     return result
 
 
-def _made_by(uri: str, root: str) -> Spec | None:
-    """The spec by which samples were drawn; None where they are not this root's."""
-    folder = storage.join(root, "samples") + "/"
-    if not uri.startswith(folder) or not storage.exists(storage.join(root, "transformer", "transformer.json")):
-        return None
-    return spec_of(root, f"samples/{uri.removeprefix(folder).partition('/')[0]}")
+def _chart(result: Mapping[str, Any]) -> Chart:
+    """Share of real words against distinct words: a point for each temperature, and real text as one of its own."""
+    sweep = result["sweep"]
+    drawn = [(row["distinct_words"], row["real_words"] or 0.0) for row in sweep]
+    real = (result["distinct_words"]["real"], result["real_words"]["real"] or 0.0)
+    curves = [
+        Series("samples, by temperature", drawn, [f"{row['temperature']:g}" for row in sweep]),
+        Series("real text", [real], ["real"]),
+    ]
+    return Chart("Legibility", "distinct real words", "share of real words", curves, (0.0, 1.0))
 
 
 def _draw(made: Spec, temperature: float, num_images: int, root: str, workers: Workers) -> ShardImages:

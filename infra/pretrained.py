@@ -194,21 +194,25 @@ def pretrained(name: str, size: str | None, root: str, source: str = RELEASED) -
     chosen = size or next(iter(sizes), None)
     if size and size not in sizes:
         raise ValueError(f"{name}: no transformer of size {size} was released; there is {', '.join(sizes) or 'none'}")
-    for folder in ("tokenizer", *(["transformer"] if chosen is not None else [])):
-        unused(storage.join(root, folder))
-    wanted = [release.tokenizer, *([sizes[chosen]] if chosen is not None else [])]
-    halves = [fetch(f"{source.rstrip('/')}/{folder}", wanted) for folder in wanted]  # both, before one is in place
-    paths = [checkpoint_in(half.path) for half in halves]
-    names = ("tokenizer", "transformer")
-    origins = {half: _origin(fetched, path) for half, fetched, path in zip(names, halves, paths)}
-    lines = [import_tokenizer(paths[0], None, root, preset=name)]
+    wanted = {"tokenizer": release.tokenizer} | ({} if chosen is None else {"transformer": sizes[chosen]})
+    for half in wanted:
+        unused(storage.join(root, half))
+    fetched = {half: fetch(f"{source.rstrip('/')}/{path}", [*wanted.values()]) for half, path in wanted.items()}
+    paths = {half: checkpoint_in(one.path) for half, one in fetched.items()}  # of both, before one is in place
+    origins = {half: _origin(fetched[half], path) for half, path in paths.items()}
+    lines = [import_tokenizer(paths["tokenizer"], None, root, preset=name)]
     if chosen is not None:
-        lines.append(import_transformer(paths[1], name, chosen or None, root))
+        lines.append(import_transformer(paths["transformer"], name, chosen or None, root))
     else:
         record_spec(load_spec(name), root, "tokenizer", ("tokenizer",))
         lines.append(f"{name}: {release.figures}")
+    return lines + _recorded(root, origins)
+
+
+def _recorded(root: str, origins: dict[str, dict[str, Any]]) -> list[str]:
+    """Writes where the halves came from and, where both are there, draws with them."""
     storage.write_text(storage.join(root, "pretrained.json"), json.dumps(origins, indent=1, sort_keys=True) + "\n")
-    return [*lines, *([draw_first(root)] if chosen is not None else [])]
+    return [draw_first(root)] if len(origins) == 2 else []
 
 
 def _origin(fetched: Fetched, path: Path) -> dict[str, Any]:
@@ -230,24 +234,20 @@ def downloaded_commit(path: Path) -> str | None:
 def _published_root(address: str, root: str) -> list[str]:
     """What `dnd push` published: tokenizer, transformer and spec of a root."""
     fetched = fetch(address)
-    lines = list[str]()
-    names = [name for name in ("tokenizer", "transformer") if (fetched.path / name).is_dir()]
-    if not names:
+    halves = [half for half in ("tokenizer", "transformer") if (fetched.path / half).is_dir()]
+    if not halves:
         known = ", ".join(release.preset for release in RELEASES)
         raise ValueError(f"{address}: neither a release ({known}) nor a root that `dnd push` published")
     spec = fetched.path / "spec.yaml"
     text = load_spec(spec).to_yaml() if spec.is_file() else ""  # refused before anything is in place
-    origins: dict[str, Any] = {}
-    for name in names:
-        folder = unused(storage.join(root, name))
+    folders = {half: unused(storage.join(root, half)) for half in halves}
+    for half, folder in folders.items():
         with storage.writable_folder(folder) as local:
-            shutil.copytree(fetched.path / name, local, dirs_exist_ok=True)
-        origins[name] = {**fetched.origin, "file": name}
-        lines.append(f"{folder}: from {address}")
+            shutil.copytree(fetched.path / half, local, dirs_exist_ok=True)
     if text and not storage.exists(storage.join(root, "spec.yaml")):
         storage.write_text(storage.join(root, "spec.yaml"), text)
-    storage.write_text(storage.join(root, "pretrained.json"), json.dumps(origins, indent=1, sort_keys=True) + "\n")
-    return [*lines, *([draw_first(root)] if len(names) == 2 else [])]
+    lines = [f"{folder}: from {address}" for folder in folders.values()]
+    return lines + _recorded(root, {half: {**fetched.origin, "file": half} for half in halves})
 
 
 def draw_first(root: str) -> str:

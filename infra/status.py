@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from functools import partial
-from typing import Any, NamedTuple, TypeVar
+from typing import Any, ClassVar, TypeVar
+
+from pydantic import Field
 
 import infra.stages  # noqa: F401 (the registry is filled)
 from data_specs import storage
@@ -26,21 +28,18 @@ COUNTED = {"digest", "totals", "filtered", "rejects"}  # of a job, what its set 
 FIGURES = ("bits_per_code", "psnr", "loss")  # of a row of a training, the first that there is
 
 
-class FailedUnit(NamedTuple):
+class FailedUnit(Record):
     """A unit that failed for good, and the first of its documents."""
 
     unit: int
     reason: str
     document: str = ""
 
-    def line(self) -> str:
-        """As the terminal shows it."""
-        return f"unit {self.unit} failed: {self.reason}{f' (documents from {self.document})' if self.document else ''}"
 
-
-class SetStatus(NamedTuple):
+class SetStatus(Record):
     """A shard set: its counts, what its running job says of itself (see JobState), failures, and damaged files."""
 
+    group: ClassVar[str] = "sets"
     name: str
     units: int
     done: int
@@ -49,9 +48,9 @@ class SetStatus(NamedTuple):
     filtered: int
     rejected: int
     reasons: dict[str, dict[str, int]]
-    job: JobState | None = None
-    failures: list[FailedUnit] = []  # noqa: RUF012 (never changed)
-    faults: list[str] = []  # noqa: RUF012
+    job: JobState | None
+    failures: list[FailedUnit]
+    faults: list[str]
 
     def lines(self) -> Iterator[str]:
         """As the terminal shows it."""
@@ -65,17 +64,20 @@ class SetStatus(NamedTuple):
         for kind, counts in self.reasons.items():
             for reason, count in sorted(counts.items(), key=lambda pair: -pair[1]):
                 yield f"    {kind}: {count} {reason}"
-        yield from (f"    {failure.line()}" for failure in self.failures)
+        for one in self.failures:
+            documents = f" (documents from {one.document})" if one.document else ""
+            yield f"    unit {one.unit} failed: {one.reason}{documents}"
 
 
-class TrainingStatus(NamedTuple):
+class TrainingStatus(Record):
     """A training: its state, "imported", "begun", "running" or "finished", and its last logged step."""
 
+    group: ClassVar[str] = "trainings"
     name: str
     state: str
     step: int | None = None
     steps: int | None = None
-    figures: dict[str, float] = {}  # noqa: RUF012
+    figures: dict[str, float] = Field({})
     steps_per_second: float = 0.0
     seconds_left: float | None = None
 
@@ -91,9 +93,10 @@ class TrainingStatus(NamedTuple):
         yield f"{self.name}: {finished}step {self.step} of {self.steps}{figure}, {rate}{left}"
 
 
-class Writer(NamedTuple):
+class Writer(Record):
     """Who writes in a folder now."""
 
+    group: ClassVar[str] = "writers"
     name: str
     command: str
     host: str
@@ -104,39 +107,28 @@ class Writer(NamedTuple):
         yield f"{self.name}: `{self.command}` writes here (host {self.host}, process {self.pid})"
 
 
-class Damaged(NamedTuple):
-    """What cannot be read."""
-
-    fault: str
-
-    def lines(self) -> Iterator[str]:
-        """As the terminal shows it."""
-        yield self.fault
-
-
-Entry = SetStatus | TrainingStatus | Writer | Damaged
+Entry = SetStatus | TrainingStatus | Writer
 
 
 def status_lines(root: str) -> Iterator[str]:
     """Lines for each shard set under a root, then for the trainings and who writes; none where there is nothing."""
     for entry in entries(root):
-        yield from map(printable, entry.lines())
+        yield from map(printable, [entry] if isinstance(entry, str) else entry.lines())
 
 
 def status_of(root: str) -> dict[str, list[Any]]:
     """The same for programs: `sets`, `trainings`, `writers` and `faults`, as `dnd status --json` prints them."""
-    names = {SetStatus: "sets", TrainingStatus: "trainings", Writer: "writers", Damaged: "faults"}
-    found: dict[str, list[Any]] = {name: [] for name in names.values()}
+    found: dict[str, list[Any]] = {"sets": [], "trainings": [], "writers": [], "faults": []}
     for entry in entries(root):
-        found[names[type(entry)]].append(entry.fault if isinstance(entry, Damaged) else entry._asdict())
-    for one in found["sets"]:
-        one["failures"] = [failure._asdict() for failure in one["failures"]]
-        one["job"] = one["job"] and one["job"].model_dump(mode="json", exclude=COUNTED)
+        if isinstance(entry, str):
+            found["faults"].append(entry)
+        else:
+            found[entry.group].append(entry.model_dump(mode="json", exclude={"job": COUNTED}))
     return found
 
 
-def entries(root: str) -> Iterator[Entry]:
-    """Everything that there is to say of a root; what is damaged is an entry, never an error."""
+def entries(root: str) -> Iterator[Entry | str]:
+    """Everything that there is to say of a root; what is damaged is a line of its own, never an error."""
     folders = {stage.makes for stage in registered() if stage.trains}
     for set_uri in find_shard_sets(root):
         folders.add(lease_home(set_uri.removeprefix(root.rstrip("/") + "/")))
@@ -148,12 +140,12 @@ def entries(root: str) -> Iterator[Entry]:
         yield from _unless_damaged(partial(_writer, root, folder))
 
 
-def _unless_damaged(find: Callable[[], Entry | None]) -> Iterator[Entry]:
+def _unless_damaged(find: Callable[[], Entry | None]) -> Iterator[Entry | str]:
     try:
         if entry := find():
             yield entry
     except ValueError as error:
-        yield Damaged(str(error))
+        yield str(error)
 
 
 def _training_status(root: str, stage: Stage) -> TrainingStatus | None:
@@ -161,26 +153,26 @@ def _training_status(root: str, stage: Stage) -> TrainingStatus | None:
     rows = [row for row in read_rows(storage.join(folder, "metrics.jsonl")) if "images_per_second" in row]
     if not rows:
         if storage.exists(storage.join(folder, "stage.json")):
-            return TrainingStatus(stage.makes, "begun")
-        return TrainingStatus(stage.makes, "imported") if next(storage.list_files(folder), None) else None
+            return TrainingStatus(name=stage.makes, state="begun")
+        return TrainingStatus(name=stage.makes, state="imported") if next(storage.list_files(folder), None) else None
     last = rows[-1]
     section = getattr(spec_of(root, stage.makes), stage.batch)
     step, steps = int(last["step"]), int(section.steps)
     rate = float(last["images_per_second"]) / section.batch_size
     return TrainingStatus(
-        stage.makes,
-        "finished" if step >= steps and storage.exists(storage.join(folder, "done")) else "running",
-        step,
-        steps,
-        next(({name: float(last[name])} for name in FIGURES if isinstance(last.get(name), int | float)), {}),
-        rate,
-        (steps - step) / rate if rate > 0 and step < steps else None,
+        name=stage.makes,
+        state="finished" if step >= steps and storage.exists(storage.join(folder, "done")) else "running",
+        step=step,
+        steps=steps,
+        figures=next(({name: float(last[name])} for name in FIGURES if isinstance(last.get(name), int | float)), {}),
+        steps_per_second=rate,
+        seconds_left=(steps - step) / rate if rate > 0 and step < steps else None,
     )
 
 
 def _writer(root: str, folder: str) -> Writer | None:
     by = holder(storage.join(root, folder))
-    return Writer(folder, by.command, by.host, by.pid) if by and is_alive(by) else None
+    return Writer(name=folder, command=by.command, host=by.host, pid=by.pid) if by and is_alive(by) else None
 
 
 def _set_status(root: str, set_uri: str) -> SetStatus | None:
@@ -190,18 +182,19 @@ def _set_status(root: str, set_uri: str) -> SetStatus | None:
     faults = list[str]()
     state, job = _state(plan, faults)
     totals = state.totals
+    failed = _failure_files(set_uri) if totals.units < plan.num_units else []
     return SetStatus(
-        plan.set_uri.removeprefix(root.rstrip("/") + "/"),
-        plan.num_units,
-        totals.units,
-        _failed(plan, state, job),
-        totals.written,
-        totals.filtered,
-        totals.rejected,
-        {"filtered": _plain(state.filtered), "rejects": _plain(state.rejects)},
-        job,
-        list(_failures(plan)) if totals.units < plan.num_units else [],
-        faults,
+        name=set_uri.removeprefix(root.rstrip("/") + "/"),
+        units=plan.num_units,
+        done=totals.units,
+        failed=job.failed if job else len(failed),
+        written=totals.written,
+        filtered=totals.filtered,
+        rejected=totals.rejected,
+        reasons={"filtered": _plain(state.filtered), "rejects": _plain(state.rejects)},
+        job=job,
+        failures=list(_failures(plan, failed)),
+        faults=faults,
     )
 
 
@@ -209,12 +202,16 @@ def _plain(counts: Mapping[Reason, int]) -> dict[str, int]:
     return {str(reason): count for reason, count in counts.items()}
 
 
-def _failures(plan: Plan) -> Iterator[FailedUnit]:
-    for file in storage.list_files(plan.set_uri):
-        if file.uri.endswith(".failed.json") and (failure := _read(Failure, file.uri, [])):
+def _failure_files(set_uri: str) -> list[str]:
+    return [file.uri for file in storage.list_files(set_uri) if file.uri.endswith(".failed.json")]
+
+
+def _failures(plan: Plan, uris: Iterable[str]) -> Iterator[FailedUnit]:
+    for uri in uris:
+        if failure := _read(Failure, uri, []):
             unit = next((unit for unit in plan.units() if unit.unit == failure.unit), None)
             names = [document.id for document in unit.documents] if isinstance(unit, SourceUnit) else []
-            yield FailedUnit(failure.unit, failure.reason, names[0] if names else "")
+            yield FailedUnit(unit=failure.unit, reason=failure.reason, document=names[0] if names else "")
 
 
 def _state(plan: Plan, faults: list[str]) -> tuple[Manifest | JobState, JobState | None]:
@@ -230,14 +227,6 @@ def _state(plan: Plan, faults: list[str]) -> tuple[Manifest | JobState, JobState
     if job and job.units == plan.num_units:
         return job, job
     return summarise(plan, ""), None
-
-
-def _failed(plan: Plan, state: Manifest | JobState, job: JobState | None) -> int:
-    if job:
-        return job.failed
-    if state.totals.units == plan.num_units:
-        return 0
-    return sum(1 for file in storage.list_files(plan.set_uri) if file.uri.endswith(".failed.json"))
 
 
 def _running(job: JobState) -> Iterator[str]:

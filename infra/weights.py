@@ -6,7 +6,6 @@ this table, hf://owner/repo/path or https://… is fetched as well.
 
 from __future__ import annotations
 
-from pathlib import Path
 from typing import NamedTuple
 
 from data_specs import storage
@@ -53,7 +52,7 @@ REGISTRY = {
 }
 
 
-def at_hand(address: str) -> str:
+def fetch_weights(address: str) -> str:
     """A local path of what an address names: a name of the registry, hf://, https://; any other as it is.
 
     Raises:
@@ -73,16 +72,12 @@ def at_hand(address: str) -> str:
             f"{address}: out of reach ({reason}): on a machine that reaches it run `curl -LO {where}`, bring the file "
             "here and give its path"
         ) from None
-    if known and known.sha256:
-        _refuse_other(path, known.sha256, where)
+    if known and known.sha256 and (found := file_digest(path)) != known.sha256:
+        told = f"sha256 {found[:8]}…, not {known.sha256[:8]}…"
+        raise ValueError(f"{where}: is not what was published ({told}): remove {path}")
     return str(path)
 
 
 def list_weights() -> list[str]:
     """A line for each entry of the registry."""
     return [f"{name:20} {one.size:>7}  {one.about}\n{'':29} {one.address}" for name, one in REGISTRY.items()]
-
-
-def _refuse_other(path: Path, sha256: str, where: str) -> None:
-    if (found := file_digest(path)) != sha256:
-        raise ValueError(f"{where}: is not what was published (sha256 {found[:8]}…, not {sha256[:8]}…): remove {path}")

@@ -28,19 +28,17 @@ STAGES = ", ".join(stage.name for stage in registered())
 def submit(
     context: typer.Context,
     root: RootOpt,
-    on: Annotated[Engine, typer.Option("--on", help="what runs it")],
-    stage: Annotated[str, typer.Option("--stage", help=f"what runs: {STAGES}")],
+    on: Annotated[Engine, typer.Option(help="what runs it")],
+    stage: Annotated[str, typer.Option(help=f"what runs: {STAGES}")],
     spec: SpecArg = None,
     set_: SetOpt = None,
     workers: WorkersOpt = None,
-    nodes: Annotated[
-        int, typer.Option("--nodes", min=1, help="machines that train together; under slurm, or share a stage")
-    ] = 1,
-    gpus: Annotated[int, typer.Option("--gpus", min=0, help="GPUs of each machine or pod; 0: none")] = 1,
+    nodes: Annotated[int, typer.Option(min=1, help="machines that train together; under slurm, or share a stage")] = 1,
+    gpus: Annotated[int, typer.Option(min=0, help="GPUs of each machine or pod; 0: none")] = 1,
     image: Annotated[
-        str | None, typer.Option("--image", help="container image, for kubernetes (default: that of DND_REGISTRY)")
+        str | None, typer.Option(help="container image, for kubernetes (default: that of DND_REGISTRY)")
     ] = None,
-    patch: Annotated[str | None, typer.Option("--patch", help="YAML laid over the manifest, for kubernetes")] = None,
+    patch: Annotated[str | None, typer.Option(help="YAML laid over the manifest, for kubernetes")] = None,
     autoscale: Annotated[
         bool, typer.Option("--autoscale/--no-autoscale", help="pods come and go with the work, for kubernetes")
     ] = True,
@@ -55,7 +53,7 @@ def submit(
     """
     from data_specs.code_version import record_code
     from infra.submit.engines import request
-    from infra.submit.job import Job, checked, code_of, left_alone_if_refused, submitted
+    from infra.submit.job import Job, checked, code_of, restored_on_error, submitted
     from infra.submit.overlay import read_overlay
 
     resolved, root = open_root(spec, root, set_)
@@ -67,7 +65,7 @@ def submit(
     if dry_run:
         say(wanted.text, end="")
         return
-    with left_alone_if_refused(submitted(root, stage)):
+    with restored_on_error(submitted(root, stage)):
         storage.write_text(submitted(root, stage), resolved.to_yaml())
         say(wanted.send())
     record_code(root, code, submitted=stage, on=on, job=wanted.text, image=image or "")
@@ -75,8 +73,8 @@ def submit(
 
 @app.command()
 def doctor(
-    root: Annotated[str | None, typer.Option("--root", help="its rights, its disk, its spec's sources")] = None,
-    ray: Annotated[str | None, typer.Option("--ray", help="a Ray dashboard: http://127.0.0.1:8265")] = None,
+    root: Annotated[str | None, typer.Option(help="its rights, its disk, its spec's sources")] = None,
+    ray: Annotated[str | None, typer.Option(help="a Ray dashboard: http://127.0.0.1:8265")] = None,
     slurm: Annotated[bool, typer.Option("--slurm", help="Slurm's controller and nodes")] = False,
 ) -> None:
     """Whether a run can work here: one line for each thing, ok or what to do; exit code 1 where something is wrong."""
@@ -99,9 +97,9 @@ def memory(
     spec: SpecArg = None,
     root: KnownRootOpt = None,
     stage: Annotated[
-        Literal["tokenizer", "encode", "train", "sample"], typer.Option("--stage", help="what is to be computed")
+        Literal["tokenizer", "encode", "train", "sample"], typer.Option(help="what is to be computed")
     ] = "train",
-    gpus: Annotated[int, typer.Option("--gpus", min=1, help="GPUs that train together")] = 8,
+    gpus: Annotated[int, typer.Option(min=1, help="GPUs that train together")] = 8,
     size: Annotated[str, typer.Option("--memory", help="memory of one GPU: 80GB, 141GB, 40GiB")] = "80GB",
     set_: SetOpt = None,
 ) -> None:

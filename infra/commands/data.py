@@ -98,9 +98,9 @@ def _damaged_records(root: str) -> Iterator[str]:
 @app.command(cls=RootCommand)
 def remove(
     root: RootArg,
-    ids: Annotated[str | None, typer.Option("--ids", help="file of document ids, one a line")] = None,
+    ids: Annotated[str | None, typer.Option(help="file of document ids, one a line")] = None,
     samples: Annotated[
-        str | None, typer.Option("--samples", help="file of samples, SPLIT/UNIT/KEY, one a line (dnd duplicates --out)")
+        str | None, typer.Option(help="file of samples, SPLIT/UNIT/KEY, one a line (dnd duplicates --out)")
     ] = None,
 ) -> None:
     """Takes documents or samples out of ROOT/images for good, with the codes and reconstructions made from them."""
@@ -117,9 +117,9 @@ def remove(
 def duplicates(
     root: RootArg,
     distance: Annotated[
-        int, typer.Option("--distance", min=0, max=32, help="bits in which the hashes of near duplicates may differ")
+        int, typer.Option(min=0, max=32, help="bits in which the hashes of near duplicates may differ")
     ] = 3,
-    out: Annotated[str | None, typer.Option("--out", help="write all but the first of each group there")] = None,
+    out: Annotated[str | None, typer.Option(help="write all but the first of each group there")] = None,
 ) -> None:
     """Near duplicates over all image shards of a root, by perceptual hash; a group a line, the first one is kept."""
     from pipeline.duplicates import near_duplicates
@@ -137,8 +137,8 @@ def duplicates(
 @app.command(cls=RootCommand)
 def look(
     root: RootArg,
-    shard_set: Annotated[str, typer.Option("--shard-set", help="image shard set, under the root")] = "images/train",
-    shard: Annotated[int, typer.Option("--shard", min=0, help="number of the shard")] = 0,
+    shard_set: Annotated[str, typer.Option(help="image shard set, under the root")] = "images/train",
+    shard: Annotated[int, typer.Option(min=0, help="number of the shard")] = 0,
     all_: Annotated[bool, typer.Option("--all", help="a sheet of every shard")] = False,
     boxes: Annotated[
         bool, typer.Option("--boxes", help="draw the boxes of words, those of clipped ones in red")
@@ -185,12 +185,12 @@ def status(root: RootArg, as_json: JsonOpt = False) -> None:
 def query(
     root: RootArg,
     expression: Annotated[str, typer.Argument(help="in SQL: \"licence = 'CC-BY-4.0' and num_words > 50\"")] = "true",
-    shard_set: Annotated[str, typer.Option("--shard-set", help="shard set, under the root")] = "images/train",
+    shard_set: Annotated[str, typer.Option(help="shard set, under the root")] = "images/train",
     set_: Annotated[str | None, typer.Option("--set", hidden=True)] = None,
     format_: Annotated[
         Literal["table", "ids", "json"], typer.Option("--format", help="ids: as `dnd remove --samples` takes them")
     ] = "table",
-    limit: Annotated[int, typer.Option("--limit", min=0, help="rows that a table shows; 0: all")] = 50,
+    limit: Annotated[int, typer.Option(min=0, help="rows that a table shows; 0: all")] = 50,
 ) -> None:
     """Lists the samples of a shard set that match an expression over the columns of its tables."""
     from data_specs.manifest import read_manifest
@@ -224,11 +224,9 @@ def _cell(value: object) -> str:
 @app.command(cls=RootCommand)
 def view(
     root: RootArg,
-    port: Annotated[
-        int, typer.Option("--port", min=0, max=65535, help="port to listen at; 0: any that is free")
-    ] = 7860,
+    port: Annotated[int, typer.Option(min=0, max=65535, help="port to listen at; 0: any that is free")] = 7860,
     host: Annotated[
-        str, typer.Option("--host", help="address to listen at; beyond this machine the page asks for a token")
+        str, typer.Option(help="address to listen at; beyond this machine the page asks for a token")
     ] = "127.0.0.1",
 ) -> None:
     """Walks through a root in the browser: samples, codes, what was left out, neighbours, curves; and a studio."""

@@ -4,18 +4,23 @@ from __future__ import annotations
 
 import json
 import re
+from collections.abc import Mapping
 from functools import partial
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import typer
 
 from data_specs import storage
 from data_specs.text import say
 from infra.commands.options import JsonOpt, RootArg, RootCommand, RootOpt, SetOpt, SpecArg, compute_workers, open_root
-from infra.compare import short
+from infra.report.tables import figure_text
 from pipeline.workers import Workers
 from train.evaluation.results import summary_uri, write_result
+
+if TYPE_CHECKING:
+    from train.evaluation.ocr import OcrEngine
+    from train.evaluation.sources import ImageSet
 
 app = typer.Typer()
 evaluate = typer.Typer(no_args_is_help=True, help="Scores: the FID family, rOCR, PPL-OCR, and the report's summary.")
@@ -54,20 +59,18 @@ def images(
     samples: Annotated[str, typer.Argument(help="FILE.npz (arr_0), a folder of pictures, or an image shard set")],
     reference: Annotated[
         str,
-        typer.Option("--reference", help="the same kinds, an .npz with mu and sigma, or a name of `dnd pretrained`"),
+        typer.Option(help="the same kinds, an .npz with mu and sigma, or a name of `dnd pretrained`"),
     ],
     root: RootOpt,
-    metric: Annotated[Literal["gfid", "rfid"], typer.Option("--metric", help="generated, or reconstructed")] = "gfid",
+    metric: Annotated[Literal["gfid", "rfid"], typer.Option(help="generated, or reconstructed")] = "gfid",
     kind: Annotated[
         Literal["training", "validation-originals"] | None,
-        typer.Option("--kind", help="what the reference holds, where it does not say so itself"),
+        typer.Option(help="what the reference holds, where it does not say so itself"),
     ] = None,
-    crop: Annotated[str | None, typer.Option("--crop", help="how the reference was cut, for the result")] = None,
+    crop: Annotated[str | None, typer.Option(help="how the reference was cut, for the result")] = None,
     extractor: Annotated[
         str,
-        typer.Option(
-            "--extractor", help="inception[:FILE], transformers:FOLDER, module:PACKAGE.MODULE:FUNCTION, builtin"
-        ),
+        typer.Option(help="inception[:FILE], transformers:FOLDER, module:PACKAGE.MODULE:FUNCTION, builtin"),
     ] = "builtin",
     force: Annotated[bool, typer.Option("--force", help="accept a reference of the wrong kind; the result says so")] = (
         False
@@ -81,7 +84,7 @@ def images(
 
     gFID is measured against the training set, rFID against the same-crop originals; the wrong kind is refused.
     """
-    from infra.weights import REGISTRY, at_hand
+    from infra.weights import REGISTRY, fetch_weights
     from train.evaluation.features import load_extractor
     from train.evaluation.fid import evaluate_images
     from train.evaluation.job import extract_on
@@ -93,7 +96,7 @@ def images(
     result = evaluate_images(
         metric,
         open_images(storage.absolute(samples)),
-        open_reference(storage.absolute(at_hand(reference)), kind or (known.reference if known else None), crop),
+        open_reference(storage.absolute(fetch_weights(reference)), kind or (known.reference if known else None), crop),
         load_extractor(extractor, device),
         forced=force,
         device=device,
@@ -106,14 +109,14 @@ def images(
 def rocr(
     root: RootArg,
     reconstructions: Annotated[
-        str, typer.Option("--reconstructions", help="FILE.npz, a folder or a shard set, under the root or not")
+        str, typer.Option(help="FILE.npz, a folder or a shard set, under the root or not")
     ] = "reconstructions/val/images",
-    originals: Annotated[str, typer.Option("--originals", help="their originals; the same kinds")] = "images/val",
+    originals: Annotated[str, typer.Option(help="their originals; the same kinds")] = "images/val",
     engine: EngineOpt = "auto",
     against_ocr: Annotated[
         bool, typer.Option("--against-ocr", help="against OCR of the originals instead of the text drawn")
     ] = False,
-    num: Annotated[int, typer.Option("--num", min=1, help="images read, evenly over the set")] = 1000,
+    num: Annotated[int, typer.Option(min=1, help="images read, evenly over the set")] = 1000,
     name: NameOpt = None,
     device: DeviceOpt = "cpu",
     workers: WorkersOpt = None,
@@ -123,18 +126,16 @@ def rocr(
 
     Behind each figure stands the originals' own: what the engine reads in them is the ceiling.
     """
-    from train.evaluation.ocr import load_engine
     from train.evaluation.reading import evaluate_rocr
     from train.evaluation.reading_cache import cache_of
     from train.evaluation.rocr import FIGURES
 
     root = storage.absolute(root)
-    reader = load_engine(_with_weights(engine), device)
-    sets = {"reconstructed": _pictures(root, reconstructions), "real": _pictures(root, originals)}
-    made, truth = sets.values()
-    _read(root, sets, reader, num, workers)
+    reader = _engine(engine, device)
+    sets = _read(root, reader, num, workers, reconstructions=reconstructions, originals=originals)
+    made, truth = sets["reconstructions"], sets["originals"]
     result = evaluate_rocr(made, truth, reader, cache_of(root), against_ocr=against_ocr, num_images=num)
-    result["inputs"] = _inputs({"reconstructions": made, "originals": truth})
+    result["inputs"] = _inputs(sets)
     figures = {figure: result[figure] for figure in FIGURES}
     _write(root, name or "rocr", result, figures, as_json, result["originals"])
 
@@ -147,19 +148,17 @@ def ppl_ocr(
     engine: EngineOpt = "auto",
     model: Annotated[
         str | None,
-        typer.Option("--model", help="folder of a causal LM of transformers (default: an n-gram model of the text)"),
+        typer.Option(help="folder of a causal LM of transformers (default: an n-gram model of the text)"),
     ] = None,
-    num: Annotated[int, typer.Option("--num", min=1, help="images of each set")] = 250,
+    num: Annotated[int, typer.Option(min=1, help="images of each set")] = 250,
     name: NameOpt = None,
     device: DeviceOpt = "cpu",
     workers: WorkersOpt = None,
     as_json: JsonOpt = False,
 ) -> None:
     """Perplexity of the text that OCR reads from generated images, and from real ones as the bound."""
-    from data_specs import open_shards
-    from infra.weights import at_hand
+    from infra.weights import fetch_weights
     from train.evaluation.ngram import train_ngram
-    from train.evaluation.ocr import load_engine
     from train.evaluation.perplexity import TransformersModel
     from train.evaluation.reading import evaluate_ppl_ocr
     from train.evaluation.reading_cache import cache_of
@@ -167,18 +166,15 @@ def ppl_ocr(
     from train.evaluation.words import drawn_texts, vocabulary
 
     root = storage.absolute(root)
-    reader = load_engine(_with_weights(engine), device)
-    sets = {"real": _pictures(root, real), "generated": _pictures(root, samples)}
-    train = open_shards(storage.join(root, "images/train"))
-    language = TransformersModel(at_hand(model), device) if model else train_ngram(drawn_texts(train))
-    _read(root, sets, reader, num, workers)
-    result = evaluate_ppl_ocr(sets, reader, language, vocabulary(drawn_texts(train)), cache_of(root), num_images=num)
-    result["inputs"] = _inputs({**sets, "training text": ShardImages(train.uri)})
-    unit = f"perplexity per {result['unit']}"
-    figures = {f"{kind} {unit}": result[kind]["perplexity"] for kind in ("real", "generated")}
-    figures |= {
-        f"{kind} real words": result[kind]["words"]["share"] for kind in ("real", "generated") if result[kind]["words"]
-    }
+    reader = _engine(engine, device)
+    train = ShardImages(storage.join(root, "images/train/manifest.json"))
+    language = TransformersModel(fetch_weights(model), device) if model else train_ngram(drawn_texts(train.items))
+    known = vocabulary(drawn_texts(train.items))
+    sets = _read(root, reader, num, workers, real=real, generated=samples)
+    result = evaluate_ppl_ocr(sets, reader, language, known, cache_of(root), num_images=num)
+    result["inputs"] = _inputs(sets | {"training text": train})
+    figures = {f"{kind} perplexity per {result['unit']}": result[kind]["perplexity"] for kind in sets}
+    figures |= {f"{kind} real words": result[kind]["words"]["share"] for kind in sets if result[kind]["words"]}
     _write(root, name or "ppl-ocr", result, figures, as_json)
 
 
@@ -188,12 +184,12 @@ def legibility(
     samples: SamplesOpt = "samples/default/images",
     real: RealOpt = "images/val",
     reconstructions: Annotated[
-        str, typer.Option("--reconstructions", help="of the real images; the same kinds")
+        str, typer.Option(help="of the real images; the same kinds")
     ] = "reconstructions/val/images",
     engine: EngineOpt = "auto",
-    num: Annotated[int, typer.Option("--num", min=1, help="images of each set")] = 250,
+    num: Annotated[int, typer.Option(min=1, help="images of each set")] = 250,
     temperatures: Annotated[
-        str, typer.Option("--temperatures", help="drawn anew and compared, of this root's own samples; empty: none")
+        str, typer.Option(help="drawn anew and compared, of this root's own samples; empty: none")
     ] = "0.3,0.6,0.8,1.0",
     name: NameOpt = None,
     device: DeviceOpt = "cpu",
@@ -206,24 +202,20 @@ def legibility(
     real text as a point.
     """
     from infra.legibility import measure
-    from train.evaluation.ocr import load_engine
 
     root = storage.absolute(root)
     wanted = _temperatures(temperatures)
-    reader = load_engine(_with_weights(engine), device)
-    sets = {"real": _pictures(root, real), "generated": _pictures(root, samples)}
+    reader = _engine(engine, device)
+    names = {"real": real, "generated": samples}
     if samples.startswith("samples/") and storage.exists(storage.join(root, reconstructions, "manifest.json")):
-        sets["reconstructed"] = _pictures(root, reconstructions)
-    _read(root, sets, reader, num, workers)
+        names["reconstructed"] = reconstructions
+    sets = _read(root, reader, num, workers, **names)
     result = measure(root, sets, reader, num, wanted, compute_workers(None, workers or 0), name or "legibility")
     result["inputs"] = _inputs(sets)
-    figures = {
-        f"{figure} {kind}": result[figure][kind] for figure in ("exact_words", "real_words") for kind in result[figure]
-    }
-    figures |= {
-        figure: result[figure] for figure in ("ratio", "ratio_interval", "distinct_words", "duplicates", "copied")
-    }
-    _write(root, name or "legibility", result, figures | {"scribbles": result["scribbles"]}, as_json)
+    shares = ("exact_words", "real_words")
+    figures = {f"{figure} {kind}": share for figure in shares for kind, share in result[figure].items()}
+    others = ("ratio", "ratio_interval", "distinct_words", "duplicates", "copied", "scribbles")
+    _write(root, name or "legibility", result, figures | {figure: result[figure] for figure in others}, as_json)
 
 
 @app.command()
@@ -256,15 +248,15 @@ def _temperatures(text: str) -> list[float]:
 
 def _with_weights(spec: str) -> str:
     """KIND:NAME of an extractor or engine with the path of what NAME names; `inception` is the published file."""
-    from infra.weights import at_hand
+    from infra.weights import fetch_weights
 
     kind, _, name = spec.partition(":")
     if kind not in ("inception", "transformers", "qwen2-vl") or not (name or kind == "inception"):
         return spec
-    return f"{kind}:{at_hand(name or kind)}"
+    return f"{kind}:{fetch_weights(name or kind)}"
 
 
-def _pictures(root: str, name: str) -> Any:
+def _pictures(root: str, name: str) -> ImageSet:
     """A set of pictures under the root, or at an address of its own where there is none of this name."""
     from train.evaluation.sources import open_images
 
@@ -275,19 +267,27 @@ def _pictures(root: str, name: str) -> Any:
     return open_images(storage.absolute(name) if elsewhere else below)
 
 
-def _inputs(sets: dict[str, Any]) -> dict[str, dict[str, Any]]:
-    return {name: {"uri": of.uri, "count": len(of), "digest": of.digest} for name, of in sets.items()}
+def _engine(spec: str, device: str) -> OcrEngine:
+    from train.evaluation.ocr import load_engine
+
+    return load_engine(_with_weights(spec), device)
 
 
-def _read(root: str, sets: dict[str, Any], reader: Any, num: int, workers: int | None) -> None:
-    """Has workers read `num` images of each set, where they are asked for."""
+def _read(root: str, reader: OcrEngine, num: int, workers: int | None, **names: str) -> dict[str, ImageSet]:
+    """Sets of pictures by these names, `num` of each read by workers where they are asked for."""
     from train.evaluation.job import read_on
     from train.evaluation.reading import spread
     from train.evaluation.reading_cache import cache_of
 
+    sets = {kind: _pictures(root, name) for kind, name in names.items()}
     if workers:
         use = compute_workers(None, workers) if reader.on_device else Workers(None, workers)
         read_on(use, reader, cache_of(root), {kind: (of, spread(len(of), num)) for kind, of in sets.items()})
+    return sets
+
+
+def _inputs(sets: Mapping[str, ImageSet]) -> dict[str, dict[str, Any]]:
+    return {name: {"uri": of.uri, "count": len(of), "digest": of.digest} for name, of in sets.items()}
 
 
 def _write(
@@ -307,8 +307,8 @@ def _write(
     if "engine" in result:
         say(f"read by {result['engine']} {result['engine_version']}")
     for figure, value in figures.items():
-        own = f" (originals {short(originals[figure])})" if originals else ""
-        say(f"{figure}: {short(value)}{own}")
+        own = f" (originals {figure_text(originals[figure])})" if originals else ""
+        say(f"{figure}: {figure_text(value)}{own}")
     for note in result.get("notes", []):
         say(f"note: {note}")
     say(f"evaluation: {uri}")

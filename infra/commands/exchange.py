@@ -55,8 +55,8 @@ def import_transformer(path: PathArg, root: RootOpt, spec: SpecOpt = None, size:
 @app.command()
 def pretrained(
     name: Annotated[str | None, typer.Argument(help="a release (none: list them) or hf://owner/repo")] = None,
-    root: Annotated[str | None, typer.Option("--root", help="a new root for both halves and eight pictures")] = None,
-    size: Annotated[str | None, typer.Option("--size", help="XXL or XXXL (default: the first that there is)")] = None,
+    root: Annotated[str | None, typer.Option(help="a new root for both halves and eight pictures")] = None,
+    size: Annotated[str | None, typer.Option(help="XXL or XXXL (default: the first that there is)")] = None,
     source: Annotated[
         str | None, typer.Option("--from", help="another repository, or a local copy of it, with the same folders")
     ] = None,
@@ -66,7 +66,7 @@ def pretrained(
     Weights and reference batches that evaluation takes are listed and fetched as well: into the cache, without a root.
     """
     from infra import pretrained as run
-    from infra.weights import REGISTRY, at_hand, list_weights
+    from infra.weights import REGISTRY, fetch_weights, list_weights
 
     if name is None:
         for release in run.RELEASES:
@@ -74,7 +74,7 @@ def pretrained(
         say("\nFor evaluation:\n" + "\n".join(list_weights()))
         return
     if name in REGISTRY:
-        say(at_hand(name))
+        say(fetch_weights(name))
         return
     if root is None:
         raise ValueError(f"dnd pretrained {name}: give --root, a new folder for it")

@@ -10,10 +10,10 @@ import shutil
 import sys
 import tempfile
 from collections.abc import Iterator
-from importlib import metadata
 from pathlib import Path
 
 from data_specs import cache
+from data_specs.code_version import installed_version
 from infra.doctor import Finding
 from infra.doctor.gpus import gpu_findings
 
@@ -43,7 +43,7 @@ def _python() -> Finding:
 def _packages() -> Finding:
     """Versions beside those of requirements.lock, where this is a checkout or an image."""
     pins = dict(re.findall(r"^([\w.-]+)==([^\s;]+)", LOCK.read_text(), re.M)) if LOCK.exists() else {}
-    found = {name: _version(name) for name in SHOWN}
+    found = {name: installed_version(name) for name in SHOWN}
     wrong = [
         f"{name} {version or 'is missing'}" + (f" (locked: {pins[name]})" if version and name in pins else "")
         for name, version in found.items()
@@ -52,13 +52,6 @@ def _packages() -> Finding:
     if wrong:
         return Finding("packages", False, f"{', '.join(wrong)}: python tools/install.py requirements.lock")
     return Finding("packages", True, ", ".join(f"{name} {version}" for name, version in found.items()))
-
-
-def _version(name: str) -> str | None:
-    try:
-        return metadata.version(name)
-    except metadata.PackageNotFoundError:
-        return None
 
 
 def _public(version: str) -> str:

@@ -6,6 +6,8 @@ from collections.abc import Iterator, Sequence
 from typing import NamedTuple
 from xml.sax.saxutils import escape, quoteattr
 
+from markupsafe import Markup
+
 from data_specs import storage
 from data_specs.metrics import Row, read_rows
 
@@ -18,19 +20,21 @@ Point = tuple[float, float]
 
 
 class Series(NamedTuple):
-    """One curve: its name and its points; empty where there is nothing to draw."""
+    """One curve: its name and its points, empty where there is nothing to draw; `labels` stand above the points."""
 
     name: str
     points: Sequence[Point]
+    labels: Sequence[str] = ()
 
 
 class Chart(NamedTuple):
-    """Curves over the same axes."""
+    """Curves over the same axes; `span` is what stands at both ends of the upright one, by default its own values."""
 
     title: str
     across: str
     up: str
     curves: list[Series]
+    span: tuple[float, float] | None = None
 
 
 def curves_of(root: str) -> list[Chart]:
@@ -54,7 +58,12 @@ def curves_of(root: str) -> list[Chart]:
 
 
 def _series(name: str, rows: list[Row], key: str) -> Series:
-    return Series(name, [(row["step"], row[key]) for row in rows if isinstance(row.get(key), int | float)])
+    return Series(name, points_of(rows, key))
+
+
+def points_of(rows: list[Row], key: str) -> list[tuple[int, float]]:
+    """(step, value) of a quantity in a training's log, where it was logged."""
+    return [(int(row["step"]), float(row[key])) for row in rows if isinstance(row.get(key), int | float)]
 
 
 def _by_depth(rows: list[Row], key: str) -> list[Series]:
@@ -64,21 +73,22 @@ def _by_depth(rows: list[Row], key: str) -> list[Series]:
     return [Series(f"depth {d + 1}", [(row["step"], row[key][d]) for row in listed]) for d in depths]
 
 
-def chart_svg(chart: Chart) -> str:
+def chart_svg(chart: Chart) -> Markup:
     """A chart of at least one point as an SVG element, with its legend; text and lines take the page's colour."""
     points = [point for curve in chart.curves for point in curve.points]
-    scale = _Scale(0.0, max(x for x, _ in points) or 1.0, *_span([y for _, y in points]))
+    scale = _Scale(0.0, max(x for x, _ in points) or 1.0, *(chart.span or _span([y for _, y in points])))
     rows = -(-len(chart.curves) // 2)
     height = TOP + HEIGHT + BOTTOM + 16 * rows
     last = "; ".join(f"{curve.name} ends at {curve.points[-1][1]:.4g}" for curve in chart.curves)
     head = (
-        f'<svg class="chart" viewBox="0 0 {LEFT + WIDTH + RIGHT} {height}" role="img" '
+        '<svg xmlns="http://www.w3.org/2000/svg" class="chart" role="img" '
+        f'viewBox="0 0 {LEFT + WIDTH + RIGHT} {height}" '
         f"aria-label={quoteattr(f'{chart.title}: {chart.up} over {chart.across}. {last}')} "
         'style="width:100%;font:12px system-ui,sans-serif;color:inherit">'
     )
     lines = (part for n, curve in enumerate(chart.curves) for part in _drawn(n, curve, scale))
     legend = (part for n, curve in enumerate(chart.curves) for part in _legend(n, curve))
-    return "\n".join([head, *_axes(chart, scale), *lines, *legend, "</svg>"])
+    return Markup("\n".join([head, *_axes(chart, scale), *lines, *legend, "</svg>"]))  # noqa: S704 (it is escaped)
 
 
 class _Scale(NamedTuple):
@@ -107,26 +117,28 @@ def _axes(chart: Chart, scale: _Scale) -> Iterator[str]:
         value, step = scale.low + (scale.high - scale.low) * share, scale.right * share
         x, y = scale.at((step, value))
         yield f'<path d="M{LEFT} {y:.1f}H{LEFT + WIDTH}" stroke="currentColor" stroke-opacity=".18"/>'
-        yield text(LEFT - 6, y + 4, f"{value:.3g}", "end")
-        yield text(x, TOP + HEIGHT + 17, f"{step:.0f}")
-    yield text(LEFT + WIDTH / 2, TOP + HEIGHT + 35, chart.across)
+        yield _text(LEFT - 6, y + 4, f"{value:.3g}", "end")
+        yield _text(x, TOP + HEIGHT + 17, f"{step:.0f}")
+    yield _text(LEFT + WIDTH / 2, TOP + HEIGHT + 35, chart.across)
     middle = TOP + HEIGHT / 2
-    yield text(12, middle, chart.up, turn=f' transform="rotate(-90 12 {middle})"')
+    yield _text(12, middle, chart.up, turn=f' transform="rotate(-90 12 {middle})"')
 
 
 def _drawn(number: int, curve: Series, scale: _Scale) -> Iterator[str]:
-    """The line of a curve and marks evenly on it."""
+    """The line of a curve, marks evenly on it, and its labels."""
     placed = [scale.at(point) for point in curve.points]
     yield f'<polyline {_stroke(number)} points="{" ".join(f"{x:.1f},{y:.1f}" for x, y in placed)}"/>'
     every = max(1, len(placed) // MARKS)
-    yield from (mark(number, *point) for point in placed[number % every :: every])
+    yield from (_mark(number, *point) for point in placed[number % every :: every])
+    yield from (_text(x, y - 9, label) for label, (x, y) in zip(curve.labels, placed))
 
 
 def _legend(number: int, curve: Series) -> Iterator[str]:
     row, column = divmod(number, 2)
     x, y = 10 + column * (LEFT + WIDTH) / 2, TOP + HEIGHT + BOTTOM + 16 * row + 6
-    yield f'<path d="M{x} {y}h26" {_stroke(number)}/>{mark(number, x + 13, y)}'
-    yield text(x + 32, y + 4, f"{curve.name}, {curve.points[-1][1]:.4g} at last", "start")
+    yield f'<path d="M{x} {y}h26" {_stroke(number)}/>{_mark(number, x + 13, y)}'
+    last = "" if curve.labels else f", {curve.points[-1][1]:.4g} at last"
+    yield _text(x + 32, y + 4, curve.name + last, "start")
 
 
 def _stroke(number: int) -> str:
@@ -134,7 +146,7 @@ def _stroke(number: int) -> str:
     return f'fill="none" stroke="{COLOURS[number % len(COLOURS)]}" stroke-width="1.7"{dash}'
 
 
-def mark(number: int, x: float, y: float) -> str:
+def _mark(number: int, x: float, y: float) -> str:
     """The mark of a curve: circle, square, triangle or diamond, filled or, for the second four, not."""
     colour = COLOURS[number % len(COLOURS)]
     fill = colour if number % 8 < 4 else "none"
@@ -147,6 +159,6 @@ def mark(number: int, x: float, y: float) -> str:
     return f'<path d="{paths[number % 4]}" fill="{fill}" stroke="{colour}"/>'
 
 
-def text(x: float, y: float, words: str, anchor: str = "middle", turn: str = "") -> str:
+def _text(x: float, y: float, words: str, anchor: str = "middle", turn: str = "") -> str:
     """Words at a place, in the page's colour."""
     return f'<text x="{x:.1f}" y="{y:.1f}" fill="currentColor" text-anchor="{anchor}"{turn}>{escape(words)}</text>'

@@ -9,17 +9,16 @@ import re
 import shlex
 import sys
 from collections.abc import Iterator, Sequence
-from importlib.metadata import version
 from itertools import islice
 from pathlib import Path
 from typing import Any
 
 import jinja2
 import numpy as np
-from markupsafe import Markup
 
 import infra.stages  # noqa: F401 (the registry is filled)
 from data_specs import open_shards, storage
+from data_specs.code_version import installed_version
 from data_specs.manifest import Account
 from data_specs.metrics import read_rows
 from data_specs.progress import clock
@@ -29,14 +28,16 @@ from data_specs.spec import Spec
 from data_specs.units import read_plan
 from data_specs.verify import find_shard_sets
 from infra.report.charts import chart_svg, curves_of
-from infra.report.tables import Table, against_published, table_of
+from infra.report.tables import Table, against_published, figure_text, table_of
 from infra.verdict import figures
 from pipeline.png import encode_photo
 from pipeline.stages import registered
 from tokenize_jobs.decode import grid
 from train.evaluation.published import PUBLISHED, SOURCE
+from train.evaluation.reading import spread
 from train.evaluation.results import flatten, naming_its_file, read_results, read_summary, with_provenance
 
+PAGE = Path(__file__).parent / "page.html"
 SHOWN = 16
 REJECTS = 200  # rejected documents that the report names, of each set
 FROM_MANIFEST = ("digest", "totals", "filtered", "rejects", "complete")  # of a manifest
@@ -65,11 +66,11 @@ def write_report(root: str) -> str:
             "figures": [row._asdict() | {"conditions": row.conditions._asdict()} for row in PUBLISHED],
         },
         "command": provenance["command"],
-        "versions": {package: version(package) for package in PACKAGES} | provenance["versions"],
+        "versions": {package: installed_version(package) for package in PACKAGES} | provenance["versions"],
     }
     storage.write_text(storage.join(root, "report", "metrics.json"), json.dumps(metrics, indent=1) + "\n")
     try:
-        page = _template().render(
+        page = template(PAGE).render(
             metrics=metrics,
             results=[(one, _table(root, one)) for one in evaluations],
             verdict=figures(summary) if summary else [],
@@ -77,8 +78,8 @@ def write_report(root: str) -> str:
             source=SOURCE,
             spec=spec,
             spec_yaml=spec.to_yaml(),
-            pictures=_pictures(spec, root),
-            curves=[(chart.title, Markup(chart_svg(chart))) for chart in curves_of(root)],  # noqa: S704 (it escapes)
+            pictures=list(_pictures(spec, root)),
+            curves=[(chart.title, chart_svg(chart)) for chart in curves_of(root)],
         )
     except jinja2.UndefinedError as error:
         raise ValueError(f"{root}/evaluation: a result lacks what the report shows ({error}): evaluate again") from None
@@ -87,11 +88,12 @@ def write_report(root: str) -> str:
     return uri
 
 
-def _template() -> jinja2.Template:
-    loader = jinja2.FileSystemLoader(Path(__file__).parent)
+def template(path: Path) -> jinja2.Template:
+    """A template that escapes what it shows, with the filters `clock` and `figure`."""
+    loader = jinja2.FileSystemLoader(path.parent)
     environment = jinja2.Environment(loader=loader, autoescape=True, undefined=jinja2.StrictUndefined)
-    environment.filters["clock"] = clock
-    return environment.get_template("page.html")
+    environment.filters |= {"clock": clock, "figure": figure_text}
+    return environment.get_template(path.name)
 
 
 def _evaluation(root: str, name: str, result: dict[str, Any]) -> dict[str, Any]:
@@ -154,58 +156,45 @@ def _trainings(root: str) -> Iterator[dict[str, Any]]:
             yield {"name": stage.makes, "took": rows[-1]["time"] - first, "work": None, "ended": rows[-1]["time"]}
 
 
-def _pictures(spec: Spec, root: str) -> list[dict[str, str]]:
-    """Contact sheets as data URIs: real, reconstructed and generated images."""
-    rows = [
-        ("Generated", f"samples/{spec.sample.name}/images"),
-        ("Real, of the validation split", "images/val"),
-        ("Their reconstructions", "reconstructions/val/images"),
-    ]
-    sheets = []
-    for title, name in rows:
+def _pictures(spec: Spec, root: str) -> Iterator[dict[str, str]]:
+    """Title and data URI of sheets of real, reconstructed and generated images, and of what other commands drew."""
+    sets = {
+        "Generated": f"samples/{spec.sample.name}/images",
+        "Real, of the validation split": "images/val",
+        "Their reconstructions": "reconstructions/val/images",
+    }
+    for title, name in sets.items():
         if storage.exists(storage.join(root, name, "manifest.json")):
-            if not len(items := open_shards(storage.join(root, name))):
-                continue
-            places = np.linspace(0, len(items) - 1, min(SHOWN, len(items))).round().astype(int)
-            sheets.append({"title": title, "uri": data_uri([items[int(index)]["image"] for index in places])})
+            items = open_shards(storage.join(root, name))
+            if images := [items[index]["image"] for index in spread(len(items), SHOWN)]:
+                yield {"title": title, "uri": data_uri(encode_photo(_sheet(images)))}
+    for title, uri in _drawn(root):
+        yield {"title": title, "uri": data_uri(storage.read_bytes(uri), uri.rpartition(".")[2])}
+
+
+def _sheet(images: Sequence[np.ndarray]) -> np.ndarray:
+    """A grid of images, each enlarged to at least 128 px by repeating pixels."""
+    factor = max(1, 128 // images[0].shape[0])
+    return grid([image.repeat(factor, 0).repeat(factor, 1) for image in images], columns=8, gap=4)
+
+
+def _drawn(root: str) -> Iterator[tuple[str, str]]:
+    """Title and address of what other commands drew: reconstruct, evaluate legibility, training, look."""
     depths = storage.join(root, "reconstructions/val/depths.png")
     if storage.exists(depths):
-        title = "Originals, then reconstructions and differences from 1, 2, … codes a position"
-        sheets.append({"title": title, "uri": png_uri(storage.read_bytes(depths))})
-    return [*sheets, *_charts_of_legibility(root), *_drawn_in_training(root), *_looked_at(root)]
-
-
-def _charts_of_legibility(root: str) -> Iterator[dict[str, str]]:
-    """The pictures of `dnd evaluate legibility`."""
+        yield "Originals, then reconstructions and differences from 1, 2, … codes a position", depths
     for file in storage.list_files(storage.join(root, "evaluation")):
         if file.uri.endswith(".svg"):
-            data = base64.b64encode(storage.read_bytes(file.uri)).decode()
-            title = "Real words against distinct words, over temperatures"
-            yield {"title": title, "uri": f"data:image/svg+xml;base64,{data}"}
-
-
-def _looked_at(root: str) -> Iterator[dict[str, str]]:
-    """The first of the contact sheets that `dnd look` drew."""
-    for file in islice(storage.list_files(storage.join(root, "look")), LOOKED):
-        title = f"Kept and dropped: {file.uri.rpartition('/')[2].removesuffix('.png')}"
-        yield {"title": title, "uri": png_uri(storage.read_bytes(file.uri))}
-
-
-def _drawn_in_training(root: str) -> Iterator[dict[str, str]]:
-    """The first, a middle and the last of the pictures that training drew (train.sample_every)."""
+            yield "Real words against distinct words, over temperatures", file.uri
     files = storage.list_files(storage.join(root, "transformer", "samples"))
-    drawn = sorted((int(found[1]), f.uri) for f in files if (found := re.search(r"/step_(\d+)\.png$", f.uri)))
-    for step, uri in dict.fromkeys(drawn[n] for n in (0, len(drawn) // 2, len(drawn) - 1) if drawn):
-        yield {"title": f"Drawn while training, step {step}", "uri": png_uri(storage.read_bytes(uri))}
+    steps = sorted((int(found[1]), f.uri) for f in files if (found := re.search(r"/step_(\d+)\.png$", f.uri)))
+    for step, uri in dict.fromkeys(steps[n] for n in (0, len(steps) // 2, len(steps) - 1) if steps):
+        yield f"Drawn while training, step {step}", uri
+    for file in islice(storage.list_files(storage.join(root, "look")), LOOKED):
+        yield f"Kept and dropped: {file.uri.rpartition('/')[2].removesuffix('.png')}", file.uri
 
 
-def data_uri(images: Sequence[np.ndarray]) -> str:
-    """A grid of images, each enlarged to at least 128 px by repeating pixels, as a PNG data URI."""
-    factor = max(1, 128 // images[0].shape[0])
-    enlarged = [image.repeat(factor, 0).repeat(factor, 1) for image in images]
-    return png_uri(encode_photo(grid(enlarged, columns=8, gap=4)))
-
-
-def png_uri(data: bytes) -> str:
-    """A PNG as a data URI."""
-    return "data:image/png;base64," + base64.b64encode(data).decode()
+def data_uri(data: bytes, kind: str = "png") -> str:
+    """A picture, "png" or "svg", as a data URI."""
+    mime = {"png": "image/png", "svg": "image/svg+xml"}[kind]
+    return f"data:{mime};base64,{base64.b64encode(data).decode()}"

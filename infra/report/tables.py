@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from typing import Any, NamedTuple
 
-from data_specs import storage
-from data_specs.root import spec_of
+from data_specs.root import spec_of_samples
 from data_specs.spec import Spec
 from train.evaluation.published import PUBLISHED, Conditions, differences
 from train.evaluation.results import naming_its_file
@@ -52,10 +51,19 @@ DATA = {"imagenet": "ImageNet", "text_image": "Text-Image", "arxiv_image": "arXi
 
 
 class Table(NamedTuple):
-    """A head, and rows of a label and a value for each other column."""
+    """A head, and rows of a label and a value for each other column; the page shows them by `figure_text`."""
 
     head: list[str]
-    rows: list[tuple[str, list[str]]]
+    rows: Sequence[tuple[str, Sequence[object]]]
+
+
+def figure_text(value: object) -> str:
+    """A figure in four digits, a count whole, the ends of an interval; – where there is none."""
+    if value is None:
+        return "–"
+    if isinstance(value, list):
+        return " to ".join(map(figure_text, value))
+    return f"{value:.4g}" if isinstance(value, float) else f"{value:,}" if isinstance(value, int) else str(value)
 
 
 def table_of(result: dict[str, Any]) -> Table:
@@ -68,9 +76,9 @@ def table_of(result: dict[str, Any]) -> Table:
         return _by_kind(result)
     figures = result.get("figures") or {k: v for k, v in result.items() if k in NAMES}
     if own := result.get("originals"):  # the ceiling of rOCR
-        rows = [(_name(k), [_text(v), _text(own.get(k))]) for k, v in figures.items()]
+        rows = [(_name(k), [v, own.get(k)]) for k, v in figures.items()]
         return Table(["figure", "reconstructions", "originals"], rows)
-    return Table(["figure", "value"], [(_name(k), [_text(v)]) for k, v in figures.items()])
+    return Table(["figure", "value"], [(_name(k), [v]) for k, v in figures.items()])
 
 
 def against_published(evaluations: list[dict[str, Any]], spec: Spec, root: str) -> list[dict[str, Any]]:
@@ -86,19 +94,12 @@ def against_published(evaluations: list[dict[str, Any]], spec: Spec, root: str) 
             ours += _measured(one, spec, root)
     rows = []
     for row in (row for row in PUBLISHED if row.conditions[:3] == concerned):
-        same = (
-            (name, value, differences(row.conditions, own)) for name, figure, value, own in ours if figure == row.figure
-        )
-        here = [f"{_text(value)} ({name}{_but(differ)})" for name, value, differ in same if differ is not None]
-        rows.append(
-            {
-                **row.conditions._asdict(),
-                "figure": _name(row.figure),
-                "value": row.value,
-                "source": row.source,
-                "here": here,
-            }
-        )
+        here = [
+            f"{figure_text(value)} ({name}{_but(differences(row.conditions, own))})"
+            for name, figure, value, own in ours
+            if figure == row.figure
+        ]
+        rows.append(row.conditions._asdict() | row._asdict() | {"figure": _name(row.figure), "here": here})
     return rows
 
 
@@ -143,63 +144,59 @@ def _reader(figure: str, result: dict[str, Any]) -> str:
 
 def _drawn_by(uri: str, root: str) -> tuple[str, float | None]:
     """(model, guidance) of samples, by the spec that their folder keeps; unknown where they are not this root's."""
-    folder = storage.join(root, "samples") + "/"
-    if not uri.startswith(folder):
-        return "", None
-    made = spec_of(root, f"samples/{uri.removeprefix(folder).partition('/')[0]}")
-    if not made.transformer or not isinstance(made.sample.guidance, float):
+    made = spec_of_samples(root, uri)
+    if not made or not made.transformer or not isinstance(made.sample.guidance, float):
         return "", None
     heads = {"dnd": "DnD"}.get(made.transformer.heads, made.transformer.heads)
     return f"{heads} {made.transformer.size or 'of its own size'}", made.sample.guidance
 
 
-def _but(differ: list[str]) -> str:
+def _but(differ: list[str] | None) -> str:
     return f"; but {', '.join(differ)}" if differ else ""
 
 
 def _by_depth(rows: list[dict[str, Any]]) -> Table:
     keys = [key for key in rows[0] if key != "depth"]
     head = ["codes a position", *(str(row["depth"]) for row in rows)]
-    return Table(head, [(_name(key), [_text(row[key]) for row in rows]) for key in keys])
+    return Table(head, [(_name(key), [row[key] for row in rows]) for key in keys])
 
 
 def _by_temperature(result: dict[str, Any]) -> Table:
     """Legibility: real and reconstructed pictures, the samples, and those of each temperature of the sweep."""
-    real, words, exact = result["real"], result["real_words"], result["exact_words"]
-    columns: list[tuple[str, dict[str, Any]]] = [
-        ("real", real | {"distinct_words": result["distinct_words"]["real"]}),
-        ("reconstructed", {}),
-        (_sampled_at(result), result | {"distinct_words": result["distinct_words"]["generated"]}),
-        *((_sampled_at(row), row) for row in result["sweep"]),
+    by_kind = ("exact_words", "real_words", "distinct_words")
+    real, reconstructed, generated = (
+        {key: result[key].get(kind) for key in by_kind} for kind in ("real", "reconstructed", "generated")
+    )
+    columns = [
+        ("real", result["real"] | real),
+        ("reconstructed", reconstructed),
+        *((_sampled_at(row), row) for row in (result | generated, *result["sweep"])),
     ]
-    shares = [words.get(name, of.get("real_words")) for name, of in columns[:2]] + [words["generated"]]
-    shares += [row["real_words"] for row in result["sweep"]]
-    keys = ("ratio", "ratio_interval", "distinct_words", "distinct_pairs", "duplicates", "copied", "copied_lines")
-    rows = [
-        ("exact words", [_text(exact.get(name)) for name, _ in columns]),
-        ("real words", [_text(share) for share in shares]),
-        *((_name(key), [_text(of.get(key)) for _, of in columns]) for key in (*keys, "scribbles")),
-        ("commonest opening", [_opening(of) for _, of in columns]),
-    ]
-    return Table(["", *(name for name, _ in columns)], rows)
+    keys = (
+        *("exact_words", "real_words", "ratio", "ratio_interval", "distinct_words", "distinct_pairs", "duplicates"),
+        *("copied", "copied_lines", "scribbles"),
+    )
+    rows = [(_name(key), [of.get(key) for _, of in columns]) for key in keys]
+    openings = ("commonest opening", [_opening(of) for _, of in columns])
+    return Table(["", *(name for name, _ in columns)], [*rows, openings])
 
 
 def _sampled_at(row: dict[str, Any]) -> str:
-    return "generated" if row["temperature"] is None else f"temperature {_text(row['temperature'])}"
+    return "generated" if row["temperature"] is None else f"temperature {figure_text(row['temperature'])}"
 
 
-def _opening(row: dict[str, Any]) -> str:
-    return f"{row['opening']}, {row['opening_share']:.0%}" if row.get("opening") else "–"
+def _opening(row: dict[str, Any]) -> str | None:
+    return f"{row['opening']}, {row['opening_share']:.0%}" if row.get("opening") else None
 
 
 def _by_kind(result: dict[str, Any]) -> Table:
     of = [result[kind] for kind in KINDS]
     rows = [
-        (f"perplexity per {result['unit']}", [_text(one["perplexity"]) for one in of]),
-        ("95 % interval", [" – ".join(map(_text, one["interval_95"] or ["none"])) for one in of]),
-        ("median of the images", [_text(one["median"]) for one in of]),
-        ("real words", [_text((one["words"] or {}).get("share")) for one in of]),
-        *((_name(key), [_text(one[key]) for one in of]) for key in ("num_images", "num_scored", "num_too_short")),
+        (f"perplexity per {result['unit']}", [one["perplexity"] for one in of]),
+        ("95 % interval", [one["interval_95"] or "none" for one in of]),
+        ("median of the images", [one["median"] for one in of]),
+        ("real words", [(one["words"] or {}).get("share") for one in of]),
+        *((_name(key), [one[key] for one in of]) for key in ("num_images", "num_scored", "num_too_short")),
     ]
     return Table(["", *KINDS], rows)
 
@@ -207,11 +204,3 @@ def _by_kind(result: dict[str, Any]) -> Table:
 def _name(key: str) -> str:
     plain, bracket, rest = key.partition("[")
     return NAMES.get(plain, plain.replace("_", " ")) + (f" {bracket}{rest}" if rest else "")
-
-
-def _text(value: object) -> str:
-    if value is None:
-        return "–"
-    if isinstance(value, list):
-        return " to ".join(map(_text, value))
-    return f"{value:.4g}" if isinstance(value, float) else f"{value:,}" if isinstance(value, int) else str(value)

@@ -128,7 +128,7 @@ def code_of(on: Engine) -> Code:
 
 
 @contextmanager
-def left_alone_if_refused(uri: str) -> Iterator[None]:
+def restored_on_error(uri: str) -> Iterator[None]:
     """Put a file back as it was where the block raises."""
     before = storage.read_text(uri) if storage.exists(uri) else None
     try:

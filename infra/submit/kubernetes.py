@@ -144,7 +144,8 @@ def send(wanted: Manifest, text: str) -> str:
     Raises:
         ValueError: one of its name has not ended; or what kubectl complains of.
     """
-    name, resource = wanted["metadata"]["name"], RESOURCES[wanted["kind"]]
+    name = wanted["metadata"]["name"]
+    resource = RESOURCES[wanted["kind"]]
     space = [f"--namespace={wanted['metadata']['namespace']}"] if "namespace" in wanted["metadata"] else []
     found = _kubectl("get", resource, name, *space, "--ignore-not-found", "--output=json")
     if found:

@@ -7,7 +7,6 @@ from typing import Any
 
 import gradio as gr
 import numpy as np
-from markupsafe import Markup
 
 from data_specs import storage
 from data_specs.spec import Spec
@@ -15,8 +14,8 @@ from infra.look import contact_sheet
 from infra.report.charts import chart_svg, curves_of
 from infra.status import status_lines
 from infra.view import neighbours, sets, studio
-from infra.view.page import place_for, reporting_mistakes
-from infra.view.sets import part, shown
+from infra.view.page import html_block, reporting_mistakes
+from infra.view.sets import macro, shown
 from tokenize_jobs.views import make_views
 
 PAGE, ROWS, REJECTS = 24, 8, 200  # samples of a page, of neighbours, and rejects that are listed
@@ -34,50 +33,50 @@ def samples(root: str, spec: Spec, names: list[str]) -> None:
         )
         number = gr.Number(value=1, precision=0, minimum=1, label="Page")
     count = gr.Markdown()
-    found = place_for()
+    found = html_block()
     with gr.Row():
         before, after = gr.Button("Previous"), gr.Button("Next")
-    sample = place_for("<p>Choose a sample.</p>")
+    sample = html_block("<p>Choose a sample.</p>")
     depth = gr.Slider(1, spec.codes.depth, value=spec.codes.depth, step=1, label="Decoded from the first … codes")
     view = gr.Number(value=0, precision=0, minimum=0, label="View", visible=spec.tokenize.views == "ten_crop")
-    codes = place_for()
+    codes = html_block()
     index = gr.State(None)
     query = [name, unit, where, number]
 
     @reporting_mistakes
-    def opened(name: str) -> tuple[Any, int]:
+    def shards_of(name: str) -> tuple[Any, int]:
         units = [str(unit) for unit in sets.shard_numbers(sets.open_now(root, name))]
         return gr.Dropdown([ALL, *units], value=units[0] if len(units) > LISTED else ALL), 1
 
     @reporting_mistakes
-    def listed(name: str, unit: str, where: str, number: int) -> tuple[str, str]:
+    def list_samples(name: str, unit: str, where: str, number: int) -> tuple[str, str]:
         items = sets.open_now(root, name)
-        places = sets.chosen(items, _unit(unit), where)
-        pages = max(1, -(-len(places) // PAGE))
-        on_page = [items[position] for position in places[(number - 1) * PAGE : number * PAGE]]
-        words = f"{len(places):,} of {len(items):,} samples, page {number} of {pages}"
-        return words, part("tiles", [shown(item["__key__"], item["image"]) for item in on_page], "No samples here.")
+        positions = sets.chosen(items, _unit(unit), where)
+        pages = max(1, -(-len(positions) // PAGE))
+        on_page = [items[position] for position in positions[(number - 1) * PAGE : number * PAGE]]
+        words = f"{len(positions):,} of {len(items):,} samples, page {number} of {pages}"
+        return words, macro("tiles", [shown(item["__key__"], item["image"]) for item in on_page], "No samples here.")
 
     @reporting_mistakes
-    def take(name: str, unit: str, where: str, number: int, event: gr.EventData) -> tuple[int, str]:
+    def show_sample(name: str, unit: str, where: str, number: int, event: gr.EventData) -> tuple[int, str]:
         items = sets.open_now(root, name)
         position = int(sets.chosen(items, _unit(unit), where)[(number - 1) * PAGE + event.index])
         shard = items.manifest.shardlist[items.locate(position)[0]].url
         return position, sets.about(items[position], shard)
 
     @reporting_mistakes
-    def coded(name: str, position: int | None, depth: int, view: int) -> str:
+    def show_codes(name: str, position: int | None, depth: int, view: int) -> str:
         return "" if position is None else _coded(root, spec, name, position, int(depth), int(view or 0))
 
-    name.change(opened, name, [unit, number]).then(listed, query, [count, found])
-    gr.on([unit.input, where.submit], lambda: 1, None, number).then(listed, query, [count, found])
-    number.change(listed, query, [count, found])
+    name.change(shards_of, name, [unit, number]).then(list_samples, query, [count, found])
+    gr.on([unit.input, where.submit], lambda: 1, None, number).then(list_samples, query, [count, found])
+    number.change(list_samples, query, [count, found])
     before.click(lambda number: max(1, number - 1), number, number)
     after.click(lambda number: number + 1, number, number)
-    found.select(take, query, [index, sample]).then(coded, [name, index, depth, view], codes)
+    found.select(show_sample, query, [index, sample]).then(show_codes, [name, index, depth, view], codes)
     for control in (depth, view):
-        control.change(coded, [name, index, depth, view], codes)
-    gr.on(None, opened, name, [unit, number]).then(listed, query, [count, found])
+        control.change(show_codes, [name, index, depth, view], codes)
+    gr.on(None, shards_of, name, [unit, number]).then(list_samples, query, [count, found])
 
 
 def _unit(shard: str) -> int | None:
@@ -98,43 +97,43 @@ def _coded(root: str, spec: Spec, name: str, position: int, depth: int, view: in
     tokenizer = studio.tokenizer_of(storage.join(root, spec.tokenize.tokenizer))
     pictures = [shown(*pair) for pair in studio.by_depth(tokenizer, codes, depth, original)]
     title = f"<h3>Code {depth} of {codes.shape[-1]} of each position</h3>"
-    return part("figures", pictures) + title + part("codes", codes[..., depth - 1].tolist(), codes.shape[1] > 16)
+    return macro("figures", pictures) + title + macro("codes", codes[..., depth - 1].tolist(), codes.shape[1] > 16)
 
 
 # ---- what was left out -----------------------------------------------------------------------------------------------
 def left_out(root: str, names: list[str]) -> None:
     name = gr.Dropdown(names, value=names[0], label="Set")
-    counts = place_for()
+    counts = html_block()
     reason = gr.Dropdown([], label="Rejected for", visible=False)
-    listed = place_for()
+    listed = html_block()
     with gr.Row():
         unit = gr.Number(value=0, precision=0, minimum=0, label="Shard")
-        draw = gr.Button("Pictures of what this shard kept and left out")
-    sheet = place_for()
+        button = gr.Button("Pictures of what this shard kept and left out")
+    sheet = html_block()
 
     @reporting_mistakes
-    def counted(name: str) -> tuple[str, Any, str]:
+    def count_reasons(name: str) -> tuple[str, Any, str]:
         rows = sets.reasons(root, name)
         rejected = [reason for kind, reason, _ in rows if kind == "rejected"]
-        table = part("table", ["", "reason", "count"], rows) if rows else "<p>Nothing was left out of this set.</p>"
+        table = macro("table", ["", "reason", "count"], rows) if rows else "<p>Nothing was left out of this set.</p>"
         return table, gr.Dropdown(rejected, value=rejected[0] if rejected else None, visible=bool(rejected)), ""
 
     @reporting_mistakes
-    def of_reason(name: str, reason: str | None) -> str:
+    def list_rejects(name: str, reason: str | None) -> str:
         rows = (
             [(r.key, r.source, r.detail) for r in islice(sets.rejects(root, name, reason), REJECTS)] if reason else []
         )
-        return part("table", ["key", "source", "what is known"], rows) if rows else ""
+        return macro("table", ["key", "source", "what is known"], rows) if rows else ""
 
     @reporting_mistakes
-    def drawn(name: str, unit: int) -> str:
+    def draw(name: str, unit: int) -> str:
         picture = np.asarray(contact_sheet(root, name, int(unit), boxes=True))
-        return part("figures", [shown(f"{name}, shard {unit}", picture)], "wide")
+        return macro("figures", [shown(f"{name}, shard {unit}", picture)], "wide")
 
-    gr.on([name.change], counted, name, [counts, reason, sheet])
-    reason.change(of_reason, [name, reason], listed)
-    draw.click(drawn, [name, unit], sheet)
-    gr.on(None, counted, name, [counts, reason, sheet])
+    gr.on([name.change], count_reasons, name, [counts, reason, sheet])
+    reason.change(list_rejects, [name, reason], listed)
+    button.click(draw, [name, unit], sheet)
+    gr.on(None, count_reasons, name, [counts, reason, sheet])
 
 
 # ---- neighbours ------------------------------------------------------------------------------------------------------
@@ -147,11 +146,11 @@ def neighbours_of(root: str, spec: Spec, names: list[str]) -> None:
     with gr.Row():
         name = gr.Dropdown(names, value=drawn[0], label="Set")
         number = gr.Number(value=1, precision=0, minimum=1, label="Page")
-    search = gr.Button("Search", variant="primary")
-    found = place_for()
+    button = gr.Button("Search", variant="primary")
+    found = html_block()
 
     @reporting_mistakes
-    def searched(name: str, number: int) -> str:
+    def search(name: str, number: int) -> str:
         items = sets.open_now(root, name)
         training = storage.join(root, spec.tokenize.images["train"])
         rows = []
@@ -159,20 +158,20 @@ def neighbours_of(root: str, spec: Spec, names: list[str]) -> None:
             near = neighbours.nearest(training, item["image"])
             about = f"{near.key}, difference {near.difference:.1f}"
             rows.append([shown(item["__key__"], item["image"]), shown(about, near.image)])
-        return part("pairs", rows)
+        return macro("pairs", rows)
 
-    search.click(searched, [name, number], found)
+    button.click(search, [name, number], found)
 
 
 # ---- curves ----------------------------------------------------------------------------------------------------------
 def curves(root: str, tab: gr.Tab) -> None:
-    seen = place_for()
+    seen = html_block()
     timer = gr.Timer(EVERY, active=False)
 
     @reporting_mistakes
-    def looked() -> str:
-        charts = [(chart.title, Markup(chart_svg(chart))) for chart in curves_of(root)]  # noqa: S704 (it escapes)
-        return part("charts", charts, list(status_lines(root)))
+    def show_curves() -> str:
+        charts = [(chart.title, chart_svg(chart)) for chart in curves_of(root)]
+        return macro("charts", charts, list(status_lines(root)))
 
-    tab.select(looked, outputs=seen).then(lambda: gr.Timer(active=True), outputs=timer)
-    timer.tick(looked, outputs=seen, show_progress="hidden")
+    tab.select(show_curves, outputs=seen).then(lambda: gr.Timer(active=True), outputs=timer)
+    timer.tick(show_curves, outputs=seen, show_progress="hidden")

@@ -58,6 +58,6 @@ def reporting_mistakes(function: Callable[..., Any]) -> Callable[..., Any]:
     return call
 
 
-def place_for(value: str = "") -> gr.HTML:
+def html_block(value: str = "") -> gr.HTML:
     """A place for HTML; its tiles trigger `select`, a hole that is marked in it `input`."""
     return gr.HTML(value, elem_classes="view", js_on_load=JS)

@@ -97,7 +97,8 @@ def guarded(app: App, token: str | None) -> App:
 
 def refused(headers: Any, cookies: dict[str, str], token: str | None) -> str:
     """Why a request is not answered; "" where it is."""
-    host, origin = headers.get("host", ""), headers.get("origin")
+    host = headers.get("host", "")
+    origin = headers.get("origin")
     if token and not secrets.compare_digest(cookies.get(COOKIE, "").encode(), token.encode()):
         return "open the address that `dnd view` printed: it bears the token"
     if not token and not is_local(urlsplit(f"//{host}").hostname or ""):

@@ -8,7 +8,6 @@ from functools import cache
 from pathlib import Path
 from typing import Any
 
-import jinja2
 import numpy as np
 from PIL import Image
 
@@ -24,7 +23,7 @@ from data_specs.table import matching
 from data_specs.units import read_plan
 from data_specs.verify import find_shard_sets
 from infra.look import with_boxes
-from infra.report.report import png_uri
+from infra.report.report import data_uri, template
 from pipeline.png import encode_photo
 from pipeline.stages import find
 
@@ -114,21 +113,19 @@ def class_names(root: str) -> list[tuple[str, int]]:
 
 
 # ---- as HTML ---------------------------------------------------------------------------------------------------------
-def part(name: str, *values: Any) -> str:
+def macro(name: str, *values: Any) -> str:
     """A macro of parts.html with these values: whatever documents wrote into them is escaped."""
     return str(getattr(_parts(), name)(*values))
 
 
 @cache
 def _parts() -> Any:
-    loader = jinja2.FileSystemLoader(Path(__file__).parent)
-    environment = jinja2.Environment(loader=loader, autoescape=True, undefined=jinja2.StrictUndefined)
-    return environment.get_template("parts.html").module
+    return template(Path(__file__).parent / "parts.html").module
 
 
 def shown(words: str, image: np.ndarray) -> tuple[str, str]:
     """A picture uint8 [H, W, 3] and the words below it, as the macros take them."""
-    return words, png_uri(encode_photo(image))
+    return words, data_uri(encode_photo(image))
 
 
 def about(item: Item, shard: str) -> str:
@@ -142,7 +139,7 @@ def about(item: Item, shard: str) -> str:
         caption = f"{len(info.words)} words, {sum(info.clipped)} of them cut by the edge"
     facts = [("key", item["__key__"]), ("shard", shard), ("class", item["cls"])]
     facts += [(name, known[name]) for name in ABOUT if known.get(name) not in (None, "", -1)]
-    return part("sample", shown(caption, picture)[1], caption, known.get("text", ""), facts)
+    return macro("sample", shown(caption, picture)[1], caption, known.get("text", ""), facts)
 
 
 # ---- what is not there -----------------------------------------------------------------------------------------------

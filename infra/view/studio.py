@@ -38,40 +38,37 @@ def models(root: str, ema: bool) -> Generator:
     Raises:
         ValueError: one is missing, or they do not fit each other.
     """
-    name = "ema.safetensors" if ema else "transformer.safetensors"
-    files = [
-        storage.stat(storage.join(root, uri)) for uri in (f"transformer/{name}", "tokenizer/tokenizer.safetensors")
-    ]
-    return _models(root, ema, tuple(file.etag if file else "" for file in files))
+    weights = "ema.safetensors" if ema else "transformer.safetensors"
+    return _models(root, ema, _etag(root, "transformer", weights), _etag(root, "tokenizer", "tokenizer.safetensors"))
 
 
 @lru_cache(1)
-def _models(root: str, ema: bool, tags: tuple[str, ...]) -> Generator:
+def _models(root: str, ema: bool, *etags: str) -> Generator:
     return load_root(root, ema=ema)
 
 
 def tokenizer_of(uri: str) -> RQVAE:
     """The tokenizer in a folder; loaded again when training has written another. Raises ValueError where none is."""
-    file = storage.stat(storage.join(uri, "tokenizer.safetensors"))
-    return _tokenizer(uri, file.etag if file else "")
+    return _tokenizer(uri, _etag(uri, "tokenizer.safetensors"))
 
 
 @lru_cache(1)
-def _tokenizer(uri: str, tag: str) -> RQVAE:
+def _tokenizer(uri: str, etag: str) -> RQVAE:
     return load_tokenizer(uri)
 
 
-def decoded(tokenizer: RQVAE, codes: np.ndarray, depths: int) -> np.ndarray:
-    """The picture uint8 [H, W, 3] of the first `depths` codes of each position of codes [h, w, d]."""
-    return decode_codes(tokenizer, codes[None, ..., :depths])[0]
+def _etag(*path: str) -> str:
+    file = storage.stat(storage.join(*path))
+    return file.etag if file else ""
 
 
 def by_depth(tokenizer: RQVAE, codes: np.ndarray, depths: int, original: np.ndarray) -> list[tuple[str, np.ndarray]]:
     """The original, what the first codes of each position make of it, and what differs."""
-    made = decoded(tokenizer, codes, depths)
-    named = [("original", original)] if original.shape == made.shape else []
-    named += [(f"from {depths} of {codes.shape[-1]} codes a position", made)]
-    return named + ([("difference; grey is none", difference(original, made))] if original.shape == made.shape else [])
+    made = decode_codes(tokenizer, codes[None, ..., :depths])[0]
+    named = (f"from {depths} of {codes.shape[-1]} codes a position", made)
+    if original.shape != made.shape:
+        return [named]
+    return [("original", original), named, ("difference; grey is none", difference(original, made))]
 
 
 def sample_base(model: Generator, codes: np.ndarray) -> Base:
@@ -86,8 +83,8 @@ def text_base(model: Generator, spec: Spec, text: str) -> Base:
     Raises:
         ValueError: it cannot be drawn, or does not fit on one picture.
     """
-    style, size = spec.render.text, spec.shape.image_size
-    made = list(render_text(text, "studio", style, spec.seed, spec.render.crop_size or size, size))
+    size = spec.shape.image_size
+    made = list(render_text(text, "studio", spec.render.text, spec.seed, spec.render.crop_size or size, size))
     if len(made) != 1 or not isinstance(made[0], Picture) or len(made[0].about["words"]) < len(text.split()):
         reason = getattr(made[0], "reason", "it is longer than one picture: give fewer words")
         raise ValueError(f"the text cannot be drawn: {reason}")
@@ -141,12 +138,10 @@ def draw(model: Generator, spec: Spec, cls: int, number: int, given: np.ndarray 
     Raises:
         ValueError: the model has no such class, or cannot do what is asked for.
     """
-    grid = spec.codes.grid
     fixed = torch.from_numpy(given).flatten(0, 1).repeat(number, 1, 1) if given is not None else None
-    options |= {
-        name: getattr(spec.sample, name) for name in ("guidance_schedule", "guidance_interval", "top_k", "top_p")
-    }
+    others = ("guidance_schedule", "guidance_interval", "top_k", "top_p")
+    options |= {name: getattr(spec.sample, name) for name in others}
     codes = sample_codes(model.transformer, [cls] * number, given=fixed, **options)
     assert isinstance(codes, torch.Tensor)
-    drawn = codes.unflatten(1, grid).cpu().numpy()
+    drawn = codes.unflatten(1, spec.codes.grid).cpu().numpy()
     return drawn, decode_codes(model.tokenizer, drawn)

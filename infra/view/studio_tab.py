@@ -10,17 +10,17 @@ import numpy as np
 
 from data_specs.spec import Spec
 from infra.view import sets, studio
-from infra.view.page import place_for, reporting_mistakes
-from infra.view.sets import part, shown
+from infra.view.page import html_block, reporting_mistakes
+from infra.view.sets import macro, shown
 from train.generate import Generator
 
 DRAWN = 16  # pictures at most
 NOTHING = "<p>Nothing is given yet: choose a picture that was drawn, take a sample, or write a line.</p>"
-ALONE: dict[str, Any] = {"concurrency_id": "model", "concurrency_limit": 1}  # one at a time holds the model
+EXCLUSIVE: dict[str, Any] = {"concurrency_id": "model", "concurrency_limit": 1}  # one at a time holds the model
 Shown = tuple[Any, str]  # what is kept for the next step, and what the page shows
 
 
-class Given(NamedTuple):
+class GivenControls(NamedTuple):
     """The controls of what is given."""
 
     set_name: gr.Dropdown
@@ -37,15 +37,15 @@ def studio_tab(root: str, spec: Spec) -> None:
     """Draws pictures, and draws them anew around what is given."""
     options = _options(root, spec)
     start = gr.Button("Draw", variant="primary")
-    drawn = place_for()
+    drawn = html_block()
     with gr.Row():
         with gr.Column():
-            controls = _given(root, spec)
+            controls = _given_controls(root, spec)
         with gr.Column():
-            given = place_for(NOTHING)
+            given = html_block(NOTHING)
     base, codes = gr.State(None), gr.State(None)
-    _draws(root, spec, start, controls, [base, controls.hole, controls.depths], options, [codes, drawn])
-    _gives(root, spec, controls, codes, drawn, [base, given])
+    _connect_drawing(root, spec, start, controls, [base, controls.hole, controls.depths], options, [codes, drawn])
+    _connect_given(root, spec, controls, codes, drawn, [base, given])
 
 
 def _options(root: str, spec: Spec) -> list[Any]:
@@ -69,7 +69,7 @@ def _first(value: float | Sequence[float]) -> float:
     return value if isinstance(value, float | int) else value[0]
 
 
-def _given(root: str, spec: Spec) -> Given:
+def _given_controls(root: str, spec: Spec) -> GivenControls:
     depth = spec.shape.depth
     names = sets.set_names(root, "codes")
     with gr.Row():
@@ -85,18 +85,24 @@ def _given(root: str, spec: Spec) -> Given:
     about = "fewer: the model completes the deeper ones"
     depths = gr.Slider(1, depth, value=depth, step=1, label="Codes kept of each position", info=about)
     paint = gr.Button("Paint", variant="primary")
-    return Given(set_name, number, take, words, write, hole, depths, paint)
+    return GivenControls(set_name, number, take, words, write, hole, depths, paint)
 
 
-def _draws(
-    root: str, spec: Spec, start: gr.Button, controls: Given, given: list[Any], options: list[Any], outputs: list[Any]
+def _connect_drawing(
+    root: str,
+    spec: Spec,
+    start: gr.Button,
+    controls: GivenControls,
+    given: list[Any],
+    options: list[Any],
+    outputs: list[Any],
 ) -> None:
     """Draw and Paint."""
 
     def draw(fixed: np.ndarray | None, cls: int, number: int, warm: float, guidance: float, seed: int) -> Shown:
         asked = {"temperature": float(warm), "guidance": float(guidance), "seed": int(seed)}
         codes, pictures = studio.draw(_models(root, spec), spec, int(cls), int(number), fixed, **asked)
-        return codes, part("tiles", [shown(f"seed {seed}, {n}", one) for n, one in enumerate(pictures)], "")
+        return codes, macro("tiles", [shown(f"seed {seed}, {n}", one) for n, one in enumerate(pictures)], "")
 
     @reporting_mistakes
     def from_nothing(*asked: Any) -> Shown:
@@ -108,25 +114,27 @@ def _draws(
             raise ValueError("nothing is given: choose a picture that was drawn, take a sample, or write a line")
         return draw(studio.given_codes(base, studio.hole_of(hole, spec.shape.grid), int(depths)), *asked)
 
-    start.click(from_nothing, options, outputs, **ALONE)
-    controls.paint.click(from_base, [*given, *options], outputs, **ALONE)
+    start.click(from_nothing, options, outputs, **EXCLUSIVE)
+    controls.paint.click(from_base, [*given, *options], outputs, **EXCLUSIVE)
 
 
-def _gives(root: str, spec: Spec, controls: Given, codes: gr.State, drawn: gr.HTML, outputs: list[Any]) -> None:
+def _connect_given(
+    root: str, spec: Spec, controls: GivenControls, codes: gr.State, drawn: gr.HTML, outputs: list[Any]
+) -> None:
     """What is given: a picture that was drawn, a sample, a line; and the hole that is marked in it."""
     base, given = outputs
 
-    def looked(base: studio.Base | None, hole: str) -> str:
+    def show_given(base: studio.Base | None, hole: str) -> str:
         if base is None:
             return NOTHING
         marked = studio.hole_of(hole, spec.shape.grid)
         free = np.argwhere(base.free).tolist()
-        return part("hole", shown("", base.picture)[1], *spec.shape.grid, marked, free)
+        return macro("hole", shown("", base.picture)[1], *spec.shape.grid, marked, free)
 
     @reporting_mistakes
     def choose(codes: np.ndarray, event: gr.EventData) -> Shown:
         base = studio.sample_base(_models(root, spec), codes[event.index])
-        return base, looked(base, "")
+        return base, show_given(base, "")
 
     @reporting_mistakes
     def take(name: str, index: int) -> Shown:
@@ -134,24 +142,24 @@ def _gives(root: str, spec: Spec, controls: Given, codes: gr.State, drawn: gr.HT
         if not 0 <= index < len(items):
             raise ValueError(f"{name} has the samples 0 to {len(items) - 1}")
         base = studio.sample_base(_models(root, spec), items[int(index)]["codes"][0])
-        return base, looked(base, "")
+        return base, show_given(base, "")
 
     @reporting_mistakes
     def write(words: str) -> Shown:
         base = studio.text_base(_models(root, spec), spec, words)
-        return base, looked(base, "")
+        return base, show_given(base, "")
 
     def marked(event: gr.EventData) -> str:
         return str(event.hole)
 
     for began in (
-        drawn.select(choose, codes, outputs, **ALONE),
-        controls.take.click(take, [controls.set_name, controls.number], outputs, **ALONE),
-        controls.write.click(write, controls.words, outputs, **ALONE),
+        drawn.select(choose, codes, outputs, **EXCLUSIVE),
+        controls.take.click(take, [controls.set_name, controls.number], outputs, **EXCLUSIVE),
+        controls.write.click(write, controls.words, outputs, **EXCLUSIVE),
     ):
         began.then(lambda: "", outputs=controls.hole)
     given.input(marked, outputs=controls.hole)
-    controls.hole.change(reporting_mistakes(looked), [base, controls.hole], given)
+    controls.hole.change(reporting_mistakes(show_given), [base, controls.hole], given)
 
 
 def _models(root: str, spec: Spec) -> Generator:

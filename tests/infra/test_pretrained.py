@@ -131,6 +131,13 @@ def test_a_release_of_which_half_is_missing_leaves_nothing(tiny_release: str, re
     with pytest.raises(ValueError, match=r"spec\.yaml: not YAML"):
         run("pretrained", published, "--root", tmp_path / "root")
     assert not (tmp_path / "root").exists()
+    (published / "spec.yaml").unlink()
+    for folder in (published, tmp_path / "used"):
+        (folder / "transformer").mkdir(parents=True)
+        (folder / "transformer/a").touch()
+    with pytest.raises(ValueError, match=r"used/transformer: there is something already"):
+        run("pretrained", published, "--root", tmp_path / "used")
+    assert not (tmp_path / "used/tokenizer").exists()
 
 
 def test_an_address_is_accepted_where_a_checkpoint_is(hub: Hub, release: Path, tmp_path: Path) -> None:

@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 from typing import Any
 
+import pytest
+
 from data_specs import load_spec
 from data_specs.root import record_spec
+from infra.report import report
 from infra.report.tables import against_published
 
 
@@ -55,3 +59,14 @@ def test_only_those_published_figures_that_concern_the_run_are_listed(tmp_path: 
     assert against_published([], load_spec("demo"), str(tmp_path)) == []
     rows = against_published([], load_spec("imagenet_16x16x4"), str(tmp_path))
     assert {(row["data"], row["size"], row["depth"]) for row in rows} == {("ImageNet", 256, 4)} and len(rows) == 3
+
+
+def test_a_spec_of_images_alone_and_a_package_that_is_missing_have_a_report(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(report, "PACKAGES", ("pillow", "no-such-package"))
+    shape = "{image_size: 384, grid: [24, 24], depth: 1, codebook_size: 512}"
+    (tmp_path / "spec.yaml").write_text(f"name: pages\nshape: {shape}\nrender: {{sources: [{{kind: docstrings}}]}}\n")
+    page = Path(report.write_report(str(tmp_path))).read_text()
+    assert "codebook of 512" in page and "transformer of" not in page and "no-such-package" not in page
+    assert json.loads((tmp_path / "report/metrics.json").read_text())["versions"]["no-such-package"] is None

@@ -23,7 +23,7 @@ from data_specs.receipts import commit
 from infra.view import neighbours, sets, studio
 from infra.view.server import COOKIE, guarded, is_local, listen, refused
 from infra.view.server import address as address_of
-from infra.view.sets import part
+from infra.view.sets import macro
 from pipeline.stages import UnitStage
 from pipeline.workers import Workers
 from tokenize_jobs.job import DECODE, TOKENIZE
@@ -261,7 +261,7 @@ def test_a_copy_is_found_and_a_running_set_is_shown(root: str, tmp_path: Path) -
 
 def test_nothing_that_was_written_into_a_document_acts() -> None:
     item = {"__key__": "a", "cls": 0, "image": np.zeros((8, 8, 3), np.uint8), "json": {"text": SCRIPT, "title": SCRIPT}}
-    assert "<img src=x" not in sets.about(item, SCRIPT) + part("table", [SCRIPT], [[SCRIPT]])
+    assert "<img src=x" not in sets.about(item, SCRIPT) + macro("table", [SCRIPT], [[SCRIPT]])
 
 
 def test_only_who_may_ask_is_answered() -> None:

@@ -43,24 +43,24 @@ def enter(monkeypatch: pytest.MonkeyPatch, address: str, sha256: str) -> None:
 
 def test_a_name_is_fetched_and_held_to_its_digest(address: str, monkeypatch: pytest.MonkeyPatch) -> None:
     enter(monkeypatch, address, hashlib.sha256(DATA).hexdigest())
-    path = Path(weights.at_hand("net"))
-    assert path.read_bytes() == DATA and Path(weights.at_hand(address)) == path
+    path = Path(weights.fetch_weights("net"))
+    assert path.read_bytes() == DATA and Path(weights.fetch_weights(address)) == path
     said = CliRunner().invoke(app, ["pretrained", "net"])
     assert said.stdout.strip() == str(path)
     assert _with_weights("inception:net") == f"inception:{path}"
     enter(monkeypatch, address, "0" * 64)
     with pytest.raises(ValueError, match="is not what was published"):
-        weights.at_hand("net")
+        weights.fetch_weights("net")
 
 
 def test_what_is_out_of_reach_names_the_command_to_run_elsewhere(monkeypatch: pytest.MonkeyPatch) -> None:
     enter(monkeypatch, "http://127.0.0.1:9/net.pth", "")
     with pytest.raises(ValueError, match=r"net: out of reach .* run `curl -LO http://127\.0\.0\.1:9/net\.pth`"):
-        weights.at_hand("net")
+        weights.fetch_weights("net")
 
 
 def test_paths_stay_as_they_are() -> None:
-    assert weights.at_hand("some/file.npz") == "some/file.npz"
+    assert weights.fetch_weights("some/file.npz") == "some/file.npz"
     for spec in ("builtin", "auto", "tesserocr", "module:a.b:c", "qwen2-vl:", "qwen2-vl:folder"):
         assert _with_weights(spec) == spec
 

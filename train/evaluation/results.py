@@ -7,13 +7,12 @@ import platform
 import sys
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from importlib.metadata import PackageNotFoundError, version
 from typing import Any, TypeGuard
 
 from pydantic_core import from_json, to_jsonable_python
 
 from data_specs import storage
-from data_specs.code_version import this_code
+from data_specs.code_version import installed_version, this_code
 from data_specs.records import Summary
 
 PACKAGES = (
@@ -25,8 +24,8 @@ NOT_COMPARED = {"command", "versions", "worst", "texts"}
 
 def with_provenance(result: dict[str, Any], command: Sequence[str]) -> dict[str, Any]:
     """`result` with the command that made it and the versions of Python, this project and what decides figures."""
-    versions = {"python": platform.python_version(), "dnd-transformer": _version("dnd-transformer")}
-    versions |= {name: _version(name) for name in PACKAGES}
+    versions = {"python": platform.python_version(), "dnd-transformer": installed_version("dnd-transformer")}
+    versions |= {name: installed_version(name) for name in PACKAGES}
     return {**result, "command": list(command), "versions": versions | {"commit": this_code().commit}}
 
 
@@ -113,10 +112,3 @@ def flatten(tree: object, prefix: str = "") -> dict[str, Any]:
 
 def _is_figure(value: object) -> TypeGuard[float]:
     return isinstance(value, int | float) and not isinstance(value, bool)
-
-
-def _version(package: str) -> str | None:
-    try:
-        return version(package)
-    except PackageNotFoundError:
-        return None

@@ -1,5 +1,10 @@
 """Provenance of results, comparison of two, and the published tables."""
 
+from pathlib import Path
+
+import pytest
+
+from data_specs import code_version
 from train.evaluation.published import PUBLISHED, SOURCE, Conditions, differences
 from train.evaluation.results import compare, with_provenance
 
@@ -54,3 +59,15 @@ def test_ours_stand_beside_a_published_value_only_where_it_says_something():
     assert differences(theirs, theirs._replace(guidance=None)) == ["guidance unknown, not 2.0"]
     for other in ({"data": "demo"}, {"size": 64}, {"depth": 4}):
         assert differences(theirs, theirs._replace(**other)) is None
+
+
+def test_a_result_of_a_job_without_history_names_the_commit_that_its_submission_told(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(code_version, "REPOSITORY", tmp_path)
+    monkeypatch.setenv("DND_COMMIT", "3" * 40)
+    code_version.this_code.cache_clear()
+    try:
+        assert with_provenance({}, [])["versions"]["commit"] == "3" * 40
+    finally:
+        code_version.this_code.cache_clear()
