@@ -1,18 +1,19 @@
-"""The images of each training step: a function of (seed, step), dealt to the ranks and read ahead in threads."""
+"""The images of each training step: a function of (seed, step), dealt to the ranks; and reading ahead in threads."""
 
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
-from typing import NamedTuple
+from itertools import islice
+from typing import NamedTuple, TypeVar
 
 import numpy as np
 
 from data_specs.reader import ShardSet
 from tokenize_jobs.views import Pixels, random_view
 
-STEPS_AHEAD = 2
+T = TypeVar("T")
 
 
 class Draw(NamedTuple):
@@ -46,26 +47,26 @@ def deal(batch: int, world: int, micro: int | None) -> list[list[list[int]]]:
     return [[part.tolist() for part in np.array_split(share, count)] for share in shares]
 
 
-def read_batches(
-    sets: Sequence[ShardSet], draws: Iterator[list[list[Draw]]], size: int, threads: int
-) -> Iterator[list[Pixels]]:
-    """Yield the micro batches uint8 [b, size, size, 3] of each step, for what was drawn for them, in order."""
-    ahead: deque[list[list[Future[Pixels]]]] = deque()
+def read_view(sets: Sequence[ShardSet], drawn: Draw, size: int) -> Pixels:
+    """Return the view [size, size, 3] that was drawn."""
+    return random_view(sets[drawn.shard_set][drawn.image]["image"], size, drawn.at)
+
+
+def stacked(images: Iterator[Pixels], sizes: Iterable[int]) -> list[Pixels]:
+    """Take the next images as micro batches [b, size, size, 3] of so many each."""
+    return [np.stack(list(islice(images, count))) for count in sizes]
+
+
+def in_threads(calls: Iterable[Callable[[], T]], threads: int, ahead: int) -> Generator[T, None, None]:
+    """Yield what calls return, in order, each made in a thread at most `ahead` before its use; closed, drop others."""
+    waiting = deque[Future[T]]()
     with ThreadPoolExecutor(threads) as pool:
         try:
-            for step in draws:
-                ahead.append([[pool.submit(_image, sets, drawn, size) for drawn in micro] for micro in step])
-                if len(ahead) > STEPS_AHEAD:
-                    yield _collect(ahead.popleft())
-            while ahead:
-                yield _collect(ahead.popleft())
+            for call in calls:
+                waiting.append(pool.submit(call))
+                if len(waiting) > ahead:
+                    yield waiting.popleft().result()
+            while waiting:
+                yield waiting.popleft().result()
         finally:
             pool.shutdown(cancel_futures=True)
-
-
-def _collect(step: list[list[Future[Pixels]]]) -> list[Pixels]:
-    return [np.stack([image.result() for image in micro]) for micro in step]
-
-
-def _image(sets: Sequence[ShardSet], drawn: Draw, size: int) -> Pixels:
-    return random_view(sets[drawn.shard_set][drawn.image]["image"], size, drawn.at)

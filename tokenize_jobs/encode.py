@@ -8,9 +8,8 @@ from __future__ import annotations
 import io
 import json
 from collections import deque
-from collections.abc import Callable, Iterator
-from concurrent.futures import ThreadPoolExecutor
-from functools import cache
+from collections.abc import Iterator
+from functools import cache, partial
 from itertools import islice
 from typing import Any
 
@@ -24,15 +23,15 @@ from data_specs.reader import decode_image
 from data_specs.records import Dropped, Reason, Sample, parse_info
 from data_specs.shards import Shard
 from data_specs.spec import Spec
+from tokenize_jobs.batches import in_threads
 from tokenize_jobs.device import autocast, memory_of, naming_what_to_lower, pick_device, to_device
 from tokenize_jobs.memory import fitting_compute_batch
 from tokenize_jobs.rqvae import RQVAE
-from tokenize_jobs.views import NUM_VIEWS, ViewKind, make_views
+from tokenize_jobs.views import NUM_VIEWS, Pixels, ViewKind, make_views
 
 BLOCK = 16  # images that a thread decodes at a time
 GPU_THREADS = 4  # threads that decode images for a GPU; a CPU worker has one, beside those that compute
 BATCH = "tokenize.compute_batch"
-Views = np.ndarray  # uint8 [views, H, W, 3] of one sample
 KEPT_JSON = ("id", "source", "page", "licence", "text")
 
 
@@ -44,13 +43,13 @@ def encode_shard(model: RQVAE, spec: Spec, split: str, shard: Shard) -> Iterator
     kind = _view_kind(spec, split)
     size = spec.shape.image_size
     threads = GPU_THREADS if next(model.parameters()).is_cuda else 1
-    blocks = threads + -(-(spec.tokenize.compute_batch or 0) // (BLOCK * NUM_VIEWS[kind]))
-    with ThreadPoolExecutor(threads) as pool:
-        loaded = _ahead(pool, blocks, len(numbers), lambda index: _load(shard, int(numbers[index]), size, kind))
-        codes = encode_views(model, (view for sample in loaded for view in sample), spec)
-        for number in numbers.tolist():
-            of_sample = np.stack(list(islice(codes, NUM_VIEWS[kind])))
-            yield code_sample(shard.key(number), of_sample, shard.fields(number), rows[number])
+    ahead = threads + -(-(spec.tokenize.compute_batch or 0) // (BLOCK * NUM_VIEWS[kind]))
+    blocks = np.split(numbers, range(BLOCK, len(numbers), BLOCK))
+    loaded = in_threads((partial(_load, shard, block, size, kind) for block in blocks), threads, ahead)
+    codes = encode_views(model, (view for block in loaded for sample in block for view in sample), spec)
+    for number in numbers.tolist():
+        of_sample = np.stack(list(islice(codes, NUM_VIEWS[kind])))
+        yield code_sample(shard.key(number), of_sample, shard.fields(number), rows[number])
     for number in np.setdiff1d(np.arange(len(shard)), numbers).tolist():
         yield Dropped(shard.key(number), "", Reason.WHERE)
 
@@ -60,23 +59,10 @@ def _view_kind(spec: Spec, split: str) -> ViewKind:
     return "centre" if spec.tokenize.views == "ten_crop" and split != "train" else spec.tokenize.views
 
 
-def _load(shard: Shard, number: int, size: int, kind: ViewKind) -> np.ndarray:
-    where = f"{shard.uri}: {shard.key(number)}"
-    return make_views(decode_image(shard.fields(number).get("png", b""), where), size, kind)
-
-
-def _ahead(pool: ThreadPoolExecutor, blocks: int, total: int, load: Callable[[int], Views]) -> Iterator[Views]:
-    """load(0) ... load(total - 1) in order, made in threads `blocks` blocks ahead of their use."""
-
-    def block(first: int) -> list[Views]:
-        return [load(number) for number in range(first, min(first + BLOCK, total))]
-
-    firsts = iter(range(0, total, BLOCK))
-    ahead = deque(pool.submit(block, first) for first in islice(firsts, blocks))
-    while ahead:
-        loaded = ahead.popleft().result()
-        ahead.extend(pool.submit(block, first) for first in islice(firsts, 1))
-        yield from loaded
+def _load(shard: Shard, numbers: np.ndarray, size: int, kind: ViewKind) -> list[Pixels]:
+    """The views [views, size, size, 3] of each of these samples."""
+    fields = ((shard.fields(number), f"{shard.uri}: {shard.key(number)}") for number in numbers.tolist())
+    return [make_views(decode_image(of.get("png", b""), where), size, kind) for of, where in fields]
 
 
 @torch.inference_mode()

@@ -11,7 +11,9 @@ import copy
 import math
 import os
 import time
-from collections.abc import Generator, Iterator
+from collections.abc import Callable, Generator, Iterator
+from functools import partial
+from itertools import chain
 from pathlib import Path
 from typing import Any
 
@@ -23,7 +25,7 @@ from data_specs import open_shards, storage
 from data_specs.reader import ShardSet
 from data_specs.records import CheckpointFile, TaskState, TokenizerState
 from data_specs.spec import Spec
-from tokenize_jobs.batches import Draw, deal, draw, read_batches
+from tokenize_jobs.batches import deal, draw, in_threads, read_view, stacked
 from tokenize_jobs.checkpoint import StoredTensors
 from tokenize_jobs.device import (
     autocast,
@@ -47,6 +49,7 @@ from tokenize_jobs.views import Pixels, center_view
 from tokenize_jobs.weights import save_tokenizer, stored_tensors
 
 VALIDATION_IMAGES = 64
+STEPS_AHEAD = 2  # whose images are read before their use
 
 
 # ---- the task ------------------------------------------------------------------------------------------------------
@@ -65,6 +68,7 @@ class TokenizerTask:
         memory = min(ranks.gather(memory_of(self.device)))  # the least: all make the same number of micro batches
         micro = self.section.micro_batch_size or fitting_micro_batch(spec, ranks.world, self.dtype, memory)
         self.dealt = deal(self.section.batch_size, self.ranks.world, micro)
+        self.micro_sizes = [len(images) for images in self.dealt[ranks.rank]]
         self.sets = [open_shards(storage.join(root, entry.manifest)) for entry in self.section.images]
         if empty := [images.uri for images in self.sets if not len(images)]:
             raise ValueError(f"{empty[0]}: the shard set is empty: there is nothing to learn from")
@@ -79,7 +83,7 @@ class TokenizerTask:
         self.model = model
         self.optimizers = self.networks.optimizers(self.section)
         self.ema = None if self.section.ema is None else MovingAverage(self.model, self.section.ema)
-        self.batches: Generator[list[Pixels], None, None] | None = None
+        self.images: Generator[Pixels, None, None] | None = None
         self.statistics = CodeStatistics(model.config.depth, model.config.codebook_size, self.device)
         if self.section.compile:
             for module in (self.model.encoder, self.model.decoder, lpips):
@@ -92,17 +96,16 @@ class TokenizerTask:
         self.close()
         self.step_number = self.section.steps - num_steps
         self.draw_number = position // self.section.batch_size
-        draws = self._draws(range(self.draw_number, self.draw_number + num_steps))
-        batches = read_batches(self.sets, draws, self.spec.shape.image_size, self._num_threads())
-        assert isinstance(batches, Generator)
-        self.batches = batches
+        reads = self._reads(range(self.draw_number, self.draw_number + num_steps))
+        self.images = in_threads(reads, self._num_threads(), STEPS_AHEAD * sum(self.micro_sizes))
 
-    def _draws(self, numbers: range) -> Iterator[list[list[Draw]]]:
-        """What this rank's micro batches of each step hold."""
+    def _reads(self, numbers: range) -> Iterator[Callable[[], Pixels]]:
+        """What reads each image of this rank in the steps of these numbers."""
         weights = [entry.weight for entry in self.section.images]
         for number in numbers:
             drawn = draw(self.sets, weights, self.section.batch_size, self.spec.seed, number)
-            yield [[drawn[image] for image in micro] for micro in self.dealt[self.ranks.rank]]
+            for image in chain.from_iterable(self.dealt[self.ranks.rank]):
+                yield partial(read_view, self.sets, drawn[image], self.spec.shape.image_size)
 
     def _num_threads(self) -> int:
         """Threads that decode images: spare cores where a GPU computes, one where the cores do."""
@@ -111,20 +114,20 @@ class TokenizerTask:
 
     def close(self) -> None:
         """End the threads that read ahead."""
-        if self.batches is not None:
-            self.batches.close()
+        if self.images is not None:
+            self.images.close()
 
     # ---- a step ----------------------------------------------------------------------------------------------------
     def step(self, rate: float, limit: float) -> Step:
         """Make one step, unless the mean squared error is over `limit`, or it or the gradient is not finite."""
         started = time.monotonic()
-        assert self.batches is not None
-        images = next(self.batches)
+        assert self.images is not None
+        images = stacked(self.images, self.micro_sizes)
         waited = time.monotonic() - started
         seed = np.random.SeedSequence((self.spec.seed, self.draw_number, self.ranks.rank)).generate_state(1, np.uint64)
         torch.manual_seed(int(seed[0]) >> 1)
         before = [buffer.clone() for buffer in self._buffers()]
-        with naming_what_to_lower("tokenizer.micro_batch_size", max(map(len, images))):
+        with naming_what_to_lower("tokenizer.micro_batch_size", max(self.micro_sizes)):
             losses, codes = self._backward([to_device(micro, self.device, self.layout) for micro in images])
         mse, norm = self._sum_over_ranks(losses["mse"])
         applied = math.isfinite(norm) and mse <= limit
@@ -164,7 +167,7 @@ class TokenizerTask:
     def _shares(self) -> list[float]:
         """This rank's part of all ranks' images, micro batch by micro batch."""
         of_all = [sum(map(len, micros)) for micros in zip(*self.dealt, strict=True)]
-        return [len(micro) / count for micro, count in zip(self.dealt[self.ranks.rank], of_all, strict=True)]
+        return [size / count for size, count in zip(self.micro_sizes, of_all, strict=True)]
 
     @property
     def _has_begun(self) -> bool:
@@ -216,7 +219,7 @@ class TokenizerTask:
     def _mean_squared_error(self, model: RQVAE, pixels: Pixels) -> float:
         model.eval()
         total = 0.0
-        size = max(map(len, self.dealt[self.ranks.rank]))
+        size = max(self.micro_sizes)
         for start in range(0, len(pixels), size):
             images = to_device(pixels[start : start + size], self.device, self.layout)
             with autocast(self.device, self.dtype):

@@ -9,13 +9,13 @@ import io
 import logging
 import resource
 from bisect import bisect_left
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Generator, Iterable, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import suppress
 from functools import cache as cache_once
-from functools import lru_cache
+from functools import lru_cache, partial
 from threading import Event
-from typing import Any, BinaryIO, NamedTuple
+from typing import BinaryIO, NamedTuple
 
 import numpy as np
 from numpy.lib.stride_tricks import sliding_window_view
@@ -27,6 +27,7 @@ from data_specs.records import ReadingOrder, ShardEntry
 from data_specs.sections import ShardInput
 from data_specs.shards import Digests, Shard, index_uri, open_verified
 from data_specs.spec import Spec
+from tokenize_jobs.batches import in_threads
 from train import order
 
 FETCHES = 8  # shards that a process fetches and verifies at a time
@@ -305,16 +306,9 @@ class Loader:
             )
         return codes, classes
 
-    def ahead(self, wanted: Iterable[tuple[int, int]]) -> Iterator[Batch]:
+    def ahead(self, wanted: Iterable[tuple[int, int]]) -> Generator[Batch, None, None]:
         """`batch(*w)` for each w of `wanted`, read in a thread one batch ahead."""
-        with ThreadPoolExecutor(1) as pool:
-            waiting: list[Any] = []
-            for first, count in wanted:
-                waiting.append(pool.submit(self.batch, first, count))
-                if len(waiting) > 1:
-                    yield waiting.pop(0).result()
-            while waiting:
-                yield waiting.pop(0).result()
+        return in_threads((partial(self.batch, first, count) for first, count in wanted), threads=1, ahead=1)
 
 
 def positions_of(position: int, batch: int, micro: int, rank: int, world: int) -> list[tuple[int, int]]:

@@ -99,9 +99,7 @@ class TransformerTask:
             self.loader.fetch_from(position)
         else:
             self.batches.close()
-        batches = self.loader.ahead(self._micro_batches(num_steps))
-        assert isinstance(batches, Generator)
-        self.batches = batches
+        self.batches = self.loader.ahead(self._micro_batches(num_steps))
 
     def _micro_batches(self, num_steps: int) -> Iterator[tuple[int, int]]:
         """(first position, count) of this rank's micro batches from the present position on."""

@@ -12,6 +12,7 @@ import socket
 import subprocess
 import sys
 import time
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -24,7 +25,7 @@ from safetensors.torch import load_file, save_file
 from data_specs import open_shards
 from data_specs.digest import claim
 from data_specs.records import Identity
-from tokenize_jobs.batches import deal, draw, read_batches
+from tokenize_jobs.batches import deal, draw, in_threads, read_view, stacked
 from tokenize_jobs.checkpoint import verify_training
 from tokenize_jobs.device import to_device
 from tokenize_jobs.losses import LPIPS
@@ -78,7 +79,8 @@ def test_sets_are_mixed_by_weight(tmp_path: Path) -> None:
     places = [place for step in range(200) for place in draw(sets, [1.0, 3.0], 8, 0, step)]
     assert np.mean([place.shard_set for place in places]) == pytest.approx(0.75, abs=0.03)
     assert {place.image for place in places if place.shard_set == 0} == set(range(40))
-    micros = next(read_batches(sets, iter([[places[:3], places[3:8]]]), 32, 2))
+    images = in_threads((partial(read_view, sets, place, 32) for place in places), threads=2, ahead=5)
+    micros = stacked(images, (3, 5))
     assert [micro.shape for micro in micros] == [(3, 32, 32, 3), (5, 32, 32, 3)]
     for place, image in zip(places, np.concatenate(micros), strict=False):
         assert np.array_equal(image, sets[place.shard_set][place.image]["image"])
