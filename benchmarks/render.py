@@ -193,7 +193,8 @@ def _bare_markdown(spec: Spec, inputs: Path, encode: Encode, words: bool) -> int
 
 
 def _by_story(spec: Spec, bodies: Iterator[str], encode: Encode, words: bool) -> int:
-    style, size = spec.render.text, spec.shape.image_size
+    style = spec.render.text
+    size = spec.shape.image_size
     canvas = spec.render.crop_size or size
     made = 0
     archive = pymupdf.Archive()

@@ -70,7 +70,8 @@ def of_layer(width: int, heads: int, kernels: Kernels) -> tuple[float, int]:
     On a CPU attention computes in float32, so that the layer is counted in it: half of that is bfloat16's.
     """
     config = TransformerConfig(1, heads, width, 2, (4, 4), (0,))
-    block, (cosine, sine) = Block(config).train(), rotary_factors(config, "cpu")
+    block = Block(config).train()
+    cosine, sine = rotary_factors(config, "cpu")
     graphs: list[fx.GraphModule] = []
 
     def keep(graph: fx.GraphModule, _: Any) -> Callable[..., Any]:

@@ -50,7 +50,8 @@ def sample(preset: str, rounds: int, overrides: list[str], reference: Path | Non
     device = pick_device()
     part = load_spec(preset, overrides).sample
     torch.set_num_threads(part.threads)
-    guidance, batch = part.guidance, part.batch_size or DEFAULT_BATCH
+    batch = part.batch_size or DEFAULT_BATCH
+    guidance = part.guidance
     if isinstance(guidance, list):
         raise ValueError(f"sample.guidance {guidance}: the baselines know one number for all depths: give one")
     dtype = ("bfloat16" if device.type == "cuda" else "float32") if part.dtype == "auto" else part.dtype
@@ -132,7 +133,8 @@ def authors_sampler(path: Path, model: DnDTransformer, guidance: float, greedy: 
     sys.path.insert(0, str(path / "src"))
     network = importlib.import_module("dnd_transformer.gpt_multitoken_v3")
     loop = importlib.import_module("dnd_transformer.generate_multitoken_v3")
-    config, weight = model.config, model.tok_embeddings.weight
+    config = model.config
+    weight = model.tok_embeddings.weight
     arguments = network.ModelArgs(
         dim=config.dim,
         n_layer=config.num_layers,

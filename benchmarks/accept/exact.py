@@ -8,7 +8,6 @@ import os
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
 
 import torch
 from safetensors import safe_open
@@ -169,7 +168,7 @@ def _losses(device: torch.device, steps: int) -> list[float]:
     codes = torch.randint(64, (16, 64, 2)).sort(1).values.to(device)
     model = model.to(device).train()
     optimizer = build_optimizer(model, spec)
-    found = list[Any]()
+    found = list[Tensor]()
     for _ in range(steps):
         optimizer.zero_grad(set_to_none=True)
         loss = model(codes, codes.new_zeros(16), return_loss=True).mean()

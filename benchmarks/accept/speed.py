@@ -45,9 +45,10 @@ def sampling(setting: Setting) -> Iterator[Row]:
 def _sampled(setting: Setting, model: DnDTransformer, dtype: str, batch: int, speed: float) -> Iterator[Row]:
     classes = torch.zeros(batch, dtype=torch.int64, device=setting.device)
     seconds = seconds_of(lambda: sample_codes(model, classes, guidance=2.0), setting.device, 2)
-    what, key = f"{dtype}, batch {batch}", (batch, dtype)
-    told = IMAGES_A_SECOND.get(key) if setting.on_gpu else None
-    yield Row(part="sample", what=what, measured=batch / seconds, unit="images/s", estimated=told)
+    what = f"{dtype}, batch {batch}"
+    key = (batch, dtype)
+    estimated = IMAGES_A_SECOND.get(key) if setting.on_gpu else None
+    yield Row(part="sample", what=what, measured=batch / seconds, unit="images/s", estimated=estimated)
     limit = step_bytes(model, 2 * batch) * model.config.num_positions / speed
     least = GOALS.get(key) if setting.on_gpu else None
     yield Row(part="sample", what=f"{what}: of memory's limit", measured=limit / seconds, least=least)

@@ -9,7 +9,7 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from datetime import timedelta
 from pathlib import Path
 from typing import Any
@@ -174,7 +174,7 @@ def _measured(
         yield from peak(setting, "train", f"{what}: peak", needed, 1 - PREDICTED, 1 + PREDICTED)
 
 
-def _busy_seconds(step: Any, device: torch.device) -> float:
+def _busy_seconds(step: Callable[[], None], device: torch.device) -> float:
     """Seconds of a step in which a kernel ran; the profiler itself slows only the host."""
     with torch.profiler.profile(activities=[torch.profiler.ProfilerActivity.CUDA]) as profiled:
         step()

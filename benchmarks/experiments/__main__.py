@@ -66,9 +66,9 @@ def run(experiment: Experiment, name: str, root: str, base_root: str, rounds: in
 
 def make(experiment: Experiment, one: Run, call: Call) -> None:
     """Makes a run, unless these very commands have made it."""
-    wanted, record = list(commands(experiment, one)), Path(one.root, "commands.json")
+    record = Path(one.root, "commands.json")
     made = json.loads(record.read_text()) if record.exists() else []
-    for words in wanted:
+    for words in commands(experiment, one):
         if words not in made:
             call(words)
             made.append(words)

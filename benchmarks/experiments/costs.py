@@ -66,7 +66,8 @@ def _step_of(spec: Spec) -> Callable[[], object]:
     """Forward, backward and AdamW of a batch of random codes, in the type that the training takes."""
     dtype = getattr(torch, settle_dtype(spec, Ranks()).train.dtype)
     model = DnDTransformer(config_of(spec)).to(dtype).train()
-    optimizer, batch = build_optimizer(model, spec), spec.train.batch_size
+    optimizer = build_optimizer(model, spec)
+    batch = spec.train.batch_size
     codes = torch.randint(spec.codes.codebook_size, (batch, model.config.num_positions, model.config.depth))
     classes = torch.zeros(batch, dtype=torch.int64)
 

@@ -108,8 +108,8 @@ def commands(experiment: Experiment, run: Run) -> Iterator[list[str]]:
         yield ["reconstruct", *_on(experiment, run, {}), "--workers", "0"]
     for name, keys in experiment.samplings.items():
         yield ["sample", *_on(experiment, run, keys | {"sample.name": name}), "--workers", "0"]
-        samples, number = f"samples/{name}/images", str(part.evaluate.ocr_images)
-        words = ["--samples", samples, "--num", number, "--temperatures", "", "--name", name]
+        words = ["--samples", f"samples/{name}/images", "--num", str(part.evaluate.ocr_images)]
+        words += ["--temperatures", "", "--name", name]
         words += ["--reconstructions", "reconstructions/val/images"] if experiment.reconstruct else []
         yield ["evaluate", "legibility", run.root, *words]
 

@@ -56,8 +56,8 @@ def rows_of(experiment: Experiment, runs: Sequence[Run]) -> list[Row]:
 
 
 def _row(experiment: Experiment, runs: list[Run], sampling: str) -> Row:
-    several = {"arms": len(experiment.arms) > 1, "samplings": len(experiment.samplings) > 1}
-    names = [runs[0].arm] * several["arms"] + [sampling] * several["samplings"]
+    of_several = ((runs[0].arm, experiment.arms), (sampling, experiment.samplings))
+    names = [name for name, others in of_several if len(others) > 1]
     figures = [figures_of(experiment, run, sampling) for run in runs]
     steps = spec_of(experiment, runs[0]).train.steps
     samples = storage.join(runs[0].root, "samples", sampling, "samples.npz")
@@ -121,7 +121,8 @@ def strip(rows: Sequence[Row]) -> Image.Image:
     lines = [_samples(row.pictures) for row in rows]
     side = lines[0].shape[1]
     picture = Image.new("RGB", (LABEL + SHOWN * (side + 2), len(rows) * (side + 2)), "white")
-    draw, font = ImageDraw.Draw(picture), ImageFont.load_default(15)
+    draw = ImageDraw.Draw(picture)
+    font = ImageFont.load_default(15)
     draw.rectangle((LABEL - 2, 0, *picture.size), "#c8ced6")
     for index, (row, images) in enumerate(zip(rows, lines, strict=True)):
         top = index * (side + 2)
@@ -139,9 +140,9 @@ def _samples(uri: str) -> np.ndarray:
 
 def ratios_svg(rows: Sequence[Row], title: str) -> str:
     """An SVG document: for each row and seed the ratio of real words to real text, with its interval."""
-    left, width, gap, top = LABEL, 420, 28, 30
+    width, gap, top = 420, 28, 30  # pixels
     height = top + gap * len(rows)
-    at = [left + width * share / 1.2 for share in (0, 0.25, 0.5, 0.75, 1)]
+    at = [LABEL + width * share / 1.2 for share in (0, 0.25, 0.5, 0.75, 1)]
     parts = [f'<text x="8" y="16" font-weight="bold">{escape(title)}</text>']
     for x, label in zip(at, ("0", ".25", ".5", ".75", "real text"), strict=True):
         parts += [f'<path d="M{x:.0f} {top}V{height}" stroke="#d8dee4"/>', _text(x, height + 18, label, "middle")]
@@ -149,18 +150,18 @@ def ratios_svg(rows: Sequence[Row], title: str) -> str:
         y = top + gap * (index + 0.5)
         parts.append(_text(8, y + 4, row.name))
         for number, figures in enumerate(row.figures):
-            parts += _mark(figures, left, width / 1.2, y + 6 * (number - (len(row.figures) - 1) / 2))
-    size = f'width="{left + width + 20}" height="{height + 30}"'
+            parts += _mark(figures, width / 1.2, y + 6 * (number - (len(row.figures) - 1) / 2))
+    size = f'width="{LABEL + width + 20}" height="{height + 30}"'
     style = "font:13px sans-serif;background:#fff"
     body = "\n".join(parts)
     return f'<svg xmlns="http://www.w3.org/2000/svg" {size} style="{style}" fill="#1b1f24">\n{body}\n</svg>\n'
 
 
-def _mark(figures: Figures, left: float, unit: float, y: float) -> list[str]:
+def _mark(figures: Figures, unit: float, y: float) -> list[str]:
     if figures.ratio is None or figures.interval is None:
         return []
-    low, high = (left + unit * value for value in figures.interval)
-    circle = f'<circle cx="{left + unit * figures.ratio:.1f}" cy="{y:.1f}" r="3.5" fill="#0969da"/>'
+    low, high = (LABEL + unit * value for value in figures.interval)
+    circle = f'<circle cx="{LABEL + unit * figures.ratio:.1f}" cy="{y:.1f}" r="3.5" fill="#0969da"/>'
     return [f'<path d="M{low:.1f} {y:.1f}H{high:.1f}" stroke="#0969da" stroke-opacity=".6"/>', circle]
 
 

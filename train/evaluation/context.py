@@ -14,8 +14,10 @@ from data_specs.records import ContextBits
 from train.evaluation.backoff import count_grams, interpolate
 
 POSITIONS = 4_000_000  # of the training split, from its beginning; more would take more than seconds
-BITS, OUTSIDE = 16, 65_535  # a code fits uint16; the neighbours of a picture's edge
-HASH, CONTEXT_MASK = np.int64(-7046029254386353131), np.int64(2**47 - 1)
+BITS = 16  # a code fits uint16
+OUTSIDE = 65_535  # the neighbours of a picture's edge
+HASH = np.int64(-7046029254386353131)
+CONTEXT_MASK = np.int64(2**47 - 1)
 
 
 def context_baseline(train: Iterable[np.ndarray], val: Iterable[np.ndarray], codebook_size: int) -> ContextBits:

@@ -7,7 +7,7 @@ import socket
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import TypeVar
 
 from data_specs.progress import Progress
 from data_specs.records import RangeUnit
@@ -21,6 +21,7 @@ from train.evaluation.reading_cache import Read, image_digest, missing_pictures,
 from train.evaluation.sources import ImageSet, open_images
 
 IMAGES_AT_ONCE = 8  # read by a worker at a time
+Made = TypeVar("Made")
 
 
 def extract_on(workers: Workers, extractor: str, images: ImageSet) -> SetFeatures:
@@ -48,8 +49,8 @@ def read_on(workers: Workers, engine: OcrEngine, cache: Path, sets: Mapping[str,
 
 
 def _run(
-    setup: Callable[[], Callable[[RangeUnit], Any]], total: int, step: int, workers: Workers, task: str
-) -> Iterator[tuple[RangeUnit, Any]]:
+    setup: Callable[[], Callable[[RangeUnit], Made]], total: int, step: int, workers: Workers, task: str
+) -> Iterator[tuple[RangeUnit, Made]]:
     """Ranges of `step` images with their results, as they are done; the first that fails for good ends all."""
     firsts = range(0, total, step)
     units = [RangeUnit(unit=i, first=first, count=min(step, total - first)) for i, first in enumerate(firsts)]
@@ -60,9 +61,9 @@ def _run(
             yield done.unit, done.result
 
 
-def _in_order(results: Iterator[tuple[RangeUnit, Any]]) -> Iterator[Any]:
+def _in_order(results: Iterator[tuple[RangeUnit, Made]]) -> Iterator[Made]:
     """The results in the order of their units."""
-    ahead = dict[int, Any]()
+    ahead = dict[int, Made]()
     number = 0
     for unit, result in results:
         ahead[unit.unit] = result

@@ -70,7 +70,7 @@ def evaluate_ppl_ocr(
     *,
     num_images: int = 250,
 ) -> dict[str, Any]:
-    """PPL-OCR and the share of real words for each named set ("real" is the bound of "generated").
+    """PPL-OCR and the share of real words for the sets "generated" and "real", which is the bound.
 
     A generated set below the bound says the same over and over; the result says so. `num_images` of each set, spread
     evenly, are read; known: the vocabulary of the training text, empty where there is none.
@@ -81,17 +81,16 @@ def evaluate_ppl_ocr(
         texts = [reading.text for reading in readings]
         words = real_word_share(texts, known) if known else None
         result[name] = {**ppl_ocr(texts, model), "words": words, "texts": texts[:8], **unread_counts(readings)}
-    result["too_repetitive"] = is_too_repetitive(result.get("real"), result.get("generated"))
+    result["too_repetitive"] = is_too_repetitive(result["real"], result["generated"])
     if result["too_repetitive"]:
         result["notes"].append(REPETITIVE)
     return result
 
 
-def is_too_repetitive(real: Mapping[str, Any] | None, generated: Mapping[str, Any] | None) -> bool:
-    """Whether a result of `ppl_ocr` lies below the one of real images."""
-    if not real or not generated or real["perplexity"] is None or generated["perplexity"] is None:
-        return False
-    return bool(generated["perplexity"] < real["perplexity"])
+def is_too_repetitive(real: Mapping[str, Any], generated: Mapping[str, Any]) -> bool:
+    """Whether a result of `ppl_ocr` lies below the one of real images; not where there is none."""
+    found, bound = generated["perplexity"], real["perplexity"]
+    return found is not None and bound is not None and bool(found < bound)
 
 
 def pair_up(pictures: ImageSet, originals: ImageSet) -> list[tuple[int, int]]:

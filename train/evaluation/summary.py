@@ -11,6 +11,7 @@ from itertools import islice
 
 from data_specs import open_shards, storage
 from data_specs.metrics import Row, read_rows
+from data_specs.reader import ShardSet
 from data_specs.records import EngineInfo, Quality, RealWords, Summary, SummaryInputs, SummaryWords
 from data_specs.spec import Spec
 from train.evaluation.codes import codebook_usage, count_codes, histogram_baseline
@@ -39,10 +40,7 @@ def summarise(spec: Spec, root: str) -> Summary:
     made = _made_before(root)
     if made and made.inputs == inputs:
         return made
-    codes = {split: open_shards(storage.join(root, "codes", split)) for split in ("train", "val")}
-    for of in codes.values():
-        if not len(of):
-            raise ValueError(f"{of.uri}: the shard set is empty: there is nothing to score")
+    codes = _code_sets(root)
     counts = {
         split: count_codes((item["codes"] for item in of), spec.codes.codebook_size) for split, of in codes.items()
     }
@@ -75,6 +73,15 @@ def _made_before(root: str) -> Summary | None:
     except ValueError as error:
         log.warning("%s: done now", error)
         return None
+
+
+def _code_sets(root: str) -> dict[str, ShardSet]:
+    """The codes of both splits. Raises ValueError for an empty one."""
+    codes = {split: open_shards(storage.join(root, "codes", split)) for split in ("train", "val")}
+    for of in codes.values():
+        if not len(of):
+            raise ValueError(f"{of.uri}: the shard set is empty: there is nothing to score")
+    return codes
 
 
 def last_validation(root: str) -> Row | None:

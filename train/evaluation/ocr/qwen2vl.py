@@ -38,7 +38,8 @@ class Qwen2VL(OcrEngine):
         return None
 
     def __init__(self, path: str = "", device: str = "cpu", num_workers: int | None = None) -> None:
-        self.path, self.device = path, device
+        self.path = path
+        self.device = device
         self.version = f"{Path(path).resolve().name} {folder_digest(path)[:8]} greedy {MAX_NEW_TOKENS}"
 
     @cached_property
