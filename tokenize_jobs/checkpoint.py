@@ -225,14 +225,19 @@ def find_whole(folder: str, ranks: Ranks) -> tuple[str, CheckpointState] | None:
 def _candidates(folder: str) -> list[str]:
     """Addresses of checkpoints in the order in which they are tried."""
     steps = list_steps(folder)
-    latest = storage.join(folder, LATEST)
-    text = storage.read_bytes(latest).decode(errors="replace") if storage.exists(latest) else ""
-    named = STEP.fullmatch(text.strip())
+    latest = _read_latest(folder)
+    named = STEP.fullmatch(latest or "")
     with_state = [n for n in steps if storage.exists(storage.join(folder, step_name(n), STATE))]
     tried = dict.fromkeys([*([int(named[1])] if named else []), *reversed(with_state)])
-    if not tried and steps and storage.exists(latest):  # one was whole once
+    if not tried and steps and latest is not None:  # one was whole once
         tried = dict.fromkeys(reversed(steps))
     return [storage.join(folder, step_name(step)) for step in tried]
+
+
+def _read_latest(folder: str) -> str | None:
+    """The name that `latest` holds, of whatever; None where there is no such file."""
+    uri = storage.join(folder, LATEST)
+    return storage.read_bytes(uri).decode(errors="replace").strip() if storage.exists(uri) else None
 
 
 def _examine(uri: str, rank: int = 0, world: int = 1) -> tuple[CheckpointState | None, list[str]]:
@@ -341,6 +346,9 @@ def verify_training(folder: str) -> Iterator[str]:
     for uri in _candidates(folder):
         _, faults = _examine(uri)
         yield from faults
+    latest = _read_latest(folder)
+    if latest is not None and not STEP.fullmatch(latest):
+        yield f"{storage.join(folder, LATEST)}: names no checkpoint; the next one that is made writes it anew"
     try:
         done = read_finished(folder)
     except RecordError as error:

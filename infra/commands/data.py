@@ -64,7 +64,7 @@ def verify(
 
 
 def _damaged_records(root: str) -> Iterator[str]:
-    """A line for each file that holds a record, beside those of shard sets and checkpoints, and cannot be read."""
+    """A line for each record beside those of shard sets and checkpoints, and each samples.npz, that cannot be read."""
     from data_specs.records import CodeHistory, Identity, LogRow, ReadingOrder, Record
     from data_specs.spec import parse_spec
     from tokenize_jobs import weights as tokenizers
@@ -91,8 +91,22 @@ def _damaged_records(root: str) -> Iterator[str]:
                 read_summary(root)
             elif folder == storage.join(root, "evaluation") and name.endswith(".json"):
                 read_result(file.uri)
+            elif name == "samples.npz":
+                _read_pictures(file.uri)
         except ValueError as error:
             yield str(error)
+
+
+def _read_pictures(uri: str) -> None:
+    """Reads a samples.npz to its end, where its checksum stands. Raises ValueError for one that is damaged or cut."""
+    from train.evaluation.sources import open_images
+
+    pictures = open_images(uri)
+    for _ in pictures.batches(0, len(pictures), 64):
+        pass
+    decoded = storage.join(uri.rpartition("/")[0], "images", "manifest.json")
+    if storage.exists(decoded) and len(pictures) != len(open_images(decoded)):
+        raise ValueError(f"{uri}: holds {len(pictures)} pictures, {decoded} others: decode again")
 
 
 @app.command(cls=RootCommand)

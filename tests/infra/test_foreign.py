@@ -30,6 +30,7 @@ from infra.status import status_lines
 from infra.view.sets import class_names
 from pipeline.duplicates import near_duplicates
 from pipeline.removal import remove
+from tokenize_jobs.decode import write_npz
 from tokenize_jobs.rqvae import RQVAEConfig
 from tokenize_jobs.weights import read_config as read_tokenizer
 from train.evaluation.results import read_result, write_result
@@ -287,6 +288,24 @@ def test_verify_reads_every_record(root: Path) -> None:
     faults = list(_damaged_records(str(root)))
     assert all("\n" not in fault for fault in faults)
     assert sorted(fault.partition(":")[0] for fault in faults) == sorted(f"{root}/{name}" for name in RECORDS)
+
+
+def test_verify_reads_samples_npz_to_its_end(root: Path, tmp_path: Path) -> None:
+    """A bit of the name in its header, of a pixel, of the checksum, of the way it is packed; too few pictures."""
+    items = open_shards(str(root / "images/train"))
+    npz = root / "samples.npz"
+    shutil.copytree(root / "images/train", root / "images", dirs_exist_ok=True)
+    write_npz(items, str(npz))
+    assert list(_damaged_records(str(root))) == []
+    data = npz.read_bytes()
+    directory = data.rindex(b"PK\x01\x02")
+    for position in (30, 300, directory + 10, directory + 16):
+        npz.write_bytes(data[:position] + bytes([data[position] ^ 1]) + data[position + 1 :])
+        [fault] = _damaged_records(str(root))
+        assert fault.startswith(f"{npz}: ") and "\n" not in fault
+    write_npz(items[:-1], str(npz))
+    [fault] = _damaged_records(str(root))
+    assert fault.startswith(f"{npz}: holds {len(items) - 1} pictures")
 
 
 def test_a_number_that_is_not_finite_is_written_as_none(tmp_path: Path) -> None:

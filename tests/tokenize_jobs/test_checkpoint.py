@@ -94,6 +94,9 @@ def test_whatever_latest_holds_a_whole_checkpoint_is_found(tmp_path: Path, lates
     if latest is not None:
         (tmp_path / "latest").write_bytes(latest)
     assert found(str(tmp_path)) == 2
+    faults = list(verify_training(str(tmp_path)))
+    assert len(faults) == (latest is not None)
+    assert all(("latest: names no checkpoint" in f) != ("step_00000009: its state.json is lost" in f) for f in faults)
 
 
 def test_latest_names_where_to_go_on_from(tmp_path: Path) -> None:

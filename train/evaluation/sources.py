@@ -146,12 +146,17 @@ class NpzImages(ImageSet):
         """arr_0, not read yet: (stream at its first value, shape [N, H, W, 3])."""
         try:
             archive = zipfile.ZipFile(self.path)
-        except zipfile.BadZipFile as error:
+            stream = archive.open(ARRAY) if ARRAY in archive.namelist() else None
+        except (
+            zipfile.BadZipFile,
+            RuntimeError,
+            OSError,
+        ) as error:  # RuntimeError: encrypted, packed otherwise
             raise ValueError(f"{self.uri}: not an .npz file ({error})") from error
         with archive:
-            if ARRAY not in archive.namelist():
+            if stream is None:
                 raise ValueError(f"{self.uri}: no arr_0 in it, only {', '.join(archive.namelist()) or 'nothing'}")
-            with archive.open(ARRAY) as stream:
+            with stream:
                 yield stream, _image_shape(stream, self.uri)
 
 
