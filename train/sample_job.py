@@ -4,7 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from functools import partial
-from typing import Any
+from typing import Any, Literal
+
+from pydantic import AliasPath, BaseModel, Field, PositiveInt, ValidationError
 
 from data_specs import storage
 from data_specs.records import Identity, RangeUnit
@@ -63,11 +65,10 @@ class DrawSamples(UnitStage):
     def outputs(self, spec: Spec, root: str, workers: Workers, **_: Any) -> Iterator[Output]:
         refuse_other_transformer(spec, storage.join(root, "transformer"))
         size = spec.sample.images_per_unit
-        spec = settle(spec, root, workers)
+        spec, products = settle(spec, root, workers)
         starts = range(0, spec.sample.num, size)
         units = (RangeUnit(unit=n, first=s, count=min(size, spec.sample.num - s)) for n, s in enumerate(starts))
         other = f"draw under another name (--set sample.name=…; these are {spec.sample.name}), "
-        products = settle_products(spec, root, workers)
         identity = _identity(spec, root, workers, products)
         plan = planned(storage.join(root, self.home(spec), "codes"), identity, units, other)
         yield Output(plan, spec, partial(_setup, spec, root, identity.versions["device"], products))
@@ -83,25 +84,40 @@ class DrawSamples(UnitStage):
         yield from DECODE.run(spec, root, workers, codes=f"{out}/codes", out=out)
 
 
-def settle(spec: Spec, root: str, workers: Workers) -> Spec:
-    """The spec with batch and dtype: its own, those of samples begun under the root, or what suits the workers.
+class Begun(BaseModel, frozen=True):
+    """What samples begun under a name have settled; their plan's identity holds it."""
+
+    dtype: Literal["float32", "bfloat16", "int8"] = Field(validation_alias=AliasPath("sample", "dtype"))
+    batch_size: PositiveInt = Field(validation_alias=AliasPath("sample", "batch_size"))
+    products: dict[str, str]
+
+
+def settle(spec: Spec, root: str, workers: Workers) -> tuple[Spec, dict[str, str]]:
+    """The spec with batch and dtype, and how CPUs multiply: as samples begun under the root, or as suits the workers.
 
     Raises:
-        ValueError: int8 on GPUs.
+        ValueError: int8 on GPUs, or samples whose plan is of something else.
     """
     if workers.gpus and spec.sample.dtype == "int8":
         raise ValueError("sample.dtype int8 is for CPUs: on a GPU leave it out, or use bfloat16")
-    plan = read_plan(storage.join(root, f"samples/{spec.sample.name}/codes"))
-    begun: Any = plan.identity.spec.get("sample") if plan else {}
-    if not isinstance(begun, dict):
-        raise ValueError(f"samples/{spec.sample.name}/codes: its plan is not that of samples; draw under another name")
-    dtype = begun.get("dtype", "bfloat16" if workers.gpus else "float32")
-    chosen = {"dtype": dtype if spec.sample.dtype == "auto" else spec.sample.dtype}
-    section = spec.sample.model_copy(update=chosen)
-    if section.batch_size is None:
-        batch = begun.get("batch_size") or _fitting_batch(spec.model_copy(update={"sample": section}), workers)
-        section = section.model_copy(update={"batch_size": batch})
-    return spec.model_copy(update={"sample": section})
+    begun = _begun(spec, root)
+    dtype: str = spec.sample.dtype
+    if dtype == "auto":
+        suiting = "bfloat16" if workers.gpus else "float32"
+        dtype = begun.dtype if begun else suiting
+    spec = spec.changed("sample", dtype=dtype)
+    if spec.sample.batch_size is None:
+        spec = spec.changed("sample", batch_size=begun.batch_size if begun else _fitting_batch(spec, workers))
+    return spec, begun.products if begun else _fastest_products(spec, root, workers)
+
+
+def _begun(spec: Spec, root: str) -> Begun | None:
+    name = f"samples/{spec.sample.name}/codes"
+    plan = read_plan(storage.join(root, name))
+    try:
+        return Begun.model_validate(plan.identity.spec, strict=True) if plan else None
+    except ValidationError:
+        raise ValueError(f"{name}: its plan is not that of samples; draw under another name") from None
 
 
 def _fitting_batch(spec: Spec, workers: Workers) -> int:
@@ -118,11 +134,8 @@ def _fitting_batch(spec: Spec, workers: Workers) -> int:
     return on_worker(workers, fitting)
 
 
-def settle_products(spec: Spec, root: str, workers: Workers) -> dict[str, str]:
-    """How CPU workers multiply, since it decides bytes: as samples begun under the root, or as is fastest here."""
-    plan = read_plan(storage.join(root, f"samples/{spec.sample.name}/codes"))
-    if plan:
-        return dict(plan.identity.spec.get("products", {}))  # type: ignore[arg-type]
+def _fastest_products(spec: Spec, root: str, workers: Workers) -> dict[str, str]:
+    """How CPU workers multiply what they decode at once; it decides bytes."""
     if workers.gpus or spec.sample.dtype == "int8":
         return {}
     import torch
@@ -132,12 +145,17 @@ def settle_products(spec: Spec, root: str, workers: Workers) -> dict[str, str]:
 
     threads = torch.get_num_threads()
     config = read_config(storage.join(root, "transformer"))
-    rows = (spec.sample.batch_size or 1) * (1 + (spec.sample.guidance != 1))
     torch.set_num_threads(spec.sample.threads)
     try:
-        return choose_products(config, getattr(torch, spec.sample.dtype), rows)
+        return choose_products(config, getattr(torch, spec.sample.dtype), _rows(spec))
     finally:
         torch.set_num_threads(threads)
+
+
+def _rows(spec: Spec) -> int:
+    """Sequences that a worker decodes at once."""
+    assert spec.sample.batch_size, "settled before"
+    return spec.sample.num_rows(spec.sample.batch_size)
 
 
 def _identity(spec: Spec, root: str, workers: Workers, products: dict[str, str]) -> Identity:
@@ -216,7 +234,7 @@ def _setup(spec: Spec, root: str, device: str, products: dict[str, str]) -> Work
     uri = storage.join(root, "transformer")
     dtype = torch.float32 if spec.sample.dtype == "float32" else torch.bfloat16
     model = load_transformer(uri, ema=spec.sample.ema, device=pick_device(), dtype=dtype)
-    model = quantize_int8(model) if spec.sample.dtype == "int8" else packed(model, products=products)
+    model = quantize_int8(model) if spec.sample.dtype == "int8" else packed(model, _rows(spec), products)
     return lambda unit: sample_range(model, spec, unit.first, unit.count, root)
 
 

@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import io
+import json
+from dataclasses import asdict
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -11,15 +14,23 @@ import ranks
 import torch
 from code_sets import make_root, tiny_spec
 from PIL import Image
+from safetensors.torch import save_file
 from test_elastic import losses
 
+from data_specs.records import Identity
 from data_specs.spec import Spec
+from data_specs.units import write_plan
+from pipeline.workers import Workers
 from tokenize_jobs.decode import decode_codes, grid
 from tokenize_jobs.networks import config_of
 from tokenize_jobs.rqvae import RQVAE
 from tokenize_jobs.weights import load_tokenizer, save_tokenizer
 from train.draw import SHOWN, classes_of, sample_batch
-from train.weights import load_transformer
+from train.linear import MklLinear, choose_products
+from train.model import DnDTransformer
+from train.model import config_of as transformer_config
+from train.sample_job import _setup, settle
+from train.weights import CONFIG, WEIGHTS, load_transformer
 
 
 def with_tokenizer(folder: Path) -> str:
@@ -55,6 +66,28 @@ def test_pictures_change_nothing_and_are_what_the_weights_draw(tmp_path: Path) -
     # the same weights in other batches: sums differ in their last bits, so that at most a rare draw falls otherwise
     assert (picture(drawn, 5) == redrawn(drawn, tiny_spec(*common))).mean() > 0.9
     assert (picture(drawn, 4) != picture(drawn, 2)).any()
+
+
+@pytest.mark.skipif(not torch.backends.mkl.is_available(), reason="no MKL")
+def test_workers_pack_weights_for_the_rows_that_they_decode(tmp_path: Path) -> None:
+    """MKL multiplies by what it packed only as many rows as it was packed for; workers packed for sixteen."""
+    spec = tiny_spec("sample={batch_size: 3, candidates: 2, guidance: 2, dtype: float32, ema: false}")
+    config = transformer_config(spec)
+    (tmp_path / "transformer").mkdir()
+    save_file(DnDTransformer(config).state_dict(), tmp_path / "transformer" / WEIGHTS)
+    (tmp_path / "transformer" / CONFIG).write_text(json.dumps(asdict(config)))
+    products = dict.fromkeys(choose_products(config, torch.float32, 12), "mkl")
+    work = _setup(spec, str(tmp_path), "cpu", products)
+    cells = [cell.cell_contents for cell in work.__closure__ or ()]
+    (model,) = [found for found in cells if isinstance(found, DnDTransformer)]
+    assert {found.rows for found in model.modules() if isinstance(found, MklLinear)} == {12}
+
+
+@pytest.mark.parametrize("tree", [{}, {"sample": 1}, {"sample": {"dtype": 5, "batch_size": 2}, "products": {}}])
+def test_a_plan_that_is_not_of_samples_is_named(tmp_path: Path, tree: dict[str, Any]) -> None:
+    write_plan(f"{tmp_path}/samples/default/codes", "0" * 64, Identity(stage="sample", spec=tree), [])
+    with pytest.raises(ValueError, match=r"^samples/default/codes: its plan is not that of samples; draw under"):
+        settle(tiny_spec(), str(tmp_path), Workers())
 
 
 def test_without_a_tokenizer_training_does_not_begin(tmp_path: Path) -> None:
