@@ -31,12 +31,13 @@ class Decoder:
     def __init__(self, model: DnDTransformer, rows: int) -> None:
         config = model.config
         weight = model.tok_embeddings.weight
-        self.model, self.device = model, weight.device
+        self.model = model
+        self.device = weight.device
         self.attention: Callable[..., Tensor] = getattr(model, "attention", F.scaled_dot_product_attention)
         shape = (config.num_layers, 2, rows, config.num_heads, config.num_positions, config.dim // config.num_heads)
         self.caches = torch.zeros(shape, dtype=weight.dtype, device=self.device).unbind()
         self.position = torch.zeros(1, dtype=torch.int64, device=self.device)
-        self.places = torch.arange(config.num_positions, device=self.device)
+        self.positions = torch.arange(config.num_positions, device=self.device)
         self.cosine, self.sine = rotary_factors(config, self.device)
         self.classes = torch.zeros(rows, dtype=torch.int64, device=self.device)
         self.codes = torch.zeros(rows, config.depth, dtype=torch.int64, device=self.device)  # of the last position
@@ -51,7 +52,7 @@ class Decoder:
         """Decodes grid position `position` of the first `rows` sequences; on a GPU always with the same `pick`."""
         if self.device.type == "cuda":
             with torch.cuda.device(self.device):
-                self._replay(min(_round_up(position + 1), len(self.places)) if position else 0, rows, pick)
+                self._replay(min(_round_up(position + 1), len(self.positions)) if position else 0, rows, pick)
         else:
             self._advance(position + 1 if position else 0, rows, pick)
 
@@ -80,8 +81,8 @@ class Decoder:
 
         A mask of booleans would be made into this by three kernels in every layer.
         """
-        return torch.zeros(1, 1, 1, length, dtype=dtype, device=self.places.device).masked_fill_(
-            self.places[:length] > self.position, -torch.inf
+        return torch.zeros(1, 1, 1, length, dtype=dtype, device=self.positions.device).masked_fill_(
+            self.positions[:length] > self.position, -torch.inf
         )
 
     def _attend_to(self, cache: Tensor, length: int, rows: int, mask: Tensor | None) -> Attend:

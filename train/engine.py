@@ -209,10 +209,7 @@ def whole_model(engine: deepspeed.DeepSpeedEngine) -> DnDTransformer:
     for name, parameter in engine.module.named_parameters():
         with deepspeed.zero.GatheredParameters(parameter):
             state[name] = parameter.detach().clone()
-    with torch.device("meta"):
-        model = DnDTransformer(engine.module.config)
-    model.load_state_dict(state, assign=True)
-    return model.eval()
+    return DnDTransformer.of_state(engine.module.config, state)
 
 
 def build_optimizer(model: nn.Module, spec: Spec) -> torch.optim.AdamW:
@@ -225,19 +222,16 @@ def build_optimizer(model: nn.Module, spec: Spec) -> torch.optim.AdamW:
 
 def parameter_groups(model: nn.Module, weight_decay: float, muon: bool = False) -> list[dict[str, Any]]:
     """Weight decay for tensors of two or more dimensions, none for the others; a group of the layers' for Muon."""
-    matrices, wide, narrow = list[nn.Parameter](), list[nn.Parameter](), list[nn.Parameter]()
+    matrices: dict[str, Any] = {"params": [], "weight_decay": weight_decay, "muon": True}
+    wide: dict[str, Any] = {"params": [], "weight_decay": weight_decay, "muon": False}
+    narrow: dict[str, Any] = {"params": [], "weight_decay": 0.0, "muon": False}
     for name, parameter in model.named_parameters():
         dimensions = len(getattr(parameter, "ds_shape", parameter.shape))
+        group = wide if dimensions >= 2 else narrow
         if muon and name.startswith("layers.") and dimensions == 2:
-            matrices.append(parameter)
-        else:
-            (wide if dimensions >= 2 else narrow).append(parameter)
-    groups = [
-        {"params": matrices, "weight_decay": weight_decay, "muon": True},
-        {"params": wide, "weight_decay": weight_decay, "muon": False},
-        {"params": narrow, "weight_decay": 0.0, "muon": False},
-    ]
-    return groups if muon else groups[1:]
+            group = matrices
+        group["params"].append(parameter)
+    return [matrices, wide, narrow] if muon else [wide, narrow]
 
 
 def clip_at_stage_0(engine: deepspeed.DeepSpeedEngine, clip: float) -> None:

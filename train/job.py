@@ -7,13 +7,12 @@ from typing import Any
 from data_specs import storage
 from data_specs.records import Identity
 from data_specs.spec import Spec
-from tokenize_jobs.launch import TrainingFailed, digest_of_start, digests_of, launch, spec_of_training
+from tokenize_jobs import trainer
+from tokenize_jobs.launch import digest_of_start, digests_of, launch, spec_of_training
 from tokenize_jobs.ranks import Ranks
 from tokenize_jobs.trainer import Job, Task
-from tokenize_jobs.trainer import fit as run
 from train.weights import EMA_WEIGHTS
 
-__all__ = ["TrainingFailed", "fit", "identity", "job_of", "train"]
 FREE: dict[str, Any] = {  # on resume; of inputs their content counts, not where they lie
     **dict.fromkeys(("val_codes", "init_from", "zero_stage", "offload_optimizer", "validation_images"), True),
     **dict.fromkeys(("sample_every", "activation_checkpointing", "compile"), True),
@@ -38,15 +37,13 @@ def train(spec: Spec, root: str, *, ranks: int = 1, deepspeed_config: str | None
 
 def fit(spec: Spec, root: str, deepspeed_config: str | None = None) -> bool:
     """Train on this rank, which has joined the others, and write ROOT/transformer; see `trainer.fit`."""
+    from train.engine import read_user_config  # DeepSpeed takes seconds to import
+    from train.task import TransformerTask
 
     def build(ranks: Ranks) -> Task:
-        from train.task import TransformerTask  # DeepSpeed takes seconds to import
-
         return TransformerTask(spec, root, ranks, read_user_config(deepspeed_config))
 
-    from train.engine import read_user_config
-
-    return run(job_of(spec, root), build)
+    return trainer.fit(job_of(spec, root), build)
 
 
 def job_of(spec: Spec, root: str) -> Job:

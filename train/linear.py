@@ -44,7 +44,8 @@ class MklLinear(nn.Module):
 
     def __init__(self, weight: Tensor, rows: int) -> None:
         super().__init__()
-        self.weight, self.rows = weight, rows
+        self.weight = weight
+        self.rows = rows
         self.packed = torch.ops.mkl._mkl_reorder_linear_weight(weight, rows)
 
     def forward(self, x: Tensor) -> Tensor:
@@ -56,7 +57,8 @@ class PackedLinear(nn.Module):
 
     def __init__(self, weight: Tensor, least: int = 1) -> None:
         super().__init__()
-        self.packed, self.least = torch.ops.mkldnn._reorder_linear_weight(weight, ROWS), least
+        self.packed = torch.ops.mkldnn._reorder_linear_weight(weight, ROWS)
+        self.least = least
 
     def widened(self, x: Tensor) -> Tensor:
         """x [B, T, C] with as many rows of zeros behind it as are missing."""
@@ -83,7 +85,9 @@ class PackedFeedForward(nn.Module):
 
     def __init__(self, gate: nn.Module, up: nn.Module, down: nn.Module) -> None:
         super().__init__()
-        self.w1, self.w3, self.w2 = gate, up, down  # type: ignore[assignment]
+        self.w1 = gate  # type: ignore[assignment]
+        self.w3 = up  # type: ignore[assignment]
+        self.w2 = down
 
     def forward(self, x: Tensor) -> Tensor:
         wide = self.w1.widened(x)
@@ -241,11 +245,9 @@ class SamplingTransformer(DnDTransformer):
 
 def _with_modules(model: DnDTransformer, make: Callable[[nn.Module], nn.Module | None]) -> SamplingTransformer:
     """A second model over the same tensors, the modules that `make` has an answer to replaced."""
-    with torch.device("meta"):
-        converted = SamplingTransformer(model.config)
-    converted.load_state_dict(model.state_dict(), assign=True)
+    converted = SamplingTransformer.of_state(model.config, model.state_dict())
     _replace(converted, make)
-    return converted.eval().requires_grad_(False)
+    return converted.requires_grad_(False)
 
 
 def _replace(module: nn.Module, make: Callable[[nn.Module], nn.Module | None]) -> None:

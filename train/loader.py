@@ -46,7 +46,8 @@ class CodeShard:
     """
 
     def __init__(self, uri: str, digests: Digests, shape: tuple[int, int, int]) -> None:
-        self.uri, self.shape = uri, shape
+        self.uri = uri
+        self.shape = shape
         shard = Shard(uri, digests)
         rows = shard.field_rows("codes.npy")
         content = np.frombuffer(shard.map, np.uint8)
@@ -211,7 +212,8 @@ class Loader:
         window = settle_window(order_uri, spec.train.shuffle_window, shards) if order_uri else None
         for number, entry in enumerate(self.sets):
             entry.shuffle(spec.seed + number, window)
-        self.codebook_size, self.num_classes = spec.codes.codebook_size, spec.transformer.num_classes
+        self.codebook_size = spec.codes.codebook_size
+        self.num_classes = spec.transformer.num_classes
         self.class_dropout = spec.transformer.class_dropout
         self.pool = ThreadPoolExecutor(FETCHES)
         self.closed = Event()
@@ -272,7 +274,8 @@ class Loader:
         """
         chosen, samples, windows, views, dropout = self.read_order(first, count)
         rows, columns, depth = self.sets[0].shape
-        codes, classes = np.empty((count, rows * columns, depth), np.int64), np.empty(count, np.int64)
+        codes = np.empty((count, rows * columns, depth), np.int64)
+        classes = np.empty(count, np.int64)
         for number in np.unique(chosen):
             mine = np.flatnonzero(chosen == number)
             self.sets[number].enter(int(windows[mine[0]]), int(windows[mine[-1]]), self._fetch)

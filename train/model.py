@@ -10,13 +10,13 @@ V codebook size, C width, H attention heads, K = C / H width of a head.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Any, Literal, Self
 
 import torch
 import torch.nn.functional as F
-from einops import rearrange
+from einops import rearrange, repeat
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
@@ -85,11 +85,15 @@ class TransformerConfig:
         return 256 * math.ceil(int(8 * self.dim / 3) / 256)
 
     @classmethod
-    def from_released(cls, released: dict[str, Any]) -> TransformerConfig:
-        """Builds a config from a released checkpoint's arguments (the names of shared/reference).
+    def from_released(cls, released: Mapping[str, Any]) -> TransformerConfig:
+        """Build a config from a released checkpoint's arguments (the names of shared/reference).
 
-        Takes either dim, n_layer and n_head, or `preset`, a size's name such as "GPT-XXL"; an entry of
-        released_transformers.json, with `args` beside `preset`, goes as it is. Raises ValueError for an unknown preset.
+        Args:
+            released: either dim, n_layer and n_head, or `preset`, a size's name such as "GPT-XXL"; an entry of
+                released_transformers.json, with `args` beside `preset`, goes as it is.
+
+        Raises:
+            ValueError: an unknown preset, or a grid that is not square.
         """
         args = {**released, **released.get("args", {})}
         layers, heads, dim = _released_size(args)
@@ -150,15 +154,11 @@ def rotary_factors(config: TransformerConfig, device: torch.device | str) -> Rot
     half = config.dim // config.num_heads // 2
     speeds = ROTARY_BASE ** -(torch.arange(0, half, 2, device=device, dtype=torch.float32) / half)
     rows, columns = (torch.arange(n, device=device, dtype=torch.float32) for n in config.grid)
-    angles = torch.cat(
-        [
-            (rows[:, None] * speeds)[:, None].expand(-1, config.grid[1], -1),
-            (columns[:, None] * speeds)[None].expand(config.grid[0], -1, -1),
-        ],
-        dim=-1,
-    ).flatten(0, 1)  # [L, K / 2]
-    cosine, sine = angles.cos(), angles.sin()
-    pairs = torch.stack([cosine, cosine], -1).flatten(1), torch.stack([-sine, sine], -1).flatten(1)
+    by_row = repeat(torch.outer(rows, speeds), "r k -> (r c) k", c=config.grid[1])
+    by_column = repeat(torch.outer(columns, speeds), "c k -> (r c) k", r=config.grid[0])
+    angles = torch.cat([by_row, by_column], dim=-1)  # [L, K / 2]
+    sine = angles.sin()
+    pairs = repeat(angles.cos(), "l k -> l (k two)", two=2), torch.stack([-sine, sine], -1).flatten(1)
     return tuple(F.pad(table, (0, 0, 1, 0))[:, None, None] for table in pairs)  # type: ignore[return-value]
 
 
@@ -313,6 +313,14 @@ class DnDTransformer(nn.Module):
         self.layers = nn.ModuleList(Block(config) for _ in range(config.num_layers))
         self.norm = nn.ModuleList(RMSNorm(config.dim) for _ in range(config.depth))
         self.output = nn.ModuleList(Output(config.dim, config.codebook_size) for _ in range(config.depth))
+
+    @classmethod
+    def of_state(cls, config: TransformerConfig, state: Mapping[str, Tensor]) -> Self:
+        """A model over the tensors of a state dict, in eval mode, without the time and memory of an initial one."""
+        with torch.device("meta"):
+            model = cls(config)
+        model.load_state_dict(state, assign=True)
+        return model.eval()
 
     def forward(self, codes: Tensor, classes: Tensor, return_loss: bool = False) -> Tensor:
         """Teacher-forced pass over codes [B, L, D] int64 and classes [B] int64 (index num_classes: no class).

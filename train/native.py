@@ -72,7 +72,8 @@ class NativeLinear(nn.Module):
 
     def __init__(self, weight: Tensor) -> None:
         super().__init__()
-        self.weight, self.product = weight.contiguous(), _required(weight.dtype).product
+        self.weight = weight.contiguous()
+        self.product = _required(weight.dtype).product
 
     def forward(self, x: Tensor) -> Tensor:
         rows = x.float().contiguous()
@@ -87,10 +88,12 @@ class NativeNorm(nn.Module):
 
     def __init__(self, weight: Tensor) -> None:
         super().__init__()
-        self.weight, self.rms_norm = weight.contiguous(), _required(weight.dtype).rms_norm
+        self.weight = weight.contiguous()
+        self.rms_norm = _required(weight.dtype).rms_norm
 
     def forward(self, x: Tensor) -> Tensor:
-        rows, width = x.float().contiguous(), len(self.weight)
+        rows = x.float().contiguous()
+        width = len(self.weight)
         y = torch.empty(x.shape)
         number = rows.numel() // width
         self.rms_norm(rows.data_ptr(), self.weight.data_ptr(), y.data_ptr(), number, width, NORM_EPS)
@@ -101,8 +104,8 @@ def native_attention(q: Tensor, keys: Tensor, values: Tensor) -> Tensor:
     """Attention of one position, q [R, H, 1, K], over the first T of a cache's positions: views [R, H, T, K] of it."""
     queries = q.float().contiguous()
     rows, heads, length, width = keys.shape
-    out, scores = torch.empty(rows, heads, 1, width), torch.empty(length)
-    tensors = (queries, keys, values, out, scores)
+    out = torch.empty(rows, heads, 1, width)
+    tensors = (queries, keys, values, out, torch.empty(length))  # the last: scores, one after the other head's
     addresses = (tensor.data_ptr() for tensor in tensors)
     _required(keys.dtype).attend(*addresses, rows * heads, length, width, keys.stride(1))
     return out.to(q.dtype)

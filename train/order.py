@@ -73,7 +73,8 @@ class Windows:
     """
 
     def __init__(self, seed: int, sizes: np.ndarray, window: int | None) -> None:
-        self.seed, self.sizes = seed, sizes
+        self.seed = seed
+        self.sizes = sizes
         self.firsts = np.cumsum(sizes) - sizes
         self.num_samples = int(sizes.sum())
         self.window = min(window or len(sizes), len(sizes))

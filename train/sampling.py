@@ -134,7 +134,9 @@ class Sampler:
         config = model.config
         device = model.tok_embeddings.weight.device
         self.held = _held_by_graphs(model)
-        self.batch, self.settings, self.config = batch, settings, config
+        self.batch = batch
+        self.settings = settings
+        self.config = config
         rows = batch * (1 + settings.guided)
         fast = packed(model, rows)
         self.model = cast(DnDTransformer, weakref.proxy(model)) if fast is model else fast  # keeps no model alive

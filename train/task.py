@@ -63,7 +63,11 @@ class TransformerTask:
         self.spec = spec = settle_micro_batch(settle_dtype(spec, ranks), ranks, self.device)
         self.section = spec.train
         self.picture_every = self.section.sample_every
-        self.held_out = self._open_held_out(root)
+        self.has_held_out = self._has_held_out(root)
+        validated = [ShardInput(manifest=self.section.val_codes)] if self.has_held_out else self.section.codes[:1]
+        self.validated = Loader(validated, root, spec)  # not `loader`, whose batches a thread reads ahead
+        if self.has_held_out:
+            self.validated.fetch_from(0)
         self.tokenizer = self._load_tokenizer(root)
         self.engine = build_engine(spec, root, ranks.world, user_config)
         self.loader = Loader(self.section.codes, root, spec, storage.join(root, "transformer", "order.json"))
@@ -72,15 +76,14 @@ class TransformerTask:
         self.bits: list[Tensor] = []  # of each depth [D], steps since the last row
         self.batches: Generator[Batch, None, None] | None = None
 
-    def _open_held_out(self, root: str) -> Loader | None:
+    def _has_held_out(self, root: str) -> bool:
+        """Whether there are held-out codes to validate on; without, it is done on the first that it learns from."""
         if self.section.validate_every is None:
-            return None
+            return False
         if not len(open_shards(storage.join(root, self.section.val_codes))):
             log.warning("%s has no samples: this training is not validated on held-out codes", self.section.val_codes)
-            return None
-        held_out = Loader([ShardInput(manifest=self.section.val_codes)], root, self.spec)
-        held_out.fetch_from(0)
-        return held_out
+            return False
+        return True
 
     def _load_tokenizer(self, root: str) -> RQVAE | None:
         """What decodes the pictures of train.sample_every: on rank 0, where they are wanted, else None."""
@@ -184,8 +187,9 @@ class TransformerTask:
         plain = self._bits()
         with self.ema.in_place():
             smooth = self._bits()
-        weights, ema = float(plain.mean()), float(smooth.mean())
-        if self.held_out is None:
+        weights = float(plain.mean())
+        ema = float(smooth.mean())
+        if not self.has_held_out:
             return Validation({}, weights, ema)
         row = {
             "val_bits_per_code": weights,
@@ -199,8 +203,7 @@ class TransformerTask:
     def _bits(self) -> Tensor:
         """Bits by depth, float64 [D], on the first validation_images of a set, the same for any number of ranks."""
         self.engine.eval()
-        loader = self.held_out or self.loader
-        images = min(self.section.validation_images, len(loader))
+        images = min(self.section.validation_images, len(self.validated))
         size = min(self.micro, math.ceil(images / self.ranks.world))
         starts = range(0, images, size)
         total = torch.zeros(self.spec.codes.depth, dtype=torch.float64)
@@ -209,7 +212,7 @@ class TransformerTask:
             first = starts[number % len(starts)]  # ranks without a share compute along: stage 3 needs all of them
             count = min(size, images - first)
             with self._uncompiled_if(count < size):
-                losses = self.engine(*self._tensors(*loader.in_order(first, count)), return_loss=True)
+                losses = self.engine(*self._tensors(*self.validated.in_order(first, count)), return_loss=True)
             total += losses.double().cpu() * (count / images if number < len(starts) else 0.0)
         self.engine.train()
         dist.all_reduce(total, group=self.ranks.control)
@@ -257,6 +260,6 @@ class TransformerTask:
 
     def close(self) -> None:
         """End the threads that fetch shards, and the engine."""
-        for loader in filter(None, (self.loader, self.held_out)):
-            loader.close()
+        self.loader.close()
+        self.validated.close()
         self.engine.destroy()

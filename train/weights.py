@@ -46,9 +46,7 @@ def load_transformer(
         uri = storage.join(str(folder), EMA_WEIGHTS if ema else WEIGHTS)
         _refuse_misfit(uri, shapes, config, f"{CONFIG} beside it")
         state = {name: file.get_tensor(name).to(dtype) for name in shapes}
-    model = _skeleton(config)
-    model.load_state_dict(state, assign=True)
-    return model.eval()
+    return DnDTransformer.of_state(config, state)
 
 
 @contextmanager
@@ -73,11 +71,6 @@ def read_config(folder: str) -> TransformerConfig:
         return parse_config(TransformerConfig, storage.read_bytes(uri))
     except (OSError, ValueError) as error:
         raise ValueError(f"{uri}: no readable transformer configuration ({error}): train or import it again") from None
-
-
-def _skeleton(config: TransformerConfig) -> DnDTransformer:
-    with torch.device("meta"):
-        return DnDTransformer(config)
 
 
 # ---- released ------------------------------------------------------------------------------------------------------
@@ -180,7 +173,8 @@ def _plain_list(value: object) -> str:
 
 
 def _refuse_misfit(path: Path | str, given: Shapes, config: TransformerConfig, source: str) -> None:
-    wanted = {name: tuple(tensor.shape) for name, tensor in _skeleton(config).state_dict().items()}
+    with torch.device("meta"):
+        wanted = {name: tuple(tensor.shape) for name, tensor in DnDTransformer(config).state_dict().items()}
     for name in [*wanted, *given]:
         if given.get(name) != wanted.get(name):
             has = f"is {list(given[name])}" if name in given else "is missing"

@@ -104,7 +104,7 @@ def _rank(root: Path) -> subprocess.Popen[bytes]:
     environment = os.environ | {"DND_WANDB": "0", "PYTHONPATH": os.pathsep.join(sys.path)}
     for name in ("RANK", "LOCAL_RANK", "WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT"):
         environment.pop(name, None)  # of this process, which has joined itself
-    words = [sys.executable, "-m", "train.loop", "--root", str(root), "--spec", str(root / "given.yaml")]
+    words = [sys.executable, "-P", "-m", "train.loop", "--root", str(root), "--spec", str(root / "given.yaml")]
     return subprocess.Popen(words, env=environment)
 
 

@@ -89,6 +89,28 @@ def train_plainly(root: str, *overrides: str) -> None:
     fit(tiny_spec(*overrides), root)
 
 
+def train_with_two_loaders(root: str, *overrides: str) -> None:
+    """Trains the tiny spec; no loader is asked by the validation while a thread reads the training's batches ahead."""
+    from train.job import fit
+    from train.loader import Loader
+
+    asked: dict[Loader, set[str]] = {}
+
+    def recorded(name: str) -> Callable[..., Any]:
+        method = getattr(Loader, name)
+
+        def call(self: Loader, *arguments: Any) -> Any:
+            asked.setdefault(self, set()).add(name)
+            return method(self, *arguments)
+
+        return call
+
+    Loader.ahead = recorded("ahead")  # type: ignore[method-assign]
+    Loader.in_order = recorded("in_order")  # type: ignore[method-assign]
+    fit(tiny_spec(*overrides), root)
+    assert sorted(map(sorted, asked.values())) == [["ahead"], ["in_order"]]
+
+
 def refused_then_begun(root: str) -> None:
     """Refuses a spec, which leaves all under the root as it was; then trains from weights that go after the start."""
     import pytest

@@ -22,6 +22,7 @@ from data_specs.spec import Spec
 from data_specs.units import write_plan
 from pipeline.workers import Workers
 from tokenize_jobs.decode import decode_codes, grid
+from tokenize_jobs.launch import TrainingFailed
 from tokenize_jobs.networks import config_of
 from tokenize_jobs.rqvae import RQVAE
 from tokenize_jobs.weights import load_tokenizer, save_tokenizer
@@ -91,7 +92,7 @@ def test_a_plan_that_is_not_of_samples_is_named(tmp_path: Path, tree: dict[str, 
 
 
 def test_without_a_tokenizer_training_does_not_begin(tmp_path: Path) -> None:
-    from train.job import TrainingFailed, train
+    from train.job import train
 
     with pytest.raises(TrainingFailed, match=r"no tokenizer, which train\.sample_every needs"):
         train(tiny_spec("train.sample_every=2"), make_root(tmp_path))

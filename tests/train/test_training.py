@@ -19,7 +19,8 @@ import ranks
 from code_sets import make_root, tiny_spec, write_codes
 from safetensors.torch import load_file
 
-from train.job import TrainingFailed, fit, train
+from tokenize_jobs.launch import TrainingFailed
+from train.job import fit, train
 
 RUN = "import sys; from code_sets import tiny_spec; from train.job import train; "
 RUN += "train(tiny_spec(*sys.argv[3:]), sys.argv[1], ranks=int(sys.argv[2]))"
@@ -131,7 +132,8 @@ def test_a_refused_training_binds_nobody_and_what_it_starts_from_may_go(tmp_path
 def test_a_validation_set_without_samples_is_trained_without(tmp_path: Path) -> None:
     write_codes(str(tmp_path / "codes/train"), [20])
     write_codes(str(tmp_path / "codes/val"), [0])
-    ranks.run(1, ranks.train_plainly, str(tmp_path), "train.steps=3", "train.validate_every=2", "train.zero_stage=0")
+    overrides = ("train.steps=3", "train.validate_every=2", "train.zero_stage=0")
+    ranks.run(1, ranks.train_with_two_loaders, str(tmp_path), *overrides)
     assert (tmp_path / "transformer/transformer.safetensors").is_file()
     rows = [json.loads(line) for line in (tmp_path / "transformer/metrics.jsonl").read_text().splitlines()]
     assert rows and not any("val_bits_per_code" in row for row in rows)
