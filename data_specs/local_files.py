@@ -105,6 +105,14 @@ def create(uri: str, content: bytes | Path) -> bool:
     return True
 
 
+def link_or_copy(path: Path, target: Path) -> None:
+    """Gives a file a second name, or makes a copy of it where the file system has no such links."""
+    try:
+        os.link(path, target)
+    except OSError:
+        shutil.copyfile(path, target)
+
+
 def move(uri: str, path: Path) -> None:
     """Syncs a file and renames it to `uri`, on the same file system, over what is there."""
     Path(uri).parent.mkdir(parents=True, exist_ok=True)

@@ -10,7 +10,6 @@ from __future__ import annotations
 import atexit
 import os
 import re
-import shutil
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
@@ -195,11 +194,7 @@ def local_folder(uri: str) -> Path:
         if ".." in name.split("/") or name.startswith("/"):
             raise ValueError(f"{file.uri}: a name that leaves its folder; rename it")
         (folder / name).parent.mkdir(parents=True, exist_ok=True)
-        path = local_copy(file.uri)
-        try:
-            os.link(path, folder / name)  # outlives the file's removal from the cache
-        except OSError:
-            shutil.copyfile(path, folder / name)
+        local_files.link_or_copy(local_copy(file.uri), folder / name)  # outlives the file's removal from the cache
     if not any(folder.iterdir()):
         raise FileNotFoundError(f"{uri}: no such folder")
     return folder

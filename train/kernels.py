@@ -62,8 +62,8 @@ class ChunkedCrossEntropy(torch.autograd.Function):
         grad_weight = torch.zeros_like(weight, dtype=torch.float32)
         rows = max(1, LOSS_CHUNK // weight.shape[0])
         for chunk, wanted, out in zip(h.split(rows), targets[:, None].split(rows), grad_h.split(rows), strict=True):
-            surprise, error = prediction_error(F.linear(chunk, weight), wanted, needs_grad)
-            loss += surprise
+            of_chunk, error = prediction_error(F.linear(chunk, weight), wanted, needs_grad)
+            loss += of_chunk
             if error is not None:
                 out.copy_(error @ weight)
                 grad_weight += error.T @ chunk

@@ -9,9 +9,10 @@ V codebook size, C width, H attention heads, K = C / H width of a head.
 
 from __future__ import annotations
 
+import json
 import math
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from typing import Any, Literal, Self
 
 import torch
@@ -83,6 +84,10 @@ class TransformerConfig:
     def ffn_dim(self) -> int:
         """Hidden width of the feed-forward: 2/3 · 4 · dim rounded up to a multiple of 256."""
         return 256 * math.ceil(int(8 * self.dim / 3) / 256)
+
+    def to_json(self) -> str:
+        """The text of a transformer.json."""
+        return json.dumps(asdict(self), indent=1) + "\n"
 
     @classmethod
     def from_released(cls, released: Mapping[str, Any]) -> TransformerConfig:

@@ -53,17 +53,27 @@ def sample_codes(
     given: Tensor | None = None,
     return_log_likelihood: bool = False,
 ) -> Tensor | tuple[Tensor, Tensor]:
-    """Samples an image's codes for each class: classes [B] -> codes [B, L, D] int64, on the model's device.
+    """Sample an image's codes for each class; row j draws from (seed, first_index + j).
 
-    guidance: logits = uncond + (cond - uncond) · guidance; 1 is none, 0 leaves the class out. The schedules raise it
-    from 1 at the first position to its full value at the last; outside the interval (shares of the positions, raster
-    order) it is 1. temperature 0 is greedy. top_k 0 and top_p 1 filter nothing; top_k goes first. guidance,
-    temperature, top_k and top_p are a number or one per depth.
-    Row j draws from (seed, first_index + j).
-    given: codes [B, L, D], FREE (-1) where to sample: inpainting, or completing coarse codes.
-    return_log_likelihood: also log p(codes | class), nats, float64 [B], under the plain conditional model (no guidance,
-    temperature 1, no filter), given codes included.
-    Raises ValueError for classes or options that the model or the mathematics cannot take.
+    Args:
+        model: what predicts them; its mode, training or not, makes no difference and stays.
+        classes: int [B].
+        guidance: logits = uncond + (cond - uncond) · guidance; 1 is none, 0 leaves the class out. Like temperature,
+            top_k and top_p a number or one per depth.
+        temperature: what logits are divided by; 0 is greedy.
+        top_k: draw from the k likeliest codes; 0: all. It goes before top_p.
+        top_p: draw from the likeliest codes that make up this share; 1: all.
+        guidance_schedule: how guidance rises from 1 at the first position to its full value at the last.
+        guidance_interval: shares of the positions, in raster order, outside of which guidance is 1.
+        given: codes [B, L, D], FREE (-1) where to sample: inpainting, or completing coarse codes.
+        return_log_likelihood: return also log p(codes | class) under the plain conditional model (no guidance,
+            temperature 1, no filter), given codes included.
+
+    Returns:
+        Codes [B, L, D] int64 on the model's device; with return_log_likelihood beside them nats, float64 [B].
+
+    Raises:
+        ValueError: classes or options that the model or the mathematics cannot take.
     """
     config = model.config
     classes = _checked_classes(classes, config).to(model.tok_embeddings.weight.device)
@@ -92,10 +102,19 @@ def sample_best(
     first_index: int = 0,
     **options: Any,
 ) -> tuple[Tensor, Tensor]:
-    """The `keep` likeliest of `candidates` images for each class, best first.
+    """Sample several images for each class, of which the likeliest are kept.
 
-    Returns codes [B, keep, L, D] and log-likelihoods [B, keep]. Candidate c of row j draws from (seed, (first_index +
-    j) · candidates + c); `options` are those of sample_codes.
+    Args:
+        candidates: images drawn for each class; candidate c of row j draws from (seed, (first_index + j) · candidates
+            + c).
+        keep: images kept for each class.
+        options: those of sample_codes.
+
+    Returns:
+        Codes [B, keep, L, D] and log-likelihoods [B, keep], best first.
+
+    Raises:
+        ValueError: as sample_codes, and for more images to keep than are drawn.
     """
     if not 1 <= keep <= candidates:
         raise ValueError(f"keep {keep} must be in 1..candidates ({candidates})")

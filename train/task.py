@@ -6,13 +6,11 @@ have.
 
 from __future__ import annotations
 
-import json
 import logging
 import math
 import time
 from collections.abc import Generator, Iterator
 from contextlib import AbstractContextManager, nullcontext
-from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -255,7 +253,7 @@ class TransformerTask:
         shapes = {name: tuple(getattr(p, "ds_shape", p.shape)) for name, p in self.engine.module.named_parameters()}
         kinds = {WEIGHTS: partition.WEIGHT, EMA_WEIGHTS: partition.AVERAGE}
         files = {name: write_safetensors(folder / name, stored.whole(kind, shapes)) for name, kind in kinds.items()}
-        (folder / CONFIG).write_text(json.dumps(asdict(config_of(self.spec)), indent=1) + "\n")
+        (folder / CONFIG).write_text(config_of(self.spec).to_json())
         return files
 
     def close(self) -> None:

@@ -5,11 +5,8 @@ dnd import transformer PATH.pt --preset imagenet_16x16x2 --size XXL
 
 from __future__ import annotations
 
-import json
-import os
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +15,7 @@ from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
 from data_specs import storage
+from data_specs.local_files import link_or_copy
 from data_specs.records import parse_config
 from data_specs.shape import SIZES
 from tokenize_jobs.foreign import safe_torch_load
@@ -75,13 +73,21 @@ def read_config(folder: str) -> TransformerConfig:
 
 # ---- released ------------------------------------------------------------------------------------------------------
 def import_transformer(checkpoint: str | Path, folder: str | Path, config: TransformerConfig) -> None:
-    """Turns a released .pt file into a local transformer folder; `config` is that of the preset and size it should be.
+    """Turn a released .pt file into a local transformer folder.
 
     The file is mapped, not read, and its tensors are streamed out one by one. Without a moving average in the file,
-    ema.safetensors is another name of transformer.safetensors. Raises ValueError, one line naming the file and the
-    parameter or argument, for what is not plain data or does not fit `config`.
+    ema.safetensors is another name of transformer.safetensors.
+
+    Args:
+        checkpoint: the file.
+        folder: what is written.
+        config: that of the preset and size which the file should be.
+
+    Raises:
+        ValueError: names the file and the parameter or argument that is not plain data or does not fit `config`.
     """
-    checkpoint, folder = Path(checkpoint), Path(folder)
+    checkpoint = Path(checkpoint)
+    folder = Path(folder)
     content = safe_torch_load(checkpoint)
     weights, average = _released_weights(checkpoint, content)
     _refuse_other_arguments(checkpoint, content, config)
@@ -94,23 +100,28 @@ def import_transformer(checkpoint: str | Path, folder: str | Path, config: Trans
         write_safetensors(folder / EMA_WEIGHTS, average)
     else:
         (folder / EMA_WEIGHTS).unlink(missing_ok=True)
-        os.link(folder / WEIGHTS, folder / EMA_WEIGHTS)
+        link_or_copy(folder / WEIGHTS, folder / EMA_WEIGHTS)
     with whole_file(folder / CONFIG) as file:
-        file.write((json.dumps(asdict(config), indent=1) + "\n").encode())
+        file.write(config.to_json().encode())
 
 
 def size_of_released(checkpoint: str | Path) -> str | None:
-    """The size of the table (B ... XXXL) that a released file's weights have; None where they have none of them."""
+    """Return the size of the table (B … XXXL) that a released file's weights have; None for any other."""
     weights, _ = _released_weights(Path(checkpoint), safe_torch_load(Path(checkpoint)))
     width = tuple(weights["tok_embeddings.weight"].shape)[-1:] if "tok_embeddings.weight" in weights else ()
-    found = (len({name.split(".")[1] for name in weights if name.startswith("layers.")}), *width)
+    found = (_num_layers(weights), *width)
     return next((name for name, (layers, _, dim) in SIZES.items() if found == (layers, dim)), None)
 
 
 def export_transformer(folder: str | Path, checkpoint: str | Path) -> None:
-    """Writes a transformer as the released files are: weights under `model`, their moving average under `ema`.
+    """Write a transformer as the released files are: weights under `model`, their moving average under `ema`.
 
-    folder: a local one or a URI. Raises ValueError naming what is wrong with the folder.
+    Args:
+        folder: a local one or a URI.
+        checkpoint: the file to write.
+
+    Raises:
+        ValueError: names what is wrong with the folder.
     """
     content = {"model": dict(load_transformer(folder, ema=False).state_dict())}
     if storage.exists(storage.join(str(folder), EMA_WEIGHTS)):
@@ -184,7 +195,10 @@ def _refuse_misfit(path: Path | str, given: Shapes, config: TransformerConfig, s
 
 def _looks_like(shapes: Shapes) -> str:
     vocabulary, width = shapes.get("tok_embeddings.weight", (0, 0))
-    layers = {name.split(".")[1] for name in shapes if name.startswith("layers.")}
     depth = sum(name.startswith("output.") for name in shapes)
     rows = shapes.get("cls_embedding.embedding_table.weight", (0,))[0]
-    return f"{len(layers)} layers of width {width}, {vocabulary} codes of depth {depth}, {rows} rows of classes"
+    return f"{_num_layers(shapes)} layers of width {width}, {vocabulary} codes of depth {depth}, {rows} rows of classes"
+
+
+def _num_layers(names: Iterable[str]) -> int:
+    return len({name.split(".")[1] for name in names if name.startswith("layers.")})

@@ -1,7 +1,9 @@
 """Transformers on disk: released files in and out, and those that are refused."""
 
 import argparse
+import errno
 import json
+import os
 import pickle
 
 import pytest
@@ -26,6 +28,17 @@ def state():
 def saved(path, content):
     torch.save(content, path)
     return path
+
+
+def test_a_file_system_without_hard_links_gets_a_copy(tmp_path, state, monkeypatch):
+    monkeypatch.setattr(os, "link", no_links)
+    import_transformer(saved(tmp_path / "a.pt", state), tmp_path / "out", TINY)
+    one, other = (tmp_path / "out" / name for name in ("transformer.safetensors", "ema.safetensors"))
+    assert one.read_bytes() == other.read_bytes() and not one.samefile(other)
+
+
+def no_links(*_):
+    raise OSError(errno.EPERM, os.strerror(errno.EPERM))
 
 
 @pytest.mark.parametrize("key", ["model", "module", "state_dict", "ema", None])
