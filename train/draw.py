@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 import numpy as np
@@ -12,7 +12,7 @@ import torch
 import torch.distributed as dist
 
 from data_specs import open_shards, storage
-from data_specs.records import Sample
+from data_specs.records import Item, Sample
 from data_specs.spec import Spec
 from tokenize_jobs.decode import decode_codes, grid
 from tokenize_jobs.device import naming_what_to_lower
@@ -79,11 +79,13 @@ def sample_range(model: DnDTransformer, spec: Spec, first: int, count: int, root
     section, (rows, columns) = spec.sample, spec.codes.grid
     size = section.batch_size
     assert size is not None, "sample_job.py settles the batch before it plans"
+    fixed = open_shards(storage.join(root, section.given.codes)) if section.given else None
     for start in range(first, first + count, size):
         used = min(size, first + count - start)
         classes = classes_of(spec, start, size)
         with naming_what_to_lower("sample.batch_size", size):
-            codes = sample_batch(model, spec, classes, start, given_codes(spec, root, start, size))
+            given = None if fixed is None else given_codes(spec, fixed, start, size)
+            codes = sample_batch(model, spec, classes, start, given)
         grids = codes[:used].reshape(used, 1, rows, columns, -1).cpu().numpy().astype(np.uint16)
         for offset in range(used):
             index = start + offset
@@ -92,16 +94,21 @@ def sample_range(model: DnDTransformer, spec: Spec, first: int, count: int, root
             yield Sample(f"{index:08d}", {"codes.npy": npy(grids[offset]), "cls": b"%d" % cls, "json": about})
 
 
-def given_codes(spec: Spec, root: str, first: int, count: int) -> torch.Tensor | None:
-    """What spec.sample.given fixes for images first … first + count - 1: codes [count, L, D], FREE where to sample.
+def given_codes(spec: Spec, items: Sequence[Item], first: int, count: int) -> torch.Tensor:
+    """What spec.sample.given fixes for images first … first + count - 1.
 
-    Raises ValueError for codes that are not of the spec's shape.
+    Args:
+        items: the samples of its code set, taken in turn.
+
+    Returns:
+        Codes [count, L, D], FREE where to sample.
+
+    Raises:
+        ValueError: codes that are not of the spec's shape.
     """
     section = spec.sample.given
+    assert section is not None, "asked for where something is given"
     shape = (*spec.shape.grid, spec.shape.depth)
-    if section is None:
-        return None
-    items = open_shards(storage.join(root, section.codes))
     codes = np.stack([items[i % len(items)]["codes"][0] for i in range(first, first + count)]).astype(np.int64)
     if codes.shape[1:] != shape:
         raise ValueError(f"sample.given.codes {section.codes}: codes of {codes.shape[1:]}, the spec's are {shape}")

@@ -8,13 +8,16 @@ partitions that cut through matrices: each step gathers the momenta once, and a 
 from __future__ import annotations
 
 import math
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 import torch.distributed as dist
 from torch import Tensor
 
 from train.partition import Piece, master_weights, pieces
+
+if TYPE_CHECKING:
+    from deepspeed import DeepSpeedEngine
 
 MOMENTUM = 0.95
 COEFFICIENTS = (3.4445, -4.7750, 2.0315)  # steep at zero: singular values end between about 0.7 and 1.2
@@ -24,8 +27,8 @@ STEPS = 5
 class Muon(torch.optim.AdamW):
     """Groups with `muon` set take Muon's step, the others AdamW's. Call `attach` once weights are cut."""
 
-    def attach(self, engine: Any) -> None:
-        """Learns which matrices lie where in the tensors to step."""
+    def attach(self, engine: DeepSpeedEngine) -> None:
+        """Learn which matrices lie where in the tensors to step."""
         masters = master_weights(engine)
         shapes = {name: tuple(p.shape) for name, p in engine.module.named_parameters()}
         self.shared = engine.zero_optimization_stage() > 0 and dist.get_world_size() > 1
