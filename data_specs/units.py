@@ -21,7 +21,7 @@ class Plan:
     """A stored plan: header plus units; units are read anew on each iteration, so a plan of any size fits in memory.
 
     `digest` is that of the first part, which every receipt of the set carries; `identity` and `places`, where the
-    inputs lay, are those of the last.
+    inputs lay, are those of the last. `first_places` has the first place of each part: a root may have moved between.
     """
 
     set_uri: str
@@ -30,6 +30,7 @@ class Plan:
     num_units: int
     num_parts: int = 1
     places: tuple[str, ...] = ()
+    first_places: tuple[str, ...] = ()
 
     def units(self) -> Iterator[AnyUnit]:
         """Units in order, each as the last part that names it states it."""
@@ -108,7 +109,8 @@ def read_plan(set_uri: str) -> Plan | None:
         if plan and (header.digest, header.first) != (plan.digest, plan.num_units):
             raise ValueError(f"{_part_uri(set_uri, part)}: not a part of this plan; remove it")
         digest = plan.digest if plan else header.digest
-        plan = Plan(set_uri, digest, header.identity, header.num_units, part + 1, header.places)
+        first_places = (*(plan.first_places if plan else ()), *header.places[:1])
+        plan = Plan(set_uri, digest, header.identity, header.num_units, part + 1, header.places, first_places)
     raise AssertionError("unreachable")
 
 

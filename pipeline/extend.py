@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import logging
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import NamedTuple, cast
 
 import numpy as np
@@ -15,6 +15,7 @@ from data_specs.receipts import valid_receipts
 from data_specs.records import Document, Identity, Receipt, SourceUnit
 from data_specs.source import key_of
 from data_specs.sources.names import relative
+from data_specs.sources.planning import relocated
 from data_specs.units import Plan
 
 log = logging.getLogger(__name__)
@@ -40,7 +41,12 @@ class _Hashes(NamedTuple):
 
 
 def new_units(
-    plan: Plan, other: Plan, listed: Iterable[SourceUnit], per_unit: int, retry_rejected: bool
+    plan: Plan,
+    other: Plan,
+    listed: Iterable[SourceUnit],
+    per_unit: int,
+    retry_rejected: bool,
+    moved: Sequence[tuple[str, str]] = (),
 ) -> Iterator[SourceUnit]:
     """Yield units of the listed documents that are new to the set, numbered on from the plan's last.
 
@@ -53,6 +59,7 @@ def new_units(
         listed: all documents of the sources that fall to the split.
         per_unit: documents of a unit.
         retry_rejected: also yield documents that were rejected as a whole as often as they were offered.
+        moved: (old place, new place) of folders that hold the same files at another place now.
 
     Raises:
         ValueError: documents are to be tried again, and not all units are done.
@@ -60,34 +67,34 @@ def new_units(
     receipts = list(valid_receipts(plan.set_uri, plan.digest)) if retry_rejected else None
     if receipts is not None and len(receipts) < plan.num_units:
         raise ValueError(f"{plan.set_uri}: {plan.num_units - len(receipts)} units are not done; finish the set first")
-    known = _known(plan, other, receipts)
+    known = _known(plan, other, receipts, moved)
     number = plan.num_units
     for unit in _regrouped(_left(listed, known, plan.set_uri), per_unit):
         yield unit.model_copy(update={"unit": number})
         number += 1
 
 
-def _known(plan: Plan, other: Plan, receipts: list[Receipt] | None) -> _Hashes:
+def _known(plan: Plan, other: Plan, receipts: list[Receipt] | None, moved: Sequence[tuple[str, str]]) -> _Hashes:
     """The documents that are settled: 160 MB for ten million."""
-    offered = _rows(plan)
+    offered = _rows(plan, moved)
     if receipts is not None:
         values, times = np.unique(offered[:, 0], return_counts=True)
-        rejected = (_rejected(unit, receipt) for unit, receipt in zip(_units(plan), receipts, strict=True))
+        rejected = (_rejected(unit, receipt) for unit, receipt in zip(_units(plan, moved), receipts, strict=True))
         failed, failures = np.unique(np.fromiter((h for some in rejected for h in some), np.uint64), return_counts=True)
         times[np.searchsorted(values, failed)] -= failures
         offered = offered[np.isin(offered[:, 0], values[times > 0])]
-    location, document_id = np.concatenate([offered, _rows(other)]).T
+    location, document_id = np.concatenate([offered, _rows(other, moved)]).T
     return _Hashes(np.unique(location), np.unique(document_id))
 
 
-def _rows(plan: Plan) -> np.ndarray:
+def _rows(plan: Plan, moved: Sequence[tuple[str, str]]) -> np.ndarray:
     """A plan's hashes, uint64 [documents, 2]."""
-    hashes = (value for unit in _units(plan) for pair in _hashes(unit) for value in pair)
+    hashes = (value for unit in _units(plan, moved) for pair in _hashes(unit) for value in pair)
     return np.fromiter(hashes, np.uint64).reshape(-1, 2)
 
 
-def _units(plan: Plan) -> Iterator[SourceUnit]:
-    return (unit for unit in plan.units() if isinstance(unit, SourceUnit))
+def _units(plan: Plan, moved: Sequence[tuple[str, str]]) -> Iterator[SourceUnit]:
+    return (relocated(unit, moved) for unit in plan.units() if isinstance(unit, SourceUnit))
 
 
 def _rejected(unit: SourceUnit, receipt: Receipt) -> Iterator[int]:

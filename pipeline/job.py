@@ -75,8 +75,14 @@ def _setup(spec: Spec, set_uri: str, moved: Sequence[tuple[str, str]]) -> Work:
 
 def moved_since(plan: Plan, spec: Spec, root: str) -> list[tuple[str, str]]:
     """(old place, new place) of each input of a plan that lies elsewhere now."""
-    places = zip(plan.places, places_of(spec.render, _inputs(root)))
-    return [(old, new) for old, new in places if old not in (new, "")]
+    places = zip(plan.places[1:], places_of(spec.render, _inputs(root))[1:])
+    return [*_inputs_moved(root, plan), *((old, new) for old, new in places if old not in (new, ""))]
+
+
+def _inputs_moved(root: str, *plans: Plan) -> list[tuple[str, str]]:
+    """(old place, new place) of what was made of the sources, for each place where plans say that the root lay."""
+    new = _inputs(root)
+    return [(old, new) for plan in plans for old in plan.first_places if old not in (new, "")]
 
 
 def rendering(renderer: Renderer, set_uri: str, moved: Sequence[tuple[str, str]] = ()) -> Work:
@@ -147,12 +153,19 @@ def _extended(spec: Spec, root: str, retry_rejected: bool) -> dict[str, Plan]:
         listed = list_units(spec.render, sources, folder)
         _keep_classes(storage.join(root, "images", "classes.json"), class_names(sources))
         places = places_of(spec.render, _inputs(root), sources)
-        grow = partial(_grow, spec, stored, places, retry_rejected=retry_rejected)
+        moved = _inputs_moved(root, *stored.values())
+        grow = partial(_grow, spec, stored, places, moved=moved, retry_rejected=retry_rejected)
         return {split: grow(split, listed[split]) if done[split] else plan for split, plan in stored.items()}
 
 
 def _grow(
-    spec: Spec, plans: dict[str, Plan], places: tuple[str, ...], split: str, listed: Path, retry_rejected: bool
+    spec: Spec,
+    plans: dict[str, Plan],
+    places: tuple[str, ...],
+    split: str,
+    listed: Path,
+    moved: Sequence[tuple[str, str]],
+    retry_rejected: bool,
 ) -> Plan:
     """The plan with a part for new documents; as it is where there are none and the spec is the same."""
     from pipeline.extend import new_units
@@ -160,7 +173,7 @@ def _grow(
     identity = _identity(spec, split, _listed(listed))
     plan = plans[split]
     other = plans["val" if split == "train" else "train"]
-    units = new_units(plan, other, read_units(listed), spec.render.documents_per_unit, retry_rejected)
+    units = new_units(plan, other, read_units(listed), spec.render.documents_per_unit, retry_rejected, moved)
     first = list(itertools.islice(units, 1))
     if not first and plan.identity == identity:
         return plan

@@ -63,8 +63,8 @@ def test_equal_documents_make_equal_sets_wherever_they_lie(tmp_path: Path) -> No
     assert manifests(tmp_path / "run-one") == manifests(tmp_path / "run-two")
 
 
-def typeset_spec() -> Spec:
-    source = "render.sources=[{kind: typeset, documents: 3}]"
+def typeset_spec(more: str = "") -> Spec:
+    source = f"render.sources=[{{kind: typeset, documents: 3}}{more}]"
     return load_spec(TINY, [source, "render.val_share=0.3", "render.documents_per_unit=1", "render.pages.crops=1"])
 
 
@@ -76,6 +76,24 @@ def test_a_root_that_moved_has_its_inputs_with_it(tmp_path: Path) -> None:
     moved(root, elsewhere)
     render_here(typeset_spec(), elsewhere)
     assert (shards(elsewhere), manifests(elsewhere)) == (before, whole)
+
+
+def test_a_root_that_moved_is_extended_by_what_is_new_alone(tmp_path: Path) -> None:
+    root, elsewhere, third = (tmp_path / name for name in ("run", "elsewhere", "third"))
+    first = render_here(typeset_spec(), root)
+    before, whole = shards(root), manifests(root)
+    moved(root, elsewhere)
+    render_here(typeset_spec(), elsewhere, extend=True)
+    assert (shards(elsewhere), manifests(elsewhere)) == (before, whole), "nothing is new"
+    texts = tmp_path / "texts"
+    write_texts(texts / "a.jsonl", IDS)
+    more = typeset_spec(f", {{kind: text, uri: {texts}}}")
+    grown = render_here(more, elsewhere, extend=True)
+    assert sum(grown[split].totals.written - first[split].totals.written for split in grown) == len(IDS)
+    before = shards(elsewhere)
+    lose_some(elsewhere)
+    moved(elsewhere, third)
+    assert render_here(more, third) == grown and shards(third) == before, "the first part's inputs are found as well"
 
 
 def test_other_documents_at_another_place_are_refused_and_nothing_is_written(tmp_path: Path) -> None:
