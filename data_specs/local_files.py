@@ -7,10 +7,12 @@ import errno
 import fcntl
 import os
 import shutil
+import stat
 import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
+from typing import BinaryIO
 from uuid import uuid4
 
 from data_specs.records import FileInfo
@@ -24,6 +26,18 @@ _AT_FDCWD = -100
 def find_file(uri: str) -> FileInfo | None:
     """Size and etag of a file, or None where there is none."""
     return _info(uri, os.stat(uri)) if os.path.isfile(uri) else None
+
+
+def open_file(uri: str) -> BinaryIO:
+    """A file to read. A pipe or device is one only under the name that it has in /dev, as when --ids is /dev/stdin.
+
+    Raises:
+        OSError: there is no file: a pipe in a root would be waited for, and some devices never end.
+    """
+    mode = os.stat(uri).st_mode
+    if not (stat.S_ISREG(mode) or stat.S_ISDIR(mode) or uri.startswith("/dev/")):
+        raise OSError(errno.EINVAL, "not a file", uri)
+    return open(uri, "rb")
 
 
 def walk(folder: str) -> Iterator[FileInfo]:

@@ -98,15 +98,16 @@ def _verb(local: Callable[Concatenate[str, _Arguments], _Result]) -> Callable[Co
 @_verb
 def read_bytes(uri: str, start: int | None = None, length: int | None = None) -> bytes:
     """The file's bytes, or `length` of them from `start`. Raises FileNotFoundError."""
-    with open(uri, "rb") as file:
-        file.seek(start or 0)
+    with local_files.open_file(uri) as file:
+        if start:
+            file.seek(start)
         return file.read(-1 if length is None else length)
 
 
 @_verb
 def open_stream(uri: str) -> BinaryIO:
     """A binary file to read from start to end. Raises FileNotFoundError."""
-    return open(uri, "rb")
+    return local_files.open_file(uri)
 
 
 @_verb

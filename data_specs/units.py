@@ -9,11 +9,14 @@ from __future__ import annotations
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from itertools import count
+from typing import TypeVar
 
 from data_specs import storage
 from data_specs.digest import require_same
 from data_specs.records import AnyUnit, Identity, PlanHeader, parse_unit, unit_line
 from data_specs.scratch import scratch_folder
+
+UnitOfKind = TypeVar("UnitOfKind", bound=AnyUnit)
 
 
 @dataclass(frozen=True)
@@ -38,6 +41,14 @@ class Plan:
         for part in range(self.num_parts):
             header, units = _read_part(self.set_uri, part)
             yield from (restated.get(unit.unit, unit) for unit in units if unit.unit >= header.first)
+
+    def units_of(self, kind: type[UnitOfKind]) -> Iterator[UnitOfKind]:
+        """Units as `units` gives them. Raises ValueError where one is not of this kind: the plan is of another set."""
+        for unit in self.units():
+            if not isinstance(unit, kind):
+                fault = f"holds units of the kind {unit.kind!r}, which are none of this set"
+                raise ValueError(f"{_part_uri(self.set_uri, 0)}: {fault}; remove the shard set and run the stage again")
+            yield unit
 
     def _restated(self) -> dict[int, AnyUnit]:
         restated: dict[int, AnyUnit] = {}

@@ -46,13 +46,14 @@ def write_card(root: str) -> str:
     sets = {split: open_shards(storage.join(images, split)) for split in SPLITS}
     manifests = {split: items.manifest for split, items in sets.items()}
     spec = spec_of(root, "images")
+    plan = read_plan(storage.join(images, "train"))
+    if plan is None:
+        raise ValueError(f"{images}/train: there is no plan.jsonl; run `dnd verify`")
     with scratch_folder() as folder:
         path = folder / "attribution.jsonl"
         with path.open("w", encoding="utf-8") as file:
             counts = _attributed(sets.values(), file)
         storage.write(storage.join(images, "attribution.jsonl"), path)
-    plan = read_plan(storage.join(images, "train"))
-    assert plan is not None
     head = yaml.safe_dump(_head(spec, manifests, counts.samples), sort_keys=False, allow_unicode=True)
     body = "\n".join(_body(spec, manifests, counts, plan.identity.versions))
     storage.write_text(storage.join(images, "README.md"), f"---\n{head}---\n{body}\n")

@@ -56,8 +56,7 @@ def followed(plan: Plan, identity: Identity, manifest: Manifest, split: str) -> 
     now |= {name: entry for entry in manifest.shardlist for name in (entry.url, *entry.replaces)}
     restated = list[ShardUnit]()
     seen = set[str | None]()
-    for unit in plan.units():
-        assert isinstance(unit, ShardUnit)
+    for unit in plan.units_of(ShardUnit):
         if unit.shard and unit.shard not in now:
             require_same(plan.set_uri, plan.identity, identity)
         reads = unit_of(unit.unit, split, now[unit.shard] if unit.shard else None)

@@ -99,12 +99,13 @@ def still_there(set_uri: str) -> Iterator[str]:
     images_uri, _, split = set_uri.rpartition("/")
     try:
         taken = read_removed(images_uri)
-    except ValueError as error:  # a record of what was removed is damaged
+        plan = read_plan(set_uri)
+        there = list(_still_there(plan, split, taken)) if plan and any(taken) else []
+    except ValueError as error:  # a record of what was removed is damaged, or the plan
         yield str(error)
         return
-    if any(taken) and (plan := read_plan(set_uri)):
-        for name, document in _still_there(plan, split, taken):
-            yield f"{set_uri}: {name} of {document} was removed once and is there: run `dnd remove` again"
+    for name, document in there:
+        yield f"{set_uri}: {name} of {document} was removed once and is there: run `dnd remove` again"
 
 
 def _still_there(plan: Plan, split: str, taken: Removal) -> Iterator[tuple[str, str]]:
@@ -212,8 +213,7 @@ def _concerned(plan: Plan, split: str, wanted: Removal) -> Iterator[tuple[Source
     """Units of a set that may hold, or held, something wanted; with what that is, samples as bare keys."""
     named = wanted.of_units()
     months = {_month(document_id) for document_id in wanted.ids}
-    for unit in plan.units():
-        assert isinstance(unit, SourceUnit)
+    for unit in plan.units_of(SourceUnit):
         here = named.get((split, unit.unit))
         listed = any(wanted.holds_document(document.id) for document in unit.documents)
         if here or listed or _of_months(unit, months):

@@ -68,7 +68,6 @@ def write_report(root: str) -> str:
         "command": provenance["command"],
         "versions": {package: installed_version(package) for package in PACKAGES} | provenance["versions"],
     }
-    storage.write_text(storage.join(root, "report", "metrics.json"), json.dumps(metrics, indent=1) + "\n")
     try:
         page = template(PAGE).render(
             metrics=metrics,
@@ -84,6 +83,7 @@ def write_report(root: str) -> str:
     except jinja2.UndefinedError as error:
         raise ValueError(f"{root}/evaluation: a result lacks what the report shows ({error}): evaluate again") from None
     uri = storage.join(root, "report", "index.html")
+    storage.write_text(storage.join(root, "report", "metrics.json"), json.dumps(metrics, indent=1) + "\n")
     storage.write_text(uri, page)
     return uri
 

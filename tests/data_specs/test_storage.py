@@ -328,3 +328,13 @@ def test_a_folder_that_goes_while_it_is_listed_is_left_out(tmp_path: Path) -> No
     assert next(listed).uri.endswith("a/1")
     shutil.rmtree(tmp_path / "b")
     assert [file.uri.rpartition("/")[2] for file in listed] == ["3"]
+
+
+def test_a_pipe_and_a_device_are_no_files_and_are_not_waited_for(tmp_path: Path) -> None:
+    os.mkfifo(tmp_path / "pipe")
+    (tmp_path / "device").symlink_to("/dev/zero")
+    for name in ("pipe", "device"):
+        for read in (storage.read_bytes, storage.open_stream):
+            with pytest.raises(OSError, match=f"not a file.*{name}"):
+                read(str(tmp_path / name))
+    assert storage.read_bytes("/dev/null") == b"", "what a user names is read"

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import shutil
 from collections.abc import Callable
 from dataclasses import asdict
@@ -18,6 +19,7 @@ from sets import render_here, text_spec, write_texts
 from data_specs import load_spec, open_shards
 from data_specs.reader import decode_fields
 from data_specs.receipts import discard, read_receipt
+from data_specs.records import RangeUnit, Removed, unit_line
 from data_specs.root import read_spec
 from data_specs.units import read_plan
 from data_specs.verify import clean_litter, verify_set
@@ -29,7 +31,7 @@ from infra.report.report import write_report
 from infra.status import status_lines
 from infra.view.sets import class_names
 from pipeline.duplicates import near_duplicates
-from pipeline.removal import remove
+from pipeline.removal import remove, still_there
 from tokenize_jobs.decode import write_npz
 from tokenize_jobs.rqvae import RQVAEConfig
 from tokenize_jobs.weights import read_config as read_tokenizer
@@ -132,6 +134,24 @@ def test_a_receipt_deletes_nothing_outside_its_set(root: Path, tmp_path: Path) -
         assert clean_litter(str(root / "images/train")) == []  # its shard may be good
     assert not (root / "images/removed").exists() and (root / "images/train" / own).exists()
     assert (tmp_path / "victim").read_text() == "kept"
+
+
+def test_a_plan_of_another_kind_of_set_is_one_line_everywhere(root: Path) -> None:
+    plan, one = (
+        root / "images/train/plan.jsonl",
+        r"^[^\n]*images/train/plan\.jsonl: holds units of the kind 'range'[^\n]*$",
+    )
+    (root / "images/removed").mkdir()
+    (root / "images/removed/old.json").write_bytes(Removed(ids=("x",)).to_json())
+    header, *units = plan.read_bytes().splitlines(keepends=True)
+    plan.write_bytes(header + b"".join(unit_line(RangeUnit(unit=n, first=n, count=1)) for n in range(len(units))))
+    with pytest.raises(ValueError, match=one):
+        list(remove(str(root), ["a0"], []))
+    [fault] = still_there(str(root / "images/train"))
+    assert re.match(one, fault)
+    plan.unlink()
+    with pytest.raises(ValueError, match=r"images/train: there is no plan\.jsonl"):
+        write_card(str(root))
 
 
 def test_a_receipt_under_the_name_of_another_unit_counts_for_none(root: Path) -> None:
@@ -271,6 +291,7 @@ def test_a_result_of_another_shape_is_one_line_in_the_report(root: Path) -> None
             ):
                 reader()
         path.unlink()
+    assert not (root / "report").exists()
 
 
 RECORDS = (
