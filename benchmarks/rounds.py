@@ -6,7 +6,7 @@ import sys
 import time
 from collections.abc import Callable
 from statistics import median
-from typing import NamedTuple
+from typing import NamedTuple, TypeVar
 
 import torch
 
@@ -14,6 +14,7 @@ from tokenize_jobs.device import pick_device
 
 Work = Callable[[], int]  # does some work and returns how many items it made
 Clock = Callable[[], float]
+Made = TypeVar("Made")
 
 
 class Comparison(NamedTuple):
@@ -44,7 +45,7 @@ def compare(
     if warm_up:
         ours()
         baseline()
-    rates: list[tuple[float, float]] = []
+    rates = list[tuple[float, float]]()
     for number in range(rounds):
         if number % 2:
             second, first = _rate(baseline, clock), _rate(ours, clock)
@@ -56,29 +57,25 @@ def compare(
 
 
 def _rate(work: Work, clock: Clock) -> float:
-    device = pick_device()
-    synchronise(device)  # what the other one left in the queue is not this one's time
-    started = clock()
-    count = work()
-    synchronise(device)
-    return count / (clock() - started)
+    made, seconds = _timed(work, pick_device(), clock)
+    return made / seconds
 
 
 def seconds_of(work: Callable[[], object], device: torch.device, repeats: int = 5) -> float:
     """Seconds of the fastest of some repeats after one unmeasured, the device's queue empty before and after each."""
     work()
-    return min(_seconds(work, device) for _ in range(repeats))
+    return min(_timed(work, device)[1] for _ in range(repeats))
 
 
-def _seconds(work: Callable[[], object], device: torch.device) -> float:
-    synchronise(device)
-    started = time.perf_counter()
-    work()
-    synchronise(device)
-    return time.perf_counter() - started
+def _timed(work: Callable[[], Made], device: torch.device, clock: Clock = time.perf_counter) -> tuple[Made, float]:
+    """What some work made, and its seconds; a GPU's queue, in which other work may wait, is empty before and after."""
+    _synchronise(device)
+    started = clock()
+    made = work()
+    _synchronise(device)
+    return made, clock() - started
 
 
-def synchronise(device: torch.device) -> None:
-    """Wait until a GPU has done all that it was given; a CPU has."""
+def _synchronise(device: torch.device) -> None:
     if device.type == "cuda":
         torch.cuda.synchronize(device)

@@ -26,9 +26,14 @@ def machine(setting: Setting) -> Iterator[Row]:
     expected = BANDWIDTH[model] if model else None
     peak = PEAK_FLOPS[model] if model else None
     measured = memory_bandwidth(device)
-    least = None if expected is None else 0.8 * expected / 1e12
-    told = None if expected is None else expected / 1e12
-    yield Row(part="machine", what="bandwidth", measured=measured / 1e12, unit="TB/s", estimated=told, least=least)
+    yield Row(
+        part="machine",
+        what="bandwidth",
+        measured=measured / 1e12,
+        unit="TB/s",
+        estimated=None if expected is None else expected / 1e12,
+        least=None if expected is None else 0.8 * expected / 1e12,
+    )
     size = 256 if setting.tiny else 8192
     a, b = (torch.randn(size, size, device=device, dtype=torch.bfloat16) for _ in range(2))
     rate = 2 * size**3 / seconds_of(lambda: a @ b, device) / 1e12

@@ -11,6 +11,7 @@ from typing import Any, NamedTuple, Protocol
 
 import numpy as np
 import torch
+from einops import rearrange
 from torch import Tensor, nn
 from torch.nn import functional as F
 
@@ -144,7 +145,7 @@ class TransformersExtractor:
 
 def spatial_rows(activations: Tensor) -> Tensor:
     """Activations [n, C, 17, 17] -> the first seven channels as TensorFlow lays them out, NHWC -> [n, 17 * 17 * 7]."""
-    return activations[:, :SPATIAL_CHANNELS].permute(0, 2, 3, 1).flatten(1)
+    return rearrange(activations[:, :SPATIAL_CHANNELS], "n c h w -> n (h w c)")
 
 
 class RandomConvolutions(nn.Module):
@@ -196,7 +197,7 @@ def _call_factory(path: str) -> nn.Module:
 
 
 def _to_tensor(images: np.ndarray, device: str) -> Tensor:
-    return torch.from_numpy(images.copy()).permute(0, 3, 1, 2).to(device)
+    return rearrange(torch.from_numpy(images.copy()), "n h w c -> n c h w").to(device)
 
 
 def _rows(features: Tensor) -> np.ndarray:

@@ -71,7 +71,7 @@ def evaluate_legibility(
     texts = {kind: [reading.text for reading in of] for kind, of in readings.items()}
     drawn = [sets["real"][index] for index in chosen["real"]]
     scores = {kind: ppl_ocr(texts[kind], training.model) for kind in ("real", "generated")}
-    said = {kind: spoken_figures(texts[kind], training) for kind in ("real", "generated")}
+    figures = {kind: figures_of(texts[kind], training) for kind in ("real", "generated")}
     repetitive = is_too_repetitive(scores["real"], scores["generated"])
     return {
         **engine_info(engine),
@@ -79,9 +79,9 @@ def evaluate_legibility(
         "exact_words": {kind: exact_word_share(drawn, readings[kind]) for kind in readings if kind != "generated"},
         "real_words": {kind: real_word_share(of, training.known)["share"] for kind, of in texts.items()},
         **ratio_of_shares(texts["generated"], texts["real"], training.known),
-        "distinct_words": {kind: said[kind].pop("distinct_words") for kind in said},
-        **said["generated"],
-        "real": said["real"],
+        "distinct_words": {kind: figures[kind].pop("distinct_words") for kind in figures},
+        **figures["generated"],
+        "real": figures["real"],
         "scribbles": scribble_share((picture.text for picture in drawn), training.known),
         "vocabulary_size": len(training.known),
         "ppl_ocr": scores,
@@ -97,20 +97,20 @@ def sweep_point(
 ) -> dict[str, Any]:
     """The figures of one temperature: share and ratio of real words, distinct words, duplicates."""
     number = min(num_images, len(pictures), len(real))
-    made, own = (
+    generated, bound = (
         [reading.text for reading in read_pictures(of, spread(len(of), number), engine, cache)]
         for of in (pictures, real)
     )
-    said = diversity(made, training.known)
+    figures = diversity(generated, training.known)
     return {
-        "real_words": real_word_share(made, training.known)["share"],
-        **ratio_of_shares(made, own, training.known),
-        **{name: said[name] for name in ("distinct_words", "distinct_pairs", "duplicates")},
+        "real_words": real_word_share(generated, training.known)["share"],
+        **ratio_of_shares(generated, bound, training.known),
+        **{name: figures[name] for name in ("distinct_words", "distinct_pairs", "duplicates")},
         "num_images": number,
     }
 
 
-def spoken_figures(texts: Sequence[str], training: TrainingText) -> dict[str, Any]:
+def figures_of(texts: Sequence[str], training: TrainingText) -> dict[str, Any]:
     """Diversity and copies of the training text, one text an image."""
     return diversity(texts, training.known) | memorisation(texts, training.passages)
 

@@ -96,15 +96,15 @@ def diversity(texts: Sequence[str], known: Collection[str]) -> dict[str, Any]:
         duplicates: share of the texts with words that another image has, too.
         opening, opening_share: the commonest first word, and its share of the texts with words.
     """
-    spoken = [words for words in map(letter_words, texts) if words]
-    whole = Counter(map(tuple, spoken))
-    opening, number = Counter(words[0] for words in spoken).most_common(1)[0] if spoken else ("", 0)
+    worded = [words for words in map(letter_words, texts) if words]
+    whole = Counter(map(tuple, worded))
+    opening, number = Counter(words[0] for words in worded).most_common(1)[0] if worded else ("", 0)
     return {
-        "distinct_words": len({word for words in spoken for word in words if word in known}),
-        "distinct_pairs": len({pair for words in spoken for pair in pairwise(words)}),
-        "duplicates": sum(count for count in whole.values() if count > 1) / max(len(spoken), 1),
+        "distinct_words": len({word for words in worded for word in words if word in known}),
+        "distinct_pairs": len({pair for words in worded for pair in pairwise(words)}),
+        "duplicates": sum(count for count in whole.values() if count > 1) / max(len(worded), 1),
         "opening": opening,
-        "opening_share": number / max(len(spoken), 1),
+        "opening_share": number / max(len(worded), 1),
     }
 
 
