@@ -20,11 +20,10 @@ from typing import Any, cast
 import ray
 
 from data_specs.code_version import REPOSITORY
-from data_specs.progress import Progress
 from data_specs.records import AnyUnit
 from pipeline.board import JobReport
 from pipeline.gauges import RunMetrics
-from pipeline.running import TRIES, Done, Setup, size_of, tried
+from pipeline.running import TRIES, Done, Setup, tried
 from pipeline.waiting import DURATIONS, Try, UnitQueue, straggler
 from pipeline.workers import Spare, UnitsFailed, Workers
 
@@ -84,19 +83,6 @@ def _refuse_closed_port(address: str) -> None:
             socket.create_connection((host.strip("[]"), int(port)), 10).close()
         except OSError as error:
             raise ConnectionError(f"no Ray head at {address} ({error}): is it up, and the port open?") from None
-
-
-def run_on_ray(
-    units: Iterable[AnyUnit],
-    num_units: int,
-    setup: Setup,
-    workers: Workers,
-    progress: Progress,
-    report: JobReport | None,
-) -> Iterator[Done]:
-    """What `running.run_units` yields, made by workers on Ray."""
-    connect(workers)
-    yield from _Job(units, num_units, setup, workers, progress, report).run()
 
 
 def dismiss(spare: list[Spare]) -> None:
@@ -197,8 +183,17 @@ class _WorkerPool:
             self._end(worker)
 
 
-class _Job:
-    """One run over units: who works on which of them, what failed and why."""
+class RayJob:
+    """One run over units, on workers: who works on which of them, what failed and why.
+
+    Args:
+        units: what is to be done.
+        num_units: how many they are.
+        setup: returns `unit -> result` in each worker.
+        workers: how the cluster is used; it is joined, or started.
+        task: stage and set, as metrics are tagged.
+        report: where it is written how far the run is.
+    """
 
     def __init__(
         self,
@@ -206,9 +201,10 @@ class _Job:
         num_units: int,
         setup: Setup,
         workers: Workers,
-        progress: Progress,
+        task: str,
         report: JobReport | None,
     ) -> None:
+        connect(workers)
         self.waiting = UnitQueue(iter(units))
         self.left = num_units
         self.max_failures = workers.max_failures
@@ -217,9 +213,8 @@ class _Job:
         self.done = set[int]()
         self.tries = Counter[int]()
         self.failures = 0
-        self.progress = progress
         self.report = report
-        self.metrics = RunMetrics(progress.task)
+        self.metrics = RunMetrics(task)
         self.durations = deque[float](maxlen=DURATIONS)
 
     def run(self) -> Iterator[Done]:
@@ -238,7 +233,6 @@ class _Job:
         finally:
             self.pool.close()
         self._report(ended=True)
-        self.progress.finish(f"{self.failures} failed" if self.failures else "")
 
     def _report(self, ended: bool = False) -> None:
         self.metrics.show(self.left, len(self.running), len(self.pool.nodes))
@@ -277,7 +271,6 @@ class _Job:
         self.left -= 1
         self.metrics.count(result)
         self.durations.append(time.monotonic() - ended.since)
-        self.progress.advance(size_of(ended.unit, self.progress.unit))
         return Done(ended.unit, result)
 
     def _fail(self, unit: AnyUnit, reason: str, counts: bool) -> Done | None:

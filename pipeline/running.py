@@ -109,16 +109,19 @@ def run_units(
         UnitsFailed: some failed three times, or no worker could start; the line says why.
     """
     if workers.here:
-        ended = _run_here(units, setup, workers, progress, report)
+        ended = _run_here(units, setup, workers, report)
     else:
-        from pipeline.runner import run_on_ray
+        from pipeline.runner import RayJob
 
-        ended = run_on_ray(units, num_units, setup, workers, progress, report)
+        ended = RayJob(units, num_units, setup, workers, progress.task, report).run()
     failures = dict[int, str]()
     for done in ended:
         if done.failure:
             failures[done.unit.unit] = done.failure
+        else:
+            progress.advance(size_of(done.unit, progress.unit))
         yield done
+    progress.finish(f"{len(failures)} failed" if failures else "")
     if failures:
         shown = "; ".join(f"unit {unit}: {reason}" for unit, reason in sorted(failures.items())[:5])
         raise UnitsFailed(
@@ -126,9 +129,7 @@ def run_units(
         )
 
 
-def _run_here(
-    units: Iterable[AnyUnit], setup: Setup, workers: Workers, progress: Progress, report: JobReport | None
-) -> Iterator[Done]:
+def _run_here(units: Iterable[AnyUnit], setup: Setup, workers: Workers, report: JobReport | None) -> Iterator[Done]:
     """Makes the units in this process."""
     work = setup()
     host = socket.gethostname()
@@ -140,16 +141,12 @@ def _run_here(
             result, failure = tried(work, unit)
             if not failure:
                 break
-        if failure:
-            failed += 1
-        else:
-            progress.advance(size_of(unit, progress.unit))
+        failed += bool(failure)
         yield Done(unit, result, failure)
         if failed >= workers.max_failures:
             break
     if report:
         report.write([], {}, failed, ended=True)
-    progress.finish(f"{failed} failed" if failed else "")
 
 
 def tried(work: Callable[[Any], Any], unit: AnyUnit) -> tuple[Any, str]:
