@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import logging
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from typing import NamedTuple, cast
 
 import numpy as np
@@ -163,11 +163,3 @@ def _regrouped(units: Iterable[SourceUnit], per_unit: int) -> Iterator[SourceUni
                 waiting = []
     if like is not None and waiting:
         yield SourceUnit.of(like.source, waiting, like.affinity)
-
-
-def without(unit: SourceUnit, gone: Callable[[str], bool]) -> SourceUnit:
-    """A unit without the documents whose ids are gone, and the files that only those need; one of a tar as it is."""
-    if not any(gone(document.id) for document in unit.documents):
-        return unit
-    kept = [document for document in unit.listed() if not gone(document.id)]
-    return SourceUnit.of(unit.source, kept, unit.affinity).model_copy(update={"unit": unit.unit})

@@ -87,17 +87,14 @@ def _inputs_moved(root: str, *plans: Plan) -> list[tuple[str, str]]:
 
 def rendering(renderer: Renderer, set_uri: str, moved: Sequence[tuple[str, str]] = ()) -> Work:
     """What renders a unit; what was removed from the set once is left out."""
-    from pipeline.extend import without
-    from pipeline.removal import read_removed, rendered_without
+    from pipeline.removal import read_removed, rendered_without, without
 
     images_uri, _, split = set_uri.rpartition("/")
     removed = read_removed(images_uri)
-    of_units = removed.of_units()
 
     def work(unit: SourceUnit) -> Iterator[Outcome]:
-        here = of_units.get((split, unit.unit), removed._replace(samples=frozenset()))
-        there = relocated(without(unit, here.holds_document), moved)
-        return rendered_without(unit, here, renderer.render(there))
+        there = relocated(without(unit, removed), moved)
+        return rendered_without(split, unit, removed, renderer.render(there))
 
     return work
 

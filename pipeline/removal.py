@@ -12,6 +12,7 @@ import re
 import unicodedata
 from collections.abc import Iterable, Iterator
 from contextlib import ExitStack
+from functools import partial
 from typing import NamedTuple
 
 from data_specs import storage
@@ -26,15 +27,15 @@ from data_specs.records import (
     Reason,
     Removed,
     Sample,
-    SampleInfo,
     ShardUnit,
     SourceUnit,
 )
 from data_specs.source import key_of
+from data_specs.sources.planning import SPLITS
 from data_specs.table import read_table
 from data_specs.units import Plan, read_plan
 from data_specs.verify import find_shard_sets
-from pipeline.stages import VIEWS, UnitStage, find, lease_home, registered
+from pipeline.stages import VIEWS, UnitStage, find, lease_home, name_under, registered
 
 log = logging.getLogger(__name__)
 ARCHIVES = (  # of arXiv's identifiers before April 2007
@@ -50,23 +51,18 @@ class Removal(NamedTuple):
     ids: frozenset[str]
     samples: frozenset[str]
 
-    def of_units(self) -> dict[tuple[str, int], Removal]:
-        """The same for each unit that single samples are named of: its samples as bare keys."""
-        named: dict[tuple[str, int], set[str]] = {}
-        for name in self.samples:
-            split, unit, key = name.split("/")
-            named.setdefault((split, int(unit)), set()).add(key)
-        return {unit: Removal(self.ids, frozenset(keys)) for unit, keys in named.items()}
-
-    def holds(self, sample: Sample) -> bool:
-        """Whether a sample must go; `samples` are bare keys here."""
-        if sample.key in self.samples:
-            return True
-        return bool(self.ids) and self.holds_document(SampleInfo.parse(sample.fields["json"], f"{sample.key}: json").id)
-
     def holds_document(self, document_id: str) -> bool:
         """Whether a document must go."""
         return bool(self.ids) and plain(document_id) in self.ids
+
+    def holds(self, name: str, document_id: str) -> bool:
+        """Whether a sample SPLIT/UNIT/KEY of a document must go."""
+        return name in self.samples or self.holds_document(document_id)
+
+    def holds_sample(self, unit: str, sample: Sample) -> bool:
+        """Whether a sample of a unit SPLIT/UNIT must go, as it was rendered or lies in a shard."""
+        assert sample.row is not None
+        return self.holds(f"{unit}/{sample.key}", sample.row["document"])
 
 
 def plain(document_id: str) -> str:
@@ -96,11 +92,10 @@ def read_removed(images_uri: str) -> Removal:
 
 def still_there(set_uri: str) -> Iterator[str]:
     """Yields a line for each sample of an image set that was removed once, and is there all the same."""
-    images_uri, _, split = set_uri.rpartition("/")
     try:
-        taken = read_removed(images_uri)
+        removed = read_removed(set_uri.rpartition("/")[0])
         plan = read_plan(set_uri)
-        there = list(_still_there(plan, split, taken)) if plan and any(taken) else []
+        there = list(_still_there(plan, removed)) if plan and any(removed) else []
     except ValueError as error:  # a record of what was removed is damaged, or the plan
         yield str(error)
         return
@@ -108,12 +103,10 @@ def still_there(set_uri: str) -> Iterator[str]:
         yield f"{set_uri}: {name} of {document} was removed once and is there: run `dnd remove` again"
 
 
-def _still_there(plan: Plan, split: str, taken: Removal) -> Iterator[tuple[str, str]]:
+def _still_there(plan: Plan, removed: Removal) -> Iterator[tuple[str, str]]:
     """(SPLIT/UNIT/KEY, document) of each sample of a set that must not be in it."""
-    for unit, here in _concerned(plan, split, taken):
-        for row in _rows(plan, unit.unit):
-            if row["key"] in here.samples or here.holds_document(row["document"]):
-                yield f"{split}/{unit.unit}/{row['key']}", row["document"]
+    samples = (sample for unit in _concerned(plan, removed) for sample in _samples(plan, unit))
+    return ((name, document) for name, document in samples if removed.holds(name, document))
 
 
 def take_out_again(plan: Plan) -> Manifest | None:
@@ -124,24 +117,31 @@ def take_out_again(plan: Plan) -> Manifest | None:
     Returns:
         The set's new manifest; None where nothing was to be done.
     """
-    images_uri, _, split = plan.set_uri.rpartition("/")
-    taken = read_removed(images_uri)
-    left = list(_still_there(plan, split, taken)) if any(taken) else []
-    if not left:
+    removed = read_removed(plan.set_uri.rpartition("/")[0])
+    number = sum(1 for _ in _still_there(plan, removed)) if any(removed) else 0
+    if not number:
         return None
-    for _ in _remake_set(plan, split, taken):
+    for _ in _remake_set(plan, removed):
         pass
-    log.warning("%s: %d samples that had been removed before are taken out again", plan.set_uri, len(left))
+    log.warning("%s: %d samples that had been removed before are taken out again", plan.set_uri, number)
     return merge(plan, "images", partial=True)
 
 
-def rendered_without(unit: SourceUnit, taken: Removal, outcomes: Iterable[Outcome]) -> Iterator[Outcome]:
-    """The outcomes of `without(unit, taken.ids)`, with what is removed among them as counted drops."""
+def without(unit: SourceUnit, removed: Removal) -> SourceUnit:
+    """A unit without the documents that are removed, and the files that only those need; one of a tar as it is."""
+    if not any(removed.holds_document(document.id) for document in unit.documents):
+        return unit
+    kept = [document for document in unit.listed() if not removed.holds_document(document.id)]
+    return SourceUnit.of(unit.source, kept, unit.affinity).model_copy(update={"unit": unit.unit})
+
+
+def rendered_without(split: str, unit: SourceUnit, removed: Removal, outcomes: Iterable[Outcome]) -> Iterator[Outcome]:
+    """The outcomes of `without(unit, removed)`, with what is removed of the unit as counted drops."""
     for document in unit.documents:
-        if taken.holds_document(document.id):
+        if removed.holds_document(document.id):
             yield Dropped(key_of(document.id), "", Reason.REMOVED)
     for outcome in outcomes:
-        if isinstance(outcome, Sample) and taken.holds(outcome):
+        if isinstance(outcome, Sample) and removed.holds_sample(f"{split}/{unit.unit}", outcome):
             yield Dropped(outcome.key, "", Reason.REMOVED)
         else:
             yield outcome
@@ -155,7 +155,7 @@ def remove(root: str, ids: Iterable[str], samples: Iterable[str]) -> Iterator[st
             else was done, some id or sample matched nothing.
     """
     images = storage.join(root, "images")
-    plans = {split: plan for split in ("train", "val") if (plan := read_plan(storage.join(images, split)))}
+    plans = [plan for split in SPLITS if (plan := read_plan(storage.join(images, split)))]
     if not plans:
         raise ValueError(f"{images}: there is no image set here")
     written = {plain(one): one.strip() for one in ids}
@@ -163,25 +163,25 @@ def remove(root: str, ids: Iterable[str], samples: Iterable[str]) -> Iterator[st
     if wrong := [name for name in wanted.samples if not re.fullmatch(r"(train|val)/\d+/[A-Za-z0-9_-]+", name)]:
         raise ValueError(f"{wrong[0]!r} names no sample: write SPLIT/UNIT/KEY, for instance train/12/2301-00001-p0001")
     with ExitStack() as stack:
-        for home in sorted({lease_home(_short(root, uri)) for uri in find_shard_sets(root)}):
+        for home in sorted({lease_home(name_under(root, uri)) for uri in find_shard_sets(root)}):
             stack.enter_context(hold(storage.join(root, home), "dnd remove"))
         before = read_removed(images)
-        found = _found(plans, wanted)
-        known = Removal(before.ids | found.documents.keys(), before.samples | found.samples)
+        documents, found = _found(plans, wanted)
+        known = Removal(before.ids | documents.keys(), before.samples | found)
         for one in sorted(wanted.ids & known.ids):
-            yield f"{written[one]}: {', '.join(sorted(found.documents.get(one, ()))) or 'was removed before'}"
+            yield f"{written[one]}: {', '.join(sorted(documents.get(one, ()))) or 'was removed before'}"
         yield from _take_out(root, plans, Removal(wanted.ids & known.ids, wanted.samples & known.samples))
     if nothing := [written[one] for one in sorted(wanted.ids - known.ids)] + sorted(wanted.samples - known.samples):
         raise ValueError(f"matched nothing, and is not recorded: {', '.join(nothing)}")
 
 
-def _take_out(root: str, plans: dict[str, Plan], wanted: Removal) -> Iterator[str]:
+def _take_out(root: str, plans: list[Plan], wanted: Removal) -> Iterator[str]:
     if not any(wanted):
         return
     _record(storage.join(root, "images"), wanted)
     replaced = set[str]()
-    for split, plan in plans.items():
-        for line, names in _remake_set(plan, split, wanted):
+    for plan in plans:
+        for line, names in _remake_set(plan, wanted):
             replaced.update(names)
             yield line
         if storage.exists(storage.join(plan.set_uri, "manifest.json")):
@@ -189,45 +189,43 @@ def _take_out(root: str, plans: dict[str, Plan], wanted: Removal) -> Iterator[st
     yield from _derived(root, replaced)
 
 
-class _Found(NamedTuple):
-    """What of the wanted there is: plain id -> ids of the documents, and samples."""
-
-    documents: dict[str, set[str]]
-    samples: frozenset[str]
-
-
-def _found(plans: dict[str, Plan], wanted: Removal) -> _Found:
+def _found(plans: list[Plan], wanted: Removal) -> tuple[dict[str, set[str]], set[str]]:
+    """What of the wanted there is: plain id -> ids of the documents, and names of the samples."""
     documents = dict[str, set[str]]()
-    samples = set[str]()
-    for split, plan in plans.items():
-        for unit, here in _concerned(plan, split, wanted):
-            rows = _rows(plan, unit.unit)
-            samples.update(f"{split}/{unit.unit}/{row['key']}" for row in rows if row["key"] in here.samples)
-            there = [document.id for document in unit.documents] + [row["document"] for row in rows]
+    names = set[str]()
+    for plan in plans:
+        for unit in _concerned(plan, wanted):
+            samples = _samples(plan, unit)
+            names.update(name for name, _ in samples if name in wanted.samples)
+            there = [document.id for document in unit.documents] + [document for _, document in samples]
             for document_id in filter(wanted.holds_document, there):
                 documents.setdefault(plain(document_id), set()).add(document_id)
-    return _Found(documents, frozenset(samples))
+    return documents, names
 
 
-def _concerned(plan: Plan, split: str, wanted: Removal) -> Iterator[tuple[SourceUnit, Removal]]:
-    """Units of a set that may hold, or held, something wanted; with what that is, samples as bare keys."""
-    named = wanted.of_units()
+def _concerned(plan: Plan, wanted: Removal) -> Iterator[SourceUnit]:
+    """Units of a set that may hold, or held, something wanted."""
+    named = {name.rpartition("/")[0] for name in wanted.samples}
     months = {_month(document_id) for document_id in wanted.ids}
     for unit in plan.units_of(SourceUnit):
-        here = named.get((split, unit.unit))
         listed = any(wanted.holds_document(document.id) for document in unit.documents)
-        if here or listed or _of_months(unit, months):
-            yield unit, here or wanted._replace(samples=frozenset())
+        if listed or _name(plan, unit) in named or _of_months(unit, months):
+            yield unit
 
 
-def _rows(plan: Plan, unit: int) -> list[dict[str, str]]:
-    """Key and document of each sample that a unit has made."""
-    receipt = read_receipt(storage.join(plan.set_uri, receipt_name(unit)), plan.digest)
+def _name(plan: Plan, unit: SourceUnit) -> str:
+    """SPLIT/UNIT, with which the names of a unit's samples begin."""
+    return f"{plan.set_uri.rpartition('/')[2]}/{unit.unit}"
+
+
+def _samples(plan: Plan, unit: SourceUnit) -> list[tuple[str, str]]:
+    """(SPLIT/UNIT/KEY, document) of each sample that a unit has made."""
+    receipt = read_receipt(storage.join(plan.set_uri, receipt_name(unit.unit)), plan.digest)
     if receipt is None or receipt.shard is None:
         return []
     table = read_table(storage.join(plan.set_uri, receipt.shard.name), receipt.shard.table_sha256, receipt.written)
-    rows: list[dict[str, str]] = table.select(["key", "document"]).to_pylist()
-    return rows
+    rows = table.select(["key", "document"]).to_pylist()
+    return [(f"{_name(plan, unit)}/{row['key']}", row["document"]) for row in rows]
 
 
 def _record(images_uri: str, wanted: Removal) -> None:
@@ -236,14 +234,14 @@ def _record(images_uri: str, wanted: Removal) -> None:
     storage.create(storage.join(images_uri, "removed", f"{name}.json"), data)
 
 
-def _remake_set(plan: Plan, split: str, wanted: Removal) -> Iterator[tuple[str, tuple[str, ...]]]:
+def _remake_set(plan: Plan, wanted: Removal) -> Iterator[tuple[str, tuple[str, ...]]]:
     """(line, names that the shard had before) for each shard of a set that holds, or held, something to remove."""
-    for unit, here in _concerned(plan, split, wanted):
+    for unit in _concerned(plan, wanted):
         receipt = read_receipt(storage.join(plan.set_uri, receipt_name(unit.unit)), plan.digest)
         if receipt is None:
             continue
-        before = receipt.written
-        receipt = remake(plan.set_uri, receipt, here.holds)
+        split, before = plan.set_uri.rpartition("/")[2], receipt.written
+        receipt = remake(plan.set_uri, receipt, partial(wanted.holds_sample, _name(plan, unit)))
         if receipt.replaces:
             yield f"images/{split}: unit {unit.unit}: {before - receipt.written} samples removed", receipt.replaces
 
@@ -272,7 +270,7 @@ def _derived(root: str, replaced: set[str]) -> Iterator[str]:
     for stage, plan, units in reversed(stale):
         yield _taken_back(root, stage, plan, units)
     if replaced:
-        yield from _depending(root)
+        yield from _depending(root, plans)
 
 
 def _reading(plan: Plan, shards: set[str]) -> list[int]:
@@ -285,14 +283,14 @@ def _taken_back(root: str, stage: UnitStage, plan: Plan, units: list[int]) -> st
     if stage.remade == "folder":
         folder = plan.set_uri.rpartition("/")[0]
         _delete_all(folder)
-        return f"{_short(root, folder)}: removed, since it was made from those; run `dnd {stage.name}` again"
+        return f"{name_under(root, folder)}: removed, since it was made from those; run `dnd {stage.name}` again"
     storage.delete(storage.join(plan.set_uri, "manifest.json"))
     for number in units:
         discard(plan.set_uri, number)
-    return f"{_short(root, plan.set_uri)}: {len(units)} shards removed; run `dnd {stage.name}` to make them anew"
+    return f"{name_under(root, plan.set_uri)}: {len(units)} shards removed; run `dnd {stage.name}` to make them anew"
 
 
-def _depending(root: str) -> Iterator[str]:
+def _depending(root: str, plans: list[Plan]) -> Iterator[str]:
     """Lines for what still names or shows what is removed, has learned from it, or was drawn by what has."""
     for name, command in VIEWS.items():
         if next(storage.list_files(storage.join(root, name)), None):
@@ -302,17 +300,13 @@ def _depending(root: str) -> Iterator[str]:
         if stage.trains and storage.exists(storage.join(root, stage.makes, "stage.json")):
             learned.add(stage.name)
             yield f"{stage.makes}: was trained on what is removed now; the next `dnd {stage.name}` here is refused"
-    for plan in (plan for uri in find_shard_sets(root) if (plan := read_plan(uri))):
+    for plan in plans:
         drawn = find(plan.identity.stage)
         if drawn and learned & set(drawn.reads) and any(isinstance(unit, RangeUnit) for unit in plan.units()):
-            yield f"{_short(root, plan.set_uri)}: was made by what was trained on it"
+            yield f"{name_under(root, plan.set_uri)}: was made by what was trained on it"
 
 
 def _delete_all(folder: str) -> None:
     """Deletes a folder's files, plans last: what is left of a killed deletion is still found as a set."""
     for file in sorted(storage.list_files(folder), key=lambda file: file.uri.endswith("plan.jsonl")):
         storage.delete(file.uri)
-
-
-def _short(root: str, uri: str) -> str:
-    return uri.removeprefix(root.rstrip("/") + "/")

@@ -137,7 +137,7 @@ class UnitStage(Stage):
         made: dict[str, Manifest] = {}
         for output in self.outputs(spec, root, workers, **options):
             plan = output.plan
-            name = output.plan.set_uri.removeprefix(root.rstrip("/") + "/")
+            name = name_under(root, plan.set_uri)
             work = partial(committing, output.setup, plan.set_uri, plan.digest)
             use = self.workers(spec, workers)
             task = f"{self.name} {name}"
@@ -163,6 +163,11 @@ class UnitStage(Stage):
     def finish(self, spec: Spec, root: str, workers: Workers, **options: Any) -> Iterator[str]:
         """What is made of the sets once they are whole; yields lines that say so."""
         yield from ()
+
+
+def name_under(root: str, uri: str) -> str:
+    """What is called `images/train` under a root, by its address."""
+    return uri.removeprefix(root.rstrip("/") + "/")
 
 
 def lease_home(set_name: str) -> str:
