@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import logging
 from collections.abc import Iterable, Iterator, Sequence
+from itertools import groupby, islice
 from typing import NamedTuple, cast
 
 import numpy as np
@@ -12,7 +13,7 @@ from pydantic import JsonValue
 
 from data_specs.digest import require_same
 from data_specs.receipts import valid_receipts
-from data_specs.records import Document, Identity, Receipt, SourceUnit
+from data_specs.records import Identity, Receipt, SourceUnit
 from data_specs.source import key_of
 from data_specs.sources.names import relative
 from data_specs.sources.planning import relocated
@@ -25,12 +26,11 @@ MAY_CHANGE = ("sources", "limits")  # of the spec's render, when a set is extend
 def require_extension(plan: Plan, wanted: Identity) -> None:
     """Raises ValueError where more than sources and limits has changed since the plan was made."""
     now = cast(dict[str, JsonValue], wanted.spec["render"])
-    before = plan.identity.spec.get("render")
-    if isinstance(before, dict):
-        spec = plan.identity.spec | {"render": before | {key: now[key] for key in MAY_CHANGE}}
-        require_same(plan.set_uri, plan.identity.model_copy(update={"spec": spec}), wanted)
-    else:
-        require_same(plan.set_uri, plan.identity, wanted)
+    stored = plan.identity
+    if isinstance(before := stored.spec.get("render"), dict):
+        spec = stored.spec | {"render": before | {key: now[key] for key in MAY_CHANGE}}
+        stored = stored.model_copy(update={"spec": spec})
+    require_same(plan.set_uri, stored, wanted)
 
 
 class _Hashes(NamedTuple):
@@ -146,20 +146,12 @@ def _among(values: np.ndarray, known: np.ndarray) -> np.ndarray:
 
 def _regrouped(units: Iterable[SourceUnit], per_unit: int) -> Iterator[SourceUnit]:
     """Units of one source one after the other, put together to units of `per_unit` documents."""
-    waiting = list[Document]()
-    like = None
-    for unit in units:
-        if unit.tar:
-            yield unit
+    for (source, affinity, is_of_tar), group in groupby(
+        units, lambda unit: (unit.source, unit.affinity, bool(unit.tar))
+    ):
+        if is_of_tar:
+            yield from group
             continue
-        if like is not None and waiting and (unit.source, unit.affinity) != (like.source, like.affinity):
-            yield SourceUnit.of(like.source, waiting, like.affinity)
-            waiting = []
-        like = unit
-        for document in unit.listed():
-            waiting.append(document)
-            if len(waiting) == per_unit:
-                yield SourceUnit.of(like.source, waiting, like.affinity)
-                waiting = []
-    if like is not None and waiting:
-        yield SourceUnit.of(like.source, waiting, like.affinity)
+        documents = (document for unit in group for document in unit.listed())
+        while some := list(islice(documents, per_unit)):
+            yield SourceUnit.of(source, some, affinity)

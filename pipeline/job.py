@@ -13,7 +13,6 @@ from typing import TYPE_CHECKING, Any
 from data_specs import digest, storage
 from data_specs.records import Identity, Manifest, Outcome, SourceUnit
 from data_specs.scratch import scratch_folder
-from data_specs.source import Source
 from data_specs.sources.images import read_class_names
 from data_specs.sources.planning import (
     SPLITS,
@@ -104,26 +103,21 @@ def _plans(spec: Spec, root: str) -> dict[str, Plan]:
 
     Sources that have moved are listed again: they must hold what they held when the set was planned.
     """
-    set_uris = {split: storage.join(root, "images", split) for split in SPLITS}
-    stored = {split: plan for split, uri in set_uris.items() if (plan := read_plan(uri))}
+    stored = _stored(root)
     for split, plan in stored.items():
         digest.require_same(plan.set_uri, plan.identity, _identity(spec, split, plan.identity.inputs), REMEDY)
     places = places_of(spec.render, _inputs(root))
-    whole = len(stored) == len(SPLITS)
     kept = {split: plan for split, plan in stored.items() if plan.places[1:] == places[1:]}
     if len(kept) == len(SPLITS):
         return kept
     with scratch_folder() as folder:
-        sources = _prepare(spec, storage.join(str(folder), "inputs") if whole else _inputs(root))
-        units = list_units(spec.render, sources, folder)
-        identities = {split: _identity(spec, split, _listed(units[split])) for split in SPLITS}
-        places = places_of(spec.render, _inputs(root), sources)
-        if not whole:
-            _keep_classes(storage.join(root, "images", "classes.json"), class_names(sources))
-        return {
-            split: kept.get(split) or planned(uri, identities[split], read_units(units[split]), REMEDY, places)
-            for split, uri in set_uris.items()
-        }
+        listed, places = _list_sources(spec, root, folder, is_whole=len(stored) == len(SPLITS))
+        return {split: kept.get(split) or _planned(spec, root, split, listed[split], places) for split in SPLITS}
+
+
+def _planned(spec: Spec, root: str, split: str, listed: Path, places: tuple[str, ...]) -> Plan:
+    identity = _identity(spec, split, _held(listed))
+    return planned(storage.join(root, "images", split), identity, read_units(listed), REMEDY, places)
 
 
 def _extended(spec: Spec, root: str, retry_rejected: bool) -> dict[str, Plan]:
@@ -134,10 +128,9 @@ def _extended(spec: Spec, root: str, retry_rejected: bool) -> dict[str, Plan]:
     from data_specs.receipts import valid_receipts
     from pipeline.extend import require_extension
 
-    plans = {split: read_plan(storage.join(root, "images", split)) for split in SPLITS}
-    if not all(plans.values()):
+    stored = _stored(root)
+    if len(stored) < len(SPLITS):
         raise ValueError(f"{root}/images: there is no image set to extend; run `dnd render` without --extend first")
-    stored = {split: plan for split, plan in plans.items() if plan}
     done = {split: sum(1 for _ in valid_receipts(p.set_uri, p.digest)) == p.num_units for split, p in stored.items()}
     places = places_of(spec.render, _inputs(root))
     for split, plan in stored.items():
@@ -146,10 +139,7 @@ def _extended(spec: Spec, root: str, retry_rejected: bool) -> dict[str, Plan]:
         if not done[split] and (plan.identity, plan.places[1:]) != (wanted, places[1:]):
             raise ValueError(f"{plan.set_uri}: not all units are done; run `dnd render` as before, then extend")
     with scratch_folder() as folder:
-        sources = _prepare(spec, _inputs(root))
-        listed = list_units(spec.render, sources, folder)
-        _keep_classes(storage.join(root, "images", "classes.json"), class_names(sources))
-        places = places_of(spec.render, _inputs(root), sources)
+        listed, places = _list_sources(spec, root, folder)
         moved = _inputs_moved(root, *stored.values())
         grow = partial(_grow, spec, stored, places, moved=moved, retry_rejected=retry_rejected)
         return {split: grow(split, listed[split]) if done[split] else plan for split, plan in stored.items()}
@@ -167,7 +157,7 @@ def _grow(
     """The plan with a part for new documents; as it is where there are none and the spec is the same."""
     from pipeline.extend import new_units
 
-    identity = _identity(spec, split, _listed(listed))
+    identity = _identity(spec, split, _held(listed))
     plan = plans[split]
     other = plans["val" if split == "train" else "train"]
     units = new_units(plan, other, read_units(listed), spec.render.documents_per_unit, retry_rejected, moved)
@@ -179,14 +169,30 @@ def _grow(
     return grown
 
 
+def _stored(root: str) -> dict[str, Plan]:
+    """The plans under a root, by split."""
+    return {split: plan for split in SPLITS if (plan := read_plan(storage.join(root, "images", split)))}
+
+
 def _inputs(root: str) -> str:
     """Where what is made of the sources lies."""
     return storage.absolute(storage.join(root, "inputs"))
 
 
-def _prepare(spec: Spec, inputs_uri: str) -> list[Source]:
-    """The spec's sources as workers read them."""
-    return [source.prepare(inputs_uri) for source in spec.render.sources]
+def _list_sources(
+    spec: Spec, root: str, folder: Path, is_whole: bool = False
+) -> tuple[dict[str, Path], tuple[str, ...]]:
+    """Lists the sources; returns the file of each split's units, in a scratch folder, and where the documents lie.
+
+    Args:
+        is_whole: whether all is planned: what the sources hold is only compared, and nothing is kept under the root.
+    """
+    inputs_uri = storage.join(str(folder), "inputs") if is_whole else _inputs(root)
+    sources = [source.prepare(inputs_uri) for source in spec.render.sources]
+    units = list_units(spec.render, sources, folder)
+    if not is_whole:
+        _keep_classes(storage.join(root, "images", "classes.json"), class_names(sources))
+    return units, places_of(spec.render, _inputs(root), sources)
 
 
 def _keep_classes(uri: str, names: dict[int, str]) -> None:
@@ -201,7 +207,7 @@ def _keep_classes(uri: str, names: dict[int, str]) -> None:
         storage.write(uri, data)
 
 
-def _listed(units: Path) -> dict[str, str]:
+def _held(units: Path) -> dict[str, str]:
     """The input of a split: what its sources hold."""
     return {"documents of render.sources": listing_digest(units)}
 
