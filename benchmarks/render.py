@@ -28,6 +28,7 @@ from data_specs import storage
 from data_specs.digest import digest_of
 from data_specs.mupdf import mupdf, pymupdf
 from data_specs.receipts import commit
+from data_specs.records import RawDocument
 from data_specs.source import Source
 from data_specs.sources.planning import cut
 from data_specs.spec import Spec, load_spec
@@ -125,7 +126,7 @@ def _calls(source: Source, inputs: Path) -> Iterator[tuple[Any, ...]]:
     files = sorted(inputs.rglob("*.pdf")) if source.kind == "pdf" else []
     documents = [path.read_bytes() for path in files] or _lines(inputs)
     for number, data in enumerate(documents):
-        yield source, data, str(number), {"source": "file"}, {}
+        yield source, RawDocument(str(number), str(number), "file", data=data), {}
 
 
 def _lines(inputs: Path) -> Iterator[bytes]:

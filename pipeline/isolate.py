@@ -1,7 +1,7 @@
 """Killable children: documents are rendered in a process of its own, with limits on CPU time, memory and wall clock.
 
 A renderer can crash, hang or eat memory; no exception handler catches that. The child is started as
-`python -m pipeline.isolate FD COUNTER FUNCTION`; it serves many documents and is replaced when it dies. The next
+`python -m pipeline.isolate FD COUNTERS FUNCTION`; it serves many documents and is replaced when it dies. The next
 documents wait in its pipe while it works and answers travel together, so that isolation costs little; which document it
 has begun stands in memory that both see.
 """
@@ -12,6 +12,7 @@ import ctypes
 import gc
 import importlib
 import os
+import pickle
 import resource
 import select
 import signal
@@ -23,7 +24,9 @@ import time
 from collections import deque
 from collections.abc import Iterable, Iterator
 from contextlib import suppress
+from dataclasses import dataclass
 from functools import lru_cache
+from itertools import islice
 from mmap import mmap
 from multiprocessing.connection import Connection
 from queue import SimpleQueue
@@ -39,6 +42,8 @@ MESSAGE_SECONDS = 0.05  # that an answer waits for others
 WALL_FACTOR = 10  # the wall-clock backstop, in units of the CPU limit
 START_SECONDS = 600.0  # that a child may take to import what it runs, on a disk that others use
 PR_SET_PDEATHSIG = 1
+BEGUN, STEPS = range(2)  # the counters
+COUNTER_BYTES = 16
 
 
 class Answer(NamedTuple):
@@ -55,19 +60,21 @@ class Answer(NamedTuple):
         return self.reason is not None and self.reason.environmental
 
 
+@dataclass
 class _Call:
     """A call that was made of a child, and what came of it so far."""
 
-    def __init__(self, arguments: tuple[Any, ...]) -> None:
-        self.arguments = arguments
-        self.answer: Answer | None = None
+    arguments: tuple[Any, ...]
+    answer: Answer | None = None
 
 
 class Child:
     """One child process that calls `function` ("module:name") with `fixed` and the arguments it is sent."""
 
     def __init__(self, function: str, limits: Limits, *fixed: Any) -> None:
-        self.function, self.limits, self.fixed = function, limits, fixed
+        self.function = function
+        self.limits = limits
+        self.fixed = fixed
         self.process: subprocess.Popen[bytes] | None = None
 
     def call(self, *arguments: Any, factor: float = 1.0) -> Answer:
@@ -78,48 +85,52 @@ class Child:
         """The answers of many calls in order, up to AHEAD of them waiting in the child's pipe.
 
         A call that ends the child is answered by the reason; those that waited behind it, or were answered into the
-        void, go to a fresh child.
+        void, go to a fresh child. An Answer among the calls is handed on in its place.
         """
         waiting = deque[_Call]()
         calls = iter(calls)
-        while True:
-            while len(waiting) < AHEAD and (arguments := next(calls, None)) is not None:
-                waiting.append(_Call(arguments))
-                if self._lives():
-                    self._send(arguments, factor)
-            if not waiting:
-                return
-            open_calls = [call for call in waiting if call.answer is None]
-            if not self._lives():
-                self._start()
-                for call in open_calls:
-                    self._send(call.arguments, factor)
-            answers = self._receive(self.limits.cpu_seconds * factor)
-            self.ready = True
-            if isinstance(answers, Answer):
-                open_calls[max(0, self._begun() - self.answered - 1)].answer = answers
-            else:
-                self.answered += len(answers)
-                for call, answer in zip(open_calls, answers):
-                    call.answer = answer
-            while waiting and (first := waiting[0].answer) is not None:
+        while self._take_up(calls, waiting, factor):
+            if waiting[0].answer is None:
+                self._have_answered([call for call in waiting if call.answer is None], factor)
+            while waiting and (answer := waiting[0].answer) is not None:
                 waiting.popleft()
-                yield first
+                yield answer
 
-    def _begun(self) -> int:
-        """Calls that the present child, or the one that just ended, has taken up."""
-        return int.from_bytes(self.count[:8], sys.byteorder)
+    def _take_up(self, calls: Iterator[tuple[Any, ...]], waiting: deque[_Call], factor: float) -> bool:
+        """Adds calls to those that wait, and sends them to the child if it lives; returns whether any wait."""
+        for call in islice(calls, AHEAD - len(waiting)):
+            answer = call if isinstance(call, Answer) else None
+            waiting.append(_Call(call, answer))
+            if answer is None and self._lives():
+                self._send(call, factor)
+        return bool(waiting)
+
+    def _have_answered(self, calls: list[_Call], factor: float) -> None:
+        """Waits until some of the calls are answered, the first among them; a fresh child is sent all of them."""
+        if not self._lives():
+            self._start()
+            for call in calls:
+                self._send(call.arguments, factor)
+        answers = self._receive(self.limits.cpu_seconds * factor)
+        self.ready = True
+        if isinstance(answers, Answer):
+            calls[max(0, self.counters[BEGUN] - self.answered - 1)].answer = answers
+        else:
+            self.answered += len(answers)
+            for call, answer in zip(calls, answers):
+                call.answer = answer
 
     def _step(self) -> int | None:
         """The step that the present call, or the one that just ended, has begun; None before the first."""
-        return int.from_bytes(self.count[8:16], sys.byteorder) - 1 if any(self.count[8:16]) else None
+        return self.counters[STEPS] - 1 if self.counters[STEPS] else None
 
     def _lives(self) -> bool:
         return self.process is not None and self.process.poll() is None
 
     def _send(self, call: tuple[Any, ...], factor: float) -> None:
         """Queues a call for the writing thread: a full pipe must not block the timeout."""
-        self.outbox.put((call, self.limits.cpu_seconds * factor, int(self.limits.memory_bytes * factor)))
+        limits = self.limits.cpu_seconds * factor, int(self.limits.memory_bytes * factor)
+        self.outbox.put(pickle.dumps((call, *limits), pickle.HIGHEST_PROTOCOL))
 
     def _receive(self, cpu: float) -> list[Answer] | Answer:
         """The child's next answers, none when it says that it is ready, or why it ended."""
@@ -133,20 +144,21 @@ class Child:
         return Answer(None, Reason.WALL_TIME, f"took longer than {limit:g} s", self._step())
 
     def _start(self) -> None:
-        (ours, theirs), counter = socket.socketpair(), os.memfd_create("dnd-begun")
-        os.truncate(counter, 16)
-        self.count = mmap(counter, 16)
+        ours, theirs = socket.socketpair()
+        counters = os.memfd_create("dnd-begun")
+        os.truncate(counters, COUNTER_BYTES)
+        self.counters = _counters(counters)
         self.answered = 0
         self.ready = False
         environment = os.environ | {"PYTHONPATH": os.pathsep.join(p for p in sys.path if p), "OMP_NUM_THREADS": "1"}
-        passed = (theirs.fileno(), counter)
+        passed = (theirs.fileno(), counters)
         command = [sys.executable, "-P", "-m", "pipeline.isolate", *map(str, passed), self.function]
         self.process = subprocess.Popen(command, pass_fds=passed, env=environment, stdin=subprocess.DEVNULL)
         theirs.close()
-        os.close(counter)
+        os.close(counters)
         self.pipe = Connection(ours.detach())
-        self.outbox = SimpleQueue[Any]()
-        self.outbox.put(self.fixed)
+        self.outbox = SimpleQueue[bytes | None]()
+        self.outbox.put(pickle.dumps(self.fixed, pickle.HIGHEST_PROTOCOL))
         threading.Thread(target=_write, args=(self.pipe, self.outbox), daemon=True).start()
 
     def _death(self, cpu: float) -> Answer:
@@ -174,20 +186,25 @@ class Child:
         self.pipe.close()
 
 
-def _write(pipe: Connection, outbox: SimpleQueue[Any]) -> None:
+def _write(pipe: Connection, outbox: SimpleQueue[bytes | None]) -> None:
     """The thread that writes to a child, until None comes or the child is gone."""
     with suppress(OSError, ValueError, TypeError):  # closed under our hands: whoever receives has seen why
         while (message := outbox.get()) is not None:
-            pipe.send(message)
+            pipe.send_bytes(message)
 
 
-shared = list[mmap]()  # in a child: what its parent sees
+def _counters(descriptor: int) -> memoryview:
+    """What parent and child both see: how many calls the child has BEGUN, and how many STEPS of the last one."""
+    return memoryview(mmap(descriptor, COUNTER_BYTES)).cast("Q")
+
+
+shared = list[memoryview]()  # in a child: the counters
 
 
 def begin(step: int) -> None:
     """Records, in a child, which step of its call begins, so that a crash can be attributed to it."""
-    for counter in shared:
-        counter[8:16] = (step + 1).to_bytes(8, sys.byteorder)
+    for counters in shared:
+        counters[STEPS] = step + 1
 
 
 def _limit(cpu: float, memory: int) -> None:
@@ -205,7 +222,7 @@ def _memory_map() -> int:
     return os.open("/proc/self/statm", os.O_RDONLY)
 
 
-def _serve(pipe: Connection, count: mmap, function: Any) -> None:
+def _serve(pipe: Connection, counters: memoryview, function: Any) -> None:
     """Says that it is ready, then answers calls until the pipe closes; answers are batched to save context switches."""
     pipe.send([])  # what it took to start is no document's time
     fixed = pipe.recv()
@@ -213,14 +230,13 @@ def _serve(pipe: Connection, count: mmap, function: Any) -> None:
     more.register(pipe.fileno(), select.POLLIN)
     answers = list[tuple[Any, ...]]()
     said = time.monotonic()
-    number = 0
     while True:
         try:
             arguments, cpu, memory = pipe.recv()
         except EOFError:
             return
-        number += 1
-        count[:16] = number.to_bytes(8, sys.byteorder) + bytes(8)
+        counters[STEPS] = 0
+        counters[BEGUN] += 1
         _limit(cpu, memory)
         answers.append(tuple(_answer(function, *fixed, *arguments)))
         if len(answers) >= MESSAGE_ANSWERS or time.monotonic() - said > MESSAGE_SECONDS or not more.poll(0):
@@ -233,7 +249,7 @@ def _answer(function: Any, *arguments: Any) -> Answer:
     try:
         return Answer(function(*arguments))
     except MemoryError:
-        return Answer(None, Reason.MEMORY, step=int.from_bytes(shared[0][8:16], sys.byteorder) - 1)
+        return Answer(None, Reason.MEMORY, step=shared[0][STEPS] - 1)
     except UnreadableError as error:
         return Answer(None, error.reason, error.detail)
     except Exception as error:  # the document's boundary: whatever it raised becomes its recorded reason
@@ -244,9 +260,9 @@ def main() -> None:
     """Entry of the child: dies with its parent, writes no core file, serves until the pipe closes."""
     ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, signal.SIGKILL)
     resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
-    descriptor, counter, function = sys.argv[1:]
+    descriptor, counters, function = sys.argv[1:]
     module, _, name = function.partition(":")
-    shared.append(mmap(int(counter), 16))
+    shared.append(_counters(int(counters)))
     called = getattr(importlib.import_module(module), name)
     gc.freeze()  # what was imported stays: no collection need look at it again
     _serve(Connection(int(descriptor)), shared[0], called)

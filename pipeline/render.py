@@ -6,7 +6,7 @@ import hashlib
 from collections import defaultdict, deque
 from collections.abc import Iterator
 from importlib.metadata import version
-from typing import Any, NamedTuple
+from typing import Any
 
 import PIL
 import pypdfium2
@@ -32,23 +32,12 @@ from pipeline.isolate import Answer, Child
 from pipeline.png import ENCODER, encode_photo, encode_png
 from pipeline.renderers import NoPicture, Picture, UnreadableError
 from pipeline.renderers.images import render_image
-from pipeline.renderers.pages import NOTHING, OPENING, Ended, render_pdf
+from pipeline.renderers.pages import OPENING, Ended, render_pdf
 from pipeline.renderers.text import render_text
 
 RETRY_FACTOR = 4.0
 TRIES = 3  # of a document that a limit or crash has ended
 FUNCTION = "pipeline.render:render_document"  # what the children run
-
-
-class Rendered(NamedTuple):
-    """What the child says of one picture: its files and its row of the table; or a reason."""
-
-    suffix: str
-    png: bytes = b""
-    json: bytes = b""
-    row: dict[str, Any] = {}  # noqa: RUF012 (never changed)
-    reason: Reason | None = None
-    detail: str = ""
 
 
 def versions() -> dict[str, str]:
@@ -77,11 +66,9 @@ class Renderer:
 
     def render(self, unit: SourceUnit) -> Iterator[Outcome]:
         """Samples and what was dropped, in the order of the unit's documents; then what was read."""
-        source = unit.source
-        waiting = deque[RawDocument]()
+        documents = deque[RawDocument]()
         read = hashlib.sha256()
         num_bytes = 0
-        filters = self.spec.render.filters
         kept = Kept()
 
         def calls() -> Iterator[tuple[Any, ...]]:
@@ -89,21 +76,18 @@ class Renderer:
             for document in read_unit(unit, self.spec.render.limits.document_bytes):
                 read.update(document.data)
                 num_bytes += len(document.data)
-                waiting.append(document)
-                if not document.reason:
-                    yield self._call(source, document)
+                documents.append(document)
+                refused = document.reason and Answer(None, document.reason, document.detail)
+                yield refused or (unit.source, document, {})
 
-        for answer in self.child.map(calls()):
-            while waiting[0].reason:
-                yield _refused(waiting.popleft())
-            document = waiting.popleft()
-            yield from _outcomes(document, self._second_chance(source, document, answer), filters, kept)
-        yield from map(_refused, waiting)
+        for first_answer in self.child.map(calls()):
+            document = documents.popleft()
+            answer = self._second_chance(unit.source, document, first_answer)
+            if answer.reason:
+                yield Dropped(document.key, document.origin, answer.reason, answer.detail)
+            else:
+                yield from _apart(answer.value, self.spec.render.filters, kept, document.origin)
         yield InputRead(bytes=num_bytes, sha256=read.hexdigest())
-
-    def _call(self, source: Source, document: RawDocument, ended: Ended = NOTHING) -> tuple[Any, ...]:
-        about = {"source": document.origin} | document.info
-        return source, document.data, document.id, about, dict(ended)
 
     def _second_chance(self, source: Source, document: RawDocument, answer: Answer) -> Answer:
         """After a limit or crash: once more, alone in a fresh child; then without the engine that a page ends."""
@@ -112,72 +96,62 @@ class Renderer:
             if not answer.environmental:
                 break
             self.alone.close()
-            answer = self.alone.call(*self._call(source, document, ended), factor=RETRY_FACTOR)
+            answer = self.alone.call(source, document, dict(ended), factor=RETRY_FACTOR)
             self.alone.close()
             if answer.reason and answer.environmental:
                 ended[OPENING if answer.step is None else answer.step].append((answer.reason, answer.detail))
         return answer
 
 
-def _refused(document: RawDocument) -> Dropped:
-    assert document.reason
-    return Dropped(document.key, document.origin, document.reason, document.detail)
+def _apart(made: list[Sample | Dropped], filters: Filters, kept: Kept, origin: str) -> Iterator[Sample | Dropped]:
+    """What was made of a document, without samples that are near duplicates of what was kept."""
+    for one in made:
+        if isinstance(one, Sample) and one.row and filters.near_duplicates is not None:
+            if taken := taken_by(filters, Observation(nearest=kept.nearest(one.row["hash"]))):
+                yield Dropped(one.key, origin, *taken)
+                continue
+            kept.add(one.row["hash"])
+        yield one
 
 
-def _outcomes(document: RawDocument, answer: Answer, filters: Filters, kept: Kept) -> Iterator[Outcome]:
-    key, origin = document.key, document.origin
-    if answer.reason:
-        yield Dropped(key, origin, answer.reason, answer.detail)
-        return
-    for made in answer.value:
-        if made.reason:
-            yield Dropped(key + made.suffix, origin, made.reason, made.detail)
-            continue
-        looks_back = filters.near_duplicates is not None
-        if looks_back and (taken := taken_by(filters, Observation(nearest=kept.nearest(made.row["hash"])))):
-            yield Dropped(key + made.suffix, origin, *taken)
-        else:
-            if looks_back:
-                kept.add(made.row["hash"])
-            fields = {"png": made.png, "cls": b"%d" % document.cls, "json": made.json}
-            yield Sample(key + made.suffix, fields, made.row)
+def render_document(spec: Spec, source: Source, document: RawDocument, ended: Ended) -> list[Sample | Dropped]:
+    """In the child: what became of each picture of a document; `ended` is as `render_pdf` takes it.
 
-
-def render_document(
-    spec: Spec, source: Source, data: bytes, document_id: str, about: dict[str, Any], ended: Ended
-) -> list[Rendered]:
-    """In the child: what became of each picture of a document; `about` is what is known of all of them."""
-    filters = spec.render.filters
-    made = list[Rendered]()
-    known = {"id": document_id} | about
-    texts = {key: str(value or "").encode("utf-8", "replace").decode() for key, value in known.items()}
-    for part in _render_kind(source, data, document_id, spec, ended):
-        if isinstance(part, NoPicture):
-            made.append(Rendered(part.suffix, reason=part.reason, detail=part.detail))
-            continue
-        share = ink(part.image)
-        if taken := taken_by(filters, Observation(ink=share)):
-            made.append(Rendered(part.suffix, reason=taken[0], detail=taken[1]))
-        else:
-            info = SampleInfo.model_validate(part.about | texts)
-            png = encode_photo(part.image) if source.document_kind == "image" else encode_png(part.image)
-            seen = {"ink": share, "script": script_of(info.text) or "", "hash": perceptual_hash(part.image)}
-            made.append(Rendered(part.suffix, png, info.to_json(), row_of(dict(info)) | seen))
-    if made and all(one.reason and one.reason.kind == "rejected" for one in made):
-        raise UnreadableError(made[0].reason or Reason.NO_PAGE, made[0].detail)
+    Raises:
+        UnreadableError: nothing of the document can be used.
+    """
+    made = [_finished(one, spec, source, document) for one in _render_kind(spec, source, document, ended)]
+    rejected = [one for one in made if isinstance(one, Dropped) and one.reason.kind == "rejected"]
+    if made and len(rejected) == len(made):
+        raise UnreadableError(rejected[0].reason, rejected[0].detail)
     return made
 
 
-def _render_kind(
-    source: Source, data: bytes, document_id: str, spec: Spec, ended: Ended
-) -> Iterator[Picture | NoPicture]:
+def _finished(one: Picture | NoPicture, spec: Spec, source: Source, document: RawDocument) -> Sample | Dropped:
+    """A picture as a sample with its files and its row of the table, if the filters keep it."""
+    key = document.key + one.suffix
+    if isinstance(one, NoPicture):
+        return Dropped(key, document.origin, one.reason, one.detail)
+    share = ink(one.image)
+    if taken := taken_by(spec.render.filters, Observation(ink=share)):
+        return Dropped(key, document.origin, *taken)
+    known = {"id": document.id, "source": document.origin} | document.info
+    texts = {name: str(value or "").encode("utf-8", "replace").decode() for name, value in known.items()}
+    info = SampleInfo.model_validate(one.about | texts)
+    png = encode_photo(one.image) if source.document_kind == "image" else encode_png(one.image)
+    seen = {"ink": share, "script": script_of(info.text) or "", "hash": perceptual_hash(one.image)}
+    fields = {"png": png, "cls": b"%d" % document.cls, "json": info.to_json()}
+    return Sample(key, fields, row_of(dict(info)) | seen)
+
+
+def _render_kind(spec: Spec, source: Source, document: RawDocument, ended: Ended) -> Iterator[Picture | NoPicture]:
     render, size = spec.render, spec.shape.image_size
     if source.document_kind == "pdf":
-        return render_pdf(data, document_id, render, spec.seed, size, ended)
+        return render_pdf(document.data, document.id, render, spec.seed, size, ended)
     if source.document_kind == "image":
-        return render_image(data, spec.stored_size, render.limits, render.store == "whole")
+        return render_image(document.data, spec.stored_size, render.limits, render.store == "whole")
     try:
-        text = source.text(data)
+        text = source.text(document.data)
     except ValueError as error:
         raise UnreadableError(Reason.BROKEN_ROW, str(error)) from None
     script = (script_of(text) or "") if render.filters.scripts else None
@@ -185,4 +159,4 @@ def _render_kind(
         return iter([NoPicture("", *taken)])
     style = render.text
     canvas = render.crop_size or size
-    return render_text(text, document_id, style, spec.seed, canvas, size, source.text_format)
+    return render_text(text, document.id, style, spec.seed, canvas, size, source.text_format)

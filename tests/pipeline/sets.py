@@ -45,7 +45,8 @@ class NoChild:
 
     def map(self, calls: Iterable[tuple[Any, ...]]) -> Iterator[isolate.Answer]:
         """The answers in order."""
-        return (isolate._answer(render_document, self.spec, *call) for call in calls)
+        for call in calls:
+            yield call if isinstance(call, isolate.Answer) else isolate._answer(render_document, self.spec, *call)
 
 
 def render_here(spec: Spec, root: Path, extend: bool = False, retry_rejected: bool = False) -> dict[str, Manifest]:

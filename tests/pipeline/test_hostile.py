@@ -9,7 +9,6 @@ from collections import Counter
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
 
 import hostile_pdfs
 import psutil
@@ -17,7 +16,7 @@ import pytest
 
 from data_specs.mupdf import pymupdf
 from data_specs.receipts import commit
-from data_specs.records import Dropped, InputRead, Outcome, Reason, Receipt, Sample, SampleInfo
+from data_specs.records import Dropped, InputRead, Outcome, RawDocument, Reason, Receipt, Sample, SampleInfo
 from data_specs.sections import PageStyle
 from data_specs.source import Source
 from data_specs.sources.planning import cut
@@ -165,19 +164,17 @@ def three_pages() -> bytes:
         return document.tobytes()
 
 
-def dies_on_mupdf(
-    spec: Spec, source: Source, data: bytes, document_id: str, about: dict[str, Any], ended: pages.Ended
-) -> list[render.Rendered]:
+def dies_on_mupdf(spec: Spec, source: Source, document: RawDocument, ended: pages.Ended) -> list[Sample | Dropped]:
     """A renderer that kills itself on one document with MuPDF, on another with every engine, dies of a third when it
     was not the first document of its process, and of the second page of a fourth with MuPDF."""
-    if document_id == "dies" or (document_id == "dies-on-mupdf" and pages.OPENING not in ended):
+    if document.id == "dies" or (document.id == "dies-on-mupdf" and pages.OPENING not in ended):
         os.kill(os.getpid(), signal.SIGSEGV)
-    if document_id == "dies-second" and served:
+    if document.id == "dies-second" and served:
         os.kill(os.getpid(), signal.SIGABRT)
-    served.append(document_id)
-    if document_id == "dies-on-a-page":
+    served.append(document.id)
+    if document.id == "dies-on-a-page":
         pages.ENGINES["mupdf"].open_pdf = dies_on_second_page  # type: ignore[assignment]
-    return render.render_document(spec, source, data, document_id, about, ended)
+    return render.render_document(spec, source, document, ended)
 
 
 @contextmanager

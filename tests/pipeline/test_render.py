@@ -6,6 +6,7 @@ import json
 import os
 import signal
 from pathlib import Path
+from types import MappingProxyType
 
 import pytest
 
@@ -163,6 +164,14 @@ def test_children_that_crash_hang_or_eat_memory_are_named(
     child = Child(f"test_render:{function}", Limits(cpu_seconds=1, memory_bytes=1 << 28))
     answer = child.call()
     assert (answer.reason, answer.detail) == reason and answer.environmental
+    child.close()
+
+
+def test_a_call_that_cannot_be_sent_is_an_error_and_not_waited_for(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.syspath_prepend(str(Path(__file__).parent))
+    child = Child("test_render:die", Limits())
+    with pytest.raises(TypeError, match="cannot pickle"):
+        child.call(MappingProxyType({}))
     child.close()
 
 
