@@ -1,4 +1,4 @@
-"""The images of each training step: a function of (seed, step), dealt to the ranks; and reading ahead in threads."""
+"""The images of each training step: a function of (seed, step), split over the ranks; and reading ahead in threads."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ def draw(sets: Sequence[ShardSet], weights: Sequence[float], batch: int, seed: i
     return [Draw(int(n), index, tuple(at)) for n, index, at in zip(numbers, indices, cuts, strict=True)]
 
 
-def deal(batch: int, world: int, micro: int | None) -> list[list[list[int]]]:
+def split_batch(batch: int, world: int, micro: int | None) -> list[list[list[int]]]:
     """Return which images of a step's `batch` each rank takes: [rank][micro batch] -> positions in the batch.
 
     All ranks make the same number of micro batches, of `micro` images or fewer, none of them empty: what they do

@@ -38,7 +38,7 @@ THREADS = 8  # files that a process reads and hashes at a time
 
 # ---- writing -------------------------------------------------------------------------------------------------------
 class Failure(NamedTuple):
-    """What a rank's writing ended with, told to all ranks, some of whose exceptions cannot be sent."""
+    """What a rank's writing ended with, as all ranks are sent it: not every exception can be pickled."""
 
     kind: str
     errno: int | None

@@ -68,7 +68,7 @@ def launch(job: Job, module: str, root: str, ranks: int, arguments: Sequence[str
                 return
             if code == WRONG:
                 raise TrainingFailed(message or f"{job.folder}: training cannot go on; see the output above")
-            if stopping.told_to_stop() or code == STOPPED:
+            if stopping.stop_requested() or code == STOPPED:
                 raise SystemExit(STOPPED)
             say(f"{job.command}: ended with code {code}; {left} restarts left", sys.stderr)
     raise TrainingFailed(
@@ -113,7 +113,7 @@ def _wait(processes: list[subprocess.Popen[bytes]]) -> int:
             break
         if codes and deadline == float("inf"):
             deadline = time.monotonic() + GRACE
-        if stopping.told_to_stop() and time.monotonic() > remind:
+        if stopping.stop_requested() and time.monotonic() > remind:
             remind = time.monotonic() + 1
             for process in processes:
                 process.send_signal(signal.SIGUSR1)
@@ -154,7 +154,7 @@ def run_rank(arguments: argparse.Namespace, stage: str, fit: Callable[[Spec, str
         root = storage.absolute(arguments.root)
         spec = read_spec(arguments.spec, root) if arguments.spec else spec_of(root, stage)
         section = spec.tokenizer if stage == "tokenizer" else spec.train
-        if stopping.told_to_stop() and os.environ.get("WORLD_SIZE", "1") == "1":
+        if stopping.stop_requested() and os.environ.get("WORLD_SIZE", "1") == "1":
             _end(STOPPED)
         join_ranks(timedelta(seconds=section.rank_timeout))
         _end(0 if fit(spec, root) else STOPPED)

@@ -108,8 +108,8 @@ class Ranks:
         if self.rank == 0:
             try:
                 found = call()
-            except ValueError as refusal:
-                error = str(refusal)
-        if told := self.gather(error)[0]:
-            raise ValueError(told)
+            except ValueError as raised:
+                error = str(raised)
+        if refusal := self.gather(error)[0]:
+            raise ValueError(refusal)
         return found

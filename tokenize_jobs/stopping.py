@@ -38,6 +38,6 @@ def _note(number: int, _: FrameType | None) -> None:
     _received.append(number)
 
 
-def told_to_stop() -> bool:
+def stop_requested() -> bool:
     """Return whether one of the signals has come."""
     return bool(_received)

@@ -25,7 +25,7 @@ from data_specs import open_shards, storage
 from data_specs.reader import ShardSet
 from data_specs.records import CheckpointFile, TaskState, TokenizerState
 from data_specs.spec import Spec
-from tokenize_jobs.batches import deal, draw, in_threads, read_view, stacked
+from tokenize_jobs.batches import draw, in_threads, read_view, split_batch, stacked
 from tokenize_jobs.checkpoint import StoredTensors
 from tokenize_jobs.device import (
     autocast,
@@ -67,8 +67,8 @@ class TokenizerTask:
         self.dtype = training_dtype(spec, self.device)
         memory = min(ranks.gather(memory_of(self.device)))  # the least: all make the same number of micro batches
         micro = self.section.micro_batch_size or fitting_micro_batch(spec, ranks.world, self.dtype, memory)
-        self.dealt = deal(self.section.batch_size, self.ranks.world, micro)
-        self.micro_sizes = [len(images) for images in self.dealt[ranks.rank]]
+        self.micro_batches = split_batch(self.section.batch_size, self.ranks.world, micro)
+        self.micro_sizes = [len(images) for images in self.micro_batches[ranks.rank]]
         self.sets = [open_shards(storage.join(root, entry.manifest)) for entry in self.section.images]
         if empty := [images.uri for images in self.sets if not len(images)]:
             raise ValueError(f"{empty[0]}: the shard set is empty: there is nothing to learn from")
@@ -104,7 +104,7 @@ class TokenizerTask:
         weights = [entry.weight for entry in self.section.images]
         for number in numbers:
             drawn = draw(self.sets, weights, self.section.batch_size, self.spec.seed, number)
-            for image in chain.from_iterable(self.dealt[self.ranks.rank]):
+            for image in chain.from_iterable(self.micro_batches[self.ranks.rank]):
                 yield partial(read_view, self.sets, drawn[image], self.spec.shape.image_size)
 
     def _num_threads(self) -> int:
@@ -166,7 +166,7 @@ class TokenizerTask:
 
     def _shares(self) -> list[float]:
         """This rank's part of all ranks' images, micro batch by micro batch."""
-        of_all = [sum(map(len, micros)) for micros in zip(*self.dealt, strict=True)]
+        of_all = [sum(map(len, micros)) for micros in zip(*self.micro_batches, strict=True)]
         return [size / count for size, count in zip(self.micro_sizes, of_all, strict=True)]
 
     @property

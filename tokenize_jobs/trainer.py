@@ -268,10 +268,10 @@ class Trainer:
             self.held.check()
         minutes = self.section.checkpoint_minutes
         due = minutes is not None and self.ranks.rank == 0 and time.monotonic() > self.saved_at + 60 * minutes
-        told, busy, self.save_is_due = self.ranks.any(stopping.told_to_stop(), self.writer.busy, due)
+        stop, busy, self.save_is_due = self.ranks.any(stopping.stop_requested(), self.writer.busy, due)
         if not busy:
             self.writer.commit()
-        return told
+        return stop
 
     def _save(self) -> None:
         """Begin a checkpoint of this step, unless it is the one resumed from or just written."""

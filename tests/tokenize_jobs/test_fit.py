@@ -25,7 +25,7 @@ from safetensors.torch import load_file, save_file
 from data_specs import open_shards
 from data_specs.digest import claim
 from data_specs.records import Identity
-from tokenize_jobs.batches import deal, draw, in_threads, read_view, stacked
+from tokenize_jobs.batches import draw, in_threads, read_view, split_batch, stacked
 from tokenize_jobs.checkpoint import verify_training
 from tokenize_jobs.device import to_device
 from tokenize_jobs.losses import LPIPS
@@ -60,16 +60,16 @@ def files(root: Path) -> dict[str, bytes]:
 def test_every_rank_makes_as_many_micro_batches_and_every_image_is_taken_once(
     batch: int, world: int, micro: int | None
 ) -> None:
-    dealt = deal(batch, world, micro)
-    assert len({len(micros) for micros in dealt}) == 1
-    assert sorted(i for micros in dealt for micro_batch in micros for i in micro_batch) == list(range(batch))
-    sizes = [len(micro_batch) for micros in dealt for micro_batch in micros]
+    split = split_batch(batch, world, micro)
+    assert len({len(micros) for micros in split}) == 1
+    assert sorted(i for micros in split for micro_batch in micros for i in micro_batch) == list(range(batch))
+    sizes = [len(micro_batch) for micros in split for micro_batch in micros]
     assert min(sizes) > 0 and (micro is None or max(sizes) <= micro or batch % world)
 
 
 def test_fewer_images_than_ranks_are_refused() -> None:
     with pytest.raises(ValueError, match="batch_size is 3: 4 ranks"):
-        deal(3, 4, None)
+        split_batch(3, 4, None)
 
 
 def test_sets_are_mixed_by_weight(tmp_path: Path) -> None:

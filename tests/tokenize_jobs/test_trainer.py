@@ -177,7 +177,7 @@ def train_for_ever(folder: str, begun: bool) -> None:
     stopping.install()
     if not begun:
         Path(folder + ".up").write_text("." * 101)
-        wait_for(stopping.told_to_stop, 60, "the signal")
+        wait_for(stopping.stop_requested, 60, "the signal")
     finished = train_line(folder, LinearTask(), "train.steps=10000000", "train.checkpoint_every=1000000")
     os._exit(0 if finished else stopping.STOPPED)
 
