@@ -14,6 +14,7 @@ import numpy as np
 
 from data_specs.reader import decode_image, open_shards, read_info
 from data_specs.shards import Shard
+from pipeline.renderers.marks import differ
 
 INK = 48  # difference of values of 255 from the paper that counts as ink, as pipeline.filters.ink does
 PICTURES = 200  # looked at in a set
@@ -50,8 +51,8 @@ class Truth(NamedTuple):
 
 def shares(image: np.ndarray, boxes: np.ndarray) -> Truth:
     """The counts of a picture uint8 [H, W, 3] and boxes [n, 4] (x0, y0, x1, y1) in its pixels."""
-    paper = [np.bincount(image[..., channel].ravel()).argmax() for channel in range(3)]
-    inked = np.asarray((np.abs(image.astype(np.int16) - np.array(paper, np.int16)) > INK).any(axis=2))
+    commonest = tuple(int(np.bincount(image[..., channel].ravel()).argmax()) for channel in range(3))
+    inked = differ(image, commonest, INK + 1)
     outside = inked.copy()
     with_ink = 0
     boxes = np.asarray(boxes, dtype=np.float64).reshape(-1, 4)

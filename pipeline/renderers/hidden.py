@@ -7,7 +7,7 @@ from collections.abc import Callable, Mapping
 
 import numpy as np
 
-from pipeline.renderers.marks import MARK, differ
+from pipeline.renderers.marks import differ
 from pipeline.renderers.words import share
 
 SHARED = 0.1  # share of the smaller box from which words stand in one place
@@ -23,7 +23,8 @@ def in_one_place(texts: list[str], boxes: np.ndarray) -> list[int]:
     order = np.argsort(boxes[:, 1], kind="stable")
     stops = np.searchsorted(boxes[order, 1], boxes[order, 3])
     for start in range(0, len(texts), ROWS):
-        these, near = order[start : start + ROWS], order[start : stops[start : start + ROWS].max()]
+        these = order[start : start + ROWS]
+        near = order[start : stops[start : start + ROWS].max()]
         for one, other in ((these[a], near[b]) for a, b in meeting(boxes[these], boxes[near])):
             if texts[one] != texts[other] and share(boxes[one].tolist(), boxes[other].tolist()) > SHARED:
                 found |= {int(one), int(other)}
@@ -35,7 +36,8 @@ def unmarked(boxes: Mapping[int, np.ndarray], image: np.ndarray, draw_without: D
 
     Those that are apart from each other are left out of one drawing; those that were found are left out for good.
     """
-    waiting, hidden = sorted(boxes), set[int]()
+    waiting = sorted(boxes)
+    hidden = set[int]()
     for _ in range(DRAWINGS):
         taken = _apart(waiting, boxes)
         if not taken:
@@ -65,4 +67,4 @@ def meeting(some: np.ndarray, boxes: np.ndarray) -> list[list[int]]:
 
 def _differ(image: np.ndarray, other: np.ndarray, box: np.ndarray) -> bool:
     x0, y0, x1, y1 = (max(0, int(value)) for value in (box[0] - 1, box[1] - 1, box[2] + 2, box[3] + 2))
-    return bool(differ(image[y0:y1, x0:x1], other[y0:y1, x0:x1], MARK).any())
+    return bool(differ(image[y0:y1, x0:x1], other[y0:y1, x0:x1]).any())

@@ -85,7 +85,8 @@ def center_crop(image: Image.Image, size: int) -> np.ndarray:
 
 def whole_image(image: Image.Image, size: int) -> np.ndarray:
     """The image uint8 [H, W, 3], its shorter side `size`: torchvision's Resize, by which the authors trained."""
-    image, short = _rgb(image), min(image.size)
+    image = _rgb(image)
+    short = min(image.size)
     width, height = (size * side // short for side in image.size)
     return np.asarray(image.resize((width, height), Image.Resampling.BILINEAR)).copy()
 

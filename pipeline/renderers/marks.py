@@ -5,8 +5,6 @@ One answer for text that is covered, masked, clipped away, transparent, or of th
 
 from __future__ import annotations
 
-from typing import Self
-
 import numpy as np
 
 from pipeline.png import grey_plane, is_one_plane
@@ -33,11 +31,6 @@ class Marks:
         for row in range(1, height):  # np.cumsum along columns takes three times as long
             self.sums[row + 1] += self.sums[row]
 
-    @classmethod
-    def of(cls, image: np.ndarray, ground: Ground) -> Self:
-        """Where a picture uint8 [H, W, 3] differs from what its text stands on."""
-        return cls(differ(image, ground, MARK))
-
     def on_line(self, box: list[float], side: int) -> bool:
         """Whether a mark lies on the line of pixels inside a side (left, top, right, bottom) of a box."""
         x0, y0, x1, y1 = (int(value) for value in box)
@@ -61,7 +54,7 @@ class Marks:
         return np.asarray(self.sums[y1, x1] - self.sums[y0, x1] - self.sums[y1, x0] + self.sums[y0, x0] > 0)
 
 
-def differ(image: np.ndarray, ground: Ground, least: int) -> np.ndarray:
+def differ(image: np.ndarray, ground: Ground, least: int = MARK) -> np.ndarray:
     """Which pixels of a picture uint8 [H, W, 3] differ from the ground by so much in a channel: bool [H, W]."""
     if isinstance(ground, np.ndarray):
         if is_one_plane(image) and is_one_plane(ground):

@@ -16,7 +16,7 @@ from pipeline.png import from_plane, in_one_plane, is_one_plane
 from pipeline.renderers import UnreadableError, short
 from pipeline.renderers.hidden import in_one_place, meeting, unmarked
 from pipeline.renderers.left_out import EVERY_TEXT, TextLeftOut
-from pipeline.renderers.marks import CONTRAST, Marks, is_pale, paper
+from pipeline.renderers.marks import CONTRAST, Marks, differ, is_pale, paper
 from pipeline.renderers.right_to_left import in_reading_order
 from pipeline.renderers.words import (
     BREAK,
@@ -94,12 +94,13 @@ def _read_page(document: Any, number: int, style: PageStyle) -> Page:
     drawing = page.get_displaylist()  # interpreted once, for the pictures and for the words
     image = draw(drawing, scale, grey=not is_coloured(drawing))
     ground, found = draw_without(drawing, scale, EVERY_TEXT, is_one_plane(image))
-    marks = Marks.of(image, ground)
-    words, pictured = read(drawing, image, marks, scale, PLACED), 0.0
+    marks = Marks(differ(image, ground))
+    words = read(drawing, image, marks, scale, PLACED)
     if replacements := _needed(found, words, scale):
         words = read(drawing, image, marks, scale, Reading(replacements))
     if hidden := _hidden(drawing, found.bounds, words, image, scale):
         words = read(drawing, image, marks, scale, Reading(replacements, hidden))
+    pictured = 0.0
     if not words.texts:
         pictures = pymupdf.TextPage(drawing.get_textpage(pymupdf.TEXT_PRESERVE_IMAGES)).extractIMGINFO()
         pictured = share_under((picture["bbox"] for picture in pictures), width * height)
@@ -152,8 +153,7 @@ def read(
     parted = [char for number, char in enumerate(characters) if number not in tight]
     glyphs = gather(in_reading_order(parted, parted=False) if how else parted)
     upright = sum(len(line["spans"]) * (1 - 2 * line["wmode"]) for line in lines)
-    height, width = image.shape[:2]
-    return visible(glyphs._replace(boxes=glyphs.boxes * scale), marks, (width, height), doubtful=upright < 0)
+    return visible(glyphs._replace(boxes=glyphs.boxes * scale), marks, doubtful=upright < 0)
 
 
 def read_known(drawing: pymupdf.DisplayList, marked: np.ndarray, scale: float, known: str) -> Words | None:
@@ -184,7 +184,8 @@ def read_known(drawing: pymupdf.DisplayList, marked: np.ndarray, scale: float, k
 
 def _has_unmarked(marked: np.ndarray, boxes: list[list[int]]) -> bool:
     """Whether there is no mark in one of the boxes; most have one on the middle line, so that comes first."""
-    pixels, width = marked.tobytes(), marked.shape[1]
+    pixels = marked.tobytes()
+    width = marked.shape[1]
     lines = ((y0 + y1) // 2 * width for _, y0, _, y1 in boxes)
     bare = (box for box, line in zip(boxes, lines) if pixels.find(b"\1", line + box[0], line + box[2]) < 0)
     return not all(marked[y0:y1, x0:x1].any() for x0, y0, x1, y1 in bare)
@@ -221,7 +222,8 @@ def is_clipped(drawing: pymupdf.DisplayList) -> bool:
 
 def _text(drawing: pymupdf.DisplayList, flags: int, how: Reading | None = None) -> pymupdf.TextPage:
     """The text of a display list, also what lies off the page."""
-    options, everywhere = mupdf.FzStextOptions(), mupdf.FzRect(*EVERYWHERE)
+    everywhere = mupdf.FzRect(*EVERYWHERE)
+    options = mupdf.FzStextOptions()
     options.flags = flags & ~pymupdf.TEXT_IGNORE_ACTUALTEXT if how and how.replacements else flags
     page = pymupdf.TextPage(everywhere)
     device = mupdf.fz_new_stext_device(page.this, options)

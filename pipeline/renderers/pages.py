@@ -44,7 +44,9 @@ def render_pdf(
     """
     if b"%PDF-" not in data[:1024]:
         raise UnreadableError(Reason.NOT_A_PDF, "no %PDF- header")
-    style, cut, number = render.pages, render.crop_size or size, -1
+    style = render.pages
+    cut = render.crop_size or size
+    number = -1
     with ExitStack() as stack:
         document = _Document(data, style.engines, ended, stack)
         for number in range(min(document.num_pages, style.max_pages)):
@@ -91,7 +93,8 @@ class _Document:
 
     def read(self, number: int, style: PageStyle) -> tuple[Page, str]:
         """A page, and the engine that rendered it. Raises UnreadableError where none can."""
-        faults, ended = list[str](), dict(self.ended.get(number, ()))
+        faults = list[str]()
+        ended = dict(self.ended.get(number, ()))
         for name in (name for name in self.engines if name not in ended):
             try:
                 return self._open(name)[1](number, style), name

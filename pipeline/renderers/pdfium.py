@@ -19,7 +19,7 @@ from data_specs.sections import PageStyle
 from pipeline.png import in_one_plane
 from pipeline.renderers import UnreadableError, short
 from pipeline.renderers.hidden import in_one_place, unmarked
-from pipeline.renderers.marks import MARK, Marks, differ, is_pale, paper
+from pipeline.renderers.marks import Marks, differ, is_pale, paper
 from pipeline.renderers.right_to_left import in_reading_order
 from pipeline.renderers.words import (
     BREAK,
@@ -30,6 +30,7 @@ from pipeline.renderers.words import (
     Page,
     ReadPage,
     Words,
+    around_each,
     gather,
     letters,
     page_scale,
@@ -90,7 +91,8 @@ def _page(document: Any, number: int, style: PageStyle) -> Page:
     texts = _texts(page, ground)
     _take_replacements(page, [one.handle for one in texts.values()])
     marks = _marks(page, list(texts.values()), image, ground, scale)
-    words, pictured = _words(page, texts, image, marks, scale), 0.0
+    words = _words(page, texts, image, marks, scale)
+    pictured = 0.0
     if not words.texts:
         pictures = page.get_objects(filter=(raw.FPDF_PAGEOBJ_IMAGE,), max_depth=DEPTH)
         pictured = share_under((picture.get_bounds() for picture in pictures), width * height)
@@ -99,7 +101,8 @@ def _page(document: Any, number: int, style: PageStyle) -> Page:
 
 def _user_unit(document: Any, number: int) -> float:
     """The size of a page's unit in points. PDFium does not heed it, nor say it, but copies it."""
-    copy, file = pypdfium2.PdfDocument.new(), io.BytesIO()
+    copy = pypdfium2.PdfDocument.new()
+    file = io.BytesIO()
     copy.import_pages(document, [number])
     copy.save(file)
     copy.close()
@@ -109,12 +112,12 @@ def _user_unit(document: Any, number: int) -> float:
 
 def _marks(page: Any, texts: list[_Text], image: np.ndarray, ground: tuple[int, int, int], scale: float) -> Marks:
     """The marks of text; under a shape to see through, of which PDFium draws the hole also without it, all marks."""
-    marked = differ(image, _draw_without(page, [one.handle for one in texts], scale), MARK)
+    marked = differ(image, _draw_without(page, [one.handle for one in texts], scale))
     for one in texts:
         if one.clips:
             [(x0, y0, x1, y1)] = _shown(page, np.array([_bounds(one.handle)]), image).clip(0).astype(int).tolist()
             place = slice(y0, y1 + 1), slice(x0, x1 + 1)
-            marked[place] |= differ(image[place], ground, MARK)
+            marked[place] |= differ(image[place], ground)
     return Marks(marked)
 
 
@@ -150,8 +153,7 @@ def _words(page: Any, texts: dict[int, _Text], image: np.ndarray, marks: Marks, 
     boxes = _shown(page, np.array([box for _, box, _ in found]).reshape(-1, 4), image).tolist()
     shown = [char if char is BREAK else (char[0], tuple(box), char[2]) for char, box in zip(found, boxes, strict=True)]
     doubtful = _run_down(runs) or _guesses(text)
-    height, width = image.shape[:2]
-    return visible(gather(in_reading_order(shown, parted=True)), marks, (width, height), doubtful)
+    return visible(gather(in_reading_order(shown, parted=True)), marks, doubtful)
 
 
 def _hidden(page: Any, runs: list[list[_Placed]], image: np.ndarray, scale: float) -> set[int]:
@@ -161,13 +163,11 @@ def _hidden(page: Any, runs: list[list[_Placed]], image: np.ndarray, scale: floa
     placed = [one for run in runs for one in run]
     boxes = _shown(page, np.array([box for _, (_, box, _) in placed]), image)
     starts = np.cumsum([0, *map(len, runs[:-1])])
-    words = np.concatenate([np.minimum.reduceat(boxes[:, :2], starts), np.maximum.reduceat(boxes[:, 2:], starts)], 1)
-    doubtful = in_one_place(["".join(char for _, (char, _, _) in run) for run in runs], words)
+    words = ["".join(char for _, (char, _, _) in run) for run in runs]
+    doubtful = in_one_place(words, around_each(boxes, starts))
     handles = {one.rank: one.handle for number in doubtful for one, _ in runs[number]}
     ranks = np.array([one.rank for one, _ in placed])
-    whole = {
-        rank: np.concatenate([boxes[ranks == rank, :2].min(0), boxes[ranks == rank, 2:].max(0)]) for rank in handles
-    }
+    whole = {rank: around_each(boxes[ranks == rank], [0])[0] for rank in handles}
     return unmarked(whole, image, lambda left_out: _draw_without(page, [handles[rank] for rank in left_out], scale))
 
 
@@ -180,11 +180,14 @@ def _guesses(text: Any) -> bool:
 def _texts(page: Any, ground: tuple[int, int, int]) -> dict[int, _Text]:
     """The page's text objects that are painted, by address."""
     found = page.get_objects(filter=(raw.FPDF_PAGEOBJ_TEXT,), max_depth=DEPTH)
-    painted = (one.raw for one in found if _is_painted(one.raw))
-    return {
-        _address(one): _Text(rank, one, is_pale(_colour(one), ground), _is_upright(one), _clips(one))
-        for rank, one in enumerate(painted)
-    }
+    modes = [(one.raw, raw.FPDFTextObj_GetTextRenderMode(one.raw)) for one in found]
+    painted = [(handle, mode) for handle, mode in modes if mode != raw.FPDF_TEXTRENDERMODE_INVISIBLE]
+    texts = dict[int, _Text]()
+    for rank, (handle, mode) in enumerate(painted):
+        pale = is_pale(_colour(handle, outline=mode == raw.FPDF_TEXTRENDERMODE_STROKE), ground)
+        clips = mode == raw.FPDF_TEXTRENDERMODE_CLIP
+        texts[_address(handle)] = _Text(rank, handle, pale, _is_upright(handle), clips)
+    return texts
 
 
 def _take_replacements(page: Any, handles: list[Any]) -> None:
@@ -207,7 +210,8 @@ def _is_unknown(text: Any, index: int) -> bool:
 def _replacements(handle: Any) -> Iterator[tuple[Any, Any]]:
     """The marks of a text object that say what it is to be read as, and what that is, as a PDF writes it."""
     for number in range(raw.FPDFPageObj_CountMarks(handle)):
-        mark, size = raw.FPDFPageObj_GetMark(handle, number), ctypes.c_ulong()
+        mark = raw.FPDFPageObj_GetMark(handle, number)
+        size = ctypes.c_ulong()
         raw.FPDFPageObjMark_GetParamStringValue(mark, _REPLACEMENT, None, 0, size)
         if size.value:
             found = (ctypes.c_ushort * (size.value // 2))()
@@ -221,17 +225,8 @@ def _address(handle: Any) -> int:
     return ctypes.cast(handle, ctypes.c_void_p).value or 0
 
 
-def _is_painted(handle: Any) -> bool:
-    return bool(raw.FPDFTextObj_GetTextRenderMode(handle) != raw.FPDF_TEXTRENDERMODE_INVISIBLE)
-
-
-def _clips(handle: Any) -> bool:
-    return bool(raw.FPDFTextObj_GetTextRenderMode(handle) == raw.FPDF_TEXTRENDERMODE_CLIP)
-
-
-def _colour(handle: Any) -> tuple[int, int, int]:
-    """The colour of a text object: its outline's where nothing else is painted."""
-    outline = raw.FPDFTextObj_GetTextRenderMode(handle) == raw.FPDF_TEXTRENDERMODE_STROKE
+def _colour(handle: Any, outline: bool) -> tuple[int, int, int]:
+    """The colour of a text object, or of its outline."""
     red, green, blue, alpha = (ctypes.c_uint() for _ in range(4))
     (raw.FPDFPageObj_GetStrokeColor if outline else raw.FPDFPageObj_GetFillColor)(handle, red, green, blue, alpha)
     return red.value, green.value, blue.value
@@ -254,7 +249,8 @@ def _shown(page: Any, boxes: np.ndarray, image: np.ndarray) -> np.ndarray:
 
 
 def _device(page: Any, x: float, y: float) -> np.ndarray:
-    column, row = ctypes.c_int(), ctypes.c_int()
+    column = ctypes.c_int()
+    row = ctypes.c_int()
     raw.FPDF_PageToDevice(page, 0, 0, FINE, FINE, 0, x, y, column, row)
     return np.array([column.value, row.value], dtype=np.float64)
 

@@ -23,7 +23,7 @@ from data_specs.records import Reason
 from data_specs.sections import TextStyle
 from pipeline.renderers import NoPicture, Picture
 from pipeline.renderers.fonts import characters, has_glyph, name_in_css, regular
-from pipeline.renderers.marks import MARK, Marks, differ
+from pipeline.renderers.marks import Marks, differ
 from pipeline.renderers.mupdf import draw, is_clipped, read, read_known
 from pipeline.renderers.words import Words
 
@@ -69,7 +69,7 @@ def render_text(
 ) -> Iterator[Picture | NoPicture]:
     """Pictures of a passage, at most style.max_images of them, in order: what does not fit goes on on the next.
 
-    All chances are functions of (seed, document). A character that no font has makes one Lost, never an empty box; a
+    All chances are functions of (seed, document). A character that no font has makes one NoPicture, never an empty box; a
     plain passage ends before a word that is wider than its column.
 
     Args:
@@ -109,9 +109,15 @@ def _sheet(style: TextStyle, rng: random.Random, text: str, form: Format, canvas
     """The choices for one passage; `pixel` is the side of a pixel of the picture on the canvas."""
     letters = {ord(c) for c in set(text) if c.isalpha()}
     family = rng.choice([f for f in style.fonts if letters <= characters(f)] or style.fonts)
-    code, size, weight = rng.choice(style.code_fonts), rng.randint(*style.sizes), rng.choice(style.weights)
-    colour, accent, background = rng.choice(style.colours), rng.choice(style.colours), rng.choice(style.backgrounds)
-    alignment, margin, number = rng.choice(style.alignments), rng.randint(*style.margins), rng.choice(style.columns)
+    code = rng.choice(style.code_fonts)
+    size = rng.randint(*style.sizes)
+    weight = rng.choice(style.weights)
+    colour = rng.choice(style.colours)
+    accent = rng.choice(style.colours)
+    background = rng.choice(style.backgrounds)
+    alignment = rng.choice(style.alignments)
+    margin = rng.randint(*style.margins)
+    number = rng.choice(style.columns)
     line = round(size * style.line_spacing / pixel) * pixel if style.whole_pixels else size * style.line_spacing
     whole = size / pixel if style.whole_pixels else None
     css = (SHEET + GRID * style.whole_pixels).format(
@@ -139,7 +145,9 @@ def _columns(canvas: int, margin: int, number: int, gap: int) -> list[pymupdf.Re
 
 def _pieces(text: str, max_words: int, sheet: Sheet) -> Iterator[str]:
     """A plain passage, up to a word that no line of a column can hold, in pieces of at most so many words."""
-    words, size, width = text.split(), sheet.size, sheet.columns[0].width
+    words = text.split()
+    size = sheet.size
+    width = sheet.columns[0].width
     long = (n for n, word in enumerate(words) if len(word) * size > width)  # letters are at most as wide as high
     wide = next((n for n in long if _widest_part(words[n], sheet.font) * size > width), None)
     if wide is None and len(words) <= max_words:
@@ -177,7 +185,8 @@ def _canvases(story: pymupdf.Story, columns: list[pymupdf.Rect], canvas: int) ->
     more = placed = True
     while more and placed:
         drawing = pymupdf.DisplayList(mupdf.FzRect(0, 0, canvas, canvas))
-        device, placed = mupdf.fz_new_list_device(drawing.this), False
+        device = mupdf.fz_new_list_device(drawing.this)
+        placed = False
         for column in columns:
             if more:
                 more, filled = story.place(column)
@@ -218,6 +227,6 @@ def _drawn(drawing: pymupdf.DisplayList, sheet: Sheet, scale: float, known: list
         pixels = np.frombuffer(pixmap.samples, np.uint8).reshape(pixmap.height, pixmap.width, 4)
         paper = np.array(sheet.background, np.uint16) * (255 - pixels[..., 3:].astype(np.uint16))
         image = pixels[..., :3] + ((paper + 127) // 255).astype(np.uint8)
-    marked = differ(image, sheet.background, MARK)
+    marked = differ(image, sheet.background)
     words = read_known(drawing, marked, scale, "".join(known)) if known else None
     return image, words or read(drawing, image, Marks(marked), scale).joined_as(known)

@@ -41,12 +41,6 @@ class Glyphs(NamedTuple):
     boxes: np.ndarray
     slight: list[bool]
 
-    def word_boxes(self) -> np.ndarray:
-        """Boxes float [n, 4] of the words."""
-        low = np.minimum.reduceat(self.boxes[:, :2], self.starts)
-        high = np.maximum.reduceat(self.boxes[:, 2:], self.starts)
-        return np.concatenate([low, high], axis=1)
-
     def across(self) -> np.ndarray:
         """Whether the words run across, bool [n], and not up or down."""
         middles = (self.boxes[:, :2] + self.boxes[:, 2:]) / 2
@@ -88,13 +82,15 @@ class Words(NamedTuple):
         cut = self.cut | (beyond & along).any(axis=1)
         for n in np.flatnonzero(reach & ~cut & (beyond & ~along).any(axis=1)).tolist():
             # boxes are as high as the font: what goes beyond may be without a mark
-            sides, at = np.flatnonzero(beyond[n]), boxes[n] + (left, top, left, top)
+            sides = np.flatnonzero(beyond[n])
+            at = boxes[n] + (left, top, left, top)
             cut[n] = any(marks.on_line(at.tolist(), side) for side in sides.tolist())
         return self._replace(boxes=boxes, cut=cut).only(np.flatnonzero(reach).tolist())
 
-    def without_twins(self) -> Words:
+    def deduplicated(self) -> Words:
         """Each once, also where it is painted again in the same place, for instance as a poor man's bold."""
-        places, chosen = defaultdict[str, list[Box]](list), list[int]()
+        places = defaultdict[str, list[Box]](list)
+        chosen = list[int]()
         for number, (text, box) in enumerate(zip(self.texts, self.boxes.tolist(), strict=True)):
             x0, y0, x1, y1 = box
             near = (o for o in places[text] if o[0] < x1 and x0 < o[2] and o[1] < y1 and y0 < o[3])
@@ -123,8 +119,7 @@ class Words(NamedTuple):
         if len(groups) == len(self.texts):
             return self
         firsts = [group[0] for group in groups]
-        low = np.minimum.reduceat(self.boxes[:, :2], firsts)
-        boxes = np.concatenate([low, np.maximum.reduceat(self.boxes[:, 2:], firsts)], axis=1)
+        boxes = around_each(self.boxes, firsts)
         texts = ["".join(self.texts[n] for n in group) for group in groups]
         return Words(texts, boxes, np.logical_or.reduceat(self.cut, firsts), self.across[firsts], self.trusted)
 
@@ -229,8 +224,12 @@ def gather(characters: Iterable[Character]) -> Glyphs:
     White space parts words, and so does a change between the paper's own colour and another one; a character that is
     painted twice in a row counts once.
     """
-    texts, starts, boxes, slight = list[str](), list[int](), list[Box](), list[bool]()
-    word, last, was_pale = "", "", False
+    texts = list[str]()
+    starts = list[int]()
+    boxes = list[Box]()
+    slight = list[bool]()
+    word = last = ""
+    was_pale = False
     for char, box, pale in characters:
         text = char if "!" <= char <= "~" else letters(char)
         if word and (text == " " or pale != was_pale):
@@ -260,18 +259,25 @@ def _finished(word: str) -> str:
 
 def share(a: Box, b: Box) -> float:
     """What two boxes have in common, as a share of the smaller one; 0 where that has no area."""
-    width, height = min(a[2], b[2]) - max(a[0], b[0]), min(a[3], b[3]) - max(a[1], b[1])
+    width = min(a[2], b[2]) - max(a[0], b[0])
+    height = min(a[3], b[3]) - max(a[1], b[1])
     smaller = min((a[2] - a[0]) * (a[3] - a[1]), (b[2] - b[0]) * (b[3] - b[1]))
     return width * height / smaller if width > 0 and height > 0 and smaller > 0 else 0.0
 
 
-def visible(glyphs: Glyphs, marks: Marks, size: tuple[int, int], doubtful: bool) -> Words:
+def around_each(boxes: np.ndarray, starts: Sequence[int] | np.ndarray) -> np.ndarray:
+    """The box around each run of boxes [m, 4], float [n, 4], by where the runs begin."""
+    low = np.minimum.reduceat(boxes[:, :2], starts)
+    high = np.maximum.reduceat(boxes[:, 2:], starts)
+    return np.concatenate([low, high], axis=1)
+
+
+def visible(glyphs: Glyphs, marks: Marks, doubtful: bool) -> Words:
     """The words of which a letter leaves a mark on a picture; those with letters that leave none are cut.
 
     Args:
         glyphs: with boxes in pixels of the picture.
-        marks: of the text on it.
-        size: width and height of the picture, to which boxes are clipped.
+        marks: of the text on it; boxes are clipped to its size.
         doubtful: whether the engine found vertical writing, or did not know letters that it gave.
     """
     if not glyphs.texts:
@@ -280,8 +286,9 @@ def visible(glyphs: Glyphs, marks: Marks, size: tuple[int, int], doubtful: bool)
     some = np.flatnonzero(np.logical_or.reduceat(seen, glyphs.starts)).tolist()
     empty = (glyphs.boxes[:, 2:] <= glyphs.boxes[:, :2]).any(axis=1)  # the later letters of a ligature
     cut = ~np.logical_and.reduceat(seen | glyphs.slight | empty, glyphs.starts)
-    words = Words(glyphs.texts, glyphs.word_boxes(), cut, glyphs.across()).only(some)
-    words = words.within(0, 0, *size, marks).without_twins()
+    words = Words(glyphs.texts, around_each(glyphs.boxes, glyphs.starts), cut, glyphs.across()).only(some)
+    height, width = marks.marked.shape
+    words = words.within(0, 0, width, height, marks).deduplicated()
     return words._replace(trusted=not doubtful and _are_known(words.texts))
 
 
