@@ -19,7 +19,7 @@ from data_specs.root import spec_of
 from data_specs.text import printable
 from data_specs.units import Plan, read_plan
 from data_specs.verify import find_shard_sets
-from pipeline.board import progress_uri
+from pipeline.running import progress_uri
 from pipeline.stages import Stage, lease_home, registered
 
 _AnyRecord = TypeVar("_AnyRecord", bound=Record)

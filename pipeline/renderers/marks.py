@@ -1,19 +1,27 @@
 """Where the text of a page leaves a mark: what differs from the same page drawn without its text.
 
-One answer for text that is covered, masked, clipped away, transparent, or of the colour of what it stands on.
+One answer for text that is covered, masked, clipped away, transparent, or of the colour of what it stands on. Where
+other words stand in the same place, text that leaves none is found by drawing the page without it alone.
 """
 
 from __future__ import annotations
 
+from collections.abc import Callable, Mapping, Sequence
+
 import numpy as np
 
+from data_specs.records import Box
 from pipeline.png import grey_plane, is_one_plane
 
 CONTRAST = 16  # least difference of 255 between a colour and the paper's, and least opacity, of text that can be seen
 MARK = 8  # least difference of 255 that text makes to a pixel: of thin or tiny letters none has their whole colour
 CELL = 2  # pixels a side of a cell: marks are counted in cells
 STEP = 4  # pixels between those from which the paper's colour is taken
+SHARED = 0.1  # share of the smaller box from which words stand in one place
+DRAWINGS = 8  # most that a page costs
+ROWS = 64  # boxes that are compared at a time with those that begin above their lower ends
 
+DrawWithout = Callable[[set[int]], np.ndarray]  # the picture without some text objects
 Ground = np.ndarray | tuple[int, ...]  # what text stands on: a picture [H, W, 3], or a colour
 
 
@@ -96,3 +104,73 @@ def _commonest(plane: np.ndarray) -> int:
 def is_pale(colour: tuple[int, ...], ground: tuple[int, int, int]) -> bool:
     """Whether a colour cannot be told from the paper's."""
     return all(abs(a - b) < CONTRAST for a, b in zip(colour, ground))
+
+
+# ---- text that leaves none -----------------------------------------------------------------------------------------
+def in_one_place(texts: list[str], boxes: np.ndarray) -> list[int]:
+    """Numbers of the words, boxes float [n, 4], that share their place with another word."""
+    found = set[int]()
+    order = np.argsort(boxes[:, 1], kind="stable")
+    stops = np.searchsorted(boxes[order, 1], boxes[order, 3])
+    for start in range(0, len(texts), ROWS):
+        these = order[start : start + ROWS]
+        near = order[start : stops[start : start + ROWS].max()]
+        for one, other in ((these[a], near[b]) for a, b in meeting(boxes[these], boxes[near])):
+            if texts[one] != texts[other] and share(boxes[one].tolist(), boxes[other].tolist()) > SHARED:
+                found |= {int(one), int(other)}
+    return sorted(found)
+
+
+def unmarked(boxes: Mapping[int, np.ndarray], image: np.ndarray, draw_without: DrawWithout) -> set[int]:
+    """Those text objects without which a picture uint8 [H, W, 3] is the same in their boxes [4].
+
+    Those that are apart from each other are left out of one drawing; those that were found are left out for good.
+    """
+    waiting = sorted(boxes)
+    hidden = set[int]()
+    for _ in range(DRAWINGS):
+        taken = _standing_apart(waiting, boxes)
+        if not taken:
+            break
+        without = draw_without(hidden | set(taken))
+        hidden.update(number for number in taken if not _differ_in(image, without, boxes[number]))
+        waiting = [number for number in waiting if number not in taken]
+    return hidden
+
+
+def _standing_apart(numbers: list[int], boxes: Mapping[int, np.ndarray]) -> list[int]:
+    """Some of the numbers whose boxes do not meet, the first among them."""
+    taken = list[int]()
+    for number in numbers:
+        if not (taken and meeting(boxes[number][None], np.array([boxes[other] for other in taken]))):
+            taken.append(number)
+    return taken
+
+
+def meeting(some: np.ndarray, boxes: np.ndarray) -> list[list[int]]:
+    """Pairs of the numbers of boxes [k, 4] and [n, 4] that have an area in common."""
+    left, top, right, bottom = some.T[:, :, None]
+    meet = (left < boxes[:, 2]) & (boxes[:, 0] < right) & (top < boxes[:, 3]) & (boxes[:, 1] < bottom)
+    pairs: list[list[int]] = np.argwhere(meet).tolist()
+    return pairs
+
+
+def _differ_in(image: np.ndarray, other: np.ndarray, box: np.ndarray) -> bool:
+    x0, y0, x1, y1 = (max(0, int(value)) for value in (box[0] - 1, box[1] - 1, box[2] + 2, box[3] + 2))
+    return bool(differ(image[y0:y1, x0:x1], other[y0:y1, x0:x1]).any())
+
+
+# ---- boxes ---------------------------------------------------------------------------------------------------------
+def around_each(boxes: np.ndarray, starts: Sequence[int] | np.ndarray) -> np.ndarray:
+    """The box around each run of boxes [m, 4], float [n, 4], by where the runs begin."""
+    low = np.minimum.reduceat(boxes[:, :2], starts)
+    high = np.maximum.reduceat(boxes[:, 2:], starts)
+    return np.concatenate([low, high], axis=1)
+
+
+def share(a: Box, b: Box) -> float:
+    """What two boxes have in common, as a share of the smaller one; 0 where that has no area."""
+    width = min(a[2], b[2]) - max(a[0], b[0])
+    height = min(a[3], b[3]) - max(a[1], b[1])
+    smaller = min((a[2] - a[0]) * (a[3] - a[1]), (b[2] - b[0]) * (b[3] - b[1]))
+    return width * height / smaller if width > 0 and height > 0 and smaller > 0 else 0.0

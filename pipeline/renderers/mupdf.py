@@ -14,9 +14,8 @@ from data_specs.records import Box, Reason
 from data_specs.sections import PageStyle
 from pipeline.png import from_plane, in_one_plane, is_one_plane
 from pipeline.renderers import UnreadableError, short
-from pipeline.renderers.hidden import in_one_place, meeting, unmarked
 from pipeline.renderers.left_out import EVERY_TEXT, TextLeftOut
-from pipeline.renderers.marks import CONTRAST, Marks, differ, is_pale, paper
+from pipeline.renderers.marks import CONTRAST, Marks, differ, in_one_place, is_pale, meeting, paper, unmarked
 from pipeline.renderers.right_to_left import in_reading_order
 from pipeline.renderers.words import (
     BREAK,

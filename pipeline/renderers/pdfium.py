@@ -18,8 +18,7 @@ from data_specs.records import Box, Reason
 from data_specs.sections import PageStyle
 from pipeline.png import in_one_plane
 from pipeline.renderers import UnreadableError, short
-from pipeline.renderers.hidden import in_one_place, unmarked
-from pipeline.renderers.marks import Marks, differ, is_pale, paper
+from pipeline.renderers.marks import Marks, around_each, differ, in_one_place, is_pale, paper, unmarked
 from pipeline.renderers.right_to_left import in_reading_order
 from pipeline.renderers.words import (
     BREAK,
@@ -30,7 +29,6 @@ from pipeline.renderers.words import (
     Page,
     ReadPage,
     Words,
-    around_each,
     gather,
     letters,
     page_scale,

@@ -69,8 +69,8 @@ def render_text(
 ) -> Iterator[Picture | NoPicture]:
     """Pictures of a passage, at most style.max_images of them, in order: what does not fit goes on on the next.
 
-    All chances are functions of (seed, document). A character that no font has makes one NoPicture, never an empty box; a
-    plain passage ends before a word that is wider than its column.
+    All chances are functions of (seed, document). A character that no font has makes one NoPicture, never an empty box;
+    a plain passage ends before a word that is wider than its column.
 
     Args:
         canvas: side of what is laid out, in the pixels of the spec's sizes and margins.

@@ -18,7 +18,7 @@ import numpy as np
 from data_specs.records import Box, Reason
 from data_specs.sections import PageStyle
 from pipeline.renderers import UnreadableError
-from pipeline.renderers.marks import Marks
+from pipeline.renderers.marks import Marks, around_each, share
 
 EDGE = 1  # pixels of a box beyond a picture's edge from which its word is cut
 SLIVER = 2  # pixels of a cut word in both directions from which it counts as seen
@@ -255,21 +255,6 @@ def _finished(word: str) -> str:
         return word
     word = word[:-1].replace(_SOFT_HYPHEN, "") + word[-1].replace(_SOFT_HYPHEN, "-")
     return unicodedata.normalize("NFC", word)
-
-
-def share(a: Box, b: Box) -> float:
-    """What two boxes have in common, as a share of the smaller one; 0 where that has no area."""
-    width = min(a[2], b[2]) - max(a[0], b[0])
-    height = min(a[3], b[3]) - max(a[1], b[1])
-    smaller = min((a[2] - a[0]) * (a[3] - a[1]), (b[2] - b[0]) * (b[3] - b[1]))
-    return width * height / smaller if width > 0 and height > 0 and smaller > 0 else 0.0
-
-
-def around_each(boxes: np.ndarray, starts: Sequence[int] | np.ndarray) -> np.ndarray:
-    """The box around each run of boxes [m, 4], float [n, 4], by where the runs begin."""
-    low = np.minimum.reduceat(boxes[:, :2], starts)
-    high = np.maximum.reduceat(boxes[:, 2:], starts)
-    return np.concatenate([low, high], axis=1)
 
 
 def visible(glyphs: Glyphs, marks: Marks, doubtful: bool) -> Words:

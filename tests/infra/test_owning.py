@@ -13,7 +13,7 @@ from PIL import Image
 from infra.card import write_card
 from infra.look import look
 from infra.status import status_lines
-from pipeline.board import JobReport
+from pipeline.running import JobReport
 from pipeline.truth import check_truth
 from pipeline.waiting import Try
 

@@ -13,9 +13,9 @@ from data_specs.mupdf import pymupdf
 from data_specs.sections import PageStyle
 from pipeline.png import is_one_plane
 from pipeline.renderers import mupdf
-from pipeline.renderers.hidden import SHARED, in_one_place
+from pipeline.renderers.marks import SHARED, in_one_place, share
 from pipeline.renderers.pages import ENGINES
-from pipeline.renderers.words import Page, share
+from pipeline.renderers.words import Page
 from pipeline.truth import shares
 
 both = pytest.mark.parametrize("engine", ENGINES)

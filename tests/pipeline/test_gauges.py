@@ -12,7 +12,7 @@ from pathlib import Path
 from data_specs.receipts import commit
 from data_specs.records import AnyUnit, Identity, RangeUnit, Receipt, Sample
 from data_specs.units import write_plan
-from pipeline.gauges import COUNTERS, GAUGES
+from pipeline.runner import COUNTERS, GAUGES
 from pipeline.running import run_plan
 from pipeline.workers import Workers
 
