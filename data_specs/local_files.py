@@ -42,31 +42,30 @@ def open_file(uri: str) -> BinaryIO:
 
 def walk(folder: str) -> Iterator[FileInfo]:
     """Files under a folder, in the order of whole names; files that vanish meanwhile are left out."""
-    for entry in _entries(folder):
-        with suppress(FileNotFoundError):
-            if _leads_to(entry) == "a file":
+    for entry, what in _entries(folder):
+        if what == "a file":
+            with suppress(FileNotFoundError):
                 yield _info(entry.path, entry.stat())
 
 
 def no_files(folder: str) -> Iterator[tuple[str, str]]:
     """Paths under a folder that a listing leaves out, and why: links that lead nowhere or up, pipes, `.part`."""
-    for entry in _entries(folder) if os.path.isdir(folder) else ():
-        if (what := _leads_to(entry)) != "a file":
+    for entry, what in _entries(folder):
+        if what != "a file":
             yield entry.path, "link to a folder above" if what == "a folder" else what
 
 
-def _entries(folder: str, above: tuple[str, ...] = ()) -> Iterator[os.DirEntry[str]]:
-    """All but folders, and links to a folder that led here, `above` being the real paths of those."""
+def _entries(folder: str, above: tuple[str, ...] = ()) -> Iterator[tuple[os.DirEntry[str], str]]:
+    """What is no folder, or a link to one that led here (`above`, as real paths), and what it is (see `_leads_to`)."""
     above = (*above, os.path.realpath(folder))
-    entries = list[os.DirEntry[str]]()
-    with suppress(FileNotFoundError):
-        entries = list(os.scandir(folder))
-    found = [(entry, _leads_to(entry) == "a folder") for entry in entries]
-    for entry, is_folder in sorted(found, key=lambda e: e[0].name + "/" * e[1]):  # the order of whole names, as on S3
-        if is_folder and os.path.realpath(entry.path) not in above:
+    found = list[tuple[os.DirEntry[str], str]]()
+    with suppress(FileNotFoundError, NotADirectoryError):
+        found = [(entry, _leads_to(entry)) for entry in os.scandir(folder)]
+    for entry, what in sorted(found, key=lambda e: e[0].name + "/" * (e[1] == "a folder")):  # whole names, as on S3
+        if what == "a folder" and os.path.realpath(entry.path) not in above:
             yield from _entries(entry.path, above)
         else:
-            yield entry
+            yield entry, what
 
 
 def _leads_to(entry: os.DirEntry[str]) -> str:
@@ -81,11 +80,9 @@ def _leads_to(entry: os.DirEntry[str]) -> str:
 
 def unfinished(folder: str) -> Iterator[str]:
     """Paths under a folder of what was being written when its writer died; links are not followed."""
-    for entry in sorted(os.scandir(folder), key=lambda e: e.name) if os.path.isdir(folder) else ():
-        if entry.name.endswith(UNFINISHED):
-            yield entry.path
-        elif entry.is_dir(follow_symlinks=False):
-            yield from unfinished(entry.path)
+    for path in sorted(Path(folder).rglob(f"*{UNFINISHED}")):
+        if os.path.lexists(path):  # else removed meanwhile with the folder that held it
+            yield str(path)
 
 
 def remove_unfinished(path: str) -> None:

@@ -101,7 +101,7 @@ def clean_unfinished(root: str) -> Iterator[str]:
         pass
     if storage.is_remote(root):
         return
-    for path in list(local_files.unfinished(root)):
+    for path in local_files.unfinished(root):
         by = holder(storage.join(root, path.removeprefix(root.rstrip("/") + "/").partition("/")[0]))
         if not (by and is_alive(by)):
             local_files.remove_unfinished(path)

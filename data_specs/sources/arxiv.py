@@ -11,12 +11,12 @@ import re
 from collections.abc import Iterator, Mapping
 from itertools import islice
 from pathlib import Path
-from typing import Any, BinaryIO, ClassVar, Literal, NamedTuple, Self
+from typing import Any, BinaryIO, ClassVar, Literal, Self
 
-from pydantic import Field, field_validator, model_validator
+from pydantic import BaseModel, Field, ValidationError, field_validator, model_validator
 
 from data_specs import cache, storage
-from data_specs.records import FileInfo, RawDocument, Reason, SourceUnit, TarRange
+from data_specs.records import FileInfo, Md5, RawDocument, Reason, SourceUnit, TarRange
 from data_specs.source import Source, split_of
 from data_specs.sources.licences import Paper, licence_name, paper_id, papers_of, write_months
 from data_specs.sources.tars import DamagedTarError, Member, members
@@ -26,7 +26,6 @@ OPEN_LICENCES = ("CC0-1.0", "CC-BY-4.0", "CC-BY-3.0", "CC-BY-2.5", "CC-BY-SA-4.0
 MANIFEST = "pdf/arXiv_pdf_manifest.xml"
 ENTRY_BYTES = 1 << 20
 MORE_MEMBERS = 10_000  # that a tar may hold beyond its manifest's number
-_FILE = r"[\w-]+(?:[/.][\w-]+)*\.tar"  # no .. and no / before it
 log = logging.getLogger(__name__)
 
 
@@ -98,7 +97,7 @@ class ArxivSource(Source):
             files = (file, months[tar.yymm]) if tar.yymm in months else (file,)
             for first in range(0, num_papers, documents_per_unit):
                 count = min(documents_per_unit, num_papers - first)
-                papers = TarRange(md5=tar.md5, first=first, count=count, last=first + count == tar.num_items)
+                papers = TarRange(md5=tar.md5sum, first=first, count=count, last=first + count == tar.num_items)
                 unit = SourceUnit(unit=0, source=self, files=files, tar=papers, affinity=file.uri)
                 yield split_of(f"{tar.filename}:{first}", val_share), unit
 
@@ -127,14 +126,14 @@ class ArxivSource(Source):
             yield RawDocument(name, f"missing-{number}", name, reason=Reason.TAR_ENDS_EARLY, detail=fault)
 
 
-class Tar(NamedTuple):
-    """An entry of the manifest."""
+class Tar(BaseModel):
+    """An entry of the manifest, as far as it is used here."""
 
-    filename: str
-    md5: str
-    yymm: str
-    seq_num: int
-    num_items: int
+    filename: str = Field(pattern=r"^[A-Za-z0-9_-]+([/.][A-Za-z0-9_-]+)*\.tar$")  # no .. and no / before it
+    md5sum: Md5
+    yymm: str = Field(pattern=r"^[0-9]{2}(0[1-9]|1[0-2])$")
+    seq_num: int = Field(ge=0, lt=10**9)
+    num_items: int = Field(ge=1, lt=10**9)
 
 
 def month_number(yymm: str) -> int:
@@ -200,13 +199,11 @@ def _entry(text: bytes) -> Tar:
     if not end:
         raise ValueError("no </file>")
     fields = {child.tag: (child.text or "").strip() for child in fromstring(b"<file>" + body + b"</file>")}
-    keys = ("filename", "md5sum", "yymm", "seq_num", "num_items")
-    values = [fields.get(key, "") for key in keys]
-    forms = (_FILE, r"[0-9a-f]{32}", r"\d\d(0[1-9]|1[0-2])", r"\d{1,9}", r"[1-9]\d{0,8}")
-    for key, value, form in zip(keys, values, forms):
-        if not re.fullmatch(form, value, re.ASCII):
-            raise ValueError(f"{key} is {value[:80]!r}")
-    return Tar(values[0], values[1], values[2], int(values[3]), int(values[4]))
+    try:
+        return Tar.model_validate(fields)
+    except ValidationError as error:
+        key = str(error.errors()[0]["loc"][0])
+        raise ValueError(f"{key} is {fields.get(key, '')[:80]!r}") from None
 
 
 # ---- plan ----------------------------------------------------------------------------------------------------------

@@ -150,7 +150,7 @@ def _take_one_for_validation(files: dict[str, Path], val_share: float) -> None:
 def _ranks(unit: SourceUnit) -> list[int]:
     """The ranks of a unit's documents that a hash splits; a range of a bulk tar has one."""
     if unit.tar:
-        return [rank(f"{unit.files[0].uri}:{unit.tar.first}")]
+        return [rank(f"{relative(unit.source.address, unit.files[0].uri)}:{unit.tar.first}")]
     return [rank(document.id) for document in unit.listed() if unit.source.split_of(document, 1.0) == "val"]
 
 

@@ -29,7 +29,7 @@ from data_specs.source import key_of
 from data_specs.sources import ArxivSource
 from data_specs.sources.arxiv import MANIFEST, month_number, read_manifest, selects
 from data_specs.sources.licences import licence_name, month_of, paper_id, papers_of, write_months
-from data_specs.sources.planning import cut
+from data_specs.sources.planning import cut, list_units, listing_digest
 from data_specs.sources.reading import read_unit
 from data_specs.spec import load_spec
 
@@ -322,6 +322,18 @@ def folder_entry(name: str) -> tarfile.TarInfo:
     info = tarfile.TarInfo(name)
     info.type = tarfile.DIRTYPE
     return info
+
+
+def test_which_paper_is_taken_for_validation_does_not_depend_on_where_the_tars_lie(bulk: Path, tmp_path: Path) -> None:
+    digests = set()
+    for name in "abc":
+        shutil.copytree(bulk, tmp_path / name, copy_function=shutil.copyfile)
+        source = ArxivSource(uri=str(tmp_path / name), licences=None)
+        folder = tmp_path / f"units-{name}"
+        folder.mkdir()
+        render = Render(sources=[source], val_share=1e-9, documents_per_unit=1)
+        digests.add(tuple(map(listing_digest, list_units(render, [source], folder).values())))
+    assert len(digests) == 1
 
 
 def test_more_or_fewer_members_than_promised_are_accounted_for(tmp_path: Path) -> None:
