@@ -52,17 +52,20 @@ def autocast(device: torch.device, dtype: torch.dtype) -> AbstractContextManager
     return torch.autocast(device.type, dtype=dtype, enabled=dtype != torch.float32)
 
 
+def sent(array: np.ndarray, device: torch.device) -> Tensor:
+    """Return an array as a tensor on a device; to a GPU it travels while that computes."""
+    tensor = torch.from_numpy(array)
+    return tensor if device.type == "cpu" else tensor.pin_memory().to(device, non_blocking=True)
+
+
 def to_device(
     images: np.ndarray, device: torch.device, layout: torch.memory_format = torch.contiguous_format
 ) -> Tensor:
     """Convert uint8 [B, H, W, 3] to float32 [B, 3, H, W] in [-1, 1] on a device.
 
-    A GPU is sent bytes, a quarter of the floats, while it computes, and has the layout.
+    A GPU is sent bytes, a quarter of the floats, and has the layout.
     """
-    pixels = torch.from_numpy(images)
-    if device.type != "cpu":
-        pixels = pixels.pin_memory().to(device, non_blocking=True)
-    scaled = pixels.permute(0, 3, 1, 2).float().div_(127.5).sub_(1.0)
+    scaled = sent(images, device).permute(0, 3, 1, 2).float().div_(127.5).sub_(1.0)
     return scaled if device.type == "cpu" else scaled.contiguous(memory_format=layout)
 
 

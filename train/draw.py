@@ -9,7 +9,6 @@ from typing import Any
 
 import numpy as np
 import torch
-import torch.distributed as dist
 
 from data_specs import open_shards, storage
 from data_specs.records import Item, Sample
@@ -17,6 +16,7 @@ from data_specs.spec import Spec
 from tokenize_jobs.decode import decode_codes, grid
 from tokenize_jobs.device import naming_what_to_lower
 from tokenize_jobs.encode import npy
+from tokenize_jobs.ranks import Ranks
 from tokenize_jobs.rqvae import RQVAE
 from train.model import DnDTransformer
 from train.sampling import FREE, sample_best, sample_codes
@@ -55,19 +55,15 @@ def sample_batch(
     return codes
 
 
-def draw_grid(
-    model: DnDTransformer, spec: Spec, tokenizer: RQVAE | None, group: dist.ProcessGroup | None
-) -> np.ndarray | None:
+def draw_grid(model: DnDTransformer, spec: Spec, tokenizer: RQVAE | None, ranks: Ranks) -> np.ndarray | None:
     """The first images of a model that every rank has: each rank draws a share, the one with the tokenizer decodes.
 
-    Returns uint8 [H, W, 3], None on ranks without tokenizer; `group` gathers on CPUs.
+    Returns:
+        uint8 [H, W, 3], None on ranks without tokenizer.
     """
-    world = dist.get_world_size()
-    rank = dist.get_rank()
-    share = math.ceil(SHOWN / world)
-    codes = sample_batch(model, spec, classes_of(spec, rank * share, share), rank * share).cpu()
-    gathered = [torch.empty_like(codes) for _ in range(world)]
-    dist.all_gather(gathered, codes, group=group)
+    share = math.ceil(SHOWN / ranks.world)
+    first = ranks.rank * share
+    gathered = ranks.gather(sample_batch(model, spec, classes_of(spec, first, share), first).cpu())
     if tokenizer is None:
         return None
     codes = torch.cat(gathered)[:SHOWN].unflatten(1, spec.codes.grid)

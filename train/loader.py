@@ -9,7 +9,7 @@ import io
 import logging
 import resource
 from bisect import bisect_left
-from collections.abc import Callable, Generator, Iterable, Sequence
+from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import suppress
 from functools import cache as cache_once
@@ -314,12 +314,12 @@ class Loader:
         return in_threads((partial(self.batch, first, count) for first, count in wanted), threads=1, ahead=1)
 
 
-def positions_of(position: int, batch: int, micro: int, rank: int, world: int) -> list[tuple[int, int]]:
-    """(first, count) of a rank's micro batches in the step that begins at `position`.
+def positions_of(position: int, images: int, micro: int, rank: int, world: int) -> Iterator[tuple[int, int]]:
+    """(first, count) of a rank's micro batches in steps of so many images together, which begin at `position`.
 
-    Over all ranks they cover the positions of the step, position … position + batch - 1, once.
+    Over all ranks they cover the positions of the steps, position … position + images - 1, once.
     """
-    return [(start + rank * micro, micro) for start in range(position, position + batch, micro * world)]
+    return ((start + rank * micro, micro) for start in range(position, position + images, micro * world))
 
 
 # ---- windows -------------------------------------------------------------------------------------------------------

@@ -94,8 +94,6 @@ class Windows:
 
     def shards(self, window: int) -> np.ndarray:
         """The shards of a window, int64."""
-        if self.per_epoch == 1:
-            return np.arange(len(self.sizes))
         epoch, number = divmod(window, self.per_epoch)
         return self._deal(epoch)[0][number * self.window : (number + 1) * self.window]
 

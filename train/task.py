@@ -25,7 +25,7 @@ from data_specs.sections import ShardInput
 from data_specs.spec import Spec
 from pipeline.png import encode_photo
 from tokenize_jobs.checkpoint import StoredTensors
-from tokenize_jobs.device import naming_what_to_lower, pick_device
+from tokenize_jobs.device import naming_what_to_lower, pick_device, sent
 from tokenize_jobs.ranks import Ranks
 from tokenize_jobs.rqvae import RQVAE
 from tokenize_jobs.tensors import write_safetensors
@@ -85,12 +85,14 @@ class TransformerTask:
 
     def _load_tokenizer(self, root: str) -> RQVAE | None:
         """What decodes the pictures of train.sample_every: on rank 0, where they are wanted, else None."""
-        if self.ranks.rank or not self.section.sample_every:
-            return None
-        uri = storage.join(root, self.spec.tokenize.tokenizer)
-        if not storage.exists(storage.join(uri, "tokenizer.json")):
-            raise ValueError(f"{uri}: no tokenizer, which train.sample_every needs: import one, or leave the key out")
-        return load_tokenizer(uri, self.device)
+
+        def load() -> RQVAE:
+            uri = storage.join(root, self.spec.tokenize.tokenizer)
+            if not storage.exists(storage.join(uri, "tokenizer.json")):
+                raise ValueError(f"{uri}: no tokenizer, which train.sample_every needs: import one, or leave it out")
+            return load_tokenizer(uri, self.device)
+
+        return self.ranks.on_first(load) if self.section.sample_every else None
 
     # ---- a step ----------------------------------------------------------------------------------------------------
     def begin(self, position: int, num_steps: int) -> None:
@@ -104,12 +106,8 @@ class TransformerTask:
 
     def _micro_batches(self, num_steps: int) -> Iterator[tuple[int, int]]:
         """(first position, count) of this rank's micro batches from the present position on."""
-        size = self.section.batch_size
-        for start in range(self.position, self.position + num_steps * size, size):
-            yield from self._of_step(start)
-
-    def _of_step(self, position: int) -> list[tuple[int, int]]:
-        return positions_of(position, self.section.batch_size, self.micro, self.ranks.rank, self.ranks.world)
+        images = num_steps * self.section.batch_size
+        return positions_of(self.position, images, self.micro, self.ranks.rank, self.ranks.world)
 
     def step(self, rate: float, limit: float) -> Step:
         """Make one step, unless the mean loss, nats, is over `limit`, or it or the gradient is not finite."""
@@ -133,7 +131,7 @@ class TransformerTask:
             The mean loss of each depth over all ranks, nats, float64 [D] on the CPU.
         """
         total = torch.zeros(self.spec.codes.depth, device=self.device)
-        micro_batches = self._of_step(self.position)
+        micro_batches = list(self._micro_batches(1))
         for number, (first, _) in enumerate(micro_batches):
             losses = self._forward(first)
             total += losses.detach() / len(micro_batches)
@@ -150,18 +148,16 @@ class TransformerTask:
         """Losses [D] of the next micro batch, which begins at position `first`."""
         started = time.monotonic()
         assert self.batches is not None
-        codes, classes = next(self.batches)
+        batch = next(self.batches)
         self.waited += time.monotonic() - started
         bits = int(order.draw_bits(self.spec.seed, np.array([first]), order.NETWORK_DROPOUT)[0])
         torch.manual_seed(bits % 2**63)
-        losses: Tensor = self.engine(*self._tensors(codes, classes), return_loss=True)
-        return losses
+        return self._losses(batch)
 
-    def _tensors(self, *arrays: np.ndarray) -> list[Tensor]:
-        tensors = map(torch.from_numpy, arrays)
-        if self.device.type == "cpu":
-            return list(tensors)
-        return [tensor.pin_memory().to(self.device, non_blocking=True) for tensor in tensors]  # the host runs ahead
+    def _losses(self, batch: Batch) -> Tensor:
+        codes, classes = (sent(array, self.device) for array in batch)
+        losses: Tensor = self.engine(codes, classes, return_loss=True)
+        return losses
 
     # ---- accounts --------------------------------------------------------------------------------------------------
     def report(self, images_per_second: float) -> tuple[dict[str, Any], str]:
@@ -210,7 +206,7 @@ class TransformerTask:
             first = starts[number % len(starts)]  # ranks without a share compute along: stage 3 needs all of them
             count = min(size, images - first)
             with self._uncompiled_if(count < size):
-                losses = self.engine(*self._tensors(*self.validated.in_order(first, count)), return_loss=True)
+                losses = self._losses(self.validated.in_order(first, count))
             total += losses.double().cpu() * (count / images if number < len(starts) else 0.0)
         self.engine.train()
         dist.all_reduce(total, group=self.ranks.control)
@@ -224,7 +220,7 @@ class TransformerTask:
     def picture(self) -> bytes | None:
         """Draw samples with all ranks; rank 0 returns their picture as PNG."""
         with self.ema.in_place() if self.spec.sample.ema else nullcontext():
-            drawn = draw_grid(whole_model(self.engine), self.spec, self.tokenizer, self.ranks.control)
+            drawn = draw_grid(whole_model(self.engine), self.spec, self.tokenizer, self.ranks)
         return None if drawn is None else encode_photo(drawn)
 
     # ---- saving ----------------------------------------------------------------------------------------------------
