@@ -89,7 +89,8 @@ class TransformerTask:
         def load() -> RQVAE:
             uri = storage.join(root, self.spec.tokenize.tokenizer)
             if not storage.exists(storage.join(uri, "tokenizer.json")):
-                raise ValueError(f"{uri}: no tokenizer, which train.sample_every needs: import one, or leave it out")
+                needed = "no tokenizer, which train.sample_every needs"
+                raise ValueError(f"{uri}: {needed}: import one, or leave the key out")
             return load_tokenizer(uri, self.device)
 
         return self.ranks.on_first(load) if self.section.sample_every else None
