@@ -7,7 +7,7 @@ from typing import Annotated, Literal
 from pydantic import AfterValidator, Field, NonNegativeInt, model_validator
 
 import data_specs.sources  # noqa: F401  (so that the kinds of sources are known)
-from data_specs.shape import SIZES, Section
+from data_specs.shape import SIZES, Section, check_transformer
 from data_specs.source import AnySource
 
 # ---- render --------------------------------------------------------------------------------------------------------
@@ -303,15 +303,7 @@ class Transformer(Section):
             raise ValueError("give either size or num_layers, num_heads and width, not both")
         if not self.size and not all(by_hand):
             raise ValueError(f"give size (one of {', '.join(SIZES)}) or all of num_layers, num_heads and width")
-        layers, heads, width = self.dimensions
-        if width % heads or (width // heads) % 4:
-            raise ValueError(f"width {width} over {heads} heads must give a head width that is a multiple of 4")
-        if list(self.head_layers) != sorted(set(self.head_layers)):
-            raise ValueError(f"head_layers {list(self.head_layers)} must rise")
-        if self.head_layers[-1] != layers - 1:
-            raise ValueError(
-                f"the last of head_layers must be the last layer, {layers - 1}, not {self.head_layers[-1]}"
-            )
+        check_transformer(*self.dimensions, self.head_layers)
         return self
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import NamedTuple, Protocol
 
 from pydantic import BaseModel, ConfigDict, Field, model_validator
@@ -18,6 +19,20 @@ SIZES: dict[str, tuple[int, int, int]] = {
     "3B": (24, 32, 3200),
     "7B": (32, 32, 4096),
 }
+
+
+def check_transformer(num_layers: int, num_heads: int, width: int, head_layers: Sequence[int]) -> None:
+    """Refuses sizes that make no transformer.
+
+    Raises:
+        ValueError: attention heads do not divide the width, or head_layers do not rise to the last layer.
+    """
+    if width % num_heads or (width // num_heads) % 4:
+        raise ValueError(f"width {width} over {num_heads} heads must give a head width that is a multiple of 4")
+    if list(head_layers) != sorted(set(head_layers)):
+        raise ValueError(f"head_layers {list(head_layers)} must rise")
+    if head_layers[-1] != num_layers - 1:
+        raise ValueError(f"the last of head_layers must be the last layer, {num_layers - 1}, not {head_layers[-1]}")
 
 
 class Section(BaseModel):

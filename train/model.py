@@ -21,7 +21,7 @@ from einops import rearrange, repeat
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
-from data_specs.shape import SIZES
+from data_specs.shape import SIZES, check_transformer
 from data_specs.spec import Spec
 from train.kernels import ChunkedCrossEntropy, fused
 
@@ -54,12 +54,7 @@ class TransformerConfig:
     def __post_init__(self) -> None:
         if min(self.num_layers, self.num_heads, self.dim, self.codebook_size, *self.grid, len(self.head_layers)) < 1:
             raise ValueError("layers, heads, width, codebook_size, grid and head_layers must be at least 1")
-        if self.dim % self.num_heads or (self.dim // self.num_heads) % 4:
-            raise ValueError(f"dim {self.dim} over num_heads {self.num_heads} must give a head width divisible by 4")
-        if list(self.head_layers) != sorted(set(self.head_layers)) or self.head_layers[-1] != self.num_layers - 1:
-            raise ValueError(
-                f"head_layers {self.head_layers} must rise and end at the last layer {self.num_layers - 1}"
-            )
+        check_transformer(self.num_layers, self.num_heads, self.dim, self.head_layers)
 
     @property
     def head_positions(self) -> tuple[int, ...]:
