@@ -67,9 +67,10 @@ class ShardSet(Sequence[Item]):
         folder = manifest_uri.rpartition("/")[0]
         self.shard_uris = [storage.join(folder, entry.url) for entry in manifest.shardlist]
         self.ends = list(accumulate(entry.nsamples for entry in manifest.shardlist))
-        self.shard = lru_cache(open_limit)(self._open)
+        self.shard = lru_cache(open_limit)(self.open)
 
-    def _open(self, number: int) -> Shard:
+    def open(self, number: int) -> Shard:
+        """A shard, opened anew. Raises ValueError where it is not the one that the manifest names."""
         entry = self.manifest.shardlist[number]
         shard = Shard(self.shard_uris[number], entry)
         if len(shard) != entry.nsamples:

@@ -45,19 +45,18 @@ class CodeShard:
     Raises ValueError, naming the shard, for codes of another shape.
     """
 
-    def __init__(self, uri: str, digests: Digests, shape: tuple[int, int, int]) -> None:
-        self.uri = uri
+    def __init__(self, shard: Shard, shape: tuple[int, int, int]) -> None:
+        self.uri = shard.uri
         self.shape = shape
-        shard = Shard(uri, digests)
         rows = shard.field_rows("codes.npy")
         content = np.frombuffer(shard.map, np.uint8)
         header, self.views = self._header(shard.map[int(rows["offset"][0]) :][:4096])
         self.view_bytes = 2 * int(np.prod(shape))
         if (rows["size"] != header + self.views * self.view_bytes).any():
-            raise ValueError(f"{uri}: samples have different numbers of codes; make the set again")
+            raise ValueError(f"{self.uri}: samples have different numbers of codes; make the set again")
         heads = sliding_window_view(content, header)[rows["offset"]]
         if (heads != heads[0]).any():
-            raise ValueError(f"{uri}: samples have codes of different shapes; make the set again")
+            raise ValueError(f"{self.uri}: samples have codes of different shapes; make the set again")
         self.starts = rows["offset"].astype(np.int64) + header
         self.windows = sliding_window_view(content, self.view_bytes)  # the codes of a view that begin at each byte
         classes = shard.field_rows("cls")
@@ -65,7 +64,7 @@ class CodeShard:
             numbers = [int(shard.map[o : o + n]) for o, n in classes[["offset", "size"]].tolist()]
             self.classes = np.array(numbers, np.int32)
         except (ValueError, OverflowError) as error:
-            raise ValueError(f"{uri}: a sample's cls is not the number of a class ({error})") from None
+            raise ValueError(f"{self.uri}: a sample's cls is not the number of a class ({error})") from None
 
     def _header(self, data: bytes) -> tuple[int, int]:
         """(bytes of the .npy header, views a sample); checks type and shape."""
@@ -146,10 +145,7 @@ class CodeSet:
         if fetch := self.fetches.pop(number, None):
             with suppress(TimeoutError):  # opened without waiting for room, then
                 held = fetch.result(ROOM_SECONDS)
-        entry = self.set.manifest.shardlist[number]
-        shard = CodeShard(self.set.shard_uris[number], entry, self.shape)
-        if len(shard.starts) != entry.nsamples:
-            raise ValueError(f"{shard.uri}: {len(shard.starts)} samples, the manifest says {entry.nsamples}")
+        shard = CodeShard(self.set.open(number), self.shape)
         for file in held:
             file.close()
         return shard

@@ -13,6 +13,7 @@ from code_sets import SHAPE, tiny_spec, write_codes
 from data_specs import cache, open_shards, s3
 from data_specs.records import FileInfo
 from data_specs.sections import ShardInput
+from data_specs.shards import index_uri, write_shard
 from train import order
 from train.loader import Loader
 
@@ -68,6 +69,19 @@ def test_a_damaged_shard_is_named(tmp_path: Path) -> None:
     loader.sets[1].read(np.arange(4), np.zeros(4))
     with pytest.raises(ValueError, match=tar.name):
         loader.batch(0, 8)
+
+
+def test_a_shard_of_fewer_samples_than_its_manifest_says_is_named(tmp_path: Path) -> None:
+    write_codes(str(tmp_path / "codes"), [4])
+    manifest = open_shards(str(tmp_path / "codes")).manifest
+    (entry,) = manifest.shardlist
+    tar = tmp_path / "codes" / entry.url
+    made = write_shard([], tar, Path(index_uri(str(tar))))
+    changed = {"filesize": made.filesize, "sha256": made.sha256, "index_sha256": made.index_sha256}
+    forged = manifest.model_copy(update={"shardlist": (entry.model_copy(update=changed),)})
+    (tmp_path / "codes/manifest.json").write_bytes(forged.to_json())
+    with pytest.raises(ValueError, match=rf"{tar.name}: 0 samples, the manifest says 4; run `dnd verify`"):
+        Loader([shard_input("codes")], str(tmp_path), tiny_spec()).batch(0, 4)
 
 
 def test_shards_are_fetched_in_the_order_of_their_use(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
