@@ -44,12 +44,12 @@ class Decoder:
         self.graphs: dict[tuple[int, int], torch.cuda.CUDAGraph] = {}
 
     def start(self, classes: Tensor) -> None:
-        """Begins sequences with these classes [rows]. Old keys need no clearing: no step looks past its position."""
+        """Begin sequences with these classes [rows]. Old keys need no clearing: no step looks past its position."""
         self.classes.copy_(classes)
         self.position.zero_()
 
     def step(self, position: int, rows: int, pick: Pick) -> None:
-        """Decodes grid position `position` of the first `rows` sequences; on a GPU always with the same `pick`."""
+        """Decode grid position `position` of the first `rows` sequences; on a GPU always with the same `pick`."""
         if self.device.type == "cuda":
             with torch.cuda.device(self.device):
                 self._replay(min(_round_up(position + 1), len(self.positions)) if position else 0, rows, pick)
@@ -57,7 +57,7 @@ class Decoder:
             self._advance(position + 1 if position else 0, rows, pick)
 
     def _advance(self, length: int, rows: int, pick: Pick) -> None:
-        """One step over the first `length` keys; length 0 is the class's own step."""
+        """Make one step over the first `length` keys; length 0 is the class's own step."""
         model = self.model
         if length:
             h = model.tok_embeddings(self.codes[:rows]).sum(1, keepdim=True)
@@ -77,7 +77,7 @@ class Decoder:
         self.position += 1
 
     def _mask(self, length: int, dtype: torch.dtype) -> Tensor:
-        """What a captured step, which serves several positions, adds to the scores of `length` keys: [1, 1, 1, length].
+        """Return what a captured step, for several positions, adds to the scores of `length` keys: [1, 1, 1, length].
 
         A mask of booleans would be made into this by three kernels in every layer.
         """
@@ -110,14 +110,14 @@ class Decoder:
         return attend
 
     def _replay(self, length: int, rows: int, pick: Pick) -> None:
-        """Runs the step as a CUDA graph, captured the first time this length and number of rows are met."""
+        """Run the step as a CUDA graph, captured the first time this length and number of rows are met."""
         key = (length, rows)
         if key not in self.graphs:
             self.graphs[key] = self._capture(length, rows, pick)
         self.graphs[key].replay()
 
     def _capture(self, length: int, rows: int, pick: Pick) -> torch.cuda.CUDAGraph:
-        """Captures one step. The warm-up runs it for real, so what it changed is put back; what it wrote to the caches
+        """Capture one step. The warm-up runs it for real, so what it changed is put back; what it wrote to the caches
         and to `pick`'s buffers at this position is written again by the replay."""
         codes, position = self.codes.clone(), self.position.clone()
         stream = _capture_stream(self.device)
@@ -136,7 +136,7 @@ class Decoder:
 
 @functools.cache
 def _capture_stream(device: torch.device) -> torch.cuda.Stream:
-    """The one stream of a device on which steps are captured: cuBLAS keeps 32 MiB for each stream that it ever saw."""
+    """Return the one stream of a device on which steps are captured: cuBLAS keeps 32 MiB for each that it ever saw."""
     return torch.cuda.Stream(device)
 
 

@@ -25,7 +25,7 @@ SHOWN = 16  # images of a picture
 
 
 def classes_of(spec: Spec, first: int, count: int) -> np.ndarray:
-    """Class [count] int64 of images first … first + count - 1, as spec.sample.classes says."""
+    """Return the classes int64 [count] of images first … first + count - 1, as spec.sample.classes says."""
     index = np.arange(first, first + count)
     number = spec.transformer.num_classes
     if listed := spec.sample.listed_classes:
@@ -38,7 +38,7 @@ def classes_of(spec: Spec, first: int, count: int) -> np.ndarray:
 def sample_batch(
     model: DnDTransformer, spec: Spec, classes: np.ndarray, first: int, given: torch.Tensor | None = None
 ) -> torch.Tensor:
-    """Codes int64 [B, L, D] of images first … first + B - 1 of these classes [B], as spec.sample says."""
+    """Sample codes int64 [B, L, D] of images first … first + B - 1 of these classes [B], as spec.sample says."""
     section = spec.sample
     options: dict[str, Any] = {
         name: getattr(section, name)
@@ -56,7 +56,7 @@ def sample_batch(
 
 
 def draw_grid(model: DnDTransformer, spec: Spec, tokenizer: RQVAE | None, ranks: Ranks) -> np.ndarray | None:
-    """The first images of a model that every rank has: each rank draws a share, the one with the tokenizer decodes.
+    """Draw the first images of a model that every rank has: each draws a share, the one with the tokenizer decodes.
 
     Returns:
         uint8 [H, W, 3], None on ranks without tokenizer.
@@ -71,7 +71,7 @@ def draw_grid(model: DnDTransformer, spec: Spec, tokenizer: RQVAE | None, ranks:
 
 
 def sample_range(model: DnDTransformer, spec: Spec, first: int, count: int, root: str = "") -> Iterator[Sample]:
-    """Code samples of images first … first + count - 1; every batch is full, the last one padded."""
+    """Yield code samples of images first … first + count - 1; every batch is full, the last one padded."""
     section, (rows, columns) = spec.sample, spec.codes.grid
     size = section.batch_size
     assert size is not None, "sample_job.py settles the batch before it plans"
@@ -91,7 +91,7 @@ def sample_range(model: DnDTransformer, spec: Spec, first: int, count: int, root
 
 
 def given_codes(spec: Spec, items: Sequence[Item], first: int, count: int) -> torch.Tensor:
-    """What spec.sample.given fixes for images first … first + count - 1.
+    """Return what spec.sample.given fixes for images first … first + count - 1.
 
     Args:
         items: the samples of its code set, taken in turn.

@@ -40,7 +40,7 @@ class Duration(NamedTuple):
 
 
 def step_seconds(spec: Spec, gpus: int) -> float:
-    """Seconds of a step of the whole batch."""
+    """Return the seconds of a step of the whole batch."""
     config = config_of(spec)
     compute = spec.train.batch_size / gpus * image_flops(config) / (PEAK * UTILISATION)
     compute = max(compute, config.num_layers * HOST_SECONDS)
@@ -53,25 +53,25 @@ def step_seconds(spec: Spec, gpus: int) -> float:
 
 
 def duration(spec: Spec, gpus: int) -> Duration:
-    """How long the spec's schedule takes."""
+    """Return how long the spec's schedule takes."""
     seconds = step_seconds(spec, gpus)
     hours = spec.train.steps * seconds / 3600
     return Duration(gpus, spec.train.batch_size / gpus, seconds, hours, hours * gpus / 24)
 
 
 def durations(spec: Spec, gpus: int) -> list[Duration]:
-    """For `gpus` and numbers around it that the batch divides among."""
+    """Return durations for `gpus` and numbers around it that the batch divides among."""
     numbers = {gpus, *(2**n for n in range(3, max(gpus.bit_length(), 7)))}
     return [duration(spec, n) for n in sorted(numbers) if spec.train.batch_size % n == 0]
 
 
 def advised(found: list[Duration]) -> int:
-    """The most GPUs whose days are not many more than those of the fewest."""
+    """Return the most GPUs whose days are not many more than those of the fewest."""
     return max(one.gpus for one in found if one.gpu_days <= LOSS * min(other.gpu_days for other in found))
 
 
 def table(spec: Spec, gpus: int) -> list[str]:
-    """Lines to print."""
+    """Return the lines to print."""
     found = durations(spec, gpus)
     rows = {
         "GPUs": [str(one.gpus) for one in found],

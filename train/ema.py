@@ -36,7 +36,7 @@ class MovingAverage:
 
     @contextmanager
     def in_place(self) -> Iterator[None]:
-        """Inside the block the model's weights are the averages; collective."""
+        """Put the averages in the place of the model's weights while the block runs; collective."""
         self._swap()
         try:
             yield

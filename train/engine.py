@@ -37,7 +37,7 @@ CONFIGS = Path(__file__).resolve().parent.parent / "infra" / "deepspeed"
 
 
 def settle_dtype(spec: Spec, ranks: Ranks) -> Spec:
-    """The spec with train.dtype made out where it says `auto`: bfloat16 where every rank multiplies it in hardware."""
+    """Return the spec with train.dtype settled where it is `auto`: bfloat16 if every rank multiplies it in hardware."""
     if spec.train.dtype != "auto":
         return spec
     (lacking,) = ranks.any(not multiplies_bfloat16(pick_device()))
@@ -45,9 +45,10 @@ def settle_dtype(spec: Spec, ranks: Ranks) -> Spec:
 
 
 def micro_batch_of(spec: Spec, world: int) -> int:
-    """Images a rank takes at a time: the spec's, else all of its share.
+    """Return the images that a rank takes at a time: the spec's, else all of its share.
 
-    Raises ValueError where the batch does not divide into them.
+    Raises:
+        ValueError: the batch does not divide into them.
     """
     batch = spec.train.batch_size
     micro = spec.train.micro_batch_size or max(spec.train.batch_size // world, 1)
@@ -61,7 +62,7 @@ def micro_batch_of(spec: Spec, world: int) -> int:
 
 
 def settle_micro_batch(spec: Spec, ranks: Ranks, device: torch.device) -> Spec:
-    """The spec with a micro batch: its own, else on GPUs what should fit into the smallest of all ranks' memories.
+    """Return the spec with a micro batch: its own, else on GPUs what should fit into the least of all ranks' memories.
 
     Raises:
         ValueError: not one image fits.
@@ -79,10 +80,12 @@ def settle_micro_batch(spec: Spec, ranks: Ranks, device: torch.device) -> Spec:
 
 
 def deepspeed_config(spec: Spec, world: int, user: dict[str, Any] | None = None) -> dict[str, Any]:
-    """The whole DeepSpeed configuration: infra/deepspeed/zeroN.json, what the user adds, and what the spec says.
+    """Return the whole DeepSpeed configuration: infra/deepspeed/zeroN.json, what the user adds, and what the spec says.
 
-    bfloat16 at stage 0 runs as stage 1: DeepSpeed's stage 0 learns measurably worse in it. Raises ValueError naming a
-    key in which the user's part contradicts the spec.
+    bfloat16 at stage 0 runs as stage 1: DeepSpeed's stage 0 learns measurably worse in it.
+
+    Raises:
+        ValueError: names a key in which the user's part contradicts the spec.
     """
     section = spec.train
     stage = max(section.zero_stage, 1) if section.dtype == "bfloat16" else section.zero_stage
@@ -122,7 +125,7 @@ def _refuse_contradictions(user: dict[str, Any], owned: dict[str, Any], prefix: 
 
 
 def read_user_config(path: str | None) -> dict[str, Any]:
-    """A user's DeepSpeed configuration. Raises ValueError naming the file where it is no JSON object."""
+    """Read a user's DeepSpeed configuration. Raises ValueError naming the file where it is no JSON object."""
     if path is None:
         return {}
     try:
@@ -142,9 +145,10 @@ def join_engine() -> None:
 
 
 def build_engine(spec: Spec, root: str, world: int, user: dict[str, Any] | None = None) -> deepspeed.DeepSpeedEngine:
-    """The engine around a model with its initial weights: drawn from the seed, or those of train.init_from.
+    """Build the engine around a model with its initial weights: drawn from the seed, or those of train.init_from.
 
-    `user` is a DeepSpeed configuration that adds to the spec's (see `deepspeed_config`).
+    Args:
+        user: a DeepSpeed configuration that adds to the spec's (see `deepspeed_config`).
     """
     config = deepspeed_config(spec, world, user)
     join_engine()
@@ -174,7 +178,7 @@ def compile_layers(model: DnDTransformer, backend: str = "inductor") -> None:
 
 
 def compiles(spec: Spec, device: torch.device) -> bool:
-    """Whether the layers are compiled: as the spec says, else on GPUs at the stages where a layer is one graph."""
+    """Return whether layers are compiled: as the spec says, else on GPUs at the stages where a layer is one graph."""
     by_default = device.type == "cuda" and spec.train.zero_stage < 3
     return by_default if spec.train.compile is None else spec.train.compile
 
@@ -202,7 +206,7 @@ def _fill(model: nn.Module, folder: str) -> None:
 
 
 def whole_model(engine: deepspeed.DeepSpeedEngine) -> DnDTransformer:
-    """The engine's model with its present weights, whole on every rank: itself, at stage 3 a copy; collective."""
+    """Return the engine's model with its present weights whole on every rank: itself, at stage 3 a copy; collective."""
     if engine.zero_optimization_stage() < 3:
         return engine.module
     state = {}
@@ -213,7 +217,7 @@ def whole_model(engine: deepspeed.DeepSpeedEngine) -> DnDTransformer:
 
 
 def build_optimizer(model: nn.Module, spec: Spec) -> torch.optim.AdamW:
-    """The spec's optimizer over a model's parameters."""
+    """Build the spec's optimizer over a model's parameters."""
     section = spec.train
     muon = section.optimizer == "muon"
     groups = parameter_groups(model, section.weight_decay, muon)
@@ -221,7 +225,7 @@ def build_optimizer(model: nn.Module, spec: Spec) -> torch.optim.AdamW:
 
 
 def parameter_groups(model: nn.Module, weight_decay: float, muon: bool = False) -> list[dict[str, Any]]:
-    """Weight decay for tensors of two or more dimensions, none for the others; a group of the layers' for Muon."""
+    """Group parameters: weight decay for two or more dimensions, none for the others; the layers' matrices for Muon."""
     matrices: dict[str, Any] = {"params": [], "weight_decay": weight_decay, "muon": True}
     wide: dict[str, Any] = {"params": [], "weight_decay": weight_decay, "muon": False}
     narrow: dict[str, Any] = {"params": [], "weight_decay": 0.0, "muon": False}
@@ -235,9 +239,9 @@ def parameter_groups(model: nn.Module, weight_decay: float, muon: bool = False) 
 
 
 def clip_at_stage_0(engine: deepspeed.DeepSpeedEngine, clip: float) -> None:
-    """What float32 at stage 0 lacks of the other stages: the gradient's norm, and no step where it is not finite.
+    """Do what float32 at stage 0 lacks of the other stages: take the gradient's norm, make no step if it is not finite.
 
-    It also clips, since DeepSpeed's own clipping there takes the norm a second time and fails where no step is due.
+    Clip as well, since DeepSpeed's own clipping there takes the norm a second time and fails where no step is due.
     """
     if engine.zero_optimization_stage() or not engine.is_gradient_accumulation_boundary():
         return
@@ -252,11 +256,11 @@ def clip_at_stage_0(engine: deepspeed.DeepSpeedEngine, clip: float) -> None:
 
 
 def was_applied(engine: deepspeed.DeepSpeedEngine) -> bool:
-    """Whether the last step changed the weights, on every rank alike; a gradient that is not finite skips it."""
+    """Return whether the last step changed the weights, on every rank alike; a gradient that is not finite skips it."""
     return bool(engine.was_step_applied()) and math.isfinite(getattr(engine, "plain_norm", 0.0))
 
 
 def grad_norm(engine: deepspeed.DeepSpeedEngine) -> float:
-    """Norm of the last step's gradient before clipping."""
+    """Return the norm of the last step's gradient before clipping."""
     norm = engine.get_global_grad_norm()
     return float(getattr(engine, "plain_norm", math.nan) if norm is None else norm)

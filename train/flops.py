@@ -15,31 +15,31 @@ PEAK_FLOPS = {"H100": 989e12, "H200": 989e12, "H800": 989e12, "A100": 312e12, "A
 
 
 def layer_weights(config: TransformerConfig) -> int:
-    """Weights in the matrices of the layers."""
+    """Count the weights in the matrices of the layers."""
     return config.num_layers * (4 * config.dim**2 + 3 * config.dim * config.ffn_dim)
 
 
 def multiplying_weights(config: TransformerConfig) -> int:
-    """Weights that every position is multiplied by: those of the layers and of the outputs."""
+    """Count the weights that every position is multiplied by: those of the layers and of the outputs."""
     return layer_weights(config) + config.depth * config.dim * config.codebook_size
 
 
 def num_parameters(config: TransformerConfig) -> int:
-    """Parameters of a model: weights that multiply, embedding tables and norms."""
+    """Count the parameters of a model: weights that multiply, embedding tables and norms."""
     tables = config.codebook_size + config.num_classes + (config.class_dropout > 0)
     norms = 2 * config.num_layers + config.depth
     return multiplying_weights(config) + (tables + norms) * config.dim
 
 
 def image_flops(config: TransformerConfig) -> float:
-    """FLOPs of one image's step, forward and backward."""
+    """Return the FLOPs of one image's step, forward and backward."""
     positions = config.num_positions
     dense = 6 * multiplying_weights(config) * positions
     return float(dense + 12 * config.num_layers * config.dim * positions**2)
 
 
 def gpu_model(device: torch.device) -> str | None:
-    """Which GPU of PEAK_FLOPS a device is; None for all others."""
+    """Return which GPU of PEAK_FLOPS a device is; None for all others."""
     if device.type != "cuda":
         return None
     name = torch.cuda.get_device_name(device)

@@ -35,7 +35,7 @@ class Generator(NamedTuple):
     class_names: dict[str, int] = {}  # noqa: RUF012 (never changed)
 
     def pictures(self, num: int, classes: Sequence[int | str] | None = None, **options: Any) -> list[Image.Image]:
-        """Draws pictures.
+        """Draw pictures.
 
         Args:
             num: how many.
@@ -63,9 +63,10 @@ class Generator(NamedTuple):
 
 
 def load_root(root: str, ema: bool = True, dtype: torch.dtype = torch.float32) -> Generator:
-    """The models of a root (a folder or s3:// URI), trained there or imported, for sampling only.
+    """Load the models of a root (a folder or s3:// URI), trained there or imported, for sampling only.
 
-    Raises ValueError where one is missing or they do not fit each other.
+    Raises:
+        ValueError: one is missing, or they do not fit each other.
     """
     root = storage.absolute(root)
     device = pick_device()

@@ -19,7 +19,7 @@ Function = TypeVar("Function", bound=Callable[..., Any])
 
 
 def fused(function: Function) -> Function:
-    """The function as one kernel on a GPU, where it costs what it reads and writes; on a CPU as it stands."""
+    """Make a function one kernel on a GPU, where it costs what it reads and writes; on a CPU it stays as it is."""
 
     @functools.wraps(function)
     def call(x: Tensor, *rest: Any) -> Any:
@@ -31,13 +31,13 @@ def fused(function: Function) -> Function:
 
 @functools.cache
 def compiled(function: Function) -> Function:
-    """The function as torch.compile makes it, once for all who call it."""
+    """Compile a function, once for all who call it."""
     return torch.compile(function)  # type: ignore[return-value]
 
 
 @fused
 def prediction_error(logits: Tensor, wanted: Tensor, needs_grad: bool) -> tuple[Tensor, Tensor | None]:
-    """The summed cross-entropy of logits [N, V] against wanted [N, 1], float32, and softmax - one-hot in their type."""
+    """Return the summed cross-entropy [], float32, of logits [N, V] and wanted [N, 1], and softmax - one-hot [N, V]."""
     wide = logits.float()
     normalizer = wide.logsumexp(-1, keepdim=True)
     loss = (normalizer - wide.gather(-1, wanted)).sum()

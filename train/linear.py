@@ -61,7 +61,7 @@ class PackedLinear(nn.Module):
         self.least = least
 
     def widened(self, x: Tensor) -> Tensor:
-        """x [B, T, C] with as many rows of zeros behind it as are missing."""
+        """Return x [B, T, C] with as many rows of zeros behind it as are missing."""
         missing = self.least - x.shape[0] * x.shape[1]
         return F.pad(x, (0, 0, 0, 0, 0, missing)) if missing > 0 else x
 
@@ -69,11 +69,11 @@ class PackedLinear(nn.Module):
         return self.product(self.widened(x))[: x.shape[0]]
 
     def product(self, x: Tensor, activation: str = "none") -> Tensor:
-        """The product with x that has rows enough."""
+        """Return the product with x that has rows enough."""
         return torch.ops.mkldnn._linear_pointwise(x, self.packed, None, activation, [], "")
 
     def times(self, x: Tensor, factor: Tensor) -> Tensor:
-        """The product with x, times `factor`."""
+        """Return the product with x, times `factor`."""
         return torch.ops.mkldnn._linear_pointwise.binary(x, factor, self.packed, None, "mul")
 
 
@@ -104,7 +104,7 @@ PRODUCTS: dict[str, Callable[[Tensor, int], nn.Module]] = {
 
 
 def choose_products(config: TransformerConfig, dtype: torch.dtype, rows: int) -> dict[str, str]:
-    """The fastest product of each shape of a model's maps for so many rows, by this process's threads."""
+    """Find the fastest product for each shape of a model's maps for so many rows, by this process's threads."""
     c, f, layers = config.dim, config.ffn_dim, config.num_layers
     shapes = {(3 * c, c): layers, (c, c): layers, (f, c): 2 * layers, (c, f): layers}
     shapes |= {(config.codebook_size, c): config.depth}
@@ -119,7 +119,7 @@ def choose_products(config: TransformerConfig, dtype: torch.dtype, rows: int) ->
 def fastest(
     out: int, into: int, dtype: torch.dtype, rows: int, copies: int, threads: int, names: tuple[str, ...]
 ) -> str:
-    """The product that is fastest here for a weight [out, into], or "plain" where none is faster than F.linear.
+    """Find the product that is fastest here for a weight [out, into], or "plain" where none is faster than F.linear.
 
     It decides the last bits of samples, so where nothing is to be gained it is "plain" on every run.
 
@@ -148,7 +148,7 @@ def fastest(
 
 
 def _seconds(maps: Sequence[Callable[[Tensor], Tensor]], x: Tensor, clock: Callable[[], float]) -> float:
-    """Of all the maps, one after the other."""
+    """Return the seconds of all the maps, one after the other."""
     started = clock()
     for one in maps:
         one(x)
@@ -156,7 +156,7 @@ def _seconds(maps: Sequence[Callable[[Tensor], Tensor]], x: Tensor, clock: Calla
 
 
 def offered(dtype: torch.dtype, native: bool = True) -> tuple[str, ...]:
-    """The products that there are here for a type; with `native` the one in C, where it can be compiled."""
+    """Return the products that there are here for a type; with `native` the one in C, where it can be compiled."""
     packable = dtype == torch.float32 or torch.ops.mkldnn._is_mkldnn_bf16_supported()
     onednn = torch.backends.mkldnn.is_available() and packable
     there = {
@@ -188,7 +188,7 @@ class Int8Linear(nn.Module):
 
 
 def packed(model: DnDTransformer, rows: int = ROWS, products: Products | None = None) -> DnDTransformer:
-    """The model with its maps as sampling on a CPU multiplies them fastest; itself on GPUs.
+    """Return the model with its maps as sampling on a CPU multiplies them fastest; itself on GPUs.
 
     Args:
         model: not a rank's share of its weights; one that is packed or int8 already stays as it is.
@@ -227,7 +227,7 @@ def packed(model: DnDTransformer, rows: int = ROWS, products: Products | None = 
 
 
 def quantize_int8(model: DnDTransformer) -> DnDTransformer:
-    """The model with int8 weights in its linear maps (weight-only, symmetric, a scale a row), for sampling only.
+    """Return the model with int8 weights in its linear maps (weight-only, symmetric, a scale a row), for sampling only.
 
     Raises:
         ValueError: it lies on a GPU, where there is no kernel that would read int8 weights faster than bfloat16 ones.
@@ -244,7 +244,7 @@ class SamplingTransformer(DnDTransformer):
 
 
 def _with_modules(model: DnDTransformer, make: Callable[[nn.Module], nn.Module | None]) -> SamplingTransformer:
-    """A second model over the same tensors, the modules that `make` has an answer to replaced."""
+    """Return a second model over the same tensors, the modules that `make` has an answer to replaced."""
     converted = SamplingTransformer.of_state(model.config, model.state_dict())
     _replace(converted, make)
     return converted.requires_grad_(False)

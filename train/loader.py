@@ -67,7 +67,7 @@ class CodeShard:
             raise ValueError(f"{self.uri}: a sample's cls is not the number of a class ({error})") from None
 
     def _header(self, data: bytes) -> tuple[int, int]:
-        """(bytes of the .npy header, views a sample); checks type and shape."""
+        """Return (bytes of the .npy header, views a sample); checks type and shape."""
         file = io.BytesIO(data)
         shape, fortran, dtype = read_header(file)
         if dtype != np.dtype("<u2") or fortran or len(shape) != 4 or shape[1:] != self.shape:
@@ -77,14 +77,14 @@ class CodeShard:
         return file.tell(), shape[0]
 
     def codes(self, numbers: np.ndarray, view_draws: np.ndarray) -> np.ndarray:
-        """Codes uint16 [n, L, D] of samples int64 [n], each of the view that its draw in [0, 1) picks."""
+        """Gather codes uint16 [n, L, D] of samples int64 [n], each of the view that its draw in [0, 1) picks."""
         views = (view_draws * self.views).astype(np.int64)
         raw = self.windows[self.starts[numbers] + views * self.view_bytes]
         return raw.view("<u2").reshape(len(numbers), -1, self.shape[2])
 
 
 def fetch_shard(uri: str, digests: Digests, wait: Event) -> list[BinaryIO]:
-    """Has the verified tar and index of a shard on this node, a remote one held in the cache by the files returned."""
+    """Fetch the verified tar and index of a shard to this node; the files returned hold a remote one in the cache."""
     files = [open_verified(index_uri(uri), digests.index_sha256, wait), open_verified(uri, digests.sha256, wait)]
     if storage.is_remote(uri):
         return files
@@ -109,14 +109,14 @@ class CodeSet:
             raise ValueError(f"{uri}: the set has no samples; look at its rejects with `dnd status`")
 
     def shuffle(self, seed: int, window: int | None) -> None:
-        """Decides the order in which the set is read."""
+        """Decide the order in which the set is read."""
         self.windows = order.Windows(seed, np.diff(self.ends, prepend=0), window)
 
     def __len__(self) -> int:
         return len(self.set)
 
     def read(self, samples: np.ndarray, view_draws: np.ndarray) -> Batch:
-        """Codes uint16 and classes of samples int64 [b]; view_draws float64 [b] in [0, 1) pick the views."""
+        """Gather codes uint16 and classes of samples int64 [b]; view_draws float64 [b] in [0, 1) pick the views."""
         rows, columns, depth = self.shape
         codes = np.empty((len(samples), rows * columns, depth), np.uint16)
         classes = np.empty(len(samples), np.int64)
@@ -130,7 +130,7 @@ class CodeSet:
         return codes, classes + self.class_offset
 
     def shards_of(self, samples: np.ndarray) -> np.ndarray:
-        """The number of the shard that holds each sample int64 [n], int64 [n]."""
+        """Return the number of the shard that holds each sample int64 [n], int64 [n]."""
         return np.searchsorted(self.ends, samples, side="right")
 
     def _shard(self, number: int) -> CodeShard:
@@ -151,7 +151,7 @@ class CodeSet:
         return shard
 
     def enter(self, first: int, last: int, fetch: Callable[[str, ShardEntry], Future[list[BinaryIO]]]) -> None:
-        """Has the shards of windows first … last, then those of the next, fetched in the background; closes all others.
+        """Fetch the shards of windows first … last, then those of the next, in the background, and close all others.
 
         Reading a shard waits for its fetch and raises what that found.
         """
@@ -167,13 +167,13 @@ class CodeSet:
         self.fetch(kept, fetch)
 
     def fetch(self, shards: Iterable[int], fetch: Callable[[str, ShardEntry], Future[list[BinaryIO]]]) -> None:
-        """Has shards fetched in the background that are not yet here or under way."""
+        """Fetch shards in the background that are not yet here or under way."""
         for number in shards:
             if number not in self.fetches and number not in self.opened:
                 self.fetches[number] = fetch(self.set.shard_uris[number], self.set.manifest.shardlist[number])
 
     def name(self, sample: int) -> str:
-        """Shard and key of a sample, for messages."""
+        """Return shard and key of a sample, for messages."""
         number, inside = self.set.locate(sample)
         return f"{self.set.shard_uris[number]}: sample {self.set.shard(number).key(inside)}"
 
@@ -219,7 +219,7 @@ class Loader:
         return sum(len(entry) for entry in self.sets)
 
     def fetch_from(self, position: int) -> None:
-        """Begins to fetch shards to this node, in the order in which they are used from `position` on.
+        """Begin to fetch shards to this node, in the order in which they are used from `position` on.
 
         Each is checked against the manifest's digests; a ValueError that names a bad one comes when it is read. The
         ranks of a node share the files, and the first batches need not wait for the last shards.
@@ -242,12 +242,12 @@ class Loader:
         return self.pool.submit(fetch_shard, uri, entry, self.closed)
 
     def close(self) -> None:
-        """Leaves out what is not fetched yet; else the interpreter would wait for it at its end."""
+        """Leave out what is not fetched yet; else the interpreter would wait for it at its end."""
         self.closed.set()
         self.pool.shutdown(wait=False, cancel_futures=True)
 
     def read_order(self, first: int, count: int) -> Order:
-        """What is read at positions first … first + count - 1 of the run."""
+        """Return what is read at positions first … first + count - 1 of the run."""
         start, stop = first // BLOCK, (first + count - 1) // BLOCK + 1
         blocks = [self.block(number) for number in range(start, stop)]
         inside = slice(first - start * BLOCK, first - start * BLOCK + count)
@@ -264,9 +264,12 @@ class Loader:
         return Order(chosen, samples, windows, *draws)
 
     def batch(self, first: int, count: int) -> Batch:
-        """Codes int64 [count, L, D] and classes int64 [count] at positions first … first + count - 1 of the run.
+        """Read codes int64 [count, L, D] and classes int64 [count] at positions first … first + count - 1 of the run.
 
-        Class num_classes stands for a class that was dropped. Raises ValueError for damaged or unfitting shards.
+        Class num_classes stands for a class that was dropped.
+
+        Raises:
+            ValueError: damaged or unfitting shards.
         """
         chosen, samples, windows, views, dropout = self.read_order(first, count)
         rows, columns, depth = self.sets[0].shape
@@ -279,15 +282,16 @@ class Loader:
         return codes, np.where(dropout < self.class_dropout, self.num_classes, classes)
 
     def in_order(self, first: int, count: int) -> Batch:
-        """First views of samples first … first + count - 1 of the first set, from its start again at its end."""
+        """Read the first views of samples first … first + count - 1 of the first set, which begins anew at its end."""
         places = np.arange(first, first + count, dtype=np.int64) % len(self.sets[0])
         codes, classes = self._read(0, places, np.zeros(count))
         return codes.astype(np.int64), classes
 
     def _read(self, number: int, samples: np.ndarray, views: np.ndarray) -> Batch:
-        """Reads samples of a set, codes uint16.
+        """Read samples of a set, codes uint16.
 
-        Raises ValueError naming shard and key of one with codes or a class out of range.
+        Raises:
+            ValueError: names shard and key of one with codes or a class out of range.
         """
         entry = self.sets[number]
         codes, classes = entry.read(samples, views)
@@ -306,12 +310,12 @@ class Loader:
         return codes, classes
 
     def ahead(self, wanted: Iterable[tuple[int, int]]) -> Generator[Batch, None, None]:
-        """`batch(*w)` for each w of `wanted`, read in a thread one batch ahead."""
+        """Yield `batch(*w)` for each w of `wanted`, read in a thread one batch ahead."""
         return in_threads((partial(self.batch, first, count) for first, count in wanted), threads=1, ahead=1)
 
 
 def positions_of(position: int, images: int, micro: int, rank: int, world: int) -> Iterator[tuple[int, int]]:
-    """(first, count) of a rank's micro batches in steps of so many images together, which begin at `position`.
+    """Return (first, count) of a rank's micro batches in steps of so many images together, which begin at `position`.
 
     Over all ranks they cover the positions of the steps, position … position + images - 1, once.
     """
@@ -320,7 +324,7 @@ def positions_of(position: int, images: int, micro: int, rank: int, world: int) 
 
 # ---- windows -------------------------------------------------------------------------------------------------------
 def settle_window(uri: str, wanted: int | None, sets: Sequence[ShardSet]) -> int | None:
-    """Shards of a window, of every set: what the run's first start wrote to `uri`, so that all read in one order.
+    """Return the shards of a window, as the run's first start wrote them to `uri`, so that all read in one order.
 
     Args:
         uri: the file; made if it is absent.
@@ -344,7 +348,7 @@ def settle_window(uri: str, wanted: int | None, sets: Sequence[ShardSet]) -> int
 
 
 def _fitting_window(sets: Sequence[ShardSet]) -> int | None:
-    """The most shards of which two windows fit; None where all sets do."""
+    """Return the most shards of which two windows fit; None where all sets do."""
     if _fits(sets, None):
         return None
     sizes = range(1, max(len(entry.shard_uris) for entry in sets) + 1)
@@ -352,7 +356,7 @@ def _fitting_window(sets: Sequence[ShardSet]) -> int | None:
 
 
 def _fits(sets: Sequence[ShardSet], window: int | None) -> bool:
-    """Whether two windows of each set, or all of it, fit into the cache and into half of the files that may be open."""
+    """Return whether two windows of each set, or all of it, fit the cache and half of the files that may be open."""
     num_files = num_bytes = 0
     for entry in sets:
         sizes = sorted((shard.filesize for shard in entry.manifest.shardlist), reverse=True)
@@ -364,7 +368,7 @@ def _fits(sets: Sequence[ShardSet], window: int | None) -> bool:
 
 @cache_once
 def most_open() -> int:
-    """Shards that a process keeps open: a fetched one holds two files, a mapped one one. Raises the soft limit."""
+    """Raise this process's limit of open files; return how many shards fit: a fetched one holds two, a mapped one."""
     _, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
     resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
     return hard // 4

@@ -42,12 +42,12 @@ Kernels = Literal["eager", "fused", "compiled"]
 
 
 def kernels_on_gpus(spec: Spec) -> Kernels:
-    """How the layers of a training run on GPUs."""
+    """Return how the layers of a training run on GPUs."""
     return "fused" if spec.train.zero_stage == 3 or spec.train.compile is False else "compiled"
 
 
 def predict(spec: Spec, gpus: int, micro: int, kernels: Kernels = "eager") -> Parts:
-    """Bytes of one GPU by part; `total` is the peak of a step.
+    """Predict the bytes of one GPU by part; `total` is the peak of a step.
 
     That is where backward begins or where the optimizer steps, whichever takes more. In float32 gradients come as
     activations go; in bfloat16 they add up in float32, in memory that DeepSpeed takes as a whole as backward begins,
@@ -80,18 +80,18 @@ def predict(spec: Spec, gpus: int, micro: int, kernels: Kernels = "eager") -> Pa
 
 
 def _arithmetic(spec: Spec) -> str:
-    """The working type on GPUs."""
+    """Return the working type on GPUs."""
     return "bfloat16" if spec.train.dtype == "auto" else spec.train.dtype
 
 
 def moments_bytes(spec: Spec, config: TransformerConfig) -> int:
-    """Bytes of the optimizer's moments of all parameters: two a parameter, one for those that Muon steps."""
+    """Count the bytes of the optimizer's moments of all parameters: two a parameter, one for those that Muon steps."""
     of_muon = layer_weights(config) if spec.train.optimizer == "muon" else 0
     return 8 * num_parameters(config) - 4 * of_muon
 
 
 def activation_bytes(config: TransformerConfig, low: int, kernels: Kernels = "eager") -> float:
-    """Bytes that backward keeps of one image: `low` 2 for bfloat16, 4 for float32."""
+    """Count the bytes that backward keeps of one image: `low` 2 for bfloat16, 4 for float32."""
     c, f = config.dim, config.ffn_dim
     norm = (4 + 2 * low if kernels == "eager" else 2 * low) * c  # float32 input, its scaled form, the output
     masks = (bool(config.residual_dropout) + bool(config.ffn_dropout)) * c
@@ -105,14 +105,14 @@ def activation_bytes(config: TransformerConfig, low: int, kernels: Kernels = "ea
 
 
 def loss_bytes(config: TransformerConfig, low: int, micro: int) -> float:
-    """Bytes of the loss: gradients of the output weights, kept from forward on, and one chunk of logits."""
+    """Count the bytes of the loss: gradients of the output weights, kept from forward on, and one chunk of logits."""
     weight = config.codebook_size * config.dim
     chunk = min(LOSS_CHUNK, micro * config.num_positions * config.codebook_size)
     return float(low * config.depth * weight + 4 * weight + 8 * chunk)
 
 
 def fitting_micro_batch(spec: Spec, gpus: int, memory: float) -> int | None:
-    """The largest part of a rank's batch that should fit into `memory` bytes of a GPU; None if not one image."""
+    """Return the largest part of a rank's batch that should fit into `memory` bytes of a GPU; None if not one image."""
     share = spec.train.batch_size // gpus
     kernels = kernels_on_gpus(spec)
     sizes = [n for n in range(share, 0, -1) if share % n == 0]
@@ -121,7 +121,7 @@ def fitting_micro_batch(spec: Spec, gpus: int, memory: float) -> int | None:
 
 # ---- sampling ------------------------------------------------------------------------------------------------------
 def predict_sampling(spec: Spec, batch: int) -> Parts:
-    """Bytes of one GPU by part while it samples `batch` images at a time."""
+    """Predict the bytes of one GPU by part while it samples `batch` images at a time."""
     config = config_of(spec)
     low = 4 if spec.sample.dtype == "float32" else 2
     rows = spec.sample.num_rows(batch)
@@ -135,7 +135,7 @@ def predict_sampling(spec: Spec, batch: int) -> Parts:
 
 
 def fitting_sample_batch(spec: Spec, memory: float) -> int:
-    """The largest power of two up to SAMPLED of images that should fit into `memory` bytes of a GPU; at least 1."""
+    """Return the largest power of two of images, 1 … SAMPLED, that should fit into `memory` bytes of a GPU."""
     sizes = [1 << n for n in range(SAMPLED.bit_length() - 1, -1, -1)]
     fits = (size for size in sizes if predict_sampling(spec, size)["total"] <= room_in(memory))
     return next(fits, 1)
@@ -143,7 +143,7 @@ def fitting_sample_batch(spec: Spec, memory: float) -> int:
 
 # ---- what is printed -----------------------------------------------------------------------------------------------
 def parse_bytes(text: str) -> float:
-    """Bytes of a size such as 80GB, 40 GiB or 24e9. Raises ValueError for anything else."""
+    """Read the bytes of a size such as 80GB, 40 GiB or 24e9. Raises ValueError for anything else."""
     match = re.fullmatch(r"\s*([0-9.]+(?:e[0-9]+)?)\s*([kmgt]?)(i?)b?\s*", text.lower())
     if not match:
         raise ValueError(f"--memory {text}: give a size such as 80GB or 40GiB")
@@ -151,7 +151,7 @@ def parse_bytes(text: str) -> float:
 
 
 def table(spec: Spec, gpus: int, memory: float) -> list[str]:
-    """Lines to print: memory by part for each stage with the micro batch that fits."""
+    """Return lines to print: memory by part for each stage with the micro batch that fits."""
     if spec.train.batch_size % gpus:
         raise ValueError(f"train.batch_size {spec.train.batch_size} does not divide over {gpus} GPUs")
     specs = [spec.changed("train", zero_stage=stage) for stage in STAGES]
@@ -163,7 +163,7 @@ def table(spec: Spec, gpus: int, memory: float) -> list[str]:
 
 
 def sampling_table(spec: Spec, memory: float) -> list[str]:
-    """Lines to print: memory of sampling by part, with the batch that fits or the spec's."""
+    """Return lines to print: memory of sampling by part, with the batch that fits or the spec's."""
     batch = spec.sample.batch_size or fitting_sample_batch(spec, memory)
     dtype = "bfloat16" if spec.sample.dtype == "auto" else spec.sample.dtype
     rows = {part: _gigabytes(size) for part, size in predict_sampling(spec, batch).items()}
@@ -172,7 +172,7 @@ def sampling_table(spec: Spec, memory: float) -> list[str]:
 
 
 def tokenizer_table(spec: Spec, gpus: int, memory: float) -> list[str]:
-    """Lines to print: memory of the tokenizer's training, with the micro batch that fits or the spec's."""
+    """Return lines to print: memory of the tokenizer's training, with the micro batch that fits or the spec's."""
     dtype = "float32" if spec.tokenizer.dtype == "float32" else "bfloat16"
     needs = training_needs(spec, gpus, getattr(torch, dtype))
     share = -(-spec.tokenizer.batch_size // gpus)
@@ -182,7 +182,7 @@ def tokenizer_table(spec: Spec, gpus: int, memory: float) -> list[str]:
 
 
 def encoding_table(spec: Spec, memory: float) -> list[str]:
-    """Lines to print: memory of encoding, with the batch that fits or the spec's."""
+    """Return lines to print: memory of encoding, with the batch that fits or the spec's."""
     config = networks.config_of(spec)
     dtype = getattr(torch, spec.tokenize.dtype)
     batch = spec.tokenize.compute_batch or fitting_compute_batch(config, dtype, memory)
@@ -200,5 +200,5 @@ def _gigabytes(*sizes: float) -> list[str]:
 
 
 def aligned(rows: Mapping[str, Sequence[object]]) -> list[str]:
-    """A line for each row of a table: its name and its cells."""
+    """Return a line for each row of a table: its name and its cells."""
     return [f"{name:18}" + "".join(f"{cell!s:>9}" for cell in cells) for name, cells in rows.items()]

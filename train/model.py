@@ -81,7 +81,7 @@ class TransformerConfig:
         return 256 * math.ceil(int(8 * self.dim / 3) / 256)
 
     def to_json(self) -> str:
-        """The text of a transformer.json."""
+        """Return the text of a transformer.json."""
         return json.dumps(asdict(self), indent=1) + "\n"
 
     @classmethod
@@ -125,7 +125,7 @@ def _released_size(args: dict[str, Any]) -> tuple[int, int, int]:
 
 
 def config_of(spec: Spec) -> TransformerConfig:
-    """The configuration of a spec's model."""
+    """Build the configuration of a spec's model."""
     section = spec.transformer
     layers, heads, width = section.dimensions
     return TransformerConfig(
@@ -146,7 +146,7 @@ def config_of(spec: Spec) -> TransformerConfig:
 
 
 def rotary_factors(config: TransformerConfig, device: torch.device | str) -> Rotary:
-    """Cosine and signed sine of every position of the sequence, float32, each [1 + L, 1, 1, K].
+    """Return the cosine and signed sine of every position of the sequence, float32, each [1 + L, 1, 1, K].
 
     Half of a head turns by row, half by column. Row 0 belongs to the class and is all zero: its q and k vanish, so
     every query scores it 0.
@@ -164,7 +164,7 @@ def rotary_factors(config: TransformerConfig, device: torch.device | str) -> Rot
 
 @fused
 def rotate(x: Tensor, rotary: Rotary) -> Tensor:
-    """Turns neighbouring pairs of the last axis: x [B, T, *, H, K], in float32, returned in x's dtype."""
+    """Turn neighbouring pairs of the last axis: x [B, T, *, H, K], in float32, returned in x's dtype."""
     cosine, sine = rotary
     wide = x.float()
     swapped = wide.unflatten(-1, (-1, 2)).flip(-1).flatten(-2)
@@ -172,7 +172,7 @@ def rotate(x: Tensor, rotary: Rotary) -> Tensor:
 
 
 def causal_attention(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
-    """Attention of each position to itself and those before it: [B, T, H, K] each -> [B, T, H, K].
+    """Attend from each position to itself and those before it: [B, T, H, K] each -> [B, T, H, K].
 
     On CPUs in float32: the bfloat16 kernels' backward is up to nine times slower.
     """
@@ -221,7 +221,7 @@ class ClassEmbedding(nn.Module):
 
 @fused
 def rms_norm(x: Tensor, weight: Tensor) -> Tensor:
-    """x [..., C] over its root mean square, in float32, returned in x's dtype, times weight [C]."""
+    """Divide x [..., C] by its root mean square, in float32; return it in x's dtype, times weight [C]."""
     return F.rms_norm(x.float(), x.shape[-1:], eps=NORM_EPS).to(x.dtype) * weight
 
 
@@ -254,7 +254,7 @@ class Attention(nn.Module):
 
 @fused
 def gated(gate: Tensor, x: Tensor) -> Tensor:
-    """SwiGLU's product: SiLU of the gate times x."""
+    """Return SwiGLU's product: SiLU of the gate times x."""
     return F.silu(gate) * x
 
 
@@ -294,7 +294,7 @@ class Output(Linear):
         nn.init.zeros_(self.weight)
 
     def forward(self, h: Tensor, targets: Tensor | None = None) -> Tensor:
-        """h [B, T, C] -> float32 logits [B, T, V], or, given targets [B, T], their mean cross-entropy []."""
+        """Return for h [B, T, C] float32 logits [B, T, V], or, given targets [B, T], their mean cross-entropy []."""
         if targets is None:
             return super().forward(h).float()
         return ChunkedCrossEntropy.apply(h.flatten(0, -2), self.weight, targets.flatten(), torch.is_grad_enabled())
@@ -316,18 +316,25 @@ class DnDTransformer(nn.Module):
 
     @classmethod
     def of_state(cls, config: TransformerConfig, state: Mapping[str, Tensor]) -> Self:
-        """A model over the tensors of a state dict, in eval mode, without the time and memory of an initial one."""
+        """Make a model over a state dict's tensors, in eval mode, without the time and memory of an initial one."""
         with torch.device("meta"):
             model = cls(config)
         model.load_state_dict(state, assign=True)
         return model.eval()
 
     def forward(self, codes: Tensor, classes: Tensor, return_loss: bool = False) -> Tensor:
-        """Teacher-forced pass over codes [B, L, D] int64 and classes [B] int64 (index num_classes: no class).
+        """Predict all codes from those before them, teacher-forced.
 
-        Returns float32 logits [B, L, D, V], or with return_loss the mean cross-entropy of each depth, nats, [D].
-        Draws no class dropout: that is a function of the sample's place in the data, so the loop that knows the place
+        No class is dropped here: that is a function of the sample's position in the data, so the loop that knows it
         passes index num_classes for dropped samples.
+
+        Args:
+            codes: int64 [B, L, D].
+            classes: int64 [B]; index num_classes means no class.
+            return_loss: whether the loss is wanted, without all logits existing at once.
+
+        Returns:
+            float32 logits [B, L, D, V], or with return_loss the mean cross-entropy of each depth, nats, [D].
         """
         results: list[Tensor] = []
 
@@ -344,10 +351,12 @@ class DnDTransformer(nn.Module):
     def run_layers(
         self, h: Tensor, rotary: Rotary, head: Callable[[int, Tensor], Tensor], attentions: list[Attend] | None = None
     ) -> None:
-        """Takes h [B, T, C] through all layers; in training and in sampling.
+        """Take h [B, T, C] through all layers; in training and in sampling.
 
-        `head(depth, normed h)` gives the codes [B, T] of that depth, the true or the sampled ones, which are added to h
-        for the heads that follow. `attentions` holds one attention function a layer (default: causal).
+        Args:
+            head: called as head(depth, normed h), returns the codes [B, T] of that depth, the true or the sampled ones,
+                which are added to h for the heads that follow.
+            attentions: one attention function a layer (default: causal).
         """
         positions = self.config.head_positions
         for index, layer in enumerate(self.layers):
@@ -363,7 +372,7 @@ class DnDTransformer(nn.Module):
                     h = h + self.tok_embeddings(codes)
 
     def _recomputed(self, index: int) -> bool:
-        """Whether layer `index` is recomputed in backward; the chosen layers are spread evenly.
+        """Return whether layer `index` is recomputed in backward; the chosen layers are spread evenly.
 
         The reentrant kind: the other compares shapes of saved parameters, which ZeRO-3 empties in between.
         """

@@ -39,7 +39,7 @@ class Muon(torch.optim.AdamW):
 
     @torch.no_grad()
     def step(self, closure: None = None) -> None:  # type: ignore[override]
-        """One step of all groups; tensors without gradient stay."""
+        """Make one step of all groups; tensors without gradient stay."""
         groups = self.param_groups
         for group in groups:
             if group["muon"]:
@@ -66,7 +66,7 @@ class Muon(torch.optim.AdamW):
                 own.sub_(direction.reshape(-1)[piece.start : piece.start + piece.length].to(own.dtype), alpha=rate)
 
     def _momentum(self, master: Tensor, gradient: Tensor) -> Tensor:
-        """Takes in the gradient and returns Nesterov's momentum, flat."""
+        """Take in the gradient and return Nesterov's momentum, flat."""
         state = self.state[master]
         if not state:
             state |= {"step": torch.zeros((), device=master.device), "exp_avg": torch.zeros_like(master)}
@@ -88,7 +88,7 @@ def _square_parts(name: str, shape: tuple[int, ...]) -> tuple[int, ...]:
 
 
 def orthogonal(matrices: Tensor) -> Tensor:
-    """About U Vᵀ for each matrix U S Vᵀ of [..., m, n]; in bfloat16 on a GPU."""
+    """Approximate U Vᵀ for each matrix U S Vᵀ of [..., m, n]; in bfloat16 on a GPU."""
     a, b, c = COEFFICIENTS
     x = matrices.bfloat16() if matrices.device.type == "cuda" else matrices.float()
     tall = x.shape[-2] > x.shape[-1]

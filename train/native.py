@@ -32,7 +32,7 @@ ARGUMENTS = {
 
 
 def native_suits(config: TransformerConfig, dtype: torch.dtype, threads: int) -> bool:
-    """Whether native code serves: one thread, a model that no cache holds, its lengths, and a compiler."""
+    """Return whether native code serves: one thread, a model that no cache holds, its lengths, and a compiler."""
     head = config.dim // config.num_heads
     lengths = not (config.dim % LANES or head % LANES) and head <= WIDEST
     large = multiplying_weights(config) * torch.empty((), dtype=dtype).itemsize > CACHED
@@ -41,7 +41,7 @@ def native_suits(config: TransformerConfig, dtype: torch.dtype, threads: int) ->
 
 @cache
 def native_code(dtype: torch.dtype) -> ctypes.CDLL | None:
-    """native.c for weights of a type; None where nothing compiles it."""
+    """Compile native.c for weights of a type; None where nothing does."""
     with scratch_folder() as folder:
         library = folder / "native.so"
         compiler = shlex.split(os.environ.get("CC") or "cc")
@@ -101,7 +101,7 @@ class NativeNorm(nn.Module):
 
 
 def native_attention(q: Tensor, keys: Tensor, values: Tensor) -> Tensor:
-    """Attention of one position, q [R, H, 1, K], over the first T of a cache's positions: views [R, H, T, K] of it."""
+    """Attend from one position, q [R, H, 1, K], to the first T of a cache's positions: views [R, H, T, K] of it."""
     queries = q.float().contiguous()
     rows, heads, length, width = keys.shape
     out = torch.empty(rows, heads, 1, width)

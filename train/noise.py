@@ -17,7 +17,7 @@ _HASH = (0x7FEB352D, 0x846CA68B - 2**32)  # "lowbias32" (C. Wellons, hash-prospe
 
 
 def philox(counter: tuple[Tensor, Tensor, Tensor, Tensor], seed: int) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    """Philox4x32-10: four int64 tensors holding 32-bit words, and a 64-bit seed, to four such tensors."""
+    """Compute Philox4x32-10: four int64 tensors holding 32-bit words, and a 64-bit seed, to four such tensors."""
     a, b, c, d = counter
     keys = [seed & _WORD, (seed >> 32) & _WORD]
     for _ in range(_ROUNDS):
@@ -29,7 +29,7 @@ def philox(counter: tuple[Tensor, Tensor, Tensor, Tensor], seed: int) -> tuple[T
 
 
 def code_keys(seed: int, images: Tensor, num_positions: int, depth: int) -> Tensor:
-    """The keys of every code to be drawn: images [B] int64 (their indices) -> int32 [B, L, D, 2]."""
+    """Return the keys of every code to be drawn: images [B] int64 (their indices) -> int32 [B, L, D, 2]."""
     positions = torch.arange(num_positions, device=images.device)[:, None].expand(-1, depth)
     depths = torch.arange(depth, device=images.device).expand(num_positions, -1)
     image = images[:, None, None].expand(-1, num_positions, depth)
@@ -38,7 +38,7 @@ def code_keys(seed: int, images: Tensor, num_positions: int, depth: int) -> Tens
 
 
 def gumbel(keys: Tensor, codes: Tensor) -> Tensor:
-    """Standard Gumbel noise, float32, for keys [B, 2] and codes int32 [V] or [B, V] -> [B, V]."""
+    """Draw standard Gumbel noise, float32, for keys [B, 2] and codes int32 [V] or [B, V] -> [B, V]."""
     bits = codes * (_WEYL[0] - 2**32) + keys[:, :1]  # as a signed 32-bit number
     high = bits >> 16
     bits.bitwise_xor_(high.bitwise_and_(0xFFFF)).mul_(_HASH[0]).bitwise_xor_(keys[:, 1:])

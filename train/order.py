@@ -19,9 +19,12 @@ _GOLDEN = np.uint64(0x9E3779B97F4A7C15)
 
 
 def positions_to_samples(seed: int, positions: np.ndarray, num_samples: int) -> np.ndarray:
-    """Sample at each position k int64 [n]: permutation(seed, k // N)(k mod N), int64 [n].
+    """Return the sample at each position k int64 [n]: permutation(seed, k // N)(k mod N), int64 [n].
 
-    Each epoch has its own permutation of all N samples, computed without a table. Raises ValueError for N < 1.
+    Each epoch has its own permutation of all N samples, computed without a table.
+
+    Raises:
+        ValueError: there are no samples.
     """
     if num_samples < 1:
         raise ValueError("a set without samples has no order: make it again, or take it out of train.codes")
@@ -30,7 +33,7 @@ def positions_to_samples(seed: int, positions: np.ndarray, num_samples: int) -> 
 
 
 def _permute(numbers: np.ndarray, keys: np.ndarray, count: int) -> np.ndarray:
-    """Where the permutation of 0 … count - 1 of each key uint64 [n] takes each number int64 [n], int64 [n]."""
+    """Return where the permutation of 0 … count - 1 of each key uint64 [n] takes each number int64 [n], int64 [n]."""
     half = np.uint64(max((int(count - 1).bit_length() + 1) // 2, 1))
     values = numbers.astype(np.uint64)
     outside = np.ones(numbers.shape, bool)
@@ -41,7 +44,7 @@ def _permute(numbers: np.ndarray, keys: np.ndarray, count: int) -> np.ndarray:
 
 
 def _feistel(values: np.ndarray, keys: np.ndarray, half: np.uint64) -> np.ndarray:
-    """A keyed permutation of 0 … 2^(2 half) - 1."""
+    """Apply a keyed permutation of 0 … 2^(2 half) - 1."""
     mask = (np.uint64(1) << half) - np.uint64(1)
     left, right = values >> half, values & mask
     for number in range(ROUNDS):
@@ -50,12 +53,12 @@ def _feistel(values: np.ndarray, keys: np.ndarray, half: np.uint64) -> np.ndarra
 
 
 def draw_uniform(seed: int, positions: np.ndarray, stream: int) -> np.ndarray:
-    """Uniform numbers in [0, 1), float64 [n], a function of (seed, stream, position k int64 [n])."""
+    """Draw uniform numbers in [0, 1), float64 [n], a function of (seed, stream, position k int64 [n])."""
     return (draw_bits(seed, positions, stream) >> np.uint64(11)) * 2.0**-53
 
 
 def draw_bits(seed: int, positions: np.ndarray, stream: int) -> np.ndarray:
-    """Random uint64 [n], a function of (seed, stream, position k int64 [n])."""
+    """Draw random uint64 [n], a function of (seed, stream, position k int64 [n])."""
     k = np.atleast_1d(np.asarray(positions, np.int64)).astype(np.uint64)
     return _hash(_hash(_hash(np.array([seed], np.uint64)) + np.uint64(stream)) ^ _hash(k))
 
@@ -82,7 +85,7 @@ class Windows:
         self._deal = lru_cache(2)(self._dealt)
 
     def samples(self, places: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-        """(sample, number of its window since the beginning), each int64 [n], at places int64 [n] of the set."""
+        """Return (sample, number of its window since the beginning), each int64 [n], at places int64 [n] of the set."""
         epochs, inside = np.divmod(places, self.num_samples)
         if self.per_epoch == 1:
             return positions_to_samples(self.seed, places, self.num_samples), epochs
@@ -93,12 +96,12 @@ class Windows:
         return samples, windows
 
     def shards(self, window: int) -> np.ndarray:
-        """The shards of a window, int64."""
+        """Return the shards of a window, int64."""
         epoch, number = divmod(window, self.per_epoch)
         return self._deal(epoch)[0][number * self.window : (number + 1) * self.window]
 
     def _dealt(self, epoch: int) -> tuple[np.ndarray, np.ndarray]:
-        """(shards as they are dealt, samples before the end of each), both int64 [S]."""
+        """Return (shards as they are dealt, samples before the end of each), both int64 [S]."""
         keys = np.full(len(self.sizes), _key(self.seed, SHARDS, epoch))
         shards = _permute(np.arange(len(self.sizes)), keys, len(self.sizes))
         return shards, np.cumsum(self.sizes[shards])
@@ -119,12 +122,12 @@ class Windows:
 
 
 def _key(seed: int, stream: int, number: int) -> np.uint64:
-    """The key of a permutation: a function of (seed, stream, number)."""
+    """Return the key of a permutation: a function of (seed, stream, number)."""
     return draw_bits(seed, np.array([number]), stream)[0]
 
 
 def choose_sets(positions: np.ndarray, weights: Sequence[float]) -> tuple[np.ndarray, np.ndarray]:
-    """(set, place within that set's own sequence), each int64 [n], of positions k of a mixture.
+    """Return (set, place within that set's own sequence), each int64 [n], of positions k of a mixture.
 
     Sets interleave evenly by weight, and each set's places run 0, 1, 2, … without gap or repeat.
     """
@@ -142,7 +145,7 @@ def choose_sets(positions: np.ndarray, weights: Sequence[float]) -> tuple[np.nda
 
 
 def _taken(count: np.ndarray, share: int) -> np.ndarray:
-    """How many of the first `count` positions a share of 2^-20 takes; exact up to 2^43 positions and beyond."""
+    """Return how many of the first `count` positions a share of 2^-20 takes; exact up to 2^43 positions and beyond."""
     whole, rest = count >> SHARE_BITS, count & (2**SHARE_BITS - 1)
     return whole * share + ((rest * share) >> SHARE_BITS)
 

@@ -35,7 +35,7 @@ class Piece(NamedTuple):
 
 
 def master_weights(engine: DeepSpeedEngine) -> list[Tensor]:
-    """This rank's float32 weights, the ones the optimizer steps, in whatever tensors the ZeRO stage keeps them."""
+    """Return this rank's float32 weights, those the optimizer steps, in whatever tensors the ZeRO stage keeps them."""
     optimizer = engine.optimizer
     stages = ("single_partition_of_fp32_groups", "fp32_groups_flat_partition", "fp32_partitioned_groups_flat")
     for name in stages:  # 1 and 2; 1 where bfloat16's gradients add up in float32; 3
@@ -45,7 +45,7 @@ def master_weights(engine: DeepSpeedEngine) -> list[Tensor]:
 
 
 def pieces(engine: DeepSpeedEngine) -> list[Piece]:
-    """All pieces in this rank's master weights. At stage 0 every rank holds every parameter."""
+    """Return all pieces in this rank's master weights. At stage 0 every rank holds every parameter."""
     optimizer = engine.optimizer
     names = {id(parameter): name for name, parameter in engine.module.named_parameters()}
     if hasattr(optimizer, "fp16_groups"):
@@ -57,7 +57,7 @@ def pieces(engine: DeepSpeedEngine) -> list[Piece]:
 
 
 def own_pieces(engine: DeepSpeedEngine) -> list[Piece]:
-    """The pieces that this rank answers for: over all ranks they cover every parameter once."""
+    """Return the pieces that this rank answers for: over all ranks they cover every parameter once."""
     held = pieces(engine)
     return held if engine.zero_optimization_stage() else held[dist.get_rank() :: dist.get_world_size()]
 
@@ -82,19 +82,19 @@ def _stage3(optimizer: Any, names: dict[int, str]) -> Iterator[Piece]:
 
 
 def view(tensor: Tensor, piece: Piece) -> Tensor:
-    """A piece's elements [length] within its tensor, one like that of `master_weights`, sharing its memory."""
+    """Return a piece's elements [length] within its tensor, one like that of `master_weights`, sharing its memory."""
     return tensor.detach().view(-1)[piece.offset : piece.offset + piece.length]
 
 
 def moments(engine: DeepSpeedEngine) -> dict[str, list[Tensor | None]]:
-    """The optimizer's moments by kind, each like `master_weights`, None where a tensor has none (before any step)."""
+    """Return the optimizer's moments by kind, each like `master_weights`; None for a tensor that made no step."""
     state = basic_optimizer(engine).state
     held = [state.get(master, {}) for master in master_weights(engine)]
     return {kind: [tensors.get(kind) for tensors in held] for kind in MOMENTS}
 
 
 def set_moments(engine: DeepSpeedEngine, given: dict[str, list[Tensor | None]], steps: int) -> None:
-    """Gives the optimizer its moments, tensors like `master_weights`, and the number of steps it has made."""
+    """Give the optimizer its moments, tensors like `master_weights`, and the number of steps it has made."""
     optimizer = basic_optimizer(engine)
     for number, master in enumerate(master_weights(engine)):
         device = master.device if optimizer.defaults.get("fused") else "cpu"
@@ -104,20 +104,20 @@ def set_moments(engine: DeepSpeedEngine, given: dict[str, list[Tensor | None]], 
 
 
 def optimizer_steps(engine: DeepSpeedEngine) -> int:
-    """Steps the optimizer has made: those asked for less those it skipped."""
+    """Count the steps that the optimizer has made: those asked for less those it skipped."""
     state = basic_optimizer(engine).state.get(master_weights(engine)[0], {})
     return int(state["step"]) if "step" in state else 0
 
 
 def basic_optimizer(engine: DeepSpeedEngine) -> torch.optim.Optimizer:
-    """The PyTorch optimizer inside DeepSpeed's."""
+    """Return the PyTorch optimizer inside DeepSpeed's."""
     optimizer = engine.optimizer
     return getattr(optimizer, "optimizer", optimizer)
 
 
 @torch.no_grad()
 def refresh_model(engine: DeepSpeedEngine) -> None:
-    """Brings the model's weights up to date with the float32 ones after these were changed by hand; collective."""
+    """Bring the model's weights up to date with the float32 ones after these were changed by hand; collective."""
     optimizer = engine.optimizer
     if hasattr(optimizer, "fp32_partitioned_groups_flat"):
         optimizer._partition_all_parameters()  # as its own step does: small ones stay whole on every rank otherwise

@@ -42,7 +42,7 @@ class Reconstruct(Stage):
 
 
 def score_depths(spec: Spec, root: str, split: str, workers: Workers, shown: int) -> dict[str, Any]:
-    """Writes ROOT/reconstructions/SPLIT with depths.png and ROOT/evaluation/reconstruction-SPLIT.json; returns that."""
+    """Write ROOT/reconstructions/SPLIT with depths.png and ROOT/evaluation/reconstruction-SPLIT.json; return that."""
     from data_specs import open_shards
     from pipeline.png import encode_photo
     from tokenize_jobs.networks import lpips_of

@@ -93,7 +93,7 @@ class Begun(BaseModel, frozen=True):
 
 
 def settle(spec: Spec, root: str, workers: Workers) -> tuple[Spec, dict[str, str]]:
-    """The spec with batch and dtype, and how CPUs multiply: as samples begun under the root, or as suits the workers.
+    """Settle batch, dtype and how CPUs multiply: as in samples begun under the root, or as suits the workers.
 
     Raises:
         ValueError: int8 on GPUs, or samples whose plan is of something else.
@@ -121,7 +121,7 @@ def _begun(spec: Spec, root: str) -> Begun | None:
 
 
 def _fitting_batch(spec: Spec, workers: Workers) -> int:
-    """32, or on GPUs what fits into the part of one that a worker has."""
+    """Return 32, or on GPUs what fits into the part of one that a worker has."""
     if not workers.gpus:
         return 32
 
@@ -135,7 +135,7 @@ def _fitting_batch(spec: Spec, workers: Workers) -> int:
 
 
 def _fastest_products(spec: Spec, root: str, workers: Workers) -> dict[str, str]:
-    """How CPU workers multiply what they decode at once; it decides bytes."""
+    """Return how CPU workers multiply what they decode at once; it decides bytes."""
     if workers.gpus or spec.sample.dtype == "int8":
         return {}
     import torch
@@ -153,7 +153,7 @@ def _fastest_products(spec: Spec, root: str, workers: Workers) -> dict[str, str]
 
 
 def _rows(spec: Spec) -> int:
-    """Sequences that a worker decodes at once."""
+    """Count the sequences that a worker decodes at once."""
     assert spec.sample.batch_size, "settled before"
     return spec.sample.num_rows(spec.sample.batch_size)
 
@@ -180,7 +180,7 @@ def _identity(spec: Spec, root: str, workers: Workers, products: dict[str, str])
 
 
 def about_average(spec: Spec, root: str) -> Iterator[str]:
-    """A line where samples are drawn from a moving average that validated worse than the weights."""
+    """Yield a line where samples are drawn from a moving average that validated worse than the weights."""
     from tokenize_jobs.checkpoint import read_finished
 
     done = read_finished(storage.join(root, "transformer"))
@@ -192,7 +192,7 @@ def about_average(spec: Spec, root: str) -> Iterator[str]:
 
 
 def refuse_other_transformer(spec: Spec, folder: str) -> None:
-    """Raises ValueError where the transformer in a folder is not the spec's."""
+    """Refuse a folder's transformer with ValueError where it is not the spec's."""
     from train.weights import CONFIG, read_config
 
     uri = _described(folder, CONFIG)
@@ -204,7 +204,7 @@ def refuse_other_transformer(spec: Spec, folder: str) -> None:
 
 
 def refuse_other_tokenizer(spec: Spec, folder: str) -> None:
-    """Raises ValueError where the tokenizer in a folder is not the spec's."""
+    """Refuse a folder's tokenizer with ValueError where it is not the spec's."""
     from tokenize_jobs.weights import CONFIG, read_config
 
     uri = _described(folder, CONFIG)
@@ -212,7 +212,7 @@ def refuse_other_tokenizer(spec: Spec, folder: str) -> None:
 
 
 def _described(folder: str, name: str) -> str:
-    """The address of a model's description. Raises ValueError where there is none."""
+    """Return the address of a model's description. Raises ValueError where there is none."""
     uri = storage.join(folder, name)
     if not storage.exists(uri):
         model = name.removesuffix(".json")
@@ -221,7 +221,7 @@ def _described(folder: str, name: str) -> str:
 
 
 def _setup(spec: Spec, root: str, device: str, products: dict[str, str]) -> Work:
-    """Loads the transformer; a unit is a range of images."""
+    """Load the transformer; a unit is a range of images."""
     import torch
 
     from tokenize_jobs.device import pick_device, require_device

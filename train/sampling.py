@@ -130,7 +130,7 @@ def sample_best(
 def guidance_scales(
     config: TransformerConfig, guidance: PerDepth, schedule: Schedule, interval: tuple[float, float]
 ) -> Tensor:
-    """The guidance scale of every position and depth, float32 [L, D]."""
+    """Return the guidance scale of every position and depth, float32 [L, D]."""
     full = torch.tensor(_per_depth("guidance", guidance, config.depth, 0.0), dtype=torch.float32)
     if (full != 1).any() and not config.class_dropout:
         raise ValueError(
@@ -169,7 +169,7 @@ class Sampler:
         self.likelihood = torch.zeros(shape, device=device)
 
     def run(self, classes: Tensor, scales: Tensor, keys: Tensor, given: Tensor) -> tuple[Tensor, Tensor]:
-        """Samples one batch; returns codes [B, L, D], a buffer that the next batch overwrites, and likelihoods [B]."""
+        """Sample one batch; return codes [B, L, D], a buffer that the next batch overwrites, and likelihoods [B]."""
         for buffer, values in zip((self.scales, self.keys, self.given), (scales, keys, given), strict=True):
             buffer.copy_(values)
         no_class = torch.full_like(classes, self.config.num_classes)
@@ -222,7 +222,7 @@ _samplers: weakref.WeakKeyDictionary[DnDTransformer, Sampler] = weakref.WeakKeyD
 
 
 def _sampler_for(model: DnDTransformer, batch: int, settings: Settings) -> Sampler:
-    """A sampler; on a GPU the model's last one where it still fits, since its graphs took time to capture."""
+    """Return a sampler; on a GPU the model's last one where it still fits, since its graphs took time to capture."""
     if model.tok_embeddings.weight.device.type != "cuda" or model.training:
         return Sampler(model, batch, settings)
     sampler = _samplers.pop(model, None)
@@ -234,7 +234,7 @@ def _sampler_for(model: DnDTransformer, batch: int, settings: Settings) -> Sampl
 
 
 def _held_by_graphs(model: DnDTransformer) -> tuple[int, ...]:
-    """Addresses of all that captured graphs read: weights that were moved or replaced need new graphs."""
+    """Return addresses of all that captured graphs read: weights that were moved or replaced need new graphs."""
     return tuple(tensor.data_ptr() for tensor in (*model.parameters(), *model.buffers()))
 
 

@@ -75,7 +75,7 @@ class TransformerTask:
         self.batches: Generator[Batch, None, None] | None = None
 
     def _has_held_out(self, root: str) -> bool:
-        """Whether there are held-out codes to validate on; without, it is done on the first that it learns from."""
+        """Return whether there are held-out codes to validate on; else the first of those it learns from serve."""
         if self.section.validate_every is None:
             return False
         if not len(open_shards(storage.join(root, self.section.val_codes))):
@@ -84,7 +84,7 @@ class TransformerTask:
         return True
 
     def _load_tokenizer(self, root: str) -> RQVAE | None:
-        """What decodes the pictures of train.sample_every: on rank 0, where they are wanted, else None."""
+        """Return what decodes the pictures of train.sample_every: on rank 0, where they are wanted, else None."""
 
         def load() -> RQVAE:
             uri = storage.join(root, self.spec.tokenize.tokenizer)
@@ -106,7 +106,7 @@ class TransformerTask:
         self.batches = self.loader.ahead(self._micro_batches(num_steps))
 
     def _micro_batches(self, num_steps: int) -> Iterator[tuple[int, int]]:
-        """(first position, count) of this rank's micro batches from the present position on."""
+        """Return (first position, count) of this rank's micro batches from the present position on."""
         images = num_steps * self.section.batch_size
         return positions_of(self.position, images, self.micro, self.ranks.rank, self.ranks.world)
 
@@ -126,7 +126,7 @@ class TransformerTask:
         return Step(float(losses.mean()), applied, self.waited)
 
     def _accumulate(self, limit: float) -> Tensor:
-        """Forward and backward of this rank's micro batches, and the optimizer's step unless the loss forbids it.
+        """Run this rank's micro batches forward and back, and make the optimizer's step unless the loss forbids it.
 
         Returns:
             The mean loss of each depth over all ranks, nats, float64 [D] on the CPU.
@@ -146,7 +146,7 @@ class TransformerTask:
         return (total / self.ranks.world).double().cpu()
 
     def _forward(self, first: int) -> Tensor:
-        """Losses [D] of the next micro batch, which begins at position `first`."""
+        """Return the losses [D] of the next micro batch, which begins at position `first`."""
         started = time.monotonic()
         assert self.batches is not None
         batch = next(self.batches)
@@ -196,7 +196,7 @@ class TransformerTask:
 
     @torch.no_grad()
     def _bits(self) -> Tensor:
-        """Bits by depth, float64 [D], on the first validation_images of a set, the same for any number of ranks."""
+        """Measure bits by depth, float64 [D], on the first validation_images, the same for any number of ranks."""
         self.engine.eval()
         images = min(self.section.validation_images, len(self.validated))
         size = min(self.micro, math.ceil(images / self.ranks.world))

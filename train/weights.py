@@ -33,10 +33,15 @@ Shapes = Mapping[str, tuple[int, ...]]
 def load_transformer(
     folder: str | Path, ema: bool = True, device: torch.device | str = "cpu", dtype: torch.dtype = torch.float32
 ) -> DnDTransformer:
-    """The transformer of a folder or URI (ROOT/transformer), in eval mode; `ema` takes the moving average.
+    """Load the transformer of a folder or URI (ROOT/transformer), in eval mode.
 
-    Fetches no other file than these weights and reads one tensor at a time, so that only the model itself takes
-    memory. Raises ValueError naming the file.
+    No other file is fetched than these weights, and one tensor is read at a time, so that only the model takes memory.
+
+    Args:
+        ema: whether to take the moving average of the weights.
+
+    Raises:
+        ValueError: names the file.
     """
     config = read_config(str(folder))
     with open_weights(str(folder), ema, device) as file:
@@ -49,7 +54,7 @@ def load_transformer(
 
 @contextmanager
 def open_weights(folder: str, ema: bool = False, device: torch.device | str = "cpu") -> Iterator[Any]:
-    """The weights of a transformer's folder or URI, to be read one tensor at a time.
+    """Open the weights of a transformer's folder or URI, to be read one tensor at a time.
 
     Raises:
         ValueError: names the file.
@@ -63,7 +68,7 @@ def open_weights(folder: str, ema: bool = False, device: torch.device | str = "c
 
 
 def read_config(folder: str) -> TransformerConfig:
-    """The configuration of a transformer's folder or URI. Raises ValueError naming the file where it cannot be read."""
+    """Read the configuration of a transformer's folder or URI. Raises ValueError naming the file where that fails."""
     uri = storage.join(folder, CONFIG)
     try:
         return parse_config(TransformerConfig, storage.read_bytes(uri))
@@ -131,7 +136,7 @@ def export_transformer(folder: str | Path, checkpoint: str | Path) -> None:
 
 
 def _released_weights(path: Path, content: object) -> tuple[dict[str, Tensor], dict[str, Tensor] | None]:
-    """Weights and, where the file has both, their moving average."""
+    """Return weights and, where the file has both, their moving average."""
     if not isinstance(content, Mapping):
         raise ValueError(f"{path}: holds {type(content).__name__}, not a checkpoint of a transformer")
     found = [key for key in RELEASED_KEYS if isinstance(content.get(key), Mapping)]
@@ -153,12 +158,12 @@ def _named_tensors(path: Path, key: str, state: Mapping[Any, Any]) -> dict[str, 
 
 
 def _is_buffer(name: str) -> bool:
-    """What the authors' model keeps beside its weights once it has sampled: rotary factors, masks, caches."""
+    """Return whether a name is of what the authors' model keeps after sampling: rotary factors, masks, caches."""
     return name in ("freqs_cis", "causal_mask") or ".kv_cache." in name
 
 
 def _refuse_other_arguments(path: Path, content: Mapping[str, Any], config: TransformerConfig) -> None:
-    """Checks what weights cannot tell (attention heads, head layers, grid) against the training arguments, if any."""
+    """Check what weights cannot tell (attention heads, head layers, grid) against the training arguments, if any."""
     args = vars(content["args"]) if hasattr(content.get("args"), "__dict__") else {}
     expected: dict[str, Any] = {
         "gpt_model": _size_name(config),
