@@ -6,21 +6,19 @@ compared. Hashes lie in a file; memory holds one share of one band at a time.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from itertools import combinations, pairwise
 from pathlib import Path
 
 import numpy as np
 
 from data_specs import storage
-from data_specs.manifest import read_manifest
 from data_specs.progress import Progress
-from data_specs.records import ShardEntry
+from data_specs.reader import ShardSet, open_shards
 from data_specs.scratch import scratch_folder
-from data_specs.shards import Shard
+from data_specs.sources.planning import SPLITS
 from data_specs.table import column
 
-ENTRY = np.dtype([("hash", "<u8"), ("shard", "<u4"), ("number", "<u4")])
 SHARE = 1 << 22  # hashes that are sorted at a time
 
 
@@ -29,39 +27,34 @@ def near_duplicates(root: str, distance: int) -> Iterator[list[str]]:
 
     A group is a chain: each member is within `distance` bits of another. Raises ValueError where a set is unfinished.
     """
-    shards = [shard for split in ("train", "val") for shard in _shards(storage.join(root, "images", split))]
+    sets = [open_shards(storage.join(root, "images", split)) for split in SPLITS]
     with scratch_folder() as folder:
-        entries = _hash_all(shards, folder / "hashes")
-        for group in groups(entries["hash"], distance, folder):
-            yield [_name(shards, entries[int(index)]) for index in group]
+        hashes = _hashes(sets, folder / "hashes")
+        for group in groups(hashes, distance, folder):
+            yield [_name(sets, int(index)) for index in group]
 
 
-def _shards(set_uri: str) -> list[tuple[str, ShardEntry]]:
-    """(address, what the manifest says of it) of each shard of a set."""
-    manifest = read_manifest(storage.join(set_uri, "manifest.json"))
-    return [(storage.join(set_uri, entry.url), entry) for entry in manifest.shardlist]
+def _name(sets: Sequence[ShardSet], index: int) -> str:
+    """SPLIT/UNIT/KEY of a picture, by its number in sets one behind the other."""
+    for pictures in sets:
+        if index < len(pictures):
+            break
+        index -= len(pictures)
+    shard, number = pictures.locate(index)
+    split, name = pictures.shard_uris[shard].split("/")[-2:]
+    return f"{split}/{int(name.partition('-')[0])}/{pictures.shard(shard).key(number)}"
 
 
-def _name(shards: list[tuple[str, ShardEntry]], index: np.void) -> str:
-    uri, entry = shards[int(index["shard"])]
-    split, name = uri.split("/")[-2:]
-    return f"{split}/{int(name.partition('-')[0])}/{Shard(uri, entry).key(int(index['number']))}"
-
-
-def _hash_all(shards: list[tuple[str, ShardEntry]], path: Path) -> np.ndarray:
-    """ENTRY [n] in a memory map: the hash of every picture, in the order of the set, from the shards' tables."""
+def _hashes(sets: Sequence[ShardSet], path: Path) -> np.ndarray:
+    """The hash of every picture, uint64 [n] in a memory map, in the order of the sets; from the shards' tables."""
+    shards = [shard for one in sets for shard in zip(one.shard_uris, one.manifest.shardlist, strict=True)]
     progress = Progress("reading tables", len(shards), "shards")
     with path.open("wb") as file:
-        for number, (uri, entry) in enumerate(shards):
-            hashes = column(uri, "hash", entry)
-            entries = np.zeros(len(hashes), ENTRY)
-            entries["hash"] = hashes
-            entries["shard"] = number
-            entries["number"] = np.arange(len(hashes))
-            file.write(entries.tobytes())
+        for uri, entry in shards:
+            file.write(column(uri, "hash", entry).tobytes())
             progress.advance()
     progress.finish()
-    return np.memmap(path, ENTRY, "r") if path.stat().st_size else np.zeros(0, ENTRY)
+    return np.memmap(path, np.uint64, "r") if path.stat().st_size else np.zeros(0, np.uint64)
 
 
 def groups(hashes: np.ndarray, distance: int, folder: Path) -> Iterator[np.ndarray]:
