@@ -20,7 +20,7 @@ from data_specs.text import printable
 from data_specs.units import Plan, read_plan
 from data_specs.verify import find_shard_sets
 from pipeline.running import progress_uri
-from pipeline.stages import Stage, lease_home, registered
+from pipeline.stages import Stage, home_of, name_under, registered
 
 _AnyRecord = TypeVar("_AnyRecord", bound=Record)
 SILENT_SECONDS = 90
@@ -131,7 +131,7 @@ def entries(root: str) -> Iterator[Entry | str]:
     """Everything that there is to say of a root; what is damaged is a line of its own, never an error."""
     folders = {stage.makes for stage in registered() if stage.trains}
     for set_uri in find_shard_sets(root):
-        folders.add(lease_home(set_uri.removeprefix(root.rstrip("/") + "/")))
+        folders.add(home_of(name_under(root, set_uri)))
         yield from _unless_damaged(partial(_set_status, root, set_uri))
     for stage in registered():
         if stage.trains:
@@ -184,7 +184,7 @@ def _set_status(root: str, set_uri: str) -> SetStatus | None:
     totals = state.totals
     failed = _failure_files(set_uri) if totals.units < plan.num_units else []
     return SetStatus(
-        name=set_uri.removeprefix(root.rstrip("/") + "/"),
+        name=name_under(root, set_uri),
         units=plan.num_units,
         done=totals.units,
         failed=job.failed if job else len(failed),

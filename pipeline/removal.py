@@ -35,7 +35,7 @@ from data_specs.sources.planning import SPLITS
 from data_specs.table import read_table
 from data_specs.units import Plan, read_plan
 from data_specs.verify import find_shard_sets
-from pipeline.stages import VIEWS, UnitStage, find, lease_home, name_under, registered
+from pipeline.stages import VIEWS, UnitStage, find, home_of, name_under, registered
 
 log = logging.getLogger(__name__)
 ARCHIVES = (  # of arXiv's identifiers before April 2007
@@ -163,7 +163,7 @@ def remove(root: str, ids: Iterable[str], samples: Iterable[str]) -> Iterator[st
     if wrong := [name for name in wanted.samples if not re.fullmatch(r"(train|val)/\d+/[A-Za-z0-9_-]+", name)]:
         raise ValueError(f"{wrong[0]!r} names no sample: write SPLIT/UNIT/KEY, for instance train/12/2301-00001-p0001")
     with ExitStack() as stack:
-        for home in sorted({lease_home(name_under(root, uri)) for uri in find_shard_sets(root)}):
+        for home in sorted({home_of(name_under(root, uri)) for uri in find_shard_sets(root)}):
             stack.enter_context(hold(storage.join(root, home), "dnd remove"))
         before = read_removed(images)
         documents, found = _found(plans, wanted)

@@ -97,7 +97,7 @@ class UnitStage(Stage):
         holds: "images" or "codes", as the manifests of its sets say.
         progress_unit: what its progress counts: units, or what they are ranges of.
         answers_for: sections of the root's spec that it sets.
-        keeps_spec: whether the folder of its output keeps the spec that it was made with.
+        keeps_spec: whether the folder of its output (`home_of`) keeps the spec that it was made with.
         remade: what is made anew after a removal: the units that read what is gone, or the whole folder.
     """
 
@@ -115,14 +115,6 @@ class UnitStage(Stage):
             ValueError: an input is missing or unfinished, or the root was made for something else.
         """
 
-    def home(self, spec: Spec) -> str:
-        """The folder under the root that keeps the stage's spec."""
-        return self.makes.partition("/")[0]
-
-    def workers(self, spec: Spec, workers: Workers) -> Workers:
-        """What each worker holds."""
-        return workers
-
     def make(self, spec: Spec, root: str, workers: Workers, **options: Any) -> dict[str, Manifest]:
         """Makes the sets; returns their manifests by the sets' names under the root.
 
@@ -139,12 +131,12 @@ class UnitStage(Stage):
             plan = output.plan
             name = name_under(root, plan.set_uri)
             work = partial(committing, output.setup, plan.set_uri, plan.digest)
-            use = self.workers(spec, workers)
             task = f"{self.name} {name}"
-            with hold(join(root, lease_home(name)), f"dnd {self.name}", shared=True):
+            with hold(join(root, home_of(name)), f"dnd {self.name}", shared=True):
                 if self.keeps_spec:
-                    record_spec(output.spec, root, self.home(spec), self.answers_for)
-                made[name] = self.corrected(plan, run_plan(plan, work, use, self.holds, task, self.progress_unit))
+                    record_spec(output.spec, root, home_of(name), self.answers_for)
+                manifest = run_plan(plan, work, workers, self.holds, task, self.progress_unit)
+                made[name] = self.corrected(plan, manifest)
         if left := [name for name, manifest in made.items() if not manifest.complete]:
             raise ShareDone(f"part {workers.share} is done; {', '.join(left)} will be whole when all parts are")
         return made
@@ -153,8 +145,7 @@ class UnitStage(Stage):
         made = self.make(spec, root, workers, **options)
         for name, manifest in made.items():
             yield f"{name}: {totals(manifest)}"
-        if all(manifest.complete for manifest in made.values()):  # else other jobs have the rest
-            yield from self.finish(spec, root, workers, **options)
+        yield from self.finish(spec, root, workers, **options)
 
     def corrected(self, plan: Plan, manifest: Manifest) -> Manifest:
         """A set's manifest, after what is still to be put right in the set while its lease is held."""
@@ -170,8 +161,11 @@ def name_under(root: str, uri: str) -> str:
     return uri.removeprefix(root.rstrip("/") + "/")
 
 
-def lease_home(set_name: str) -> str:
-    """The folder under the root whose lease the writers of a shard set hold: of samples, that of their name."""
+def home_of(set_name: str) -> str:
+    """The folder under the root that keeps the spec of a shard set, and whose lease its writers hold.
+
+    Of samples it is that of their name.
+    """
     folders = set_name.split("/")
     return "/".join(folders[:2]) if folders[0] == "samples" else folders[0]
 

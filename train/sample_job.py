@@ -9,7 +9,7 @@ from typing import Any, Literal
 from pydantic import AliasPath, BaseModel, Field, PositiveInt, ValidationError
 
 from data_specs import storage
-from data_specs.records import Identity, RangeUnit
+from data_specs.records import Identity, Manifest, RangeUnit
 from data_specs.shape import CodeShape
 from data_specs.spec import Spec
 from data_specs.units import read_plan
@@ -55,12 +55,10 @@ class DrawSamples(UnitStage):
     remade = "folder"
     options = (Option("num", "images (default: the spec's)", None, int, "sample.num"),)
 
-    def home(self, spec: Spec) -> str:
-        return f"samples/{spec.sample.name}"
-
-    def workers(self, spec: Spec, workers: Workers) -> Workers:
-        """A worker holds the whole model: one a GPU, or one a group of spec.sample.threads cores."""
-        return workers if workers.gpus else workers._replace(cpus=float(spec.sample.threads))
+    def make(self, spec: Spec, root: str, workers: Workers, **options: Any) -> dict[str, Manifest]:
+        """As for all; a worker holds the whole model: one a GPU, or one a group of spec.sample.threads cores."""
+        use = workers if workers.gpus else workers._replace(cpus=float(spec.sample.threads))
+        return super().make(spec, root, use, **options)
 
     def outputs(self, spec: Spec, root: str, workers: Workers, **_: Any) -> Iterator[Output]:
         refuse_other_transformer(spec, storage.join(root, "transformer"))
@@ -70,7 +68,7 @@ class DrawSamples(UnitStage):
         units = (RangeUnit(unit=n, first=s, count=min(size, spec.sample.num - s)) for n, s in enumerate(starts))
         other = f"draw under another name (--set sample.name=…; these are {spec.sample.name}), "
         identity = _identity(spec, root, workers, products)
-        plan = planned(storage.join(root, self.home(spec), "codes"), identity, units, other)
+        plan = planned(storage.join(root, "samples", spec.sample.name, "codes"), identity, units, other)
         yield Output(plan, spec, partial(_setup, spec, root, identity.versions["device"], products))
 
     def run(self, spec: Spec, root: str, workers: Workers, **options: Any) -> Iterator[str]:
@@ -79,7 +77,7 @@ class DrawSamples(UnitStage):
         yield from super().run(spec, root, workers, **options)
 
     def finish(self, spec: Spec, root: str, workers: Workers, **options: Any) -> Iterator[str]:
-        out = self.home(spec)
+        out = f"samples/{spec.sample.name}"
         workers = workers._replace(share=Share())
         yield from DECODE.run(spec, root, workers, codes=f"{out}/codes", out=out)
 
