@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import json
 from collections.abc import Sequence
-from typing import Annotated, Literal, NamedTuple, Self
+from typing import Annotated, Generic, Literal, NamedTuple, Self
 
 from pydantic import Field, TypeAdapter, ValidationError, model_validator
 from pydantic_core import PydanticSerializationError
+from typing_extensions import TypeVar
 
 from data_specs.records.base import FORMAT_VERSION, Count, Md5, Record, Sha256, ShardName, Tree, first_fault
 from data_specs.records.reasons import Reason, ReasonKey
@@ -22,43 +23,27 @@ class FileInfo(NamedTuple):
     etag: str
 
 
-class Span(NamedTuple):
+File = TypeVar("File", FileInfo, int, default=FileInfo)  # an int: its number among the files of a unit
+
+
+class Span(NamedTuple, Generic[File]):
     """Where bytes lie: a whole file, `length` bytes of it from `start`, or row `start` of a table.
 
     Bytes of a packed file (.gz, .zst …) are counted in what it unpacks to.
     """
 
-    file: FileInfo
+    file: File
     start: int | None = None
     length: int | None = None
 
 
-class Document(NamedTuple):
+class Document(NamedTuple, Generic[File]):
     """A document as listed: where it lies, its class, where its caption lies, or why it is not even read."""
 
     id: str
-    span: Span
+    span: Span[File]
     cls: int = 0
-    caption: Span | None = None
-    reason: Reason | None = None
-    detail: str = ""
-
-
-class PlannedSpan(NamedTuple):
-    """A span whose file is a number among the unit's files."""
-
-    file: int
-    start: int | None
-    length: int | None
-
-
-class PlannedDocument(NamedTuple):
-    """A document of a unit; see `Document`."""
-
-    id: str
-    span: PlannedSpan
-    cls: int = 0
-    caption: PlannedSpan | None = None
+    caption: Span[File] | None = None
     reason: ReasonKey | None = None
     detail: str = ""
 
@@ -102,7 +87,7 @@ class SourceUnit(Unit):
     kind: Literal["source"] = "source"
     source: AnySource
     files: tuple[FileInfo, ...]
-    documents: tuple[PlannedDocument, ...] = ()
+    documents: tuple[Document[int], ...] = ()
     tar: TarRange | None = None
 
     @classmethod
@@ -112,15 +97,15 @@ class SourceUnit(Unit):
         files = tuple(dict.fromkeys(span.file for span in spans))
         numbers = {file: number for number, file in enumerate(files)}
 
-        def planned(span: Span) -> PlannedSpan:
-            return PlannedSpan(numbers[span.file], span.start, span.length)
+        def planned(span: Span) -> Span[int]:
+            return Span(numbers[span.file], span.start, span.length)
 
         return cls(
             unit=0,
             source=source,
             files=files,
             documents=tuple(
-                PlannedDocument(d.id, planned(d.span), d.cls, d.caption and planned(d.caption), d.reason, d.detail)
+                Document(d.id, planned(d.span), d.cls, d.caption and planned(d.caption), d.reason, d.detail)
                 for d in documents
             ),
             affinity=affinity,
@@ -129,7 +114,7 @@ class SourceUnit(Unit):
     def listed(self) -> list[Document]:
         """The documents as they were listed: the inverse of `of`."""
 
-        def span(planned: PlannedSpan) -> Span:
+        def span(planned: Span[int]) -> Span:
             return Span(self.files[planned.file], planned.start, planned.length)
 
         return [

@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 from data_specs import storage
-from data_specs.records import FileInfo, Identity, PlannedDocument, PlannedSpan, RangeUnit, Reason, SourceUnit
+from data_specs.records import Document, FileInfo, Identity, RangeUnit, Reason, SourceUnit, Span
 from data_specs.sources import TextSource
 from data_specs.units import extend_plan, read_plan, write_plan
 
@@ -28,8 +28,8 @@ def number(unit: int, count: int = 1) -> RangeUnit:
 def passages(unit: int) -> SourceUnit:
     files = (FileInfo(f"/ü{unit}\u2028{chr(0xDCFF) * unit}.jsonl", 10, "e"),)
     documents = (
-        PlannedDocument("a\u2028b", PlannedSpan(0, 3, 4)),
-        PlannedDocument("c", PlannedSpan(0, None, None), 0, PlannedSpan(0, 7, 2), Reason.NO_CLASS, "x"),
+        Document("a\u2028b", Span(0, 3, 4)),
+        Document("c", Span(0, None, None), 0, Span(0, 7, 2), Reason.NO_CLASS, "x"),
     )
     return SourceUnit(
         unit=unit, source=TextSource(kind="text", uri="/x"), files=files, documents=documents, affinity=files[0].uri
@@ -88,12 +88,12 @@ def test_units_that_raise_leave_no_plan(tmp_path: Path) -> None:
 
 SCALE = """
 import json, sys, time
-from data_specs.records import FileInfo, Identity, PlannedDocument, PlannedSpan, SourceUnit
+from data_specs.records import Document, FileInfo, Identity, SourceUnit, Span
 from data_specs.sources import PdfSource
 from data_specs.units import write_plan
 num_units, started = int(sys.argv[2]), time.time()
 source, files = PdfSource(kind="pdf", uri="s3://bucket"), (FileInfo("s3://bucket/a.tar", 1, "e"),)
-documents = tuple(PlannedDocument(f"{j}.pdf", PlannedSpan(0, j, 9)) for j in range(64))
+documents = tuple(Document(f"{j}.pdf", Span(0, j, 9)) for j in range(64))
 units = (SourceUnit(unit=i, source=source, files=files, documents=documents) for i in range(num_units))
 plan = write_plan(sys.argv[1], "d" * 64, Identity(stage="test"), units)
 assert plan.num_units == num_units == sum(1 for _ in plan.units())
