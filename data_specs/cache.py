@@ -39,12 +39,12 @@ class _Entry(NamedTuple):
 
 
 def folder() -> Path:
-    """The cache's folder, made on demand for this user only. Raises ValueError if it is another user's."""
+    """Return the cache's folder, made on demand for this user only. Raises ValueError if it is another user's."""
     return private_folder(os.path.join(os.environ.get("DND_CACHE", ""), f"dnd-cache-{os.getuid()}"))
 
 
 def limit_bytes() -> int:
-    """The size that the cache may have. Raises ValueError if DND_CACHE_BYTES is not a number."""
+    """Return the size that the cache may have. Raises ValueError if DND_CACHE_BYTES is not a number."""
     text = os.environ.get("DND_CACHE_BYTES")
     if text is None:
         return (shutil.disk_usage(folder()).free + sum(entry.size for entry in _entries())) // 2
@@ -56,7 +56,7 @@ def limit_bytes() -> int:
 def local_copy(
     key: str, name: str, size: int | None, fill: Callable[[Path], None], wait: threading.Event | None = None
 ) -> Path:
-    """The cached file of a key; processes that want the same wait for one.
+    """Return the cached file of a key; processes that want the same wait for one.
 
     Args:
         key: identifies the content: its address and version.
@@ -84,20 +84,20 @@ def local_copy(
 
 
 def hold(file: BinaryIO) -> None:
-    """Protects a cached file from eviction while this open file, or a memory map of it, exists."""
+    """Protect a cached file from eviction while this open file, or a memory map of it, exists."""
     fcntl.flock(file, fcntl.LOCK_SH)
     status = os.fstat(file.fileno())
     os.utime(file.fileno(), ns=(time.time_ns() - int(IN_USE_SECONDS * 1e9), status.st_mtime_ns))
 
 
 def discard(path: Path) -> None:
-    """Removes a file that turned out to be damaged, if the cache made it."""
+    """Remove a file that turned out to be damaged, if the cache made it."""
     if path.parent == folder() and _NAME.fullmatch(path.name):
         path.unlink(missing_ok=True)
 
 
 def _touch(path: Path) -> bool:
-    """Marks a cached file as used now; False if there is none."""
+    """Mark a cached file as used now; False if there is none."""
     try:
         os.utime(path, ns=(time.time_ns(), path.stat().st_mtime_ns))
     except FileNotFoundError:
@@ -106,7 +106,7 @@ def _touch(path: Path) -> bool:
 
 
 def _fill(path: Path, size: int | None, fill: Callable[[Path], None], at_once: bool) -> bool:
-    """Fills a file; False where there is no room for it, unless it is needed at once."""
+    """Fill a file; False where there is no room for it, unless it is needed at once."""
     part = path.with_name(path.name + UNFINISHED)
     if not _reserve(part, size or 0, at_once):
         return False
@@ -127,7 +127,7 @@ def _fill(path: Path, size: int | None, fill: Callable[[Path], None], at_once: b
 
 
 def _reserve(part: Path, size: int, at_once: bool) -> bool:
-    """Makes room, and an empty file of the size, which counts for all processes from now on; False without room."""
+    """Make room, and an empty file of the size, which counts for all processes from now on; False without room."""
     with _eviction():
         if _evict(size) > 0 and not at_once:
             return False
@@ -142,7 +142,7 @@ def _eviction() -> FileLock:
 
 
 def _evict(size: int) -> int:
-    """Evicts the least recently used files, none in use, until `size` more bytes fit; returns the bytes that do not."""
+    """Evict the least recently used files, none in use, until `size` more bytes fit; return the bytes that do not."""
     entries = sorted(_entries())
     excess = sum(entry.size for entry in entries) + size - limit_bytes()
     for entry in entries:

@@ -79,7 +79,7 @@ def _packages() -> dict[str, str]:
 
 
 def installed_version(package: str) -> str | None:
-    """The version of a package, None where it is not installed."""
+    """Return the version of a package, None where it is not installed."""
     try:
         return metadata.version(package)
     except metadata.PackageNotFoundError:
@@ -87,14 +87,14 @@ def installed_version(package: str) -> str | None:
 
 
 def patch_name(code: Code) -> str | None:
-    """Name of the file under the root that holds what is not committed; None for nothing, and for too much."""
+    """Return the name of the file that holds what is not committed; None for nothing, and for too much."""
     kept = 0 < len(code.patch) <= MAX_PATCH_BYTES
     return f"code-{hashlib.sha256(code.patch).hexdigest()[:8]}.patch" if kept else None
 
 
 @functools.cache
 def this_code() -> Code:
-    """The code that this process runs: of its checkout, else as its image or its submission says (DND_COMMIT)."""
+    """Return the code that this process runs: of its checkout, else as its image or submission says (DND_COMMIT)."""
     try:
         return checkout(REPOSITORY)
     except (ValueError, FileNotFoundError):  # no checkout, or no git
@@ -102,7 +102,7 @@ def this_code() -> Code:
 
 
 def checkout(folder: Path) -> Code:
-    """A checkout's commit, and what is not committed.
+    """Return a checkout's commit, and what is not committed.
 
     Raises:
         ValueError: the folder is no checkout of ours.

@@ -13,18 +13,18 @@ from data_specs.records import Identity
 
 
 def digest_of(value: Identity | dict[str, Any]) -> str:
-    """SHA-256 (hex) of the canonical JSON of an identity, or of a tree of plain values."""
+    """Return the SHA-256 (hex) of the canonical JSON of an identity, or of a tree of plain values."""
     return hashlib.sha256(_canonical(_tree(value)).encode()).hexdigest()
 
 
 def file_digest(uri: str | Path) -> str:
-    """SHA-256 (hex) of a file's bytes, which are not held. Raises FileNotFoundError."""
+    """Return the SHA-256 (hex) of a file's bytes, which are not held. Raises FileNotFoundError."""
     with storage.open_stream(str(uri)) as stream:
         return hashlib.file_digest(cast(BufferedReader, stream), "sha256").hexdigest()
 
 
 def claim(folder_uri: str, identity: Identity, remedy: str = "") -> str:
-    """Binds a stage's folder to its identity (FOLDER/stage.json) and returns the digest.
+    """Bind a stage's folder to its identity (FOLDER/stage.json) and return the digest.
 
     Args:
         remedy: as `require_same` takes it.
@@ -38,7 +38,7 @@ def claim(folder_uri: str, identity: Identity, remedy: str = "") -> str:
 
 
 def claimed(folder_uri: str) -> Identity | None:
-    """The identity that a stage's folder is bound to; None where it is not yet."""
+    """Return the identity that a stage's folder is bound to; None where it is not yet."""
     uri = storage.join(folder_uri, "stage.json")
     try:
         return Identity.parse(storage.read_bytes(uri), uri)
@@ -47,13 +47,13 @@ def claimed(folder_uri: str) -> Identity | None:
 
 
 def require_claimable(folder_uri: str, identity: Identity, remedy: str = "") -> None:
-    """Refuses what `claim` would refuse, and writes nothing."""
+    """Refuse what `claim` would refuse, and write nothing."""
     if stored := claimed(folder_uri):
         require_same(folder_uri, stored, identity, remedy)
 
 
 def require_same(where: str, stored: Identity, wanted: Identity, remedy: str = "") -> None:
-    """Refuses to go on where a stored identity is not the wanted one.
+    """Refuse to go on where a stored identity is not the wanted one.
 
     Args:
         where: the folder or file that the stored one was read from.

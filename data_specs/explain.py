@@ -26,7 +26,7 @@ render:
 
 
 def commented(spec: Spec) -> str:
-    """A spec as YAML, each key with its description behind it."""
+    """Return a spec as YAML, each key with its description behind it."""
     about = (
         f"# {spec.name}: all keys of a spec with their values; put what differs into a file of its own below `base:`."
     )
@@ -34,12 +34,12 @@ def commented(spec: Spec) -> str:
 
 
 def keys_of(name: str) -> list[str]:
-    """The dotted keys of a section of the spec, one level of them; of a key that is no section, the key itself."""
+    """Return the dotted keys of a section of the spec, one level; of a key that is no section, the key itself."""
     return [f"{name}.{key}" for key in known_keys(name.split("."))] or [name]
 
 
 def schema() -> dict[str, Any]:
-    """The JSON schema of spec files, for editors: all keys are optional where `base:` names another spec."""
+    """Return the JSON schema of spec files, for editors: all keys are optional where `base:` names another spec."""
     tree = Spec.model_json_schema()
     tree["properties"] = {"base": {"type": "string", "description": "a preset or a file below this one"}} | tree[
         "properties"

@@ -28,7 +28,7 @@ _VERSIONS = (
 
 
 def reads(scheme: str) -> bool:
-    """Whether there is a file system of this scheme that storage does not read itself."""
+    """Return whether there is a file system of this scheme that storage does not read itself."""
     return scheme not in _OURS and scheme in fsspec.available_protocols()
 
 

@@ -110,7 +110,7 @@ def holder(folder: str) -> LeaseHolder | None:
 
 
 def is_alive(by: LeaseHolder) -> bool:
-    """Whether a holder is alive, as far as its last heartbeat tells."""
+    """Return whether a holder is alive, as far as its last heartbeat tells."""
     return not _ended_here(by) and time.time() - by.beat < LAPSE
 
 

@@ -24,12 +24,12 @@ _AT_FDCWD = -100
 
 
 def find_file(uri: str) -> FileInfo | None:
-    """Size and etag of a file, or None where there is none."""
+    """Return the size and etag of a file, or None where there is none."""
     return _info(uri, os.stat(uri)) if os.path.isfile(uri) else None
 
 
 def open_file(uri: str) -> BinaryIO:
-    """A file to read. A pipe or device is one only under the name that it has in /dev, as when --ids is /dev/stdin.
+    """Open a file to read. A pipe or device is one only under its name in /dev, as when --ids is /dev/stdin.
 
     Raises:
         OSError: there is no file: a pipe in a root would be waited for, and some devices never end.
@@ -41,7 +41,7 @@ def open_file(uri: str) -> BinaryIO:
 
 
 def walk(folder: str) -> Iterator[FileInfo]:
-    """Files under a folder, in the order of whole names; files that vanish meanwhile are left out."""
+    """Yield the files under a folder, in the order of whole names; files that vanish meanwhile are left out."""
     for entry, what in _entries(folder):
         if what == "a file":
             with suppress(FileNotFoundError):
@@ -49,7 +49,7 @@ def walk(folder: str) -> Iterator[FileInfo]:
 
 
 def no_files(folder: str) -> Iterator[tuple[str, str]]:
-    """Paths under a folder that a listing leaves out, and why: links that lead nowhere or up, pipes, `.part`."""
+    """Yield the paths that a listing of a folder leaves out, and why: links that lead nowhere or up, pipes, `.part`."""
     for entry, what in _entries(folder):
         if what != "a file":
             yield entry.path, "link to a folder above" if what == "a folder" else what
@@ -79,14 +79,14 @@ def _leads_to(entry: os.DirEntry[str]) -> str:
 
 
 def unfinished(folder: str) -> Iterator[str]:
-    """Paths under a folder of what was being written when its writer died; links are not followed."""
+    """Yield the paths under a folder of what was being written when its writer died; links are not followed."""
     for path in sorted(Path(folder).rglob(f"*{UNFINISHED}")):
         if os.path.lexists(path):  # else removed meanwhile with the folder that held it
             yield str(path)
 
 
 def remove_unfinished(path: str) -> None:
-    """Removes one of them, a file or a folder; a link goes, what it points to stays."""
+    """Remove one of them, a file or a folder; a link goes, what it points to stays."""
     if os.path.isdir(path) and not os.path.islink(path):
         shutil.rmtree(path)
     else:
@@ -98,13 +98,13 @@ def _info(uri: str, status: os.stat_result) -> FileInfo:
 
 
 def replace(uri: str, content: bytes | Path) -> None:
-    """Writes bytes or a copy of a file, over what is there."""
+    """Write bytes or a copy of a file, over what is there."""
     with _beside(uri, content) as path:
         os.replace(path, uri)
 
 
 def create(uri: str, content: bytes | Path) -> bool:
-    """Writes bytes or a copy of a file if the name is free; True if this call did."""
+    """Write bytes or a copy of a file if the name is free; True if this call did."""
     if os.path.exists(uri):
         return False
     try:
@@ -117,7 +117,7 @@ def create(uri: str, content: bytes | Path) -> bool:
 
 
 def link_or_copy(path: Path, target: Path) -> None:
-    """Gives a file a second name, or makes a copy of it where the file system has no such links."""
+    """Give a file a second name, or make a copy of it where the file system has no such links."""
     try:
         os.link(path, target)
     except OSError:
@@ -125,7 +125,7 @@ def link_or_copy(path: Path, target: Path) -> None:
 
 
 def move(uri: str, path: Path) -> None:
-    """Syncs a file and renames it to `uri`, on the same file system, over what is there."""
+    """Sync a file and rename it to `uri`, on the same file system, over what is there."""
     Path(uri).parent.mkdir(parents=True, exist_ok=True)
     _bring_to_disk(path)
     os.replace(path, uri)
@@ -140,7 +140,7 @@ def folder_in(uri: str) -> Iterator[Path]:
 
 
 def decides_who_creates(folder: str) -> bool:
-    """Whether the file system itself refuses a name that is taken."""
+    """Return whether the file system itself refuses a name that is taken."""
     with folder_in(folder) as probe:
         (probe / "file").touch()
         return _move_exclusively(probe / "file", probe / "free name")
@@ -169,7 +169,7 @@ def _bring_to_disk(path: Path) -> None:
 
 
 def _move_exclusively(path: Path, target: Path) -> bool:
-    """Renames unless the name is taken (FileExistsError); False where the file system cannot do that atomically."""
+    """Rename unless the name is taken (FileExistsError); False where the file system cannot do that atomically."""
     try:
         os.link(path, target)
         return True

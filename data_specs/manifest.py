@@ -32,7 +32,7 @@ class Account:
             self.add(receipt)
 
     def add(self, receipt: Receipt) -> None:
-        """Adds a unit's receipt; a second one of the same unit is ignored."""
+        """Add a unit's receipt; a second one of the same unit is ignored."""
         if receipt.unit in self.units:
             return
         self.units.add(receipt.unit)
@@ -53,7 +53,7 @@ class Account:
         return Totals(units=len(self.units), **self.counts, **taken)
 
     def manifest(self, plan: Plan, name: str) -> Manifest:
-        """The manifest of the units that were added."""
+        """Return the manifest of the units that were added."""
         shards = tuple(entry for _, entry in sorted(self.shards.items()))
         emptied = tuple(name for _, names in sorted(self.emptied.items()) for name in names)
         return Manifest(
@@ -93,12 +93,12 @@ def _digest(plan: Plan, shards: tuple[ShardEntry, ...], emptied: tuple[str, ...]
 
 
 def summarise(plan: Plan, name: str) -> Manifest:
-    """The manifest of what has a receipt now."""
+    """Return the manifest of what has a receipt now."""
     return Account(valid_receipts(plan.set_uri, plan.digest)).manifest(plan, name)
 
 
 def merge(plan: Plan, name: str, partial: bool = False) -> Manifest:
-    """Merges the receipts of a plan into SET/manifest.json.
+    """Merge the receipts of a plan into SET/manifest.json.
 
     Args:
         plan: the set's plan.
@@ -117,7 +117,7 @@ def merge(plan: Plan, name: str, partial: bool = False) -> Manifest:
 
 
 def store(set_uri: str, manifest: Manifest) -> None:
-    """Writes the parts of a large manifest, then manifest.json; then deletes parts that it no longer names.
+    """Write the parts of a large manifest, then manifest.json; then delete parts that it no longer names.
 
     A file that is there already with the same bytes is left as it is.
     """
@@ -138,7 +138,7 @@ def store(set_uri: str, manifest: Manifest) -> None:
 
 
 def parts_named(set_uri: str) -> set[str]:
-    """File names of the parts that a set's manifest names. Raises RecordError where that is damaged."""
+    """Return the file names of the parts that a set's manifest names. Raises RecordError where that is damaged."""
     uri = storage.join(set_uri, "manifest.json")
     try:
         return {part.url for part in Manifest.parse(storage.read_bytes(uri), uri).parts}
@@ -156,7 +156,7 @@ def _store_part(set_uri: str, manifest: Manifest, first: int) -> PartEntry:
 
 
 def read_manifest(manifest_uri: str) -> Manifest:
-    """Reads a whole manifest, its parts put together.
+    """Read a whole manifest, its parts put together.
 
     Raises:
         ValueError: it is absent, not a manifest, or partial; the message says what to do.
@@ -171,7 +171,7 @@ def read_manifest(manifest_uri: str) -> Manifest:
 
 
 def load_manifest(manifest_uri: str) -> Manifest:
-    """A manifest, also a partial one, its parts put together.
+    """Return a manifest, also a partial one, its parts put together.
 
     Raises:
         FileNotFoundError: there is none, or a part is missing.

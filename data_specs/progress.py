@@ -18,32 +18,32 @@ class Progress:
         self.started = self.shown = time.monotonic()
 
     def advance(self, count: int = 1, note: str = "") -> None:
-        """Adds to what is done and shows a line when it is time."""
+        """Add to what is done and show a line when it is time."""
         self.done += count
         if time.monotonic() - self.shown >= self.every:
             self.show(note)
 
     def show(self, note: str = "") -> None:
-        """Shows the line now."""
+        """Show the line now."""
         self.shown = time.monotonic()
         end = "\r" if self.terminal else "\n"
         say(f"{self.line()}{'  ' + note if note else ''}", sys.stderr, end)
 
     def line(self) -> str:
-        """The text of the line: task, done of total, rate, time left."""
+        """Return the text of the line: task, done of total, rate, time left."""
         rate = (self.done - self.start_done) / max(time.monotonic() - self.started, 1e-9)
         left = f"{clock((self.total - self.done) / rate)} left" if rate > 0 else "?"
         return f"{self.task}: {self.done}/{self.total} {self.unit}, {rate:.3g} {self.unit}/s, {left}"
 
     def finish(self, note: str = "") -> None:
-        """Shows the last line, with the time taken."""
+        """Show the last line, with the time taken."""
         taken = clock(time.monotonic() - self.started)
         sys.stderr.write("\r" if self.terminal else "")
         say(f"{self.task}: {self.done} {self.unit} in {taken}{'  ' + note if note else ''}   ", sys.stderr)
 
 
 def clock(seconds: float) -> str:
-    """Seconds as 1:02:03, or 2:03 below an hour."""
+    """Return seconds as 1:02:03, or 2:03 below an hour."""
     minutes, seconds = divmod(int(seconds), 60)
     hours, minutes = divmod(minutes, 60)
     return f"{hours}:{minutes:02}:{seconds:02}" if hours else f"{minutes}:{seconds:02}"

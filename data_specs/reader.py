@@ -20,7 +20,7 @@ from data_specs.shards import Shard
 
 
 def decode_fields(key: str, fields: dict[str, bytes], shard_uri: str = "") -> Item:
-    """A sample as a dict.
+    """Return a sample as a dict.
 
     `__key__` str, `image` uint8 [H, W, 3] or `codes` uint16 [views, h, w, d], `cls` int, `json` dict.
 
@@ -44,7 +44,7 @@ def decode_fields(key: str, fields: dict[str, bytes], shard_uri: str = "") -> It
 
 
 def decode_image(data: bytes, where: str = "an image") -> np.ndarray:
-    """The pixels uint8 [H, W, 3] of an encoded image. ValueError, which begins with `where`, for what is none."""
+    """Decode an image to uint8 [H, W, 3]. Raises ValueError, which begins with `where`, for what is none."""
     try:
         image = Image.open(io.BytesIO(data), formats=("PNG",))
         return np.array(image if image.mode == "RGB" else image.convert("RGB"))
@@ -53,7 +53,7 @@ def decode_image(data: bytes, where: str = "an image") -> np.ndarray:
 
 
 def read_info(shard: Shard, number: int) -> SampleInfo:
-    """What is known of a picture of a shard. Raises ValueError, naming it, where that is not whole."""
+    """Return what is known of a picture of a shard. Raises ValueError, naming it, where that is not whole."""
     key = shard.key(number)
     return SampleInfo.parse(shard.fields(number).get("json", b""), f"{shard.uri}: {key}: json")
 
@@ -70,7 +70,7 @@ class ShardSet(Sequence[Item]):
         self.shard = lru_cache(open_limit)(self.open)
 
     def open(self, number: int) -> Shard:
-        """A shard, opened anew. Raises ValueError where it is not the one that the manifest names."""
+        """Return a shard, opened anew. Raises ValueError where it is not the one that the manifest names."""
         entry = self.manifest.shardlist[number]
         shard = Shard(self.shard_uris[number], entry)
         if len(shard) != entry.nsamples:
@@ -101,7 +101,7 @@ class ShardSet(Sequence[Item]):
 
 
 def open_shards(uri: str) -> ShardSet:
-    """Opens a shard set by the URI of its manifest or of its folder.
+    """Open a shard set by the URI of its manifest or of its folder.
 
     Raises ValueError where there is no whole manifest, with what to do.
     """

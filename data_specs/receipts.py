@@ -39,17 +39,17 @@ _OTHER_SIZE = "is not there with the size that its receipt names"
 
 
 def receipt_name(unit: int) -> str:
-    """File name of a unit's receipt."""
+    """Return the file name of a unit's receipt."""
     return f"{unit:06d}.json"
 
 
 def failure_name(unit: int) -> str:
-    """File name of the record that a unit failed."""
+    """Return the file name of the record that a unit failed."""
     return f"{unit:06d}.failed.json"
 
 
 def commit(set_uri: str, digest: str, unit: int, outcomes: Iterable[Outcome]) -> Receipt:
-    """Writes the samples among `outcomes` as the unit's shard, uploads it, then creates the receipt.
+    """Write the samples among `outcomes` as the unit's shard, upload it, then create the receipt.
 
     Args:
         set_uri: the shard set.
@@ -84,7 +84,7 @@ def commit(set_uri: str, digest: str, unit: int, outcomes: Iterable[Outcome]) ->
 
 
 def remake(set_uri: str, receipt: Receipt, gone: Callable[[Sample], bool]) -> Receipt:
-    """Makes a unit's shard anew without the samples for which `gone` is true, counted as removed.
+    """Make a unit's shard anew without the samples for which `gone` is true, counted as removed.
 
     The new shard is there before the receipt names it, the old one goes last, and `replaces` keeps its name: a remake
     that was killed is finished by the next. Returns the receipt that holds then. Not while a job writes the set.
@@ -116,14 +116,14 @@ def _remade(receipt: Receipt, shard: WrittenShard, file: ShardFile | None) -> Re
 
 
 def discard(set_uri: str, unit: int) -> None:
-    """Deletes a unit's shard, then its receipt, so that the next run makes it anew. Not while a job writes."""
+    """Delete a unit's shard, then its receipt, so that the next run makes it anew. Not while a job writes."""
     for name in shards_of(set_uri, unit):
         _delete_shard(set_uri, name)
     storage.delete(storage.join(set_uri, receipt_name(unit)))
 
 
 def shards_of(set_uri: str, unit: int) -> list[str]:
-    """Names of the tars that a unit has made: the one of its receipt; where that is damaged, all that bear its number.
+    """Return the names of a unit's tars: the one of its receipt; where that is damaged, all that bear its number.
 
     None where it has no receipt.
     """
@@ -150,7 +150,7 @@ def _write(samples: Iterable[Sample], folder: Path) -> tuple[WrittenShard, table
 
 
 def _place(folder: Path, shard: WrittenShard, rows: table.TableRows, set_uri: str, unit: int) -> ShardFile | None:
-    """Uploads the shard that `_write` left in a folder: tar, index and table; None where it has no sample."""
+    """Upload the shard that `_write` left in a folder: tar, index and table; None where it has no sample."""
     if not shard.nsamples:
         return None
     name = f"{unit:06d}-{shard.sha256[:8]}.tar"
@@ -172,7 +172,7 @@ def _place(folder: Path, shard: WrittenShard, rows: table.TableRows, set_uri: st
 
 
 def _upload(path: Path, uri: str, sha256: str) -> None:
-    """Uploads a file; one there of other bytes is damaged, and is replaced."""
+    """Upload a file; one there of other bytes is damaged, and is replaced."""
     if not storage.create(uri, path) and file_digest(uri) != sha256:
         storage.write(uri, path)
 
@@ -192,7 +192,7 @@ def _sorted(counts: Counter[Reason]) -> dict[Reason, int]:
 
 
 def _create_or_adopt(uri: str, ours: Receipt) -> Receipt:
-    """Creates the receipt, or takes the one already there if it is valid; a damaged one is replaced by ours."""
+    """Create the receipt, or take the one already there if it is valid; a damaged one is replaced by ours."""
     data = ours.to_json()
     if not storage.create(uri, data):
         with suppress(RecordError):
@@ -203,7 +203,7 @@ def _create_or_adopt(uri: str, ours: Receipt) -> Receipt:
 
 
 def parse_receipt(data: bytes, uri: str) -> Receipt:
-    """The receipt that a file holds. Raises RecordError, naming it, for what is none, or is that of another unit."""
+    """Read the receipt that a file holds. Raises RecordError, naming it, for what is none, or is another unit's."""
     receipt = Receipt.parse(data, uri)
     if uri.rpartition("/")[2] != receipt_name(receipt.unit):
         raise RecordError(f"{uri}: says it is unit {receipt.unit}")
@@ -211,7 +211,7 @@ def parse_receipt(data: bytes, uri: str) -> Receipt:
 
 
 def read_receipt(uri: str, digest: str) -> Receipt | None:
-    """A unit's receipt; None where there is none of this plan.
+    """Return a unit's receipt; None where there is none of this plan.
 
     Raises:
         RecordError: it is damaged, or its shard is not there with its size; the line names the file.
@@ -233,7 +233,7 @@ def read_receipt(uri: str, digest: str) -> Receipt | None:
 
 
 def valid_receipts(set_uri: str, digest: str) -> Iterator[Receipt]:
-    """All valid receipts of a shard set in order of unit; damaged ones are named."""
+    """Yield all valid receipts of a shard set in order of unit; damaged ones are named."""
     for _, receipt, fault in read_receipts(set_uri):
         if fault:
             log.warning("%s: its unit counts as not done", fault)
@@ -264,6 +264,6 @@ def read_receipts(set_uri: str) -> Iterator[tuple[str, Receipt | None, str]]:
 
 
 def record_failure(set_uri: str, unit: int, reason: str) -> None:
-    """Writes SET/NNNNNN.failed.json: the unit failed and has committed nothing; a later run tries it again."""
+    """Write SET/NNNNNN.failed.json: the unit failed and has committed nothing; a later run tries it again."""
     failure = Failure(unit=unit, reason=reason, host=socket.gethostname(), ended=round(time.time(), 3))
     storage.write(storage.join(set_uri, failure_name(unit)), failure.to_json())

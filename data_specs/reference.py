@@ -29,7 +29,7 @@ BOUNDS = (
 
 
 def reference() -> str:
-    """The page as Markdown: a heading for each section of the spec, each section within it, and each kind of source."""
+    """Write the page as Markdown: a heading for each section of the spec and within it, and for each kind of source."""
     tree = schema()
     sections = tree["$defs"]
     lines = [HEAD, "## The whole", *_table(tree["properties"], sections)]

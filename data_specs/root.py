@@ -16,7 +16,7 @@ NAME = "spec.yaml"
 
 
 def read_spec(spec: str | None, root: str | None = None, overrides: Sequence[str] = ()) -> Spec:
-    """Reads the spec of a command; nothing is written.
+    """Read the spec of a command; nothing is written.
 
     Args:
         spec: a preset, a YAML file or the s3:// address of one; None takes the root's own record.
@@ -38,7 +38,7 @@ def read_spec(spec: str | None, root: str | None = None, overrides: Sequence[str
 
 
 def spec_of(root: str, folder: str) -> Spec:
-    """The spec by which ROOT/FOLDER was made; the root's record where the folder keeps none.
+    """Return the spec by which ROOT/FOLDER was made; the root's record where the folder keeps none.
 
     Raises:
         ValueError: there is neither.
@@ -48,7 +48,7 @@ def spec_of(root: str, folder: str) -> Spec:
 
 
 def spec_of_samples(root: str, uri: str) -> Spec | None:
-    """The spec by which the samples at an address were drawn; None where they are not this root's."""
+    """Return the spec by which the samples at an address were drawn; None where they are not this root's."""
     folder = storage.join(root, "samples") + "/"
     if not uri.startswith(folder):
         return None
@@ -56,7 +56,7 @@ def spec_of_samples(root: str, uri: str) -> Spec | None:
 
 
 def record_spec(spec: Spec, root: str, folder: str, sections: Sequence[str]) -> None:
-    """Keeps the spec of a stage that has accepted it: whole in ROOT/FOLDER, its `sections` in the record of the run.
+    """Keep the spec of a stage that has accepted it: whole in ROOT/FOLDER, its `sections` in the record of the run.
 
     ROOT/code.json says by which code it began.
 

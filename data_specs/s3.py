@@ -94,7 +94,7 @@ def _pages(uri: str, **options: str) -> Iterator[Any]:
 
 
 def _download(info: FileInfo, path: Path) -> None:
-    """Writes an object to a local file, a large one in parts at once; all of it is of the etag in `info`."""
+    """Write an object to a local file, a large one in parts at once; all of it is of the etag in `info`."""
     step = PART_BYTES if info.size >= MULTIPART_FROM else max(info.size, 1)
 
     def fetch(start: int) -> None:
@@ -195,7 +195,7 @@ def delete(uri: str) -> None:
 
 
 def _write(uri: str, content: bytes | Path, creates: bool) -> bool:
-    """Writes an object, if `creates` on condition that there is none; True if ours is the one that stands there.
+    """Write an object, if `creates` on condition that there is none; True if ours is the one that stands there.
 
     A mark in its metadata tells our own earlier try, whose answer was lost, from another writer's object. A server that
     knows no such condition gets a look before the write instead: there the last of two simultaneous writers wins.
@@ -223,7 +223,7 @@ def _write(uri: str, content: bytes | Path, creates: bool) -> bool:
 
 
 def _upload(uri: str, content: bytes | Path, creates: bool, mark: str) -> None:
-    """Uploads whole or not at all."""
+    """Upload whole or not at all."""
     large = isinstance(content, Path) and content.stat().st_size >= MULTIPART_FROM
     config = TransferConfig(MULTIPART_FROM, THREADS, PART_BYTES, use_threads=large, preferred_transfer_client="classic")
     with content.open("rb") if isinstance(content, Path) else io.BytesIO(content) as file:

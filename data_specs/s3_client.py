@@ -37,7 +37,7 @@ log = logging.getLogger(__name__)
 
 
 def client(creates: bool = False) -> Any:
-    """The process's pooled client, made at first use and anew after a fork, a change of AWS_* or a refusal.
+    """Return the process's pooled client, made at first use and anew after a fork, a change of AWS_* or a refusal.
 
     Args:
         creates: for the client whose writes all fail where there is an object of the name.
@@ -48,13 +48,13 @@ def client(creates: bool = False) -> Any:
 
 
 def pays(bucket: str) -> bool:
-    """Whether our requests to this bucket carry the request-payer header."""
+    """Return whether our requests to this bucket carry the request-payer header."""
     named = os.environ.get("DND_REQUESTER_PAYS", "").split(",")
     return bucket != "" and bucket in ("arxiv", *(name.strip() for name in named))
 
 
 def address(uri: str) -> dict[str, str]:
-    """Bucket and key of an object, as boto3's arguments. Raises ValueError where the URI names none."""
+    """Return the bucket and key of an object, as boto3's arguments. Raises ValueError where the URI names none."""
     bucket, key = split_bucket(uri)
     if not key:
         raise ValueError(f"{uri}: names a bucket, not a file; write s3://bucket/key")
@@ -62,7 +62,7 @@ def address(uri: str) -> dict[str, str]:
 
 
 def backoff(attempt: int) -> float:
-    """Seconds to wait, with full jitter: up to 0.1, 0.2, … 20."""
+    """Return the seconds to wait, with full jitter: up to 0.1, 0.2, … 20."""
     return random.random() * min(0.1 * 2.0**attempt, 20)
 
 
@@ -132,7 +132,7 @@ def _seconds_until_retry(
 
 @contextmanager
 def plain_errors(uri: str, but: tuple[str | int, ...] = ()) -> Iterator[None]:
-    """Turns botocore's errors into built-in ones of one line, other than refusals of a status or code in `but`."""
+    """Turn botocore's errors into built-in ones of one line, other than refusals of a status or code in `but`."""
     try:
         yield
     except ClientError as error:

@@ -37,7 +37,7 @@ def scratch_folder() -> Iterator[Path]:
 
 
 def private_folder(name: str) -> Path:
-    """A folder of this name under $TMPDIR (or at a path), for this user only; ValueError if it is another user's."""
+    """Make a folder under $TMPDIR, or at a path, for this user only. Raises ValueError if it is another user's."""
     path = Path(tempfile.gettempdir(), name)
     path.mkdir(mode=0o700, parents=True, exist_ok=True)
     if path.stat().st_uid != os.getuid():

@@ -22,7 +22,7 @@ SIZES: dict[str, tuple[int, int, int]] = {
 
 
 def check_transformer(num_layers: int, num_heads: int, width: int, head_layers: Sequence[int]) -> None:
-    """Refuses sizes that make no transformer.
+    """Refuse sizes that make no transformer.
 
     Raises:
         ValueError: attention heads do not divide the width, or head_layers do not rise to the last layer.
@@ -80,11 +80,11 @@ class CodeShape(NamedTuple):
 
     @classmethod
     def of(cls, holder: HoldsCodes) -> CodeShape:
-        """That of a section of the spec or of a model's configuration."""
+        """Return the shape of a section of the spec or of a model's configuration."""
         return cls((holder.grid[0], holder.grid[1]), holder.depth, holder.codebook_size)
 
     def refuse_other(self, found: CodeShape, where: str, whose: str, remedy: str) -> None:
-        """Refuses a model whose codes are of another shape than these.
+        """Refuse a model whose codes are of another shape than these.
 
         Raises:
             ValueError: names both shapes, `where` the model lies, `whose` these are, and the remedy.
@@ -96,6 +96,6 @@ class CodeShape(NamedTuple):
             )
 
     def flattened(self) -> CodeShape:
-        """That of the same codes with those of a position side by side (tokenize.flatten)."""
+        """Return the shape of the same codes with those of a position side by side (tokenize.flatten)."""
         rows, columns = self.grid
         return CodeShape((rows, columns * self.depth), 1, self.codebook_size * self.depth)

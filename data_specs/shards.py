@@ -45,7 +45,7 @@ class WrittenShard(NamedTuple):
 
 
 def write_shard(samples: Iterable[Sample], tar_path: Path, index_path: Path) -> WrittenShard:
-    """Writes samples as a tar with fixed headers, and its index; equal samples give equal bytes.
+    """Write samples as a tar with fixed headers, and its index; equal samples give equal bytes.
 
     Raises ValueError for a key with a dot or slash, or that comes twice.
     """
@@ -80,7 +80,7 @@ def write_shard(samples: Iterable[Sample], tar_path: Path, index_path: Path) -> 
 
 
 def key_hash(key: str) -> int:
-    """First eight bytes of the key's SHA-256, little-endian."""
+    """Return the first eight bytes of the key's SHA-256, little-endian."""
     return int.from_bytes(hashlib.sha256(key.encode()).digest()[:8], "little")
 
 
@@ -114,7 +114,7 @@ _TEMPLATE = _template()
 
 
 def index_uri(tar_uri: str) -> str:
-    """Address of the index that belongs to a tar."""
+    """Return the address of the index that belongs to a tar."""
     return tar_uri.removesuffix(".tar") + ".index.npy"
 
 
@@ -130,7 +130,7 @@ class Digests(Protocol):
 
 
 def open_verified(uri: str, sha256: str | None, wait: Event | None = None) -> BinaryIO:
-    """Opens a file of known bytes, local or in the cache, where it stays as long as it is open or mapped.
+    """Open a file of known bytes, local or in the cache, where it stays as long as it is open or mapped.
 
     A file is hashed once by each process, as long as its time of change is the same; a damaged cached one is fetched
     once more.
@@ -194,21 +194,21 @@ class Shard:
         return len(self.first_rows)
 
     def field_rows(self, field: str) -> np.ndarray:
-        """Rows of one field, one a sample. Raises ValueError where a sample lacks it."""
+        """Return the rows of one field, one a sample. Raises ValueError where a sample lacks it."""
         rows: np.ndarray = self.rows[self.rows["field"] == field.encode()]
         if len(rows) != len(self):
             raise ValueError(f"{self.uri}: {len(rows)} of {len(self)} samples have a field {field}")
         return rows
 
     def fields(self, number: int) -> dict[str, bytes]:
-        """Raw bytes of a sample's fields by extension."""
+        """Return the raw bytes of a sample's fields by extension."""
         start = int(self.first_rows[number])
         stop = int(self.first_rows[number + 1]) if number + 1 < len(self) else len(self.rows)
         rows = self.rows[start:stop]
         return {r["field"].decode(): self.map[int(r["offset"]) : int(r["offset"] + r["size"])] for r in rows}
 
     def key(self, number: int) -> str:
-        """Key of a sample, read from the tar header before its first member."""
+        """Return the key of a sample, read from the tar header before its first member."""
         row = self.rows[self.first_rows[number]]
         offset = int(row["offset"])
         key = self.map[offset - BLOCK : offset - BLOCK + 100].partition(b".")[0].decode("ascii", "replace")

@@ -156,7 +156,7 @@ def rank(document_id: str) -> int:
 
 
 def key_of(document_id: str) -> str:
-    """A document's key: arXiv's 2301.00001 becomes 2301-00001, what is not a key gets a short hash behind it."""
+    """Return a document's key: arXiv's 2301.00001 becomes 2301-00001, what is not a key gets a short hash behind it."""
     if re.fullmatch(r"\d{4}\.\d{4,5}(v\d+)?", document_id):
         return document_id.replace(".", "-")
     clean = re.sub(r"[^A-Za-z0-9_-]+", "-", document_id)[:48].strip("-")

@@ -130,7 +130,7 @@ class Spec(Section):
             )
 
     def require(self, *sections: str) -> None:
-        """Refuses a spec that lacks a section which a command works by.
+        """Refuse a spec that lacks a section which a command works by.
 
         Raises:
             ValueError: names the first section that is missing.
@@ -140,7 +140,7 @@ class Spec(Section):
                 raise ValueError(f"spec {self.name}: {section}: is missing, and this command works by it; add it")
 
     def changed(self, section: str, **values: Any) -> Spec:
-        """The spec with other values of keys of a section, which are not checked anew."""
+        """Return the spec with other values of keys of a section, which are not checked anew."""
         changed = getattr(self, section).model_copy(update=values)
         return self.model_copy(update={section: changed})
 
@@ -156,21 +156,21 @@ class Spec(Section):
         return int(self.shape.image_size * 1.1) if self.render.store == "ten_crop" else self.shape.image_size
 
     def to_yaml(self) -> str:
-        """The resolved spec, as ROOT/spec.yaml holds it."""
+        """Return the resolved spec, as ROOT/spec.yaml holds it."""
         return yaml.safe_dump(self.tree(), sort_keys=False)
 
     def tree(self) -> dict[str, Any]:
-        """The resolved spec as YAML's plain types, without the sections that are missing."""
+        """Return the resolved spec as YAML's plain types, without the sections that are missing."""
         return self.model_dump(mode="json", exclude={section for section in SECTIONS if getattr(self, section) is None})
 
 
 def presets() -> list[str]:
-    """Names of the presets that come with the project."""
+    """Return the names of the presets that come with the project."""
     return sorted(path.stem for path in PRESETS.glob("*.yaml"))
 
 
 def load_spec(name_or_path: str | Path, overrides: Sequence[str] = ()) -> Spec:
-    """Reads a preset by name or a YAML file, with `a.b=c` overrides.
+    """Read a preset by name or a YAML file, with `a.b=c` overrides.
 
     A file may name another spec under `base:`; its own keys are laid over that one.
     Raises ValueError naming file, key and remedy.
@@ -180,7 +180,7 @@ def load_spec(name_or_path: str | Path, overrides: Sequence[str] = ()) -> Spec:
 
 
 def parse_spec(text: str | bytes, origin: str, overrides: Sequence[str] = ()) -> Spec:
-    """Reads a spec from its YAML text (ROOT/spec.yaml, local or on S3); `origin` names it in errors."""
+    """Read a spec from its YAML text (ROOT/spec.yaml, local or on S3); `origin` names it in errors."""
     return _resolved(_mapping(text, origin), origin, overrides)
 
 
@@ -218,7 +218,7 @@ def _mapping(text: str | bytes, origin: str) -> dict[str, Any]:
 
 
 def laid_over(below: dict[str, Any], above: dict[str, Any]) -> dict[str, Any]:
-    """A tree with the keys of another laid over its own, mapping by mapping."""
+    """Return a tree with the keys of another laid over its own, mapping by mapping."""
     merged = dict(below)
     for key, value in above.items():
         both = isinstance(value, dict) and isinstance(merged.get(key), dict)
@@ -307,7 +307,7 @@ def _sets(override: str, key: str) -> bool:
 
 
 def known_keys(steps: Sequence[str]) -> list[str]:
-    """The keys of the section of a spec at a place, of a list those of an entry; none where there is no section."""
+    """Return the keys of the section at a place of a spec, of a list those of an entry; none where is no section."""
     section: Any = Spec
     for step in steps:
         if field := section.model_fields.get(step) if section else None:

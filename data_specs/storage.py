@@ -33,12 +33,12 @@ _Result = TypeVar("_Result")
 
 # ---- addresses -----------------------------------------------------------------------------------------------------
 def scheme_of(uri: str) -> str:
-    """The scheme of an address, "" for a local path."""
+    """Return the scheme of an address, "" for a local path."""
     return uri.partition("://")[0] if re.match("[^/]*://", uri) else ""
 
 
 def is_remote(uri: str) -> bool:
-    """Whether the URI has a scheme, so that it is no local path."""
+    """Return whether the URI has a scheme, so that it is no local path."""
     return scheme_of(uri) != ""
 
 
@@ -50,7 +50,7 @@ def join(uri: str, *parts: str) -> str:
 
 
 def absolute(uri: str, is_source: bool = False) -> str:
-    """The address of a root as every node sees it: local paths are made absolute.
+    """Return the address of a root as every node sees it: local paths are made absolute.
 
     Args:
         is_source: it is only read, and may lie wherever fsspec reads.
@@ -77,7 +77,7 @@ def split_bucket(uri: str) -> tuple[str, str]:
 
 
 def _verb(local: Callable[Concatenate[str, _Arguments], _Result]) -> Callable[Concatenate[str, _Arguments], _Result]:
-    """Makes a verb of a function for local paths: calls for other addresses go to its namesake in their module."""
+    """Make a verb of a function for local paths: calls for other addresses go to its namesake in their module."""
 
     @wraps(local)
     def call(uri: str, /, *args: _Arguments.args, **kwargs: _Arguments.kwargs) -> _Result:
@@ -97,7 +97,7 @@ def _verb(local: Callable[Concatenate[str, _Arguments], _Result]) -> Callable[Co
 # ---- reading -------------------------------------------------------------------------------------------------------
 @_verb
 def read_bytes(uri: str, start: int | None = None, length: int | None = None) -> bytes:
-    """The file's bytes, or `length` of them from `start`. Raises FileNotFoundError."""
+    """Return the file's bytes, or `length` of them from `start`. Raises FileNotFoundError."""
     with local_files.open_file(uri) as file:
         if start:
             file.seek(start)
@@ -106,19 +106,19 @@ def read_bytes(uri: str, start: int | None = None, length: int | None = None) ->
 
 @_verb
 def open_stream(uri: str) -> BinaryIO:
-    """A binary file to read from start to end. Raises FileNotFoundError."""
+    """Return a binary file to read from start to end. Raises FileNotFoundError."""
     return local_files.open_file(uri)
 
 
 @_verb
 def stat(uri: str) -> FileInfo | None:
-    """Size and etag of a file, or None where there is no such file."""
+    """Return the size and etag of a file, or None where there is no such file."""
     return local_files.find_file(uri)
 
 
 @_verb
 def list_files(uri: str) -> Iterator[FileInfo]:
-    """All files under a folder, at any depth, in order of name; a file is its own list, an absent folder is empty.
+    """List the files under a folder, at any depth, in order of name; a file is its own list, an absent folder is empty.
 
     Symbolic links to folders are followed, but not in a circle; what is gone when its turn comes is left out.
     """
@@ -130,14 +130,14 @@ def list_files(uri: str) -> Iterator[FileInfo]:
 
 @_verb
 def list_folders(uri: str) -> list[str]:
-    """Addresses of the folders directly in a folder, in order of name; symbolic links are none of them."""
+    """Return the addresses of the folders directly in a folder, in order of name; symbolic links are none of them."""
     entries = os.scandir(uri) if os.path.isdir(uri) else ()
     return sorted(entry.path for entry in entries if entry.is_dir(follow_symlinks=False))
 
 
 @_verb
 def local_copy(uri: str, wait: Event | None = None) -> Path:
-    """A local path with the file's content: the file itself, or a cached download shared by the processes of a node.
+    """Return a local path with the content: the file itself, or a cached download shared by the processes of a node.
 
     Args:
         wait: makes a download wait for room in the cache, until it is set; None lets it exceed the limit.
@@ -148,7 +148,7 @@ def local_copy(uri: str, wait: Event | None = None) -> Path:
 
 
 def read_many(uris: Iterable[str]) -> Iterator[bytes | None]:
-    """The contents of many small files in the order given, None where absent; several requests at once where remote."""
+    """Read many small files in the order given, None where absent; several requests at once where remote."""
     with ThreadPoolExecutor(READS_IN_FLIGHT) as pool:
         waiting: deque[Future[bytes | None]] = deque()
         for uri in uris:
@@ -163,7 +163,7 @@ def read_many(uris: Iterable[str]) -> Iterator[bytes | None]:
 
 
 def read_text(uri: str) -> str:
-    """The file as UTF-8 text. Raises FileNotFoundError, or ValueError for other bytes."""
+    """Return the file as UTF-8 text. Raises FileNotFoundError, or ValueError for other bytes."""
     try:
         return read_bytes(uri).decode("utf-8")
     except UnicodeDecodeError as error:
@@ -171,19 +171,19 @@ def read_text(uri: str) -> str:
 
 
 def read_lines(uri: str) -> Iterator[str]:
-    """Lines of a UTF-8 file in streaming fashion, split at newline only, without it."""
+    """Yield the lines of a UTF-8 file in streaming fashion, split at newline only, without it."""
     with open_stream(uri) as stream:
         for line in stream:
             yield line.decode("utf-8").rstrip("\n")
 
 
 def exists(uri: str) -> bool:
-    """Whether there is a file of this name."""
+    """Return whether there is a file of this name."""
     return stat(uri) is not None
 
 
 def local_folder(uri: str) -> Path:
-    """A local folder with all files of a folder: itself, or cached downloads for as long as the process lives.
+    """Return a local folder with all files of a folder: itself, or cached downloads for as long as the process lives.
 
     Raises FileNotFoundError if it is empty, ValueError for names that would lie outside.
     """
@@ -204,30 +204,30 @@ def local_folder(uri: str) -> Path:
 # ---- writing -------------------------------------------------------------------------------------------------------
 @_verb
 def write(uri: str, content: bytes | Path) -> None:
-    """Writes or replaces a file, atomically: bytes, or a copy of a local file."""
+    """Write or replace a file, atomically: bytes, or a copy of a local file."""
     local_files.replace(uri, content)
 
 
 @_verb
 def create(uri: str, content: bytes | Path) -> bool:
-    """Writes bytes or a copy of a local file unless the name is taken; True if this call made it."""
+    """Write bytes or a copy of a local file unless the name is taken; True if this call made it."""
     return local_files.create(uri, content)
 
 
 @_verb
 def decides_who_creates(uri: str) -> bool:
-    """Whether the storage refuses one of two simultaneous `create` of a name here; else the last one wins."""
+    """Return whether the storage refuses one of two simultaneous `create` of a name here; else the last one wins."""
     return local_files.decides_who_creates(uri)
 
 
 @_verb
 def delete(uri: str) -> None:
-    """Removes a file, of a symbolic link the link alone; an absent one is no error."""
+    """Remove a file, of a symbolic link the link alone; an absent one is no error."""
     Path(uri).unlink(missing_ok=True)
 
 
 def write_text(uri: str, text: str) -> None:
-    """Writes or replaces a UTF-8 file, atomically."""
+    """Write or replace a UTF-8 file, atomically."""
     write(uri, text.encode("utf-8"))
 
 

@@ -25,12 +25,12 @@ PACKED = ("key", "document", "title", "url", "text")  # columns that are smaller
 
 
 def table_uri(tar_uri: str) -> str:
-    """Address of the table that belongs to a tar."""
+    """Return the address of the table that belongs to a tar."""
     return tar_uri.removesuffix(".tar") + ".parquet"
 
 
 def schema() -> pa.Schema:
-    """Columns of a table; a box is that of the crop, in pixels of the page, zero where nothing was cut.
+    """Return the columns of a table; a box is that of the crop, in pixels of the page, zero where nothing was cut.
 
     `split`, the name of the set's folder, is no column of the files: it is added when they are read.
     """
@@ -68,14 +68,14 @@ class TableRows:
         self.rows = list[dict[str, Any]]()
 
     def recorded(self, samples: Iterable[Sample]) -> Iterator[Sample]:
-        """The samples as they come, each noted."""
+        """Yield the samples as they come, each noted."""
         for sample in samples:
             row = row_of(from_json(sample.fields.get("json", b"{}"))) if sample.row is None else sample.row
             self.rows.append(row | {"key": sample.key, "cls": int(sample.fields.get("cls", b"0"))})
             yield sample
 
     def to_parquet(self, unit: int, shard: str, offsets: list[int]) -> bytes:
-        """The table as a file; `offsets` [n] are those of each sample's first bytes in the tar."""
+        """Return the table as a file; `offsets` [n] are those of each sample's first bytes in the tar."""
         import pyarrow as pa
         import pyarrow.parquet as pq
 
@@ -89,7 +89,7 @@ class TableRows:
 
 
 def row_of(about: Mapping[str, Any]) -> dict[str, Any]:
-    """A sample's row as far as its json tells it, key and class aside; nothing is known of its picture."""
+    """Return a sample's row as far as its json tells it, key and class aside; nothing is known of its picture."""
     words = about.get("words")
     x0, y0, x1, y1 = about.get("box") or (0, 0, 0, 0)
     return {
@@ -104,14 +104,14 @@ def row_of(about: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def column(tar_uri: str, name: str, entry: ShardEntry) -> np.ndarray:
-    """One column of the table beside a shard of a manifest, in the shard's order. Raises ValueError as `read_table`."""
+    """Read one column of the table beside a shard of a manifest, in the shard's order. Raises as `read_table`."""
     values: np.ndarray = read_table(tar_uri, entry.table_sha256, entry.nsamples).column(name).to_numpy()
     return values
 
 
 # ---- asking --------------------------------------------------------------------------------------------------------
 def query(set_uri: str, shards: Iterable[ShardEntry], where: str) -> pa.Table:
-    """The rows of a set's tables that match an expression, in the order of the set.
+    """Return the rows of a set's tables that match an expression, in the order of the set.
 
     Raises:
         ValueError: the expression is not one, or names a column that there is not; or a table is missing.
@@ -123,22 +123,22 @@ def query(set_uri: str, shards: Iterable[ShardEntry], where: str) -> pa.Table:
 
 
 def matching(shard: Shard, where: str) -> np.ndarray:
-    """Numbers int64, rising, of a shard's samples that match; raises as `query`."""
+    """Return the numbers, int64 and rising, of a shard's samples that match; raises as `query`."""
     return _matching(table_of(shard), where)
 
 
 def check_expression(where: str) -> None:
-    """Raises ValueError for what is no expression over the columns of a table."""
+    """Raise ValueError for what is no expression over the columns of a table."""
     _matching(schema().empty_table(), where)
 
 
 def table_of(shard: Shard) -> pa.Table:
-    """The table beside an open shard; raises as `read_table`."""
+    """Return the table beside an open shard; raises as `read_table`."""
     return read_table(shard.uri, shard.digests.table_sha256, len(shard))
 
 
 def read_table(tar_uri: str, sha256: str | None, nsamples: int) -> pa.Table:
-    """The table beside a shard, whole.
+    """Return the table beside a shard, whole.
 
     Args:
         tar_uri: the shard.

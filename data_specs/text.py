@@ -16,7 +16,7 @@ _ENTITIES = {"<": "&lt;", ">": "&gt;", "&": "&amp;", ":": "&#58;"}  # no tag, no
 
 
 def printable(text: str) -> str:
-    """The text with control characters, line breaks, marks of direction and lone surrogates as escapes (`\\x1b`)."""
+    """Write control characters, line breaks, marks of direction and lone surrogates of a text as escapes (`\\x1b`)."""
     return text if text.isascii() and text.isprintable() else "".join(map(_shown, text))
 
 
@@ -26,17 +26,17 @@ def _shown(letter: str) -> str:
 
 
 def say(text: str, file: TextIO | None = None, end: str = "\n") -> None:
-    """Writes text at once to stdout, or another file: each of its lines printable, whoever wrote what is in it."""
+    """Write text at once to stdout, or another file: each of its lines printable, whoever wrote what is in it."""
     print("\n".join(map(printable, text.split("\n"))), file=file or sys.stdout, end=end, flush=True)
 
 
 def markdown(text: str) -> str:
-    """The text as Markdown that shows it: no markup, link, picture or HTML in it takes effect."""
+    """Return the text as Markdown that shows it: no markup, link, picture or HTML in it takes effect."""
     return _MARKDOWN.sub(lambda found: _ENTITIES.get(found[1], f"\\{found[1]}"), printable(text))
 
 
 def start_log() -> None:
-    """Sends warnings and errors of this process to stderr, a printable line each."""
+    """Send warnings and errors of this process to stderr, a printable line each."""
     handler = logging.StreamHandler()
     handler.setFormatter(PrintableFormatter("%(levelname)s %(name)s: %(message)s"))
     logging.basicConfig(level=logging.WARNING, handlers=[handler])

@@ -36,14 +36,14 @@ class Plan:
     first_places: tuple[str, ...] = ()
 
     def units(self) -> Iterator[AnyUnit]:
-        """Units in order, each as the last part that names it states it."""
+        """Yield the units in order, each as the last part that names it states it."""
         restated = self._restated()
         for part in range(self.num_parts):
             header, units = _read_part(self.set_uri, part)
             yield from (restated.get(unit.unit, unit) for unit in units if unit.unit >= header.first)
 
     def units_of(self, kind: type[UnitOfKind]) -> Iterator[UnitOfKind]:
-        """Units as `units` gives them. Raises ValueError where one is not of this kind: the plan is of another set."""
+        """Yield units as `units` does. Raises ValueError where one is not of this kind: the plan is of another set."""
         for unit in self.units():
             if not isinstance(unit, kind):
                 fault = f"holds units of the kind {unit.kind!r}, which are none of this set"
@@ -62,7 +62,7 @@ class Plan:
 def write_plan(
     set_uri: str, digest: str, identity: Identity, units: Iterable[AnyUnit], places: tuple[str, ...] = ()
 ) -> Plan:
-    """Streams units into SET/plan.jsonl, created only if absent: a plan that is there already wins, and is returned.
+    """Stream units into SET/plan.jsonl, created only if absent: a plan that is there already wins, and is returned.
 
     Raises:
         ValueError: the stored plan was made for something else.
@@ -71,7 +71,7 @@ def write_plan(
 
 
 def extend_plan(plan: Plan, identity: Identity, units: Iterable[AnyUnit], places: tuple[str, ...] = ()) -> Plan:
-    """Streams units into the plan's next part: numbers from plan.num_units on are new, lower ones are stated anew.
+    """Stream units into the plan's next part: numbers from plan.num_units on are new, lower ones are stated anew.
 
     A part that another process wrote first wins, and the plan with it is returned. A unit stated anew is done again
     only if its receipt has been removed before.
@@ -106,7 +106,7 @@ def _write_part(set_uri: str, part: int, header: PlanHeader, units: Iterable[Any
 
 
 def read_plan(set_uri: str) -> Plan | None:
-    """The stored plan of a shard set with all its parts, or None where there is none.
+    """Return the stored plan of a shard set with all its parts, or None where there is none.
 
     Raises:
         ValueError: a file of it is not a plan, or not of this one.

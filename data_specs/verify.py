@@ -31,7 +31,7 @@ def find_shard_sets(root: str) -> list[str]:
 
 
 def verify_set(set_uri: str) -> Iterator[str]:
-    """Re-reads a shard set and yields one line for each thing that is wrong; nothing where all is well."""
+    """Re-read a shard set and yield one line for each thing that is wrong; nothing where all is well."""
     try:
         plan = read_plan(set_uri)
     except ValueError as error:
@@ -84,7 +84,7 @@ def _litter(set_uri: str, known: set[str]) -> Iterator[str]:
 
 
 def clean_litter(set_uri: str) -> list[str]:
-    """Removes tars and indexes that no receipt names, and returns their names. Not while a job writes the set."""
+    """Remove tars and indexes that no receipt names, and return their names. Not while a job writes the set."""
     known = {_unit_or_shard(name, receipt) for name, receipt, _ in read_receipts(set_uri)}
     names = list(_litter(set_uri, known))
     for name in names:
@@ -93,7 +93,7 @@ def clean_litter(set_uri: str) -> list[str]:
 
 
 def clean_unfinished(root: str) -> Iterator[str]:
-    """Removes what killed processes were writing under a local root, and their scratch folders on this machine.
+    """Remove what killed processes were writing under a local root, and their scratch folders on this machine.
 
     Yields the paths under the root. A folder in which somebody writes now is left alone.
     """
@@ -133,7 +133,7 @@ def _verify_shard(tar_uri: str, shard: ShardFile, written: int) -> Iterator[str]
 
 
 def _verify_index(tar_uri: str, written: int, num_bytes: int) -> Iterator[str]:
-    """Compares index and receipt, whose hashes have been found right: numbers that do not fit mean a false receipt."""
+    """Compare index and receipt, whose hashes have been found right: numbers that do not fit mean a false receipt."""
     rows = read_array(io.BytesIO(storage.read_bytes(index_uri(tar_uri))))
     if rows.dtype != INDEX_DTYPE:
         yield f"{index_uri(tar_uri)}: not the index of a shard"

@@ -41,7 +41,7 @@ class Record(BaseModel):
 
     @classmethod
     def parse(cls, data: bytes | str, origin: str, remedy: str = "") -> Self:
-        """Reads one record from JSON.
+        """Read one record from JSON.
 
         Raises:
             RecordError: one line with `origin`, the key and what is wrong, and the remedy.
@@ -53,13 +53,13 @@ class Record(BaseModel):
             raise RecordError(f"{fault}; {remedy}" if remedy else fault) from None
 
     def to_json(self) -> bytes:
-        """One line of canonical JSON: every key, sorted; equal records give equal bytes."""
+        """Return one line of canonical JSON: every key, sorted; equal records give equal bytes."""
         tree = self.model_dump(mode="json", by_alias=True)
         return (json.dumps(tree, sort_keys=True, separators=(",", ":"), ensure_ascii=False) + "\n").encode()
 
 
 def parse_config(kind: type[Config], data: bytes | str, left_out: Collection[str] = ()) -> Config:
-    """Reads a model's configuration, a dataclass, from JSON.
+    """Read a model's configuration, a dataclass, from JSON.
 
     Args:
         left_out: keys of older files, which say nothing any more.
@@ -79,7 +79,7 @@ def parse_config(kind: type[Config], data: bytes | str, left_out: Collection[str
 
 
 def first_fault(error: ValidationError) -> str:
-    """What is wrong with the first key that is not right."""
+    """Return what is wrong with the first key that is not right."""
     fault = error.errors(include_url=False, include_context=False, include_input=False)[0]
     where = ".".join(map(str, fault["loc"])) or "the file"
     message = " ".join(fault["msg"].removeprefix("Value error, ").split())[:200]

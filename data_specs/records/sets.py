@@ -249,7 +249,7 @@ class SampleInfo(Record):
     trusted: bool = True
 
     def to_json(self) -> bytes:
-        """The same bytes in a quarter of the time: this one has no records inside, and there are millions of it."""
+        """Return the same bytes in a quarter of the time: this one holds no records, and there are millions of it."""
         return to_json(dict(sorted(self))) + b"\n"
 
     @model_validator(mode="after")
@@ -268,7 +268,7 @@ class StoredInfo(SampleInfo):
 
 
 def parse_info(data: bytes, origin: str) -> dict[str, Any]:
-    """Reads the json of a sample, the keys that it holds.
+    """Read the json of a sample, the keys that it holds.
 
     Raises:
         ValueError: one line with `origin`, the key and what is wrong.

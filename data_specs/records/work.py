@@ -92,7 +92,7 @@ class SourceUnit(Unit):
 
     @classmethod
     def of(cls, source: Source, documents: Sequence[Document], affinity: str | None = None) -> Self:
-        """A unit of listed documents, with the number 0."""
+        """Return a unit of listed documents, with the number 0."""
         spans = [span for document in documents for span in (document.span, document.caption) if span]
         files = tuple(dict.fromkeys(span.file for span in spans))
         numbers = {file: number for number, file in enumerate(files)}
@@ -112,7 +112,7 @@ class SourceUnit(Unit):
         )
 
     def listed(self) -> list[Document]:
-        """The documents as they were listed: the inverse of `of`."""
+        """Return the documents as they were listed: the inverse of `of`."""
 
         def span(planned: Span[int]) -> Span:
             return Span(self.files[planned.file], planned.start, planned.length)
@@ -154,7 +154,7 @@ _UNIT: TypeAdapter[AnyUnit] = TypeAdapter(Annotated[AnyUnit, Field(discriminator
 
 
 def unit_line(unit: AnyUnit) -> bytes:
-    """One line of a plan. File names may be any bytes: what UTF-8 cannot hold is written as lone surrogates."""
+    """Return one line of a plan. File names may be any bytes: what UTF-8 cannot hold is written as lone surrogates."""
     try:
         return unit.model_dump_json().encode() + b"\n"
     except PydanticSerializationError:
@@ -162,7 +162,7 @@ def unit_line(unit: AnyUnit) -> bytes:
 
 
 def parse_unit(line: bytes, origin: str) -> AnyUnit:
-    """Reads one line of a plan.
+    """Read one line of a plan.
 
     Raises:
         ValueError: one line with `origin`, the key and what is wrong.

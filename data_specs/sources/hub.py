@@ -127,7 +127,7 @@ def _is_under(path: str, folder: Path) -> bool:
 
 
 def _write_parts(rows: Iterator[dict[str, Any]], folder: str) -> int:
-    """Writes part-00000.parquet and so on, each placed when it is whole; returns their number."""
+    """Write part-00000.parquet and so on, each placed when it is whole; return their number."""
     import pyarrow.parquet as pq
 
     groups = _groups(rows)

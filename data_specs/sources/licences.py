@@ -35,7 +35,7 @@ class Paper(Record):
 
 
 def paper_id(name: str) -> str:
-    """An identifier as arXiv writes it, without a version: hep-th0703012 -> hep-th/0703012. Others stay as they are."""
+    """Write an identifier as arXiv does, without its version: hep-th0703012 -> hep-th/0703012. Others stay."""
     if old := _OLD_ID.fullmatch(name):
         return f"{old[1]}/{old[2]}{old[3]}"
     return name.partition("v")[0] if _NEW_ID.fullmatch(name) else name
@@ -48,7 +48,7 @@ def month_of(identifier: str) -> str | None:
 
 
 def licence_name(text: str | None) -> str:
-    """A licence as SPDX names it, from its address: http or https, with or without a slash at the end.
+    """Return a licence as SPDX names it, from its address: http or https, with or without a slash at the end.
 
     arXiv's own: arXiv-nonexclusive-distrib-1.0, and arXiv-assumed-1991-2003 for the years before it asked. No licence
     is "none"; what is not known stays as it is.
@@ -67,7 +67,7 @@ def licence_name(text: str | None) -> str:
 
 
 def write_months(metadata_uri: str, inputs_uri: str, wanted: Callable[[str], bool], selection: str) -> str:
-    """Writes YYMM.jsonl of the wanted months into a folder under `inputs_uri`, returned; whole ones are kept.
+    """Write YYMM.jsonl of the wanted months into a folder under `inputs_uri`, returned; whole ones are kept.
 
     selection: names what `wanted` takes. Raises ValueError where there is no snapshot, or no line of it fits.
     """
@@ -119,7 +119,7 @@ def _parse(line: bytes) -> Paper | None:
 
 
 def papers_of(month_uri: str, wanted: Collection[str]) -> dict[str, Paper]:
-    """What is known of the wanted papers, by id."""
+    """Return what is known of the wanted papers, by id."""
     return {paper.id: paper for paper in _papers(month_uri) if paper.id in wanted}
 
 

@@ -72,7 +72,7 @@ def read_units(path: Path) -> Iterator[SourceUnit]:
 
 
 def listing_digest(units: Path) -> str:
-    """SHA-256 (hex) of what a file of units lists: names under the source, sizes, documents; not where they lie."""
+    """Return the SHA-256 (hex) of what a file of units lists: names under the source, sizes, documents; no places."""
     digest = hashlib.sha256()
     for unit in read_units(units):
         files = tuple(FileInfo(relative(unit.source.address, file.uri), file.size, "") for file in unit.files)
@@ -123,7 +123,7 @@ def _file_at(uri: str, planned: FileInfo) -> FileInfo:
 
 
 def _take_one_for_validation(files: dict[str, Path], val_share: float) -> None:
-    """Moves the document of the lowest rank, of those that a hash splits, from train to val."""
+    """Move the document of the lowest rank, of those that a hash splits, from train to val."""
     ranks = [rank for unit in read_units(files["train"]) for rank in _ranks(unit)]
     if not ranks:
         log.warning("no document is in val: every source says which split it is for, and none is for val")

@@ -57,7 +57,7 @@ def _row(span: Span, row_id: object, label: object, name: str, numbers: Mapping[
 
 
 def text_of(value: object) -> str:
-    """A value of a row as text; bytes are UTF-8, as files hold them whose writer did not say that they are text."""
+    """Return a value of a row as text; bytes are UTF-8: some writers do not say that they are text."""
     return value.decode("utf-8", "replace") if isinstance(value, bytes) else str(value)
 
 
@@ -167,7 +167,7 @@ class _Rows:
         self.batches: Iterator[Any] = iter(())
 
     def value(self, row: int) -> Any:
-        """The value in a row, None where its group is not read. Raises ValueError if the file has no such row."""
+        """Read the value in a row, None where its group is not read. Raises ValueError if the file has no such row."""
         group, first = self._group_of(row)
         batch_rows = _rows_at_once(self.table, group, [self.column], self.max_bytes, READ_ROWS)
         if not batch_rows:

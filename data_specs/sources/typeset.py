@@ -51,7 +51,7 @@ class TypesetSource(Source):
 
 
 def typeset(texts: list[str], number: int) -> bytes:
-    """One PDF of A4 pages in two columns; every third passage brings a heading, a table or a formula."""
+    """Return one PDF of A4 pages in two columns; every third passage brings a heading, a table or a formula."""
     from data_specs.mupdf import pymupdf
 
     story = pymupdf.Story(html=_html(texts, number), user_css=CSS)
