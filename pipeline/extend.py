@@ -46,7 +46,7 @@ def new_units(
     listed: Iterable[SourceUnit],
     per_unit: int,
     retry_rejected: bool,
-    moved: Sequence[tuple[str, str]] = (),
+    moved: Sequence[tuple[str, str]],
 ) -> Iterator[SourceUnit]:
     """Yield units of the listed documents that are new to the set, numbered on from the plan's last.
 
@@ -54,31 +54,26 @@ def new_units(
     known: where a source has moved, they all are.
 
     Args:
-        plan: the plan of a split.
+        plan: the plan of a split, whose units are all done.
         other: that of the other split: what it has is no news.
         listed: all documents of the sources that fall to the split.
         per_unit: documents of a unit.
         retry_rejected: also yield documents that were rejected as a whole as often as they were offered.
         moved: (old place, new place) of folders that hold the same files at another place now.
-
-    Raises:
-        ValueError: documents are to be tried again, and not all units are done.
     """
-    receipts = list(valid_receipts(plan.set_uri, plan.digest)) if retry_rejected else None
-    if receipts is not None and len(receipts) < plan.num_units:
-        raise ValueError(f"{plan.set_uri}: {plan.num_units - len(receipts)} units are not done; finish the set first")
-    known = _known(plan, other, receipts, moved)
+    known = _known(plan, other, retry_rejected, moved)
     number = plan.num_units
     for unit in _regrouped(_left(listed, known, plan.set_uri), per_unit):
         yield unit.model_copy(update={"unit": number})
         number += 1
 
 
-def _known(plan: Plan, other: Plan, receipts: list[Receipt] | None, moved: Sequence[tuple[str, str]]) -> _Hashes:
+def _known(plan: Plan, other: Plan, retry_rejected: bool, moved: Sequence[tuple[str, str]]) -> _Hashes:
     """The documents that are settled: 160 MB for ten million."""
     offered = _rows(plan, moved)
-    if receipts is not None:
+    if retry_rejected:
         values, times = np.unique(offered[:, 0], return_counts=True)
+        receipts = valid_receipts(plan.set_uri, plan.digest)
         rejected = (_rejected(unit, receipt) for unit, receipt in zip(_units(plan, moved), receipts, strict=True))
         failed, failures = np.unique(np.fromiter((h for some in rejected for h in some), np.uint64), return_counts=True)
         times[np.searchsorted(values, failed)] -= failures
@@ -94,7 +89,7 @@ def _rows(plan: Plan, moved: Sequence[tuple[str, str]]) -> np.ndarray:
 
 
 def _units(plan: Plan, moved: Sequence[tuple[str, str]]) -> Iterator[SourceUnit]:
-    return (relocated(unit, moved) for unit in plan.units() if isinstance(unit, SourceUnit))
+    return (relocated(unit, moved) for unit in plan.units_of(SourceUnit))
 
 
 def _rejected(unit: SourceUnit, receipt: Receipt) -> Iterator[int]:

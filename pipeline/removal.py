@@ -236,11 +236,12 @@ def _record(images_uri: str, wanted: Removal) -> None:
 
 def _remake_set(plan: Plan, wanted: Removal) -> Iterator[tuple[str, tuple[str, ...]]]:
     """(line, names that the shard had before) for each shard of a set that holds, or held, something to remove."""
+    split = plan.set_uri.rpartition("/")[2]
     for unit in _concerned(plan, wanted):
         receipt = read_receipt(storage.join(plan.set_uri, receipt_name(unit.unit)), plan.digest)
         if receipt is None:
             continue
-        split, before = plan.set_uri.rpartition("/")[2], receipt.written
+        before = receipt.written
         receipt = remake(plan.set_uri, receipt, partial(wanted.holds_sample, _name(plan, unit)))
         if receipt.replaces:
             yield f"images/{split}: unit {unit.unit}: {before - receipt.written} samples removed", receipt.replaces

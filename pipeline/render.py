@@ -57,7 +57,8 @@ class Renderer:
 
     def __init__(self, spec: Spec) -> None:
         self.spec = spec
-        self.child, self.alone = (Child(FUNCTION, spec.render.limits, spec) for _ in range(2))
+        self.child = Child(FUNCTION, spec.render.limits, spec)
+        self.alone = Child(FUNCTION, spec.render.limits, spec)
 
     def close(self) -> None:
         """Ends the children."""
@@ -145,7 +146,8 @@ def _finished(one: Picture | NoPicture, spec: Spec, source: Source, document: Ra
 
 
 def _render_kind(spec: Spec, source: Source, document: RawDocument, ended: Ended) -> Iterator[Picture | NoPicture]:
-    render, size = spec.render, spec.shape.image_size
+    render = spec.render
+    size = spec.shape.image_size
     if source.document_kind == "pdf":
         return render_pdf(document.data, document.id, render, spec.seed, size, ended)
     if source.document_kind == "image":

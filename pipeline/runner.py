@@ -120,11 +120,13 @@ class _WorkerPool:
         self.workers = workers
         self.refused = 0
         self.next_look = 0.0
-        self.actors, self.starting = dict[int, Any](), dict[Any, int]()
+        self.actors = dict[int, Any]()
+        self.starting = dict[Any, int]()
         self.nodes = dict[int, str]()
         self.hosts = dict[int, str]()
         self.idle = deque[int]()
-        self.numbers, self.used = itertools.count(), set[int]()  # `used`: have made an earlier plan
+        self.numbers = itertools.count()
+        self.used = set[int]()  # have made an earlier plan
         spare = workers.spare or []
         if workers.gpus or any(one.cpus != workers.cpus for one in spare):
             dismiss(spare)  # what they hold is needed

@@ -79,14 +79,14 @@ def open_pdf(data: bytes) -> Iterator[tuple[int, ReadPage]]:
         pymupdf.TOOLS.store_shrink(100)
 
 
-def _page(document: Any, number: int, style: PageStyle) -> Page:
+def _page(document: pymupdf.Document, number: int, style: PageStyle) -> Page:
     try:
         return _read_page(document, number, style)
     except mupdf.FzErrorSystem as error:  # its malloc gives nothing
         raise MemoryError(short(error)) from None
 
 
-def _read_page(document: Any, number: int, style: PageStyle) -> Page:
+def _read_page(document: pymupdf.Document, number: int, style: PageStyle) -> Page:
     page = document[number]
     width, height = page.rect.width, page.rect.height
     scale = page_scale(width, height, style)

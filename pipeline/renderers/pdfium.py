@@ -57,7 +57,7 @@ class _Text(NamedTuple):
 
 
 _Placed = tuple[_Text, Character]
-_NONE = _Text(0, None, False, False, False)
+_NO_TEXT = _Text(0, None, False, False, False)
 
 
 @contextmanager
@@ -76,7 +76,7 @@ def open_pdf(data: bytes) -> Iterator[tuple[int, ReadPage]]:
         yield len(document), partial(_page, document)
 
 
-def _page(document: Any, number: int, style: PageStyle) -> Page:
+def _page(document: pypdfium2.PdfDocument, number: int, style: PageStyle) -> Page:
     page = document[number]
     if raw.FPDFPage_GetAnnotCount(page):
         raw.FPDFPage_Flatten(page, raw.FLAT_NORMALDISPLAY)  # what annotations say is text of the page then
@@ -97,7 +97,7 @@ def _page(document: Any, number: int, style: PageStyle) -> Page:
     return Page(image, words, marks, False, pictured)
 
 
-def _user_unit(document: Any, number: int) -> float:
+def _user_unit(document: pypdfium2.PdfDocument, number: int) -> float:
     """The size of a page's unit in points. PDFium does not heed it, nor say it, but copies it."""
     copy = pypdfium2.PdfDocument.new()
     file = io.BytesIO()
@@ -108,7 +108,9 @@ def _user_unit(document: Any, number: int) -> float:
     return (float(found[1]) if found else 0) or 1.0
 
 
-def _marks(page: Any, texts: list[_Text], image: np.ndarray, ground: tuple[int, int, int], scale: float) -> Marks:
+def _marks(
+    page: pypdfium2.PdfPage, texts: list[_Text], image: np.ndarray, ground: tuple[int, int, int], scale: float
+) -> Marks:
     """The marks of text; under a shape to see through, of which PDFium draws the hole also without it, all marks."""
     marked = differ(image, _draw_without(page, [one.handle for one in texts], scale))
     for one in texts:
@@ -125,12 +127,12 @@ def _bounds(handle: Any) -> Box:
     return left.value, bottom.value, right.value, top.value
 
 
-def _draw(page: Any, scale: float) -> np.ndarray:
+def _draw(page: pypdfium2.PdfPage, scale: float) -> np.ndarray:
     bitmap = page.render(scale=scale, rev_byteorder=True)
     return in_one_plane(np.ascontiguousarray(bitmap.to_numpy()[..., :3]))
 
 
-def _draw_without(page: Any, left_out: list[Any], scale: float) -> np.ndarray:
+def _draw_without(page: pypdfium2.PdfPage, left_out: list[Any], scale: float) -> np.ndarray:
     """The picture of a page without some of its objects."""
     for handle in left_out:
         raw.FPDFPageObj_SetIsActive(handle, False)
@@ -140,7 +142,7 @@ def _draw_without(page: Any, left_out: list[Any], scale: float) -> np.ndarray:
     return image
 
 
-def _words(page: Any, texts: dict[int, _Text], image: np.ndarray, marks: Marks, scale: float) -> Words:
+def _words(page: pypdfium2.PdfPage, texts: dict[int, _Text], image: np.ndarray, marks: Marks, scale: float) -> Words:
     text = page.get_textpage()
     characters = list(_characters(text, texts))
     tight = tracking([char for _, char in characters])
@@ -154,7 +156,7 @@ def _words(page: Any, texts: dict[int, _Text], image: np.ndarray, marks: Marks, 
     return visible(gather(in_reading_order(shown, parted=True)), marks, doubtful)
 
 
-def _hidden(page: Any, runs: list[list[_Placed]], image: np.ndarray, scale: float) -> set[int]:
+def _hidden(page: pypdfium2.PdfPage, runs: list[list[_Placed]], image: np.ndarray, scale: float) -> set[int]:
     """Ranks of the text objects of words that share their place with others, and leave no mark there."""
     if not runs:
         return set()
@@ -169,13 +171,13 @@ def _hidden(page: Any, runs: list[list[_Placed]], image: np.ndarray, scale: floa
     return unmarked(whole, image, lambda left_out: _draw_without(page, [handles[rank] for rank in left_out], scale))
 
 
-def _guesses(text: Any) -> bool:
+def _guesses(text: pypdfium2.PdfTextPage) -> bool:
     """Whether fonts do not say what some of their letters are; PDFium takes the bytes for letters then."""
     count = raw.FPDFText_CountChars(text)
     return bool(sum(raw.FPDFText_HasUnicodeMapError(text, n) == 1 for n in range(count)) > UNTRUSTED * count)
 
 
-def _texts(page: Any, ground: tuple[int, int, int]) -> dict[int, _Text]:
+def _texts(page: pypdfium2.PdfPage, ground: tuple[int, int, int]) -> dict[int, _Text]:
     """The page's text objects that are painted, by address."""
     found = page.get_objects(filter=(raw.FPDF_PAGEOBJ_TEXT,), max_depth=DEPTH)
     modes = [(one.raw, raw.FPDFTextObj_GetTextRenderMode(one.raw)) for one in found]
@@ -188,20 +190,22 @@ def _texts(page: Any, ground: tuple[int, int, int]) -> dict[int, _Text]:
     return texts
 
 
-def _take_replacements(page: Any, handles: list[Any]) -> None:
+def _take_replacements(page: pypdfium2.PdfPage, handles: list[Any]) -> None:
     """Takes from texts what a file wants them to be read as (/ActualText), where their letters say what they are."""
     marks = [(handle, mark, value) for handle in handles for mark, value in _replacements(handle)]
     for handle, mark, _ in marks:
         raw.FPDFPageObjMark_RemoveParam(handle, mark, _REPLACEMENT)
-    text = page.get_textpage() if marks else None
-    numbers = range(raw.FPDFText_CountChars(text) if text else 0)
+    if not marks:
+        return
+    text = page.get_textpage()
+    numbers = range(raw.FPDFText_CountChars(text))
     unknown = {_address(raw.FPDFText_GetTextObject(text, n)) for n in numbers if _is_unknown(text, n)}
     for handle, mark, value in marks:
         if _address(handle) in unknown:
             raw.FPDFPageObjMark_SetBlobParam(page.pdf, handle, mark, _REPLACEMENT, value, len(value))
 
 
-def _is_unknown(text: Any, index: int) -> bool:
+def _is_unknown(text: pypdfium2.PdfTextPage, index: int) -> bool:
     return raw.FPDFText_HasUnicodeMapError(text, index) == 1 or letters(_letter(text, index)) == UNKNOWN
 
 
@@ -236,7 +240,7 @@ def _is_upright(handle: Any) -> bool:
     return bool(matrix.a > abs(matrix.b))
 
 
-def _shown(page: Any, boxes: np.ndarray, image: np.ndarray) -> np.ndarray:
+def _shown(page: pypdfium2.PdfPage, boxes: np.ndarray, image: np.ndarray) -> np.ndarray:
     """Boxes of the page's own space as pixels of its picture: turned, cut and enlarged as it is shown."""
     origin, right, up = (_device(page, *point) for point in ((0, 0), (1000, 0), (0, 1000)))
     matrix = np.array([right - origin, up - origin]) / 1000
@@ -246,42 +250,43 @@ def _shown(page: Any, boxes: np.ndarray, image: np.ndarray) -> np.ndarray:
     return np.concatenate([points.min(axis=0), points.max(axis=0)], axis=1)
 
 
-def _device(page: Any, x: float, y: float) -> np.ndarray:
+def _device(page: pypdfium2.PdfPage, x: float, y: float) -> np.ndarray:
     column = ctypes.c_int()
     row = ctypes.c_int()
     raw.FPDF_PageToDevice(page, 0, 0, FINE, FINE, 0, x, y, column, row)
     return np.array([column.value, row.value], dtype=np.float64)
 
 
-def _characters(text: Any, texts: dict[int, _Text]) -> Iterator[_Placed]:
+def _characters(text: pypdfium2.PdfTextPage, texts: dict[int, _Text]) -> Iterator[_Placed]:
     """What is painted, with its text object; a break between words, and for what is not painted."""
     high = ""
     for index in range(raw.FPDFText_CountChars(text)):
         one = texts.get(_address(raw.FPDFText_GetTextObject(text, index)))
         if raw.FPDFText_IsGenerated(text, index) == 1:
-            yield _NONE, GAP if raw.FPDFText_GetUnicode(text, index) == ord(" ") else BREAK
+            yield _NO_TEXT, GAP if raw.FPDFText_GetUnicode(text, index) == ord(" ") else BREAK
             continue
         if one is None:
-            yield _NONE, BREAK
+            yield _NO_TEXT, BREAK
             continue
         char = _letter(text, index)
         if "\ud800" <= char < "\udc00":  # the first half of a character beyond the BMP
             high = char
             continue
-        char, high = (high + char).encode("utf-16", "surrogatepass").decode("utf-16", "replace"), ""
+        char = (high + char).encode("utf-16", "surrogatepass").decode("utf-16", "replace")
+        high = ""
         yield one, (char, _box(text, index), one.pale)
         if raw.FPDFText_IsHyphen(text, index) == 1:
-            yield _NONE, BREAK
+            yield _NO_TEXT, BREAK
 
 
-def _letter(text: Any, index: int) -> str:
+def _letter(text: pypdfium2.PdfTextPage, index: int) -> str:
     if raw.FPDFText_IsHyphen(text, index) == 1:
         return "-"  # PDFium has a code of its own for one at a line's end
     char = chr(raw.FPDFText_GetUnicode(text, index))
     return UNKNOWN if raw.FPDFText_HasUnicodeMapError(text, index) == 1 and not char.isprintable() else char
 
 
-def _box(text: Any, index: int) -> Box:
+def _box(text: pypdfium2.PdfTextPage, index: int) -> Box:
     left, right, bottom, top = (ctypes.c_double() for _ in range(4))
     raw.FPDFText_GetCharBox(text, index, left, right, bottom, top)
     return left.value, bottom.value, right.value, top.value

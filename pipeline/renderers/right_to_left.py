@@ -51,12 +51,14 @@ def _runs_left(characters: Sequence[Character]) -> bool:
 
 def _lines(pieces: list[list[Character]]) -> Iterator[list[list[Character]]]:
     """Pieces that follow each other and stand on one line."""
-    line, boxes = list[list[Character]](), list[Box]()
+    line = list[list[Character]]()
+    boxes = list[Box]()
     for piece in pieces:
         box = _around(piece)
         if line and not _is_beside(box, boxes):
             yield line
-            line, boxes = [], []
+            line = []
+            boxes = []
         line.append(piece)
         boxes.append(box)
     if line:
