@@ -11,6 +11,7 @@ import numpy as np
 import torch
 
 from data_specs import open_shards, storage
+from data_specs.reader import ShardSet
 from data_specs.records import Item, Sample
 from data_specs.spec import Spec
 from tokenize_jobs.decode import decode_codes, grid
@@ -75,7 +76,7 @@ def sample_range(model: DnDTransformer, spec: Spec, first: int, count: int, root
     section, (rows, columns) = spec.sample, spec.codes.grid
     size = section.batch_size
     assert size is not None, "sample_job.py settles the batch before it plans"
-    fixed = open_shards(storage.join(root, section.given.codes)) if section.given else None
+    fixed = open_given(spec, root)
     for start in range(first, first + count, size):
         used = min(size, first + count - start)
         classes = classes_of(spec, start, size)
@@ -88,6 +89,21 @@ def sample_range(model: DnDTransformer, spec: Spec, first: int, count: int, root
             cls = int(classes[offset])
             about = json.dumps({"id": str(index), "source": f"sample {section.name}"}, sort_keys=True).encode()
             yield Sample(f"{index:08d}", {"codes.npy": npy(grids[offset]), "cls": b"%d" % cls, "json": about})
+
+
+def open_given(spec: Spec, root: str) -> ShardSet | None:
+    """Open the code set that sample.given names; None where nothing is given.
+
+    Raises:
+        ValueError: it has no codes.
+    """
+    given = spec.sample.given
+    if given is None:
+        return None
+    items = open_shards(storage.join(root, given.codes))
+    if not len(items) or "codes" not in items[0]:
+        raise ValueError(f"sample.given.codes {given.codes}: has no codes: name a code set with samples, as codes/val")
+    return items
 
 
 def given_codes(spec: Spec, items: Sequence[Item], first: int, count: int) -> torch.Tensor:

@@ -144,7 +144,7 @@ def fitting_sample_batch(spec: Spec, memory: float) -> int:
 # ---- what is printed -----------------------------------------------------------------------------------------------
 def parse_bytes(text: str) -> float:
     """Read the bytes of a size such as 80GB, 40 GiB or 24e9. Raises ValueError for anything else."""
-    match = re.fullmatch(r"\s*([0-9.]+(?:e[0-9]+)?)\s*([kmgt]?)(i?)b?\s*", text.lower())
+    match = re.fullmatch(r"\s*(\d+\.?\d*(?:e\d\d?)?)\s*([kmgt]?)(i?)b?\s*", text.lower())
     if not match:
         raise ValueError(f"--memory {text}: give a size such as 80GB or 40GiB")
     return float(match[1]) * (1024 if match[3] else 1000) ** " kmgt".index(match[2] or " ")

@@ -159,14 +159,13 @@ def _rows(spec: Spec) -> int:
 def _identity(spec: Spec, root: str, workers: Workers, products: dict[str, str]) -> Identity:
     import torch
 
-    from data_specs.manifest import read_manifest
     from pipeline.follow import content_of
+    from train.draw import open_given
 
     name = "ema.safetensors" if spec.sample.ema else "transformer.safetensors"
     inputs = {"transformer": weights_digest(storage.join(root, "transformer", name), "transformer", "train")}
-    given = spec.sample.given
-    if given:
-        inputs["given"] = content_of(read_manifest(storage.join(root, given.codes, "manifest.json")))
+    if given := open_given(spec, root):
+        inputs["given"] = content_of(given.manifest)
     free: Any = {"name": True, "rounding": True, "given": {"codes"}}  # names and paths, and what decoding needs
     return Identity(
         stage="sample",

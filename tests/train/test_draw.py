@@ -12,25 +12,29 @@ import numpy as np
 import pytest
 import ranks
 import torch
-from code_sets import make_root, tiny_spec
+from code_sets import make_root, tiny_spec, write_codes
 from PIL import Image
 from safetensors.torch import save_file
 from test_elastic import losses
 
-from data_specs.records import Identity
+from data_specs.manifest import merge
+from data_specs.receipts import commit
+from data_specs.records import Identity, RangeUnit, Sample
 from data_specs.spec import Spec
 from data_specs.units import write_plan
+from pipeline.png import encode_photo
 from pipeline.workers import Workers
 from tokenize_jobs.decode import decode_codes, grid
 from tokenize_jobs.launch import TrainingFailed
 from tokenize_jobs.networks import config_of
 from tokenize_jobs.rqvae import RQVAE
 from tokenize_jobs.weights import load_tokenizer, save_tokenizer
-from train.draw import SHOWN, classes_of, sample_batch
+from train.draw import SHOWN, classes_of, given_codes, open_given, sample_batch
 from train.linear import MklLinear, choose_products
 from train.model import DnDTransformer
 from train.model import config_of as transformer_config
 from train.sample_job import _setup, settle
+from train.sampling import FREE
 from train.weights import CONFIG, WEIGHTS, load_transformer
 
 
@@ -82,6 +86,25 @@ def test_workers_pack_weights_for_the_rows_that_they_decode(tmp_path: Path) -> N
     cells = [cell.cell_contents for cell in work.__closure__ or ()]
     (model,) = [found for found in cells if isinstance(found, DnDTransformer)]
     assert {found.rows for found in model.modules() if isinstance(found, MklLinear)} == {12}
+
+
+def test_what_is_given_are_codes(tmp_path: Path) -> None:
+    write_codes(str(tmp_path / "codes"), [2])
+    write_codes(str(tmp_path / "empty"), [0])
+    plan = write_plan(f"{tmp_path}/images", "0" * 64, Identity(stage="test"), [RangeUnit(unit=0, first=0, count=1)])
+    picture = encode_photo(np.zeros((8, 8, 3), np.uint8))
+    commit(plan.set_uri, plan.digest, 0, [Sample("a", {"png": picture, "cls": b"0", "json": b"{}"})])
+    merge(plan, "images")
+    for name in ("empty", "images"):
+        with pytest.raises(ValueError, match=rf"^sample.given.codes {name}: has no codes: name a code set"):
+            open_given(tiny_spec(f"sample.given={{codes: {name}, depths: 1}}"), str(tmp_path))
+    assert open_given(tiny_spec(), str(tmp_path)) is None
+    spec = tiny_spec("sample.given={codes: codes, depths: 1}")
+    items = open_given(spec, str(tmp_path))
+    assert items is not None
+    codes = given_codes(spec, items, 1, 2)
+    wanted = np.stack([items[number]["codes"].reshape(-1, 2) for number in (1, 0)])
+    assert (codes[..., 0].numpy() == wanted[..., 0]).all() and (codes[..., 1] == FREE).all()
 
 
 @pytest.mark.parametrize("tree", [{}, {"sample": 1}, {"sample": {"dtype": 5, "batch_size": 2}, "products": {}}])
