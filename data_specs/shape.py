@@ -8,6 +8,7 @@ from typing import NamedTuple, Protocol
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
 MAX_CODES = 2**16  # codes are uint16
+MAX_LAYERS = 2**12  # a description of more would take the memory and time of a machine before any weight is read
 # Layers, heads, width (paper, table of model sizes; 1B … 7B as in the released code).
 SIZES: dict[str, tuple[int, int, int]] = {
     "B": (12, 12, 768),
@@ -27,6 +28,8 @@ def check_transformer(num_layers: int, num_heads: int, width: int, head_layers: 
     Raises:
         ValueError: attention heads do not divide the width, or head_layers do not rise to the last layer.
     """
+    if num_layers > MAX_LAYERS:
+        raise ValueError(f"{num_layers} layers: at most {MAX_LAYERS} can be built")
     if width % num_heads or (width // num_heads) % 4:
         raise ValueError(f"width {width} over {num_heads} heads must give a head width that is a multiple of 4")
     if list(head_layers) != sorted(set(head_layers)):

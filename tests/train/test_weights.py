@@ -163,6 +163,12 @@ class Evil:
         return print, ("run",)
 
 
+def test_a_description_of_a_billion_layers_is_refused(tmp_path):
+    described = json.loads(TINY.to_json()) | {"num_layers": 10**9, "head_layers": [0, 10**9 - 1]}
+    (tmp_path / "transformer.json").write_text(json.dumps(described))
+    refused("transformer.json: .*1000000000 layers: at most 4096", load_transformer, tmp_path)
+
+
 def test_a_damaged_folder_is_refused(tmp_path, state):
     import_transformer(saved(tmp_path / "a.pt", state), tmp_path / "out", TINY)
     config = json.loads((tmp_path / "out/transformer.json").read_text())
