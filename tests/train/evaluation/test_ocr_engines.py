@@ -105,7 +105,6 @@ def test_a_library_that_raises_crashes_or_hangs_costs_one_picture(monkeypatch):
     monkeypatch.setattr(sys, "path", [str(Path(__file__).parent), *sys.path])
     engine = Grey(num_workers=2)
     readings = engine.read([np.full((8, 8, 3), value, np.uint8) for value in (9, 1, 2, 3, 8, 7)])
-    engine.close()
     assert [reading.text for reading in readings] == ["grey 9", "", "", "", "grey 8", "grey 7"]
     assert "one is bad" in readings[1].failure and "SIGABRT" in readings[2].failure and readings[3].failure
 
@@ -126,7 +125,6 @@ def test_a_library_that_is_imported_for_longer_than_a_picture_may_take_reads_it(
     monkeypatch.setattr(sys, "path", [str(tmp_path), *sys.path])
     engine = Late(num_workers=1)
     readings = engine.read([np.zeros((8, 8, 3), np.uint8)] * 2)
-    engine.close()
     assert [reading.text for reading in readings] == ["read", "read"]
 
 

@@ -10,6 +10,7 @@ import os
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
+from itertools import cycle
 from typing import ClassVar, NamedTuple
 
 import numpy as np
@@ -76,27 +77,15 @@ class IsolatedEngine(OcrEngine):
     limits: ClassVar[Limits] = Limits(cpu_seconds=SECONDS_PER_IMAGE / 10)
 
     def __init__(self, path: str = "", device: str = "cpu", num_workers: int | None = None) -> None:
-        self.children = [Child(self.function, self.limits) for _ in range(num_workers or num_cores())]
         # a child dies with the thread that started it, so the threads live as long as the engine
-        self.threads = [ThreadPoolExecutor(1) for _ in self.children]
+        self.children = [
+            (ThreadPoolExecutor(1), Child(self.function, self.limits)) for _ in range(num_workers or num_cores())
+        ]
 
     def read(self, images: Sequence[np.ndarray]) -> list[Reading]:
         """Reads uint8 images [H, W, 3], dealt in turn to the children."""
-        num_children = len(self.children)
-        running = [
-            thread.submit(_answers, child, images[number::num_children])
-            for number, (child, thread) in enumerate(zip(self.children, self.threads, strict=True))
-        ]
-        readings = [Reading("")] * len(images)
-        for number, share in enumerate(running):
-            readings[number::num_children] = [_reading(answer) for answer in share.result()]
-        return readings
-
-    def close(self) -> None:
-        """Ends the children."""
-        for child, thread in zip(self.children, self.threads, strict=True):
-            child.close()
-            thread.shutdown()
+        running = [thread.submit(child.call, image) for image, (thread, child) in zip(images, cycle(self.children))]
+        return [_reading(answer.result()) for answer in running]
 
 
 def num_cores() -> int:
@@ -150,10 +139,6 @@ def reading_of_tsv(table: str, factor: int) -> Reading:
             lines.setdefault(tuple(fields[1:5]), []).append(fields[11].strip())
             words.append(ReadWord(fields[11].strip(), box_before((left, top, left + width, top + height), factor)))
     return Reading("\n".join(" ".join(line) for line in lines.values()), tuple(words))
-
-
-def _answers(child: Child, images: Sequence[np.ndarray]) -> list[Answer]:
-    return list(child.map((image,) for image in images))
 
 
 def _reading(answer: Answer) -> Reading:
