@@ -25,7 +25,8 @@ from data_specs.scratch import private_folder
 
 IN_USE_SECONDS = 60.0  # a file whose path was handed out this recently stays
 STALE_SECONDS = 3600.0  # a part file this old belongs to a process that died
-POLL_SECONDS, WARN_SECONDS = 0.2, 60.0  # between looks for room, and between words about it
+POLL_SECONDS = 0.2  # between looks for room
+WARN_SECONDS = 60.0  # between words about it
 UNFINISHED = "+part"  # ends the names of half-made files; no other name has a plus
 _LOCKS = 64
 _NAME = re.compile(r"[0-9a-f]{32}-[A-Za-z0-9._-]{1,100}(\+part)?")

@@ -26,8 +26,10 @@ class Account:
     def __init__(self, receipts: Iterable[Receipt] = ()) -> None:
         self.units = set[int]()
         self.counts = Counter[str]()
-        self.filtered, self.rejects = Counter[Reason](), Counter[Reason]()
-        self.shards, self.emptied = dict[int, ShardEntry](), dict[int, tuple[str, ...]]()
+        self.filtered = Counter[Reason]()
+        self.rejects = Counter[Reason]()
+        self.shards = dict[int, ShardEntry]()
+        self.emptied = dict[int, tuple[str, ...]]()
         for receipt in receipts:
             self.add(receipt)
 

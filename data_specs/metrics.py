@@ -5,13 +5,10 @@ from __future__ import annotations
 import json
 import math
 from contextlib import suppress
-from typing import Any
 
 from data_specs import storage
 from data_specs.records import LogRow, RecordError
-from data_specs.telemetry import Telemetry
-
-Row = dict[str, Any]
+from data_specs.telemetry import Row, Telemetry
 
 
 class MetricsLog:

@@ -162,7 +162,8 @@ class _Stream(io.RawIOBase):
     def readinto(self, buffer: Any) -> int:
         data = self.rest or next(self.blocks, b"")
         size = min(len(buffer), len(data))
-        buffer[:size], self.rest = data[:size], data[size:]
+        buffer[:size] = data[:size]
+        self.rest = data[size:]
         return size
 
 

@@ -102,10 +102,8 @@ def _header(name: str, size: int) -> bytes:
 
 
 def _template() -> bytes:
-    """A header without name and size, its checksum field blank as the checksum counts it."""
-    info = tarfile.TarInfo("")
-    info.mode, info.mtime, info.uname, info.gname = 0o644, 0, "", ""
-    header = bytearray(info.tobuf(tarfile.USTAR_FORMAT))
+    """A header without name, size, owner and time, its checksum field blank as the checksum counts it."""
+    header = bytearray(tarfile.TarInfo("").tobuf(tarfile.USTAR_FORMAT))
     header[148:156] = b" " * 8
     return bytes(header)
 

@@ -79,12 +79,12 @@ class TableRows:
         import pyarrow as pa
         import pyarrow.parquet as pq
 
-        names, number = _stored().names, len(self.rows)
-        columns: dict[str, list[Any]] = {name: [row.get(name) for row in self.rows] for name in names}
-        columns |= {"unit": [unit] * number, "shard": [shard] * number, "offset": offsets}
-        packing = {name: "zstd" if name in PACKED else "none" for name in names}
+        stored = _stored()
+        columns: dict[str, list[Any]] = {name: [row.get(name) for row in self.rows] for name in stored.names}
+        columns |= {"unit": [unit] * len(offsets), "shard": [shard] * len(offsets), "offset": offsets}
+        packing = {name: "zstd" if name in PACKED else "none" for name in stored.names}
         sink = pa.BufferOutputStream()
-        pq.write_table(pa.table(columns, _stored()), sink, compression=packing, use_dictionary=REPEATED)
+        pq.write_table(pa.table(columns, stored), sink, compression=packing, use_dictionary=REPEATED)
         return sink.getvalue().to_pybytes()  # type: ignore[no-any-return]
 
 

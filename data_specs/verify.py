@@ -46,9 +46,23 @@ def verify_set(set_uri: str) -> Iterator[str]:
     except ValueError as error:
         yield str(error)
     account = Account()
-    units = set[int]()
     known = set[str]()
-    for name, receipt, fault in read_receipts(set_uri):
+    yield from _verify_receipts(plan, account, known)
+    for name in _litter(set_uri, known):
+        yield f"{set_uri}/{name}: belongs to no receipt (litter; `dnd verify --clean` removes it)"
+    yield from _verify_manifest(plan, account)
+
+
+def _verify_receipts(plan: Plan, account: Account, known: set[str]) -> Iterator[str]:
+    """Compare receipts with their shards and the plan.
+
+    Args:
+        plan: of the set.
+        account: gets those that count.
+        known: gets what names of their files begin with.
+    """
+    units = set[int]()
+    for name, receipt, fault in read_receipts(plan.set_uri):
         known.add(_unit_or_shard(name, receipt))
         if receipt is None:
             yield f"{fault}; run the stage again"
@@ -58,9 +72,6 @@ def verify_set(set_uri: str) -> Iterator[str]:
         if receipt.digest == plan.digest and not fault:
             account.add(receipt)
     yield from _missing(plan, units)
-    for name in _litter(set_uri, known):
-        yield f"{set_uri}/{name}: belongs to no receipt (litter; `dnd verify --clean` removes it)"
-    yield from _verify_manifest(plan, account)
 
 
 def _unit_or_shard(name: str, receipt: Receipt | None) -> str:

@@ -19,12 +19,13 @@ from torch import Tensor
 
 from data_specs import digest, storage
 from data_specs.lease import Lease, acquire
-from data_specs.metrics import MetricsLog, Row
+from data_specs.metrics import MetricsLog
 from data_specs.progress import Progress
 from data_specs.records import CheckpointFile, CheckpointState, Finished, Identity, TaskState
 from data_specs.root import record_spec
 from data_specs.sections import Training
 from data_specs.spec import Spec
+from data_specs.telemetry import Row
 from data_specs.text import say
 from tokenize_jobs import checkpoint, stopping
 from tokenize_jobs.guard import SpikeDetector, Watchdog

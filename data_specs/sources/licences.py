@@ -8,10 +8,11 @@ from __future__ import annotations
 import hashlib
 import json
 import re
+from collections import Counter
 from collections.abc import Callable, Collection, Iterator
 from contextlib import ExitStack
 from pathlib import Path
-from typing import Any, BinaryIO
+from typing import BinaryIO
 
 from data_specs import storage
 from data_specs.records import Record
@@ -78,31 +79,32 @@ def write_months(metadata_uri: str, inputs_uri: str, wanted: Callable[[str], boo
     folder = storage.join(inputs_uri, f"arxiv-{code}")
     if not storage.exists(f"{folder}.json"):
         with scratch_folder() as scratch:
-            counts = _sort_by_month(metadata_uri, wanted, scratch)
-            for month in counts["papers"]:
+            papers, num_broken = _sort_by_month(metadata_uri, wanted, scratch)
+            for month in papers:
                 storage.create(storage.join(folder, f"{month}.jsonl"), scratch / month)
-        storage.create(f"{folder}.json", json.dumps({"metadata": metadata_uri} | counts).encode())
+        report = {"metadata": metadata_uri, "papers": papers, "broken_lines": num_broken}
+        storage.create(f"{folder}.json", json.dumps(report).encode())
     return folder
 
 
-def _sort_by_month(metadata_uri: str, wanted: Callable[[str], bool], folder: Path) -> dict[str, Any]:
-    papers = dict[str, int]()
-    broken = 0
-    fits = 0
+def _sort_by_month(metadata_uri: str, wanted: Callable[[str], bool], folder: Path) -> tuple[dict[str, int], int]:
+    """Write the wanted papers into FOLDER/MONTH; return their number by month, and how many lines hold no paper."""
+    papers = Counter[str]()
+    lines = Counter[str]()
     with ExitStack() as stack, open_unpacked(metadata_uri) as stream:
         files = dict[str, BinaryIO]()
         for line, length in read_lines(stream):
             paper = _parse(line) if length <= LINE_BYTES else None
             month = month_of(paper.id) if paper else None
-            broken, fits = broken + (month is None), fits + (month is not None)
+            lines["whole" if month else "broken"] += 1
             if paper and month and wanted(month):
                 if month not in files:
                     files[month] = stack.enter_context((folder / month).open("wb"))
                 files[month].write(paper.to_json())
-                papers[month] = papers.get(month, 0) + 1
-    if not fits:
+                papers[month] += 1
+    if not lines["whole"]:
         raise ValueError(f"{metadata_uri}: no line has an arXiv id; give JSON Lines with id and license")
-    return {"papers": dict(sorted(papers.items())), "broken_lines": broken}
+    return dict(sorted(papers.items())), lines["broken"]
 
 
 def _parse(line: bytes) -> Paper | None:

@@ -9,7 +9,8 @@ from xml.sax.saxutils import escape, quoteattr
 from markupsafe import Markup
 
 from data_specs import storage
-from data_specs.metrics import Row, read_rows
+from data_specs.metrics import read_rows
+from data_specs.telemetry import Row
 
 WIDTH, HEIGHT, LEFT, TOP, RIGHT, BOTTOM = 340, 190, 58, 12, 22, 44  # of the box of the curves, and the room around it
 COLOURS = ("#2f7fd6", "#d1592b", "#23885a", "#9a63d3", "#a3781a", "#c2478c", "#2b8a97", "#7c7f86")  # on white and black

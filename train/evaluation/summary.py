@@ -10,10 +10,11 @@ import logging
 from itertools import islice
 
 from data_specs import open_shards, storage
-from data_specs.metrics import Row, read_rows
+from data_specs.metrics import read_rows
 from data_specs.reader import ShardSet
 from data_specs.records import EngineInfo, Quality, RealWords, Summary, SummaryInputs, SummaryWords
 from data_specs.spec import Spec
+from data_specs.telemetry import Row
 from train.evaluation.codes import codebook_usage, count_codes, histogram_baseline
 from train.evaluation.context import context_baseline
 from train.evaluation.images import reconstruction_quality
