@@ -54,8 +54,7 @@ def render(
         Literal["pages", "text", "markdown"], typer.Option(help="PDF pages, plain passages, or Markdown")
     ] = "pages",
     pdfs: Annotated[
-        Path | None,
-        typer.Option(help="folder of your PDFs, of each its first three pages (default: typeset)"),
+        Path | None, typer.Option(help="folder of your PDFs, of each its first three pages (default: typeset)")
     ] = None,
     rounds: RoundsOpt = 5,
 ) -> None:

@@ -8,7 +8,6 @@ from typing import Annotated, Literal
 import typer
 
 from data_specs import storage
-from data_specs.spec import Spec
 from data_specs.text import say
 from infra.commands.options import AddressOpt, KnownRootOpt, RootOpt, SetOpt, SpecArg, WorkersOpt, open_root, open_spec
 from infra.submit.job import Engine
@@ -104,7 +103,8 @@ def memory(
     set_: SetOpt = None,
 ) -> None:
     """Predicts a GPU's memory by part and the batch that fits; of the transformer's training also the hours."""
-    from train import memory
+    from train import duration, memory
+    from train.model import config_of
 
     resolved = open_spec(spec, root, set_, *NEEDED[stage])
     room = memory.parse_bytes(size)
@@ -112,14 +112,9 @@ def memory(
         lines = memory.tokenizer_table(resolved, gpus, room)
     elif stage == "encode":
         lines = memory.encoding_table(resolved, room)
+    elif stage == "sample":
+        lines = memory.sampling_table(resolved, config_of(resolved), room)
     else:
-        lines = _of_transformer(resolved, stage, gpus, room)
+        config = config_of(resolved)
+        lines = [*memory.table(resolved, config, gpus, room), *duration.table(resolved, config, gpus)]
     say("\n".join(lines))
-
-
-def _of_transformer(spec: Spec, stage: str, gpus: int, room: float) -> list[str]:
-    from train import duration, memory
-
-    if stage == "sample":
-        return memory.sampling_table(spec, room)
-    return [*memory.table(spec, gpus, room), *duration.table(spec, gpus)]

@@ -58,8 +58,7 @@ def summary(root: RootOpt, spec: SpecArg = None, set_: SetOpt = None, as_json: J
 def images(
     samples: Annotated[str, typer.Argument(help="FILE.npz (arr_0), a folder of pictures, or an image shard set")],
     reference: Annotated[
-        str,
-        typer.Option(help="the same kinds, an .npz with mu and sigma, or a name of `dnd pretrained`"),
+        str, typer.Option(help="the same kinds, an .npz with mu and sigma, or a name of `dnd pretrained`")
     ],
     root: RootOpt,
     metric: Annotated[Literal["gfid", "rfid"], typer.Option(help="generated, or reconstructed")] = "gfid",
@@ -69,8 +68,7 @@ def images(
     ] = None,
     crop: Annotated[str | None, typer.Option(help="how the reference was cut, for the result")] = None,
     extractor: Annotated[
-        str,
-        typer.Option(help="inception[:FILE], transformers:FOLDER, module:PACKAGE.MODULE:FUNCTION, builtin"),
+        str, typer.Option(help="inception[:FILE], transformers:FOLDER, module:PACKAGE.MODULE:FUNCTION, builtin")
     ] = "builtin",
     force: Annotated[bool, typer.Option("--force", help="accept a reference of the wrong kind; the result says so")] = (
         False
@@ -147,8 +145,7 @@ def ppl_ocr(
     real: RealOpt = "images/val",
     engine: EngineOpt = "auto",
     model: Annotated[
-        str | None,
-        typer.Option(help="folder of a causal LM of transformers (default: an n-gram model of the text)"),
+        str | None, typer.Option(help="folder of a causal LM of transformers (default: an n-gram model of the text)")
     ] = None,
     num: Annotated[int, typer.Option(min=1, help="images of each set")] = 250,
     name: NameOpt = None,

@@ -44,22 +44,18 @@ def curves_of(root: str) -> list[Chart]:
     transformer = read_rows(storage.join(root, "transformer", "metrics.jsonl"))
     bits = {"training": "bits_per_code", "validation": "val_bits_per_code", "EMA": "val_ema_bits_per_code"}
     wanted = [
-        ("Tokenizer: what it keeps", "PSNR, dB", [_series("training", tokenizer, "psnr")]),
+        ("Tokenizer: what it keeps", "PSNR, dB", [Series("training", points_of(tokenizer, "psnr"))]),
         (
             "Transformer: what it predicts",
             "bits a code",
-            [_series(name, transformer, key) for name, key in bits.items()],
+            [Series(name, points_of(transformer, key)) for name, key in bits.items()],
         ),
         ("The same by depth, training", "bits a code", _by_depth(transformer, "bits_per_code_by_depth")),
         ("The same by depth, validation, EMA", "bits a code", _by_depth(transformer, "val_ema_bits_per_code_by_depth")),
-        ("Transformer: gradient before clipping", "norm", [_series("training", transformer, "grad_norm")]),
+        ("Transformer: gradient before clipping", "norm", [Series("training", points_of(transformer, "grad_norm"))]),
     ]
     charts = [Chart(title, "step", up, [curve for curve in curves if curve.points]) for title, up, curves in wanted]
     return [chart for chart in charts if chart.curves]
-
-
-def _series(name: str, rows: list[Row], key: str) -> Series:
-    return Series(name, points_of(rows, key))
 
 
 def points_of(rows: list[Row], key: str) -> list[tuple[int, float]]:

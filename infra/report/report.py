@@ -58,9 +58,9 @@ def write_report(root: str) -> str:
         "name": spec.name,
         "root": root,
         "stages": stages,
-        "durations": sorted([*map(_set_duration, stages), *_trainings(root)], key=lambda one: one["ended"]),
+        "durations": sorted([*map(_duration, stages), *_trainings(root)], key=lambda one: one["ended"]),
         "evaluation": summary and summary.model_dump(mode="json"),
-        "evaluations": evaluations,
+        "evaluations": [one for one, _ in evaluations],
         "published": {
             "source": SOURCE,
             "figures": [row._asdict() | {"conditions": row.conditions._asdict()} for row in PUBLISHED],
@@ -71,9 +71,9 @@ def write_report(root: str) -> str:
     try:
         page = template(PAGE).render(
             metrics=metrics,
-            results=[(one, _table(root, one)) for one in evaluations],
+            results=evaluations,
             verdict=figures(summary) if summary else [],
-            published=against_published(evaluations, spec, root),
+            published=against_published(metrics["evaluations"], spec, root),
             source=SOURCE,
             spec=spec,
             spec_yaml=spec.to_yaml(),
@@ -96,21 +96,17 @@ def template(path: Path) -> jinja2.Template:
     return environment.get_template(path.name)
 
 
-def _evaluation(root: str, name: str, result: dict[str, Any]) -> dict[str, Any]:
-    """Name, result, assumptions, command and worst readings."""
+def _evaluation(root: str, name: str, result: dict[str, Any]) -> tuple[dict[str, Any], Table]:
+    """Name, result, assumptions, command and worst readings; and the table of its figures."""
     with naming_its_file(root, name):
-        return {
+        told = {
             "name": name,
             "result": result,
             "assumptions": {k: v for k, v in flatten(result).items() if isinstance(v, str | bool | int) and v != ""},
             "command": shlex.join(["dnd", *result.get("command", [])[1:]]),
             "worst": [example for example in result.get("worst", []) if "reference" in example],
         }
-
-
-def _table(root: str, evaluation: dict[str, Any]) -> Table:
-    with naming_its_file(root, evaluation["name"]):
-        return table_of(evaluation["result"])
+        return told, table_of(result)
 
 
 def _stage(root: str, set_uri: str) -> dict[str, Any]:
@@ -142,7 +138,7 @@ def _stage(root: str, set_uri: str) -> dict[str, Any]:
     }
 
 
-def _set_duration(stage: dict[str, Any]) -> dict[str, Any]:
+def _duration(stage: dict[str, Any]) -> dict[str, Any]:
     return {"name": stage["name"], "took": stage["took"], "work": stage["seconds"], "ended": stage["ended"]}
 
 

@@ -36,8 +36,8 @@ def nearest(training: str, picture: np.ndarray) -> Nearest:
     """
     items = open_shards(training)
     differ = np.bitwise_count(_hashes(training, items.manifest.digest) ^ np.uint64(perceptual_hash(picture)))
-    places = np.argsort(differ, kind="stable")[:CANDIDATES]
-    return min((_compared(items, int(index), picture) for index in places), key=lambda found: found.difference)
+    nearest_first = np.argsort(differ, kind="stable")[:CANDIDATES]
+    return min((_compared(items, int(index), picture) for index in nearest_first), key=lambda found: found.difference)
 
 
 @lru_cache(2)

@@ -7,6 +7,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 import torch
+from einops import rearrange, repeat
 
 from data_specs import storage
 from data_specs.spec import Spec
@@ -138,10 +139,10 @@ def draw(model: Generator, spec: Spec, cls: int, number: int, given: np.ndarray 
     Raises:
         ValueError: the model has no such class, or cannot do what is asked for.
     """
-    fixed = torch.from_numpy(given).flatten(0, 1).repeat(number, 1, 1) if given is not None else None
+    fixed = None if given is None else repeat(torch.from_numpy(given), "h w d -> b (h w) d", b=number)
     others = ("guidance_schedule", "guidance_interval", "top_k", "top_p")
     options |= {name: getattr(spec.sample, name) for name in others}
     codes = sample_codes(model.transformer, [cls] * number, given=fixed, **options)
     assert isinstance(codes, torch.Tensor)
-    drawn = codes.unflatten(1, spec.codes.grid).cpu().numpy()
+    drawn = rearrange(codes, "b (h w) d -> b h w d", h=spec.codes.grid[0]).cpu().numpy()
     return drawn, decode_codes(model.tokenizer, drawn)

@@ -290,6 +290,7 @@ def test_a_result_of_another_shape_is_one_line_in_the_report(root: Path) -> None
                 ValueError, match=rf"^[^\n]*evaluation/{name}\.json: not a (result of|valid summary) [^\n]*$"
             ):
                 reader()
+        assert not (root / "report").exists()
         path.unlink()
     assert not (root / "report").exists()
 
