@@ -20,9 +20,9 @@ from infra.commands.options import (
     SetOpt,
     SpecArg,
     WorkersOpt,
-    compute_workers,
     open_root,
     ranks_here,
+    with_gpus,
 )
 from infra.commands.stages import add_stages, take_over
 from pipeline.stages import find
@@ -85,7 +85,7 @@ def run(
     number = ranks_here(ranks, resolved.tokenizer.batch_size, resolved.train.batch_size)
     if from_ and (training := find("train")):
         take_over(training, resolved, root, from_)
-    run_all(resolved, root, compute_workers(ray_address, workers), number)
+    run_all(resolved, root, with_gpus(Workers(ray_address, workers)), number)
 
 
 @app.command()

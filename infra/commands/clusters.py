@@ -104,7 +104,6 @@ def memory(
 ) -> None:
     """Predicts a GPU's memory by part and the batch that fits; of the transformer's training also the hours."""
     from train import duration, memory
-    from train.model import config_of
 
     resolved = open_spec(spec, root, set_, *NEEDED[stage])
     room = memory.parse_bytes(size)
@@ -113,8 +112,7 @@ def memory(
     elif stage == "encode":
         lines = memory.encoding_table(resolved, room)
     elif stage == "sample":
-        lines = memory.sampling_table(resolved, config_of(resolved), room)
+        lines = memory.sampling_table(resolved, room)
     else:
-        config = config_of(resolved)
-        lines = [*memory.table(resolved, config, gpus, room), *duration.table(resolved, config, gpus)]
+        lines = [*memory.table(resolved, gpus, room), *duration.table(resolved, gpus)]
     say("\n".join(lines))

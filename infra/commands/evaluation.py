@@ -13,7 +13,7 @@ import typer
 
 from data_specs import storage
 from data_specs.text import say
-from infra.commands.options import JsonOpt, RootArg, RootCommand, RootOpt, SetOpt, SpecArg, compute_workers, open_root
+from infra.commands.options import JsonOpt, RootArg, RootCommand, RootOpt, SetOpt, SpecArg, open_root, with_gpus
 from infra.report.tables import figure_text
 from pipeline.workers import Workers
 from train.evaluation.results import summary_uri, write_result
@@ -98,7 +98,7 @@ def images(
         load_extractor(extractor, device),
         forced=force,
         device=device,
-        extract_set=partial(extract_on, compute_workers(None, workers), extractor) if workers else None,
+        extract_set=partial(extract_on, with_gpus(Workers(None, workers)), extractor) if workers else None,
     )
     _write(root, name or metric, result, result["figures"], as_json)
 
@@ -207,7 +207,7 @@ def legibility(
     if samples.startswith("samples/") and storage.exists(storage.join(root, reconstructions, "manifest.json")):
         names["reconstructed"] = reconstructions
     sets = _read(root, reader, num, workers, **names)
-    result = measure(root, sets, reader, num, wanted, compute_workers(None, workers or 0), name or "legibility")
+    result = measure(root, sets, reader, num, wanted, with_gpus(Workers(None, workers or 0)), name or "legibility")
     result["inputs"] = _inputs(sets)
     shares = ("exact_words", "real_words")
     figures = {f"{figure} {kind}": share for figure in shares for kind, share in result[figure].items()}
@@ -278,7 +278,7 @@ def _read(root: str, reader: OcrEngine, num: int, workers: int | None, **names: 
 
     sets = {kind: _pictures(root, name) for kind, name in names.items()}
     if workers:
-        use = compute_workers(None, workers) if reader.on_device else Workers(None, workers)
+        use = with_gpus(Workers(None, workers)) if reader.on_device else Workers(None, workers)
         read_on(use, reader, cache_of(root), {kind: (of, spread(len(of), num)) for kind, of in sets.items()})
     return sets
 

@@ -12,7 +12,7 @@ from typer.core import TyperCommand
 from data_specs import storage
 from data_specs.root import NAME, read_spec
 from data_specs.spec import Spec
-from pipeline.workers import MAX_FAILURES, Workers
+from pipeline.workers import Workers
 
 SpecArg = Annotated[
     str | None,
@@ -118,7 +118,7 @@ def open_spec(spec: str | None, root: str | None, overrides: list[str] | None, *
     return resolved
 
 
-def compute_workers(address: str | None, number: int | None, max_failures: int = MAX_FAILURES) -> Workers:
+def with_gpus(workers: Workers) -> Workers:
     """Workers for stages that compute: one GPU each where there are GPUs.
 
     DND_WORKER_GPUS says so where this process runs beside the workers, on a Ray head without GPUs.
@@ -126,7 +126,7 @@ def compute_workers(address: str | None, number: int | None, max_failures: int =
     import torch
 
     gpus = os.environ.get("DND_WORKER_GPUS") or ("1" if torch.cuda.is_available() else "0")
-    return Workers(address, number, gpus=float(gpus), max_failures=max_failures)
+    return workers._replace(gpus=float(gpus))
 
 
 def ranks_here(ranks: int | None, *batches: int) -> int:

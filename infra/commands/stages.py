@@ -24,9 +24,9 @@ from infra.commands.options import (
     SetOpt,
     SpecArg,
     WorkersOpt,
-    compute_workers,
     open_root,
     ranks_here,
+    with_gpus,
 )
 from pipeline.stages import Option, Stage, UnitStage, registered
 from pipeline.workers import MAX_FAILURES, Share, ShareDone, Workers, kept
@@ -62,38 +62,21 @@ def run_stage(stage: Stage, spec: Spec, root: str, workers: Workers, **options: 
 
 def command_of(stage: Stage) -> Callable[..., None]:
     """The function that runs a stage from the command line, with the signature that typer reads its options from."""
+    own = {option.name.replace("-", "_"): option for option in stage.options}
     declared = FOR_ALL | (FOR_READERS if stage.reads else {}) | (FOR_TRAININGS if stage.trains else FOR_UNITS)
-    declared |= {option.name.replace("-", "_"): (_annotated(option), option.default) for option in stage.options}
+    declared |= {name: (_annotated(option), option.default) for name, option in own.items()}
 
-    def command(
-        root: str,
-        spec: str | None,
-        set_: list[str] | None,
-        from_: str | None = None,
-        ranks: int | None = None,
-        ray_address: str | None = None,
-        workers: int | None = None,
-        max_failures: int = MAX_FAILURES,
-        part: str | None = None,
-        **given: Any,
-    ) -> None:
-        keys = {option.name.replace("-", "_"): option.key for option in stage.options}
-        overrides = [f"{keys[name]}={value}" for name, value in given.items() if keys[name] and value is not None]
-        resolved, root = open_root(spec, root, [*(set_ or []), *overrides], *stage.sections, old=from_)
-        if stage.trains:
-            use = Workers(num_workers=ranks_here(ranks, getattr(resolved, stage.batch).batch_size))
-        elif stage.computes:
-            use = compute_workers(ray_address, workers, max_failures)
-        else:
-            use = Workers(ray_address, workers, max_failures=max_failures)
-        if part and not isinstance(stage, UnitStage):
-            raise ValueError(f"--part {part}: `{stage.name}` is not made in units that jobs could share")
-        use = use._replace(share=Share.parse(part)) if part else use
-        options = {name: value for name, value in given.items() if not keys[name]}
-        if from_:
-            take_over(stage, resolved, root, from_)
+    def command(**given: Any) -> None:
+        keys = {name: option.key for name, option in own.items()}
+        overrides = [f"{key}={given[name]}" for name, key in keys.items() if key and given[name] is not None]
+        old = given.get("from_")
+        overrides = [*(given["set_"] or []), *overrides]
+        spec, root = open_root(given["spec"], given["root"], overrides, *stage.sections, old=old)
+        workers = _workers(stage, spec, given)
+        if old:
+            take_over(stage, spec, root, old)
         try:
-            run_stage(stage, resolved, root, use, **options)
+            run_stage(stage, spec, root, workers, **{name: given[name] for name, key in keys.items() if not key})
         except ShareDone as done:
             say(f"{stage.name}: {done}")
 
@@ -104,6 +87,20 @@ def command_of(stage: Stage) -> Callable[..., None]:
     command.__signature__ = inspect.Signature(parameters)  # type: ignore[attr-defined]
     command.__annotations__ = {name: kind for name, (kind, _) in declared.items()}
     return command
+
+
+def _workers(stage: Stage, spec: Spec, given: dict[str, Any]) -> Workers:
+    """The ranks of a training; the workers of any other stage, and their share of its units."""
+    if stage.trains:
+        return Workers(num_workers=ranks_here(given["ranks"], getattr(spec, stage.batch).batch_size))
+    workers = Workers(given["ray_address"], given["workers"], max_failures=given["max_failures"])
+    if stage.computes:
+        workers = with_gpus(workers)
+    if part := given["part"]:
+        if not isinstance(stage, UnitStage):
+            raise ValueError(f"--part {part}: `{stage.name}` is not made in units that jobs could share")
+        workers = workers._replace(share=Share.parse(part))
+    return workers
 
 
 def _named_keys(stage: Stage) -> str | None:
