@@ -88,7 +88,7 @@ def _networks(spec: Spec) -> Networks:
     model = RQVAE(config_of(spec)).train()
     model.quantizer.eval()  # how rows restart depends on values, and takes little
     discriminator = None if section.gan_start is None else PatchDiscriminator()
-    return Networks(model, discriminator, LPIPS() if section.lpips_weights else None)
+    return Networks(section, model, discriminator, LPIPS() if section.lpips_weights else None)
 
 
 def _training_peak(spec: Spec, dtype: torch.dtype, images: int) -> int:
@@ -96,11 +96,11 @@ def _training_peak(spec: Spec, dtype: torch.dtype, images: int) -> int:
     size = spec.shape.image_size
     with FakeTensorMode(), LiveBytes() as live:
         networks = _networks(spec)
-        optimizers = networks.optimizers(spec.tokenizer)
+        optimizers = networks.optimizers()
         average = [p.clone() for p in networks.model.parameters()] if spec.tokenizer.ema else []
         batch = torch.empty(images, 3, size, size)
         for _ in range(2):
-            networks.add_gradients(spec.tokenizer, batch, dtype, networks.discriminator is not None, 1.0, 1.0)
+            networks.add_gradients(batch, dtype, networks.discriminator is not None)
             for optimizer in optimizers:
                 optimizer.step()
                 optimizer.zero_grad(set_to_none=True)

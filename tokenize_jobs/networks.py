@@ -97,8 +97,9 @@ def lpips_of(spec: Spec, root: str) -> LPIPS | None:
 
 # ---- a micro batch -------------------------------------------------------------------------------------------------
 class Networks(NamedTuple):
-    """The tokenizer, its discriminator where the spec has one, and LPIPS where it has weights."""
+    """The tokenizer, its discriminator where the spec has one, and LPIPS where it has weights; how they are trained."""
 
+    section: Tokenizer
     model: RQVAE
     discriminator: PatchDiscriminator | None
     lpips: LPIPS | None
@@ -108,12 +109,13 @@ class Networks(NamedTuple):
         """Those that learn."""
         return [self.model] if self.discriminator is None else [self.model, self.discriminator]
 
-    def optimizers(self, section: Tokenizer) -> list[torch.optim.Optimizer]:
+    def optimizers(self) -> list[torch.optim.Optimizer]:
         """Return an Adam for each of those that learn."""
+        section = self.section
         return [torch.optim.Adam(net.parameters(), section.learning_rate, section.betas) for net in self.trained]
 
     def add_gradients(
-        self, section: Tokenizer, images: Tensor, dtype: torch.dtype, adversarial: bool, share: float, weight: float
+        self, images: Tensor, dtype: torch.dtype, adversarial: bool, share: float = 1.0, weight: float = 1.0
     ) -> tuple[Losses, Tensor]:
         """Add the gradients of one micro batch [b, 3, H, W]; return its losses and codes.
 
@@ -129,7 +131,7 @@ class Networks(NamedTuple):
         with autocast(images.device, dtype):
             reconstruction, commitment, codes = self.model(images)
             losses = generator_losses(
-                section,
+                self.section,
                 images,
                 reconstruction,
                 commitment,

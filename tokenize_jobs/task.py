@@ -79,9 +79,9 @@ class TokenizerTask:
         lpips = lpips.to(self.device) if lpips else None
         model = model.to(self.device, memory_format=self.layout).train()  # type: ignore[call-overload]
         discriminator = None if self.section.gan_start is None else PatchDiscriminator().to(self.device)
-        self.networks = Networks(model, discriminator, lpips)
+        self.networks = Networks(self.section, model, discriminator, lpips)
         self.model = model
-        self.optimizers = self.networks.optimizers(self.section)
+        self.optimizers = self.networks.optimizers()
         self.ema = None if self.section.ema is None else MovingAverage(self.model, self.section.ema)
         self.images: Generator[Pixels, None, None] | None = None
         self.statistics = CodeStatistics(model.config.depth, model.config.codebook_size, self.device)
@@ -156,9 +156,7 @@ class TokenizerTask:
         codes = []
         for images, share in zip(micros, self._shares(), strict=True):
             weight = len(images) / self.section.batch_size
-            losses, of_micro = self.networks.add_gradients(
-                self.section, images, self.dtype, self._has_begun, share, weight
-            )
+            losses, of_micro = self.networks.add_gradients(images, self.dtype, self._has_begun, share, weight)
             codes.append(of_micro)
             for name, loss in losses.items():
                 total[name] = total.get(name, 0) + loss * weight

@@ -113,13 +113,13 @@ def _trained(setting: Setting, name: str, spec: Spec, size: int) -> Iterator[Row
     model = RQVAE(config_of(spec)).train()
     layout = training_layout(setting.device)
     model = model.to(setting.device, memory_format=layout)  # type: ignore[call-overload]
-    networks = Networks(model, discriminator, lpips)
-    optimizers = networks.optimizers(spec.tokenizer)
+    networks = Networks(spec.tokenizer, model, discriminator, lpips)
+    optimizers = networks.optimizers()
     images = to_device(np.zeros((size, *model.config.image_size, 3), np.uint8), setting.device, layout)
     reset_peak(setting)
 
     def step() -> None:
-        networks.add_gradients(spec.tokenizer, images, torch.bfloat16, discriminator is not None, 1.0, 1.0)
+        networks.add_gradients(images, torch.bfloat16, discriminator is not None)
         for optimizer in optimizers:
             optimizer.step()
             optimizer.zero_grad(set_to_none=True)

@@ -251,5 +251,5 @@ def test_ranks_send_contiguous_tensors_also_of_networks_in_channels_last(monkeyp
     critic = PatchDiscriminator(8).to(memory_format=torch.channels_last).train()
     section = Tokenizer(steps=1, gan_start=0)
     images = torch.rand(2, 3, 16, 16).contiguous(memory_format=torch.channels_last)
-    Networks(model, critic, None).add_gradients(section, images, torch.float32, True, 1.0, 1.0)
+    Networks(section, model, critic, None).add_gradients(images, torch.float32, adversarial=True)
     assert (2, *model.decoder.conv_out.weight.shape) in sent and len(sent) > 5
