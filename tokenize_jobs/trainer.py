@@ -359,7 +359,7 @@ def fit(job: Job, build: Callable[[Ranks], Task]) -> bool:
     held = ranks.on_first(partial(acquire, job.folder, f"dnd {job.command}"))
     try:
         task = build(ranks)
-        _accept(job, ranks)
+        ranks.on_first(partial(_accept, job))
         trainer = Trainer(job, task, ranks, held)
         finished = trainer.run()
         if finished:
@@ -372,12 +372,8 @@ def fit(job: Job, build: Callable[[Ranks], Task]) -> bool:
             held.release()
 
 
-def _accept(job: Job, ranks: Ranks) -> None:
-    """Binds the folder to the job and puts its spec on record, on rank 0, once the task has found nothing to refuse."""
-
-    def accept() -> None:
-        digest.claim(job.folder, job.identity, job.remedy)
-        root, _, name = job.folder.rpartition("/")
-        record_spec(job.spec, root, name, job.sections)
-
-    ranks.on_first(accept)
+def _accept(job: Job) -> None:
+    """Bind the folder to the job and put its spec on record, once the task has found nothing to refuse."""
+    digest.claim(job.folder, job.identity, job.remedy)
+    root, _, name = job.folder.rpartition("/")
+    record_spec(job.spec, root, name, job.sections)
