@@ -78,7 +78,7 @@ site: .venv/installed .venv/packages-dev  ## the documentation site, in build/si
 	PYTHONPATH=. $(BIN)/mkdocs build --strict
 
 keys: .venv/installed  ## writes docs/keys.md from the models of the spec
-	$(BIN)/python -m data_specs.reference > docs/keys.md
+	$(BIN)/python -m data_specs.explain > docs/keys.md
 
 rehearsal: .venv/installed .venv/packages-dev  ## a cluster's life on this machine: Ray nodes die, Slurm preempts, S3 holds all (OUT=folder)
 	$(BIN)/python tests/rehearsal.py --out $(OUT)

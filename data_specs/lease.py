@@ -140,13 +140,11 @@ def _refusal(folder: str, by: LeaseHolder | None) -> ValueError:
 
 def _is_dead(folder: str, number: int, found: LeaseHolder) -> bool:
     """Whether a holder is gone: its process on this machine, or else its heartbeat, watched for as long as it takes."""
-    if _ended_here(found):
+    age = time.time() - found.beat
+    if _ended_here(found) or age > LONG_AGO:
         return True
-    here = (found.host, found.pid_space) == (socket.gethostname(), _pid_space())
-    if here and time.time() - found.beat < LAPSE:
+    if _is_of_here(found) and age < LAPSE:
         return False
-    if time.time() - found.beat > LONG_AGO:
-        return True
     deadline = time.monotonic() + LAPSE
     while time.monotonic() < deadline:
         if _read(folder, number) != found:  # it beats, or has just ended
@@ -157,8 +155,11 @@ def _is_dead(folder: str, number: int, found: LeaseHolder) -> bool:
 
 def _ended_here(by: LeaseHolder) -> bool:
     """Whether a holder was a process of this machine that is no more."""
-    here = (by.host, by.pid_space) == (socket.gethostname(), _pid_space())
-    return here and not psutil.pid_exists(by.pid)
+    return _is_of_here(by) and not psutil.pid_exists(by.pid)
+
+
+def _is_of_here(by: LeaseHolder) -> bool:
+    return (by.host, by.pid_space) == (socket.gethostname(), _pid_space())
 
 
 def _holders(folder: str) -> dict[int, LeaseHolder]:

@@ -13,7 +13,7 @@ from data_specs import storage
 from data_specs.local_files import no_files
 from data_specs.records import Document, RawDocument, Reason, SourceUnit
 from data_specs.source import Source
-from data_specs.sources.names import as_utf8, is_packed, is_parquet
+from data_specs.sources.names import as_utf8, is_parquet, packing
 from data_specs.sources.reading import read_spans
 from data_specs.sources.tables import read_rows
 
@@ -95,7 +95,7 @@ class ListedSource(Source):
     def _unit(self, documents: list[Document]) -> SourceUnit:
         """A unit of a packed file names it as its affinity: each node that works on such units unpacks it once."""
         first = documents[0].span.file.uri
-        return SourceUnit.of(self, documents, first if is_packed(first) else None)
+        return SourceUnit.of(self, documents, first if packing(first) else None)
 
     def read(self, unit: SourceUnit, max_bytes: int) -> Iterator[RawDocument]:
         for is_table, documents in groupby(unit.listed(), lambda document: is_parquet(document.span.file.uri)):

@@ -7,13 +7,8 @@ PACKED = {".gz": "gz", ".bz2": "bz2", ".xz": "xz", ".zst": "zst"}  # suffix -> h
 PACKED_TARS = {".tgz": "gz", ".tbz": "bz2", ".tbz2": "bz2", ".txz": "xz", ".tzst": "zst"}  # for .tar.gz and so on
 
 
-def is_packed(name: str) -> bool:
-    """Return whether a file of this name is unpacked before it is read."""
-    return packing(name) is not None
-
-
 def packing(name: str) -> str | None:
-    """Return how a file of this name is packed: gz, bz2, xz, zst, or None."""
+    """Return how a file of this name is packed, and unpacked before it is read: gz, bz2, xz, zst, or None."""
     return (PACKED | PACKED_TARS).get(name[name.rfind(".") :].lower())
 
 
@@ -21,7 +16,7 @@ def without_packing(name: str) -> str:
     """Return a name, lower case, without the suffix that says how it is packed: A.JSONL.gz -> a.jsonl."""
     name = name.lower()
     bare, dot, suffix = name.rpartition(".")
-    return f"{bare}.tar" if dot + suffix in PACKED_TARS else bare if is_packed(name) else name
+    return f"{bare}.tar" if dot + suffix in PACKED_TARS else bare if packing(name) else name
 
 
 def is_parquet(name: str) -> bool:

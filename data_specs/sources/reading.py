@@ -13,7 +13,7 @@ from itertools import groupby
 from data_specs import storage
 from data_specs.records import FileInfo, RawDocument, SourceUnit, Span
 from data_specs.source import key_of
-from data_specs.sources.names import is_packed
+from data_specs.sources.names import packing
 from data_specs.sources.packed import unpacked_copy
 
 READ_AHEAD = 8 << 20  # bytes of neighbouring documents that are read at a time
@@ -85,7 +85,7 @@ def _read_together(spans: list[Span], limit: int) -> Iterator[list[Span]]:
 @contextmanager
 def _reader(file: FileInfo) -> Iterator[Callable[[int, int], bytes]]:
     """A function (start, length) -> bytes of a file; a packed one is unpacked once on each node, into the cache."""
-    if is_packed(file.uri):
+    if packing(file.uri):
         with unpacked_copy(file).open("rb") as unpacked:  # as long as it is open the cache may drop it
             yield lambda start, length: os.pread(unpacked.fileno(), length, start)
     else:

@@ -2,12 +2,17 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import jsonschema
 import pytest
 import yaml
 
 from data_specs import explain
+from data_specs.source import Source
 from data_specs.spec import load_spec, parse_spec, presets
+
+PAGE = Path(__file__).resolve().parents[2] / "docs/keys.md"
 
 
 @pytest.mark.parametrize("name", presets())
@@ -59,3 +64,16 @@ def test_every_key_is_described() -> None:
     pairs = zip(lines[1:], lines, strict=False)
     bare = [line.strip() for line, above in pairs if "#" not in line and not above.lstrip().startswith("#")]
     assert set(bare) <= {"licence: null", "max_documents: null", "- kind: pdf", "uri: x"}, bare
+
+
+# ---- docs/keys.md --------------------------------------------------------------------------------------------------
+def test_the_page_is_what_the_models_say() -> None:
+    assert PAGE.read_text(encoding="utf-8") == explain.reference(), "write it anew: make keys"
+
+
+def test_every_key_is_described_and_every_kind_of_source_has_its_section() -> None:
+    text = explain.reference()
+    assert [line for line in text.splitlines() if line.startswith("| `") and line.endswith("|  |")] == []
+    for kind in ("arxiv", "pdf", "text", "images"):
+        assert kind in Source.kinds and f"## A source of kind {kind}\n" in text
+    assert "| `micro_batch_size` | integer from 1 or null | `null` |" in text
