@@ -12,9 +12,10 @@ import tempfile
 from datetime import timedelta
 
 import torch
+import torch.distributed as dist
 
 from benchmarks.codes import random_codes
-from benchmarks.rounds import Comparison, compare
+from benchmarks.rounds import Comparison, Work, compare
 from data_specs.spec import Spec, load_spec
 from tokenize_jobs.device import autocast, pick_device
 from tokenize_jobs.ranks import Ranks, join_ranks
@@ -29,13 +30,10 @@ OWN += ["train.optimizer=adamw", "train.sample_every=null"]
 
 def train(preset: str, rounds: int, compiled: bool, overrides: list[str]) -> dict[str, Comparison]:
     """Images/s of one process with all its threads, by what it is compared with; `compiled` adds the compiled step."""
-    os.environ.setdefault("WANDB_MODE", "disabled")
-    if not torch.cuda.is_available():
-        os.environ.setdefault("DS_ACCELERATOR", "cpu")
     spec = load_spec(preset, [*overrides, *OWN])
+    join_alone()
     with tempfile.TemporaryDirectory(prefix="dnd-bench-") as root:
         random_codes(spec, root, 2048, 2)
-        join_ranks(timedelta(minutes=5))
         task = TransformerTask(spec, root, Ranks())
         spec = task.spec  # with its arithmetic settled
         task.begin(0, spec.train.steps)
@@ -45,35 +43,41 @@ def train(preset: str, rounds: int, compiled: bool, overrides: list[str]) -> dic
                 task.step(spec.train.learning_rate, math.inf)
             return STEPS * spec.train.batch_size
 
-        baselines = {"a bare PyTorch step": _Bare(spec)}
+        baselines = {"a bare PyTorch step": _bare(spec)}
         if compiled:
-            baselines["a bare compiled step"] = _Bare(spec, compiled)
-        return {name: compare(ours, bare.steps, rounds) for name, bare in baselines.items()}
+            baselines["a bare compiled step"] = _bare(spec, compiled)
+        return {name: compare(ours, steps, rounds) for name, steps in baselines.items()}
 
 
-class _Bare:
-    """The same model with nothing around it; its batch lies in memory."""
+def join_alone() -> None:
+    """Make this process the only rank of a training, of which wandb hears nothing."""
+    os.environ.setdefault("DND_WANDB", "0")
+    if not torch.cuda.is_available():
+        os.environ.setdefault("DS_ACCELERATOR", "cpu")
+    if not dist.is_initialized():
+        join_ranks(timedelta(minutes=5))
 
-    def __init__(self, spec: Spec, compiled: bool = False) -> None:
-        part = spec.train
-        self.spec = spec
-        self.device = pick_device()
-        self.model = DnDTransformer(config_of(spec)).train().to(self.device)
-        self.optimizer = build_optimizer(self.model, spec)
-        if compiled:
-            self.model.compile()
-        rows, columns = spec.shape.grid
-        shape = (part.batch_size, rows * columns, spec.shape.depth)
-        self.codes = torch.randint(spec.shape.codebook_size, shape, device=self.device)
-        self.classes = torch.zeros(part.batch_size, dtype=torch.int64, device=self.device)
 
-    def steps(self) -> int:
-        """Makes STEPS steps and returns the images they took."""
+def _bare(spec: Spec, compiled: bool = False) -> Work:
+    """Steps of the same model with nothing around it; its batch lies in memory."""
+    device = pick_device()
+    model = DnDTransformer(config_of(spec)).train().to(device)
+    optimizer = build_optimizer(model, spec)
+    if compiled:
+        model.compile()
+    rows, columns = spec.shape.grid
+    shape = (spec.train.batch_size, rows * columns, spec.shape.depth)
+    codes = torch.randint(spec.shape.codebook_size, shape, device=device)
+    classes = torch.zeros(spec.train.batch_size, dtype=torch.int64, device=device)
+
+    def steps() -> int:
         for _ in range(STEPS):
-            self.optimizer.zero_grad(set_to_none=True)
-            with autocast(self.device, getattr(torch, self.spec.train.dtype)):
-                loss = self.model(self.codes, self.classes, return_loss=True).mean()
+            optimizer.zero_grad(set_to_none=True)
+            with autocast(device, getattr(torch, spec.train.dtype)):
+                loss = model(codes, classes, return_loss=True).mean()
             loss.backward()
-            torch.nn.utils.clip_grad_norm_(self.model.parameters(), self.spec.train.clip)
-            self.optimizer.step()
-        return STEPS * len(self.codes)
+            torch.nn.utils.clip_grad_norm_(model.parameters(), spec.train.clip)
+            optimizer.step()
+        return STEPS * len(codes)
+
+    return steps

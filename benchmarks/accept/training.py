@@ -10,21 +10,20 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable, Iterator
-from datetime import timedelta
 from pathlib import Path
 from typing import Any
 
 import torch
-import torch.distributed as dist
 
 from benchmarks.accept.machine import peak, reset_peak
 from benchmarks.accept.record import Row, Setting
 from benchmarks.codes import random_codes
 from benchmarks.roofline import estimated_mfu
 from benchmarks.rounds import seconds_of
+from benchmarks.train import join_alone
 from data_specs.spec import Spec, load_spec
 from tokenize_jobs.device import memory_of, room_in
-from tokenize_jobs.ranks import Ranks, join_ranks
+from tokenize_jobs.ranks import Ranks
 from train.ema import MovingAverage
 from train.engine import build_engine, compile_layers
 from train.flops import utilisation
@@ -45,22 +44,13 @@ GOAL = 0.5  # of dense bfloat16, compiled, at the largest of these
 PREDICTED = 0.05  # of the peak
 
 
-def _join() -> None:
-    os.environ.setdefault("WANDB_MODE", "disabled")
-    os.environ.setdefault("DND_WANDB", "0")
-    if not torch.cuda.is_available():
-        os.environ.setdefault("DS_ACCELERATOR", "cpu")
-    if not dist.is_initialized():
-        join_ranks(timedelta(minutes=5))
-
-
 # ---- that it is right ----------------------------------------------------------------------------------------------
 def zero(setting: Setting) -> Iterator[Row]:
     """A few steps on the same codes at every stage, in float32 and bfloat16: the losses are those of stage 0.
 
     Stage 3, which is not compiled, is held against a stage 0 that is not either: compiled dropout draws otherwise.
     """
-    _join()
+    join_alone()
     root = str(setting.folder)
     random_codes(load_spec("demo", SMALL), root, 256, 2)
     compiled, plain = (_losses(root, "train.zero_stage=0", *more) for more in ((), ("train.compile=false",)))
@@ -116,7 +106,7 @@ def _bits(root: Path) -> list[float]:
 # ---- how fast it is ------------------------------------------------------------------------------------------------
 def speeds(setting: Setting) -> Iterator[Row]:
     """Steps of XXL and XXXL on random codes at several micro batches, eager and compiled: MFU, idle share, memory."""
-    _join()
+    join_alone()
     for size in ("small",) if setting.tiny else ("XXL", "XXXL"):
         yield from _of_size(setting, size)
 

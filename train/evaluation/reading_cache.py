@@ -46,7 +46,7 @@ def read_pictures(pictures: ImageSet, indices: Sequence[int], engine: OcrEngine,
         opened = [_open(pictures, index) for index in indices[first : first + READ_AT_ONCE]]
         digests = [image_digest(one.image) if isinstance(one, Picture) else "" for one in opened]
         new = {d: one for d, one in zip(digests, opened, strict=True) if isinstance(one, Picture) and d not in known}
-        read = dict(zip(new, engine.read([one.image for one in new.values()]), strict=True)) if new else {}
+        read = dict(zip(new, engine.read([one.image for one in new.values()]), strict=True))
         remember(cache, engine, [(new[digest].key, digest, reading) for digest, reading in read.items()])
         known |= read
         readings += [
