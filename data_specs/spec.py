@@ -290,9 +290,12 @@ def _message(key: str, fault: ErrorDetails) -> str:
 def _steps(loc: tuple[int | str, ...], tree: Any) -> Iterator[str]:
     """The steps of a place in a spec's tree, without pydantic's names for the alternatives that a value has."""
     for step in loc:
-        if isinstance(tree, dict) or (isinstance(tree, list) and isinstance(step, int)):
+        if isinstance(tree, dict):
             yield str(step)
-            tree = tree.get(step) if isinstance(tree, dict) else tree[int(step)]
+            tree = tree.get(step)
+        elif isinstance(tree, list) and isinstance(step, int):
+            yield str(step)
+            tree = tree[step] if step < len(tree) else None
 
 
 def _listed(keys: list[str]) -> str:

@@ -206,6 +206,8 @@ def test_numbers_that_are_not_finite_are_one_line() -> None:
             "tokenizer.images=[{manifest: a, wait: 1}]",
             ["tokenizer.images.0.wait: unknown key; known here: manifest"],
         ),
+        ("shape.grid=[8]", ["shape.grid.1: Field required"]),
+        ("tokenize.images={trian: x}", ["tokenize.images.trian: Input should be 'train' or 'val'"]),
         ("sample.given={codes: x, deths: 1}", ["sample.given.deths: unknown key; known here: codes, depths, hole; di"]),
     ],
 )
