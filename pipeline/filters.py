@@ -83,7 +83,7 @@ FILTERS = (
 
 
 def taken_by(filters: Filters, seen: Observation) -> Taken | None:
-    """Return the reason and detail of the first filter that takes what has these facts; None where all pass it."""
+    """Return the reason and detail of the first filter that takes what is observed; None where all pass it."""
     return next((taken for one in FILTERS if (taken := one.takes(filters, seen))), None)
 
 

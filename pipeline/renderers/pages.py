@@ -70,20 +70,21 @@ class _Document:
     def __init__(self, data: bytes, engines: Sequence[str], ended: Ended, stack: ExitStack) -> None:
         self.data = data
         self.stack = stack
-        self.ended = {page: list(zip(engines, why, strict=False)) for page, why in ended.items()}
-        self.engines = [name for name in engines if name not in dict(self.ended.get(OPENING, ()))]
+        self.ended = ended
+        self.order = engines
+        self.engines = engines[len(ended.get(OPENING, ())) :]  # those that can open it, as far as is known
         self.opened = dict[str, tuple[int, ReadPage]]()
         self.num_pages = self._count()
 
     def _count(self) -> int:
         """Number of pages by the first engine that opens it; those before are not asked again."""
-        faults = [UnreadableError(*why) for _, why in self.ended.get(OPENING, ())]
+        faults = [UnreadableError(*why) for why in self.ended.get(OPENING, ())]
         while self.engines:
             try:
                 return self._open(self.engines[0])[0]
             except UnreadableError as fault:
                 faults.append(fault)
-                self.engines = [] if fault.reason == Reason.ENCRYPTED else self.engines[1:]
+                self.engines = () if fault.reason == Reason.ENCRYPTED else self.engines[1:]
         raise faults[0]
 
     def _open(self, name: str) -> tuple[int, ReadPage]:
@@ -94,8 +95,10 @@ class _Document:
     def read(self, number: int, style: PageStyle) -> tuple[Page, str]:
         """A page, and the engine that rendered it. Raises UnreadableError where none can."""
         faults = list[str]()
-        ended = dict(self.ended.get(number, ()))
-        for name in (name for name in self.engines if name not in ended):
+        ended = self.ended.get(number, ())
+        for name in self.engines:
+            if name in self.order[: len(ended)]:
+                continue
             try:
                 return self._open(name)[1](number, style), name
             except ERRORS as error:
@@ -103,7 +106,7 @@ class _Document:
                     raise
                 faults.append(f"{name}: {short(error)}")
         if ended:
-            raise UnreadableError(*list(ended.values())[-1])
+            raise UnreadableError(*ended[-1])
         raise UnreadableError(Reason.PAGE_FAILED, "; ".join(faults))
 
 
