@@ -111,9 +111,13 @@ def _opened(uri: str) -> Iterator[tuple[Any, str]]:
         yield url_to_fs(uri)
     except FileNotFoundError:
         raise FileNotFoundError(f"{uri}: no such file") from None
+    except OSError as error:
+        if uri in str(error):
+            raise
+        raise OSError(f"{uri}: cannot be read here ({error})") from None
     except ImportError as error:
         raise ValueError(f"{uri}: cannot be read here ({error})") from None
-    except (OSError, ValueError):
+    except ValueError:
         raise
     except Exception as error:  # aiohttp's, google's and azure's own have no base in common
         raise ConnectionError(f"{uri}: {type(error).__name__}: {' '.join(str(error).split())[:200]}") from None

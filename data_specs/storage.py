@@ -42,11 +42,25 @@ def is_remote(uri: str) -> bool:
     return scheme_of(uri) != ""
 
 
+def is_address(text: str) -> bool:
+    """Whether a text begins as an address with a scheme does, also one without a scheme's name or its second slash."""
+    return re.match(r":/|\w[\w+.-]*:/", text) is not None
+
+
 def join(uri: str, *parts: str) -> str:
     """`root` + parts; a part that is itself absolute or remote replaces what stands before it."""
     for part in parts:
         uri = part if is_remote(part) or part.startswith("/") else f"{uri.rstrip('/')}/{part}"
     return uri
+
+
+def below(root: str, name: str) -> str:
+    """The address of what is to be written by a name under the root, or at an address of its own.
+
+    Raises:
+        ValueError: nothing can be written at such an address.
+    """
+    return absolute(name) if is_address(name) else join(root, name)
 
 
 def absolute(uri: str, is_source: bool = False) -> str:
@@ -59,7 +73,7 @@ def absolute(uri: str, is_source: bool = False) -> str:
         ValueError: a root cannot have such an address.
     """
     scheme = scheme_of(uri)
-    if not is_source and (scheme not in ("", "s3") or re.match(r"\w[\w+.-]*:/(?!/)", uri)):
+    if not is_source and (scheme not in ("", "s3") or (not scheme and is_address(uri))):
         raise ValueError(f"{uri}: a root is a folder or s3://bucket/prefix, not {scheme or uri.partition(':')[0]}://")
     if not scheme:
         return str(Path(uri).absolute())

@@ -369,6 +369,8 @@ def _verify_weights(uri: str, wanted: CheckpointFile | None) -> Iterator[str]:
         path = storage.local_copy(uri)
         if wanted and file_digest(path) != wanted.sha256:
             yield f"{uri}: its bytes are not those that training wrote"
-        yield from (f"{uri}: {name} holds numbers that are not finite" for name in find_not_finite(path))
+        if names := list(find_not_finite(path)):
+            more = f" and {len(names) - 1} more tensors hold" if names[1:] else " holds"
+            yield f"{uri}: {names[0]}{more} numbers that are not finite"
     except (OSError, ValueError) as error:
         yield f"{uri}: {getattr(error, 'strerror', None) or error}"

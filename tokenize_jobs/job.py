@@ -61,9 +61,12 @@ class Tokenize(UnitStage):
         identity = _identity(spec, root, "tokenize", section, workers)
         for source in sources.values():  # all of them are whole before the first is begun
             read_manifest(storage.join(source, "manifest.json"))
+        folder = storage.join(root, "codes")
+        plans = {s: plan_by_shards(storage.join(folder, s), identity, source, s) for s, source in sources.items()}
         for split, source in sources.items():
-            plan = plan_by_shards(storage.join(root, "codes", split), identity, source, split)
-            yield Output(plan, spec, partial(_setup_encoding, spec, root, source, split, identity.versions["device"]))
+            yield Output(
+                plans[split], spec, partial(_setup_encoding, spec, root, source, split, identity.versions["device"])
+            )
 
 
 class Decode(UnitStage):
@@ -99,7 +102,7 @@ class Decode(UnitStage):
         section: dict[str, Any] = {"rounding": spec.sample.rounding, "compute_batch": spec.tokenize.compute_batch}
         section |= {"threads": spec.tokenize.threads} | ({"depths": depths} if depths else {})
         identity = _identity(spec, root, "decode", section, workers)
-        plan = plan_by_shards(storage.join(root, out, "images"), identity, source, "val")
+        plan = plan_by_shards(storage.join(storage.below(root, out), "images"), identity, source, "val")
         yield Output(plan, spec, partial(_setup_decoding, spec, root, source, depths, identity.versions["device"]))
 
     def finish(self, spec: Spec, root: str, workers: Workers, **options: Any) -> Iterator[str]:
@@ -107,7 +110,7 @@ class Decode(UnitStage):
         from data_specs import open_shards
         from tokenize_jobs.decode import write_pictures
 
-        out = storage.join(root, options.get("out", "reconstructions/val"))
+        out = storage.below(root, options.get("out", "reconstructions/val"))
         images = open_shards(storage.join(out, "images"))
         if not len(images):
             raise ValueError(f"{images.uri}: the shard set is empty: there are no pictures to write")

@@ -26,7 +26,17 @@ app = typer.Typer()
 evaluate = typer.Typer(no_args_is_help=True, help="Scores: the FID family, rOCR, PPL-OCR, and the report's summary.")
 app.add_typer(evaluate, name="evaluate")
 
-NameOpt = Annotated[str | None, typer.Option("--name", help="the result is ROOT/evaluation/NAME.json")]
+
+def _result_name(text: str) -> str:
+    """A name of a result. Raises BadParameter for one that lies elsewhere, and for that of the summary."""
+    if not re.fullmatch(r"[A-Za-z0-9_][A-Za-z0-9_.-]*", text) or text == "summary":
+        raise typer.BadParameter(f"{text!r}: letters, digits, dots, _ and -; and not summary, which is another's")
+    return text
+
+
+NameOpt = Annotated[
+    str | None, typer.Option("--name", help="the result is ROOT/evaluation/NAME.json", parser=_result_name)
+]
 EngineOpt = Annotated[
     str,
     typer.Option(
@@ -89,6 +99,7 @@ def images(
     from train.evaluation.references import open_reference
     from train.evaluation.sources import open_images
 
+    root = storage.absolute(root)
     extractor = _with_weights(extractor)
     known = REGISTRY.get(reference)
     result = evaluate_images(
@@ -296,7 +307,7 @@ def _write(
     originals: dict[str, Any] | None = None,
 ) -> None:
     """Writes ROOT/evaluation/NAME.json and prints it, or its figures with the originals' own behind them."""
-    uri = storage.join(storage.absolute(root), "evaluation", f"{name}.json")
+    uri = storage.join(root, "evaluation", f"{name}.json")
     text = write_result(uri, result)
     if as_json:
         say(text)

@@ -41,7 +41,8 @@ def import_tokenizer(
     """A released RQ-VAE into ROOT/tokenizer."""
     from infra import pretrained as run
 
-    say(run.import_tokenizer(run.checkpoint_in(run.fetch(path).path), config, storage.absolute(root), ema))
+    root = storage.absolute(root)
+    say(run.import_tokenizer(run.checkpoint_in(run.fetch(path).path), config, root, ema))
 
 
 @import_.command("transformer")
@@ -49,7 +50,8 @@ def import_transformer(path: PathArg, root: RootOpt, spec: SpecOpt = None, size:
     """A released transformer into ROOT/transformer; refuses one that is not of this preset and size."""
     from infra import pretrained as run
 
-    say(run.import_transformer(run.checkpoint_in(run.fetch(path).path), spec, size, storage.absolute(root)))
+    root = storage.absolute(root)
+    say(run.import_transformer(run.checkpoint_in(run.fetch(path).path), spec, size, root))
 
 
 @app.command()

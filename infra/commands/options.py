@@ -54,8 +54,8 @@ RanksOpt = Annotated[
 
 def local_path(text: str) -> Path:
     """A path of this machine, as an option has it. Raises BadParameter for an address with a scheme."""
-    if storage.is_remote(text):
-        raise typer.BadParameter(f"{text}: lies on this machine: give a path, not {storage.scheme_of(text)}://")
+    if storage.is_address(text):
+        raise typer.BadParameter(f"{text}: lies on this machine: give a path, not {text.partition(':')[0]}://")
     return Path(text)
 
 

@@ -194,7 +194,7 @@ def test_what_no_root_can_be_is_refused(
         assert os.listdir(tmp_path) == []
 
 
-@pytest.mark.parametrize("root", ["s3:/bucket/run", "gs:/bucket", "file:/x"])
+@pytest.mark.parametrize("root", ["s3:/bucket/run", "gs:/bucket", "file:/x", "://bucket/run"])
 def test_an_address_with_a_slash_too_few_is_no_folder(root: str) -> None:
     with pytest.raises(
         ValueError, match=f"{root}: a root is a folder or s3://bucket/prefix, not {root.split(':')[0]}://"
@@ -338,3 +338,11 @@ def test_a_pipe_and_a_device_are_no_files_and_are_not_waited_for(tmp_path: Path)
             with pytest.raises(OSError, match=f"not a file.*{name}"):
                 read(str(tmp_path / name))
     assert storage.read_bytes("/dev/null") == b"", "what a user names is read"
+
+
+def test_what_an_option_names_lies_under_the_root_or_at_a_known_address() -> None:
+    for name, address in (("a/b", "/r/a/b"), ("/a", "/a"), ("s3://bucket/a", "s3://bucket/a"), ("a:b", "/r/a:b")):
+        assert storage.below("/r", name) == address
+    for name in ("s3://", "s3:/bucket", "gs://bucket/a", "://a"):
+        with pytest.raises(ValueError, match=f"{name}: (a root is a folder or|names no bucket)"):
+            storage.below("/r", name)

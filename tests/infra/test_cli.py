@@ -78,6 +78,8 @@ def test_a_second_run_finds_everything_done(finished: Path) -> None:
         ("train", "--set", "train.nonsense=2"),
         ("sample", str(TINY), "--set", "sample.temperature=0.77"),
         ("sample", "demo"),
+        ("decode", "--out", "s3://"),
+        ("decode", "--out", "gs:/bucket/pictures"),
     ],
     ids=lambda refused: "-".join(refused[:2]),
 )
@@ -86,6 +88,39 @@ def test_a_refused_command_writes_nothing(finished: Path, refused: tuple[str, ..
     result = CliRunner().invoke(app, [refused[0], *refused[1:], "--root", str(finished)])
     assert isinstance(result.exception, ValueError), result.output
     assert {path: path.read_bytes() for path in finished.rglob("*") if path.is_file()} == before
+
+
+@pytest.mark.parametrize(
+    ("command", "damaged", "said"),
+    [
+        (["tokenize", "--workers", "0"], "codes/val/plan.jsonl", "codes/val/plan.jsonl: not a valid planheader"),
+        (["sample", "--set", "sample.name=new"], "tokenizer/tokenizer.safetensors", "not those that training wrote"),
+        (["report"], "samples/default/images/manifest.json", "manifest.json: not a valid manifest"),
+    ],
+    ids=["tokenize", "sample", "report"],
+)
+def test_what_is_damaged_is_found_before_anything_is_written(
+    finished: Path, command: list[str], damaged: str, said: str
+) -> None:
+    whole = (finished / damaged).read_bytes()
+    if command[0] == "tokenize":
+        (finished / "codes/train/000000.json").rename(finished / "held")
+    (finished / damaged).write_bytes(b"{}")
+    before = {path: path.read_bytes() for path in finished.rglob("*") if path.is_file()}
+    try:
+        result = CliRunner().invoke(app, [*command, "--root", str(finished)])
+        assert isinstance(result.exception, ValueError) and said in str(result.exception), result.output
+        assert {path: path.read_bytes() for path in finished.rglob("*") if path.is_file()} == before
+    finally:
+        (finished / damaged).write_bytes(whole)
+        if command[0] == "tokenize":
+            (finished / "held").rename(finished / "codes/train/000000.json")
+
+
+@pytest.mark.parametrize("name", ["../../spec", "/tmp/x", "s3://bucket/x", "summary", ""])
+def test_a_result_has_a_name_of_its_own(finished: Path, name: str) -> None:
+    result = CliRunner().invoke(app, ["evaluate", "rocr", str(finished), "--name", name])
+    assert result.exit_code == 2 and "letters, digits" in result.output
 
 
 def test_the_roots_own_spec_serves_where_none_is_named(finished: Path) -> None:

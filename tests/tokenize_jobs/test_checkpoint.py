@@ -239,6 +239,8 @@ def test_verify_reads_imported_weights(tmp_path: Path) -> None:
     nan, short = verify_training(str(tmp_path))
     assert nan.endswith("nan.safetensors: a holds numbers that are not finite")
     assert "short.safetensors: cannot be read as safetensors" in short
+    save_file({name: torch.tensor([torch.inf]) for name in "abc"}, tmp_path / "nan.safetensors")
+    assert next(verify_training(str(tmp_path))).endswith(": a and 2 more tensors hold numbers that are not finite")
 
 
 def test_dnd_verify_covers_both_trainings(tmp_path: Path) -> None:
