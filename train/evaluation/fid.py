@@ -173,13 +173,12 @@ def _joined(passes: Iterable[Features]) -> Features:
 
 def _piece(features: Features, first: int, total: int) -> SetFeatures:
     """What is kept of the features of the images `first`, first + 1, ... of `total`."""
-    count = len(features.pool)
-    places = shuffled_places(total)[first : first + count]
+    here = slice(first, first + len(features.pool))
     return SetFeatures(
         Moments.of(features.pool),
         None if features.spatial is None else Moments.of(features.spatial),
-        None if features.logits is None else ScoreSums.of(features.logits, places),
-        features.pool[_kept(first, count, total)],
+        None if features.logits is None else ScoreSums.of(features.logits, shuffled_places(total)[here]),
+        features.pool[_kept(first, len(features.pool), total)],
     )
 
 

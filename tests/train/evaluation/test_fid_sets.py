@@ -1,6 +1,7 @@
 """The FID family over sets of images: sources, references, extractors, ranks, and the errors of wrong input."""
 
 import io
+import zipfile
 
 import numpy as np
 import pytest
@@ -295,6 +296,15 @@ class Counting:
     def __call__(self, images):
         self.num_images += len(images)
         return features.Features(images.reshape(len(images), -1)[:, :8].astype(np.float32))
+
+
+def test_an_array_that_holds_fewer_images_than_it_says_is_refused_where_it_ends(tmp_path):
+    header = io.BytesIO()
+    np.lib.format.write_array_header_1_0(header, {"descr": "|u1", "fortran_order": False, "shape": (10**13, 4, 4, 3)})
+    with zipfile.ZipFile(tmp_path / "short.npz", "w") as archive:
+        archive.writestr("arr_0.npy", header.getvalue() + bytes(1100 * 4 * 4 * 3))
+    with pytest.raises(ValueError, match=r"short\.npz: arr_0 ends within image 1100"):
+        fid.extract(sources.open_images(str(tmp_path / "short.npz")), Counting())
 
 
 def test_counts_too_small_are_refused_before_features_are_made(tmp_path):
