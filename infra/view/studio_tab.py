@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from typing import Any, NamedTuple
+from collections.abc import Callable, Sequence
+from typing import Any
 
 import gradio as gr
 import numpy as np
+from gradio.events import Dependency
 
 from data_specs.spec import Spec
 from infra.view import sets, studio
@@ -20,32 +21,26 @@ EXCLUSIVE: dict[str, Any] = {"concurrency_id": "model", "concurrency_limit": 1} 
 Shown = tuple[Any, str]  # what is kept for the next step, and what the page shows
 
 
-class GivenControls(NamedTuple):
-    """The controls of what is given."""
-
-    set_name: gr.Dropdown
-    number: gr.Number
-    take: gr.Button
-    words: gr.Textbox
-    write: gr.Button
-    hole: gr.Textbox
-    depths: gr.Slider
-    paint: gr.Button
-
-
 def studio_tab(root: str, spec: Spec) -> None:
     """Draws pictures, and draws them anew around what is given."""
     options = _options(root, spec)
     start = gr.Button("Draw", variant="primary")
     drawn = html_block()
     with gr.Row():
-        with gr.Column():
-            controls = _given_controls(root, spec)
+        controls = gr.Column()
         with gr.Column():
             given = html_block(NOTHING)
-    base, codes = gr.State(None), gr.State(None)
-    _connect_drawing(root, spec, start, controls, [base, controls.hole, controls.depths], options, [codes, drawn])
-    _connect_given(root, spec, controls, codes, drawn, [base, given])
+    codes = gr.State(None)
+    base = gr.State(None)
+    with controls:
+        hole = _base_controls(root, spec, codes, drawn, [base, given])
+        about = "fewer: the model completes the deeper ones"
+        depth = spec.shape.depth
+        depths = gr.Slider(1, depth, value=depth, step=1, label="Codes kept of each position", info=about)
+        paint = gr.Button("Paint", variant="primary")
+    from_nothing, from_base = _drawing(root, spec)
+    start.click(from_nothing, options, [codes, drawn], **EXCLUSIVE)
+    paint.click(from_base, [base, hole, depths, *options], [codes, drawn], **EXCLUSIVE)
 
 
 def _options(root: str, spec: Spec) -> list[Any]:
@@ -69,35 +64,8 @@ def _first(value: float | Sequence[float]) -> float:
     return value if isinstance(value, float | int) else value[0]
 
 
-def _given_controls(root: str, spec: Spec) -> GivenControls:
-    depth = spec.shape.depth
-    names = sets.set_names(root, "codes")
-    with gr.Row():
-        set_name = gr.Dropdown(names, label="Sample of", min_width=160)
-        number = gr.Number(value=0, precision=0, minimum=0, label="Number", min_width=80)
-        take = gr.Button("Take this sample", min_width=120)
-    with gr.Row(visible=any(source.document_kind == "text" for source in spec.render.sources)):
-        words = gr.Textbox(label="Line of text", info="the model goes on behind it", min_width=160)
-        write = gr.Button("Write this line", min_width=120)
-    hole = gr.Textbox(
-        label="Hole", info="top, left, bottom, right; or mark it in the picture", placeholder="2, 2, 6, 6"
-    )
-    about = "fewer: the model completes the deeper ones"
-    depths = gr.Slider(1, depth, value=depth, step=1, label="Codes kept of each position", info=about)
-    paint = gr.Button("Paint", variant="primary")
-    return GivenControls(set_name, number, take, words, write, hole, depths, paint)
-
-
-def _connect_drawing(
-    root: str,
-    spec: Spec,
-    start: gr.Button,
-    controls: GivenControls,
-    given: list[Any],
-    options: list[Any],
-    outputs: list[Any],
-) -> None:
-    """Draw and Paint."""
+def _drawing(root: str, spec: Spec) -> tuple[Callable[..., Shown], Callable[..., Shown]]:
+    """What Draw and Paint do."""
 
     def draw(fixed: np.ndarray | None, cls: int, number: int, warm: float, guidance: float, seed: int) -> Shown:
         asked = {"temperature": float(warm), "guidance": float(guidance), "seed": int(seed)}
@@ -114,27 +82,44 @@ def _connect_drawing(
             raise ValueError("nothing is given: choose a picture that was drawn, take a sample, or write a line")
         return draw(studio.given_codes(base, studio.hole_of(hole, spec.shape.grid), int(depths)), *asked)
 
-    start.click(from_nothing, options, outputs, **EXCLUSIVE)
-    controls.paint.click(from_base, [*given, *options], outputs, **EXCLUSIVE)
+    return from_nothing, from_base
 
 
-def _connect_given(
-    root: str, spec: Spec, controls: GivenControls, codes: gr.State, drawn: gr.HTML, outputs: list[Any]
-) -> None:
-    """What is given: a picture that was drawn, a sample, a line; and the hole that is marked in it."""
+# ---- what is given ---------------------------------------------------------------------------------------------------
+def _base_controls(root: str, spec: Spec, codes: gr.State, drawn: gr.HTML, outputs: list[Any]) -> gr.Textbox:
+    """Controls that give a picture that was drawn, a sample or a line, and mark a hole in it, which is returned."""
     base, given = outputs
-
-    def show_given(base: studio.Base | None, hole: str) -> str:
-        if base is None:
-            return NOTHING
-        marked = studio.hole_of(hole, spec.shape.grid)
-        free = np.argwhere(base.free).tolist()
-        return macro("hole", shown("", base.picture)[1], *spec.shape.grid, marked, free)
 
     @reporting_mistakes
     def choose(codes: np.ndarray, event: gr.EventData) -> Shown:
         base = studio.sample_base(_models(root, spec), codes[event.index])
-        return base, show_given(base, "")
+        return base, _shown_base(spec, base, "")
+
+    @reporting_mistakes
+    def mark(base: studio.Base | None, hole: str) -> str:
+        return _shown_base(spec, base, hole)
+
+    def marked(event: gr.EventData) -> str:
+        return str(event.hole)
+
+    chosen = drawn.select(choose, codes, outputs, **EXCLUSIVE)
+    taken = _sample_controls(root, spec, outputs)
+    written = _line_controls(root, spec, outputs)
+    hole = gr.Textbox(
+        label="Hole", info="top, left, bottom, right; or mark it in the picture", placeholder="2, 2, 6, 6"
+    )
+    for event in (chosen, taken, written):
+        event.then(lambda: "", outputs=hole)
+    given.input(marked, outputs=hole)
+    hole.change(mark, [base, hole], given)
+    return hole
+
+
+def _sample_controls(root: str, spec: Spec, outputs: list[Any]) -> Dependency:
+    with gr.Row():
+        names = gr.Dropdown(sets.set_names(root, "codes"), label="Sample of", min_width=160)
+        number = gr.Number(value=0, precision=0, minimum=0, label="Number", min_width=80)
+        button = gr.Button("Take this sample", min_width=120)
 
     @reporting_mistakes
     def take(name: str, index: int) -> Shown:
@@ -142,24 +127,29 @@ def _connect_given(
         if not 0 <= index < len(items):
             raise ValueError(f"{name} has the samples 0 to {len(items) - 1}")
         base = studio.sample_base(_models(root, spec), items[int(index)]["codes"][0])
-        return base, show_given(base, "")
+        return base, _shown_base(spec, base, "")
+
+    return button.click(take, [names, number], outputs, **EXCLUSIVE)
+
+
+def _line_controls(root: str, spec: Spec, outputs: list[Any]) -> Dependency:
+    with gr.Row(visible=any(source.document_kind == "text" for source in spec.render.sources)):
+        line = gr.Textbox(label="Line of text", info="the model goes on behind it", min_width=160)
+        button = gr.Button("Write this line", min_width=120)
 
     @reporting_mistakes
     def write(words: str) -> Shown:
         base = studio.text_base(_models(root, spec), spec, words)
-        return base, show_given(base, "")
+        return base, _shown_base(spec, base, "")
 
-    def marked(event: gr.EventData) -> str:
-        return str(event.hole)
+    return button.click(write, line, outputs, **EXCLUSIVE)
 
-    for began in (
-        drawn.select(choose, codes, outputs, **EXCLUSIVE),
-        controls.take.click(take, [controls.set_name, controls.number], outputs, **EXCLUSIVE),
-        controls.write.click(write, controls.words, outputs, **EXCLUSIVE),
-    ):
-        began.then(lambda: "", outputs=controls.hole)
-    given.input(marked, outputs=controls.hole)
-    controls.hole.change(reporting_mistakes(show_given), [base, controls.hole], given)
+
+def _shown_base(spec: Spec, base: studio.Base | None, hole: str) -> str:
+    if base is None:
+        return NOTHING
+    free = np.argwhere(base.free).tolist()
+    return macro("hole", shown("", base.picture)[1], *spec.shape.grid, studio.hole_of(hole, spec.shape.grid), free)
 
 
 def _models(root: str, spec: Spec) -> Generator:
