@@ -63,7 +63,7 @@ def write_card(root: str) -> str:
 def _attributed(sets: Iterable[ShardSet], file: TextIO) -> Counts:
     """Counts documents and samples by licence, and writes a line for each document that says whose it is."""
     counts = Counts(Counter(), Counter(), [])
-    shards = (items.shard(number) for items in sets for number in range(len(items.shard_uris)))
+    shards = (items.open(number) for items in sets for number in range(len(items.shard_uris)))
     for shard in shards:
         infos = (read_info(shard, number) for number in range(len(shard)))
         for _, of_document in groupby(infos, attrgetter("id")):  # a document's samples stand together
