@@ -151,7 +151,7 @@ def split_of(document_id: str, val_share: float) -> str:
 
 
 def rank(document_id: str) -> int:
-    """Return a hash of 64 bits: documents of the lowest ranks are validation."""
+    """Return a hash of 64 bits of an id or address: documents of the lowest ranks are validation."""
     return int.from_bytes(hashlib.sha256(document_id.encode("utf-8", "surrogatepass")).digest()[:8], "big")
 
 

@@ -184,13 +184,6 @@ def read_text(uri: str) -> str:
         raise ValueError(f"{uri}: not a text in UTF-8 (byte {error.start})") from None
 
 
-def read_lines(uri: str) -> Iterator[str]:
-    """Yield the lines of a UTF-8 file in streaming fashion, split at newline only, without it."""
-    with open_stream(uri) as stream:
-        for line in stream:
-            yield line.decode("utf-8").rstrip("\n")
-
-
 def exists(uri: str) -> bool:
     """Return whether there is a file of this name."""
     return stat(uri) is not None

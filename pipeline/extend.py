@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import logging
 from collections.abc import Iterable, Iterator, Sequence
 from itertools import groupby, islice
@@ -14,7 +13,7 @@ from pydantic import JsonValue
 from data_specs.digest import require_same
 from data_specs.receipts import valid_receipts
 from data_specs.records import Identity, Receipt, SourceUnit
-from data_specs.source import key_of
+from data_specs.source import key_of, rank
 from data_specs.sources.names import relative
 from data_specs.sources.planning import relocated
 from data_specs.units import Plan
@@ -105,11 +104,7 @@ def _hashes(unit: SourceUnit) -> list[tuple[int, int]]:
         named = [(unit.files[0].uri, f"{relative(unit.source.address, unit.files[0].uri)}:{unit.tar.first}")]
     else:
         named = [(document.span.file.uri, document.id) for document in unit.listed()]
-    return [(_hash(f"{uri}\0{name}"), _hash(name)) for uri, name in named]
-
-
-def _hash(text: str) -> int:
-    return int.from_bytes(hashlib.sha256(text.encode("utf-8", "surrogatepass")).digest()[:8], "big")
+    return [(rank(f"{uri}\0{name}"), rank(name)) for uri, name in named]
 
 
 def _left(listed: Iterable[SourceUnit], known: _Hashes, set_uri: str) -> Iterator[SourceUnit]:

@@ -170,7 +170,7 @@ def committed(root: str, set_name: str) -> int:
 
 def planned_units(root: str, set_name: str) -> int:
     """Units of a shard set's plan: its lines but the header."""
-    return sum(1 for _ in storage.read_lines(f"{root}/{set_name}/plan.jsonl")) - 1
+    return sum(1 for _ in storage.open_stream(f"{root}/{set_name}/plan.jsonl")) - 1
 
 
 def train(place: Place, slurm: Slurm) -> None:

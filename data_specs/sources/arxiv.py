@@ -19,6 +19,7 @@ from data_specs import cache, storage
 from data_specs.records import FileInfo, Md5, RawDocument, Reason, SourceUnit, TarRange
 from data_specs.source import Source, split_of
 from data_specs.sources.licences import Paper, licence_name, paper_id, papers_of, write_months
+from data_specs.sources.listed import too_large
 from data_specs.sources.tars import DamagedTarError, Member, members
 
 # What may be shared on: the default allow list for documents that carry a licence.
@@ -289,7 +290,7 @@ def _paper(
     if member.start is None:
         return raw._replace(reason=Reason.NOT_A_FILE)
     if member.size > max_bytes:
-        return raw._replace(reason=Reason.TOO_LARGE, detail=f"more than document_bytes, {max_bytes}")
+        return too_large(raw, max_bytes)
     file.seek(member.start)
     return raw._replace(data=file.read(member.size))
 

@@ -160,7 +160,7 @@ def _mapping(uri: str) -> dict[str, str]:
 
     So are read Kaggle's LOC_val_solution.csv (its head line is skipped) and tiny-imagenet's val_annotations.txt.
     """
-    lines = [re.split(r"[\t, ]+", line.strip()) for line in storage.read_lines(uri) if line.strip()]
+    lines = [re.split(r"[\t, ]+", line.strip()) for line in storage.read_text(uri).split("\n") if line.strip()]
     if any(len(fields) < 2 for fields in lines):
         raise ValueError(f"{uri}: write two fields a line, an image's name and its class")
     lines = lines[1:] if lines and lines[0][0] == "ImageId" else lines

@@ -124,7 +124,7 @@ class ListedSource(Source):
         for document, value in read_rows(documents, self.value_key(), max_bytes):
             raw = self._raw(document)
             if raw.reason or value is None:
-                yield raw if raw.reason else _too_large(raw, max_bytes)
+                yield raw if raw.reason else too_large(raw, max_bytes)
                 continue
             data = self.row_bytes(value.as_py())
             no_data = raw._replace(reason=Reason.BROKEN_ROW, detail=f"no {self.document_kind} in {self.value_key()}")
@@ -147,10 +147,11 @@ class ListedSource(Source):
 
     def _with_data(self, raw: RawDocument, data: bytes | None, caption: bytes | None, max_bytes: int) -> RawDocument:
         if data is None or caption is None or len(data) > max_bytes:
-            return _too_large(raw, max_bytes)
+            return too_large(raw, max_bytes)
         text = {"text": " ".join(caption.decode("utf-8", "replace").split())} if caption else {}
         return raw._replace(data=data, info=raw.info | text)
 
 
-def _too_large(raw: RawDocument, max_bytes: int) -> RawDocument:
+def too_large(raw: RawDocument, max_bytes: int) -> RawDocument:
+    """Return a document as one that is rejected for its size."""
     return raw._replace(reason=Reason.TOO_LARGE, detail=f"more than document_bytes, {max_bytes}")

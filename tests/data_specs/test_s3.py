@@ -388,7 +388,7 @@ def test_streams_survive_cut_connections(
     storage.write_text(f"{root}/lines", text)
     with FaultProxy(os.environ["AWS_ENDPOINT_URL"], 0.6, kinds=("cut download", "reset")) as proxy:
         monkeypatch.setenv("AWS_ENDPOINT_URL", proxy.endpoint)
-        assert list(storage.read_lines(f"{root}/lines")) == text.splitlines()
+        assert list(io.TextIOWrapper(storage.open_stream(f"{root}/lines"))) == text.splitlines(keepends=True)
         assert storage.local_copy(f"{root}/lines").read_text() == text
         assert storage.read_text(f"{root}/lines") == text
     assert proxy.made["cut download"] > 2
