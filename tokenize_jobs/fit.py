@@ -11,12 +11,11 @@ from tokenize_jobs import stopping
 
 def main() -> None:
     """Train on this rank's share of each batch."""
-    stopping.install()  # before torch is imported, which takes seconds
-    from tokenize_jobs.launch import rank_arguments, run_rank
-    from tokenize_jobs.training import fit
+    with stopping.noted():  # before torch is imported, which takes seconds
+        from tokenize_jobs.launch import rank_arguments, run_rank
+        from tokenize_jobs.training import fit
 
-    arguments = rank_arguments(__doc__).parse_args()
-    run_rank(arguments, "tokenizer", fit)
+        run_rank(rank_arguments(__doc__).parse_args(), "tokenizer", fit)
 
 
 if __name__ == "__main__":

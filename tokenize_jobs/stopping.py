@@ -1,4 +1,4 @@
-"""Whether this process was told to stop. Installed before anything slow is imported, so it imports nothing slow."""
+"""Whether this process was told to stop. Used before anything slow is imported, so it imports nothing slow."""
 
 from __future__ import annotations
 
@@ -13,15 +13,9 @@ SIGNALS = (signal.SIGTERM, signal.SIGUSR1, signal.SIGINT)
 _received: list[int] = []
 
 
-def install() -> None:
-    """Note SIGTERM, SIGUSR1 and SIGINT from here on; they do nothing else."""
-    for number in SIGNALS:
-        signal.signal(number, _note)
-
-
 @contextmanager
 def noted() -> Iterator[None]:
-    """Note the signals while the block runs, as `install`, if this is the main thread: no other may."""
+    """Note SIGTERM, SIGUSR1 and SIGINT while the block runs, in place of their effect; only the main thread may."""
     if threading.current_thread() is not threading.main_thread():
         yield
         return

@@ -11,16 +11,16 @@ from tokenize_jobs import stopping
 
 def main() -> None:
     """Train on this rank's share of each batch."""
-    stopping.install()  # before torch and DeepSpeed are imported, which takes seconds
-    from functools import partial
+    with stopping.noted():  # before torch and DeepSpeed are imported, which takes seconds
+        from functools import partial
 
-    from tokenize_jobs.launch import rank_arguments, run_rank
-    from train.job import fit
+        from tokenize_jobs.launch import rank_arguments, run_rank
+        from train.job import fit
 
-    parser = rank_arguments(__doc__)
-    parser.add_argument("--deepspeed_config", help="JSON that adds what the spec does not own")
-    arguments = parser.parse_args()
-    run_rank(arguments, "transformer", partial(fit, deepspeed_config=arguments.deepspeed_config))
+        parser = rank_arguments(__doc__)
+        parser.add_argument("--deepspeed_config", help="JSON that adds what the spec does not own")
+        arguments = parser.parse_args()
+        run_rank(arguments, "transformer", partial(fit, deepspeed_config=arguments.deepspeed_config))
 
 
 if __name__ == "__main__":

@@ -12,6 +12,7 @@ import socket
 import subprocess
 import sys
 import time
+from collections.abc import Callable, Iterator
 from functools import partial
 from pathlib import Path
 
@@ -84,6 +85,19 @@ def test_sets_are_mixed_by_weight(tmp_path: Path) -> None:
     assert [micro.shape for micro in micros] == [(3, 32, 32, 3), (5, 32, 32, 3)]
     for place, image in zip(places, np.concatenate(micros), strict=False):
         assert np.array_equal(image, sets[place.shard_set][place.image]["image"])
+
+
+def test_calls_are_made_ahead_in_order_and_no_further() -> None:
+    taken = list[int]()
+
+    def calls() -> Iterator[Callable[[], int]]:
+        for number in range(10):
+            taken.append(number)
+            yield partial(abs, -number)
+
+    results = in_threads(calls(), threads=2, ahead=3)
+    assert next(results) == 0 and taken == [0, 1, 2, 3]
+    assert list(results) == list(range(1, 10))
 
 
 # ---- resume and ranks ----------------------------------------------------------------------------------------------

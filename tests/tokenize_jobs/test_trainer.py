@@ -174,12 +174,12 @@ def test_told_to_stop_it_saves(folder: str, number: signal.Signals, begun: bool)
 
 
 def train_for_ever(folder: str, begun: bool) -> None:
-    stopping.install()
-    if not begun:
-        Path(folder + ".up").write_text("." * 101)
-        wait_for(stopping.stop_requested, 60, "the signal")
-    finished = train_line(folder, LinearTask(), "train.steps=10000000", "train.checkpoint_every=1000000")
-    os._exit(0 if finished else stopping.STOPPED)
+    with stopping.noted():
+        if not begun:
+            Path(folder + ".up").write_text("." * 101)
+            wait_for(stopping.stop_requested, 60, "the signal")
+        finished = train_line(folder, LinearTask(), "train.steps=10000000", "train.checkpoint_every=1000000")
+        os._exit(0 if finished else stopping.STOPPED)
 
 
 def test_a_rank_that_hangs_ends_itself_and_the_next_start_goes_on(folder: str) -> None:
