@@ -144,6 +144,7 @@ class Child:
         return Answer(None, Reason.WALL_TIME, f"took longer than {limit:g} s", self._step())
 
     def _start(self) -> None:
+        self.close()  # one that died while it waited
         ours, theirs = socket.socketpair()
         counters = os.memfd_create("dnd-begun")
         os.truncate(counters, COUNTER_BYTES)
@@ -164,7 +165,7 @@ class Child:
     def _death(self, cpu: float) -> Answer:
         assert self.process is not None
         code = self.process.wait()
-        self._hang_up()
+        self.close()
         if -code == signal.SIGXCPU:
             return Answer(None, Reason.CPU_TIME, f"used more than {cpu:g} s of CPU", self._step())
         if -code == signal.SIGKILL:
@@ -174,16 +175,14 @@ class Child:
 
     def close(self) -> None:
         """Ends the child."""
-        if self.process is not None and self._lives():
+        if self.process is not None:
             self.process.kill()
             self.process.wait()
-            self._hang_up()
+            self.process = None
+            self.outbox.put(None)
+            self.pipe.close()
 
     __del__ = close  # a worker that goes on to another plan
-
-    def _hang_up(self) -> None:
-        self.outbox.put(None)
-        self.pipe.close()
 
 
 def _write(pipe: Connection, outbox: SimpleQueue[bytes | None]) -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import signal
+import threading
 from pathlib import Path
 from types import MappingProxyType
 
@@ -167,9 +168,21 @@ def test_children_that_crash_hang_or_eat_memory_are_named(
     child.close()
 
 
-def test_a_call_that_cannot_be_sent_is_an_error_and_not_waited_for(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.syspath_prepend(str(Path(__file__).parent))
-    child = Child("test_render:die", Limits())
+def test_a_child_that_died_between_calls_is_replaced_and_leaves_no_thread() -> None:
+    child = Child("os:getpid", Limits())
+    before = set(threading.enumerate())
+    first = child.call().value
+    [writer] = set(threading.enumerate()) - before
+    os.kill(first, signal.SIGKILL)
+    assert child.process and child.process.wait() == -signal.SIGKILL
+    assert child.call().value not in (first, None)
+    writer.join(60)
+    assert not writer.is_alive()
+    child.close()
+
+
+def test_a_call_that_cannot_be_sent_is_an_error_and_not_waited_for() -> None:
+    child = Child("os:getpid", Limits())
     with pytest.raises(TypeError, match="cannot pickle"):
         child.call(MappingProxyType({}))
     child.close()
