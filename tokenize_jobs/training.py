@@ -9,6 +9,7 @@ from data_specs.records import Identity
 from data_specs.spec import Spec
 from data_specs.text import say
 from tokenize_jobs.launch import digest_of_start, digests_of, launch, spec_of_training
+from tokenize_jobs.losses import losses_in_words
 from tokenize_jobs.networks import lpips_of
 from tokenize_jobs.ranks import Ranks
 from tokenize_jobs.task import TokenizerTask
@@ -35,7 +36,7 @@ def train_tokenizer(spec: Spec, root: str, *, ranks: int = 1) -> None:
     if _is_imported(root):
         return
     lpips_of(spec, root)  # refused before the folder is claimed
-    say(f"train-tokenizer: losses {spec.tokenizer.losses}")
+    say(f"train-tokenizer: losses {losses_in_words(spec.tokenizer)}")
     launch(job_of(spec, root), "tokenize_jobs.fit", root, ranks)
 
 

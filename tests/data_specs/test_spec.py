@@ -70,22 +70,6 @@ def test_published_presets_carry_the_whole_recipe(name: str) -> None:
     assert (spec.sample.guidance, spec.sample.temperature, spec.sample.num) == (guidance, temperature, num)
 
 
-@pytest.mark.parametrize(
-    ("preset", "overrides", "losses"),
-    [
-        ("imagenet_16x16x2", [], "l2, LPIPS of weight 1, a GAN of weight 0.75 from step 0"),
-        (
-            "imagenet_16x16x2",
-            ["tokenizer.lpips_weights=null"],
-            "l2, no LPIPS, a GAN of weight 0.75 from step 0",
-        ),
-        ("demo", [], "l2, no LPIPS, no GAN"),
-    ],
-)
-def test_what_a_tokenizer_learns_by_is_said_in_words(preset: str, overrides: list[str], losses: str) -> None:
-    assert load_spec(preset, overrides).tokenizer.losses == losses
-
-
 def test_plain_text_is_as_the_authors_drew_it() -> None:
     text, shape = load_spec("text_image_plain").render, load_spec("text_image_plain").shape
     assert (text.crop_size, shape.image_size, text.text.sizes, text.text.margin) == (512, 384, (32, 32), 20)

@@ -15,6 +15,7 @@ from safetensors.torch import save_file
 from torch import Tensor, nn
 
 from data_specs.sections import Tokenizer
+from data_specs.spec import load_spec
 from tokenize_jobs.losses import (
     LPIPS,
     PatchDiscriminator,
@@ -23,6 +24,7 @@ from tokenize_jobs.losses import (
     discriminator_loss,
     generator_losses,
     load_lpips,
+    losses_in_words,
     reconstruction_loss,
 )
 from tokenize_jobs.networks import Networks
@@ -253,3 +255,19 @@ def test_ranks_send_contiguous_tensors_also_of_networks_in_channels_last(monkeyp
     images = torch.rand(2, 3, 16, 16).contiguous(memory_format=torch.channels_last)
     Networks(section, model, critic, None).add_gradients(images, torch.float32, adversarial=True)
     assert (2, *model.decoder.conv_out.weight.shape) in sent and len(sent) > 5
+
+
+@pytest.mark.parametrize(
+    ("preset", "overrides", "losses"),
+    [
+        ("imagenet_16x16x2", [], "l2, LPIPS of weight 1, a GAN of weight 0.75 from step 0"),
+        (
+            "imagenet_16x16x2",
+            ["tokenizer.lpips_weights=null"],
+            "l2, no LPIPS, a GAN of weight 0.75 from step 0",
+        ),
+        ("demo", [], "l2, no LPIPS, no GAN"),
+    ],
+)
+def test_what_a_tokenizer_learns_by_is_said_in_words(preset: str, overrides: list[str], losses: str) -> None:
+    assert losses_in_words(load_spec(preset, overrides).tokenizer) == losses
