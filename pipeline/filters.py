@@ -11,7 +11,7 @@ from collections import Counter
 from collections.abc import Callable
 from functools import lru_cache
 from itertools import pairwise
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import numpy as np
 from PIL import Image
@@ -41,7 +41,7 @@ class Filter(NamedTuple):
     """A filter: its key in render.filters, the value with which it lets all pass, and what it takes, with a detail."""
 
     key: str
-    off: Any
+    off: str | float | None
     takes: Callable[[Filters, Observation], Taken | None]
 
 

@@ -22,7 +22,7 @@ import sys
 import threading
 import time
 from collections import deque
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import suppress
 from dataclasses import dataclass
 from functools import lru_cache
@@ -221,7 +221,7 @@ def _memory_map() -> int:
     return os.open("/proc/self/statm", os.O_RDONLY)
 
 
-def _serve(pipe: Connection, counters: memoryview, function: Any) -> None:
+def _serve(pipe: Connection, counters: memoryview, function: Callable[..., Any]) -> None:
     """Says that it is ready, then answers calls until the pipe closes; answers are batched to save context switches."""
     pipe.send([])  # what it took to start is no document's time
     fixed = pipe.recv()
@@ -244,7 +244,7 @@ def _serve(pipe: Connection, counters: memoryview, function: Any) -> None:
             said = time.monotonic()
 
 
-def _answer(function: Any, *arguments: Any) -> Answer:
+def _answer(function: Callable[..., Any], *arguments: Any) -> Answer:
     try:
         return Answer(function(*arguments))
     except MemoryError:

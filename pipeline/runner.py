@@ -121,7 +121,7 @@ class _WorkerPool:
         self.refused = 0
         self.next_look = 0.0
         self.actors = dict[int, Any]()
-        self.starting = dict[Any, int]()
+        self.starting: dict[ray.ObjectRef[Any], int] = {}
         self.nodes = dict[int, str]()
         self.hosts = dict[int, str]()
         self.idle = deque[int]()
@@ -158,7 +158,7 @@ class _WorkerPool:
         ray.kill(self.actors.pop(worker))
         self.nodes.pop(worker, None)
 
-    def start_done(self, reference: Any) -> None:
+    def start_done(self, reference: ray.ObjectRef[Any]) -> None:
         """A worker has started, and idles from now on; or it could not. Raises UnitsFailed where none can."""
         worker = self.starting.pop(reference)
         try:
@@ -176,7 +176,7 @@ class _WorkerPool:
         if self.refused >= TRIES and not self.nodes:
             raise UnitsFailed(f"no worker could start: {error}")
 
-    def result(self, reference: Any, worker: int) -> tuple[Any, str, bool]:
+    def result(self, reference: ray.ObjectRef[Any], worker: int) -> tuple[Any, str, bool]:
         """(result, "", True), or (None, why the try failed, whether it counts: the loss of a node does not)."""
         try:
             result, reason = ray.get(reference)
@@ -224,7 +224,7 @@ class RayJob:
         self.left = num_units
         self.max_failures = workers.max_failures
         self.pool = _WorkerPool(setup, workers)
-        self.running = dict[Any, Try]()
+        self.running: dict[ray.ObjectRef[Any], Try] = {}
         self.done = set[int]()
         self.tries = Counter[int]()
         self.failures = 0
@@ -269,7 +269,7 @@ class RayJob:
     def _assign(self, worker: int, unit: AnyUnit) -> None:
         self.running[self.pool.actors[worker].run.remote(unit)] = Try(worker, unit, time.monotonic())
 
-    def _finish_try(self, reference: object) -> Done | None:
+    def _finish_try(self, reference: ray.ObjectRef[Any]) -> Done | None:
         """One try of a unit has ended: well, or badly; of two tries the first that ends well counts."""
         ended = self.running.pop(reference)
         node = self.pool.nodes[ended.worker]
