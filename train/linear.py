@@ -203,27 +203,38 @@ def packed(model: DnDTransformer, rows: int = ROWS, products: Products | None = 
     ):
         return model
     chosen = choose_products(model.config, weight.dtype, rows) if products is None else products
-
-    native = chosen.get(OTHERS) == "native"
-
-    def name_of(linear: nn.Linear) -> str:
-        return chosen["x".join(map(str, linear.weight.shape))]
-
-    def pack_linear(linear: nn.Linear) -> nn.Module:
-        name = name_of(linear)
-        return linear if name == "plain" else PRODUCTS[name](linear.weight.detach(), rows)
-
-    def pack(module: nn.Module) -> nn.Module | None:
-        if isinstance(module, FeedForward) and name_of(module.w1).startswith("onednn"):
-            return PackedFeedForward(*map(pack_linear, (module.w1, module.w3, module.w2)))
-        if native and isinstance(module, RMSNorm):
-            return NativeNorm(module.weight.detach())
-        return pack_linear(module) if isinstance(module, nn.Linear) else None
-
-    converted = _with_modules(model, pack)
-    if native:
+    _refuse_missing(chosen, weight.dtype)
+    converted = _with_modules(model, partial(_pack, chosen=chosen, rows=rows))
+    if chosen.get(OTHERS) == "native":
         converted.attention = native_attention
     return converted
+
+
+def _refuse_missing(chosen: Products, dtype: torch.dtype) -> None:
+    known = {"plain", "native", *offered(dtype, native=False)}  # what is native says itself what it lacks
+    if missing := set(chosen.values()) - known:
+        raise ValueError(
+            f"no product {min(missing)!r} here, with which these samples were begun: go on where there is one, or draw "
+            "under another name (--set sample.name=…)"
+        )
+
+
+def _pack(module: nn.Module, chosen: Products, rows: int) -> nn.Module | None:
+    """Return what takes the place of a module; None where its parts are to be asked for."""
+    if isinstance(module, FeedForward) and chosen[_shape_of(module.w1)].startswith("onednn"):
+        return PackedFeedForward(*(_pack_linear(one, chosen, rows) for one in (module.w1, module.w3, module.w2)))
+    if isinstance(module, RMSNorm) and chosen.get(OTHERS) == "native":
+        return NativeNorm(module.weight.detach())
+    return _pack_linear(module, chosen, rows) if isinstance(module, nn.Linear) else None
+
+
+def _pack_linear(linear: nn.Linear, chosen: Products, rows: int) -> nn.Module:
+    name = chosen[_shape_of(linear)]
+    return linear if name == "plain" else PRODUCTS[name](linear.weight.detach(), rows)
+
+
+def _shape_of(linear: nn.Linear) -> str:
+    return "x".join(map(str, linear.weight.shape))
 
 
 def quantize_int8(model: DnDTransformer) -> DnDTransformer:

@@ -305,6 +305,12 @@ def test_without_a_compiler_samples_are_drawn_without(monkeypatch):
         native_code.cache_clear()
 
 
+def test_a_product_that_is_not_here_is_named(model):
+    with pytest.raises(ValueError, match=r"no product 'abacus' here.*another name") as error:
+        packed(model, products={"96x32": "abacus", OTHERS: "plain"})
+    assert "\n" not in str(error.value)
+
+
 def test_each_shape_has_the_product_that_was_the_fastest_here():
     config = replace(TINY, dim=256)
     chosen = choose_products(config, torch.float32, 2)
