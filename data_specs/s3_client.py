@@ -11,6 +11,7 @@ import os
 import random
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
+from functools import partial
 from typing import Any
 
 import boto3
@@ -87,21 +88,24 @@ def _connect(creates: bool) -> Any:
                 names = ("request_checksum_calculation", "response_checksum_validation")
                 settings |= dict.fromkeys(names, "when_required")
             made = session.client("s3", config=Config(**settings))
-
-    def prepare(params: dict[str, Any], model: Any, context: dict[str, Any], **_: Any) -> None:
-        if pays(params.get("Bucket", "")) and "RequestPayer" in model.input_shape.members:
-            params["RequestPayer"] = "requester"
-        if creates and model.name in ("PutObject", "CompleteMultipartUpload"):
-            params["IfNoneMatch"] = "*"
-            if model.name == "CompleteMultipartUpload":
-                _refuse_if_there(made, params)
-        if custom or model.name == "HeadBucket":  # botocore asks for the bucket's region, is redirected, asks …
-            context["s3_redirect"]["redirected"] = True
-
-    made.meta.events.register_last("before-parameter-build.s3", prepare)
+    made.meta.events.register_last("before-parameter-build.s3", partial(_prepare, made, creates, custom))
     if ours:
         made.meta.events.register("needs-retry.s3", _seconds_until_retry)
     return made
+
+
+def _prepare(
+    made: Any, creates: bool, custom: bool, params: dict[str, Any], model: Any, context: dict[str, Any], **_: Any
+) -> None:
+    """Add to a request who pays and what it depends on: a handler of botocore's event `before-parameter-build`."""
+    if pays(params.get("Bucket", "")) and "RequestPayer" in model.input_shape.members:
+        params["RequestPayer"] = "requester"
+    if creates and model.name in ("PutObject", "CompleteMultipartUpload"):
+        params["IfNoneMatch"] = "*"
+        if model.name == "CompleteMultipartUpload":
+            _refuse_if_there(made, params)
+    if custom or model.name == "HeadBucket":  # botocore asks for the bucket's region, is redirected, asks …
+        context["s3_redirect"]["redirected"] = True
 
 
 def _refuse_if_there(made: Any, params: dict[str, Any]) -> None:

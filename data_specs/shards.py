@@ -10,7 +10,7 @@ import mmap
 import os
 import re
 import tarfile
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from io import BufferedReader
 from pathlib import Path
 from threading import Event
@@ -23,6 +23,7 @@ from data_specs.npy import read_array
 from data_specs.records import Sample
 
 INDEX_DTYPE = np.dtype([("sample", "<u4"), ("key_hash", "<u8"), ("field", "S12"), ("offset", "<u8"), ("size", "<u8")])
+IndexRow = tuple[int, int, bytes, int, int]
 BLOCK = 512
 HASHES_KEPT = 1 << 16
 _hashed: dict[tuple[int, ...], str] = {}  # of files that this process has read, by inode, size, time of change
@@ -49,34 +50,35 @@ def write_shard(samples: Iterable[Sample], tar_path: Path, index_path: Path) -> 
 
     Raises ValueError for a key with a dot or slash, or that comes twice.
     """
-    rows: list[tuple[int, int, bytes, int, int]] = []
-    seen: set[str] = set()
+    rows = list[IndexRow]()
     offsets = list[int]()
     sha = hashlib.sha256()
     md5 = hashlib.md5(usedforsecurity=False)
-    filesize = 0
     with tar_path.open("wb") as file:
-
-        def put(block: bytes) -> None:
+        for block in _blocks(samples, rows, offsets):
             file.write(block)
             sha.update(block)
             md5.update(block)
+        filesize = file.tell()
+    np.save(index_path, np.array(rows, dtype=INDEX_DTYPE), allow_pickle=False)
+    index_sha256 = hashlib.sha256(index_path.read_bytes()).hexdigest()
+    return WrittenShard(offsets, filesize, md5.hexdigest(), sha.hexdigest(), index_sha256)
 
-        for number, sample in enumerate(samples):
-            _check_key(sample.key, seen)
-            hashed = key_hash(sample.key)
-            offsets.append(filesize + BLOCK)
-            for field, data in sample.fields.items():
-                rows.append((number, hashed, field.encode(), filesize + BLOCK, len(data)))
-                put(b"".join((_header(f"{sample.key}.{field}", len(data)), data, bytes(-len(data) % BLOCK))))
-                filesize += BLOCK + len(data) + -len(data) % BLOCK
-        put(bytes(2 * BLOCK))
-        filesize += 2 * BLOCK
-    index = np.array(rows, dtype=INDEX_DTYPE)
-    np.save(index_path, index, allow_pickle=False)
-    return WrittenShard(
-        offsets, filesize, md5.hexdigest(), sha.hexdigest(), hashlib.sha256(index_path.read_bytes()).hexdigest()
-    )
+
+def _blocks(samples: Iterable[Sample], rows: list[IndexRow], offsets: list[int]) -> Iterator[bytes]:
+    """The bytes of a tar, member by member; `rows` gets the index, `offsets` where each sample's first bytes begin."""
+    seen = set[str]()
+    offset = BLOCK  # behind the member's header
+    for number, sample in enumerate(samples):
+        _check_key(sample.key, seen)
+        hashed = key_hash(sample.key)
+        offsets.append(offset)
+        for field, data in sample.fields.items():
+            padding = bytes(-len(data) % BLOCK)
+            rows.append((number, hashed, field.encode(), offset, len(data)))
+            yield b"".join((_header(f"{sample.key}.{field}", len(data)), data, padding))
+            offset += BLOCK + len(data) + len(padding)
+    yield bytes(2 * BLOCK)
 
 
 def key_hash(key: str) -> int:
