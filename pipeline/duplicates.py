@@ -23,9 +23,12 @@ SHARE = 1 << 22  # hashes that are sorted at a time
 
 
 def near_duplicates(root: str, distance: int) -> Iterator[list[str]]:
-    """Groups of near duplicates of ROOT/images as SPLIT/UNIT/KEY, the first in the order of the set at the head.
+    """Yield groups of near duplicates of ROOT/images as SPLIT/UNIT/KEY, the first in the order of the set first.
 
-    A group is a chain: each member is within `distance` bits of another. Raises ValueError where a set is unfinished.
+    A group is a chain: each member is within `distance` bits of another.
+
+    Raises:
+        ValueError: a set is unfinished.
     """
     sets = [open_shards(storage.join(root, "images", split)) for split in SPLITS]
     with scratch_folder() as folder:
@@ -46,7 +49,7 @@ def _name(sets: Sequence[ShardSet], index: int) -> str:
 
 
 def _hashes(sets: Sequence[ShardSet], path: Path) -> np.ndarray:
-    """The hash of every picture, uint64 [n] in a memory map, in the order of the sets; from the shards' tables."""
+    """Map the hash of every picture, uint64 [n], into memory, in the order of the sets; from the shards' tables."""
     shards = [shard for one in sets for shard in zip(one.shard_uris, one.manifest.shardlist, strict=True)]
     progress = Progress("reading tables", len(shards), "shards")
     with path.open("wb") as file:
@@ -80,7 +83,7 @@ def _bands(distance: int) -> list[np.uint64]:
 
 
 def _shares(hashes: np.ndarray, bits: np.uint64) -> Iterator[np.ndarray]:
-    """Indices in shares of about SHARE; hashes that agree on the bits are in the same share."""
+    """Yield indices in shares of about SHARE; hashes that agree on the bits are in the same share."""
     number = len(hashes) // SHARE + 1
     for share in range(number):
         blocks = range(0, len(hashes), SHARE)
@@ -121,7 +124,7 @@ def _union(parent: np.ndarray, one: int, other: int) -> None:
 
 
 def _find(parent: np.ndarray, index: int) -> int:
-    """The first member of an index's group (union-find, with path halving)."""
+    """Return the first member of an index's group (union-find, with path halving)."""
     while parent[index] != index:
         parent[index] = parent[parent[index]]
         index = int(parent[index])

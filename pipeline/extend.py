@@ -23,7 +23,11 @@ MAY_CHANGE = ("sources", "limits")  # of the spec's render, when a set is extend
 
 
 def require_extension(plan: Plan, wanted: Identity) -> None:
-    """Raises ValueError where more than sources and limits has changed since the plan was made."""
+    """Refuse to extend where more than sources and limits has changed since the plan was made.
+
+    Raises:
+        ValueError: it has.
+    """
     now = cast(dict[str, JsonValue], wanted.spec["render"])
     stored = plan.identity
     if isinstance(before := stored.spec.get("render"), dict):
@@ -68,7 +72,7 @@ def new_units(
 
 
 def _known(plan: Plan, other: Plan, retry_rejected: bool, moved: Sequence[tuple[str, str]]) -> _Hashes:
-    """The documents that are settled: 160 MB for ten million."""
+    """Return the documents that are settled: 160 MB for ten million."""
     offered = _rows(plan, moved)
     if retry_rejected:
         values, times = np.unique(offered[:, 0], return_counts=True)
@@ -82,7 +86,7 @@ def _known(plan: Plan, other: Plan, retry_rejected: bool, moved: Sequence[tuple[
 
 
 def _rows(plan: Plan, moved: Sequence[tuple[str, str]]) -> np.ndarray:
-    """A plan's hashes, uint64 [documents, 2]."""
+    """Return a plan's hashes, uint64 [documents, 2]."""
     hashes = (value for unit in _units(plan, moved) for pair in _hashes(unit) for value in pair)
     return np.fromiter(hashes, np.uint64).reshape(-1, 2)
 
@@ -108,7 +112,7 @@ def _hashes(unit: SourceUnit) -> list[tuple[int, int]]:
 
 
 def _left(listed: Iterable[SourceUnit], known: _Hashes, set_uri: str) -> Iterator[SourceUnit]:
-    """The listed units without the documents that are known."""
+    """Yield the listed units without the documents that are known."""
     again = list[str]()
     for unit in listed:
         locations, ids = np.array(_hashes(unit), np.uint64).reshape(-1, 2).T

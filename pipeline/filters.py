@@ -123,7 +123,7 @@ def _edges(length: int, number: int) -> list[int]:
 
 
 def script_of(text: str) -> str | None:
-    """The script of most letters of a text as Unicode names it (LATIN, CYRILLIC, CJK …), or None without letters."""
+    """Return the script of most letters of a text as Unicode names it (LATIN, CJK …), or None without letters."""
     scripts = Counter[str]()
     for letter, times in Counter(text[:2000]).items():
         if letter.isalpha():

@@ -15,7 +15,7 @@ from data_specs.units import Plan, extend_plan, read_plan, write_plan
 
 
 def folder_of(uri: str) -> str:
-    """A shard set's folder, by its own address or that of its manifest."""
+    """Return a shard set's folder, from its own address or that of its manifest."""
     return uri.rpartition("/")[0] if uri.endswith(".json") else uri
 
 
@@ -25,7 +25,7 @@ def content_of(manifest: Manifest) -> str:
 
 
 def plan_by_shards(set_uri: str, identity: Identity, source_uri: str, split: str) -> Plan:
-    """The plan of a set with a unit for each shard of another.
+    """Plan a set with a unit for each shard of another.
 
     Args:
         set_uri: the set to make.
@@ -47,7 +47,7 @@ def plan_by_shards(set_uri: str, identity: Identity, source_uri: str, split: str
 
 
 def followed(plan: Plan, identity: Identity, manifest: Manifest, split: str) -> Plan:
-    """The plan after its input was extended or lost samples: shards made anew are done again, new ones appended.
+    """Return the plan after its input was extended or lost samples: shards made anew are done again, new ones appended.
 
     Raises:
         ValueError: the input is another one: a shard of the plan is neither in its manifest nor replaced there.
@@ -71,7 +71,7 @@ def followed(plan: Plan, identity: Identity, manifest: Manifest, split: str) -> 
 
 
 def unit_of(number: int, split: str, entry: ShardEntry | None) -> ShardUnit:
-    """A unit that reads a shard of the input's manifest, or nothing where that shard has lost all its samples."""
+    """Make a unit that reads a shard of the input's manifest, or nothing where that shard has lost all its samples."""
     if entry is None:
         return ShardUnit(unit=number, split=split, shard=None, sha256=None, index_sha256=None)
     digests = {name: getattr(entry, name) for name in ("sha256", "index_sha256", "table_sha256")}
@@ -81,7 +81,7 @@ def unit_of(number: int, split: str, entry: ShardEntry | None) -> ShardUnit:
 def by_shards(
     source_uri: str, convert: Callable[[Shard], Iterable[Outcome]]
 ) -> Callable[[ShardUnit], Iterator[Outcome]]:
-    """What makes the samples of a unit: those of its shard of the set at `source_uri`, converted."""
+    """Return what makes the samples of a unit: those of its shard of the set at `source_uri`, converted."""
 
     def work(unit: ShardUnit) -> Iterator[Outcome]:
         if unit.shard and unit.sha256:  # else it has lost all its samples

@@ -82,7 +82,7 @@ class Child:
         return next(self.map([arguments], factor))
 
     def map(self, calls: Iterable[tuple[Any, ...]], factor: float = 1.0) -> Iterator[Answer]:
-        """The answers of many calls in order, up to AHEAD of them waiting in the child's pipe.
+        """Yield the answers of many calls in order, up to AHEAD of them waiting in the child's pipe.
 
         A call that ends the child is answered by the reason; those that waited behind it, or were answered into the
         void, go to a fresh child. An Answer among the calls is handed on in its place.
@@ -97,7 +97,7 @@ class Child:
                 yield answer
 
     def _take_up(self, calls: Iterator[tuple[Any, ...]], waiting: deque[_Call], factor: float) -> bool:
-        """Adds calls to those that wait, and sends them to the child if it lives; returns whether any wait."""
+        """Add calls to those that wait, and send them to the child if it lives; return whether any wait."""
         for call in islice(calls, AHEAD - len(waiting)):
             answer = call if isinstance(call, Answer) else None
             waiting.append(_Call(call, answer))
@@ -106,7 +106,7 @@ class Child:
         return bool(waiting)
 
     def _have_answered(self, calls: list[_Call], factor: float) -> None:
-        """Waits until some of the calls are answered, the first among them; a fresh child is sent all of them."""
+        """Wait until some of the calls are answered, the first among them; a fresh child is sent all of them."""
         if not self._lives():
             self._start()
             for call in calls:
@@ -121,7 +121,7 @@ class Child:
                 call.answer = answer
 
     def _step(self) -> int | None:
-        """The step that the present call, or the one that just ended, has begun; None before the first."""
+        """Return the step that the present call, or the one that just ended, has begun; None before the first."""
         return self.counters[STEPS] - 1 if self.counters[STEPS] else None
 
     def _lives(self) -> bool:
@@ -133,7 +133,7 @@ class Child:
         self.outbox.put(pickle.dumps((call, *limits), pickle.HIGHEST_PROTOCOL))
 
     def _receive(self, cpu: float) -> list[Answer] | Answer:
-        """The child's next answers, none when it says that it is ready, or why it ended."""
+        """Return the child's next answers, none when it says that it is ready, or why it ended."""
         limit = cpu * WALL_FACTOR if self.ready else START_SECONDS
         try:
             if self.pipe.poll(limit):
@@ -174,7 +174,7 @@ class Child:
         return Answer(None, Reason.CRASH, name, self._step())
 
     def close(self) -> None:
-        """Ends the child."""
+        """End the child."""
         if self.process is not None:
             self.process.kill()
             self.process.wait()
@@ -186,14 +186,14 @@ class Child:
 
 
 def _write(pipe: Connection, outbox: SimpleQueue[bytes | None]) -> None:
-    """The thread that writes to a child, until None comes or the child is gone."""
+    """Write to a child, as a thread of its own, until None comes or the child is gone."""
     with suppress(OSError, ValueError, TypeError):  # closed under our hands: whoever receives has seen why
         while (message := outbox.get()) is not None:
             pipe.send_bytes(message)
 
 
 def _counters(descriptor: int) -> memoryview:
-    """What parent and child both see: how many calls the child has BEGUN, and how many STEPS of the last one."""
+    """Map what parent and child both see: how many calls the child has BEGUN, and how many STEPS of the last."""
     return memoryview(mmap(descriptor, COUNTER_BYTES)).cast("Q")
 
 
@@ -201,13 +201,13 @@ shared = list[memoryview]()  # in a child: the counters
 
 
 def begin(step: int) -> None:
-    """Records, in a child, which step of its call begins, so that a crash can be attributed to it."""
+    """Record, in a child, which step of its call begins, so that a crash can be attributed to it."""
     for counters in shared:
         counters[STEPS] = step + 1
 
 
 def _limit(cpu: float, memory: int) -> None:
-    """This call's limits: CPU time from now on, address space above what is mapped now."""
+    """Limit this call: CPU time from now on, address space above what is mapped now."""
     used = resource.getrusage(resource.RUSAGE_SELF)
     seconds = int(used.ru_utime + used.ru_stime + cpu) + 1
     resource.setrlimit(resource.RLIMIT_CPU, (seconds, resource.RLIM_INFINITY))
@@ -217,7 +217,7 @@ def _limit(cpu: float, memory: int) -> None:
 
 @lru_cache(maxsize=1)
 def _memory_map() -> int:
-    """The file in which the kernel says how much this process has mapped."""
+    """Open the file in which the kernel says how much this process has mapped."""
     return os.open("/proc/self/statm", os.O_RDONLY)
 
 

@@ -59,7 +59,7 @@ class Render(UnitStage):
     def outputs(
         self, spec: Spec, root: str, workers: Workers, extend: bool = False, retry_rejected: bool = False, **_: Any
     ) -> Iterator[Output]:
-        """The sets of both splits; extended ones keep all that is there as it is."""
+        """Yield the sets of both splits; extended ones keep all that is there as it is."""
         plans = _extended(spec, root, retry_rejected) if extend or retry_rejected else _plans(spec, root)
         for split in SPLITS:
             moved = moved_since(plans[split], spec, root)
@@ -85,7 +85,7 @@ def _inputs_moved(root: str, *plans: Plan) -> list[tuple[str, str]]:
 
 
 def rendering(renderer: Renderer, set_uri: str, moved: Sequence[tuple[str, str]] = ()) -> Work:
-    """What renders a unit; what was removed from the set once is left out."""
+    """Return what renders a unit; what was removed from the set once is left out."""
     from pipeline.removal import read_removed, rendered_without, without
 
     images_uri, _, split = set_uri.rpartition("/")
@@ -99,7 +99,7 @@ def rendering(renderer: Renderer, set_uri: str, moved: Sequence[tuple[str, str]]
 
 
 def _plans(spec: Spec, root: str) -> dict[str, Plan]:
-    """The stored plans of both splits; those that are missing are made from one listing of the sources.
+    """Return the stored plans of both splits; those that are missing are made from one listing of the sources.
 
     Sources that have moved are listed again: they must hold what they held when the set was planned.
     """
@@ -121,7 +121,7 @@ def _planned(spec: Spec, root: str, split: str, listed: Path, places: tuple[str,
 
 
 def _extended(spec: Spec, root: str, retry_rejected: bool) -> dict[str, Plan]:
-    """The stored plans, each with one more part for what the sources hold now and no unit has.
+    """Return the stored plans, each with one more part for what the sources hold now and no unit has.
 
     A split that was extended for this spec already and is not done yet stays as it is: what was interrupted goes on.
     """
@@ -154,7 +154,7 @@ def _grow(
     moved: Sequence[tuple[str, str]],
     retry_rejected: bool,
 ) -> Plan:
-    """The plan with a part for new documents; as it is where there are none and the spec is the same."""
+    """Return the plan with a part for new documents; as it is where there are none and the spec is the same."""
     from pipeline.extend import new_units
 
     identity = _identity(spec, split, _held(listed))
@@ -170,7 +170,7 @@ def _grow(
 
 
 def _stored(root: str) -> dict[str, Plan]:
-    """The plans under a root, by split."""
+    """Return the plans under a root, by split."""
     return {split: plan for split in SPLITS if (plan := read_plan(storage.join(root, "images", split)))}
 
 
@@ -182,7 +182,7 @@ def _inputs(root: str) -> str:
 def _list_sources(
     spec: Spec, root: str, folder: Path, is_whole: bool = False
 ) -> tuple[dict[str, Path], tuple[str, ...]]:
-    """Lists the sources; returns the file of each split's units, in a scratch folder, and where the documents lie.
+    """List the sources; return the file of each split's units, in a scratch folder, and where the documents lie.
 
     Args:
         is_whole: whether all is planned: what the sources hold is only compared, and nothing is kept under the root.
@@ -196,7 +196,11 @@ def _list_sources(
 
 
 def _keep_classes(uri: str, names: dict[int, str]) -> None:
-    """Writes the classes' names; more may come behind those there. Raises ValueError if one would change its number."""
+    """Write the classes' names; more may come behind those there.
+
+    Raises:
+        ValueError: a class would change its number.
+    """
     data = json.dumps(names).encode()
     if not names or storage.create(uri, data):
         return
@@ -208,12 +212,12 @@ def _keep_classes(uri: str, names: dict[int, str]) -> None:
 
 
 def _held(units: Path) -> dict[str, str]:
-    """The input of a split: what its sources hold."""
+    """Return the input of a split: what its sources hold."""
     return {"documents of render.sources": listing_digest(units)}
 
 
 def _identity(spec: Spec, split: str, inputs: dict[str, str]) -> Identity:
-    """What the images of a split depend on."""
+    """Return what the images of a split depend on."""
     from pipeline.render import versions
 
     render = spec.render.model_dump(mode="json")

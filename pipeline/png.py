@@ -20,7 +20,7 @@ _GREY, _RGB = 0, 2  # colour types
 
 
 def encode_png(image: np.ndarray) -> bytes:
-    """The PNG file of a drawn picture uint8 [H, W, 3], without row filters; decoded to RGB it is the same picture."""
+    """Encode a drawn picture uint8 [H, W, 3] as PNG without row filters; decoded to RGB it is the same picture."""
     plane = grey_plane(image)
     pixels = image if plane is None else plane
     height, width = pixels.shape[:2]
@@ -32,7 +32,7 @@ def encode_png(image: np.ndarray) -> bytes:
 
 
 def encode_photo(image: np.ndarray) -> bytes:
-    """The PNG file of a photograph uint8 [H, W, 3] by Pillow, whose row filters pay there."""
+    """Encode a photograph uint8 [H, W, 3] as PNG by Pillow, whose row filters pay there."""
     buffer = io.BytesIO()
     Image.fromarray(image).save(buffer, "PNG", compress_level=LEVEL)
     return buffer.getvalue()
@@ -43,7 +43,7 @@ def _chunk(tag: bytes, data: bytes) -> tuple[bytes, ...]:
 
 
 def grey_plane(image: np.ndarray) -> np.ndarray | None:
-    """The plane [H, W] that all three channels of uint8 [H, W, 3] equal, or None where they differ."""
+    """Return the plane [H, W] that all three channels of uint8 [H, W, 3] equal, or None where they differ."""
     if is_one_plane(image):
         return image[..., 0]
     flat = np.ascontiguousarray(image).reshape(-1)
@@ -58,11 +58,11 @@ def is_one_plane(image: np.ndarray) -> bool:
 
 
 def from_plane(plane: np.ndarray) -> np.ndarray:
-    """A grey picture [H, W] as uint8 [H, W, 3], without a copy."""
+    """Return a grey picture [H, W] as uint8 [H, W, 3], without a copy."""
     return np.broadcast_to(plane[..., None], (*plane.shape, 3))
 
 
 def in_one_plane(image: np.ndarray) -> np.ndarray:
-    """The picture uint8 [H, W, 3] itself, a grey one as `from_plane` makes it, so that nobody need look again."""
+    """Return the picture uint8 [H, W, 3], a grey one as `from_plane` makes it, so that nobody need look again."""
     plane = grey_plane(image)
     return image if plane is None else from_plane(plane)

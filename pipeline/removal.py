@@ -66,8 +66,11 @@ class Removal(NamedTuple):
 
 
 def plain(document_id: str) -> str:
-    """An id as it is compared: people write arXiv:2401.00001v2 [cs.CL], its address or DOI, 2401-00001.pdf, and
-    hep-th/0703012 or HEP-TH-0703012, for one paper."""
+    """Normalise an id for comparison.
+
+    People write arXiv:2401.00001v2 [cs.CL], its address or DOI, 2401-00001.pdf, and hep-th/0703012 or HEP-TH-0703012,
+    for one paper.
+    """
     text = unicodedata.normalize("NFC", document_id).strip("\ufeff \t\r\n").removeprefix("./")
     text = re.sub(r"^(https?://)?(www\.|export\.)?arxiv\.org/(abs|pdf|html|format|e-print|src)/", "", text, flags=re.I)
     text = re.sub(r"^((https?://(dx\.)?doi\.org/|doi:\s*)?10\.48550/)?arxiv[:.]\s*", "", text, flags=re.I)
@@ -91,7 +94,7 @@ def read_removed(images_uri: str) -> Removal:
 
 
 def still_there(set_uri: str) -> Iterator[str]:
-    """Yields a line for each sample of an image set that was removed once, and is there all the same."""
+    """Yield a line for each sample of an image set that was removed once, and is there all the same."""
     try:
         removed = read_removed(set_uri.rpartition("/")[0])
         plan = read_plan(set_uri)
@@ -110,7 +113,7 @@ def _still_there(plan: Plan, removed: Removal) -> Iterator[tuple[str, str]]:
 
 
 def take_out_again(plan: Plan) -> Manifest | None:
-    """Takes out of a set what was removed once and was rendered all the same, by a job that outlived its lease.
+    """Take out of a set what was removed once and was rendered all the same, by a job that outlived its lease.
 
     The caller holds the lease of the set.
 
@@ -128,7 +131,7 @@ def take_out_again(plan: Plan) -> Manifest | None:
 
 
 def without(unit: SourceUnit, removed: Removal) -> SourceUnit:
-    """A unit without the documents that are removed, and the files that only those need; one of a tar as it is."""
+    """Return a unit without the removed documents, and the files that only those need; one of a tar unchanged."""
     if not any(removed.holds_document(document.id) for document in unit.documents):
         return unit
     kept = [document for document in unit.listed() if not removed.holds_document(document.id)]
@@ -136,7 +139,7 @@ def without(unit: SourceUnit, removed: Removal) -> SourceUnit:
 
 
 def rendered_without(split: str, unit: SourceUnit, removed: Removal, outcomes: Iterable[Outcome]) -> Iterator[Outcome]:
-    """The outcomes of `without(unit, removed)`, with what is removed of the unit as counted drops."""
+    """Yield the outcomes of `without(unit, removed)`, with what is removed of the unit as counted drops."""
     for document in unit.documents:
         if removed.holds_document(document.id):
             yield Dropped(key_of(document.id), "", Reason.REMOVED)
@@ -148,7 +151,7 @@ def rendered_without(split: str, unit: SourceUnit, removed: Removal, outcomes: I
 
 
 def remove(root: str, ids: Iterable[str], samples: Iterable[str]) -> Iterator[str]:
-    """Takes documents and samples out of ROOT/images and of what was made from it; yields lines that say what it did.
+    """Remove documents and samples from ROOT/images and from what was made of it; yield lines that say what was done.
 
     Raises:
         ValueError: there is no image set, a sample is not given as SPLIT/UNIT/KEY, a job writes here; or, after all
@@ -190,7 +193,7 @@ def _take_out(root: str, plans: list[Plan], wanted: Removal) -> Iterator[str]:
 
 
 def _found(plans: list[Plan], wanted: Removal) -> tuple[dict[str, set[str]], set[str]]:
-    """What of the wanted there is: plain id -> ids of the documents, and names of the samples."""
+    """Return what of the wanted there is: plain id -> ids of the documents, and names of the samples."""
     documents = dict[str, set[str]]()
     names = set[str]()
     for plan in plans:
@@ -259,7 +262,7 @@ def _month(arxiv_id: str) -> str:
 
 
 def _derived(root: str, replaced: set[str]) -> Iterator[str]:
-    """Takes away what was made from the replaced shards, the last of it first; names what learned of it or shows it."""
+    """Take away what was made from the replaced shards, the last of it first; name what learned of it or shows it."""
     plans = [plan for uri in find_shard_sets(root) if (plan := read_plan(uri))]
     gone = set(replaced)
     stale = list[tuple[UnitStage, Plan, list[int]]]()
@@ -308,6 +311,6 @@ def _depending(root: str, plans: list[Plan]) -> Iterator[str]:
 
 
 def _delete_all(folder: str) -> None:
-    """Deletes a folder's files, plans last: what is left of a killed deletion is still found as a set."""
+    """Delete a folder's files, plans last: what is left of a killed deletion is still found as a set."""
     for file in sorted(storage.list_files(folder), key=lambda file: file.uri.endswith("plan.jsonl")):
         storage.delete(file.uri)

@@ -61,12 +61,12 @@ class Renderer:
         self.alone = Child(FUNCTION, spec.render.limits, spec)
 
     def close(self) -> None:
-        """Ends the children."""
+        """End the children."""
         self.child.close()
         self.alone.close()
 
     def render(self, unit: SourceUnit) -> Iterator[Outcome]:
-        """Samples and what was dropped, in the order of the unit's documents; then what was read."""
+        """Yield samples and what was dropped, in the order of the unit's documents; then what was read."""
         documents = deque[RawDocument]()
         read = hashlib.sha256()
         num_bytes = 0
@@ -105,7 +105,7 @@ class Renderer:
 
 
 def _apart(made: list[Sample | Dropped], filters: Filters, kept: Kept, origin: str) -> Iterator[Sample | Dropped]:
-    """What was made of a document, without samples that are near duplicates of what was kept."""
+    """Yield what was made of a document, without samples that are near duplicates of what was kept."""
     for one in made:
         if isinstance(one, Sample) and one.row and filters.near_duplicates is not None:
             if taken := taken_by(filters, Observation(nearest=kept.nearest(one.row["hash"]))):
@@ -129,7 +129,7 @@ def render_document(spec: Spec, source: Source, document: RawDocument, ended: En
 
 
 def _finished(one: Picture | NoPicture, spec: Spec, source: Source, document: RawDocument) -> Sample | Dropped:
-    """A picture as a sample with its files and its row of the table, if the filters keep it."""
+    """Return a picture as a sample with its files and its row of the table, if the filters keep it."""
     key = document.key + one.suffix
     if isinstance(one, NoPicture):
         return Dropped(key, document.origin, one.reason, one.detail)

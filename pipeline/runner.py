@@ -57,14 +57,15 @@ class _Worker:
         return *where, None
 
     def run(self, unit: AnyUnit) -> tuple[Any, str]:
-        """(result, "") or (None, why the unit failed). A dead worker is Ray's to report."""
+        """Return (result, "") or (None, why the unit failed). A dead worker is Ray's to report."""
         return tried(self.work, unit)
 
 
 def connect(workers: Workers) -> None:
-    """Joins the cluster named by the address or RAY_ADDRESS, else starts an embedded Ray.
+    """Join the cluster named by the address or RAY_ADDRESS, else start an embedded Ray.
 
-    Raises ConnectionError where that fails, saying what to look at.
+    Raises:
+        ConnectionError: that fails; the message says what to look at.
     """
     os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
     if ray.is_initialized():
@@ -89,7 +90,11 @@ def connect(workers: Workers) -> None:
 
 
 def _refuse_closed_port(address: str) -> None:
-    """Raises ConnectionError where nobody listens at host:port: Ray itself would try for four minutes."""
+    """Refuse a host:port where nobody listens: Ray itself would try for four minutes.
+
+    Raises:
+        ConnectionError: nobody does.
+    """
     host, colon, port = address.removeprefix("ray://").rpartition(":")
     if colon and port.isdigit():
         try:
@@ -99,7 +104,7 @@ def _refuse_closed_port(address: str) -> None:
 
 
 def dismiss(spare: list[Spare]) -> None:
-    """Ends actors that waited for a plan."""
+    """End actors that waited for a plan."""
     while spare:
         ray.kill(spare.pop().actor)
 
@@ -159,7 +164,11 @@ class _WorkerPool:
         self.nodes.pop(worker, None)
 
     def start_done(self, reference: ray.ObjectRef[Any]) -> None:
-        """A worker has started, and idles from now on; or it could not. Raises UnitsFailed where none can."""
+        """Take up a worker that has started, and idles from now on; or note that it could not.
+
+        Raises:
+            UnitsFailed: none can.
+        """
         worker = self.starting.pop(reference)
         try:
             self.nodes[worker], self.hosts[worker], error = ray.get(reference)
@@ -177,7 +186,7 @@ class _WorkerPool:
             raise UnitsFailed(f"no worker could start: {error}")
 
     def result(self, reference: ray.ObjectRef[Any], worker: int) -> tuple[Any, str, bool]:
-        """(result, "", True), or (None, why the try failed, whether it counts: the loss of a node does not)."""
+        """Return (result, "", True), or (None, why the try failed, whether it counts: the loss of a node does not)."""
         try:
             result, reason = ray.get(reference)
             self.idle.append(worker)
@@ -190,7 +199,7 @@ class _WorkerPool:
             return None, f"the worker died: {' '.join(str(error).split())[:300]}", alive
 
     def close(self) -> None:
-        """Ends all workers, with those whose unit another has finished; idle ones are kept where that was asked for."""
+        """End all workers, with those whose unit another has finished; idle ones are kept where that was asked for."""
         if self.workers.spare is not None and not self.workers.gpus:
             for worker in self.idle:
                 self.workers.spare.append(Spare(self.actors.pop(worker), self.workers.cpus))
@@ -233,14 +242,17 @@ class RayJob:
         self.durations = deque[float](maxlen=DURATIONS)
 
     def run(self) -> Iterator[Done]:
-        """Runs the units; yields each once, as it ends."""
+        """Run the units; yield each once, as it ends."""
         try:
             while self.left and self.failures < self.max_failures:
                 self.pool.resize(self.left)
                 self._hand_out()
                 self._report()
-                ready, _ = ray.wait([*self.running, *self.pool.starting], num_returns=1, timeout=TICK)
-                for reference in ready:
+                pending = [*self.running, *self.pool.starting]
+                if not pending:  # no worker could start: the next look tries again
+                    time.sleep(TICK / 10)
+                    continue
+                for reference in ray.wait(pending, num_returns=1, timeout=TICK)[0]:
                     if reference not in self.running:
                         self.pool.start_done(reference)
                     elif done := self._finish_try(reference):
@@ -256,7 +268,7 @@ class RayJob:
             self.report.write(runs, {} if ended else self.pool.hosts, self.failures, ended)
 
     def _hand_out(self) -> None:
-        """Gives each idle worker a unit that waits; where none does, a straggler once more, elsewhere if it can."""
+        """Give each idle worker a unit that waits; where none does, a straggler once more, elsewhere if it can."""
         idle = self.pool.idle
         while idle and self.waiting:
             self._assign(worker := idle.popleft(), self.waiting.take(self.pool.nodes[worker]))
@@ -318,7 +330,7 @@ class RunMetrics:
             metric.set_default_tags({"stage": stage, "set": name})
 
     def count(self, result: object) -> None:
-        """Counts a unit that is done, and what its receipt says, where that is its result."""
+        """Count a unit that is done, and what its receipt says, where that is its result."""
         self.counters["units"].inc()
         if isinstance(result, Receipt):
             self._count_samples(result)
@@ -333,10 +345,10 @@ class RunMetrics:
             self.counters["rejected"].inc(1, {"reason": str(reject.reason)})
 
     def count_failure(self, for_good: bool) -> None:
-        """Counts a try that failed."""
+        """Count a try that failed."""
         self.counters["units_failed" if for_good else "retries"].inc()
 
     def show(self, left: int, running: int, workers: int) -> None:
-        """Sets the gauges."""
+        """Set the gauges."""
         for name, value in (("units_left", left), ("units_running", running), ("workers", workers)):
             self.gauges[name].set(value)

@@ -39,7 +39,7 @@ class Done(NamedTuple):
 def run_plan(
     plan: Plan, setup: Setup, workers: Workers, holds: str, task: str, progress_unit: str = "units"
 ) -> Manifest:
-    """Runs every unit without a valid receipt, then merges the manifest.
+    """Run every unit without a valid receipt, then merge the manifest.
 
     Args:
         plan: the set's plan.
@@ -64,7 +64,7 @@ def run_plan(
 
 
 def _run_missing(report: JobReport, setup: Setup, workers: Workers, task: str, progress_unit: str) -> None:
-    """Runs those units of the job's share that have no receipt."""
+    """Run those units of the job's share that have no receipt."""
     plan = report.plan
     sizes = {unit.unit: size_of(unit, progress_unit) for unit in workers.share.of(plan.units())}
     missing = sizes.keys() - report.done
@@ -81,7 +81,7 @@ def _run_missing(report: JobReport, setup: Setup, workers: Workers, task: str, p
 
 
 def _merged(plan: Plan, holds: str, share: Share) -> Manifest:
-    """Merges the receipts as they lie now: another job may have written some. A share of a plan may be without some."""
+    """Merge the receipts as they lie now: another job may have written some. A share of a plan may lack some."""
     if share.total == 1:
         return merge(plan, holds)
     manifest = summarise(plan, holds)
@@ -98,7 +98,7 @@ def run_units(
     progress: Progress,
     report: JobReport | None = None,
 ) -> Iterator[Done]:
-    """Runs units; yields each once, as soon as it is done or has failed for good.
+    """Run units; yield each once, as soon as it is done or has failed for good.
 
     Args:
         units: what is to be done.
@@ -133,7 +133,7 @@ def run_units(
 
 
 def _run_here(units: Iterable[AnyUnit], setup: Setup, workers: Workers, report: JobReport | None) -> Iterator[Done]:
-    """Makes the units in this process."""
+    """Make the units in this process."""
     work = setup()
     host = socket.gethostname()
     failed = 0
@@ -153,7 +153,7 @@ def _run_here(units: Iterable[AnyUnit], setup: Setup, workers: Workers, report: 
 
 
 def tried(work: Callable[[Any], Any], unit: AnyUnit) -> tuple[Any, str]:
-    """(result, "") of a unit, or (None, why it failed)."""
+    """Return (result, "") of a unit, or (None, why it failed)."""
     try:
         return work(unit), ""
     except Exception as error:
@@ -184,13 +184,13 @@ class JobReport:
         return self.account.units
 
     def write(self, runs: Collection[Try], hosts: dict[int, str], failed: int, ended: bool = False) -> None:
-        """Writes the file if it is time, or if the run has ended. `hosts` names the host of each worker."""
+        """Write the file if it is time, or if the run has ended. `hosts` names the host of each worker."""
         if ended or time.time() - self.written >= EVERY_SECONDS:
             self.written = time.time()
             storage.write(progress_uri(self.plan.set_uri), self.state(runs, hosts, failed, ended).to_json())
 
     def state(self, runs: Collection[Try], hosts: dict[int, str], failed: int, ended: bool) -> JobState:
-        """What the file says."""
+        """Return what the file says."""
         minutes = (self.written - self.started) / 60
         rate = (len(self.done) - self.before) / minutes if minutes else 0.0
         left = self.plan.num_units - len(self.done) - failed
@@ -215,7 +215,7 @@ class JobReport:
         )
 
     def remove(self) -> None:
-        """Removes the file, which the manifest replaces."""
+        """Remove the file, which the manifest replaces."""
         storage.delete(progress_uri(self.plan.set_uri))
 
 

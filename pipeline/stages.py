@@ -72,7 +72,7 @@ class Stage(ABC):
 
     @abstractmethod
     def run(self, spec: Spec, root: str, workers: Workers, **options: Any) -> Iterator[str]:
-        """Makes the output, or finishes what was interrupted; yields lines that say what is there now."""
+        """Make the output, or finish what was interrupted; yield lines that say what is there now."""
 
 
 @dataclass(frozen=True)
@@ -109,14 +109,14 @@ class UnitStage(Stage):
 
     @abstractmethod
     def outputs(self, spec: Spec, root: str, workers: Workers, **options: Any) -> Iterator[Output]:
-        """The sets to make, each planned when it is asked for.
+        """Yield the sets to make, each planned when it is asked for.
 
         Raises:
             ValueError: an input is missing or unfinished, or the root was made for something else.
         """
 
     def make(self, spec: Spec, root: str, workers: Workers, **options: Any) -> dict[str, Manifest]:
-        """Makes the sets; returns their manifests by the sets' names under the root.
+        """Make the sets; return their manifests by the sets' names under the root.
 
         Raises:
             ValueError: as `outputs`.
@@ -148,21 +148,21 @@ class UnitStage(Stage):
         yield from self.finish(spec, root, workers, **options)
 
     def corrected(self, plan: Plan, manifest: Manifest) -> Manifest:
-        """A set's manifest, after what is still to be put right in the set while its lease is held."""
+        """Return a set's manifest, after what is still to be put right in the set while its lease is held."""
         return manifest
 
     def finish(self, spec: Spec, root: str, workers: Workers, **options: Any) -> Iterator[str]:
-        """What is made of the sets once they are whole; yields lines that say so."""
+        """Make what follows of the sets once they are whole; yield lines that say so."""
         yield from ()
 
 
 def name_under(root: str, uri: str) -> str:
-    """What is called `images/train` under a root, by its address."""
+    """Return a set's name under its root, such as `images/train`, from its address."""
     return uri.removeprefix(root.rstrip("/") + "/")
 
 
 def home_of(set_name: str) -> str:
-    """The folder under the root that keeps the spec of a shard set, and whose lease its writers hold.
+    """Return the folder under the root that keeps a set's spec, and whose lease its writers hold.
 
     Of samples it is that of their name.
     """
@@ -171,7 +171,7 @@ def home_of(set_name: str) -> str:
 
 
 def totals(manifest: Manifest) -> str:
-    """A line about a shard set."""
+    """Return a line about a shard set."""
     total = manifest.totals
     return (
         f"{total.written} samples in {len(manifest.shardlist)} shards "
@@ -182,7 +182,7 @@ def totals(manifest: Manifest) -> str:
 def planned(
     set_uri: str, identity: Identity, units: Iterable[AnyUnit], remedy: str = "", places: tuple[str, ...] = ()
 ) -> Plan:
-    """The plan of a set: the stored one, or one of these units.
+    """Return the plan of a set: the stored one, or a new one of these units.
 
     Args:
         places: where the inputs lie, as a new plan says.
@@ -198,7 +198,7 @@ def planned(
 
 
 def committing(setup: Callable[[], Work], set_uri: str, digest: str) -> Callable[[AnyUnit], Receipt]:
-    """Sets up, once in each worker, and returns what makes and commits a unit: `unit -> receipt`."""
+    """Set up, once in each worker, and return what makes and commits a unit: `unit -> receipt`."""
     from data_specs.receipts import commit
 
     work = setup()
@@ -221,7 +221,7 @@ VIEWS: dict[str, str] = {}  # what shows or names samples of a root -> the comma
 
 
 def register(stage: AnyStage) -> AnyStage:
-    """Adds a stage to the registry, and returns it."""
+    """Add a stage to the registry, and return it."""
     _STAGES[stage.name] = stage
     return stage
 
@@ -233,5 +233,5 @@ def registered() -> list[Stage]:
 
 
 def find(name: str) -> Stage | None:
-    """The stage of a name, None where no file of this process defines it."""
+    """Return the stage of a name, None where no file of this process defines it."""
     return _STAGES.get(name)

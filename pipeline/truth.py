@@ -40,7 +40,7 @@ class Truth(NamedTuple):
         return self.num_outside / self.num_ink if self.num_ink else 0.0
 
     def plus(self, other: Truth) -> Truth:
-        """The counts over both."""
+        """Return the counts over both."""
         return Truth(*map(operator.add, self, other))
 
     def __str__(self) -> str:
@@ -50,7 +50,7 @@ class Truth(NamedTuple):
 
 
 def shares(image: np.ndarray, boxes: np.ndarray) -> Truth:
-    """The counts of a picture uint8 [H, W, 3] and boxes [n, 4] (x0, y0, x1, y1) in its pixels."""
+    """Return the counts of a picture uint8 [H, W, 3] and boxes [n, 4] (x0, y0, x1, y1) in its pixels."""
     commonest = tuple(int(np.bincount(image[..., channel].ravel()).argmax()) for channel in range(3))
     inked = differ(image, commonest, INK + 1)
     outside = inked.copy()
@@ -64,7 +64,7 @@ def shares(image: np.ndarray, boxes: np.ndarray) -> Truth:
 
 
 def truth_of_shard(shard: Shard, numbers: range) -> Truth:
-    """The counts over some samples of a shard that have words."""
+    """Return the counts over some samples of a shard that have words."""
     return reduce(Truth.plus, (_of_sample(shard, number) for number in numbers), Truth())
 
 
@@ -77,7 +77,7 @@ def _of_sample(shard: Shard, number: int) -> Truth:
 
 
 def check_truth(set_uri: str) -> Iterator[str]:
-    """What a sample of a set of pictures shows, in one line; a warning where words stand on nothing."""
+    """Yield what a sample of a set of pictures shows, in one line; a warning where words stand on nothing."""
     pictures = open_shards(set_uri)
     truth = Truth()
     for index in range(0, len(pictures), max(1, len(pictures) // PICTURES)):

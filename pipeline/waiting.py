@@ -27,11 +27,11 @@ class UnitQueue:
         return bool(self.ahead)
 
     def put_back(self, unit: AnyUnit) -> None:
-        """A unit to be tried again."""
+        """Put back a unit to be tried again."""
         self.ahead.append(unit)
 
     def take(self, node: str) -> AnyUnit:
-        """A unit for a worker on this node; there must be one.
+        """Take a unit for a worker on this node; there must be one.
 
         The first whose affinity belongs to this node or to none yet, else the first: an idle worker costs more than a
         second fetch. A unit without `affinity` suits every node.
@@ -62,7 +62,7 @@ class Try(NamedTuple):
 
 
 def straggler(running: Iterable[Try], durations: deque[float], now: float) -> Try | None:
-    """The try that takes longest, if far longer than others took and its unit runs on one worker only; else None."""
+    """Return the try that takes longest, if far longer than others took and on one worker only; else None."""
     runs = list(running)
     copies = Counter(run.unit.unit for run in runs)
     alone = [run for run in runs if copies[run.unit.unit] == 1]

@@ -20,7 +20,7 @@ class Share(NamedTuple):
 
     @classmethod
     def parse(cls, text: str) -> Self:
-        """Reads `2/8`.
+        """Parse `2/8`.
 
         Raises:
             ValueError: it is no number of a total, counted from 1.
@@ -34,7 +34,7 @@ class Share(NamedTuple):
         return f"{self.number}/{self.total}"
 
     def of(self, units: Iterable[AnyUnit]) -> Iterator[AnyUnit]:
-        """Yields the job's units in order; units of one affinity all go to the same job."""
+        """Yield the job's units in order; units of one affinity all go to the same job."""
         groups: dict[str, int] = {}
         for unit in units:
             group = groups.setdefault(unit.affinity, len(groups)) if unit.affinity else unit.unit
@@ -78,7 +78,7 @@ class Spare(NamedTuple):
 
 @contextmanager
 def kept(workers: Workers) -> Iterator[Workers]:
-    """The same workers; in the block, those that have ended a plan take up the next, with what they have imported.
+    """Keep workers: in the block, those that have ended a plan take up the next, with what they have imported.
 
     Those with GPUs do not: between two plans a stage asks for a GPU of its own, to see what fits.
     """

@@ -36,5 +36,5 @@ class UnreadableError(ValueError):
 
 
 def short(error: Exception) -> str:
-    """An exception in one line of at most 160 characters."""
+    """Return an exception in one line of at most 160 characters."""
     return f"{type(error).__name__}: {' '.join(str(error).split())}"[:160]

@@ -25,7 +25,7 @@ _named = dict[str, tuple[str, float | None]]()
 
 
 def name_in_css(family: str, whole_pixels: float | None) -> str:
-    """The name by which a style sheet gets a family; one that MuPDF has built in has it already.
+    """Return the name by which a style sheet gets a family; one that MuPDF has built in has it already.
 
     Its faces are opened once a process and given to MuPDF when it asks for them: in an archive they would be opened
     for every passage, and each of its letters drawn anew.
@@ -48,7 +48,7 @@ def _asked_for(name: str, bold: int, italic: int, _exact: int) -> mupdf.FzFont |
 
 
 def regular(family: str, whole_pixels: float | None) -> pymupdf.Font:
-    """The face to measure a family's words with."""
+    """Return the face to measure a family's words with."""
     return _face(family, whole_pixels, 0) if family in FACES else _any_font()
 
 
@@ -85,7 +85,7 @@ def _any_font() -> pymupdf.Font:
 
 
 def in_whole_pixels(data: bytes, size: float) -> bytes:
-    """A TrueType font whose letters are a whole number of pixels wide at a size, without kerning.
+    """Return a TrueType font whose letters are a whole number of pixels wide at a size, without kerning.
 
     As type on a screen: a letter has one shape wherever it stands, and not one for each quarter of a pixel.
     """

@@ -60,7 +60,7 @@ def open_image(data: bytes, formats: Sequence[str], max_pixels: int) -> Image.Im
 
 
 def _format_of(prefix: bytes) -> str:
-    """The format that a file's first bytes show, by Pillow's own tests, of which none opens the file; "" for none."""
+    """Return the format that a file's first bytes show, by Pillow's own tests, which do not open it; "" for none."""
     if len(prefix) < PREFIX_BYTES:
         return ""
     Image.init()
@@ -84,7 +84,7 @@ def center_crop(image: Image.Image, size: int) -> np.ndarray:
 
 
 def whole_image(image: Image.Image, size: int) -> np.ndarray:
-    """The image uint8 [H, W, 3], its shorter side `size`: torchvision's Resize, by which the authors trained."""
+    """Reduce the image to uint8 [H, W, 3] with shorter side `size`: torchvision's Resize, as the authors did."""
     image = _rgb(image)
     short = min(image.size)
     width, height = (size * side // short for side in image.size)

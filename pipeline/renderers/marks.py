@@ -89,7 +89,7 @@ def _any(planes: list[np.ndarray]) -> np.ndarray:
 
 
 def paper(image: np.ndarray) -> tuple[int, int, int]:
-    """The commonest value of each channel of uint8 [H, W, 3]."""
+    """Return the commonest value of each channel of uint8 [H, W, 3]."""
     some = image[::STEP, ::STEP]
     if is_one_plane(image):
         grey = _commonest(some[..., 0])
@@ -139,7 +139,7 @@ def unmarked(boxes: Mapping[int, np.ndarray], image: np.ndarray, draw_without: D
 
 
 def _standing_apart(numbers: list[int], boxes: Mapping[int, np.ndarray]) -> list[int]:
-    """Some of the numbers whose boxes do not meet, the first among them."""
+    """Return some of the numbers whose boxes do not meet, the first among them."""
     taken = list[int]()
     for number in numbers:
         if not (taken and meeting(boxes[number][None], np.array([boxes[other] for other in taken]))):
@@ -162,14 +162,14 @@ def _differ_in(image: np.ndarray, other: np.ndarray, box: np.ndarray) -> bool:
 
 # ---- boxes ---------------------------------------------------------------------------------------------------------
 def around_each(boxes: np.ndarray, starts: Sequence[int] | np.ndarray) -> np.ndarray:
-    """The box around each run of boxes [m, 4], float [n, 4], by where the runs begin."""
+    """Return the box around each run of boxes [m, 4], float [n, 4], by where the runs begin."""
     low = np.minimum.reduceat(boxes[:, :2], starts)
     high = np.maximum.reduceat(boxes[:, 2:], starts)
     return np.concatenate([low, high], axis=1)
 
 
 def share(a: Box, b: Box) -> float:
-    """What two boxes have in common, as a share of the smaller one; 0 where that has no area."""
+    """Return the common area of two boxes as a share of the smaller one; 0 where that has no area."""
     width = min(a[2], b[2]) - max(a[0], b[0])
     height = min(a[3], b[3]) - max(a[1], b[1])
     smaller = min((a[2] - a[0]) * (a[3] - a[1]), (b[2] - b[0]) * (b[3] - b[1]))

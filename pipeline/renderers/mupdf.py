@@ -61,7 +61,7 @@ PLACED = Reading()
 
 @contextmanager
 def open_pdf(data: bytes) -> Iterator[tuple[int, ReadPage]]:
-    """A PDF's number of pages, and the function that renders one of them.
+    """Open a PDF: its number of pages, and the function that renders one of them.
 
     Raises:
         UnreadableError: it cannot be opened, or is encrypted.
@@ -107,7 +107,7 @@ def _read_page(document: pymupdf.Document, number: int, style: PageStyle) -> Pag
 
 
 def draw(drawing: pymupdf.DisplayList, scale: float, grey: bool = False) -> np.ndarray:
-    """The picture of a display list, uint8 [H, W, 3]; `grey` where nothing in it is coloured."""
+    """Draw a display list, uint8 [H, W, 3]; `grey` where nothing in it is coloured."""
     pixels = _pixels(drawing.get_pixmap(pymupdf.Matrix(scale, scale), pymupdf.csGRAY if grey else pymupdf.csRGB, 0))
     return from_plane(pixels[..., 0]) if grey else in_one_plane(pixels)
 
@@ -125,7 +125,7 @@ def is_coloured(drawing: pymupdf.DisplayList) -> bool:
 def draw_without(
     drawing: pymupdf.DisplayList, scale: float, left_out: Container[int], grey: bool
 ) -> tuple[np.ndarray, TextLeftOut]:
-    """The same without some of its texts, by their numbers, and what was found of them; `grey` where the page is."""
+    """Draw a display list without some of its texts, by their numbers; return also what was found of them."""
     matrix = mupdf.FzMatrix(scale, 0, 0, scale, 0, 0)
     area = mupdf.fz_transform_rect(mupdf.fz_bound_display_list(drawing.this), matrix)
     colours = mupdf.FzColorspace(pymupdf.csGRAY if grey else pymupdf.csRGB)
@@ -144,7 +144,7 @@ def _pixels(pixmap: pymupdf.Pixmap) -> np.ndarray:
 def read(
     drawing: pymupdf.DisplayList, image: np.ndarray, marks: Marks, scale: float, how: Reading | None = None
 ) -> Words:
-    """The words that can be seen of a display list in its picture; `how` is None where Story has laid it out."""
+    """Return the words that can be seen of a display list in its picture; `how` is None where Story has laid it out."""
     blocks = _text(drawing, FLAGS, how).extractRAWDICT()["blocks"]
     lines = [line for block in blocks for line in block.get("lines", ())]
     characters = list(_characters(lines, paper(image)))
@@ -156,7 +156,7 @@ def read(
 
 
 def read_known(drawing: pymupdf.DisplayList, marked: np.ndarray, scale: float, known: str) -> Words | None:
-    """The words of text that is known, in a tenth of the time of `read`.
+    """Return the words of text that is known, in a tenth of the time of `read`.
 
     Args:
         drawing: nothing but this text, in one colour.
@@ -220,7 +220,7 @@ def is_clipped(drawing: pymupdf.DisplayList) -> bool:
 
 
 def _text(drawing: pymupdf.DisplayList, flags: int, how: Reading | None = None) -> pymupdf.TextPage:
-    """The text of a display list, also what lies off the page."""
+    """Return the text of a display list, also what lies off the page."""
     everywhere = mupdf.FzRect(*EVERYWHERE)
     options = mupdf.FzStextOptions()
     options.flags = flags & ~pymupdf.TEXT_IGNORE_ACTUALTEXT if how and how.replacements else flags

@@ -77,7 +77,7 @@ class _Document:
         self.num_pages = self._count()
 
     def _count(self) -> int:
-        """Number of pages by the first engine that opens it; those before are not asked again."""
+        """Return the number of pages by the first engine that opens it; those before are not asked again."""
         faults = [UnreadableError(*why) for why in self.ended.get(OPENING, ())]
         while self.engines:
             try:
@@ -93,7 +93,11 @@ class _Document:
         return self.opened[name]
 
     def read(self, number: int, style: PageStyle) -> tuple[Page, str]:
-        """A page, and the engine that rendered it. Raises UnreadableError where none can."""
+        """Return a page, and the engine that rendered it.
+
+        Raises:
+            UnreadableError: no engine can.
+        """
         faults = list[str]()
         ended = self.ended.get(number, ())
         for name in self.engines:
@@ -111,9 +115,14 @@ class _Document:
 
 
 def _check(page: Page, filters: Filters, fallback: bool) -> None:
-    """Raises UnreadableError for a page that a repair left blank, or that the spec's filters take.
+    """Refuse a page that a repair left blank, or that the spec's filters take.
 
     A page without letters has no script, and stays.
+
+    A page without letters has no script, and stays.
+
+    Raises:
+        UnreadableError: the page is refused.
     """
     if (page.repaired or fallback) and ink(page.image) == 0:
         raise UnreadableError(Reason.BLANK_AFTER_REPAIR)
@@ -143,7 +152,7 @@ def _crops(
 
 
 def _on_white(image: np.ndarray, fit: tuple[int, int] | None) -> np.ndarray:
-    """A page [H, W, 3] with white below and beside it up to a width and height."""
+    """Return a page [H, W, 3] with white below and beside it up to a width and height."""
     right, below = (max(0, side - has) for side, has in zip(fit or (0, 0), image.shape[1::-1], strict=True))
     if not right and not below:
         return image
@@ -151,7 +160,7 @@ def _on_white(image: np.ndarray, fit: tuple[int, int] | None) -> np.ndarray:
 
 
 def _reduced(crop: np.ndarray, size: int, style: PageStyle) -> np.ndarray:
-    """A crop [size, size, 3]; a grey one is reduced in one plane, which gives each channel as three would."""
+    """Reduce a crop to [size, size, 3]; a grey one in one plane, which gives each channel as three would."""
     plane = grey_plane(crop)
     small = np.ascontiguousarray(crop) if plane is None else plane
     if len(crop) != size:

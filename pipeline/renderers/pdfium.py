@@ -62,7 +62,7 @@ _NO_TEXT = _Text(0, None, False, False, False)
 
 @contextmanager
 def open_pdf(data: bytes) -> Iterator[tuple[int, ReadPage]]:
-    """A PDF's number of pages, and the function that renders one of them.
+    """Open a PDF: its number of pages, and the function that renders one of them.
 
     Raises:
         UnreadableError: it cannot be opened, or is encrypted.
@@ -98,7 +98,7 @@ def _page(document: pypdfium2.PdfDocument, number: int, style: PageStyle) -> Pag
 
 
 def _user_unit(document: pypdfium2.PdfDocument, number: int) -> float:
-    """The size of a page's unit in points. PDFium does not heed it, nor say it, but copies it."""
+    """Return the size of a page's unit in points. PDFium ignores it and does not report it, but copies it."""
     copy = pypdfium2.PdfDocument.new()
     file = io.BytesIO()
     copy.import_pages(document, [number])
@@ -111,7 +111,7 @@ def _user_unit(document: pypdfium2.PdfDocument, number: int) -> float:
 def _marks(
     page: pypdfium2.PdfPage, texts: list[_Text], image: np.ndarray, ground: tuple[int, int, int], scale: float
 ) -> Marks:
-    """The marks of text; under a shape to see through, of which PDFium draws the hole also without it, all marks."""
+    """Return the marks of text; under transparent shapes, whose hole PDFium draws even without them, all marks."""
     marked = differ(image, _draw_without(page, [one.handle for one in texts], scale))
     for one in texts:
         if one.clips:
@@ -133,7 +133,7 @@ def _draw(page: pypdfium2.PdfPage, scale: float) -> np.ndarray:
 
 
 def _draw_without(page: pypdfium2.PdfPage, left_out: list[Any], scale: float) -> np.ndarray:
-    """The picture of a page without some of its objects."""
+    """Draw a page without some of its objects."""
     for handle in left_out:
         raw.FPDFPageObj_SetIsActive(handle, False)
     image = _draw(page, scale)
@@ -178,7 +178,7 @@ def _guesses(text: pypdfium2.PdfTextPage) -> bool:
 
 
 def _texts(page: pypdfium2.PdfPage, ground: tuple[int, int, int]) -> dict[int, _Text]:
-    """The page's text objects that are painted, by address."""
+    """Return the page's text objects that are painted, by address."""
     found = page.get_objects(filter=(raw.FPDF_PAGEOBJ_TEXT,), max_depth=DEPTH)
     modes = [(one.raw, raw.FPDFTextObj_GetTextRenderMode(one.raw)) for one in found]
     painted = [(handle, mode) for handle, mode in modes if mode != raw.FPDF_TEXTRENDERMODE_INVISIBLE]
@@ -191,7 +191,7 @@ def _texts(page: pypdfium2.PdfPage, ground: tuple[int, int, int]) -> dict[int, _
 
 
 def _take_replacements(page: pypdfium2.PdfPage, handles: list[Any]) -> None:
-    """Takes from texts what a file wants them to be read as (/ActualText), where their letters say what they are."""
+    """Remove from texts the replacements that a file gives (/ActualText) where their letters say what they are."""
     marks = [(handle, mark, value) for handle in handles for mark, value in _replacements(handle)]
     for handle, mark, _ in marks:
         raw.FPDFPageObjMark_RemoveParam(handle, mark, _REPLACEMENT)
@@ -210,7 +210,7 @@ def _is_unknown(text: pypdfium2.PdfTextPage, index: int) -> bool:
 
 
 def _replacements(handle: Any) -> Iterator[tuple[Any, Any]]:
-    """The marks of a text object that say what it is to be read as, and what that is, as a PDF writes it."""
+    """Yield the marks of a text object that replace its text, and the replacement as a PDF writes it."""
     for number in range(raw.FPDFPageObj_CountMarks(handle)):
         mark = raw.FPDFPageObj_GetMark(handle, number)
         size = ctypes.c_ulong()
@@ -228,7 +228,7 @@ def _address(handle: Any) -> int:
 
 
 def _colour(handle: Any, outline: bool) -> tuple[int, int, int]:
-    """The colour of a text object, or of its outline."""
+    """Return the colour of a text object, or of its outline."""
     red, green, blue, alpha = (ctypes.c_uint() for _ in range(4))
     (raw.FPDFPageObj_GetStrokeColor if outline else raw.FPDFPageObj_GetFillColor)(handle, red, green, blue, alpha)
     return red.value, green.value, blue.value
@@ -258,7 +258,7 @@ def _device(page: pypdfium2.PdfPage, x: float, y: float) -> np.ndarray:
 
 
 def _characters(text: pypdfium2.PdfTextPage, texts: dict[int, _Text]) -> Iterator[_Placed]:
-    """What is painted, with its text object; a break between words, and for what is not painted."""
+    """Yield painted characters with their text objects; a break between words, and for what is not painted."""
     high = ""
     for index in range(raw.FPDFText_CountChars(text)):
         one = texts.get(_address(raw.FPDFText_GetTextObject(text, index)))

@@ -30,7 +30,7 @@ _TURNED = re.compile("^([\u0622\u0623\u0625\u0627])(\u0644)$")  # lam and alef i
 
 
 def in_reading_order(characters: Sequence[Character], parted: bool) -> Sequence[Character]:
-    """The same characters; those of lines with right-to-left letters in logical order, a BREAK behind each word.
+    """Return the same characters; those of right-to-left lines in logical order, a BREAK behind each word.
 
     Args:
         characters: as an engine finds them, lines or words apart by BREAK, boxes as the page is shown.
@@ -116,7 +116,7 @@ def _glyphs(line: list[Character]) -> list[Character]:
 
 
 def _spaces(line: list[Character]) -> Iterator[Character]:
-    """A space where an engine sees a gap, between the letters before and behind it."""
+    """Insert a space where an engine sees a gap, between the letters before and behind it."""
     for number, char in enumerate(line[1:-1], 1):
         (ax0, top, ax1, bottom), (bx0, _, bx1, _) = line[number - 1][1], line[number + 1][1]
         if char is GAP and min(ax1, bx1) < max(ax0, bx0) and BREAK not in (line[number - 1], line[number + 1]):
@@ -135,7 +135,7 @@ def _between(base: Box, part: Box) -> float:
 
 
 def _joined(line: list[Character], base: int, parts: list[int]) -> Character:
-    """A letter with its parts behind it; engines that turn a line round put a ligature's later letters first."""
+    """Join a letter with its parts behind it; engines that turn a line round put a ligature's later letters first."""
     text, box, pale = line[base]
     later = [n for n in parts if unicodedata.category(line[n][0][0]) != "Mn"]
     marks = [n for n in parts if n not in later]

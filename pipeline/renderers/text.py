@@ -106,7 +106,7 @@ def _fault(text: str) -> NoPicture | None:
 
 
 def _sheet(style: TextStyle, rng: random.Random, text: str, form: Format, canvas: int, pixel: float) -> Sheet:
-    """The choices for one passage; `pixel` is the side of a pixel of the picture on the canvas."""
+    """Draw the choices for one passage; `pixel` is the side of a pixel of the picture on the canvas."""
     letters = {ord(c) for c in set(text) if c.isalpha()}
     family = rng.choice([f for f in style.fonts if letters <= characters(f)] or style.fonts)
     code = rng.choice(style.code_fonts)
@@ -144,7 +144,7 @@ def _columns(canvas: int, margin: int, number: int, gap: int) -> list[pymupdf.Re
 
 
 def _pieces(text: str, max_words: int, sheet: Sheet) -> Iterator[str]:
-    """A plain passage, up to a word that no line of a column can hold, in pieces of at most so many words."""
+    """Divide a plain passage, up to a word that no line can hold, into pieces of at most so many words."""
     words = text.split()
     size = sheet.size
     width = sheet.columns[0].width
@@ -170,7 +170,7 @@ def _advance(font: pymupdf.Font, char: str) -> float:
 
 
 def _pages(piece: str, form: Format, sheet: Sheet, canvas: int) -> Iterator[pymupdf.DisplayList]:
-    """A piece laid out on as many canvases as it takes; where something is wider than a column, in one column."""
+    """Lay out a piece on as many canvases as it takes; where something is wider than a column, in one column."""
     story = pymupdf.Story(html=_html(piece, form), user_css=sheet.css)
     columns = sheet.columns
     if len(columns) > 1:
@@ -181,7 +181,7 @@ def _pages(piece: str, form: Format, sheet: Sheet, canvas: int) -> Iterator[pymu
 
 
 def _canvases(story: pymupdf.Story, columns: list[pymupdf.Rect], canvas: int) -> Iterator[pymupdf.DisplayList]:
-    """What is left of a story, until nothing more can be placed."""
+    """Yield canvases of what is left of a story, until nothing more can be placed."""
     more = placed = True
     while more and placed:
         drawing = pymupdf.DisplayList(mupdf.FzRect(0, 0, canvas, canvas))
@@ -198,7 +198,7 @@ def _canvases(story: pymupdf.Story, columns: list[pymupdf.Rect], canvas: int) ->
 
 
 def _html(piece: str, form: Format) -> str:
-    """A passage as HTML without pictures; it runs from right to left where its first letter does."""
+    """Return a passage as HTML without pictures; it runs from right to left where its first letter does."""
     if form == "plain":
         paragraphs = (html.escape(part) for part in re.split(r"\n\s*\n", piece))
         body = "".join(f"<p>{part}</p>" for part in paragraphs)
@@ -215,7 +215,7 @@ def _markdown() -> MarkdownIt:
 
 
 def _drawn(drawing: pymupdf.DisplayList, sheet: Sheet, scale: float, known: list[str]) -> tuple[np.ndarray, Words]:
-    """The picture of a canvas on its background, uint8 [size, size, 3], and the words that can be seen in it.
+    """Draw a canvas on its background, uint8 [size, size, 3], and find the words that can be seen in it.
 
     Args:
         known: the words of the whole passage where it is plain, else none.

@@ -135,7 +135,7 @@ class Words(NamedTuple):
         return Words(texts, self.boxes[chosen].reshape(-1, 4), self.cut[chosen], self.across[chosen], self.trusted)
 
     def fields(self, scale: float) -> dict[str, Any]:
-        """The fields of a SampleInfo, in pixels times `scale`."""
+        """Return the fields of a SampleInfo, in pixels times `scale`."""
         whole = [text for text, cut in zip(self.texts, self.cut) if not cut]
         boxes = (tuple(box) for box in (self.boxes * scale).round(1).tolist())
         return {
@@ -165,7 +165,7 @@ ReadPage = Callable[[int, PageStyle], Page]  # of a page's number
 
 @lru_cache(maxsize=1 << 16)
 def letters(char: str) -> str:
-    """What a glyph's characters stand for: letters, "" for those that leave no mark, " " for white space.
+    """Return what a glyph's characters stand for: letters, "" for those that leave no mark, " " for white space.
 
     Compatibility forms are taken apart only where they are shapes of letters: ligatures, and presentation forms of
     Arabic and Hebrew. A superscript stays one.
@@ -250,7 +250,7 @@ def gather(characters: Iterable[Character]) -> Glyphs:
 
 
 def _finished(word: str) -> str:
-    """A word in composed letters; a soft hyphen is seen at its end alone."""
+    """Return a word in composed letters; a soft hyphen is seen at its end alone."""
     if word.isascii():
         return word
     word = word[:-1].replace(_SOFT_HYPHEN, "") + word[-1].replace(_SOFT_HYPHEN, "-")
@@ -258,7 +258,7 @@ def _finished(word: str) -> str:
 
 
 def visible(glyphs: Glyphs, marks: Marks, doubtful: bool) -> Words:
-    """The words of which a letter leaves a mark on a picture; those with letters that leave none are cut.
+    """Return the words of which a letter leaves a mark on a picture; those with letters that leave none are cut.
 
     Args:
         glyphs: with boxes in pixels of the picture.
