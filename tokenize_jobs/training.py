@@ -9,7 +9,7 @@ from data_specs.records import Identity
 from data_specs.spec import Spec
 from data_specs.text import say
 from tokenize_jobs.launch import digest_of_start, digests_of, launch, spec_of_training
-from tokenize_jobs.losses import losses_in_words
+from tokenize_jobs.losses import digest_of_weights, losses_in_words
 from tokenize_jobs.networks import lpips_of
 from tokenize_jobs.ranks import Ranks
 from tokenize_jobs.task import TokenizerTask
@@ -35,9 +35,9 @@ def train_tokenizer(spec: Spec, root: str, *, ranks: int = 1) -> None:
     root = storage.absolute(root)
     if _is_imported(root):
         return
-    lpips_of(spec, root)  # refused before the folder is claimed
+    job = job_of(spec, root)
     say(f"train-tokenizer: losses {losses_in_words(spec.tokenizer)}")
-    launch(job_of(spec, root), "tokenize_jobs.fit", root, ranks)
+    launch(job, "tokenize_jobs.fit", root, ranks)
 
 
 def fit(spec: Spec, root: str) -> bool:
@@ -45,7 +45,6 @@ def fit(spec: Spec, root: str) -> bool:
     root = storage.absolute(root)
     if _is_imported(root):
         return True
-    lpips_of(spec, root)
 
     def build(ranks: Ranks) -> Task:
         return TokenizerTask(spec, root, ranks)
@@ -61,15 +60,21 @@ def job_of(spec: Spec, root: str) -> Job:
 
 
 def identity(spec: Spec, root: str) -> Identity:
-    """Return what the trained tokenizer depends on."""
+    """Return what the trained tokenizer depends on.
+
+    Raises:
+        ValueError, FileNotFoundError: an input is missing; nothing is written.
+    """
     section = spec.tokenizer
     folder = storage.join(root, "tokenizer")
     inputs = digests_of(root, "images", section.images)
     if section.init_from:
         inputs["init_from"] = digest_of_start(storage.join(root, section.init_from, WEIGHTS), folder)
+    if lpips := lpips_of(spec, root):
+        inputs["lpips_weights"] = digest_of_weights(lpips)
     tree: dict[str, Any] = {
         "shape": spec.shape.model_dump(mode="json"),
-        "tokenizer": spec_of_training(spec, "tokenizer", FREE, folder) | {"lpips": section.lpips_weights is not None},
+        "tokenizer": spec_of_training(spec, "tokenizer", FREE, folder),
     }
     return Identity(stage="tokenizer", spec=tree, inputs=inputs, seed=spec.seed)
 

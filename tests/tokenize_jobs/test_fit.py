@@ -240,8 +240,14 @@ def test_lpips_is_part_of_the_loss_and_never_pretended(tmp_path: Path) -> None:
     for head in lpips.heads:
         head.weight.abs_()
     save_file(lpips.state_dict(), tmp_path / "lpips.safetensors")
-    fit(tiny_spec("tokenizer.lpips_weights=lpips.safetensors", "tokenizer.steps=2", "tokenizer.gan_start=0"), root)
+    short = ("tokenizer.steps=2", "tokenizer.gan_start=0")
+    fit(tiny_spec("tokenizer.lpips_weights=lpips.safetensors", *short), root)
     assert all(row["lpips"] > 0 and row["adaptive_weight"] > 0 for row in rows(root))
+    (tmp_path / "lpips.safetensors").rename(tmp_path / "moved.safetensors")
+    fit(tiny_spec("tokenizer.lpips_weights=moved.safetensors", *short), root)  # the same weights at another place
+    save_file({name: tensor * 2 for name, tensor in lpips.state_dict().items()}, tmp_path / "lpips.safetensors")
+    with pytest.raises(ValueError, match=r"made for something else: inputs\.lpips_weights"):
+        fit(tiny_spec("tokenizer.lpips_weights=lpips.safetensors", *short), root)
     with pytest.raises((ValueError, FileNotFoundError), match="absent"):
         fit(tiny_spec("tokenizer.lpips_weights=absent"), make_root(tmp_path / "other"))
     assert not (tmp_path / "other/tokenizer").exists()  # nothing that would refuse the corrected run
