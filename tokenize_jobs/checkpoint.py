@@ -235,13 +235,13 @@ def _candidates(folder: str) -> list[str]:
 
 
 def _read_latest(folder: str) -> str | None:
-    """The name that `latest` holds, of whatever; None where there is no such file."""
+    """Return the name that `latest` holds, of whatever; None where there is no such file."""
     uri = storage.join(folder, LATEST)
     return storage.read_bytes(uri).decode(errors="replace").strip() if storage.exists(uri) else None
 
 
 def _examine(uri: str, rank: int = 0, world: int = 1) -> tuple[CheckpointState | None, list[str]]:
-    """A checkpoint's state, and a line for each thing that is wrong with it; reads every byte of this rank's share."""
+    """Read a checkpoint's state and every byte of this rank's share; return a line for each thing that is wrong."""
     try:
         state = read_state(uri)
     except FileNotFoundError:
@@ -257,7 +257,7 @@ def _examine(uri: str, rank: int = 0, world: int = 1) -> tuple[CheckpointState |
 
 
 def _fault_of(uri: str, wanted: CheckpointFile) -> str:
-    """What is wrong with a file of a checkpoint, "" where it is what state.json says."""
+    """Return what is wrong with a file of a checkpoint, "" where it is what state.json says."""
     try:
         if (there := storage.stat(uri)) and there.size != wanted.bytes:
             return f"{uri}: {there.size} bytes, state.json says {wanted.bytes}"
@@ -364,7 +364,7 @@ def _weight_files(folder: str) -> Iterator[str]:
 
 
 def _verify_weights(uri: str, wanted: CheckpointFile | None) -> Iterator[str]:
-    """What is wrong with exported weights: their digest, where it is known, or numbers that are not finite."""
+    """Yield what is wrong with exported weights: their digest, where it is known, or non-finite numbers."""
     try:
         path = storage.local_copy(uri)
         if wanted and file_digest(path) != wanted.sha256:

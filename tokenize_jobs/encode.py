@@ -60,7 +60,7 @@ def _view_kind(spec: Spec, split: str) -> ViewKind:
 
 
 def _load(shard: Shard, numbers: np.ndarray, size: int, kind: ViewKind) -> list[Pixels]:
-    """The views [views, size, size, 3] of each of these samples."""
+    """Return the views [views, size, size, 3] of each of these samples."""
     fields = ((shard.fields(number), f"{shard.uri}: {shard.key(number)}") for number in numbers.tolist())
     return [make_views(decode_image(of.get("png", b""), where), size, kind) for of, where in fields]
 

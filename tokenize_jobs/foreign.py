@@ -74,7 +74,7 @@ def _refuse_containers(path: Path, is_zip: bool) -> None:
 
 
 def _reader(file_size: int) -> Any:
-    """What torch takes for the `pickle` module, for a file of so many bytes."""
+    """Return the replacement for the `pickle` module with which torch reads a file of `file_size` bytes."""
 
     class Unpickler(_Unpickler):
         max_bytes = file_size
@@ -139,7 +139,7 @@ class _Shell:
 
 
 def _rebuild_tensor(storage: Any, offset: int, size: tuple[int, ...], stride: tuple[int, ...], *_: Any) -> Tensor:
-    """A tensor within its storage; torch's own function would make the storage larger where it is too small."""
+    """Return a tensor within its storage; torch's own function would enlarge a storage that is too small."""
     last = offset + sum((length - 1) * step for length, step in zip(size, stride, strict=True))
     if min((offset, *size, *stride), default=0) < 0 or (0 not in size and last >= storage._size()):
         raise _RefusedError(f"holds a tensor of {list(size)} that is larger than its storage")

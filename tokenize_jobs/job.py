@@ -150,7 +150,10 @@ def _batch_of(identity: Identity) -> int | None:
 
 
 def _probe(spec: Spec, root: str, workers: Workers) -> int:
-    """The batch that fits: tried out on a worker where the workers have GPUs, of which each may have a part."""
+    """Return the batch that fits, tried out on a worker where the workers have GPUs.
+
+    Each worker may have only a part of a GPU.
+    """
 
     def fitting() -> int:
         import torch
@@ -188,7 +191,7 @@ def device_of(workers: Workers) -> str:
 
 
 def _identity(spec: Spec, root: str, stage: str, section: dict[str, Any], workers: Workers) -> Identity:
-    """What a set depends on that the tokenizer makes, beside the shards that it reads."""
+    """Return what a set made by the tokenizer depends on, besides the shards that it reads."""
     import PIL
     import torch
 

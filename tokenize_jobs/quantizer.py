@@ -94,7 +94,7 @@ class Codebook(nn.Module):
         return unused.sum()
 
     def _statistics(self, vectors: Tensor, codes: Tensor) -> tuple[Tensor, Tensor]:
-        """Number [V] and sum [V, E] of the vectors at each row, over all ranks, in one collective."""
+        """Return the number [V] and sum [V, E] of the vectors at each row, over all ranks, in one collective."""
         ones = vectors.new_ones(len(vectors), 1)
         table = vectors.new_zeros(self.num_rows, vectors.shape[1] + 1)
         table = all_sum(table.index_add_(0, codes, torch.cat([vectors, ones], dim=1)))

@@ -46,7 +46,11 @@ def _alone() -> dict[str, str]:
 
 
 def _ranks_of_srun() -> dict[str, str] | None:
-    """What a launcher would have set, from the variables of a Slurm step of several tasks; None outside of one."""
+    """Return the variables that a launcher would have set, from those of a Slurm step of several tasks.
+
+    Returns:
+        The variables by name, None outside of such a step.
+    """
     step = {name.removeprefix("SLURM_"): value for name, value in os.environ.items() if name.startswith("SLURM_")}
     if int(step.get("STEP_NUM_TASKS", "1")) == 1:
         return None

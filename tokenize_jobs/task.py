@@ -100,7 +100,7 @@ class TokenizerTask:
         self.images = in_threads(reads, self._num_threads(), STEPS_AHEAD * sum(self.micro_sizes))
 
     def _reads(self, numbers: range) -> Iterator[Callable[[], Pixels]]:
-        """What reads each image of this rank in the steps of these numbers."""
+        """Yield what reads each image of this rank in the steps of these numbers."""
         weights = [entry.weight for entry in self.section.images]
         for number in numbers:
             drawn = draw(self.sets, weights, self.section.batch_size, self.spec.seed, number)
@@ -141,7 +141,7 @@ class TokenizerTask:
         return Step(mse, applied, waited)
 
     def _buffers(self) -> list[Tensor]:
-        """What a forward pass changes: codebooks and the discriminator's running means."""
+        """Return the buffers that a forward pass changes: codebooks and the discriminator's running means."""
         return [buffer for net in self.networks.trained for buffer in net.buffers()]
 
     def _backward(self, micros: list[Tensor]) -> tuple[Losses, Tensor]:
@@ -163,7 +163,7 @@ class TokenizerTask:
         return total, torch.cat(codes)
 
     def _shares(self) -> list[float]:
-        """This rank's part of all ranks' images, micro batch by micro batch."""
+        """Return this rank's share of all ranks' images, micro batch by micro batch."""
         of_all = [sum(map(len, micros)) for micros in zip(*self.micro_batches, strict=True)]
         return [size / count for size, count in zip(self.micro_sizes, of_all, strict=True)]
 
@@ -305,21 +305,21 @@ def _floats(model: nn.Module) -> dict[str, Tensor]:
 
 
 def _moments(stored: StoredTensors, prefix: str, name: str, parameter: Tensor) -> dict[str, Tensor]:
-    """What Adam keeps of a parameter; the number of steps stays on the CPU."""
+    """Return what Adam keeps of a parameter; the number of steps stays on the CPU."""
     kinds = ("exp_avg", "exp_avg_sq")
     moments = {kind: stored.tensor(f"{prefix}.{kind}", name, parameter.shape).to(parameter) for kind in kinds}
     return {"step": stored.tensor(f"{prefix}.step", name, ()), **moments}
 
 
 def _all_sum(tensors: list[Tensor]) -> list[Tensor]:
-    """Sums over the ranks of many tensors, in one collective."""
+    """Return the sums over the ranks of many tensors, in one collective."""
     flat = all_sum(torch.cat([tensor.flatten() for tensor in tensors]))
     parts = flat.split([tensor.numel() for tensor in tensors])
     return [part.view_as(tensor) for part, tensor in zip(parts, tensors, strict=True)]
 
 
 def _held_out(spec: Spec, root: str) -> ShardSet | None:
-    """The validation images that the spec has tokenized, where they are there and not empty."""
+    """Return the validation images that the spec has tokenized, or None where they are missing or empty."""
     uri = spec.tokenize.images.get("val")
     if uri is None or not storage.exists(storage.join(root, uri, "manifest.json")):
         return None

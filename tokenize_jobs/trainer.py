@@ -194,7 +194,7 @@ class Trainer:
         self._do_what_is_due(rate)
 
     def _do_what_is_due(self, rate: float) -> None:
-        """A row of the log, a validation, a picture, a checkpoint."""
+        """Log a row, validate, draw a picture and save a checkpoint, each where it is due."""
         if self._is_due(self.section.log_every):
             self._log(rate)
         with self.throughput.paused():

@@ -77,7 +77,7 @@ def read_config(folder: str) -> RQVAEConfig:
 
 
 def _empty_model(config: RQVAEConfig, device: str | torch.device, dtype: torch.dtype) -> RQVAE:
-    """A model whose weights are yet to be filled in, made without the time and memory of an initial one."""
+    """Return a model whose weights are yet to be filled in, without the time and memory of initializing them."""
     with torch.device("meta"):
         model = RQVAE(config).to(dtype)
     model.quantizer.float()

@@ -101,7 +101,10 @@ class Decoder:
         return attend
 
     def _attend_to_class(self, cache: Tensor, rows: int) -> Attend:
-        """The class's q and k are zero, and it is alone: attention gives its value; the cached key stays zero."""
+        """Return the attention for the class position, whose q and k are zero and which sees only itself.
+
+        Its result is therefore v; the cached key stays zero.
+        """
 
         def attend(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
             cache[1, :rows, :, 0] = v[:, 0]

@@ -83,7 +83,7 @@ class Muon(torch.optim.AdamW):
 
 
 def _square_parts(name: str, shape: tuple[int, ...]) -> tuple[int, ...]:
-    """Queries, keys and values lie in one weight [3 C, C]: three matrices."""
+    """Return the shape of a weight as matrices: queries, keys and values lie in one [3 C, C], which makes three."""
     return (3, shape[0] // 3, shape[1]) if name.endswith("wqkv.weight") else shape
 
 
