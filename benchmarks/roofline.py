@@ -97,11 +97,11 @@ def _traffic(graph: fx.GraphModule, fused: bool) -> tuple[float, int]:
     nodes = [node for node in graph.graph.nodes if _is_kernel(node)]
     group = {node: number for number, node in enumerate(nodes)}
     products = sum(node.op == "call_function" and _is_product(node) for node in graph.graph.nodes)
-    if fused:
-        for node in nodes:  # what hands a tensor to another kernel is one kernel with it
-            for source in filter(group.__contains__, _sources(node)):
-                _join(group, group[source], group[node])
-    reads = {(group[node], source) for node in nodes for source in _sources(node) if _apart(group, source, node, fused)}
+    edges = [(source, node) for node in nodes for source in _sources(node)]
+    for source, node in edges if fused else ():  # what hands a tensor to another kernel is one kernel with it
+        if source in group:
+            _join(group, group[source], group[node])
+    reads = {(group[node], source) for source, node in edges if not fused or group.get(source) != group[node]}
     writes = [node for node in nodes if not fused or any(user not in group for user in _users(node))]
     weights = _matrices(graph)
     moved = sum(_bytes(source) for _, source in reads if source not in weights) + sum(map(_bytes, writes))
@@ -112,10 +112,6 @@ def _join(group: dict[fx.Node, int], one: int, other: int) -> None:
     for node, number in group.items():
         if number == other:
             group[node] = one
-
-
-def _apart(group: dict[fx.Node, int], source: fx.Node, node: fx.Node, fused: bool) -> bool:
-    return not fused or group.get(source) != group[node]
 
 
 def _matrices(graph: fx.GraphModule) -> set[fx.Node]:

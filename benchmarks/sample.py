@@ -22,7 +22,7 @@ from benchmarks.rounds import Comparison, compare, seconds_of
 from data_specs.spec import load_spec
 from tokenize_jobs.device import pick_device
 from train.linear import packed, quantize_int8
-from train.model import Attend, DnDTransformer, config_of, rotary_factors
+from train.model import Attend, DnDTransformer, TransformerConfig, config_of, rotary_factors
 from train.native import NativeLinear, native_code
 from train.sampling import sample_codes
 
@@ -55,7 +55,7 @@ def sample(preset: str, rounds: int, overrides: list[str], reference: Path | Non
     if isinstance(guidance, list):
         raise ValueError(f"sample.guidance {guidance}: the baselines know one number for all depths: give one")
     dtype = ("bfloat16" if device.type == "cuda" else "float32") if part.dtype == "auto" else part.dtype
-    wide = random_model(preset, overrides).to(device)
+    wide = random_model(config_of(load_spec(preset, overrides))).to(device)
     model = wide if dtype == "float32" else deepcopy(wide).to(torch.bfloat16)
     small = quantize_int8(model) if dtype == "int8" else model
     rows = batch * (1 + (guidance != 1))
@@ -80,12 +80,12 @@ def sample(preset: str, rounds: int, overrides: list[str], reference: Path | Non
     )
 
 
-def random_model(preset: str, overrides: list[str]) -> DnDTransformer:
-    """The preset's model; its output layers, which start at zero as no trained model's are, drawn as well."""
+def random_model(config: TransformerConfig, std: float = 0.02) -> DnDTransformer:
+    """A model of random weights; its output layers, which start at zero as no trained model's are, drawn as well."""
     torch.manual_seed(0)
-    model = DnDTransformer(config_of(load_spec(preset, overrides))).eval()
+    model = DnDTransformer(config).eval()
     for output in model.output.parameters():
-        torch.nn.init.normal_(output, std=0.02)
+        torch.nn.init.normal_(output, std=std)
     return model
 
 

@@ -15,6 +15,7 @@ from torch import Tensor
 
 from benchmarks.accept.machine import error
 from benchmarks.accept.record import Row, Setting
+from benchmarks.sample import random_model
 from data_specs.spec import load_spec
 from tokenize_jobs.rqvae import RQVAE, RQVAEConfig
 from train.engine import build_optimizer
@@ -118,7 +119,7 @@ def graphs(setting: Setting) -> Iterator[Row]:
 
 
 def _of_batches(config: TransformerConfig, setting: Setting, batches: tuple[int, ...]) -> Iterator[Row]:
-    model = _random(config).to(setting.device)
+    model = random_model(config, 0.3).to(setting.device)
     for batch in batches:
         classes = torch.arange(batch, device=setting.device) % 4
         for guidance in (1.0, 2.0):
@@ -127,14 +128,6 @@ def _of_batches(config: TransformerConfig, setting: Setting, batches: tuple[int,
                 assert isinstance(codes, Tensor)
                 what = f"greedy codes, batch {batch}, guidance {guidance:g}, {round_}"
                 yield _equal("graphs", what, codes, _likeliest(model, codes, classes, guidance))
-
-
-def _random(config: TransformerConfig) -> DnDTransformer:
-    torch.manual_seed(0)
-    model = DnDTransformer(config).eval()
-    for output in model.output.parameters():
-        torch.nn.init.normal_(output, std=0.3)
-    return model
 
 
 @torch.inference_mode()
@@ -150,13 +143,8 @@ def agree(setting: Setting) -> Iterator[Row]:
     steps = 5 if setting.tiny else 50
     on_cpu, here = (_losses(torch.device(kind), steps) for kind in ("cpu", setting.device))
     apart = max(abs(a - b) for a, b in zip(on_cpu, here, strict=True))
-    yield Row(
-        part="agree",
-        what=f"{steps} steps on CPU and device, largest difference",
-        measured=apart,
-        unit="bits",
-        most=2e-3,
-    )
+    what = f"{steps} steps on CPU and device, largest difference"
+    yield Row(part="agree", what=what, measured=apart, unit="bits", most=2e-3)
     yield Row(part="agree", what="bits a code learned", measured=on_cpu[0] - here[-1], unit="bits", least=0.05)
 
 

@@ -22,30 +22,24 @@ def machine(setting: Setting) -> Iterator[Row]:
     """Memory, bandwidth, bfloat16 products, and the error of float32 products and convolutions."""
     device = setting.device
     yield Row(part="machine", what="memory", measured=memory_of(device) / 1e9, unit="GB")
-    model = gpu_model(device)
-    expected = BANDWIDTH[model] if model else None
-    peak = PEAK_FLOPS[model] if model else None
-    measured = memory_bandwidth(device)
-    yield Row(
-        part="machine",
-        what="bandwidth",
-        measured=measured / 1e12,
-        unit="TB/s",
-        estimated=None if expected is None else expected / 1e12,
-        least=None if expected is None else 0.8 * expected / 1e12,
-    )
+    yield _rate("bandwidth", "TB/s", memory_bandwidth(device), device, BANDWIDTH, 0.8)
     size = 256 if setting.tiny else 8192
     a, b = (torch.randn(size, size, device=device, dtype=torch.bfloat16) for _ in range(2))
-    rate = 2 * size**3 / seconds_of(lambda: a @ b, device) / 1e12
-    yield Row(
-        part="machine",
-        what=f"bfloat16 product of {size}",
-        measured=rate,
-        unit="TFLOP/s",
-        estimated=None if peak is None else peak / 1e12,
-        least=None if peak is None else 0.6 * peak / 1e12,
-    )
+    flops = 2 * size**3 / seconds_of(lambda: a @ b, device)
+    yield _rate(f"bfloat16 product of {size}", "TFLOP/s", flops, device, PEAK_FLOPS, 0.6)
     yield from _float32(device)
+
+
+def _rate(
+    what: str, unit: str, measured: float, device: torch.device, published: dict[str, float], share: float
+) -> Row:
+    """A rate, shown in tera, of which a GPU is to reach a share of what is published; of others it is only told."""
+    model = gpu_model(device)
+    row = Row(part="machine", what=what, measured=measured / 1e12, unit=unit)
+    if model is None:
+        return row
+    expected = published[model]
+    return row.model_copy(update={"estimated": expected / 1e12, "least": share * expected / 1e12})
 
 
 def _float32(device: torch.device) -> Iterator[Row]:

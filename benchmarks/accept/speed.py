@@ -19,6 +19,7 @@ from tokenize_jobs.networks import Networks, config_of
 from tokenize_jobs.rqvae import RQVAE, RQVAEConfig
 from train.linear import quantize_int8
 from train.model import DnDTransformer
+from train.model import config_of as transformer_config
 from train.sampling import sample_codes
 
 TINY_MODEL = ["transformer={num_layers: 2, num_heads: 2, width: 64, head_layers: [0, 1], class_dropout: 0.1}"]
@@ -33,8 +34,9 @@ PEAK = (0.85, 1.15)  # of the memory that is counted: cuDNN's workspaces are not
 def sampling(setting: Setting) -> Iterator[Row]:
     """Images/s of XXL with guidance 2 by batch and type, as a share of what reading weights and caches allows."""
     speed = memory_bandwidth(setting.device)
+    spec = load_spec("demo", TINY_MODEL) if setting.tiny else load_spec("imagenet_16x16x2")
     for dtype in ("bfloat16", "float32"):
-        model = random_model("demo" if setting.tiny else "imagenet_16x16x2", TINY_MODEL if setting.tiny else [])
+        model = random_model(transformer_config(spec))
         model = model.to(setting.device, getattr(torch, dtype))
         for batch in (1, 2) if setting.tiny else (1, 32, 128):
             yield from _sampled(setting, model, dtype, batch, speed)
