@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from data_specs import open_shards, storage
-from data_specs.root import spec_of_samples
+from data_specs.root import spec_of, spec_of_samples
 from data_specs.spec import Spec
 from data_specs.text import say
 from infra.report.charts import Chart, Series, chart_svg
@@ -67,7 +67,12 @@ def _draw(made: Spec, temperature: float, num_images: int, root: str, workers: W
     name = made.sample.name
     if temperature != made.sample.temperature:
         name = f"{name}-t{round(100 * temperature):03d}"
-        options = {"name": name, "temperature": temperature, "num": min(num_images, made.sample.num)}
+        num = min(num_images, made.sample.num)
+        if storage.exists(storage.join(root, "samples", name, "spec.yaml")):
+            drawn = spec_of(root, f"samples/{name}").sample.num
+            name = name if num <= drawn else f"{name}-n{num}"  # those of a smaller --num stay as they are
+            num = max(num, drawn)
+        options = {"name": name, "temperature": temperature, "num": num}
         made = made.changed("sample", **options)
         for line in SAMPLE.run(made, root, workers):
             say(line)

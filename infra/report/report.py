@@ -33,6 +33,7 @@ from infra.verdict import figures
 from pipeline.png import encode_photo
 from pipeline.stages import registered
 from tokenize_jobs.decode import grid
+from tokenize_jobs.losses import losses_in_words
 from train.evaluation.published import PUBLISHED, SOURCE
 from train.evaluation.reading import spread
 from train.evaluation.results import flatten, naming_its_file, read_results, read_summary, with_provenance
@@ -77,6 +78,7 @@ def write_report(root: str) -> str:
             source=SOURCE,
             spec=spec,
             spec_yaml=spec.to_yaml(),
+            losses=losses_in_words(spec.tokenizer) if spec.tokenizer else "",
             pictures=list(_pictures(spec, root)),
             curves=[(chart.title, chart_svg(chart)) for chart in curves_of(root)],
         )

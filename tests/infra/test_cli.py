@@ -56,6 +56,7 @@ def test_the_whole_way_leaves_what_the_design_names(finished: Path) -> None:
     samples = np.load(finished / "samples/default/samples.npz", allow_pickle=False)["arr_0"]
     assert samples.shape == (8, 32, 32, 3) and samples.dtype == np.uint8
     assert len(list((finished / "samples/default/pictures").glob("*.png"))) == 8
+    assert "losses by the spec: l2, no LPIPS, no GAN." in (finished / "report/index.html").read_text()
     summary = json.loads((finished / "evaluation/summary.json").read_text())
     assert summary["reconstruction"]["psnr"] > 0 and summary["transformer"]["val_bits_per_code"] > 0
 
@@ -243,6 +244,10 @@ def test_legibility_draws_its_temperatures_and_leaves_a_table_and_a_picture(fini
     assert result["exact_words"].keys() == {"real", "reconstructed"} and result["scribbles"] >= 0
     assert len(open_shards(str(finished / "samples/default-t100/images"))) == 4
     assert "real text" in (finished / "evaluation/legibility.svg").read_text()
+    for num, name in ((3, "default-t100"), (6, "default-t100-n6")):
+        done = dnd("evaluate", "legibility", "--root", finished, "--num", num, "--temperatures", "1", "--name", "again")
+        assert done.returncode == 0 and (finished / "samples" / name / "grid.png").is_file(), done.stderr[-3000:]
+    assert not (finished / "samples/default-t100-n3").exists()
     assert dnd("report", "--root", finished).returncode == 0
     assert "distinct real words" in (finished / "report/index.html").read_text()
 
