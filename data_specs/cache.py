@@ -40,12 +40,20 @@ class _Entry(NamedTuple):
 
 
 def folder() -> Path:
-    """Return the cache's folder, made on demand for this user only. Raises ValueError if it is another user's."""
+    """Return the cache's folder, made on demand for this user only.
+
+    Raises:
+        ValueError: it is another user's.
+    """
     return private_folder(os.path.join(os.environ.get("DND_CACHE", ""), f"dnd-cache-{os.getuid()}"))
 
 
 def limit_bytes() -> int:
-    """Return the size that the cache may have. Raises ValueError if DND_CACHE_BYTES is not a number."""
+    """Return the size that the cache may have.
+
+    Raises:
+        ValueError: DND_CACHE_BYTES is not a number.
+    """
     text = os.environ.get("DND_CACHE_BYTES")
     if text is None:
         return (shutil.disk_usage(folder()).free + sum(entry.size for entry in _entries())) // 2
@@ -138,7 +146,7 @@ def _reserve(part: Path, size: int, at_once: bool) -> bool:
 
 
 def _eviction() -> FileLock:
-    """The lock under which files are counted, gain a name and are evicted."""
+    """Return the lock under which files are counted, named and evicted."""
     return FileLock(folder() / "lock-evict")
 
 
@@ -168,7 +176,7 @@ def _is_held(path: Path) -> bool:
 
 
 def _entries() -> list[_Entry]:
-    """The cache's own files, complete and unfinished; other files in its folder are ignored."""
+    """List the cache's own files, complete and unfinished; other files in its folder are ignored."""
     found = []
     for entry in os.scandir(folder()):
         try:

@@ -73,7 +73,7 @@ def _entry(code: Code, event: dict[str, str]) -> CodeEntry:
 
 @functools.cache
 def _packages() -> dict[str, str]:
-    """The installed packages by name, as they are when this is first asked: Ray brings others with it."""
+    """Return the installed packages by name, as they are at the first call: Ray adds others later."""
     heads = (found.metadata for found in metadata.distributions())  # each look parses the file anew
     return {head["Name"]: head["Version"] for head in heads if head["Name"]}
 

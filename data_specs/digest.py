@@ -18,7 +18,11 @@ def digest_of(value: Identity | dict[str, Any]) -> str:
 
 
 def file_digest(uri: str | Path) -> str:
-    """Return the SHA-256 (hex) of a file's bytes, which are not held. Raises FileNotFoundError."""
+    """Return the SHA-256 (hex) of a file's bytes, which are not held.
+
+    Raises:
+        FileNotFoundError: there is none.
+    """
     with storage.open_stream(str(uri)) as stream:
         return hashlib.file_digest(cast(BufferedReader, stream), "sha256").hexdigest()
 

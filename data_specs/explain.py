@@ -98,7 +98,7 @@ def _value(model: BaseModel, name: str) -> str:
 
 
 def _commented_line(line: str, about: str) -> Iterator[str]:
-    """The line with its comment behind it; one that is too long stands above."""
+    """Yield the line with its comment behind it, or above it where it would be too long."""
     if not about or len(line) + len(about) + 4 <= WIDTH:
         yield f"{line}  # {about}" if about else line
         return
@@ -137,7 +137,7 @@ def _sections(
 
 
 def _section_of(about: dict[str, Any]) -> str:
-    """The name of the section that a key holds, one of them or a list; empty for plain values."""
+    """Return the name of the section that a key holds, one of them or a list; empty for plain values."""
     for one in (about, about.get("items", {}), *about.get("anyOf", ()), *about.get("allOf", ())):
         if "$ref" in one:
             return str(one["$ref"]).rpartition("/")[2]
@@ -155,7 +155,7 @@ def _table(properties: dict[str, Any], sections: dict[str, Any]) -> Iterator[str
 
 
 def _takes(about: dict[str, Any]) -> str:
-    """What a key takes, in words."""
+    """Describe in words what a key takes."""
     if "anyOf" in about:
         return " or ".join(_takes(one) for one in about["anyOf"])
     if "$ref" in about:
@@ -171,7 +171,7 @@ def _takes(about: dict[str, Any]) -> str:
 
 
 def _sentence(text: str) -> str:
-    """The first paragraph, in one line."""
+    """Return the first paragraph, in one line."""
     return " ".join(text.split("\n\n", maxsplit=1)[0].split())
 
 

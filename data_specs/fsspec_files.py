@@ -100,13 +100,13 @@ def _info(uri: str, info: dict[str, Any]) -> FileInfo:
 
 
 def _plain(value: object) -> Any:
-    """A time in seconds: some file systems list it so, and tell it otherwise."""
+    """Convert a time to seconds: some file systems list it so, and return it otherwise."""
     return value.timestamp() if isinstance(value, datetime) else value
 
 
 @contextmanager
 def _opened(uri: str) -> Iterator[tuple[Any, str]]:
-    """The file system of an address and the path in it; its own exceptions become one line that names the address."""
+    """Open the file system of an address; its exceptions become one line that names the address."""
     try:
         yield url_to_fs(uri)
     except FileNotFoundError:

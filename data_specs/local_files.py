@@ -56,7 +56,7 @@ def no_files(folder: str) -> Iterator[tuple[str, str]]:
 
 
 def _entries(folder: str, above: tuple[str, ...] = ()) -> Iterator[tuple[os.DirEntry[str], str]]:
-    """What is no folder, or a link to one that led here (`above`, as real paths), and what it is (see `_leads_to`)."""
+    """Yield what is no folder, or a link to one that led here (`above`, as real paths), and what it is."""
     above = (*above, os.path.realpath(folder))
     found = list[tuple[os.DirEntry[str], str]]()
     with suppress(FileNotFoundError, NotADirectoryError):
@@ -69,7 +69,7 @@ def _entries(folder: str, above: tuple[str, ...] = ()) -> Iterator[tuple[os.DirE
 
 
 def _leads_to(entry: os.DirEntry[str]) -> str:
-    """What stands at a path, or where its link leads."""
+    """Return what stands at a path, or where its link leads."""
     if entry.name.endswith(UNFINISHED):
         return "still being written"
     with suppress(OSError):  # a link to itself
@@ -133,7 +133,7 @@ def move(uri: str, path: Path) -> None:
 
 @contextmanager
 def folder_in(uri: str) -> Iterator[Path]:
-    """An empty folder within a folder, which listings leave out, removed at the end."""
+    """Make an empty folder within a folder, which listings leave out and which is removed at the end."""
     Path(uri).mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(UNFINISHED, ".dnd-write-", uri) as name:
         yield Path(name)
@@ -148,7 +148,7 @@ def decides_who_creates(folder: str) -> bool:
 
 @contextmanager
 def _beside(uri: str, content: bytes | Path) -> Iterator[Path]:
-    """A file with the content, on disk beside its target; what is left of it is removed."""
+    """Write the content to a file beside its target, synced; whatever is left of it at the end is removed."""
     target = Path(uri)
     target.parent.mkdir(parents=True, exist_ok=True)
     path = target.parent / f".{target.name}.{uuid4().hex}{UNFINISHED}"
@@ -186,7 +186,7 @@ def _move_exclusively(path: Path, target: Path) -> bool:
 
 
 def _move_alone(path: Path, target: Path) -> None:
-    """The same under a lock on the folder, which is atomic among the processes of one node."""
+    """Rename unless the name is taken, under a lock on the folder: atomic among the processes of one node."""
     folder = os.open(target.parent, os.O_RDONLY)
     try:
         fcntl.flock(folder, fcntl.LOCK_EX)

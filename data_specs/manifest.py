@@ -86,7 +86,7 @@ def _entry(receipt: Receipt) -> ShardEntry:
 
 
 def _digest(plan: Plan, shards: tuple[ShardEntry, ...], emptied: tuple[str, ...]) -> str:
-    """The plan's digest as long as the set is what was first planned; another once it has grown or lost samples."""
+    """Return the plan's digest while the set is as first planned; another once it has grown or lost samples."""
     replaced = [name for entry in shards for name in entry.replaces] + list(emptied)
     if plan.num_parts == 1 and not replaced:
         return plan.digest
@@ -140,7 +140,11 @@ def store(set_uri: str, manifest: Manifest) -> None:
 
 
 def parts_named(set_uri: str) -> set[str]:
-    """Return the file names of the parts that a set's manifest names. Raises RecordError where that is damaged."""
+    """Return the file names of the parts that a set's manifest names.
+
+    Raises:
+        RecordError: that is damaged.
+    """
     uri = storage.join(set_uri, "manifest.json")
     try:
         return {part.url for part in Manifest.parse(storage.read_bytes(uri), uri).parts}

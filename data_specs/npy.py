@@ -16,7 +16,11 @@ one_parser = Lock()
 
 
 def read_array(stream: IO[bytes]) -> np.ndarray:
-    """Return the array that begins here. Raises ValueError, EOFError for what is no array of plain values."""
+    """Return the array that begins here.
+
+    Raises:
+        ValueError, EOFError: it is no array of plain values.
+    """
     with one_parser:
         array: np.ndarray = np.load(stream, allow_pickle=False)
     return array

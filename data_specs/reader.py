@@ -44,7 +44,11 @@ def decode_fields(key: str, fields: dict[str, bytes], shard_uri: str = "") -> It
 
 
 def decode_image(data: bytes, where: str = "an image") -> np.ndarray:
-    """Decode an image to uint8 [H, W, 3]. Raises ValueError, which begins with `where`, for what is none."""
+    """Decode an image to uint8 [H, W, 3].
+
+    Raises:
+        ValueError: it is none; the message begins with `where`.
+    """
     try:
         image = Image.open(io.BytesIO(data), formats=("PNG",))
         return np.array(image if image.mode == "RGB" else image.convert("RGB"))
@@ -53,7 +57,11 @@ def decode_image(data: bytes, where: str = "an image") -> np.ndarray:
 
 
 def read_info(shard: Shard, number: int) -> SampleInfo:
-    """Return what is known of a picture of a shard. Raises ValueError, naming it, where that is not whole."""
+    """Return what is known of a picture of a shard.
+
+    Raises:
+        ValueError: that is not whole; the message names it.
+    """
     key = shard.key(number)
     return SampleInfo.parse(shard.fields(number).get("json", b""), f"{shard.uri}: {key}: json")
 
@@ -70,7 +78,11 @@ class ShardSet(Sequence[Item]):
         self.shard = lru_cache(open_limit)(self.open)
 
     def open(self, number: int) -> Shard:
-        """Return a shard, opened anew. Raises ValueError where it is not the one that the manifest names."""
+        """Return a shard, opened anew.
+
+        Raises:
+            ValueError: it is not the one that the manifest names.
+        """
         entry = self.manifest.shardlist[number]
         shard = Shard(self.shard_uris[number], entry)
         if len(shard) != entry.nsamples:
@@ -103,7 +115,8 @@ class ShardSet(Sequence[Item]):
 def open_shards(uri: str) -> ShardSet:
     """Open a shard set by the URI of its manifest or of its folder.
 
-    Raises ValueError where there is no whole manifest, with what to do.
+    Raises:
+        ValueError: there is no whole manifest; the message says what to do.
     """
     manifest_uri = uri if uri.endswith(".json") else storage.join(uri, "manifest.json")
     return ShardSet(manifest_uri, read_manifest(manifest_uri))

@@ -203,7 +203,11 @@ def _create_or_adopt(uri: str, ours: Receipt) -> Receipt:
 
 
 def parse_receipt(data: bytes, uri: str) -> Receipt:
-    """Read the receipt that a file holds. Raises RecordError, naming it, for what is none, or is another unit's."""
+    """Read the receipt that a file holds.
+
+    Raises:
+        RecordError: it is none, or another unit's; the message names it.
+    """
     receipt = Receipt.parse(data, uri)
     if uri.rpartition("/")[2] != receipt_name(receipt.unit):
         raise RecordError(f"{uri}: says it is unit {receipt.unit}")

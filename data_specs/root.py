@@ -70,7 +70,7 @@ def record_spec(spec: Spec, root: str, folder: str, sections: Sequence[str]) -> 
 
 
 def _laid_over(uri: str, spec: Spec, sections: Sequence[str]) -> Spec:
-    """The record with these sections, and those that it lacks, from `spec`; a record of another shape is replaced."""
+    """Return the record with these sections, and those that it lacks, from `spec`; one of another shape is replaced."""
     if not storage.exists(uri):
         return spec
     data = storage.read_bytes(uri)

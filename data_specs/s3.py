@@ -72,7 +72,7 @@ def local_copy(uri: str, wait: Event | None = None) -> Path:
 
 
 def _head(uri: str) -> Any:
-    """The answer to a HEAD request, or None where there is no such object."""
+    """Return the answer to a HEAD request, or None where there is no such object."""
     try:
         with plain_errors(uri):
             return client().head_object(**address(uri))
@@ -113,9 +113,13 @@ def _download(info: FileInfo, path: Path) -> None:
 
 
 def _blocks(uri: str, start: int = 0, stop: int | None = None, etag: str | None = None) -> Iterator[bytes]:
-    """An object's bytes from `start` to `stop`; botocore tries again only until an answer begins, this until its end.
+    """Yield an object's bytes from `start` to `stop`; interrupted answers are resumed until the end.
 
-    Raises FileNotFoundError, or OSError if the object is no more that of the etag, or changes on the way.
+    botocore itself tries again only until an answer begins.
+
+    Raises:
+        FileNotFoundError: there is no such object.
+        OSError: the object is no longer that of the etag, or changes on the way.
     """
     attempt = 0
     while start != stop:
@@ -139,7 +143,7 @@ def _blocks(uri: str, start: int = 0, stop: int | None = None, etag: str | None 
 
 
 def _get(uri: str, start: int, stop: int | None) -> Any:
-    """The answer to a request for a range, or None where the object ends before it begins."""
+    """Return the answer to a request for a range, or None where the object ends before it begins."""
     wanted = {"Range": f"bytes={start}-{'' if stop is None else stop - 1}"} if start or stop is not None else {}
     try:
         with plain_errors(uri, but=(416,)):

@@ -55,7 +55,11 @@ def pays(bucket: str) -> bool:
 
 
 def address(uri: str) -> dict[str, str]:
-    """Return the bucket and key of an object, as boto3's arguments. Raises ValueError where the URI names none."""
+    """Return the bucket and key of an object, as boto3's arguments.
+
+    Raises:
+        ValueError: the URI names none.
+    """
     bucket, key = split_bucket(uri)
     if not key:
         raise ValueError(f"{uri}: names a bucket, not a file; write s3://bucket/key")
@@ -74,7 +78,7 @@ def answer_of(error: ClientError) -> tuple[int, str]:
 
 
 def _connect(creates: bool) -> Any:
-    """A client with retries; custom endpoints get path-style addresses and no checksums beyond what they must have."""
+    """Make a client with retries; custom endpoints get path-style addresses and no optional checksums."""
     settings: dict[str, Any] = {"max_pool_connections": 64, "connect_timeout": 10, "tcp_keepalive": True}
     ours = not {"AWS_MAX_ATTEMPTS", "AWS_RETRY_MODE"} & os.environ.keys()
     if ours:
@@ -109,7 +113,7 @@ def _prepare(
 
 
 def _refuse_if_there(made: Any, params: dict[str, Any]) -> None:
-    """A last look before an upload is completed: some servers heed the condition in PutObject only."""
+    """Look once more before an upload is completed: some servers heed the condition in PutObject only."""
     with suppress(ClientError):
         made.head_object(Bucket=params["Bucket"], Key=params["Key"])
         raise FileExistsError(params["Key"])

@@ -21,7 +21,11 @@ LOCK = ".lock"  # beside each folder, held as long as its owner lives
 
 @contextmanager
 def scratch_folder() -> Iterator[Path]:
-    """An empty folder under $TMPDIR, removed when the block ends. Raises ValueError if its home is another user's."""
+    """Make an empty folder under $TMPDIR, removed when the block ends.
+
+    Raises:
+        ValueError: its parent folder is another user's.
+    """
     home = private_folder(f"dnd-scratch-{os.getuid()}")
     folder = home / uuid4().hex
     owner = FileLock(f"{folder}{LOCK}", thread_local=False)
@@ -37,7 +41,11 @@ def scratch_folder() -> Iterator[Path]:
 
 
 def private_folder(name: str) -> Path:
-    """Make a folder under $TMPDIR, or at a path, for this user only. Raises ValueError if it is another user's."""
+    """Make a folder under $TMPDIR, or at a path, for this user only.
+
+    Raises:
+        ValueError: it is another user's.
+    """
     path = Path(tempfile.gettempdir(), name)
     path.mkdir(mode=0o700, parents=True, exist_ok=True)
     if path.stat().st_uid != os.getuid():
@@ -56,6 +64,6 @@ def _remove_abandoned(home: Path) -> None:
 
 
 def _remove(folder: Path) -> None:
-    """The folder, then the lock of it, which the caller holds."""
+    """Remove the folder, then the lock of it, which the caller holds."""
     shutil.rmtree(folder, ignore_errors=True)
     folder.with_suffix(LOCK).unlink(missing_ok=True)

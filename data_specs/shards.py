@@ -48,7 +48,8 @@ class WrittenShard(NamedTuple):
 def write_shard(samples: Iterable[Sample], tar_path: Path, index_path: Path) -> WrittenShard:
     """Write samples as a tar with fixed headers, and its index; equal samples give equal bytes.
 
-    Raises ValueError for a key with a dot or slash, or that comes twice.
+    Raises:
+        ValueError: a key with a dot or slash, or that comes twice.
     """
     rows = list[IndexRow]()
     offsets = list[int]()
@@ -66,7 +67,7 @@ def write_shard(samples: Iterable[Sample], tar_path: Path, index_path: Path) -> 
 
 
 def _blocks(samples: Iterable[Sample], rows: list[IndexRow], offsets: list[int]) -> Iterator[bytes]:
-    """The bytes of a tar, member by member; `rows` gets the index, `offsets` where each sample's first bytes begin."""
+    """Yield the bytes of a tar, member by member; `rows` gets the index, `offsets` where each sample begins."""
     seen = set[str]()
     offset = BLOCK  # behind the member's header
     for number, sample in enumerate(samples):
@@ -95,7 +96,7 @@ def _check_key(key: str, seen: set[str]) -> None:
 
 
 def _header(name: str, size: int) -> bytes:
-    """A USTAR header with fixed mode, owner and time: a template with name, size and checksum filled in."""
+    """Return a USTAR header with fixed mode, owner and time: a template with name, size and checksum filled in."""
     header = bytearray(_TEMPLATE)
     header[: len(name)] = name.encode()
     header[124:135] = b"%011o" % size
@@ -104,7 +105,7 @@ def _header(name: str, size: int) -> bytes:
 
 
 def _template() -> bytes:
-    """A header without name, size, owner and time, its checksum field blank as the checksum counts it."""
+    """Return a header without name, size, owner and time, its checksum field blank as the checksum counts it."""
     header = bytearray(tarfile.TarInfo("").tobuf(tarfile.USTAR_FORMAT))
     header[148:156] = b" " * 8
     return bytes(header)
@@ -194,7 +195,11 @@ class Shard:
         return len(self.first_rows)
 
     def field_rows(self, field: str) -> np.ndarray:
-        """Return the rows of one field, one a sample. Raises ValueError where a sample lacks it."""
+        """Return the rows of one field, one a sample.
+
+        Raises:
+            ValueError: a sample lacks it.
+        """
         rows: np.ndarray = self.rows[self.rows["field"] == field.encode()]
         if len(rows) != len(self):
             raise ValueError(f"{self.uri}: {len(rows)} of {len(self)} samples have a field {field}")

@@ -122,7 +122,11 @@ class Source(BaseModel):
         raise NotImplementedError
 
     def text(self, data: bytes) -> str:
-        """Return the passage in the bytes of a text document. Raises ValueError where there is none."""
+        """Return the passage in the bytes of a text document.
+
+        Raises:
+            ValueError: there is none.
+        """
         return data.decode()
 
 

@@ -173,7 +173,9 @@ def load_spec(name_or_path: str | Path, overrides: Sequence[str] = ()) -> Spec:
     """Read a preset by name or a YAML file, with `a.b=c` overrides.
 
     A file may name another spec under `base:`; its own keys are laid over that one.
-    Raises ValueError naming file, key and remedy.
+
+    Raises:
+        ValueError: the spec cannot work; the message names file, key and remedy.
     """
     path = _find(name_or_path)
     return _resolved(_read(path), str(path), overrides)
@@ -288,7 +290,7 @@ def _message(key: str, fault: ErrorDetails) -> str:
 
 
 def _steps(loc: tuple[int | str, ...], tree: Any) -> Iterator[str]:
-    """The steps of a place in a spec's tree, without pydantic's names for the alternatives that a value has."""
+    """Return the steps of a place in a spec's tree, without pydantic's names for the alternatives that a value has."""
     for step in loc:
         if isinstance(tree, dict):
             yield str(step)

@@ -55,7 +55,7 @@ def join(uri: str, *parts: str) -> str:
 
 
 def below(root: str, name: str) -> str:
-    """The address of what is to be written by a name under the root, or at an address of its own.
+    """Return the address of what is to be written by a name under the root, or at an address of its own.
 
     Raises:
         ValueError: nothing can be written at such an address.
@@ -83,7 +83,11 @@ def absolute(uri: str, is_source: bool = False) -> str:
 
 
 def split_bucket(uri: str) -> tuple[str, str]:
-    """(bucket, key) of an s3:// address. Raises ValueError where it names no bucket."""
+    """Return the bucket and key of an s3:// address.
+
+    Raises:
+        ValueError: it names no bucket.
+    """
     bucket, _, key = uri.removeprefix("s3://").partition("/")
     if not bucket:
         raise ValueError(f"{uri}: names no bucket; write s3://bucket/key")
@@ -111,7 +115,11 @@ def _verb(local: Callable[Concatenate[str, _Arguments], _Result]) -> Callable[Co
 # ---- reading -------------------------------------------------------------------------------------------------------
 @_verb
 def read_bytes(uri: str, start: int | None = None, length: int | None = None) -> bytes:
-    """Return the file's bytes, or `length` of them from `start`. Raises FileNotFoundError."""
+    """Return the file's bytes, or `length` of them from `start`.
+
+    Raises:
+        FileNotFoundError: there is none.
+    """
     with local_files.open_file(uri) as file:
         if start:
             file.seek(start)
@@ -120,7 +128,11 @@ def read_bytes(uri: str, start: int | None = None, length: int | None = None) ->
 
 @_verb
 def open_stream(uri: str) -> BinaryIO:
-    """Return a binary file to read from start to end. Raises FileNotFoundError."""
+    """Return a binary file to read from start to end.
+
+    Raises:
+        FileNotFoundError: there is none.
+    """
     return local_files.open_file(uri)
 
 
@@ -177,7 +189,12 @@ def read_many(uris: Iterable[str]) -> Iterator[bytes | None]:
 
 
 def read_text(uri: str) -> str:
-    """Return the file as UTF-8 text. Raises FileNotFoundError, or ValueError for other bytes."""
+    """Return the file as UTF-8 text.
+
+    Raises:
+        FileNotFoundError: there is none.
+        ValueError: it holds other bytes.
+    """
     try:
         return read_bytes(uri).decode("utf-8")
     except UnicodeDecodeError as error:
@@ -192,7 +209,9 @@ def exists(uri: str) -> bool:
 def local_folder(uri: str) -> Path:
     """Return a local folder with all files of a folder: itself, or cached downloads for as long as the process lives.
 
-    Raises FileNotFoundError if it is empty, ValueError for names that would lie outside.
+    Raises:
+        FileNotFoundError: it is empty.
+        ValueError: a name would lie outside.
     """
     if not is_remote(uri):
         return Path(uri)
@@ -240,7 +259,7 @@ def write_text(uri: str, text: str) -> None:
 
 @contextmanager
 def writable_folder(uri: str) -> Iterator[Path]:
-    """A local folder to write into, whose files are placed under `uri`, each whole, when the block ends well.
+    """Make a local folder to write into; its files are placed under `uri`, each whole, when the block ends well.
 
     Where `uri` is local they are moved, not copied: large ones need room once, and hard links stay links.
     """

@@ -57,7 +57,7 @@ def schema() -> pa.Schema:
 
 
 def _stored() -> pa.Schema:
-    """The columns of the files."""
+    """Return the columns of the files."""
     return schema().remove(schema().get_field_index("split"))
 
 

@@ -80,7 +80,7 @@ class Telemetry:
             self._say(f"{_in_short(error)}: no telemetry from here on")
 
     def _session(self, mode: Any) -> None:
-        """A wandb run from its start to its end; offline it holds the whole history, in the place of older ones."""
+        """Run the block within a wandb run; offline it holds the whole history, replacing older runs."""
         import wandb
 
         os.environ.setdefault("WANDB_SILENT", "true")

@@ -43,7 +43,11 @@ class Plan:
             yield from (restated.get(unit.unit, unit) for unit in units if unit.unit >= header.first)
 
     def units_of(self, kind: type[UnitOfKind]) -> Iterator[UnitOfKind]:
-        """Yield units as `units` does. Raises ValueError where one is not of this kind: the plan is of another set."""
+        """Yield units as `units` does.
+
+        Raises:
+            ValueError: one is not of this kind: the plan is of another set.
+        """
         for unit in self.units():
             if not isinstance(unit, kind):
                 fault = f"holds units of the kind {unit.kind!r}, which are none of this set"

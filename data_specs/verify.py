@@ -75,7 +75,7 @@ def _verify_receipts(plan: Plan, account: Account, known: set[str]) -> Iterator[
 
 
 def _unit_or_shard(name: str, receipt: Receipt | None) -> str:
-    """What names of files begin with that belong to a receipt: its shard's, or where it is damaged, its unit's."""
+    """Return how the names of a receipt's files begin: as its shard's, or as its unit's where it is damaged."""
     if receipt is None:
         return name.removesuffix(".json")
     return receipt.shard.name.removesuffix(".tar") if receipt.shard else ""

@@ -37,7 +37,10 @@ def split_batch(batch: int, world: int, micro: int | None) -> list[list[list[int
     """Return which images of a step's `batch` each rank takes: [rank][micro batch] -> positions in the batch.
 
     All ranks make the same number of micro batches, of `micro` images or fewer, none of them empty: what they do
-    together needs all of them. Raises ValueError for fewer images than ranks.
+    together needs all of them.
+
+    Raises:
+        ValueError: fewer images than ranks.
     """
     if batch < world:
         raise ValueError(f"tokenizer.batch_size is {batch}: {world} ranks need at least an image each")

@@ -185,7 +185,11 @@ def _remove(uri: str) -> None:
 
 # ---- finding one that is whole -------------------------------------------------------------------------------------
 def read_state(uri: str) -> CheckpointState:
-    """Return what a checkpoint says of itself. Raises RecordError or FileNotFoundError where it is none."""
+    """Return what a checkpoint says of itself.
+
+    Raises:
+        RecordError or FileNotFoundError: it is none.
+    """
     state_uri = storage.join(uri, STATE)
     return CheckpointState.parse(storage.read_bytes(state_uri), state_uri)
 

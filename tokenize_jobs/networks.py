@@ -87,7 +87,11 @@ def initial_model(spec: Spec, root: str) -> RQVAE:
 
 
 def lpips_of(spec: Spec, root: str) -> LPIPS | None:
-    """Return LPIPS with the weights that the spec names. Raises ValueError or FileNotFoundError without them."""
+    """Return LPIPS with the weights that the spec names.
+
+    Raises:
+        ValueError, FileNotFoundError: they are not there.
+    """
     weights = spec.tokenizer.lpips_weights
     if weights is None or weights == LPIPS_PACKAGE:
         return load_lpips(weights) if weights else None

@@ -82,7 +82,11 @@ def is_finite(tensor: Tensor) -> bool:
 
 
 def find_not_finite(path: Path) -> Iterable[str]:
-    """Name each tensor of a file that holds a number not finite. Raises ValueError where the file cannot be read."""
+    """Name each tensor of a file that holds a number not finite.
+
+    Raises:
+        ValueError: the file cannot be read.
+    """
     try:
         with safe_open(path, "pt") as file:
             return [name for name in file.keys() if not is_finite(file.get_tensor(name))]  # noqa: SIM118

@@ -83,7 +83,11 @@ class Task(Protocol):
         """Return what a resumed run needs beside the tensors."""
 
     def load(self, stored: checkpoint.StoredTensors, state: TaskState) -> None:
-        """Take the tensors and the state of a checkpoint. Raises ValueError where it is another task's."""
+        """Take the tensors and the state of a checkpoint.
+
+        Raises:
+            ValueError: it is another task's.
+        """
 
     def export(self, stored: checkpoint.StoredTensors, folder: Path) -> dict[str, CheckpointFile]:
         """Write the finished model into a local folder; return its files of weights."""

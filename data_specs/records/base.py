@@ -21,7 +21,7 @@ PartName = Annotated[str, Field(pattern=r"^manifest-[0-9]{4,8}-[0-9a-f]{8}\.json
 
 
 def _finite(tree: dict[str, JsonValue]) -> dict[str, JsonValue]:
-    """The tree, where all its numbers are finite."""
+    """Return the tree if all its numbers are finite."""
     json.dumps(tree, allow_nan=False)
     return tree
 

@@ -82,7 +82,7 @@ class NoState(Record):
 
 
 def _task_of(state: object) -> str:
-    """The key that tells one task's state from another's, in JSON or in a record."""
+    """Return the key that tells one task's state from another's, in JSON or in a record."""
     keys = dict(state) if isinstance(state, dict | Record) else {}
     return next((key for key in ("config", "optimizer_steps") if key in keys), "")
 

@@ -64,7 +64,11 @@ class ArxivSource(Source):
         return self
 
     def prepare(self, inputs_uri: str) -> Source:
-        """Cut the metadata into months. Raises ValueError for a choice by licence without metadata."""
+        """Cut the metadata into months.
+
+        Raises:
+            ValueError: a choice by licence without metadata.
+        """
         changed = {"uri": storage.absolute(self.uri, is_source=True)}
         if self.metadata is not None:
             snapshot = storage.absolute(self.metadata, is_source=True)
@@ -138,7 +142,11 @@ class Tar(BaseModel):
 
 
 def month_number(yymm: str) -> int:
-    """Number months in their true order: 9108 … 9912 come before 0001. Raises ValueError for what is no month."""
+    """Return a month's number in true order: 9108 … 9912 come before 0001.
+
+    Raises:
+        ValueError: it is no month.
+    """
     if not re.fullmatch(r"\d\d(0[1-9]|1[0-2])", yymm, re.ASCII):
         raise ValueError(f"{yymm!r} is no month: write YYMM, for instance 0703")
     year, month = int(yymm[:2]), int(yymm[2:])
@@ -178,7 +186,7 @@ def read_manifest(stream: BinaryIO) -> tuple[list[Tar], list[str]]:
 
 
 def _entries(stream: BinaryIO) -> Iterator[bytes]:
-    """What stands between each <file> and its end, so that a broken entry harms no other."""
+    """Yield what stands between each <file> and its end, so that a broken entry harms no other."""
     rest = b""
     number = 0
     for block in iter(lambda: stream.read(1 << 16), b""):
@@ -209,7 +217,7 @@ def _entry(text: bytes) -> Tar:
 
 # ---- plan ----------------------------------------------------------------------------------------------------------
 def _chosen(source: ArxivSource) -> Iterator[tuple[Tar, FileInfo, int]]:
-    """The selected tars, what the listing says of them, and the number of papers wanted: all, up to max_documents."""
+    """Yield the selected tars, what the listing says of them, and how many papers of each: all, up to max_documents."""
     tars = _selected(source)
     left = source.max_documents
     there = {
@@ -254,14 +262,14 @@ def _uri(source: ArxivSource, tar: Tar) -> str:
 
 
 def _months(source: ArxivSource) -> dict[str, FileInfo]:
-    """The metadata of each month, as `prepare_arxiv` left it."""
+    """Return the metadata file of each month, as `prepare_arxiv` left it."""
     files = storage.list_files(source.metadata) if source.metadata else ()
     return {file.uri.rpartition("/")[2].removesuffix(".jsonl"): file for file in files}
 
 
 # ---- unit ----------------------------------------------------------------------------------------------------------
 def _slots(file: BinaryIO, uri: str, papers: TarRange) -> tuple[list[Member], str]:
-    """(the unit's members, what is wrong with the tar)."""
+    """Return (the unit's members, what is wrong with the tar)."""
     stop = papers.first + papers.count
     slots = list[Member]()
     try:
@@ -296,7 +304,7 @@ def _paper(
 
 
 def _info(identifier: str, paper: Paper | None) -> dict[str, str]:
-    """What CC BY asks to be named, and where the paper is."""
+    """Return what CC BY asks to be named, and where the paper is."""
     info = {"url": f"https://arxiv.org/abs/{identifier}"}
     return info | paper.model_dump(exclude={"id"}) if paper else info
 
@@ -313,7 +321,7 @@ def _unwanted(source: ArxivSource, paper: Paper | None) -> Reason | None:
 
 
 def _md5(file: FileInfo, path: Path) -> str:
-    """The md5 of a tar, reckoned once on each node."""
+    """Return the md5 of a tar, computed once on each node."""
 
     def fill(target: Path) -> None:
         with path.open("rb") as tar:

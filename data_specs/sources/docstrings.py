@@ -91,7 +91,7 @@ def _words(text: str) -> list[str]:
 
 
 def _structured(text: str, number: int) -> str:
-    """A passage as Markdown: a paragraph, by turns alone, under a heading, before a list, or both."""
+    """Write a passage as Markdown: a paragraph, by turns alone, under a heading, before a list, or both."""
     words = text.split()
     heading = ""
     items = ""
@@ -119,7 +119,7 @@ def _running(sentences: list[list[str]], source: DocstringSource) -> list[str]:
 
 
 def _frequent(sentences: list[list[str]], source: DocstringSource) -> list[str]:
-    """Runs of consecutive frequent words of the prose, joined until a passage is full."""
+    """Return passages of consecutive frequent words of the prose, joined until each is full."""
     clean = [[word.strip(".,;:").lower() for word in words] for words in sentences]
     counts = Counter(word for words in clean for word in words if len(word) >= 2)
     known = {word for word, _ in sorted(counts.items(), key=lambda pair: (-pair[1], pair[0]))[: source.vocabulary]}

@@ -57,7 +57,7 @@ class DataSet:
         return folder
 
     def _load(self) -> Any:
-        """The split, streamed where it is not one saved by `save_to_disk`."""
+        """Load the split, streamed where it was not saved by `save_to_disk`."""
         import datasets
 
         name = self.uri.removeprefix(PREFIX)
@@ -79,7 +79,7 @@ class DataSet:
             ) from None
 
     def _folder(self) -> Path | None:
-        """The set's folder on this machine; None for a set of the hub."""
+        """Return the set's folder on this machine; None for a set of the hub."""
         name = self.uri.removeprefix(PREFIX)
         path = storage.local_folder(name) if storage.is_remote(name) else Path(name)
         return path if path.is_dir() else None
@@ -107,7 +107,7 @@ class DataSet:
                 number += 1
 
     def _encoded(self, image: dict[str, Any] | None, folder: Path | None) -> bytes | None:
-        """An image's file: its bytes, or those at its path.
+        """Return an image's file: its bytes, or those at its path.
 
         Raises:
             ValueError: the path leads out of the set's folder; a set may name any file of this machine.

@@ -116,7 +116,7 @@ def read_class_names(uri: str) -> dict[int, str]:
 
 
 def _shared_part(name: str) -> str:
-    """What a file's name has in common with those of its sample: all up to the first dot."""
+    """Return what a file's name has in common with those of its sample: all up to the first dot."""
     folder, slash, base = name.rpartition("/")
     return folder + slash + base.partition(".")[0]
 
@@ -126,7 +126,7 @@ def _tars(files: Mapping[str, FileInfo]) -> set[str]:
 
 
 def _captions(files: Mapping[str, FileInfo]) -> dict[str, FileInfo]:
-    """The captions of images, by the images' names: files of the same name that end in .txt or .caption."""
+    """Map the images' names to their captions: files of the same name that end in .txt or .caption."""
     written = {stem(name) + name[len(stem(name)) :].lower(): file for name, file in files.items()}
     named = (
         (name, f"{stem(name)}.{suffix}")
@@ -140,7 +140,7 @@ def _captions(files: Mapping[str, FileInfo]) -> dict[str, FileInfo]:
 def _image(
     name: str, file: FileInfo, named_class: str | None, classes: Mapping[str, int], caption: FileInfo | None
 ) -> Document:
-    """An image file with its class, or, where there are none (`named_class` is None), with its caption."""
+    """List an image file with its class, or, where there are none (`named_class` is None), with its caption."""
     if named_class is None:
         return Document(name, Span(file), caption=Span(caption) if caption else None)
     if named_class not in classes:
@@ -149,7 +149,7 @@ def _image(
 
 
 def _class_of(name: str, listed: Mapping[str, str] | None) -> str:
-    """The name of an image file's class: of its folder, or as the list says; "" for one without."""
+    """Return the name of an image file's class: of its folder, or as the list says; "" for one without."""
     if listed is not None:
         return listed.get(stem(name.rpartition("/")[2]), "")
     return name.partition("/")[0] if "/" in name else ""

@@ -70,7 +70,11 @@ def licence_name(text: str | None) -> str:
 def write_months(metadata_uri: str, inputs_uri: str, wanted: Callable[[str], bool], selection: str) -> str:
     """Write YYMM.jsonl of the wanted months into a folder under `inputs_uri`, returned; whole ones are kept.
 
-    selection: names what `wanted` takes. Raises ValueError where there is no snapshot, or no line of it fits.
+    Args:
+        selection: names what `wanted` takes.
+
+    Raises:
+        ValueError: there is no snapshot, or no line of it fits.
     """
     info = storage.stat(metadata_uri)
     if info is None:

@@ -67,7 +67,11 @@ class ListedSource(Source):
         return next((file.uri for file in storage.list_files(self.uri) if file.size), None)
 
     def documents(self, classes: Mapping[str, int]) -> Iterator[Document]:
-        """Yield the documents up to max_documents. Raises ValueError for a source that is empty or cannot be read."""
+        """Yield the documents up to max_documents.
+
+        Raises:
+            ValueError: a source that is empty or cannot be read.
+        """
         not_taken = NotTaken()
         number = 0
         for number, document in enumerate(self.listing(classes, not_taken), 1):
@@ -93,7 +97,7 @@ class ListedSource(Source):
         yield from ((split, self._unit(rest)) for split, rest in waiting.items() if rest)
 
     def _unit(self, documents: list[Document]) -> SourceUnit:
-        """A unit of a packed file names it as its affinity: each node that works on such units unpacks it once."""
+        """Make a unit; a packed file is its affinity, so that each node that works on such units unpacks it once."""
         first = documents[0].span.file.uri
         return SourceUnit.of(self, documents, first if packing(first) else None)
 
@@ -131,7 +135,7 @@ class ListedSource(Source):
             yield no_data if data is None else self._with_data(raw, data, b"", max_bytes)
 
     def _raw(self, document: Document) -> RawDocument:
-        """A document without its bytes; its origin is its file's name, and the byte or row it begins at."""
+        """Return a document without its bytes; its origin is its file's name, and the byte or row it begins at."""
         file, start, _ = document.span
         name = file.uri.rpartition("/")[2]
         info = {"licence": self.licence} if self.licence else {}

@@ -117,7 +117,7 @@ def _new_place(uri: str, moved: Sequence[tuple[str, str]]) -> str:
 
 
 def _file_at(uri: str, planned: FileInfo) -> FileInfo:
-    """The file at its new address, with its tag there where it has the size that was planned."""
+    """Return the file at its new address, with its tag there where it has the size that was planned."""
     found = storage.stat(uri) if uri != planned.uri else None
     return found if found and found.size == planned.size else planned._replace(uri=uri)
 
@@ -148,14 +148,14 @@ def _take_one_for_validation(files: dict[str, Path], val_share: float) -> None:
 
 
 def _ranks(unit: SourceUnit) -> list[int]:
-    """The ranks of a unit's documents that a hash splits; a range of a bulk tar has one."""
+    """Return the ranks of a unit's documents that a hash splits; a range of a bulk tar has one."""
     if unit.tar:
         return [rank(f"{relative(unit.source.address, unit.files[0].uri)}:{unit.tar.first}")]
     return [rank(document.id) for document in unit.listed() if unit.source.split_of(document, 1.0) == "val"]
 
 
 def _divided(unit: SourceUnit, lowest: int) -> tuple[SourceUnit | None, SourceUnit | None]:
-    """A unit without its document of the lowest rank, or a range without its last paper; and a unit of that alone."""
+    """Return a unit without its document of lowest rank (a range: without its last paper), and a unit of that alone."""
     if unit.tar:
         kept = unit.tar.model_copy(update={"count": unit.tar.count - 1, "last": False})
         taken = unit.tar.model_copy(update={"first": unit.tar.first + unit.tar.count - 1, "count": 1})

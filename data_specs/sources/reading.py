@@ -42,7 +42,7 @@ def read_unit(unit: SourceUnit, max_bytes: int) -> Iterator[RawDocument]:
 
 
 def _unique(key: str, times_seen: int) -> str:
-    """A document whose key came before in the unit gets a hash of how often behind it."""
+    """Return the key, with a hash of how often it came before in the unit where it did."""
     return f"{key}-{hashlib.sha256(f'{key}/{times_seen}'.encode()).hexdigest()[:8]}" if times_seen else key
 
 
@@ -84,7 +84,7 @@ def _read_together(spans: list[Span], limit: int) -> Iterator[list[Span]]:
 
 @contextmanager
 def _reader(file: FileInfo) -> Iterator[Callable[[int, int], bytes]]:
-    """A function (start, length) -> bytes of a file; a packed one is unpacked once on each node, into the cache."""
+    """Return a function (start, length) -> bytes of a file; a packed one is unpacked into the cache of each node."""
     if packing(file.uri):
         with unpacked_copy(file).open("rb") as unpacked:  # as long as it is open the cache may drop it
             yield lambda start, length: os.pread(unpacked.fileno(), length, start)

@@ -62,7 +62,7 @@ def text_of(value: object) -> str:
 
 
 def _python(value: Any) -> Any:
-    """A value of Python from a scalar of pyarrow."""
+    """Return a value of Python from a scalar of pyarrow."""
     return value.as_py() if hasattr(value, "as_py") else value
 
 
@@ -116,7 +116,7 @@ def open_table(uri: str, columns: Sequence[str] = ()) -> pq.ParquetFile:
 
 
 def _source(uri: str) -> str | RangedFile:
-    """What pyarrow opens: a path, or a file of ranged requests."""
+    """Return what pyarrow opens: a path, or a file of ranged requests."""
     if not storage.is_remote(uri):
         return uri
     from data_specs.fsspec_files import RangedFile
@@ -125,7 +125,7 @@ def _source(uri: str) -> str | RangedFile:
 
 
 def _chunks(table: pq.ParquetFile, group: int, columns: Sequence[str]) -> list[Any]:
-    """What the file says of the parts of some columns in a row group."""
+    """Return what the file says of the parts of some columns in a row group."""
     found = table.metadata.row_group(group)
     chunks = [found.column(number) for number in range(found.num_columns)]
     return [chunk for chunk in chunks if chunk.path_in_schema.partition(".")[0] in columns]
@@ -167,7 +167,11 @@ class _Rows:
         self.batches: Iterator[Any] = iter(())
 
     def value(self, row: int) -> Any:
-        """Read the value in a row, None where its group is not read. Raises ValueError if the file has no such row."""
+        """Read the value in a row, None where its group is not read.
+
+        Raises:
+            ValueError: the file has no such row.
+        """
         group, first = self._group_of(row)
         batch_rows = _rows_at_once(self.table, group, [self.column], self.max_bytes, READ_ROWS)
         if not batch_rows:

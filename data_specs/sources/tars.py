@@ -102,7 +102,11 @@ def _plain(name: str) -> str:
 
 
 def list_members(file: FileInfo, content_of: str = "\0") -> Iterator[Member]:
-    """Yield the members of a tar, packed or not. Raises ValueError naming the tar where it is damaged."""
+    """Yield the members of a tar, packed or not.
+
+    Raises:
+        ValueError: it is damaged; the message names the tar.
+    """
     try:
         with open_unpacked(file.uri) as stream:
             yield from members(stream, content_of)

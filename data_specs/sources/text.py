@@ -74,7 +74,11 @@ class TextSource(ListedSource):
             return None
 
     def text(self, data: bytes) -> str:
-        """Return the text of a line. Raises ValueError where it is no object with text under text_key."""
+        """Return the text of a line.
+
+        Raises:
+            ValueError: it is no object with text under text_key.
+        """
         try:
             row = json.loads(data)
         except (ValueError, RecursionError) as error:
@@ -111,7 +115,7 @@ def _list_lines(file: FileInfo, id_key: str, name: str) -> Iterator[Document]:
 
 
 def _values(stream: BinaryIO) -> bytes | None:
-    """What a file holds, up to a limit, where it is an array or begins with an object of several lines; else None."""
+    """Return a file's content, up to a limit, if an array or an object of several lines begins it; else None."""
     head = line = stream.readline(LINE_BYTES)
     while line and not line.strip(b"\xef\xbb\xbf \t\r\n") and len(head) < LINE_BYTES:
         head += (line := stream.readline(LINE_BYTES))
@@ -149,7 +153,7 @@ def _id_of(data: bytes, id_key: str, otherwise: str) -> str:
 
 
 def _list_values(data: bytes, file: FileInfo, id_key: str, name: str) -> Iterator[Document]:
-    """The elements of a JSON array, or objects one behind the other; what is damaged or too large is a reject."""
+    """Yield the elements of a JSON array, or objects one behind the other; what is damaged or too large is a reject."""
     opened = _ARRAY.match(data)
     what = "a JSON array" if opened else "JSON objects over several lines"
     if len(data) > VALUES_BYTES:
