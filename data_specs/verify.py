@@ -6,6 +6,7 @@ import hashlib
 import io
 import re
 from collections.abc import Iterator
+from itertools import islice
 
 import numpy as np
 
@@ -171,10 +172,11 @@ def _hashes(uri: str, names: list[str]) -> dict[str, str] | None:
 
 
 def _missing(plan: Plan, units: set[int]) -> Iterator[str]:
-    missing = [unit for unit in range(plan.num_units) if unit not in units]
-    if missing:
-        shown = ", ".join(map(str, missing[:10])) + (", …" if len(missing) > 10 else "")
-        yield f"{plan.set_uri}: {len(missing)} of {plan.num_units} units have no receipt: {shown}"
+    missing = plan.num_units - sum(unit < plan.num_units for unit in units)
+    if missing > 0:
+        first = islice((unit for unit in range(plan.num_units) if unit not in units), 10)
+        shown = ", ".join(map(str, first)) + (", …" if missing > 10 else "")
+        yield f"{plan.set_uri}: {missing} of {plan.num_units} units have no receipt: {shown}"
 
 
 def _verify_manifest(plan: Plan, account: Account) -> Iterator[str]:

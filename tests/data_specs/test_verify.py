@@ -91,6 +91,15 @@ def test_a_lost_receipt_is_found(folder: Path) -> None:
     )
 
 
+def test_a_plan_that_promises_more_than_can_be_is_found_at_once(folder: Path) -> None:
+    header, _, units = (folder / "plan.jsonl").read_text().partition("\n")
+    huge = json.loads(header) | {"num_units": 2**62}
+    (folder / "plan.jsonl").write_text(f"{json.dumps(huge)}\n{units}")
+    faults = "\n".join(verify_set(str(folder)))
+    assert f"{2**62 - 3} of {2**62} units have no receipt: 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, …" in faults
+    assert f"plan.jsonl: holds 3 units, its first line says {2**62}" in faults
+
+
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
