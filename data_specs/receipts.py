@@ -252,7 +252,7 @@ def read_receipts(set_uri: str) -> Iterator[tuple[str, Receipt | None, str]]:
     """
     sizes = {file.uri.rpartition("/")[2]: file.size for file in storage.list_files(set_uri)}
     names = sorted((name for name in sizes if _RECEIPT.fullmatch(name)), key=lambda name: (len(name), name))
-    contents = storage.read_many(storage.join(set_uri, name) for name in names)
+    contents = storage.read_many(set_uri, names)
     for name, data in zip(names, contents, strict=True):
         if data is None:  # gone since it was listed
             continue

@@ -9,8 +9,8 @@ import io
 import os
 import time
 from collections.abc import Iterator
-from concurrent.futures import ThreadPoolExecutor
 from contextlib import closing, suppress
+from functools import partial
 from pathlib import Path
 from threading import Event
 from typing import Any, BinaryIO, cast
@@ -21,6 +21,7 @@ from botocore.exceptions import BotoCoreError, ClientError
 from urllib3.exceptions import HTTPError
 
 from data_specs import cache
+from data_specs.ahead import in_threads
 from data_specs.records import FileInfo
 from data_specs.s3_client import TRIES, address, answer_of, backoff, client, plain_errors
 from data_specs.storage import split_bucket
@@ -104,12 +105,9 @@ def _download(info: FileInfo, path: Path) -> None:
         if position != min(start + step, info.size):
             raise OSError(f"{info.uri}: ended early")
 
-    pool = ThreadPoolExecutor(THREADS)
     with path.open("r+b" if path.exists() else "wb") as file:  # keeps the room that the cache reserved
-        try:
-            list(pool.map(fetch, range(0, info.size, step)))
-        finally:
-            pool.shutdown(cancel_futures=True)
+        for _ in in_threads((partial(fetch, start) for start in range(0, info.size, step)), THREADS, THREADS):
+            pass
 
 
 def _blocks(uri: str, start: int = 0, stop: int | None = None, etag: str | None = None) -> Iterator[bytes]:

@@ -10,17 +10,16 @@ from __future__ import annotations
 import atexit
 import os
 import re
-from collections import deque
 from collections.abc import Callable, Iterable, Iterator
-from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import ExitStack, contextmanager, suppress
-from functools import wraps
+from functools import partial, wraps
 from importlib import import_module
 from pathlib import Path
 from threading import Event
 from typing import BinaryIO, Concatenate, ParamSpec, TypeVar, cast
 
 from data_specs import local_files
+from data_specs.ahead import in_threads
 from data_specs.records import FileInfo
 from data_specs.scratch import scratch_folder
 
@@ -173,19 +172,10 @@ def local_copy(uri: str, wait: Event | None = None) -> Path:
     return Path(uri)
 
 
-def read_many(uris: Iterable[str]) -> Iterator[bytes | None]:
+def read_many(folder: str, names: Iterable[str]) -> Iterator[bytes | None]:
     """Read many small files in the order given, None where absent; several requests at once where remote."""
-    with ThreadPoolExecutor(READS_IN_FLIGHT) as pool:
-        waiting: deque[Future[bytes | None]] = deque()
-        for uri in uris:
-            if is_remote(uri):
-                waiting.append(pool.submit(_read_if_there, uri))
-            else:
-                yield _read_if_there(uri)
-            if len(waiting) == 4 * READS_IN_FLIGHT:
-                yield waiting.popleft().result()
-        while waiting:
-            yield waiting.popleft().result()
+    calls = (partial(_read_if_there, join(folder, name)) for name in names)
+    return in_threads(calls, READS_IN_FLIGHT, 4 * READS_IN_FLIGHT) if is_remote(folder) else (call() for call in calls)
 
 
 def read_text(uri: str) -> str:

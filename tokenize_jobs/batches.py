@@ -1,10 +1,8 @@
-"""The images of each training step: a function of (seed, step), split over the ranks; and reading ahead in threads."""
+"""The images of each training step: a function of (seed, step), split over the ranks."""
 
 from __future__ import annotations
 
-from collections import deque
-from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
-from concurrent.futures import Future, ThreadPoolExecutor
+from collections.abc import Iterable, Iterator, Sequence
 from itertools import islice
 from typing import NamedTuple, TypeVar
 
@@ -58,18 +56,3 @@ def read_view(sets: Sequence[ShardSet], drawn: Draw, size: int) -> Pixels:
 def stacked(images: Iterator[Pixels], sizes: Iterable[int]) -> list[Pixels]:
     """Take the next images as micro batches [b, size, size, 3] of so many each."""
     return [np.stack(list(islice(images, count))) for count in sizes]
-
-
-def in_threads(calls: Iterable[Callable[[], T]], threads: int, ahead: int) -> Generator[T, None, None]:
-    """Yield what calls return, in order, each made in a thread at most `ahead` before its use; closed, drop others."""
-    waiting = deque[Future[T]]()
-    with ThreadPoolExecutor(threads) as pool:
-        try:
-            for call in calls:
-                waiting.append(pool.submit(call))
-                if len(waiting) > ahead:
-                    yield waiting.popleft().result()
-            while waiting:
-                yield waiting.popleft().result()
-        finally:
-            pool.shutdown(cancel_futures=True)

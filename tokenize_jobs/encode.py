@@ -19,11 +19,11 @@ from einops import rearrange
 from torch import Tensor
 
 from data_specs import table
+from data_specs.ahead import in_threads
 from data_specs.reader import decode_image
 from data_specs.records import Dropped, Reason, Sample, parse_info
 from data_specs.shards import Shard
 from data_specs.spec import Spec
-from tokenize_jobs.batches import in_threads
 from tokenize_jobs.device import autocast, memory_of, naming_what_to_lower, pick_device, to_device
 from tokenize_jobs.memory import fitting_compute_batch
 from tokenize_jobs.rqvae import RQVAE

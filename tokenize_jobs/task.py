@@ -22,10 +22,11 @@ import torch
 from torch import Tensor, nn
 
 from data_specs import open_shards, storage
+from data_specs.ahead import in_threads
 from data_specs.reader import ShardSet
 from data_specs.records import CheckpointFile, TaskState, TokenizerState
 from data_specs.spec import Spec
-from tokenize_jobs.batches import draw, in_threads, read_view, split_batch, stacked
+from tokenize_jobs.batches import draw, read_view, split_batch, stacked
 from tokenize_jobs.checkpoint import StoredTensors
 from tokenize_jobs.device import (
     autocast,

@@ -21,13 +21,13 @@ import numpy as np
 from numpy.lib.stride_tricks import sliding_window_view
 
 from data_specs import cache, open_shards, storage
+from data_specs.ahead import in_threads
 from data_specs.npy import read_header
 from data_specs.reader import ShardSet
 from data_specs.records import ReadingOrder, ShardEntry
 from data_specs.sections import ShardInput
 from data_specs.shards import Digests, Shard, index_uri, open_verified
 from data_specs.spec import Spec
-from tokenize_jobs.batches import in_threads
 from train import order
 
 FETCHES = 8  # shards that a process fetches and verifies at a time

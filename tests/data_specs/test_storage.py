@@ -91,10 +91,11 @@ def test_listing_is_in_order_of_whole_names(root: str) -> None:
 
 
 def test_many_reads_keep_their_order(root: str) -> None:
-    uris = [storage.join(root, f"{i:03d}") for i in range(100)]
-    for uri in uris[::2]:
-        storage.write(uri, uri.encode())
-    assert list(storage.read_many(uris)) == [uri.encode() if i % 2 == 0 else None for i, uri in enumerate(uris)]
+    names = [f"{i:03d}" for i in range(100)]
+    for name in names[::2]:
+        storage.write(storage.join(root, name), name.encode())
+    expected = [name.encode() if i % 2 == 0 else None for i, name in enumerate(names)]
+    assert list(storage.read_many(root, names)) == expected
 
 
 def test_folders_come_and_go_whole(root: str) -> None:

@@ -24,9 +24,10 @@ from image_sets import make_root, tiny_spec, write_images
 from safetensors.torch import load_file, save_file
 
 from data_specs import open_shards
+from data_specs.ahead import in_threads
 from data_specs.digest import claim
 from data_specs.records import Identity
-from tokenize_jobs.batches import draw, in_threads, read_view, split_batch, stacked
+from tokenize_jobs.batches import draw, read_view, split_batch, stacked
 from tokenize_jobs.checkpoint import verify_training
 from tokenize_jobs.device import to_device
 from tokenize_jobs.losses import LPIPS
