@@ -37,6 +37,11 @@ def read_spec(spec: str | None, root: str | None = None, overrides: Sequence[str
         ) from None
 
 
+def name_under(root: str, uri: str) -> str:
+    """Return the name of what lies under a root, such as `images/train`, from its address."""
+    return uri.removeprefix(root.rstrip("/") + "/")
+
+
 def spec_of(root: str, folder: str) -> Spec:
     """Return the spec by which ROOT/FOLDER was made; the root's record where the folder keeps none.
 

@@ -16,6 +16,7 @@ from data_specs.manifest import Account, load_manifest, parts_named
 from data_specs.npy import read_array
 from data_specs.receipts import read_receipts, receipt_name
 from data_specs.records import Manifest, Receipt, RecordError, ShardFile
+from data_specs.root import name_under
 from data_specs.scratch import scratch_folder
 from data_specs.shards import INDEX_DTYPE, index_uri
 from data_specs.table import table_uri
@@ -114,7 +115,7 @@ def clean_unfinished(root: str) -> Iterator[str]:
     if storage.is_remote(root):
         return
     for path in local_files.unfinished(root):
-        by = holder(storage.join(root, path.removeprefix(root.rstrip("/") + "/").partition("/")[0]))
+        by = holder(storage.join(root, name_under(root, path).partition("/")[0]))
         if not (by and is_alive(by)):
             local_files.remove_unfinished(path)
             yield path

@@ -15,12 +15,12 @@ from data_specs.lease import holder, is_alive
 from data_specs.manifest import summarise
 from data_specs.metrics import read_rows
 from data_specs.records import Failure, JobState, Manifest, Reason, Record, SourceUnit
-from data_specs.root import spec_of
+from data_specs.root import name_under, spec_of
 from data_specs.text import printable
 from data_specs.units import Plan, read_plan
 from data_specs.verify import find_shard_sets
 from pipeline.running import progress_uri
-from pipeline.stages import Stage, home_of, name_under, registered
+from pipeline.stages import Stage, home_of, registered
 
 _AnyRecord = TypeVar("_AnyRecord", bound=Record)
 SILENT_SECONDS = 90

@@ -30,12 +30,13 @@ from data_specs.records import (
     ShardUnit,
     SourceUnit,
 )
+from data_specs.root import name_under
 from data_specs.source import key_of
 from data_specs.sources.planning import SPLITS
 from data_specs.table import read_table
 from data_specs.units import Plan, read_plan
 from data_specs.verify import find_shard_sets
-from pipeline.stages import VIEWS, UnitStage, find, home_of, name_under, registered
+from pipeline.stages import VIEWS, UnitStage, find, home_of, registered
 
 log = logging.getLogger(__name__)
 ARCHIVES = (  # of arXiv's identifiers before April 2007

@@ -17,7 +17,7 @@ from typing import Any, ClassVar, Literal, NamedTuple, TypeVar
 
 from data_specs.digest import digest_of, require_same
 from data_specs.records import AnyUnit, Identity, Manifest, Outcome, Receipt
-from data_specs.root import record_spec
+from data_specs.root import name_under, record_spec
 from data_specs.spec import Spec
 from data_specs.storage import join
 from data_specs.text import printable
@@ -154,11 +154,6 @@ class UnitStage(Stage):
     def finish(self, spec: Spec, root: str, workers: Workers, **options: Any) -> Iterator[str]:
         """Make what follows of the sets once they are whole; yield lines that say so."""
         yield from ()
-
-
-def name_under(root: str, uri: str) -> str:
-    """Return a set's name under its root, such as `images/train`, from its address."""
-    return uri.removeprefix(root.rstrip("/") + "/")
 
 
 def home_of(set_name: str) -> str:

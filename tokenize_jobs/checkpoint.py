@@ -25,6 +25,7 @@ from torch import Tensor
 from data_specs import storage
 from data_specs.digest import file_digest
 from data_specs.records import CheckpointFile, CheckpointState, Finished, RecordError
+from data_specs.root import name_under
 from data_specs.scratch import scratch_folder
 from data_specs.text import say
 from tokenize_jobs.ranks import Ranks
@@ -363,7 +364,7 @@ def verify_training(folder: str) -> Iterator[str]:
 
 
 def _weight_files(folder: str) -> Iterator[str]:
-    names = (file.uri.removeprefix(folder.rstrip("/") + "/") for file in storage.list_files(folder))
+    names = (name_under(folder, file.uri) for file in storage.list_files(folder))
     return (name for name in names if name.endswith(".safetensors") and "/" not in name)
 
 

@@ -23,7 +23,7 @@ from data_specs.manifest import Account
 from data_specs.metrics import read_rows
 from data_specs.progress import clock
 from data_specs.receipts import valid_receipts
-from data_specs.root import read_spec
+from data_specs.root import name_under, read_spec
 from data_specs.spec import Spec
 from data_specs.units import read_plan
 from data_specs.verify import find_shard_sets
@@ -128,7 +128,7 @@ def _stage(root: str, set_uri: str) -> dict[str, Any]:
         rejects += [reject.model_dump(mode="json") for reject in receipt.rejected[: REJECTS - len(rejects)]]
     manifest = account.manifest(plan, "")
     return {
-        "name": set_uri.removeprefix(root.rstrip("/") + "/"),
+        "name": name_under(root, set_uri),
         "identity": plan.identity.model_dump(mode="json"),
         "units": plan.num_units,
         "done": manifest.totals.units,

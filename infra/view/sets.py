@@ -17,6 +17,7 @@ from data_specs.manifest import load_manifest, summarise
 from data_specs.reader import ShardSet
 from data_specs.receipts import valid_receipts
 from data_specs.records import Item, Reason, Reject, SampleInfo
+from data_specs.root import name_under
 from data_specs.shards import key_hash
 from data_specs.sources.images import read_class_names
 from data_specs.table import matching
@@ -37,7 +38,7 @@ def set_names(root: str, holds: str) -> list[str]:
     for uri in find_shard_sets(root):
         plan = read_plan(uri)
         if plan and getattr(find(plan.identity.stage), "holds", None) == holds:
-            found.append(uri.removeprefix(root.rstrip("/") + "/"))
+            found.append(name_under(root, uri))
     return found
 
 
