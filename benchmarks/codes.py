@@ -19,7 +19,7 @@ IDENTITY = Identity(stage="bench")
 
 
 def write_set(uri: str, holds: str, shards: Sequence[Iterable[Sample]]) -> None:
-    """A set of these shards; it holds "images" or "codes"."""
+    """Write a set of these shards; it holds "images" or "codes"."""
     units = (RangeUnit(unit=number, first=number, count=1) for number in range(len(shards)))
     plan = write_plan(uri, digest_of(IDENTITY), IDENTITY, units)
     for unit, samples in enumerate(shards):

@@ -80,7 +80,7 @@ def render(kind: str, preset: str, rounds: int, pdfs: Path | None = None) -> dic
 
 
 def _spec_of(kind: str, preset: str, pdfs: Path | None) -> Spec:
-    """The preset with one source of documents, all of which are rendered."""
+    """Return the preset with one source of documents, all of which are rendered."""
     words = load_spec(preset).render.text.max_words
     source = SOURCES[kind] if kind == "pages" else SOURCES[kind] % (words // 2, words)
     if not pdfs:
@@ -90,7 +90,7 @@ def _spec_of(kind: str, preset: str, pdfs: Path | None) -> Spec:
 
 
 def _works(kind: str, spec: Spec, folder: str, inputs: Path, renderer: Renderer) -> dict[str, tuple[Work, Work]]:
-    """What is compared, ours before its baseline."""
+    """Return what is compared, ours before its baseline."""
     sources = [source.prepare(storage.join(folder, "inputs")) for source in spec.render.sources]
     (_, unit), *_ = cut(spec.render, sources)
     calls = list(_calls(unit.source, inputs))
@@ -122,7 +122,7 @@ def _works(kind: str, spec: Spec, folder: str, inputs: Path, renderer: Renderer)
 
 
 def _calls(source: Source, inputs: Path) -> Iterator[tuple[Any, ...]]:
-    """The arguments of render_document for every document."""
+    """Yield the arguments of render_document for every document."""
     files = sorted(inputs.rglob("*.pdf")) if source.kind == "pdf" else []
     documents = [path.read_bytes() for path in files] or _lines(inputs)
     for number, data in enumerate(documents):
@@ -188,7 +188,7 @@ def _bare_text(spec: Spec, inputs: Path, encode: Encode, words: bool) -> int:
 
 
 def _bare_markdown(spec: Spec, inputs: Path, encode: Encode, words: bool) -> int:
-    """The same of Markdown."""
+    """Lay out, draw and encode Markdown as `_bare_text` does passages."""
     converter = MarkdownIt("commonmark").enable(["table", "strikethrough"])
     return _by_story(spec, (converter.render(json.loads(line)["text"]) for line in _lines(inputs)), encode, words)
 

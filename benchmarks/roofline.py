@@ -115,7 +115,7 @@ def _join(group: dict[fx.Node, int], one: int, other: int) -> None:
 
 
 def _matrices(graph: fx.GraphModule) -> set[fx.Node]:
-    """Inputs that are no activations: weights, and the tables of the rotation."""
+    """Return the inputs that are not activations: weights and the rotary tables."""
     return {node for node in graph.graph.nodes if node.op == "placeholder" and _rows(node) != POSITIONS}
 
 
@@ -138,12 +138,12 @@ def _is_kernel(node: fx.Node) -> bool:
 
 
 def _sources(node: fx.Node) -> list[fx.Node]:
-    """What a node reads, through views."""
+    """Return the nodes that a node reads, looking through views."""
     return [_sources(source)[0] if _is_view(source) else source for source in node.all_input_nodes]
 
 
 def _users(node: fx.Node) -> list[fx.Node]:
-    """What reads a node, through views."""
+    """Return the nodes that read a node, looking through views."""
     return [end for user in node.users for end in (_users(user) if _is_view(user) else [user])]
 
 

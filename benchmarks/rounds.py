@@ -33,7 +33,7 @@ class Comparison(NamedTuple):
 def compare(
     ours: Work, baseline: Work, rounds: int, warm_up: bool = True, clock: Clock = time.perf_counter
 ) -> Comparison:
-    """Runs both once unmeasured, then `rounds` times in turns, the first of a round changing each time.
+    """Run both once unmeasured, then `rounds` times in turns, alternating which of them goes first.
 
     Args:
         ours: what is measured.
@@ -68,7 +68,7 @@ def seconds_of(work: Callable[[], object], device: torch.device, repeats: int = 
 
 
 def _timed(work: Callable[[], Made], device: torch.device, clock: Clock = time.perf_counter) -> tuple[Made, float]:
-    """What some work made, and its seconds; a GPU's queue, in which other work may wait, is empty before and after."""
+    """Return what some work made, and its seconds, with a GPU's queue empty before and after."""
     _synchronise(device)
     started = clock()
     made = work()

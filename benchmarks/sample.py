@@ -42,7 +42,9 @@ class Result(NamedTuple):
 
 
 def sample(preset: str, rounds: int, overrides: list[str], reference: Path | None) -> Result:
-    """The same random weights at temperature 1 for all; batch, guidance and dtype are the spec's, packing comes before.
+    """Measure sampling against the baselines, all with the same random weights at temperature 1.
+
+    Batch, guidance and dtype are the spec's; packing is done before the measurement.
 
     Raises:
         ValueError: the spec has a guidance for each depth.
@@ -81,7 +83,7 @@ def sample(preset: str, rounds: int, overrides: list[str], reference: Path | Non
 
 
 def random_model(config: TransformerConfig, std: float = 0.02) -> DnDTransformer:
-    """A model of random weights; its output layers, which start at zero as no trained model's are, drawn as well."""
+    """Return a model of random weights, also in its output layers, which start at zero as no trained model's are."""
     torch.manual_seed(0)
     model = DnDTransformer(config).eval()
     for output in model.output.parameters():
@@ -121,9 +123,13 @@ def agreement(wide: DnDTransformer, narrow: DnDTransformer) -> float:
 
 
 def authors_sampler(path: Path, model: DnDTransformer, guidance: float, greedy: bool = False) -> Callable[..., Tensor]:
-    """The authors' own sampler from a checkout, over the same weights: classes [B] -> codes [B, L, D].
+    """Return the authors' own sampler from a checkout, over the same weights.
 
-    Raises ValueError where the checkout lacks it.
+    Returns:
+        A function of classes [B] that returns codes [B, L, D].
+
+    Raises:
+        ValueError: the checkout lacks it.
     """
     if not (path / "src/dnd_transformer/generate_multitoken_v3.py").is_file():
         raise ValueError(

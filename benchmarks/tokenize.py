@@ -51,7 +51,7 @@ def tokenize(preset: str, rounds: int) -> Comparison:
 
 
 def _images(spec: Spec, folder: str) -> np.ndarray:
-    """Writes a shard of drawn text and returns the images, uint8 [N, H, W, 3]."""
+    """Write a shard of drawn text and return its images, uint8 [N, H, W, 3]."""
     size = spec.shape.image_size
     images = np.stack([_drawn(number, size) for number in range(min(MOST, max(8, PIXELS // size**2)))])
     fields = ({"png": encode_photo(image), "cls": b"0", "json": b"{}"} for image in images)

@@ -59,7 +59,7 @@ def join_alone() -> None:
 
 
 def _bare(spec: Spec, compiled: bool = False) -> Work:
-    """Steps of the same model with nothing around it; its batch lies in memory."""
+    """Return steps of the same model with nothing around it; its batch lies in memory."""
     device = pick_device()
     model = DnDTransformer(config_of(spec)).train().to(device)
     optimizer = build_optimizer(model, spec)

@@ -38,9 +38,10 @@ class Counts(NamedTuple):
 
 
 def write_card(root: str) -> str:
-    """Writes card and attribution of ROOT/images and returns the card's address.
+    """Write the card and the attribution of ROOT/images and return the card's address.
 
-    Raises ValueError where a split is unfinished.
+    Raises:
+        ValueError: a split is unfinished.
     """
     images = storage.join(root, "images")
     sets = {split: open_shards(storage.join(images, split)) for split in SPLITS}
@@ -61,7 +62,7 @@ def write_card(root: str) -> str:
 
 
 def _attributed(sets: Iterable[ShardSet], file: TextIO) -> Counts:
-    """Counts documents and samples by licence, and writes a line for each document that says whose it is."""
+    """Count documents and samples by licence, and write a line for each document that says whose it is."""
     counts = Counts(Counter(), Counter(), [])
     shards = (items.open(number) for items in sets for number in range(len(items.shard_uris)))
     for shard in shards:
@@ -93,7 +94,10 @@ def _head(spec: Spec, manifests: dict[str, Manifest], samples: Counter[str]) -> 
 
 
 def _features() -> list[dict[str, Any]]:
-    """The fields of a sample and their types as `datasets` writes them: of an empty list it could not tell the type."""
+    """Return the fields of a sample and their types as `datasets` writes them.
+
+    From an empty list `datasets` could not infer the type.
+    """
     about = [{"name": name, **_type(field.annotation)} for name, field in SampleInfo.model_fields.items()]
     ends = [{"name": name, "dtype": "string"} for name in ("__key__", "__url__")]
     return [
@@ -105,7 +109,7 @@ def _features() -> list[dict[str, Any]]:
 
 
 def _type(annotation: Any) -> dict[str, Any]:
-    """The type of a key of SampleInfo: a scalar, or a tuple as a list of the type of its entries."""
+    """Return the type of a field of SampleInfo: a scalar, or for a tuple a list of the type of its entries."""
     if entries := get_args(annotation):
         inner = _type(entries[0])
         return {"list": inner.get("dtype", inner)}
@@ -147,7 +151,7 @@ def _body(spec: Spec, manifests: dict[str, Manifest], counts: Counts, versions: 
 
 
 def _without_folders(spec: Spec) -> Spec:
-    """The spec with sources by name: where they lie on this machine concerns nobody else."""
+    """Return the spec with each source's name in place of its path, which concerns nobody outside this machine."""
     named = [s.model_copy(update={"uri": _origin(s)}) if hasattr(s, "uri") else s for s in spec.render.sources]
     return spec.changed("render", sources=named)
 

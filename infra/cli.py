@@ -97,7 +97,7 @@ def demo(
     set_: SetOpt = None,
     workers: WorkersOpt = None,
 ) -> None:
-    """The whole way on this machine, on texts that every machine has; says what came of it."""
+    """Run the whole pipeline on this machine, on texts that every machine has, and say what came of it."""
     from infra.demo import demo_overrides, run_all
 
     resolved, root = open_root(spec, root, [*demo_overrides(spec, pdfs, text), *(set_ or [])])
@@ -105,7 +105,7 @@ def demo(
 
 
 def main() -> None:
-    """Runs the command; a user's mistake ends in one line and exit code 1, never in a traceback."""
+    """Run the command; a user's mistake ends in one line and exit code 1, never in a traceback."""
     for name, value in CHILDREN.items():
         os.environ.setdefault(name, value)
     start_log()

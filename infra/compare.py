@@ -28,7 +28,10 @@ Points = list[tuple[int, float]]  # (step, value)
 
 
 def compare_roots(first: str, second: str) -> dict[str, Any]:
-    """What differs between two roots: `spec`, `curves`, `figures` and `assumptions`, as `dnd compare --json` prints it.
+    """Return what differs between two roots, as `dnd compare --json` prints it.
+
+    Returns:
+        A dict with the keys `roots`, `spec`, `curves`, `figures` and `assumptions`.
 
     Raises:
         ValueError: one of them holds neither a spec nor a result.
@@ -50,7 +53,7 @@ def compare_roots(first: str, second: str) -> dict[str, Any]:
 
 
 def comparison_lines(compared: dict[str, Any]) -> Iterator[str]:
-    """The same for the terminal; curves of one quantity share their scale."""
+    """Yield the lines that show a comparison in the terminal; curves of one quantity share their scale."""
     yield from (f"{name}: {root}" for name, root in zip("ab", compared["roots"], strict=True))
     yield from ("", "What differs in the specs:" if compared["spec"] else "The specs are the same.")
     yield from (f"{row['key']:56} {row['a']} | {row['b']}" for row in compared["spec"])
@@ -67,7 +70,7 @@ def comparison_lines(compared: dict[str, Any]) -> Iterator[str]:
 
 
 def _curve(roots: tuple[str, str], folder: str, key: str) -> dict[str, Any] | None:
-    """A quantity over the steps of both roots' trainings; None where neither logged it."""
+    """Return a quantity over the training steps of both roots, or None where neither logged it."""
     found = [points_of(read_rows(storage.join(root, folder, "metrics.jsonl")), key) for root in roots]
     return {"name": f"{folder}: {key.replace('_', ' ')}", "a": found[0], "b": found[1]} if any(found) else None
 
@@ -86,7 +89,10 @@ def _curve_lines(curve: dict[str, Any]) -> Iterator[str]:
 
 
 def _bars(line: Points, last: int, low: float, high: float) -> str:
-    """A curve as WIDTH bars over steps 0 to `last`: of each bar's steps the last value; blank behind its end."""
+    """Draw a curve as WIDTH bars over steps 0 to `last`.
+
+    Each bar shows the last value among its steps; bars after the curve's end are blank.
+    """
     drawn = ""
     index = 0
     value = line[0][1]

@@ -18,7 +18,7 @@ from train.evaluation.summary import summarise
 
 
 def run_all(spec: Spec, root: str, workers: Workers, ranks: int) -> None:
-    """Runs every stage and says what came of it; stages that are done are passed over.
+    """Run every stage, skipping those that are done, and say what came of it.
 
     Without a validation image nothing is reconstructed and scored.
 
@@ -45,7 +45,7 @@ def _has_validation(root: str) -> bool:
 
 
 def demo_overrides(preset: str, pdfs: str | None, text: str | None) -> list[str]:
-    """Overrides that put the user's own PDFs and passages in the place of the typeset and docstring sources."""
+    """Return overrides that put the user's PDFs and passages in place of the typeset and docstring sources."""
     own = {"pdf": pdfs, "text": text}
     sources = list[dict[str, Any]]()
     for source in load_spec(preset).render.sources:

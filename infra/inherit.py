@@ -22,7 +22,7 @@ APPENDED = (".jsonl",)
 
 
 def inherit(stage: Stage, spec: Spec, root: str, old: str) -> Iterator[str]:
-    """Gives what a stage reads, in the old root, to the new one; yields a line for each folder.
+    """Give the new root what a stage reads in the old one; yield a line for each folder.
 
     What is there already stays, so that an interrupted call goes on.
 
@@ -53,7 +53,13 @@ def folders_of(stage: Stage) -> list[str]:
 
 
 def _refuse_other_shape(stage: Stage, spec: Spec, old: str) -> None:
-    """The old root's shape must be the spec's; where only images are taken, which have no codes yet, their size."""
+    """Refuse an old root whose shape is not the spec's.
+
+    Where only images are taken, which have no codes yet, only their size must agree.
+
+    Raises:
+        ValueError: the shapes or sizes differ.
+    """
     taken = {"image_size"} if folders_of(stage) == ["images"] else None
     was, now = (one.shape.model_dump(mode="json", include=taken) for one in (read_spec(None, old), spec))
     if changes := differences(was, now):

@@ -27,7 +27,7 @@ def measure(
     workers: Workers,
     name: str,
 ) -> dict[str, Any]:
-    """The result of `dnd evaluate legibility`; draws what the sweep lacks and writes the picture NAME.svg.
+    """Return the result of `dnd evaluate legibility`; draw what the sweep lacks and write the picture NAME.svg.
 
     Args:
         sets: "real", "generated", and "reconstructed" where there are such.
@@ -63,7 +63,10 @@ def _chart(result: Mapping[str, Any]) -> Chart:
 
 
 def _draw(made: Spec, temperature: float, num_images: int, root: str, workers: Workers) -> ShardImages:
-    """The pictures of one temperature, all else as in the samples that `made` describes; drawn where they are not."""
+    """Return the pictures of one temperature, drawing them where they do not exist.
+
+    All else is as in the samples that `made` describes.
+    """
     name = made.sample.name
     if temperature != made.sample.temperature:
         name = f"{name}-t{round(100 * temperature):03d}"

@@ -37,7 +37,11 @@ Row = tuple[str, list[Tile]]  # a title, and the tiles below it
 
 
 def num_shards(root: str, set_name: str) -> int:
-    """Number of units of a set of rendered images. Raises ValueError where there is none."""
+    """Return the number of units of a set of rendered images.
+
+    Raises:
+        ValueError: there is no such set.
+    """
     return _plan(storage.join(root, set_name)).num_units
 
 
@@ -49,14 +53,14 @@ def _plan(set_uri: str) -> Plan:
 
 
 def look(root: str, set_name: str, number: int, boxes: bool = False) -> str:
-    """Writes ROOT/look/SET-NNNNNN.png, with the boxes of words where wanted, and returns its address."""
+    """Write ROOT/look/SET-NNNNNN.png, with the boxes of words where wanted, and return its address."""
     uri = storage.join(root, "look", f"{set_name.replace('/', '-')}-{number:06d}.png")
     storage.write(uri, encode_photo(np.asarray(contact_sheet(root, set_name, number, boxes))))
     return uri
 
 
 def contact_sheet(root: str, set_name: str, number: int, boxes: bool = False) -> Image.Image:
-    """What was kept of a unit, and what of its first documents was dropped, with the reasons.
+    """Draw what was kept of a unit, and what was dropped of its first documents, with the reasons.
 
     Raises:
         ValueError: there is no such shard.
@@ -111,7 +115,7 @@ def _kept(shard: Shard, number: int, boxes: bool) -> Tile:
 
 
 def with_boxes(picture: Image.Image, info: SampleInfo) -> Image.Image:
-    """A picture, enlarged if it is small, with the boxes of its words, those of clipped ones in red."""
+    """Return a picture, enlarged if it is small, with the boxes of its words, those of clipped words in red."""
     times = max(1, -(-TILE // picture.width))
     large = picture.resize((picture.width * times, picture.height * times), Image.Resampling.NEAREST)
     draw = ImageDraw.Draw(large)
@@ -121,7 +125,7 @@ def with_boxes(picture: Image.Image, info: SampleInfo) -> Image.Image:
 
 
 def _dropped(spec: Spec, plan: Plan, unit: SourceUnit) -> list[tuple[Dropped, Image.Image | None]]:
-    """What was dropped of the unit's first documents, with the picture where there is one."""
+    """Return what was dropped of the unit's first documents, with the picture where there is one."""
     unit = _shortened(without(unit, read_removed(plan.set_uri.rpartition("/")[0])))
     filtering = Renderer(spec)
     keeping = Renderer(spec.model_copy(update={"render": without_filters(spec.render)}))
@@ -145,7 +149,7 @@ def _shortened(unit: SourceUnit) -> SourceUnit:
 
 
 def draw_sheet(title: str, rows: list[Row]) -> Image.Image:
-    """A sheet: the title, then each row's title and its tiles, COLUMNS side by side, with their labels below."""
+    """Draw a sheet: the title, then each row's title and its tiles, COLUMNS side by side, with labels below."""
     font = ImageFont.load_default(12)
     width = COLUMNS * (TILE + GAP) + GAP
     blocks = [(_wrapped(name, width - 2 * GAP), [(p, _wrapped(text, TILE)) for p, text in ts]) for name, ts in rows]
@@ -175,7 +179,7 @@ def _height_of_line(tiles: list[Tile]) -> int:
 
 
 def _wrapped(text: str, width: int) -> str:
-    """A text in lines of at most `width` pixels, broken anywhere: keys and paths have no blanks."""
+    """Wrap a text into lines of at most `width` pixels, breaking anywhere: keys and paths have no blanks."""
     font = ImageFont.load_default(12)
     lines = [""]
     for char in printable(text):

@@ -116,7 +116,7 @@ def _split(address: str) -> tuple[str, str, str | None]:
 
 
 def checkpoint_in(path: Path) -> Path:
-    """The checkpoint that a file or a folder is: the folder's one .pt file."""
+    """Return the checkpoint at a path: the file itself, or the folder's one .pt file."""
     if path.is_file():
         return path
     found = sorted(path.glob("*.pt"))
@@ -128,7 +128,7 @@ def checkpoint_in(path: Path) -> Path:
 
 # ---- into a root ---------------------------------------------------------------------------------------------------
 def import_tokenizer(path: Path, config: Path | None, root: str, ema: bool = False, preset: str | None = None) -> str:
-    """Puts a released RQ-VAE into ROOT/tokenizer and says what it is.
+    """Import a released RQ-VAE into ROOT/tokenizer and return a line that says what it is.
 
     Raises:
         ValueError: it cannot be read, its codes are not of the `preset`'s shape, or there is a tokenizer already.
@@ -148,10 +148,13 @@ def import_tokenizer(path: Path, config: Path | None, root: str, ema: bool = Fal
 
 
 def import_transformer(path: Path, preset: str | None, size: str | None, root: str) -> str:
-    """Puts a released transformer into ROOT/transformer and says what it is; refuses one of another preset or size.
+    """Import a released transformer into ROOT/transformer and return a line that says what it is.
 
     Args:
         preset: or a YAML file, that it was trained by; None: the root's own spec.
+
+    Raises:
+        ValueError: it is of another preset or size.
     """
     from train.model import config_of
     from train.weights import import_transformer as read
@@ -171,14 +174,18 @@ def import_transformer(path: Path, preset: str | None, size: str | None, root: s
 
 
 def unused(folder: str) -> str:
-    """The folder, where nothing was trained or imported before; ValueError else."""
+    """Return the folder, provided that nothing was trained or imported into it before.
+
+    Raises:
+        ValueError: there is something already.
+    """
     if next(iter(storage.list_files(folder)), None):
         raise ValueError(f"{folder}: there is something already; choose another --root or remove it first")
     return folder
 
 
 def pretrained(name: str, size: str | None, root: str, source: str = RELEASED) -> list[str]:
-    """Fetches both halves of a release, or a root that `dnd push` published, into ROOT, and draws eight pictures.
+    """Fetch both halves of a release, or a root that `dnd push` published, into ROOT, and draw eight pictures.
 
     Args:
         name: the preset of a release, or the address of a published root.
@@ -210,7 +217,7 @@ def pretrained(name: str, size: str | None, root: str, source: str = RELEASED) -
 
 
 def _recorded(root: str, origins: dict[str, dict[str, Any]]) -> list[str]:
-    """Writes where the halves came from and, where both are there, draws with them."""
+    """Write where the halves came from and, where both are there, draw with them."""
     storage.write_text(storage.join(root, "pretrained.json"), json.dumps(origins, indent=1, sort_keys=True) + "\n")
     return [draw_first(root)] if len(origins) == 2 else []
 
@@ -221,7 +228,10 @@ def _origin(fetched: Fetched, path: Path) -> dict[str, Any]:
 
 
 def downloaded_commit(path: Path) -> str | None:
-    """The commit of a file that `hf download` brought: noted below its --local-dir, or a folder of the hub's cache."""
+    """Return the commit of a file that `hf download` fetched, or None where it is not known.
+
+    It is noted below the --local-dir, or is the name of a folder of the hub's cache.
+    """
     for folder in path.absolute().parents:
         note = folder / ".cache/huggingface/download" / f"{path.absolute().relative_to(folder)}.metadata"
         if note.is_file():
@@ -232,7 +242,7 @@ def downloaded_commit(path: Path) -> str | None:
 
 
 def _published_root(address: str, root: str) -> list[str]:
-    """What `dnd push` published: tokenizer, transformer and spec of a root."""
+    """Fetch what `dnd push` published, a root's tokenizer, transformer and spec; return lines that say so."""
     fetched = fetch(address)
     halves = [half for half in ("tokenizer", "transformer") if (fetched.path / half).is_dir()]
     if not halves:
@@ -275,7 +285,7 @@ SHARDS = ("images/*", "codes/*")
 
 
 def push(root: str, repo: str, shards: bool, private: bool) -> str:
-    """Publishes a root on the hub: tokenizer, transformer, figures and pictures; with `shards` the data as well.
+    """Publish a root on the hub: tokenizer, transformer, figures and pictures; with `shards` the data as well.
 
     Returns:
         The address under which `dnd pretrained` finds it.

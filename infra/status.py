@@ -117,7 +117,11 @@ def status_lines(root: str) -> Iterator[str]:
 
 
 def status_of(root: str) -> dict[str, list[Any]]:
-    """The same for programs: `sets`, `trainings`, `writers` and `faults`, as `dnd status --json` prints them."""
+    """Return the status of a root for programs, as `dnd status --json` prints it.
+
+    Returns:
+        A dict of the lists `sets`, `trainings`, `writers` and `faults`.
+    """
     found: dict[str, list[Any]] = {"sets": [], "trainings": [], "writers": [], "faults": []}
     for entry in entries(root):
         if isinstance(entry, str):
@@ -215,7 +219,7 @@ def _failures(plan: Plan, uris: Iterable[str]) -> Iterator[FailedUnit]:
 
 
 def _state(plan: Plan, faults: list[str]) -> tuple[Manifest | JobState, JobState | None]:
-    """A set's account, and what its running job says of itself.
+    """Return a set's account, and what its running job reports, or None where no job runs.
 
     The account is from the manifest if it is whole, from what the job wrote, else from all receipts; what is wrong
     with the first two is added to `faults`.
@@ -230,7 +234,7 @@ def _state(plan: Plan, faults: list[str]) -> tuple[Manifest | JobState, JobState
 
 
 def _running(job: JobState) -> Iterator[str]:
-    """What a job says of itself: workers, rate, time left, the longest units; or how long it has been silent."""
+    """Yield what a job reports: workers, rate, time left, the longest units; or how long it has been silent."""
     silent = time.time() - job.written
     if job.ended or silent > SILENT_SECONDS:
         ended = "the run has ended" if job.ended else f"nothing heard from {job.host} for {silent / 60:.0f} min"
@@ -244,7 +248,10 @@ def _running(job: JobState) -> Iterator[str]:
 
 
 def _read(kind: type[_AnyRecord], uri: str, faults: list[str]) -> _AnyRecord | None:
-    """A record, None where there is none or it is damaged: the account is then made from what is whole."""
+    """Read a record; return None where it is missing or damaged.
+
+    The account is then made from what is whole.
+    """
     try:
         return kind.parse(storage.read_bytes(uri), uri)
     except FileNotFoundError:

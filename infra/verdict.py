@@ -34,7 +34,7 @@ class Figure(NamedTuple):
 
 
 def figures(summary: Summary) -> list[Figure]:
-    """The five figures of a summary, in the order in which the stages made them."""
+    """Return the five figures of a summary, in the order in which the stages made them."""
     words = summary.words
     return [
         _words(
@@ -90,7 +90,7 @@ def _bits(bits: float | None, counts: float) -> Figure:
 
 
 def verdict_lines(summary: Summary, took: Mapping[str, float], root: str) -> Iterator[str]:
-    """What a user is told after the whole way: the figures, the time of each stage, and what to try next.
+    """Yield what a user is told after the whole run: the figures, each stage's time, and what to try next.
 
     Args:
         took: seconds of each stage in this run, by name.
@@ -128,6 +128,6 @@ def program() -> list[str]:
 
 
 def _from_here(path: str) -> str:
-    """A local path from the working directory where it lies below that; else as it is."""
+    """Return a local path relative to the working directory where it lies below that, else unchanged."""
     here = f"{Path.cwd()}/"
     return path.removeprefix(here) if path.startswith(here) else path

@@ -53,7 +53,7 @@ REGISTRY = {
 
 
 def fetch_weights(address: str) -> str:
-    """A local path of what an address names: a name of the registry, hf://, https://; any other as it is.
+    """Return a local path of what an address names: a name of the registry, hf://, https://; any other as it is.
 
     Raises:
         ValueError: it is out of reach, with the command to run elsewhere; or it is not the published file.
@@ -79,5 +79,5 @@ def fetch_weights(address: str) -> str:
 
 
 def list_weights() -> list[str]:
-    """A line for each entry of the registry."""
+    """Return a line for each entry of the registry."""
     return [f"{name:20} {one.size:>7}  {one.about}\n{'':29} {one.address}" for name, one in REGISTRY.items()]

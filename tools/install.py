@@ -42,7 +42,7 @@ def main(lock: Path) -> int:
 
 
 def pip_settings() -> dict[str, list[str]]:
-    """What pip is set up with on this machine, by files and environment: {option: values}."""
+    """Return pip's settings on this machine, from files and environment: {option: values}."""
     listed = subprocess.run([*PIP, "config", "list"], capture_output=True, text=True, check=True).stdout
     pairs = (line.partition("=") for line in listed.splitlines())
     return {name.rpartition(".")[2]: value.strip("'\"").split() for name, _, value in pairs}
@@ -80,7 +80,7 @@ def uv_environment(setup: dict[str, list[str]], extra: list[str]) -> dict[str, s
 
 
 def split(lock: Path) -> tuple[list[str], str]:
-    """The requirements without hashes, and the text of all others."""
+    """Split a lock file into the requirements without hashes and the text of all others."""
     lines = lock.read_text(encoding="utf-8").splitlines(keepends=True)
     return [line.strip() for line in lines if line.startswith(BUILDS)], "".join(
         line for line in lines if not line.startswith(BUILDS)
@@ -88,7 +88,7 @@ def split(lock: Path) -> tuple[list[str], str]:
 
 
 def run(command: list[str], environment: dict[str, str], given: str | None = None) -> int:
-    """The exit code of a command."""
+    """Run a command and return its exit code."""
     return subprocess.run(command, env=os.environ | environment, input=given, text=True, check=False).returncode
 
 

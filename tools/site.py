@@ -50,7 +50,7 @@ def on_page_markdown(markdown: str, **_: object) -> str:
 
 
 def spec_page(preset: str) -> str:
-    """The page of all keys."""
+    """Return the documentation page of all keys of a spec."""
     return SPEC.format(preset=preset, text=commented(load_spec(preset)))
 
 

@@ -125,7 +125,11 @@ def _refuse_contradictions(user: dict[str, Any], owned: dict[str, Any], prefix: 
 
 
 def read_user_config(path: str | None) -> dict[str, Any]:
-    """Read a user's DeepSpeed configuration. Raises ValueError naming the file where it is no JSON object."""
+    """Read a user's DeepSpeed configuration.
+
+    Raises:
+        ValueError: it is no JSON object; the message names the file.
+    """
     if path is None:
         return {}
     try:

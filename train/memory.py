@@ -143,7 +143,11 @@ def fitting_sample_batch(spec: Spec, memory: float) -> int:
 
 # ---- what is printed -----------------------------------------------------------------------------------------------
 def parse_bytes(text: str) -> float:
-    """Read the bytes of a size such as 80GB, 40 GiB or 24e9. Raises ValueError for anything else."""
+    """Read the bytes of a size such as 80GB, 40 GiB or 24e9.
+
+    Raises:
+        ValueError: anything else.
+    """
     match = re.fullmatch(r"\s*(\d+\.?\d*(?:e\d\d?)?)\s*([kmgt]?)(i?)b?\s*", text.lower())
     if not match:
         raise ValueError(f"--memory {text}: give a size such as 80GB or 40GiB")

@@ -211,7 +211,11 @@ def refuse_other_tokenizer(spec: Spec, folder: str) -> None:
 
 
 def _described(folder: str, name: str) -> str:
-    """Return the address of a model's description. Raises ValueError where there is none."""
+    """Return the address of a model's description.
+
+    Raises:
+        ValueError: there is none.
+    """
     uri = storage.join(folder, name)
     if not storage.exists(uri):
         model = name.removesuffix(".json")

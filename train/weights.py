@@ -68,7 +68,11 @@ def open_weights(folder: str, ema: bool = False, device: torch.device | str = "c
 
 
 def read_config(folder: str) -> TransformerConfig:
-    """Read the configuration of a transformer's folder or URI. Raises ValueError naming the file where that fails."""
+    """Read the configuration of a transformer's folder or URI.
+
+    Raises:
+        ValueError: that fails; the message names the file.
+    """
     uri = storage.join(folder, CONFIG)
     try:
         return parse_config(TransformerConfig, storage.read_bytes(uri))

@@ -31,7 +31,10 @@ ALLOWED = {"float32": 1e-5, "TF32": 3e-3, "bfloat16": 5e-2}
 
 # ---- golden tensors ------------------------------------------------------------------------------------------------
 def golden(setting: Setting) -> Iterator[Row]:
-    """The authors' own numbers, in float32, with TF32 where a GPU has it, and in bfloat16."""
+    """Yield rows comparing results with the authors' own numbers.
+
+    The arithmetic is float32, TF32 where a GPU has it, and bfloat16.
+    """
     folder = Path(os.environ.get("DND_SHARED", CHECKOUT.parent / "shared")) / "reference"
     if not folder.is_dir():
         yield Row(part="golden", what="golden tensors", measured=None, note=f"not at {folder}: set DND_SHARED")
@@ -139,7 +142,10 @@ def _likeliest(model: DnDTransformer, codes: Tensor, classes: Tensor, guidance: 
 
 # ---- training ------------------------------------------------------------------------------------------------------
 def agree(setting: Setting) -> Iterator[Row]:
-    """Steps in float32 on the same codes, on a CPU and on the device, without dropout: the losses, in bits a code."""
+    """Yield rows comparing the losses, in bits per code, of training on a CPU and on the device.
+
+    Both take the same codes in float32, without dropout.
+    """
     steps = 5 if setting.tiny else 50
     on_cpu, here = (_losses(torch.device(kind), steps) for kind in ("cpu", setting.device))
     apart = max(abs(a - b) for a, b in zip(on_cpu, here, strict=True))

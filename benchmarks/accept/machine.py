@@ -33,7 +33,7 @@ def machine(setting: Setting) -> Iterator[Row]:
 def _rate(
     what: str, unit: str, measured: float, device: torch.device, published: dict[str, float], share: float
 ) -> Row:
-    """A rate, shown in tera, of which a GPU is to reach a share of what is published; of others it is only told."""
+    """Return a rate, shown in tera; a GPU is to reach a share of the published one, others only show it."""
     model = gpu_model(device)
     row = Row(part="machine", what=what, measured=measured / 1e12, unit=unit)
     if model is None:
@@ -66,7 +66,7 @@ def reset_peak(setting: Setting) -> None:
 
 
 def peak(setting: Setting, part: str, what: str, needed: float, least: float | None, most: float) -> Iterator[Row]:
-    """The peak of a GPU's memory since `reset_peak` against the bytes that were counted; on a CPU nothing.
+    """Yield the peak of a GPU's memory since `reset_peak` against the bytes that were counted; on a CPU nothing.
 
     Args:
         least: share of these that it is to reach; None, where less is as good.

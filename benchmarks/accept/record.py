@@ -74,7 +74,7 @@ HEAD = _columns(("part", "what", "measured", "estimated", "allowed", ""))  # of 
 
 
 def row_line(row: Row) -> str:
-    """A row as a line of the table."""
+    """Return a row formatted as a line of the table."""
     figures = _figure(row.measured, row.unit), _figure(row.estimated)
     return _columns((row.part, row.what, *figures, _allowed(row), _verdict(row)))
 

@@ -46,7 +46,9 @@ PREDICTED = 0.05  # of the peak
 
 # ---- that it is right ----------------------------------------------------------------------------------------------
 def zero(setting: Setting) -> Iterator[Row]:
-    """A few steps on the same codes at every stage, in float32 and bfloat16: the losses are those of stage 0.
+    """Yield rows comparing the losses of a few steps at every ZeRO stage with those of stage 0.
+
+    The codes are the same; the stages run in float32 and in bfloat16.
 
     Stage 3, which is not compiled, is held against a stage 0 that is not either: compiled dropout draws otherwise.
     """
@@ -72,7 +74,7 @@ def _losses(root: str, *overrides: str) -> list[float]:
 
 
 def resume(setting: Setting) -> Iterator[Row]:
-    """A training that is killed after a checkpoint and started again, against one that runs through."""
+    """Yield a row comparing a training that is killed after a checkpoint and restarted with an uninterrupted one."""
     straight, killed = (setting.folder / name for name in ("straight", "killed"))
     spec = load_spec("demo", SMALL)
     for root in (straight, killed):
@@ -105,7 +107,10 @@ def _bits(root: Path) -> list[float]:
 
 # ---- how fast it is ------------------------------------------------------------------------------------------------
 def speeds(setting: Setting) -> Iterator[Row]:
-    """Steps of XXL and XXXL on random codes at several micro batches, eager and compiled: MFU, idle share, memory."""
+    """Yield rows on steps of XXL and XXXL at several micro batches, eager and compiled.
+
+    The codes are random; measured are MFU, idle share and memory.
+    """
     join_alone()
     for size in ("small",) if setting.tiny else ("XXL", "XXXL"):
         yield from _of_size(setting, size)

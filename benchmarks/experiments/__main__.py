@@ -22,7 +22,7 @@ Call = Callable[[Sequence[str]], None]  # runs `dnd` with these words, raises wh
 
 
 def main() -> None:
-    """The command line."""
+    """Run the command line."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("experiment", type=Path, help="a file of examples/experiments")
     parser.add_argument("--from", dest="base_root", default="runs/demo", help="a finished root of the base spec")
@@ -38,7 +38,7 @@ def main() -> None:
 
 
 def dnd(words: Sequence[str]) -> None:
-    """Runs `dnd` in a process of its own.
+    """Run `dnd` in a process of its own.
 
     Raises:
         CalledProcessError: it failed.
@@ -48,7 +48,7 @@ def dnd(words: Sequence[str]) -> None:
 
 
 def run(experiment: Experiment, name: str, root: str, base_root: str, rounds: int, call: Call = dnd) -> str:
-    """Makes what is not there yet, and ROOT/NAME.md, .png and .svg; returns the table.
+    """Make the runs that are missing, then ROOT/NAME.md, .png and .svg; return the table.
 
     Args:
         root: the runs lie below, each a root of its own.
@@ -65,7 +65,7 @@ def run(experiment: Experiment, name: str, root: str, base_root: str, rounds: in
 
 
 def make(experiment: Experiment, one: Run, call: Call) -> None:
-    """Makes a run, unless these very commands have made it."""
+    """Make a run by its commands, skipping those that were already run for it."""
     record = Path(one.root, "commands.json")
     made = json.loads(record.read_text()) if record.exists() else []
     for words in commands(experiment, one):
@@ -76,7 +76,7 @@ def make(experiment: Experiment, one: Run, call: Call) -> None:
 
 
 def measured(experiment: Experiment, runs: Sequence[Run], record: Path, rounds: int) -> dict[str, Cost]:
-    """What each arm costs: measured once, as long as the arms' specs stay."""
+    """Return what each arm costs; measure it only once, as long as the arms' specs stay the same."""
     specs = {one.arm: spec_of(experiment, one) for one in runs}
     trees = {arm: spec.tree() for arm, spec in specs.items()}
     made = json.loads(record.read_text()) if record.exists() else {}

@@ -31,7 +31,10 @@ class Cost(NamedTuple):
 
 
 def measure(arms: Sequence[tuple[Spec, str]], rounds: int) -> list[Cost]:
-    """The costs of arms, each a spec and the root where it was trained; medians of rounds in turns on one thread."""
+    """Return the cost of each arm, given as its spec and the root where it was trained.
+
+    Costs are medians of rounds taken in turns on one thread.
+    """
     threads = torch.get_num_threads()
     torch.set_num_threads(1)
     try:

@@ -49,7 +49,7 @@ class Run(NamedTuple):
 
 
 def read_experiment(path: Path, overrides: Sequence[str] = ()) -> Experiment:
-    """Reads a file.
+    """Read an experiment file.
 
     Args:
         overrides: `key=value`, keys of all arms, also in place of an arm's own.
@@ -88,7 +88,7 @@ def runs_of(experiment: Experiment, root: str, base_root: str) -> list[Run]:
 
 
 def _run(experiment: Experiment, root: str, base_root: str, arm: str, seed: int, index: int) -> Run:
-    """The run of an arm with its seed; those after the first take codes and tokenizer of the first."""
+    """Return the run of an arm with its seed; runs of later seeds take codes and tokenizer from the first one."""
     own = experiment.arms[arm]
     keys = experiment.keys | own
     folder = re.sub(r"[^\w.-]+", "-", arm).strip("-") if own else "base"
@@ -99,7 +99,7 @@ def _run(experiment: Experiment, root: str, base_root: str, arm: str, seed: int,
 
 
 def commands(experiment: Experiment, run: Run) -> Iterator[list[str]]:
-    """The words behind `dnd` that make a run, in their order."""
+    """Yield the words after `dnd` of each command that makes a run, in order."""
     part = spec_of(experiment, run)
     for stage in STAGES[STAGES.index(run.first_stage) :]:
         taken = ["--from", run.taken_from] if stage == run.first_stage else []
@@ -115,7 +115,7 @@ def commands(experiment: Experiment, run: Run) -> Iterator[list[str]]:
 
 
 def spec_of(experiment: Experiment, run: Run, sampling: Keys | None = None) -> Spec:
-    """The spec of a run."""
+    """Return the spec of a run."""
     return load_spec(experiment.base, as_overrides(run.keys | (sampling or {})))
 
 

@@ -47,7 +47,7 @@ class Row(NamedTuple):
 
 
 def rows_of(experiment: Experiment, runs: Sequence[Run]) -> list[Row]:
-    """A row for each arm and sampling, from the roots of the runs."""
+    """Return a row for each arm and sampling, read from the roots of the runs."""
     return [
         _row(experiment, [run for run in runs if run.arm == arm], sampling)
         for arm in experiment.arms
@@ -65,7 +65,7 @@ def _row(experiment: Experiment, runs: list[Run], sampling: str) -> Row:
 
 
 def figures_of(experiment: Experiment, run: Run, sampling: str) -> Figures:
-    """The figures of a run; bits are those of the average of the weights, that samples are drawn from.
+    """Return the figures of a run; bits are those of the EMA weights, from which samples are drawn.
 
     A code's bits are -log2 of the probability that the model gives it, behind whatever the arm predicts it from: those
     of an image add up to its exact likelihood.
@@ -87,7 +87,7 @@ def figures_of(experiment: Experiment, run: Run, sampling: str) -> Figures:
 
 # ---- the table -----------------------------------------------------------------------------------------------------
 def table(rows: Sequence[Row], costs: dict[str, Cost]) -> str:
-    """The table in Markdown; figures of several seeds stand behind each other."""
+    """Return the table in Markdown, with the figures of several seeds one after the other."""
     kept = any(figures.kept_words is not None for row in rows for figures in row.figures)
     head = [*HEAD, "real words that the tokenizer keeps"] if kept else HEAD
     lines = [_line(head), _line(["---"] * len(head))]
@@ -117,7 +117,7 @@ def _line(cells: Sequence[str]) -> str:
 
 # ---- the pictures --------------------------------------------------------------------------------------------------
 def strip(rows: Sequence[Row]) -> Image.Image:
-    """The first samples of each row's first seed, a line a row, its name before them."""
+    """Draw a line for each row: its name, then the first samples of its first seed."""
     lines = [_samples(row.pictures) for row in rows]
     side = lines[0].shape[1]
     picture = Image.new("RGB", (LABEL + SHOWN * (side + 2), len(rows) * (side + 2)), "white")
@@ -139,7 +139,7 @@ def _samples(uri: str) -> np.ndarray:
 
 
 def ratios_svg(rows: Sequence[Row], title: str) -> str:
-    """An SVG document: for each row and seed the ratio of real words to real text, with its interval."""
+    """Return an SVG document with the ratio of real words to real text, and its interval, for each row and seed."""
     width, gap, top = 420, 28, 30  # pixels
     height = top + gap * len(rows)
     at = [LABEL + width * share / 1.2 for share in (0, 0.25, 0.5, 0.75, 1)]
@@ -170,7 +170,7 @@ def _text(x: float, y: float, words: str, anchor: str = "start") -> str:
 
 
 def write(folder: Path, name: str, experiment: Experiment, rows: Sequence[Row], costs: dict[str, Cost]) -> str:
-    """Writes NAME.md, NAME.png and NAME.svg; returns the table."""
+    """Write NAME.md, NAME.png and NAME.svg; return the table."""
     text = table(rows, costs)
     folder.mkdir(parents=True, exist_ok=True)
     (folder / f"{name}.md").write_text(f"{text}\n")

@@ -92,7 +92,7 @@ def train(
     ] = False,
     set_: SetOpt = None,
 ) -> None:
-    """A training step with everything around it, as the preset says, against a bare PyTorch step of the same model."""
+    """Compare a training step and all around it, as the preset says, to a bare PyTorch step of the same model."""
     from benchmarks.train import train as run
 
     _report("train", "images", run(spec, rounds, compiled, set_ or []))
@@ -125,7 +125,7 @@ def sample(
 
 
 def _report(what: str, unit: str, results: Mapping[str, Comparison]) -> None:
-    """Prints for each baseline the ratio, its range over the rounds, and the rates that it is of."""
+    """Print for each baseline the ratio, its range over the rounds, and the rates that it is of."""
     for baseline, one in results.items():
         say(
             f"{what}: {one.ratio:.2f} x {baseline} ({min(one.ratios):.2f}-{max(one.ratios):.2f} in {len(one.ratios)} "
@@ -140,7 +140,7 @@ def accept(
     tiny: Annotated[bool, typer.Option("--tiny", help="small sizes on any device: shows that the parts work")] = False,
     reference: Annotated[Path | None, typer.Option(help="a checkout of the authors' code, measured as well")] = None,
 ) -> None:
-    """Verifies and measures everything on a GPU, in parts of minutes (docs/gpu.md); ends with 1 on a miss."""
+    """Verify and measure everything on a GPU, in parts of minutes (docs/gpu.md); exit with 1 on a miss."""
     find_benchmarks("accept")
     from benchmarks.accept.run import accept as run
 

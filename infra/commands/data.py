@@ -64,7 +64,7 @@ def verify(
 
 
 def _damaged_records(root: str) -> Iterator[str]:
-    """A line for each record beside those of shard sets and checkpoints, and each samples.npz, that cannot be read."""
+    """Yield a line for each unreadable record outside shard sets and checkpoints, and each unreadable samples.npz."""
     from data_specs.records import CodeHistory, Identity, LogRow, ReadingOrder, Record
     from data_specs.spec import parse_spec
     from tokenize_jobs import weights as tokenizers
@@ -98,7 +98,11 @@ def _damaged_records(root: str) -> Iterator[str]:
 
 
 def _read_pictures(uri: str) -> None:
-    """Reads a samples.npz to its end, where its checksum stands. Raises ValueError for one that is damaged or cut."""
+    """Read a samples.npz to its end, where its checksum stands.
+
+    Raises:
+        ValueError: one that is damaged or cut.
+    """
     from train.evaluation.sources import open_images
 
     pictures = open_images(uri)
@@ -117,7 +121,7 @@ def remove(
         str | None, typer.Option(help="file of samples, SPLIT/UNIT/KEY, one a line (dnd duplicates --out)")
     ] = None,
 ) -> None:
-    """Takes documents or samples out of ROOT/images for good, with the codes and reconstructions made from them."""
+    """Remove documents or samples from ROOT/images for good, with the codes and reconstructions made from them."""
     from pipeline.removal import remove as run
 
     if not ids and not samples:
@@ -158,7 +162,7 @@ def look(
         bool, typer.Option("--boxes", help="draw the boxes of words, those of clipped ones in red")
     ] = False,
 ) -> None:
-    """A contact sheet of a shard: what was kept, and what was filtered or rejected, with the reasons."""
+    """Draw a contact sheet of a shard: what was kept, and what was filtered or rejected, with the reasons."""
     from infra.look import look as run
     from infra.look import num_shards
 
@@ -206,7 +210,7 @@ def query(
     ] = "table",
     limit: Annotated[int, typer.Option(min=0, help="rows that a table shows; 0: all")] = 50,
 ) -> None:
-    """Lists the samples of a shard set that match an expression over the columns of its tables."""
+    """List the samples of a shard set that match an expression over the columns of its tables."""
     from data_specs.manifest import read_manifest
     from data_specs.table import query as run
 
@@ -243,7 +247,7 @@ def view(
         str, typer.Option(help="address to listen at; beyond this machine the page asks for a token")
     ] = "127.0.0.1",
 ) -> None:
-    """Walks through a root in the browser: samples, codes, what was left out, neighbours, curves; and a studio."""
+    """Show a root in the browser: samples, codes, what was left out, neighbours, curves; and a studio."""
     from infra.view.server import serve
 
     serve(storage.absolute(root), host, port)

@@ -28,7 +28,7 @@ app.add_typer(evaluate, name="evaluate")
 
 
 def _result_name(text: str) -> str:
-    """A name of a result. Raises BadParameter for one that lies elsewhere, and for that of the summary."""
+    """Return the name of a result, refusing one that lies elsewhere, and that of the summary."""
     if not re.fullmatch(r"[A-Za-z0-9_][A-Za-z0-9_.-]*", text) or text == "summary":
         raise typer.BadParameter(f"{text!r}: letters, digits, dots, _ and -; and not summary, which is another's")
     return text
@@ -55,7 +55,7 @@ RealOpt = Annotated[str, typer.Option("--real", help="real images, the bound; th
 
 @evaluate.command()
 def summary(root: RootOpt, spec: SpecArg = None, set_: SetOpt = None, as_json: JsonOpt = False) -> None:
-    """The report's figures on reconstructions and samples (ROOT/evaluation/summary.json)."""
+    """Write the report's figures on reconstructions and samples (ROOT/evaluation/summary.json)."""
     from train.evaluation.summary import summarise
 
     resolved, root = open_root(spec, root, set_)
@@ -241,7 +241,7 @@ def compare(
 
 @app.command(cls=RootCommand)
 def report(root: RootArg) -> None:
-    """Writes one self-contained page about everything under the root (ROOT/report/index.html)."""
+    """Write one self-contained page about everything under the root (ROOT/report/index.html)."""
     from infra.report.report import write_report
 
     say(f"report: {write_report(storage.absolute(root))}")
@@ -265,7 +265,7 @@ def _with_weights(spec: str) -> str:
 
 
 def _pictures(root: str, name: str) -> ImageSet:
-    """A set of pictures under the root, or at an address of its own where there is none of this name."""
+    """Open a set of pictures under the root, or at its own address where the root has none of this name."""
     from train.evaluation.sources import open_images
 
     below = storage.join(root, name)
@@ -282,7 +282,7 @@ def _engine(spec: str, device: str) -> OcrEngine:
 
 
 def _read(root: str, reader: OcrEngine, num: int, workers: int | None, **names: str) -> dict[str, ImageSet]:
-    """Sets of pictures by these names, `num` of each read by workers where they are asked for."""
+    """Open sets of pictures by these names, `num` of each read by workers where they are asked for."""
     from train.evaluation.job import read_on
     from train.evaluation.reading import spread
     from train.evaluation.reading_cache import cache_of
@@ -306,7 +306,7 @@ def _write(
     as_json: bool,
     originals: dict[str, Any] | None = None,
 ) -> None:
-    """Writes ROOT/evaluation/NAME.json and prints it, or its figures with the originals' own behind them."""
+    """Write ROOT/evaluation/NAME.json and print it, or its figures followed by the originals' own."""
     uri = storage.join(root, "evaluation", f"{name}.json")
     text = write_result(uri, result)
     if as_json:

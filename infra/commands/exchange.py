@@ -38,7 +38,7 @@ def import_tokenizer(
     config: ConfigOpt = None,
     ema: Annotated[bool, typer.Option("--ema", help="take the moving average of the weights")] = False,
 ) -> None:
-    """A released RQ-VAE into ROOT/tokenizer."""
+    """Import a released RQ-VAE into ROOT/tokenizer."""
     from infra import pretrained as run
 
     root = storage.absolute(root)
@@ -47,7 +47,7 @@ def import_tokenizer(
 
 @import_.command("transformer")
 def import_transformer(path: PathArg, root: RootOpt, spec: SpecOpt = None, size: SizeOpt = None) -> None:
-    """A released transformer into ROOT/transformer; refuses one that is not of this preset and size."""
+    """Import a released transformer into ROOT/transformer; refuse one that is not of this preset and size."""
     from infra import pretrained as run
 
     root = storage.absolute(root)
@@ -63,7 +63,7 @@ def pretrained(
         str | None, typer.Option("--from", help="another repository, or a local copy of it, with the same folders")
     ] = None,
 ) -> None:
-    """Lists the authors' released models, or fetches one by name (or what `dnd push` published) and draws with it.
+    """List the authors' released models, or fetch one by name (or what `dnd push` published) and draw with it.
 
     Weights and reference batches that evaluation takes are listed and fetched as well: into the cache, without a root.
     """
@@ -91,7 +91,7 @@ def push(
     shards: Annotated[bool, typer.Option("--shards", help="publish image and code shards as well")] = False,
     public: Annotated[bool, typer.Option("--public", help="a new repository can be seen by all")] = False,
 ) -> None:
-    """Publishes a root on the Hugging Face hub; `dnd pretrained hf://owner/name --root NEW` reads it."""
+    """Publish a root on the Hugging Face hub; `dnd pretrained hf://owner/name --root NEW` reads it."""
     from infra.pretrained import push as run
 
     say(f"published: {run(storage.absolute(root), repo, shards, private=not public)}")

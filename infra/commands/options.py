@@ -53,7 +53,11 @@ RanksOpt = Annotated[
 
 
 def local_path(text: str) -> Path:
-    """A path of this machine, as an option has it. Raises BadParameter for an address with a scheme."""
+    """Return the text of an option as a path on this machine.
+
+    Raises:
+        BadParameter: the text is an address with a scheme.
+    """
     if storage.is_address(text):
         raise typer.BadParameter(f"{text}: lies on this machine: give a path, not {text.partition(':')[0]}://")
     return Path(text)
@@ -65,7 +69,7 @@ class _FirstWord(TyperCommand):
     first: str
 
     def parse_args(self, ctx: Any, args: list[str]) -> list[str]:
-        """Puts what the option names, wherever it stands, in front of the other arguments."""
+        """Move the option's value, wherever it stands, in front of the other arguments."""
         ends = args.index("--") if "--" in args else len(args)
         for index, word in enumerate(args[:ends]):
             name, equals, value = word.partition("=")
@@ -91,7 +95,7 @@ class SpecCommand(_FirstWord):
 def open_root(
     spec: str | None, root: str, overrides: list[str] | None, *sections: str, old: str | None = None
 ) -> tuple[Spec, str]:
-    """Reads the spec of a command, by default the root's own, and makes the root absolute; writes nothing.
+    """Read the spec of a command, by default the root's own, and make the root absolute; write nothing.
 
     Args:
         sections: keys of the spec without which the command cannot work.
@@ -106,7 +110,7 @@ def open_root(
 
 
 def open_spec(spec: str | None, root: str | None, overrides: list[str] | None, *sections: str) -> Spec:
-    """Reads the spec of a command that needs no root.
+    """Read the spec of a command that needs no root.
 
     Raises:
         ValueError: neither a SPEC nor a root was named; or as `open_root`.

@@ -30,7 +30,7 @@ def print_spec(
     new: Annotated[bool, typer.Option("--new", help="print a short file to begin with")] = False,
     set_: SetOpt = None,
 ) -> None:
-    """Prints a whole spec with a comment on each key: a preset's, a file's or a root's (default: the demo's)."""
+    """Print a whole spec with a comment on each key: a preset's, a file's or a root's (default: the demo's)."""
     from data_specs import explain
 
     if new:

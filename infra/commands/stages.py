@@ -44,13 +44,13 @@ FOR_UNITS: Declared = {
 
 
 def add_stages(app: typer.Typer) -> None:
-    """Adds the command of each registered stage."""
+    """Add the command of each registered stage."""
     for stage in registered():
         app.command(stage.name, help=stage.title, epilog=_named_keys(stage))(command_of(stage))
 
 
 def run_stage(stage: Stage, spec: Spec, root: str, workers: Workers, **options: Any) -> float:
-    """Runs a stage, prints what it says and that it is done; returns the seconds that it took."""
+    """Run a stage, print what it says and that it is done; return the seconds that it took."""
     began = time.monotonic()
     with kept(workers) as same:
         for line in stage.run(spec, root, same, **options):
@@ -61,7 +61,10 @@ def run_stage(stage: Stage, spec: Spec, root: str, workers: Workers, **options: 
 
 
 def command_of(stage: Stage) -> Callable[..., None]:
-    """The function that runs a stage from the command line, with the signature that typer reads its options from."""
+    """Return the function that runs a stage from the command line.
+
+    Its signature is the one from which typer reads the options.
+    """
     own = {option.name.replace("-", "_"): option for option in stage.options}
     declared = FOR_ALL | (FOR_READERS if stage.reads else {}) | (FOR_TRAININGS if stage.trains else FOR_UNITS)
     declared |= {name: (_annotated(option), option.default) for name, option in own.items()}
@@ -90,7 +93,7 @@ def command_of(stage: Stage) -> Callable[..., None]:
 
 
 def _workers(stage: Stage, spec: Spec, given: dict[str, Any]) -> Workers:
-    """The ranks of a training; the workers of any other stage, and their share of its units."""
+    """Return the ranks of a training; the workers of any other stage, and their share of its units."""
     if stage.trains:
         return Workers(num_workers=ranks_here(given["ranks"], getattr(spec, stage.batch).batch_size))
     workers = Workers(given["ray_address"], given["workers"], max_failures=given["max_failures"])
@@ -110,7 +113,11 @@ def _named_keys(stage: Stage) -> str | None:
 
 
 def take_over(stage: Stage, spec: Spec, root: str, old: str) -> None:
-    """Gives a new root what a stage reads in the old one, and says so (`--from`); raises as `inherit` does."""
+    """Give a new root what a stage reads in the old one (`--from`), and print what was given.
+
+    Raises:
+        ValueError: as `inherit`.
+    """
     from infra.inherit import inherit
 
     for line in inherit(stage, spec, root, storage.absolute(old)):

@@ -15,7 +15,7 @@ from infra.doctor import Finding
 
 
 def ray_finding(address: str) -> Finding:
-    """The head's dashboard at `address` (http://HOST:8265): its version is ours, and it lets us in."""
+    """Check that the head's dashboard at `address` (http://HOST:8265) has our version of Ray and lets us in."""
     if not address.startswith(("http://", "https://")):
         return Finding("ray", False, f"{address}: give the dashboard's address, such as http://127.0.0.1:8265")
     try:
@@ -45,7 +45,7 @@ def _get(address: str, path: str) -> bytes:
 
 
 def slurm_finding() -> Finding:
-    """The controller answers, and some node takes jobs."""
+    """Check that the Slurm controller answers and that some node takes jobs."""
     if shutil.which("sinfo") is None:
         return Finding("slurm", False, "sinfo is not on PATH: run on a login node, or apt-get install slurm-client")
     command = ["timeout", "30", "sinfo", "-h", "-N", "-o", "%N %t"]

@@ -17,7 +17,10 @@ DRIVER_VERSION = Path("/proc/driver/nvidia/version")
 
 
 def gpu_findings(devices: Path = Path("/dev"), fabric: Path = Path("/sys/class/infiniband")) -> Iterator[Finding]:
-    """The build of torch against the GPUs whose device nodes are under `devices`, the driver, NCCL and the fabric."""
+    """Yield findings on torch's build, the GPUs, the driver, NCCL and the fabric.
+
+    The build is checked against the GPUs whose device nodes are under `devices`.
+    """
     gpus = len([node for node in devices.glob("nvidia*") if node.name[6:].isdigit()])
     try:
         import torch
@@ -62,7 +65,7 @@ def _named(driver: str | None) -> str:
 
 
 def too_old(driver: str, cuda: str) -> str | None:
-    """What is wrong with a driver for a build of torch; None where it serves it."""
+    """Return what is wrong with a driver for a build of torch, or None where the driver serves it."""
     oldest = OLDEST_DRIVER.get(int(cuda.partition(".")[0]))
     if oldest is None or int(driver.partition(".")[0]) >= oldest:
         return None

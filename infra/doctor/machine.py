@@ -71,7 +71,10 @@ def _ocr() -> Finding:
 
 # ---- room ------------------------------------------------------------------------------------------------------------
 def _folders(root: str | None) -> dict[str, str]:
-    """What is written to on this machine: where shards are built, where remote ones are kept, and the root."""
+    """Return the folders on this machine that are written to, by name.
+
+    They are the temporary files, where shards are built, the cache of remote shards, and the root.
+    """
     found = {"temporary files": tempfile.gettempdir(), "cache": str(cache.folder())}
     return found | ({"root": root} if root and "://" not in root else {})
 
@@ -103,7 +106,7 @@ def _shared_memory(folder: Path = Path("/dev/shm")) -> Finding:  # noqa: S108
 
 
 def _open_files() -> Finding:
-    """The hard limit: Ray and deepspeed raise the soft one themselves."""
+    """Check the hard limit of open files; Ray and DeepSpeed raise the soft one themselves."""
     hard = resource.getrlimit(resource.RLIMIT_NOFILE)[1]
     enough = hard == resource.RLIM_INFINITY or hard >= OPEN_FILES
     text = "unlimited" if hard == resource.RLIM_INFINITY else str(hard)

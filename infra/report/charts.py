@@ -39,7 +39,10 @@ class Chart(NamedTuple):
 
 
 def curves_of(root: str) -> list[Chart]:
-    """The curves of a root's trainings, as far as they have come: PSNR, bits a code whole and by depth, gradient."""
+    """Return the curves of a root's trainings so far.
+
+    They show PSNR, bits per code overall and by depth, and the gradient's norm.
+    """
     tokenizer = read_rows(storage.join(root, "tokenizer", "metrics.jsonl"))
     transformer = read_rows(storage.join(root, "transformer", "metrics.jsonl"))
     bits = {"training": "bits_per_code", "validation": "val_bits_per_code", "EMA": "val_ema_bits_per_code"}
@@ -64,14 +67,17 @@ def points_of(rows: list[Row], key: str) -> list[tuple[int, float]]:
 
 
 def _by_depth(rows: list[Row], key: str) -> list[Series]:
-    """A curve for each depth of a key whose values are lists."""
+    """Return a curve for each depth of a key whose values are lists."""
     listed = [row for row in rows if isinstance(row.get(key), tuple)]
     depths = range(min((len(row[key]) for row in listed), default=0))
     return [Series(f"depth {d + 1}", [(row["step"], row[key][d]) for row in listed]) for d in depths]
 
 
 def chart_svg(chart: Chart) -> Markup:
-    """A chart of at least one point as an SVG element, with its legend; text and lines take the page's colour."""
+    """Draw a chart of at least one point as an SVG element with its legend.
+
+    Text and lines take the page's colour.
+    """
     points = [point for curve in chart.curves for point in curve.points]
     scale = _Scale(0.0, max(x for x, _ in points) or 1.0, *(chart.span or _span([y for _, y in points])))
     rows = -(-len(chart.curves) // 2)
@@ -122,7 +128,7 @@ def _axes(chart: Chart, scale: _Scale) -> Iterator[str]:
 
 
 def _drawn(number: int, curve: Series, scale: _Scale) -> Iterator[str]:
-    """The line of a curve, marks evenly on it, and its labels."""
+    """Draw the line of a curve, marks evenly on it, and its labels."""
     placed = [scale.at(point) for point in curve.points]
     yield f'<polyline {_stroke(number)} points="{" ".join(f"{x:.1f},{y:.1f}" for x, y in placed)}"/>'
     every = max(1, len(placed) // MARKS)
@@ -144,7 +150,7 @@ def _stroke(number: int) -> str:
 
 
 def _mark(number: int, x: float, y: float) -> str:
-    """The mark of a curve: circle, square, triangle or diamond, filled or, for the second four, not."""
+    """Draw the mark of a curve: circle, square, triangle or diamond, filled or, for the second four, not."""
     colour = COLOURS[number % len(COLOURS)]
     fill = colour if number % 8 < 4 else "none"
     paths = (

@@ -47,7 +47,7 @@ PACKAGES = ("torch", "deepspeed", "ray", "pymupdf", "pillow", "webdataset")
 
 
 def write_report(root: str) -> str:
-    """Writes the report and returns the page's address; the page says which stages have not run."""
+    """Write the report and return the page's address; the page says which stages have not run."""
     spec = read_spec(None, root)
     provenance = with_provenance({}, sys.argv)
     results = read_results(root)
@@ -91,7 +91,7 @@ def write_report(root: str) -> str:
 
 
 def template(path: Path) -> jinja2.Template:
-    """A template that escapes what it shows, with the filters `clock` and `figure`."""
+    """Return a template that escapes what it shows, with the filters `clock` and `figure`."""
     loader = jinja2.FileSystemLoader(path.parent)
     environment = jinja2.Environment(loader=loader, autoescape=True, undefined=jinja2.StrictUndefined)
     environment.filters |= {"clock": clock, "figure": figure_text}
@@ -112,7 +112,7 @@ def _evaluation(root: str, name: str, result: dict[str, Any]) -> tuple[dict[str,
 
 
 def _stage(root: str, set_uri: str) -> dict[str, Any]:
-    """Counts, reasons and time of one shard set."""
+    """Return the counts, reasons and time of one shard set."""
     plan = read_plan(set_uri)
     assert plan is not None
     account = Account()
@@ -171,7 +171,7 @@ def _pictures(spec: Spec, root: str) -> Iterator[dict[str, str]]:
 
 
 def _sheet(images: Sequence[np.ndarray]) -> np.ndarray:
-    """A grid of images, each enlarged to at least 128 px by repeating pixels."""
+    """Return a grid of images, each enlarged to at least 128 px by repeating pixels."""
     factor = max(1, 128 // images[0].shape[0])
     return grid([image.repeat(factor, 0).repeat(factor, 1) for image in images], columns=8, gap=4)
 
@@ -193,6 +193,6 @@ def _drawn(root: str) -> Iterator[tuple[str, str]]:
 
 
 def data_uri(data: bytes, kind: str = "png") -> str:
-    """A picture, "png" or "svg", as a data URI."""
+    """Return a picture, "png" or "svg", as a data URI."""
     mime = {"png": "image/png", "svg": "image/svg+xml"}[kind]
     return f"data:{mime};base64,{base64.b64encode(data).decode()}"

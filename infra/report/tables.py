@@ -58,7 +58,7 @@ class Table(NamedTuple):
 
 
 def figure_text(value: object) -> str:
-    """A figure in four digits, a count whole, the ends of an interval; – where there is none."""
+    """Format a figure in four digits, a count whole, the ends of an interval; – where there is none."""
     if value is None:
         return "–"
     if isinstance(value, list):
@@ -67,7 +67,10 @@ def figure_text(value: object) -> str:
 
 
 def table_of(result: dict[str, Any]) -> Table:
-    """The table of one evaluation: depths or kinds of image side by side where it has them, else its figures."""
+    """Return the table of one evaluation.
+
+    Depths or kinds of image stand side by side where it has them; else it lists the figures.
+    """
     if "depths" in result:
         return _by_depth(result["depths"])
     if "sweep" in result:
@@ -82,7 +85,7 @@ def table_of(result: dict[str, Any]) -> Table:
 
 
 def against_published(evaluations: list[dict[str, Any]], spec: Spec, root: str) -> list[dict[str, Any]]:
-    """The published figures of a run's data, size and codes a position, and ours of the same name.
+    """Return the published figures for a run's data, size and codes per position, with ours of the same name.
 
     Returns:
         Rows of figure, value, source and the published conditions; `here` has ours, each with what differs.
@@ -104,7 +107,7 @@ def against_published(evaluations: list[dict[str, Any]], spec: Spec, root: str) 
 
 
 def _measured(one: dict[str, Any], spec: Spec, root: str) -> Iterator[tuple[str, str, float, Conditions]]:
-    """(evaluation, figure, value, conditions) of each figure of an evaluation that has a published name."""
+    """Yield (evaluation, figure, value, conditions) of each figure of an evaluation that has a published name."""
     result = one["result"]
     names = {row.figure for row in PUBLISHED}
     figures = {**result, **result.get("figures", {})}
@@ -117,7 +120,7 @@ def _measured(one: dict[str, Any], spec: Spec, root: str) -> Iterator[tuple[str,
 
 
 def _conditions(figure: str, result: dict[str, Any], spec: Spec, root: str) -> Conditions:
-    """What a figure of ours was measured under; the data set is told by the preset's name."""
+    """Return the conditions under which a figure of ours was measured; the preset's name tells the data set."""
     reader = _reader(figure, result)
     count = result.get("samples", {}).get("count", result.get("num_images"))
     known = Conditions(_data_of(spec), spec.shape.image_size, spec.shape.depth, "RQ-VAE", None, reader, count)
@@ -134,7 +137,7 @@ def _data_of(spec: Spec) -> str:
 
 
 def _reader(figure: str, result: dict[str, Any]) -> str:
-    """The network or engine that a figure depends on."""
+    """Return the network or engine that a figure depends on."""
     if figure == "ppl_ocr":
         return f"{result['engine']} {result['engine_version']}, {result['model']}"
     if "engine" in result:

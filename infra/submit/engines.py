@@ -60,7 +60,11 @@ def _ray(job: Job) -> Request:
 
 
 def _refuse_unplaceable(job: Job) -> None:
-    """Raises ValueError where no node has the GPUs of a training: it would wait for ever on small machines."""
+    """Refuse a training whose GPUs no node has: on small machines it would wait for ever.
+
+    Raises:
+        ValueError: no node has that many GPUs.
+    """
     from ray.util.state import list_nodes
 
     nodes = list_nodes(address=job.ray_address, filters=[("state", "=", "ALIVE")], raise_on_missing_output=False)
@@ -85,7 +89,10 @@ def ray_arguments(job: Job) -> dict[str, Any]:
 
 
 def _code_variables() -> dict[str, str]:
-    """What the job cannot see by itself: a working directory travels without its history."""
+    """Return the environment variables that name the code's commit and patch.
+
+    The job cannot see them itself: a working directory travels without its history.
+    """
     code = this_code()
     known = {"DND_COMMIT": code.commit, "DND_PATCH": patch_name(code)}
     return {name: value for name, value in known.items() if value}

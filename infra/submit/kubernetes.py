@@ -47,7 +47,10 @@ def image_of(job: Job) -> str:
 
 
 def _name(job: Job) -> str:
-    """The same for the same stage and root: a second submission meets the first. KubeRay allows 47 characters."""
+    """Return the job's name, the same for the same stage and root: a second submission meets the first.
+
+    KubeRay allows 47 characters.
+    """
     run = re.sub("[^a-z0-9]+", "-", job.root.rpartition("/")[2].lower())[:14].strip("-")
     return f"dnd-{job.stage}-{run}-{hashlib.sha256(job.root.encode()).hexdigest()[:6]}"
 
@@ -69,7 +72,7 @@ def _rayjob(job: Job) -> Manifest:
 
 
 def _submitter(head: Manifest, job: Job) -> Manifest:
-    """The pod that hands the job to the head; KubeRay fills its command in."""
+    """Return the pod that hands the job to the head; KubeRay fills in its command."""
     requests = {"cpu": "100m", "memory": "512Mi"}
     container = {
         "name": "ray-job-submitter",
@@ -81,7 +84,7 @@ def _submitter(head: Manifest, job: Job) -> Manifest:
 
 
 def _cluster(job: Job) -> Manifest:
-    """The cluster's spec with the one pool that the stage needs, as large as its workers."""
+    """Return the cluster's spec with the one pool that the stage needs, sized for its workers."""
     spec: Manifest = _read("raycluster.yaml")["spec"]
     (pool,) = (group for group in spec["workerGroupSpecs"] if group["groupName"] == ("gpu" if job.gpus else "cpu"))
     container = _container(pool["template"])
@@ -117,7 +120,7 @@ def _jobset(job: Job) -> Manifest:
 
 
 def _multiply(resources: Manifest, gpus: int) -> None:
-    """Makes cores, memory and GPUs, which the files have for one GPU, those of so many; disks are a pod's."""
+    """Multiply cores, memory and GPUs, which the files give for one GPU, by `gpus`; disks are per pod."""
     for amounts in resources.values():
         for name in ("cpu", "memory", "nvidia.com/gpu"):
             if name in amounts:
@@ -132,7 +135,7 @@ def _container(template: Manifest) -> Manifest:
 
 
 def _read(name: str) -> Manifest:
-    """A manifest; parts that its anchors share are copies, so that each can be edited."""
+    """Read a manifest; parts that its anchors share become copies, so that each can be edited."""
     made: Manifest = json.loads(json.dumps(yaml.safe_load((MANIFESTS / name).read_text(encoding="utf-8"))))
     return made
 

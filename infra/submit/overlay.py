@@ -84,7 +84,7 @@ def _merged_lists(below: list[Any], above: list[Any]) -> list[Any]:
 
 
 def _name(member: object) -> tuple[str, str] | None:
-    """What a list's member is known by."""
+    """Return the key and value that identify a member of a list, or None where it has none."""
     if not isinstance(member, dict):
         return None
     return next(((key, member[key]) for key in NAMES if key in member), None)

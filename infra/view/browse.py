@@ -84,7 +84,7 @@ def _unit(shard: str) -> int | None:
 
 
 def _coded(root: str, spec: Spec, name: str, position: int, depth: int, view: int) -> str:
-    """The codes of a sample at a depth, and what the first codes of each position make of it."""
+    """Return HTML with a sample's codes at a depth and what the first codes of each position decode to."""
     items = sets.open_now(root, name)
     item = items[position]
     unit = sets.shard_numbers(items)[items.locate(position)[0]]

@@ -26,7 +26,7 @@ class Nearest(NamedTuple):
 
 
 def nearest(training: str, picture: np.ndarray) -> Nearest:
-    """The training image nearest to a picture uint8 [H, W, 3].
+    """Return the training image nearest to a picture uint8 [H, W, 3].
 
     Args:
         training: address of the image set.

@@ -17,7 +17,7 @@ JS = (FOLDER / "page.js").read_text()
 
 
 def page(root: str) -> gr.Blocks:
-    """The whole page of a root.
+    """Build the whole page of a root.
 
     Raises:
         ValueError: there is no run here.
@@ -46,7 +46,7 @@ def page(root: str) -> gr.Blocks:
 
 
 def reporting_mistakes(function: Callable[..., Any]) -> Callable[..., Any]:
-    """A handler whose user's mistakes are a note on the page and not a traceback."""
+    """Wrap a handler so that a user's mistake becomes a note on the page, not a traceback."""
 
     @wraps(function)
     def call(*values: Any) -> Any:
@@ -59,5 +59,5 @@ def reporting_mistakes(function: Callable[..., Any]) -> Callable[..., Any]:
 
 
 def html_block(value: str = "") -> gr.HTML:
-    """A place for HTML; its tiles trigger `select`, a hole that is marked in it `input`."""
+    """Return a place for HTML; its tiles trigger `select`, a hole that is marked in it `input`."""
     return gr.HTML(value, elem_classes="view", js_on_load=JS)

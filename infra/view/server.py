@@ -19,7 +19,7 @@ NOTHING_FROM_ELSEWHERE = "default-src 'self' 'unsafe-inline' 'unsafe-eval' data:
 
 
 def serve(root: str, host: str, port: int) -> None:
-    """Serves the page of a root until it is interrupted; says its address, with the token where one is needed.
+    """Serve the page of a root until interrupted; print its address, with the token where one is needed.
 
     Args:
         port: 0 takes any that is free.
@@ -50,7 +50,11 @@ def serve(root: str, host: str, port: int) -> None:
 
 
 def listen(host: str, port: int) -> socket.socket:
-    """A socket that listens at the address. Raises ValueError where it cannot be had."""
+    """Return a socket that listens at the address.
+
+    Raises:
+        ValueError: the address cannot be had.
+    """
     try:
         return socket.create_server((host, port), family=socket.AF_INET6 if ":" in host else socket.AF_INET)
     except OSError as error:
@@ -58,7 +62,7 @@ def listen(host: str, port: int) -> socket.socket:
 
 
 def address(host: str, port: int) -> str:
-    """The address that a browser takes: this machine's name where it listens on all of its addresses."""
+    """Return the address for a browser: this machine's name where the server listens on all addresses."""
     name = socket.gethostname() if host in ("0.0.0.0", "::") else host  # noqa: S104 (it is only compared)
     return f"http://[{name}]:{port}" if ":" in name else f"http://{name}:{port}"
 
@@ -72,7 +76,7 @@ def is_local(host: str) -> bool:
 
 
 def guarded(app: App, token: str | None) -> App:
-    """An application that answers only who may ask.
+    """Return an application that answers only those who may ask.
 
     Without a token only requests to this machine under its own names are answered, so that no page of another site
     reaches it through the browser; with one, those that bring it: at first in the address, then as a cookie.

@@ -43,7 +43,7 @@ def set_names(root: str, holds: str) -> list[str]:
 
 
 def open_now(root: str, name: str) -> ShardSet:
-    """A set with the samples that have a receipt by now.
+    """Open a set with the samples that have a receipt by now.
 
     Raises:
         ValueError: there is no such set.
@@ -61,12 +61,14 @@ def open_now(root: str, name: str) -> ShardSet:
 
 
 def shard_numbers(items: ShardSet) -> list[int]:
-    """The units whose shards a set has, in its order."""
+    """Return the units whose shards a set has, in its order."""
     return [int(entry.url.partition("-")[0]) for entry in items.manifest.shardlist]
 
 
 def chosen(items: ShardSet, unit: int | None, where: str) -> Sequence[int]:
-    """Indices of the samples of one unit's shard, or of all, that match an expression over the columns of the tables.
+    """Return the indices of samples that match an expression over the columns of the tables.
+
+    They are of one unit's shard, or of all.
 
     Raises:
         ValueError: there is no such shard, or the expression is none.
@@ -85,7 +87,7 @@ def chosen(items: ShardSet, unit: int | None, where: str) -> Sequence[int]:
 
 
 def codes_of(root: str, name: str, key: str, unit: int) -> np.ndarray | None:
-    """The codes uint16 [views, h, w, d] of a picture, or None where it has none under this root.
+    """Return the codes uint16 [views, h, w, d] of a picture, or None where it has none under this root.
 
     Args:
         name: the set of the picture.
@@ -115,7 +117,7 @@ def class_names(root: str) -> list[tuple[str, int]]:
 
 # ---- as HTML ---------------------------------------------------------------------------------------------------------
 def macro(name: str, *values: Any) -> str:
-    """A macro of parts.html with these values: whatever documents wrote into them is escaped."""
+    """Render a macro of parts.html with these values: whatever documents wrote into them is escaped."""
     return str(getattr(_parts(), name)(*values))
 
 
@@ -125,12 +127,12 @@ def _parts() -> Any:
 
 
 def shown(words: str, image: np.ndarray) -> tuple[str, str]:
-    """A picture uint8 [H, W, 3] and the words below it, as the macros take them."""
+    """Return a picture uint8 [H, W, 3] and the words below it, as the macros take them."""
     return words, data_uri(encode_photo(image))
 
 
 def about(item: Item, shard: str) -> str:
-    """A sample: its picture with the boxes of its words, its text, and what else is known of it."""
+    """Render a sample: its picture with the boxes of its words, its text, and what else is known of it."""
     known = item["json"]
     picture = item["image"]
     caption = item["__key__"]
@@ -145,7 +147,7 @@ def about(item: Item, shard: str) -> str:
 
 # ---- what is not there -----------------------------------------------------------------------------------------------
 def reasons(root: str, name: str) -> list[tuple[str, str, int]]:
-    """(filtered or rejected, reason, how many) of a set, most of them first."""
+    """Return (filtered or rejected, reason, count) for a set, the most frequent first."""
     manifest = open_now(root, name).manifest
     counts = [("filtered", str(r), n) for r, n in manifest.filtered.items()]
     counts += [("rejected", str(r), n) for r, n in manifest.rejects.items()]
@@ -153,7 +155,7 @@ def reasons(root: str, name: str) -> list[tuple[str, str, int]]:
 
 
 def rejects(root: str, name: str, reason: str) -> Iterator[Reject]:
-    """The documents and pictures of a set that were rejected for a reason."""
+    """Yield the documents and pictures of a set that were rejected for a reason."""
     uri = storage.join(root, name)
     plan = read_plan(uri)
     assert plan is not None

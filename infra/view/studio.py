@@ -34,7 +34,7 @@ class Base(NamedTuple):
 
 
 def models(root: str, ema: bool) -> Generator:
-    """The models of a root; loaded again when training has written others.
+    """Return the models of a root, loaded again when training has written others.
 
     Raises:
         ValueError: one is missing, or they do not fit each other.
@@ -49,7 +49,11 @@ def _models(root: str, ema: bool, *etags: str) -> Generator:
 
 
 def tokenizer_of(uri: str) -> RQVAE:
-    """The tokenizer in a folder; loaded again when training has written another. Raises ValueError where none is."""
+    """Return the tokenizer in a folder, loaded again when training has written another.
+
+    Raises:
+        ValueError: there is none.
+    """
     return _tokenizer(uri, _etag(uri, "tokenizer.safetensors"))
 
 
@@ -64,7 +68,7 @@ def _etag(*path: str) -> str:
 
 
 def by_depth(tokenizer: RQVAE, codes: np.ndarray, depths: int, original: np.ndarray) -> list[tuple[str, np.ndarray]]:
-    """The original, what the first codes of each position make of it, and what differs."""
+    """Return the original, what the first codes of each position decode to, and the difference."""
     made = decode_codes(tokenizer, codes[None, ..., :depths])[0]
     named = (f"from {depths} of {codes.shape[-1]} codes a position", made)
     if original.shape != made.shape:
@@ -79,7 +83,9 @@ def sample_base(model: Generator, codes: np.ndarray) -> Base:
 
 
 def text_base(model: Generator, spec: Spec, text: str) -> Base:
-    """A text drawn as the root's passages are: the codes below its words are kept, those after its last one are not.
+    """Draw a text as the root's passages are drawn, and encode it.
+
+    The codes up to its last word are kept; those after it are left to sample.
 
     Raises:
         ValueError: it cannot be drawn, or does not fit on one picture.
@@ -103,7 +109,7 @@ def after_words(boxes: np.ndarray, grid: tuple[int, ...], size: int) -> np.ndarr
 
 
 def hole_of(words: str, grid: tuple[int, ...]) -> Hole | None:
-    """A hole as it is written, `top, left, bottom, right` in positions of the grid; None where nothing is.
+    """Parse a hole, `top, left, bottom, right` in positions of the grid; return None for an empty text.
 
     Raises:
         ValueError: it is none, or lies outside of the grid.

@@ -44,7 +44,7 @@ def studio_tab(root: str, spec: Spec) -> None:
 
 
 def _options(root: str, spec: Spec) -> list[Any]:
-    """Controls of class, number, temperature, guidance and seed."""
+    """Return the controls for class, number, temperature, guidance and seed."""
     assert spec.transformer is not None
     guided = spec.transformer.class_dropout > 0
     classes = sets.class_names(root) or [(str(n), n) for n in range(spec.transformer.num_classes)]
@@ -65,7 +65,7 @@ def _first(value: float | Sequence[float]) -> float:
 
 
 def _drawing(root: str, spec: Spec) -> tuple[Callable[..., Shown], Callable[..., Shown]]:
-    """What Draw and Paint do."""
+    """Return what the buttons Draw and Paint do."""
 
     def draw(fixed: np.ndarray | None, cls: int, number: int, warm: float, guidance: float, seed: int) -> Shown:
         asked = {"temperature": float(warm), "guidance": float(guidance), "seed": int(seed)}
@@ -87,7 +87,7 @@ def _drawing(root: str, spec: Spec) -> tuple[Callable[..., Shown], Callable[...,
 
 # ---- what is given ---------------------------------------------------------------------------------------------------
 def _base_controls(root: str, spec: Spec, codes: gr.State, drawn: gr.HTML, outputs: list[Any]) -> gr.Textbox:
-    """Controls that give a picture that was drawn, a sample or a line, and mark a hole in it, which is returned."""
+    """Make the controls that give a drawn picture, a sample or a line, and mark a hole in it, which is returned."""
     base, given = outputs
 
     @reporting_mistakes

@@ -19,7 +19,7 @@ class Counts(NamedTuple):
 
 
 def count_grams(grams: np.ndarray, bits: int) -> Counts:
-    """Counts of grams int64 [n] of `bits` a symbol."""
+    """Count grams int64 [n] of `bits` per symbol."""
     grams, counts = np.unique(grams, return_counts=True)
     contexts, start = np.unique(grams >> bits, return_index=True)
     types = np.diff(np.append(start, len(grams)))

@@ -11,11 +11,16 @@ from tokenize_jobs import quantizer
 
 
 def count_codes(batches: Iterable[np.ndarray], codebook_size: int) -> np.ndarray:
-    """Histogram of codes per depth: int64 [depths, codebook_size].
+    """Count codes per depth: int64 [depths, codebook_size]; counts of several sets or workers add up with `+`.
 
-    batches: integer arrays [..., depths], any number of leading axes (an item's `codes` [views, h, w, d] is one),
-    read once and not kept. Histograms of several sets or workers add up with `+`.
-    Raises ValueError for a code outside 0 ... codebook_size - 1, a changing depth, or no batch at all."""
+    Args:
+        batches: integer arrays [..., depths], any number of leading axes (an item's `codes` [views, h, w, d] is one),
+            read once and not kept.
+        codebook_size: number of different codes.
+
+    Raises:
+        ValueError: a code outside 0 … codebook_size - 1, a changing depth, or no batch at all.
+    """
     counts: np.ndarray | None = None
     for batch in batches:
         flat = np.asarray(batch).reshape(-1, batch.shape[-1]).astype(np.int64)
@@ -62,11 +67,16 @@ def codebook_usage(histogram: np.ndarray) -> list[CodebookUse]:
 
 
 def histogram_baseline(train: np.ndarray, val: np.ndarray) -> HistogramBits:
-    """The figure to put beside a model's bits per code: what a model that learned nothing but frequencies reaches.
+    """Return the bits per code of a model that learned only frequencies, to put beside those of a real model.
 
-    train, val: histograms [depths, V]. `bits_per_code` is the mean over depths of the cross-entropy of the train
-    frequencies (add-one smoothed) on val: like the model it may look at the train split only. The entropy of val's
-    own histogram is given beside it; it is the lower of the two, flattered by counting the codes it predicts."""
+    `bits_per_code` is the mean over depths of the cross-entropy of the train frequencies (add-one smoothed) on val:
+    like the model it may look at the train split only. The entropy of val's own histogram is given beside it; it is
+    the lower of the two, flattered by counting the codes it predicts.
+
+    Args:
+        train: histograms [depths, V].
+        val: histograms [depths, V].
+    """
     predicted = cross_entropy_bits(train, val)
     own = entropy_bits(val)
     return HistogramBits(

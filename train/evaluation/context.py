@@ -65,7 +65,10 @@ def _bits(known: np.ndarray, asked: np.ndarray, depth: int, codebook_size: int) 
 
 
 def _grams(codes: np.ndarray, depth: int) -> list[np.ndarray]:
-    """The codes of one depth, int64 [n], with the hash of each context above them, the shortest context first."""
+    """Return the codes of one depth with the hash of each context in the bits above them, int64 [n].
+
+    There is one array for each context, the shortest context first.
+    """
     left, upper = np.full_like(codes, OUTSIDE), np.full_like(codes, OUTSIDE)
     left[:, :, 1:], upper[:, 1:] = codes[:, :, :-1], codes[:, :-1]
     context = np.zeros(codes.shape[:3], np.int64)

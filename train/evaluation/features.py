@@ -45,14 +45,16 @@ class Extractor(Protocol):
 
 
 def load_extractor(spec: str, device: str = "cpu") -> Extractor:
-    """The extractor that `spec` names:
+    """Return the extractor that `spec` names:
 
-    - "builtin": a small random network, so that something can be measured where there are no weights
-    - "inception:FILE": the network of torch-fidelity with weights from FILE
-    - "transformers:FOLDER": a vision model of `transformers`
-    - "module:PACKAGE.MODULE:FUNCTION": what FUNCTION() returns, a torch.nn.Module, uint8 [n, 3, H, W] -> [n, D]
+    - "builtin": a small random network, so that something can be measured where there are no weights -
+    "inception:FILE": the network of torch-fidelity with weights from FILE - "transformers:FOLDER": a vision model
+    of `transformers` - "module:PACKAGE.MODULE:FUNCTION": what FUNCTION() returns, a torch.nn.Module, uint8 [n, 3,
+    H, W] -> [n, D]
 
-    Raises ValueError for anything else and where the file, folder or function is not there."""
+    Raises:
+        ValueError: `spec` is anything else, or the file, folder or function is not there.
+    """
     kind, _, rest = spec.partition(":")
     if kind == "builtin" and not rest:
         return ModuleExtractor(RandomConvolutions(), f"builtin-random-conv-{BUILTIN_WIDTHS[-1]}", device)

@@ -55,7 +55,7 @@ def pieces(images: ImageSet, extractor: Extractor, start: int, stop: int) -> Ite
 
 
 def merge(parts: Iterable[SetFeatures]) -> SetFeatures:
-    """The pieces of one set, in their order, as one; the same pieces give the same bits whoever made them."""
+    """Merge the pieces of one set, in their order; the same pieces give the same bits whoever made them."""
     pieces_in_order = iter(parts)
     whole = next(pieces_in_order)
     rows = [whole.rows]
@@ -118,7 +118,13 @@ def evaluate_images(
 
 
 def _refuse_unfit(samples: ImageSet, reference: Reference, extractor: Extractor) -> None:
-    """Raises ValueError for what would be refused after hours of features; one image tells how many features it has."""
+    """Refuse at once what would otherwise be refused after hours of computing features.
+
+    One image tells how many features it has.
+
+    Raises:
+        ValueError: there are too few images, or the features are not those of the reference.
+    """
     if reference.pool is not None and reference.extractor not in (None, extractor.name):
         raise ValueError(f"{reference.uri}: statistics of {reference.extractor}, but the extractor is {extractor.name}")
     dim = extractor(next(samples.batches(0, 1, 1))).pool.shape[1]
@@ -172,7 +178,7 @@ def _joined(passes: Iterable[Features]) -> Features:
 
 
 def _piece(features: Features, first: int, total: int) -> SetFeatures:
-    """What is kept of the features of the images `first`, first + 1, ... of `total`."""
+    """Return what is kept of the features of images `first`, first + 1, … of `total`."""
     here = slice(first, first + len(features.pool))
     return SetFeatures(
         Moments.of(features.pool),

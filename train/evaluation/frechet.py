@@ -27,27 +27,35 @@ class Moments:
 
     @classmethod
     def of(cls, features: np.ndarray) -> Moments:
-        """The moments of features [n, D]."""
+        """Return the moments of features [n, D]."""
         rows = features.astype(np.float64)
         mean = rows.mean(axis=0)
         rows -= mean
         return cls(len(rows), mean, rows.T @ rows)
 
     def __add__(self, other: Moments) -> Moments:
-        """The moments of two parts of a set as one (Chan, Golub and LeVeque 1979)."""
+        """Return the moments of two parts of a set as one (Chan, Golub and LeVeque 1979)."""
         total = self.count + other.count
         shift = other.mean - self.mean
         between = np.outer(shift, shift) * (self.count * other.count / total)
         return Moments(total, self.mean + shift * (other.count / total), self.scatter + other.scatter + between)
 
     def covariance(self) -> np.ndarray:
-        """Unbiased covariance [D, D]. Raises ValueError for no more rows than dimensions: it would be singular."""
+        """Unbiased covariance [D, D].
+
+        Raises:
+            ValueError: no more rows than dimensions: it would be singular.
+        """
         refuse_too_few(self.count, len(self.mean))
         return self.scatter / (self.count - 1)
 
 
 def refuse_too_few(count: int, dim: int) -> None:
-    """Raises ValueError for no more images than features."""
+    """Refuse a set with no more images than features.
+
+    Raises:
+        ValueError: there are no more images than features.
+    """
     if count <= dim:
         raise ValueError(
             f"{count:,} images for {dim:,} features: the covariance is singular and the distance means nothing; "
@@ -56,7 +64,11 @@ def refuse_too_few(count: int, dim: int) -> None:
 
 
 def refuse_other_features(dim: int, other: int) -> None:
-    """Raises ValueError where two sets' features differ in their number."""
+    """Refuse two sets whose numbers of features differ.
+
+    Raises:
+        ValueError: the numbers differ.
+    """
     if dim != other:
         raise ValueError(
             f"statistics of {dim:,} and {other:,} features: they come from different extractors; "
@@ -68,7 +80,10 @@ def frechet_distance(mu1: np.ndarray, sigma1: np.ndarray, mu2: np.ndarray, sigma
     """|mu1 - mu2|^2 + tr(sigma1 + sigma2 - 2 (sigma1 sigma2)^(1/2)), mu [D], sigma [D, D], float64.
 
     Where the root of the product is not finite, 1e-6 is added to both diagonals, as in the ADM evaluator and TTUR.
-    Raises ValueError for differing dimensions, and where the root stays imaginary (too few images)."""
+
+    Raises:
+        ValueError: differing dimensions, and where the root stays imaginary (too few images).
+    """
     refuse_other_features(len(mu1), len(mu2))
     root = _sqrtm(sigma1 @ sigma2)
     if not np.isfinite(root).all():

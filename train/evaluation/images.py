@@ -21,7 +21,11 @@ def ssim(a: np.ndarray, b: np.ndarray) -> float:
     """Structural similarity of two uint8 pictures [H, W, 3] or [H, W], 1 where they are equal.
 
     After Wang et al. 2004: luminance, Gaussian window of 11 pixels with sigma 1.5, mean over the windows that lie
-    wholly inside the picture. Raises ValueError for pictures narrower than the window."""
+    wholly inside the picture.
+
+    Raises:
+        ValueError: pictures narrower than the window.
+    """
     if min(a.shape[:2]) < SSIM_WINDOW:
         raise ValueError(f"SSIM needs pictures of at least {SSIM_WINDOW} pixels a side, got {a.shape}")
     x, y = _luminance(a), _luminance(b)
@@ -38,7 +42,10 @@ def reconstruction_quality(pairs: Iterable[tuple[np.ndarray, np.ndarray]]) -> Qu
 
     `psnr` is the mean of the pictures' PSNRs in dB, as papers report it, without the exactly equal ones, which
     `num_identical` counts; `psnr_of_mean_error` is the PSNR of the error averaged over all pictures.
-    Raises ValueError where there is no pair."""
+
+    Raises:
+        ValueError: there is no pair.
+    """
     errors, similarities = [], []
     for original, reconstruction in pairs:
         _check_pair(original, reconstruction)

@@ -16,7 +16,7 @@ SEED = 2020  # torch-fidelity's
 
 @lru_cache(4)
 def shuffled_places(count: int) -> np.ndarray:
-    """The place of each image of a set in its permutation, int64 [count]; the one that torch-fidelity draws."""
+    """Return each image's place in the permutation of its set, int64 [count]; torch-fidelity draws the same one."""
     return np.argsort(np.random.RandomState(SEED).permutation(count))
 
 
@@ -29,7 +29,7 @@ class ScoreSums:
 
     @classmethod
     def of(cls, logits: np.ndarray, places: np.ndarray) -> ScoreSums:
-        """The sums of logits [n, C] of the images at these places [n] of the permuted set."""
+        """Return the sums of logits [n, C] of the images at these places [n] of the permuted set."""
         values = logits.astype(np.float64)
         values -= values.max(axis=1, keepdims=True)
         logs = values - np.log(np.exp(values).sum(axis=1, keepdims=True))
@@ -42,14 +42,18 @@ class ScoreSums:
         return cls(splits)
 
     def __add__(self, other: ScoreSums) -> ScoreSums:
-        """The sums of both."""
+        """Return the sums of both."""
         both = dict(self.splits)
         for split, sums in other.splits.items():
             both[split] = both.get(split, 0) + sums
         return ScoreSums(both)
 
     def score(self) -> float:
-        """Mean over the splits of exp(mean KL(p(y|x) || p(y))). Raises ValueError where no image was added."""
+        """Mean over the splits of exp(mean KL(p(y|x) || p(y))).
+
+        Raises:
+            ValueError: no image was added.
+        """
         if not self.splits:
             raise ValueError("no images to score: the set is empty")
         return float(np.mean([_split_score(self.splits[split]) for split in sorted(self.splits)]))

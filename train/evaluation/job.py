@@ -62,7 +62,7 @@ def _run(
 
 
 def _in_order(results: Iterator[tuple[RangeUnit, Made]]) -> Iterator[Made]:
-    """The results in the order of their units."""
+    """Yield the results in the order of their units."""
     ahead = dict[int, Made]()
     number = 0
     for unit, result in results:
@@ -73,7 +73,7 @@ def _in_order(results: Iterator[tuple[RangeUnit, Made]]) -> Iterator[Made]:
 
 
 def _set_up_extraction(extractor: str, uri: str) -> Callable[[RangeUnit], SetFeatures]:
-    """Runs once in each worker: loads the network and returns what makes the features of one piece of the set."""
+    """Load the network, once in each worker, and return what computes the features of one piece of the set."""
     network = load_extractor(extractor, pick_device().type)
     images = open_images(uri)
     return lambda unit: next(pieces(images, network, unit.first, unit.first + unit.count))
@@ -82,7 +82,7 @@ def _set_up_extraction(extractor: str, uri: str) -> Callable[[RangeUnit], SetFea
 def _set_up_reading(
     engine_spec: str, version: str, uri: str, indices: Sequence[int]
 ) -> Callable[[RangeUnit], list[Read]]:
-    """Runs once in each worker: loads the engine and returns what reads a range of the chosen images.
+    """Load the engine, once in each worker, and return what reads a range of the chosen images.
 
     Raises:
         ValueError: the engine here is not of the version that the results will name.

@@ -38,7 +38,7 @@ class TrainingText(NamedTuple):
 
 
 def training_text(images: ShardSet) -> TrainingText:
-    """The text drawn on a training split.
+    """Return the text drawn on a training split.
 
     Raises:
         ValueError: it carries none.
@@ -95,7 +95,7 @@ def evaluate_legibility(
 def sweep_point(
     pictures: ImageSet, real: ImageSet, training: TrainingText, engine: OcrEngine, cache: Path, num_images: int
 ) -> dict[str, Any]:
-    """The figures of one temperature: share and ratio of real words, distinct words, duplicates."""
+    """Return the figures of one temperature: share and ratio of real words, distinct words, duplicates."""
     number = min(num_images, len(pictures), len(real))
     generated, bound = (
         [reading.text for reading in read_pictures(of, spread(len(of), number), engine, cache)]

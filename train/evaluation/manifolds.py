@@ -25,7 +25,7 @@ class Manifold(NamedTuple):
 
 
 def compare_manifolds(reference: np.ndarray, samples: np.ndarray, device: str = "cpu") -> Manifold:
-    """Compares samples [M, D] with a reference [N, D], float32 features.
+    """Compare samples [M, D] with a reference [N, D], both float32 features.
 
     50,000 x 2048 features each take 20 TFLOP and 2 GiB of memory.
 

@@ -16,7 +16,7 @@ MIN_CHARACTERS, MIN_LINE_WORDS = 12, 2  # shorter ones stand in any text by chan
 
 
 def memorisation(texts: Sequence[str], passages: Iterable[str]) -> dict[str, Any]:
-    """Compares texts, as OCR read them, with the passages of the training split; letters alone count.
+    """Compare texts, as OCR read them, with the passages of the training split; only letters count.
 
     Returns:
         copied: share of the texts of at least 12 letters and blanks within two edits of a whole passage.
@@ -49,7 +49,7 @@ def _is_copy(text: str, by_length: dict[int, list[str]]) -> bool:
 
 
 def _found_within(passages: Iterable[str], wanted: set[tuple[str, ...]]) -> set[tuple[str, ...]]:
-    """The wanted runs of words that stand in some passage."""
+    """Return the wanted runs of words that stand in some passage."""
     sizes = {len(run) for run in wanted}
     found = set[tuple[str, ...]]()
     for passage in passages:

@@ -36,10 +36,15 @@ class NGramModel:
 
 
 def train_ngram(texts: Iterable[str]) -> NGramModel:
-    """The model of these texts, up to twenty million characters of them in their order; the same texts, the same model.
+    """Train an n-gram model on texts, on up to twenty million characters of them in their order.
+
+    The same texts give the same model.
 
     The 254 commonest characters are told apart, the rest are one. 3 MB of text take a second.
-    Raises ValueError where the texts hold no character."""
+
+    Raises:
+        ValueError: the texts hold no character.
+    """
     pieces = []
     num_characters = 0
     for text in texts:
@@ -81,6 +86,6 @@ def _grams(sequence: np.ndarray, order: int) -> np.ndarray:
 
 
 def _count(sequence: np.ndarray, order: int) -> Counts:
-    """Counts of one order, without the n-grams that end in a boundary mark: nothing ever predicts one."""
+    """Count the n-grams of one order, without those that end in a boundary mark: nothing ever predicts one."""
     grams = _grams(sequence, order)
     return count_grams(grams[grams & (2**BITS - 1) != BOUNDARY], BITS)

@@ -85,12 +85,12 @@ class TransformersModel:
 
 
 def resampled_sums(rows: np.ndarray, rng: np.random.Generator) -> np.ndarray:
-    """Sums [1,000, columns] over rows [n, columns], n of them drawn with replacement each time."""
+    """Return sums [1,000, columns] over rows [n, columns], n of them drawn with replacement each time."""
     return rows[rng.integers(0, len(rows), (RESAMPLES, len(rows)))].sum(axis=1)
 
 
 def interval_95(values: np.ndarray) -> list[float]:
-    """The 2.5 and 97.5 % quantiles of resampled figures."""
+    """Return the 2.5 and 97.5 % quantiles of resampled figures."""
     return [float(value) for value in np.quantile(values, [0.025, 0.975])]
 
 

@@ -40,7 +40,7 @@ class Published(NamedTuple):
 
 
 def differences(published: Conditions, ours: Conditions) -> list[str] | None:
-    """What differs between the conditions of a published figure and of ours, in words; [] where they agree.
+    """Return in words what differs between the conditions of a published figure and of ours; [] where they agree.
 
     None where the two have nothing to say of each other: other data, another size or number of codes a position.
     """

@@ -115,7 +115,7 @@ def pair_up(pictures: ImageSet, originals: ImageSet) -> list[tuple[int, int]]:
 
 
 def engine_info(engine: OcrEngine) -> dict[str, str]:
-    """What stands beside every figure that OCR had a part in."""
+    """Return the engine's name and version, which stand beside every figure that OCR had a part in."""
     return {"engine": engine.name, "engine_version": engine.version}
 
 
@@ -125,7 +125,7 @@ def spread(number: int, limit: int) -> list[int]:
 
 
 def _drawn(originals: ImageSet, index: int) -> str:
-    """The text drawn on an original, "" where it cannot be opened."""
+    """Return the text drawn on an original, "" where it cannot be opened."""
     try:
         return originals[index].text
     except ValueError:
@@ -133,7 +133,7 @@ def _drawn(originals: ImageSet, index: int) -> str:
 
 
 def _ceiling(drawn: Sequence[str], own: Sequence[str], keys: Sequence[str]) -> dict[str, float] | None:
-    """The originals' own figures, None where the text drawn is not known."""
+    """Return the originals' own figures, or None where the text drawn is not known."""
     if not any(map(normalise, drawn)):
         return None
     score = rocr(drawn, own, keys)

@@ -33,7 +33,7 @@ def cache_of(root: str) -> Path:
 
 
 def read_pictures(pictures: ImageSet, indices: Sequence[int], engine: OcrEngine, cache: Path) -> list[Reading]:
-    """Reads the chosen pictures of a set, in their order; only what the cache lacks goes to the engine.
+    """Read the chosen pictures of a set, in their order; only what the cache lacks goes to the engine.
 
     A picture that cannot be opened counts as unread, with its reason.
 
@@ -81,7 +81,7 @@ def known_readings(cache: Path, engine: OcrEngine) -> dict[str, Reading]:
 
 
 def remember(cache: Path, engine: OcrEngine, read: Iterable[Read]) -> None:
-    """Adds what was read to the cache, on a new line where a killed run left half of one."""
+    """Add what was read to the cache, on a new line where a killed run left half of one."""
     lines = [_record(engine, *one).to_json() for one in read if not one[2].failure]
     cache.parent.mkdir(parents=True, exist_ok=True)
     with cache.open("a+b") as log:

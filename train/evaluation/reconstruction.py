@@ -29,7 +29,9 @@ def evaluate_by_depth(
     """Scores the reconstructions from the first 1 ... d codes of each position, for the first `num` images.
 
     originals, by_depth: image shard sets of the same keys in the same order; codes: theirs. LPIPS only with weights.
-    Raises ValueError where the sets are not of the same images.
+
+    Raises:
+        ValueError: the sets are not of the same images.
     """
     inputs = reconstruction_inputs(originals, by_depth[-1], num)
     usage = codebook_usage(count_codes((codes_by_depth(item["codes"], shape) for item in codes), shape.codebook_size))
@@ -45,7 +47,7 @@ def evaluate_by_depth(
 
 
 def reconstruction_inputs(originals: ShardSet, copies: ShardSet, num: int) -> dict[str, Any]:
-    """What decides the figures of reconstructions: the content of both sets, and how many images are compared."""
+    """Return what decides the figures of reconstructions: both sets' content and how many images are compared."""
     return {"originals": originals.manifest.digest, "reconstructions": copies.manifest.digest, "num": num}
 
 

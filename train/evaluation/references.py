@@ -43,20 +43,26 @@ class Reference:
     extractor: str | None = None
 
     def describe(self) -> dict[str, Any]:
-        """The part of a result that says what was measured against."""
+        """Return the part of a result that says what was measured against."""
         statistics = "computed" if self.pool is None else "precomputed"
         record = {"uri": self.uri, "kind": self.kind, "count": self.count, "crop": self.crop, "digest": self.digest}
         return {**record, "statistics": statistics}
 
 
 def open_reference(uri: str, kind: str | None = None, crop: str | None = None) -> Reference:
-    """The reference at `uri`: images (see open_images), or an `.npz` with mu and sigma (and mu_s, sigma_s), with or
-    without arr_0.
+    """Open the reference at `uri`: images (see open_images) or an `.npz` of statistics.
 
-    kind: "training" or "validation-originals". It may be left out where the source says it: an `.npz` with `kind` (and
-    `crop`, `extractor`, `count`) beside its statistics, or a shard set under images/train or images/val. crop: how the
-    images were cut, for the result.
-    Raises ValueError where the kind is unknown or contradicts the source, and for broken statistics."""
+    The `.npz` holds mu and sigma (and mu_s, sigma_s), with or without arr_0. `kind` may be left out where the
+    source says it: an `.npz` with `kind` (and `crop`, `extractor`, `count`) beside its statistics, or a shard set
+    under images/train or images/val.
+
+    Args:
+        kind: "training" or "validation-originals".
+        crop: how the images were cut, for the result.
+
+    Raises:
+        ValueError: the kind is unknown or contradicts the source, or the statistics are broken.
+    """
     stored = _read_statistics(uri) if uri.endswith(".npz") else {}
     kind = _settle_kind(uri, kind, stored.get("kind") or _kind_of_shards(uri))
     pool, spatial = _gaussian(uri, stored, ""), _gaussian(uri, stored, "_s")
@@ -71,7 +77,9 @@ def open_reference(uri: str, kind: str | None = None, crop: str | None = None) -
 def check_reference(metric: str, reference: Reference, samples: ImageSet, forced: bool = False) -> list[str]:
     """Why this reference does not fit the metric ("gfid" or "rfid") and the samples; [] where it does.
 
-    Raises ValueError for the first reason, unless `forced`: then the reasons go into the result."""
+    Raises:
+        ValueError: the first reason, unless `forced`: then the reasons go into the result.
+    """
     if metric not in WANTED:
         raise ValueError(f"no metric {metric!r}: give gfid (generated images) or rfid (reconstructions)")
     problems = []

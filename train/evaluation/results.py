@@ -23,21 +23,24 @@ NOT_COMPARED = {"command", "versions", "worst", "texts"}
 
 
 def with_provenance(result: dict[str, Any], command: Sequence[str]) -> dict[str, Any]:
-    """`result` with the command that made it and the versions of Python, this project and what decides figures."""
+    """Return `result` with the command that made it and the versions of what decides figures.
+
+    Versions are given of Python, this project and the packages that matter.
+    """
     versions = {"python": platform.python_version(), "dnd-transformer": installed_version("dnd-transformer")}
     versions |= {name: installed_version(name) for name in PACKAGES}
     return {**result, "command": list(command), "versions": versions | {"commit": this_code().commit}}
 
 
 def write_result(uri: str, result: dict[str, Any]) -> str:
-    """Writes a result with its provenance, null for numbers that are not finite; returns the text."""
+    """Write a result with its provenance, null for numbers that are not finite; return the text."""
     text = json.dumps(to_jsonable_python(with_provenance(result, sys.argv), inf_nan_mode="null"), indent=1)
     storage.write_text(uri, text + "\n")
     return text
 
 
 def read_result(uri: str) -> dict[str, Any]:
-    """A result as it was written.
+    """Read a result as it was written.
 
     Raises:
         ValueError: names the file that is none.
@@ -57,7 +60,11 @@ def summary_uri(root: str) -> str:
 
 
 def read_summary(root: str) -> Summary | None:
-    """A root's summary, None where there is none. Raises ValueError where it cannot be read."""
+    """Read a root's summary; return None where there is none.
+
+    Raises:
+        ValueError: it cannot be read.
+    """
     uri = summary_uri(root)
     if not storage.exists(uri):
         return None
@@ -72,7 +79,11 @@ def read_results(root: str) -> dict[str, dict[str, Any]]:
 
 @contextmanager
 def naming_its_file(root: str, name: str) -> Iterator[None]:
-    """Turns what a result of another shape does to a reader into one line that names its file."""
+    """Run the block; turn what a result of another shape makes it raise into one line that names its file.
+
+    Raises:
+        ValueError: the result is of another shape.
+    """
     try:
         yield
     except (LookupError, TypeError, AttributeError, ArithmeticError) as error:

@@ -19,8 +19,11 @@ FIGURES = (*ROUGE, "cer", "wer", "word_accuracy")
 
 
 def normalise(text: str) -> str:
-    """What every score sees: NFKC (ligatures become letters), without control and format characters, every run of white
-    space one blank, none at the ends: where lines break says nothing about reading."""
+    """Normalise a text to what every score sees.
+
+    This is NFKC (ligatures become letters), without control and format characters, every run of white space one
+    blank, none at the ends: where lines break says nothing about reading.
+    """
     folded = unicodedata.normalize("NFKC", text)
     return " ".join("".join(c for c in folded if c.isspace() or unicodedata.category(c) not in INVISIBLE).split())
 

@@ -59,11 +59,15 @@ class ImageSet(ABC):
 
     @abstractmethod
     def __getitem__(self, index: int) -> Picture:
-        """One picture, of any size. Raises ValueError, naming it, where it cannot be read."""
+        """One picture, of any size.
+
+        Raises:
+            ValueError: it cannot be read; the message names it.
+        """
 
     @abstractmethod
     def keys(self) -> list[str] | None:
-        """The images' names in their order, None where they have none."""
+        """Return the images' names in their order, or None where they have none."""
 
     @cached_property
     def shape(self) -> tuple[int, ...]:
@@ -91,9 +95,11 @@ class ImageSet(ABC):
 
 
 def open_images(uri: str) -> ImageSet:
-    """The images at `uri`: FILE.npz, a folder of pictures, or a shard set (its folder or manifest).
+    """Open the images at `uri`: FILE.npz, a folder of pictures, or a shard set (its folder or manifest).
 
-    Raises ValueError, naming what is wrong, for a missing or empty source and for arrays that are not uint8 NHWC."""
+    Raises:
+        ValueError: the source is missing or empty, or its array is not uint8 NHWC; says what is wrong.
+    """
     if uri.endswith(".npz"):
         return NpzImages(uri)
     if uri.endswith("manifest.json") or storage.exists(storage.join(uri, "manifest.json")):
@@ -189,7 +195,7 @@ class FolderImages(ImageSet):
         return Picture(self._key(path), _read_picture(path), drawn)
 
     def keys(self) -> list[str]:
-        """The pictures' paths below the folder, without suffix."""
+        """Return the pictures' paths below the folder, without suffix."""
         return [self._key(path) for path in self.paths]
 
     def _key(self, path: Path) -> str:
@@ -228,7 +234,7 @@ class ShardImages(ImageSet):
         return Picture(item["__key__"], item["image"], text, tuple(w for w, _ in whole), tuple(box for _, box in whole))
 
     def keys(self) -> list[str]:
-        """The samples' keys, read from the shards' member names."""
+        """Return the samples' keys, read from the shards' member names."""
         shards = map(self.items.shard, range(len(self.items.shard_uris)))
         return [shard.key(number) for shard in shards for number in range(len(shard))]
 
@@ -239,7 +245,11 @@ def folder_digest(path: str | Path) -> str:
 
 
 def local_file(uri: str) -> Path:
-    """A file on this machine. Raises ValueError where there is none at this address."""
+    """Return a file on this machine.
+
+    Raises:
+        ValueError: there is none at this address.
+    """
     if not storage.exists(uri):
         raise ValueError(f"{uri}: no such file")
     return storage.local_copy(uri)
@@ -251,7 +261,11 @@ def _digest_of_files(folder: str | Path, files: Iterable[Path]) -> str:
 
 
 def _image_shape(stream: IO[bytes], uri: str) -> tuple[int, ...]:
-    """Shape of the array that begins here. Raises ValueError, with the remedy, unless it is uint8 [N > 0, H, W, 3]."""
+    """Read the shape of the array that begins here.
+
+    Raises:
+        ValueError: it is not uint8 [N > 0, H, W, 3]; the message says the remedy.
+    """
     try:
         shape, fortran, dtype = read_header(stream)
     except (ValueError, *DAMAGED) as error:
@@ -272,7 +286,11 @@ def _image_shape(stream: IO[bytes], uri: str) -> tuple[int, ...]:
 
 
 def _read_picture(path: Path) -> np.ndarray:
-    """uint8 [H, W, 3]. Raises ValueError for what is no picture of eight bits a channel."""
+    """uint8 [H, W, 3].
+
+    Raises:
+        ValueError: what is no picture of eight bits a channel.
+    """
     try:
         with Image.open(path, formats=FORMATS) as picture:
             if picture.mode.startswith(("I", "F")):

@@ -68,7 +68,7 @@ def summarise(spec: Spec, root: str) -> Summary:
 
 
 def _made_before(root: str) -> Summary | None:
-    """The summary that is there; one that cannot be read is made anew."""
+    """Return the summary that is there; one that cannot be read counts as none, to be made anew."""
     try:
         return read_summary(root)
     except ValueError as error:
@@ -77,7 +77,11 @@ def _made_before(root: str) -> Summary | None:
 
 
 def _code_sets(root: str) -> dict[str, ShardSet]:
-    """The codes of both splits. Raises ValueError for an empty one."""
+    """Return the codes of both splits.
+
+    Raises:
+        ValueError: an empty one.
+    """
     codes = {split: open_shards(storage.join(root, "codes", split)) for split in ("train", "val")}
     for of in codes.values():
         if not len(of):
@@ -86,7 +90,7 @@ def _code_sets(root: str) -> dict[str, ShardSet]:
 
 
 def last_validation(root: str) -> Row | None:
-    """The last row of the training's metrics that holds a validation, or None."""
+    """Return the last row of the training's metrics that holds a validation, or None."""
     rows = read_rows(storage.join(root, "transformer", "metrics.jsonl"))
     return next((row for row in reversed(rows) if "val_bits_per_code" in row), None)
 

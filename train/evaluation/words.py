@@ -18,7 +18,7 @@ COVERAGE = 0.98  # share of the training text's words that the vocabulary covers
 
 
 def letter_words(text: str) -> list[str]:
-    """The runs of letters in a text, case-folded: "Don't 2x stop" -> ["don", "t", "x", "stop"]."""
+    """Return the runs of letters in a text, case-folded: "Don't 2x stop" -> ["don", "t", "x", "stop"]."""
     return LETTERS.findall(text.casefold())
 
 
@@ -28,7 +28,7 @@ def long_words(text: str) -> list[str]:
 
 
 def vocabulary(texts: Iterable[str]) -> frozenset[str]:
-    """The commonest words of at least four letters in these texts, so many that they make up 98 % of all such words.
+    """Return the commonest words of at least four letters that make up 98 % of all such words in these texts.
 
     Of words equally common all are in or out; `scribble_share` says how many shuffled letters still pass for words.
     """
@@ -45,7 +45,7 @@ def vocabulary(texts: Iterable[str]) -> frozenset[str]:
 
 
 def drawn_texts(items: ShardSet) -> Iterator[str]:
-    """The text drawn on each image of a shard set, "" where none was; pictures are not read."""
+    """Yield the text drawn on each image of a shard set, "" where none was; pictures are not read."""
     for number in range(len(items.shard_uris)):
         shard = items.shard(number)
         for row in shard.field_rows("json"):

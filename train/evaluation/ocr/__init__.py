@@ -26,7 +26,7 @@ def find_engine() -> str | None:
 
 
 def load_engine(spec: str = AUTO, device: str = "cpu", num_workers: int | None = None) -> OcrEngine:
-    """Loads an OCR engine.
+    """Load an OCR engine.
 
     Args:
         spec: "auto", the name of an engine, NAME:PATH, or the folder of a Qwen2-VL model.

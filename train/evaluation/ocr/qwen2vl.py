@@ -61,7 +61,7 @@ class Qwen2VL(OcrEngine):
         return model.eval().to(self.device)
 
     def read(self, images: Sequence[np.ndarray]) -> list[Reading]:
-        """Reads uint8 images [H, W, 3], eight at a time; where eight fail, one by one."""
+        """Read images uint8 [H, W, 3], eight at a time; where eight fail, one by one."""
         readings: list[Reading] = []
         for first in range(0, len(images), BATCH):
             batch = images[first : first + BATCH]

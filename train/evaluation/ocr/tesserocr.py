@@ -37,7 +37,7 @@ class Tesserocr(IsolatedEngine):
 
 
 def read_image(image: np.ndarray) -> Reading:
-    """Reads one uint8 image [H, W, 3]; runs in a child."""
+    """Read one image uint8 [H, W, 3]; this runs in a child."""
     library = _library()
     library.SetImage(Image.fromarray(enlarge(image)))
     table = library.GetTSVText(0)
