@@ -23,7 +23,9 @@ from benchmarks.rounds import Comparison, compare
 from data_specs.spec import load_spec
 from train.loader import Loader
 
-SAMPLES, SHARDS, BATCH = 8192, 4, 256
+SAMPLES = 8192
+SHARDS = 4
+BATCH = 256
 BATCHES = 50 * SAMPLES // BATCH  # of what is gathered, since it is much faster than what is unpacked
 HEADER = 128  # bytes of a .npy file before its numbers
 

@@ -102,7 +102,8 @@ def step_bytes(model: DnDTransformer, rows: int) -> float:
 def memory_bandwidth(device: torch.device) -> float:
     """Bytes/s of a buffer that no cache holds, by the fastest: a sum, a product with a vector, on a GPU also a copy."""
     rows = 2**13 if device.type == "cpu" else 2**16  # 4 GiB of a GPU: it reads half of one in the time of ten launches
-    buffer, vector = torch.ones(rows, 2**14, device=device), torch.ones(2**14, device=device)
+    buffer = torch.ones(rows, 2**14, device=device)
+    vector = torch.ones(2**14, device=device)
     reads: list[Callable[[], Tensor]] = [buffer.sum, lambda: torch.mv(buffer, vector)]
     if device.type == "cuda":
         source, target = buffer.chunk(2)

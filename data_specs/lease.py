@@ -31,7 +31,10 @@ class Lease:
     """A folder's lease, held by this process until `release`; a thread keeps it alive."""
 
     def __init__(self, folder: str, number: int, holder: LeaseHolder, shared: bool = False) -> None:
-        self.folder, self.number, self.holder, self.shared = folder, number, holder, shared
+        self.folder = folder
+        self.number = number
+        self.holder = holder
+        self.shared = shared
         self.lost = False
         self.ended = threading.Event()
         self.thread = threading.Thread(target=self._beat, daemon=True)

@@ -12,7 +12,11 @@ class Progress:
     """Counts `total` things of a named task; `unit` is what one thing is called (images, units, steps)."""
 
     def __init__(self, task: str, total: int, unit: str, done: int = 0, every_seconds: float = 10.0) -> None:
-        self.task, self.total, self.unit, self.done, self.start_done = task, total, unit, done, done
+        self.task = task
+        self.total = total
+        self.unit = unit
+        self.done = done
+        self.start_done = done
         self.terminal = sys.stderr.isatty()
         self.every = 0.2 if self.terminal else every_seconds
         self.started = self.shown = time.monotonic()

@@ -24,7 +24,10 @@ class Telemetry:
     """Sends the rows of a list that its owner appends to. What fails is said once, and all goes on offline."""
 
     def __init__(self, folder: str, name: str, rows: list[Row], mode: str) -> None:
-        self.folder, self.name, self.rows, self.mode = folder, name, rows, mode
+        self.folder = folder
+        self.name = name
+        self.rows = rows
+        self.mode = mode
         self.num_sent = 0
         self.pictures = deque[tuple[int, bytes]]()
         self.news = threading.Event()

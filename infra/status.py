@@ -161,7 +161,8 @@ def _training_status(root: str, stage: Stage) -> TrainingStatus | None:
         return TrainingStatus(name=stage.makes, state="imported") if next(storage.list_files(folder), None) else None
     last = rows[-1]
     section = getattr(spec_of(root, stage.makes), stage.batch)
-    step, steps = int(last["step"]), int(section.steps)
+    step = int(last["step"])
+    steps = int(section.steps)
     rate = float(last["images_per_second"]) / section.batch_size
     return TrainingStatus(
         name=stage.makes,

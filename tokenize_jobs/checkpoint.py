@@ -32,7 +32,9 @@ from tokenize_jobs.ranks import Ranks
 from tokenize_jobs.tensors import NotFiniteError, find_not_finite, write_safetensors
 
 STEP = re.compile(r"step_(\d{8,})")
-STATE, LATEST, DONE = "state.json", "latest", "done"
+STATE = "state.json"
+LATEST = "latest"
+DONE = "done"
 NO_ROOM = (errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EACCES, errno.EFBIG)  # no restart mends them
 THREADS = 8  # files that a process reads and hashes at a time
 

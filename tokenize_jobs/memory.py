@@ -110,7 +110,8 @@ def _training_peak(spec: Spec, dtype: torch.dtype, images: int) -> int:
 
 def fitting_micro_batch(spec: Spec, world: int, dtype: torch.dtype, memory: float) -> int:
     """Return how many images a rank takes at a time: all its share, or what fits into `memory` bytes."""
-    section, shape = spec.tokenizer, spec.shape
+    section = spec.tokenizer
+    shape = spec.shape
     share = -(-section.batch_size // world)
     of_map = 4 * section.channels * (shape.image_size // section.patch) ** 2
     if share * MANY_MAPS * of_map < room_in(memory) / 2:

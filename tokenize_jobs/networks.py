@@ -31,7 +31,8 @@ Losses = dict[str, Tensor]
 # ---- what it starts from -------------------------------------------------------------------------------------------
 def config_of(spec: Spec) -> RQVAEConfig:
     """Return the model's configuration by the spec."""
-    section, shape = spec.tokenizer, spec.shape
+    section = spec.tokenizer
+    shape = spec.shape
     return RQVAEConfig(
         image_size=(shape.image_size, shape.image_size),
         grid=shape.grid,

@@ -20,7 +20,8 @@ from tokenize_jobs.foreign import first_line, safe_torch_load
 from tokenize_jobs.rqvae import RQVAE, RQVAEConfig
 from tokenize_jobs.tensors import whole_file, write_safetensors
 
-WEIGHTS, CONFIG = "tokenizer.safetensors", "tokenizer.json"
+WEIGHTS = "tokenizer.safetensors"
+CONFIG = "tokenizer.json"
 MAX_CONFIG_BYTES = 2**20
 WRAPPERS = ("module", "_orig_mod", "_checkpoint_wrapped_module", "_fsdp_wrapped_module")
 SHOWN = 5  # names listed in a message

@@ -33,10 +33,12 @@ def main(lock: Path) -> int:
         extra = [*extra, CPU_INDEX]
     builds, hashed = split(lock)
     if has_uv():
-        install, environment = UV, uv_environment(setup, extra)
+        install = UV
+        environment = uv_environment(setup, extra)
     else:
         options = [word for index in extra for word in ("--extra-index-url", index)]
-        install, environment = [*PIP, "install", "-q", *options], {}
+        install = [*PIP, "install", "-q", *options]
+        environment = {}
     failed = run([*install, *builds], environment) if builds else 0
     return failed or run([*install, "--no-deps", "--require-hashes", "-r", "/dev/stdin"], environment, hashed)
 

@@ -122,7 +122,8 @@ class Decoder:
     def _capture(self, length: int, rows: int, pick: Pick) -> torch.cuda.CUDAGraph:
         """Capture one step. The warm-up runs it for real, so what it changed is put back; what it wrote to the caches
         and to `pick`'s buffers at this position is written again by the replay."""
-        codes, position = self.codes.clone(), self.position.clone()
+        codes = self.codes.clone()
+        position = self.position.clone()
         stream = _capture_stream(self.device)
         stream.wait_stream(torch.cuda.current_stream())
         with torch.cuda.stream(stream):

@@ -72,7 +72,8 @@ def load_root(root: str, ema: bool = True, dtype: torch.dtype = torch.float32) -
     device = pick_device()
     transformer = load_transformer(storage.join(root, "transformer"), ema=ema, device=device, dtype=dtype)
     tokenizer = load_tokenizer(storage.join(root, "tokenizer"), device=device)
-    made, read = CodeShape.of(transformer.config), CodeShape.of(tokenizer.config)
+    made = CodeShape.of(transformer.config)
+    read = CodeShape.of(tokenizer.config)
     if made != read.flattened():
         read.refuse_other(made, f"{root}/transformer", "the tokenizer's", "import a pair that belongs together")
     names = read_class_names(storage.join(root, "images", "classes.json"))

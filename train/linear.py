@@ -105,7 +105,9 @@ PRODUCTS: dict[str, Callable[[Tensor, int], nn.Module]] = {
 
 def choose_products(config: TransformerConfig, dtype: torch.dtype, rows: int) -> dict[str, str]:
     """Find the fastest product for each shape of a model's maps for so many rows, by this process's threads."""
-    c, f, layers = config.dim, config.ffn_dim, config.num_layers
+    c = config.dim
+    f = config.ffn_dim
+    layers = config.num_layers
     shapes = {(3 * c, c): layers, (c, c): layers, (f, c): 2 * layers, (c, f): layers}
     shapes |= {(config.codebook_size, c): config.depth}
     threads = torch.get_num_threads()

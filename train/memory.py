@@ -92,7 +92,8 @@ def moments_bytes(spec: Spec, config: TransformerConfig) -> int:
 
 def activation_bytes(config: TransformerConfig, low: int, kernels: Kernels = "eager") -> float:
     """Count the bytes that backward keeps of one image: `low` 2 for bfloat16, 4 for float32."""
-    c, f = config.dim, config.ffn_dim
+    c = config.dim
+    f = config.ffn_dim
     norm = (4 + 2 * low if kernels == "eager" else 2 * low) * c  # float32 input, its scaled form, the output
     masks = (bool(config.residual_dropout) + bool(config.ffn_dropout)) * c
     products = (4 if kernels == "eager" else 3) * low * f

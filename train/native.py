@@ -23,7 +23,9 @@ DEFINED = {torch.float32: (), torch.bfloat16: ("-DBFLOAT16",)}
 MOST_ROWS = 4  # of a product: with more, it computes longer than memory takes
 LANES, WIDEST = 16, 128  # as in native.c
 CACHED = 2**25  # bytes of weights that a CPU's caches may hold
-POINTER, LONG, FLOAT = ctypes.c_void_p, ctypes.c_long, ctypes.c_float
+POINTER = ctypes.c_void_p
+LONG = ctypes.c_long
+FLOAT = ctypes.c_float
 ARGUMENTS = {
     "product": [*[POINTER] * 3, *[LONG] * 3],
     "attend": [*[POINTER] * 5, *[LONG] * 4],
@@ -53,7 +55,8 @@ def native_code(dtype: torch.dtype) -> ctypes.CDLL | None:
         code = ctypes.CDLL(str(library))  # what is mapped stays when the file goes
     for name, arguments in ARGUMENTS.items():
         function = getattr(code, name)
-        function.argtypes, function.restype = arguments, None
+        function.argtypes = arguments
+        function.restype = None
     return code
 
 

@@ -66,7 +66,8 @@ def _stage12(groups: Any, names: dict[int, str]) -> Iterator[Piece]:
     for tensor, group in enumerate(groups):
         for parameter in group:
             if parameter._hp_mapping is not None:  # None: it lies on other ranks
-                here, there = parameter._hp_mapping.lp_fragment_address, parameter._hp_mapping.hp_fragment_address
+                here = parameter._hp_mapping.lp_fragment_address
+                there = parameter._hp_mapping.hp_fragment_address
                 yield Piece(names[id(parameter)], here.start, here.numel, tensor, there.start)
 
 

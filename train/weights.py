@@ -23,7 +23,9 @@ from tokenize_jobs.tensors import DTYPES, whole_file, write_safetensors
 from tokenize_jobs.weights import unwrapped
 from train.model import DnDTransformer, TransformerConfig
 
-WEIGHTS, EMA_WEIGHTS, CONFIG = "transformer.safetensors", "ema.safetensors", "transformer.json"
+WEIGHTS = "transformer.safetensors"
+EMA_WEIGHTS = "ema.safetensors"
+CONFIG = "transformer.json"
 RELEASED_KEYS = ("model", "module", "state_dict", "ema")  # where a released file may hold its weights, else bare
 
 Shapes = Mapping[str, tuple[int, ...]]

@@ -56,7 +56,8 @@ def run(experiment: Experiment, name: str, root: str, base_root: str, rounds: in
         rounds: of measuring costs.
         call: runs `dnd`.
     """
-    root, base_root = storage.absolute(root), storage.absolute(base_root)
+    root = storage.absolute(root)
+    base_root = storage.absolute(base_root)
     runs = runs_of(experiment, root, base_root)
     for one in runs:
         make(experiment, one, call)

@@ -51,7 +51,8 @@ class _Bounded(io.RawIOBase):
     """What is unpacked, up to the size that the cache may have: a unit's node could not hold more."""
 
     def __init__(self, stream: BinaryIO, uri: str) -> None:
-        self.stream, self.uri = stream, uri
+        self.stream = stream
+        self.uri = uri
         self.limit = cache.limit_bytes()
         self.position = 0
 

@@ -159,7 +159,9 @@ class _Rows:
     """Values of one column of one file, best asked for by rising row number."""
 
     def __init__(self, uri: str, column: str, max_bytes: int) -> None:
-        self.uri, self.column, self.max_bytes = uri, column, max_bytes
+        self.uri = uri
+        self.column = column
+        self.max_bytes = max_bytes
         self.table = open_table(uri, [column])
         self.group = -1
         self.start = 0

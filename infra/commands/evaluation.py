@@ -142,7 +142,8 @@ def rocr(
     root = storage.absolute(root)
     reader = _engine(engine, device)
     sets = _read(root, reader, num, workers, reconstructions=reconstructions, originals=originals)
-    made, truth = sets["reconstructions"], sets["originals"]
+    made = sets["reconstructions"]
+    truth = sets["originals"]
     result = evaluate_rocr(made, truth, reader, cache_of(root), against_ocr=against_ocr, num_images=num)
     result["inputs"] = _inputs(sets)
     figures = {figure: result[figure] for figure in FIGURES}

@@ -117,7 +117,8 @@ def _span(values: list[float]) -> tuple[float, float]:
 
 def _axes(chart: Chart, scale: _Scale) -> Iterator[str]:
     for share in SHARES:
-        value, step = scale.low + (scale.high - scale.low) * share, scale.right * share
+        value = scale.low + (scale.high - scale.low) * share
+        step = scale.right * share
         x, y = scale.at((step, value))
         yield f'<path d="M{LEFT} {y:.1f}H{LEFT + WIDTH}" stroke="currentColor" stroke-opacity=".18"/>'
         yield _text(LEFT - 6, y + 4, f"{value:.3g}", "end")

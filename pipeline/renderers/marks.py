@@ -66,7 +66,8 @@ def differ(image: np.ndarray, ground: Ground, least: int = MARK) -> np.ndarray:
     """Which pixels of a picture uint8 [H, W, 3] differ from the ground by so much in a channel: bool [H, W]."""
     if isinstance(ground, np.ndarray):
         if is_one_plane(image) and is_one_plane(ground):
-            image, ground = image[..., :1], ground[..., :1]
+            image = image[..., :1]
+            ground = ground[..., :1]
         one, other = np.ascontiguousarray(image), np.ascontiguousarray(ground)
         apart = np.maximum(one, other) - np.minimum(one, other) >= least
         return _any([apart[..., channel] for channel in range(apart.shape[2])])

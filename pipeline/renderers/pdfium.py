@@ -41,7 +41,8 @@ NAME = f"pypdfium2 {pypdfium2.version.PYPDFIUM_INFO}"
 ERRORS = (pypdfium2.PdfiumError, ValueError)
 DEPTH = 40  # forms within forms that PDFium draws, and that are looked into
 _REPLACEMENT = b"ActualText"
-_USER_UNIT, _STREAM = re.compile(rb"/UserUnit\s*([0-9.]+)"), re.compile(rb"stream\r?\n.*?endstream", re.DOTALL)
+_USER_UNIT = re.compile(rb"/UserUnit\s*([0-9.]+)")
+_STREAM = re.compile(rb"stream\r?\n.*?endstream", re.DOTALL)
 FINE = 1 << 20  # device units a side, where PDFium gives whole numbers
 
 

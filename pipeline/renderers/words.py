@@ -241,7 +241,8 @@ def gather(characters: Iterable[Character]) -> Glyphs:
             elif not word:
                 starts.append(len(boxes))
             word += text
-            last, was_pale = text, pale
+            last = text
+            was_pale = pale
             boxes.append(box)
             slight.append(not text.isascii() and (text == UNKNOWN or unicodedata.category(text[0])[0] == "M"))
     if word:

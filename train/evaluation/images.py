@@ -7,7 +7,8 @@ from scipy.ndimage import correlate1d
 
 from data_specs.records import Quality
 
-SSIM_WINDOW, SSIM_SIGMA = 11, 1.5
+SSIM_WINDOW = 11
+SSIM_SIGMA = 1.5
 LUMA = np.array([0.299, 0.587, 0.114])
 
 
@@ -46,7 +47,8 @@ def reconstruction_quality(pairs: Iterable[tuple[np.ndarray, np.ndarray]]) -> Qu
     Raises:
         ValueError: there is no pair.
     """
-    errors, similarities = [], []
+    errors = []
+    similarities = []
     for original, reconstruction in pairs:
         _check_pair(original, reconstruction)
         errors.append(mean_squared_error(original, reconstruction))

@@ -153,7 +153,9 @@ def _exact_words(picture: Picture, reading: Reading) -> int:
 
 
 def _lies_in(read: Sequence[float], box: Sequence[float]) -> bool:
-    x, y, slack = (read[0] + read[2]) / 2, (read[1] + read[3]) / 2, (box[3] - box[1]) / 2
+    x = (read[0] + read[2]) / 2
+    y = (read[1] + read[3]) / 2
+    slack = (box[3] - box[1]) / 2
     return box[0] - slack <= x <= box[2] + slack and box[1] - slack <= y <= box[3] + slack
 
 

@@ -11,7 +11,8 @@ from typing import NamedTuple
 import numpy as np
 import torch
 
-NEIGHBOURS, DENSITY_NEIGHBOURS = 3, 5
+NEIGHBOURS = 3
+DENSITY_NEIGHBOURS = 5
 BLOCK = 4096
 
 

@@ -9,8 +9,11 @@ import numpy as np
 
 from train.evaluation.backoff import Counts, count_grams, interpolate
 
-ORDER, BITS = 6, 8
-BOUNDARY, UNKNOWN, FIRST_CHARACTER = 0, 1, 2
+ORDER = 6
+BITS = 8
+BOUNDARY = 0
+UNKNOWN = 1
+FIRST_CHARACTER = 2
 ALPHABET = 256 - FIRST_CHARACTER  # a character's number fits eight bits, six of them an int64
 TRAINING_CHARACTERS = 20_000_000
 

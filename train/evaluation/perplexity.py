@@ -74,7 +74,8 @@ class TransformersModel:
         start = [] if bos is None else [bos]
         step = self.window - len(start)
         pieces = [start + tokens[i : i + step] for i in range(0, len(tokens), step)]
-        nats, count = 0.0, 0
+        nats = 0.0
+        count = 0
         for piece in pieces:
             ids = torch.tensor([piece], device=self.model.device)
             with torch.inference_mode():

@@ -9,7 +9,8 @@ from collections.abc import Iterator
 from typing import NamedTuple
 
 SOURCE = "arXiv 2410.01912"
-QWEN, INCEPTION = "Qwen2-VL-72B", "inception-2015-12-05"
+QWEN = "Qwen2-VL-72B"
+INCEPTION = "inception-2015-12-05"
 WHOLE_SET = 50_000  # images of ImageNet's validation split, and samples of a published gFID
 LLAMAGEN = "LlamaGen-XXL (1D)"
 

@@ -48,7 +48,8 @@ def evaluate_rocr(
     made = read_pictures(pictures, [index for index, _ in chosen], engine, cache)
     real = read_pictures(originals, [index for _, index in chosen], engine, cache)
     drawn = [_drawn(originals, index) for _, index in chosen]
-    texts, own = [reading.text for reading in made], [reading.text for reading in real]
+    texts = [reading.text for reading in made]
+    own = [reading.text for reading in real]
     names = originals.keys() or [str(index) for index in range(len(originals))]
     keys = [names[index] for _, index in chosen]
     return {
@@ -89,7 +90,8 @@ def evaluate_ppl_ocr(
 
 def is_too_repetitive(real: Mapping[str, Any], generated: Mapping[str, Any]) -> bool:
     """Whether a result of `ppl_ocr` lies below the one of real images; not where there is none."""
-    found, bound = generated["perplexity"], real["perplexity"]
+    found = generated["perplexity"]
+    bound = real["perplexity"]
     return found is not None and bound is not None and bool(found < bound)
 
 

@@ -72,10 +72,12 @@ def pairs(originals: ShardSet, copies: ShardSet, num: int) -> Iterator[Pair]:
 @torch.inference_mode()
 def mean_lpips(of: Iterator[Pair], lpips: LPIPS) -> float:
     """Mean LPIPS distance of pairs."""
-    total, count = 0.0, 0
+    total = 0.0
+    count = 0
     while batch := list(islice(of, LPIPS_BATCH)):
         images, copies = (to_device(np.stack(side), torch.device("cpu")) for side in zip(*batch, strict=True))
-        total, count = total + float(lpips(images, copies)) * len(batch), count + len(batch)
+        total = total + float(lpips(images, copies)) * len(batch)
+        count = count + len(batch)
     return total / count
 
 

@@ -143,7 +143,8 @@ def _pairing_problems(reference: Reference, samples: ImageSet) -> list[str]:
     made, real = (images.shape[:2] for images in (samples, reference.images))
     if made != real:
         return [f"reconstructions of {made} pixels against originals of {real}: not the same crop"]
-    keys, wanted = samples.keys(), reference.images.keys()
+    keys = samples.keys()
+    wanted = reference.images.keys()
     if keys and wanted and keys != wanted:
         return ["the reconstructions' keys are not those of the originals"]
     return []

@@ -98,7 +98,8 @@ def compare(a: dict[str, Any], b: dict[str, Any]) -> dict[str, list[dict[str, An
     `assumptions`: each text or truth value in which they differ (digests, engines, kinds, extractors): where one of
     these differs, the figures under it were not measured alike."""
     left, right = flatten(a), flatten(b)
-    figures, assumptions = [], []
+    figures = []
+    assumptions = []
     for name in left | right:
         x = left.get(name)
         y = right.get(name)

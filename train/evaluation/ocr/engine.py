@@ -20,7 +20,9 @@ from data_specs.records import Box
 from data_specs.sections import Limits
 from pipeline.isolate import Answer, Child
 
-READABLE_SIDE, MAX_ENLARGEMENT, PADDING = 512, 4, 16
+READABLE_SIDE = 512
+MAX_ENLARGEMENT = 4
+PADDING = 16
 SECONDS_PER_IMAGE = 120
 
 
