@@ -28,7 +28,7 @@ def write_set(uri: str, holds: str, shards: Sequence[Iterable[Sample]]) -> None:
 
 
 def random_codes(spec: Spec, root: str, samples: int, shards: int) -> None:
-    """ROOT/codes/{train,val}: `samples` samples of one view in `shards` shards, and a small validation set."""
+    """Write ROOT/codes/{train,val}: `samples` samples of one view in `shards` shards, and a small validation set."""
     for split, count, parts in (("train", samples, shards), ("val", 64, 1)):
         numbers = [range(part, count, parts) for part in range(parts)]
         write_set(storage.join(root, "codes", split), "codes", [[_sample(spec, n) for n in of] for of in numbers])

@@ -31,7 +31,7 @@ HEADER = 128  # bytes of a .npy file before its numbers
 
 
 def load(preset: str, rounds: int) -> dict[str, Comparison]:
-    """Samples/s in batches of 256, ours in the order of training (random), by what it is compared with."""
+    """Measure the samples/s in batches of 256, ours in (random) training order, by what it is compared with."""
     spec = load_spec(preset)
     with tempfile.TemporaryDirectory(prefix="dnd-bench-") as root:
         random_codes(spec, root, SAMPLES, SHARDS)

@@ -57,7 +57,9 @@ Encode = Callable[[np.ndarray], object]
 
 
 def render(kind: str, preset: str, rounds: int, pdfs: Path | None = None) -> dict[str, Comparison]:
-    """Pictures/s of `kind` "pages", "text" or "markdown" against each baseline, by the name of what is compared.
+    """Measure the pictures/s of `kind` "pages", "text" or "markdown" against each baseline.
+
+    They are returned by the name of what is compared.
 
     Pages are typeset here, or the first PAGES_EACH of each PDF of a folder `pdfs`.
 

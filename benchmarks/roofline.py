@@ -48,7 +48,7 @@ def mfu(config: TransformerConfig, micro: int, kernels: Kernels, name: str) -> f
 
 
 def step_seconds(config: TransformerConfig, micro: int, kernels: Kernels, name: str) -> float:
-    """Seconds of a step of `micro` images."""
+    """Return the seconds of a step of `micro` images."""
     products = micro * image_flops(config) / (PRODUCTS_SHARE * PEAK_FLOPS[name])
     rest = other_bytes(config, micro, kernels) / (BANDWIDTH_SHARE * BANDWIDTH[name])
     _, launched = of_layer(config.dim, config.num_heads, kernels)
@@ -56,7 +56,7 @@ def step_seconds(config: TransformerConfig, micro: int, kernels: Kernels, name: 
 
 
 def other_bytes(config: TransformerConfig, micro: int, kernels: Kernels) -> float:
-    """Bytes that a step reads and writes outside of its products."""
+    """Return the bytes that a step reads and writes outside of its products."""
     positions = micro * config.num_positions
     layer, _ = of_layer(config.dim, config.num_heads, kernels)
     logits = positions * config.depth * config.codebook_size * LOSS_BYTES[kernels]
@@ -65,7 +65,9 @@ def other_bytes(config: TransformerConfig, micro: int, kernels: Kernels) -> floa
 
 @cache
 def of_layer(width: int, heads: int, kernels: Kernels) -> tuple[float, int]:
-    """Bytes a position and kernels of one layer in bfloat16, forward and backward, outside of its products.
+    """Count the bytes a position and the kernels of one layer in bfloat16, outside of its products.
+
+    Both are of forward and backward.
 
     On a CPU attention computes in float32, so that the layer is counted in it: half of that is bfloat16's.
     """

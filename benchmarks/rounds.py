@@ -62,7 +62,10 @@ def _rate(work: Work, clock: Clock) -> float:
 
 
 def seconds_of(work: Callable[[], object], device: torch.device, repeats: int = 5) -> float:
-    """Seconds of the fastest of some repeats after one unmeasured, the device's queue empty before and after each."""
+    """Measure the seconds of the fastest of some repeats after one unmeasured.
+
+    The device's queue is empty before and after each.
+    """
     work()
     return min(_timed(work, device)[1] for _ in range(repeats))
 

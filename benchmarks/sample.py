@@ -92,7 +92,7 @@ def random_model(config: TransformerConfig, std: float = 0.02) -> DnDTransformer
 
 
 def step_bytes(model: DnDTransformer, rows: int) -> float:
-    """Bytes that a step must read: all weights but the tables, and the cache at its mean length."""
+    """Return the bytes that a step must read: all weights but the tables, and the cache at its mean length."""
     config = model.config
     weights = sum(t.nbytes for name, t in model.state_dict().items() if "embedding" not in name)
     item = model.tok_embeddings.weight.itemsize
@@ -100,7 +100,10 @@ def step_bytes(model: DnDTransformer, rows: int) -> float:
 
 
 def memory_bandwidth(device: torch.device) -> float:
-    """Bytes/s of a buffer that no cache holds, by the fastest: a sum, a product with a vector, on a GPU also a copy."""
+    """Measure the bytes/s of a buffer that no cache holds.
+
+    They are those of the fastest: a sum, a product with a vector, on a GPU also a copy.
+    """
     rows = 2**13 if device.type == "cpu" else 2**16  # 4 GiB of a GPU: it reads half of one in the time of ten launches
     buffer = torch.ones(rows, 2**14, device=device)
     vector = torch.ones(2**14, device=device)
@@ -170,7 +173,7 @@ def authors_sampler(path: Path, model: DnDTransformer, guidance: float, greedy: 
 
 @torch.inference_mode()
 def plain_sample(model: DnDTransformer, classes: Tensor, guidance: float) -> Tensor:
-    """Codes int64 [B, L, D]: each position attends to the whole cache under a mask, codes drawn by multinomial."""
+    """Draw codes int64 [B, L, D] by multinomial: each position attends to the whole cache under a mask."""
     config = model.config
     guided = guidance != 1
     h = model.cls_embedding(torch.cat([classes, torch.full_like(classes, config.num_classes)]) if guided else classes)

@@ -27,7 +27,7 @@ MOST, PIXELS = 512, 2**21  # of all images: 512 of 64 px, 32 of 256 px
 
 
 def tokenize(preset: str, rounds: int) -> Comparison:
-    """Images/s of one worker with the spec's threads, dtype and compute batch; weights are random."""
+    """Measure the images/s of one worker with the spec's threads, dtype and compute batch; weights are random."""
     spec = load_spec(preset, ["tokenize.views=one", "render.store=image"])
     torch.manual_seed(0)
     model = prepare(RQVAE(config_of(spec)), spec.tokenize.threads)

@@ -29,7 +29,10 @@ OWN += ["train.optimizer=adamw", "train.sample_every=null"]
 
 
 def train(preset: str, rounds: int, compiled: bool, overrides: list[str]) -> dict[str, Comparison]:
-    """Images/s of one process with all its threads, by what it is compared with; `compiled` adds the compiled step."""
+    """Measure the images/s of one process with all its threads, by what it is compared with.
+
+    `compiled` adds the compiled step.
+    """
     spec = load_spec(preset, [*overrides, *OWN])
     join_alone()
     with tempfile.TemporaryDirectory(prefix="dnd-bench-") as root:

@@ -79,7 +79,7 @@ def require_same(where: str, stored: Identity, wanted: Identity, remedy: str = "
 
 
 def differences(stored: Any, wanted: Any, prefix: str = "") -> list[tuple[str, str, str]]:
-    """(dotted key, was, is now) for each leaf in which two trees differ."""
+    """Return (dotted key, was, is now) for each leaf in which two trees differ."""
     if isinstance(stored, dict) and isinstance(wanted, dict):
         keys = sorted(stored.keys() | wanted.keys())
         found = [differences(stored.get(k, "absent"), wanted.get(k, "absent"), f"{prefix}{k}.") for k in keys]

@@ -27,7 +27,9 @@ def read_array(stream: IO[bytes]) -> np.ndarray:
 
 
 def read_header(stream: IO[bytes]) -> tuple[tuple[int, ...], bool, np.dtype]:
-    """(shape, Fortran order, dtype) of the array that begins here; the stream then stands at its first value.
+    """Read the shape, Fortran order and dtype of the array that begins here.
+
+    The stream then stands at its first value.
 
     Raises:
         ValueError: no header of NumPy's format 1.0 or 2.0.

@@ -93,7 +93,7 @@ class ShardSet(Sequence[Item]):
         return self.ends[-1] if self.ends else 0
 
     def locate(self, index: int) -> tuple[int, int]:
-        """(shard number, sample within it) of sample `index`."""
+        """Return the shard number of sample `index`, and the number of the sample within that shard."""
         shard = bisect_right(self.ends, index)
         return shard, index - (self.ends[shard - 1] if shard else 0)
 

@@ -246,7 +246,9 @@ def valid_receipts(set_uri: str, digest: str) -> Iterator[Receipt]:
 
 
 def read_receipts(set_uri: str) -> Iterator[tuple[str, Receipt | None, str]]:
-    """(file name, receipt, what is wrong) of each receipt of a set, in order of unit, from one listing of the folder.
+    """Yield the file name, the receipt and what is wrong of each receipt of a set, in order of unit.
+
+    They come from one listing of the folder.
 
     A receipt is None where its file holds none; nothing is wrong ("") where its shard is there with its size.
     """

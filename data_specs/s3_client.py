@@ -72,7 +72,7 @@ def backoff(attempt: int) -> float:
 
 
 def answer_of(error: ClientError) -> tuple[int, str]:
-    """(status, code) of a refusal; an answer without a body has its status for a code."""
+    """Return the status and code of a refusal; an answer without a body has its status for a code."""
     response = error.response
     return response.get("ResponseMetadata", {}).get("HTTPStatusCode", 0), str(response.get("Error", {}).get("Code", ""))
 

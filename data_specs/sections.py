@@ -405,7 +405,10 @@ class Sample(Section):
         return any(scale != 1 for scale in scales)
 
     def num_rows(self, images: int) -> int:
-        """Sequences that are decoded at once for so many images: their candidates, twice where they are guided."""
+        """Return how many sequences are decoded at once for so many images.
+
+        They are the candidates of the images, twice where they are guided.
+        """
         return images * self.candidates * (2 if self.is_guided else 1)
 
     @property

@@ -150,7 +150,7 @@ def unknown_key(key: str, known: list[str]) -> str:
 
 # ---- documents by their ids -----------------------------------------------------------------------------------------
 def split_of(document_id: str, val_share: float) -> str:
-    """ "val" for a share of all documents, by the SHA-256 of the id; else "train"."""
+    """Return "val" for a share of all documents, by the SHA-256 of the id; else "train"."""
     return "val" if rank(document_id) < val_share * 2**64 else "train"
 
 

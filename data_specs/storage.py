@@ -42,12 +42,15 @@ def is_remote(uri: str) -> bool:
 
 
 def is_address(text: str) -> bool:
-    """Whether a text begins as an address with a scheme does, also one without a scheme's name or its second slash."""
+    """Return whether a text begins as an address with a scheme does.
+
+    One without a scheme's name or its second slash counts, too.
+    """
     return re.match(r":/|\w[\w+.-]*:/", text) is not None
 
 
 def join(uri: str, *parts: str) -> str:
-    """`root` + parts; a part that is itself absolute or remote replaces what stands before it."""
+    """Join parts to `uri`; a part that is itself absolute or remote replaces what stands before it."""
     for part in parts:
         uri = part if is_remote(part) or part.startswith("/") else f"{uri.rstrip('/')}/{part}"
     return uri

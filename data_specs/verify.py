@@ -26,7 +26,7 @@ _MADE = re.compile(r"\.tar$|\.index\.npy$|\.parquet$|^manifest-\d{4,}-[0-9a-f]{8
 
 
 def find_shard_sets(root: str) -> list[str]:
-    """Folders under a root that hold a shard set (they have a plan)."""
+    """Return the folders under a root that hold a shard set (they have a plan)."""
     if storage.exists(storage.join(root, "plan.jsonl")):
         return [root]
     return [found for folder in storage.list_folders(root) for found in find_shard_sets(folder)]

@@ -57,7 +57,7 @@ for part in (specs, data, clusters, evaluation, exchange, bench):
 def options(
     version: Annotated[bool, typer.Option("--version", help="print the version and end", is_eager=True)] = False,
 ) -> None:
-    """Options of `dnd` itself."""
+    """Take the options of `dnd` itself."""
     if version:
         from data_specs.code_version import installed_version
 
@@ -75,7 +75,7 @@ def run(
     ranks: RanksOpt = None,
     from_: FromOpt = None,
 ) -> None:
-    """All stages in order, from documents to the report; finished ones are recognised and passed over.
+    """Run all stages in order, from documents to the report; finished ones are recognised and passed over.
 
     With --from, a new root takes images, tokenizer and codes of another, as far as that has them: for another model.
     """

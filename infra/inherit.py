@@ -44,7 +44,7 @@ def inherit(stage: Stage, spec: Spec, root: str, old: str) -> Iterator[str]:
 
 
 def folders_of(stage: Stage) -> list[str]:
-    """Folders under a root that a stage reads, those of what they were made from first."""
+    """Return the folders under a root that a stage reads, those of what they were made from first."""
     found = dict[str, None]()
     for name in stage.reads:
         if (before := find(name)) and before.in_run:

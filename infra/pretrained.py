@@ -67,7 +67,7 @@ class Fetched(NamedTuple):
 
 
 def fetch(address: str, wanted: Sequence[str] = ()) -> Fetched:
-    """Brings what an address names onto this machine.
+    """Bring what an address names onto this machine.
 
     Args:
         wanted: paths in the repository that the caller will fetch, for the command to run elsewhere; default: this one.
@@ -261,7 +261,7 @@ def _published_root(address: str, root: str) -> list[str]:
 
 
 def draw_first(root: str) -> str:
-    """Draws eight pictures by the root's sampling options into ROOT/samples/first.png."""
+    """Draw eight pictures by the root's sampling options into ROOT/samples/first.png."""
     import numpy as np
 
     from pipeline.png import encode_photo

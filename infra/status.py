@@ -53,7 +53,7 @@ class SetStatus(Record):
     faults: list[str]
 
     def lines(self) -> Iterator[str]:
-        """As the terminal shows it."""
+        """Yield the lines as the terminal shows them."""
         yield (
             f"{self.name}: {self.done}/{self.units} units done, {self.failed} failed; "
             f"{self.written} written, {self.filtered} filtered, {self.rejected} rejected"
@@ -82,7 +82,7 @@ class TrainingStatus(Record):
     seconds_left: float | None = None
 
     def lines(self) -> Iterator[str]:
-        """As the terminal shows it."""
+        """Yield the lines as the terminal shows them."""
         if self.step is None:
             yield f"{self.name}: {'begun, no step logged yet' if self.state == 'begun' else self.state}"
             return
@@ -103,7 +103,7 @@ class Writer(Record):
     pid: int
 
     def lines(self) -> Iterator[str]:
-        """As the terminal shows it."""
+        """Yield the lines as the terminal shows them."""
         yield f"{self.name}: `{self.command}` writes here (host {self.host}, process {self.pid})"
 
 
@@ -111,7 +111,10 @@ Entry = SetStatus | TrainingStatus | Writer
 
 
 def status_lines(root: str) -> Iterator[str]:
-    """Lines for each shard set under a root, then for the trainings and who writes; none where there is nothing."""
+    """Yield the lines for each shard set under a root, then for the trainings and who writes.
+
+    There are none where there is nothing.
+    """
     for entry in entries(root):
         yield from map(printable, [entry] if isinstance(entry, str) else entry.lines())
 
@@ -132,7 +135,7 @@ def status_of(root: str) -> dict[str, list[Any]]:
 
 
 def entries(root: str) -> Iterator[Entry | str]:
-    """Everything that there is to say of a root; what is damaged is a line of its own, never an error."""
+    """Yield everything that there is to say of a root; what is damaged is a line of its own, never an error."""
     folders = {stage.makes for stage in registered() if stage.trains}
     for set_uri in find_shard_sets(root):
         folders.add(home_of(name_under(root, set_uri)))

@@ -106,7 +106,7 @@ def verdict_lines(summary: Summary, took: Mapping[str, float], root: str) -> Ite
 
 
 def next_commands(root: str) -> list[str]:
-    """Three commands that run as they stand, from where this one was started."""
+    """Return three commands that run as they stand, from where this one was started."""
     dnd = shlex.join(program())
     here = shlex.quote(_from_here(root))
     return [
@@ -117,7 +117,7 @@ def next_commands(root: str) -> list[str]:
 
 
 def program() -> list[str]:
-    """How `dnd` was called, in words that a shell takes: it may stand on no PATH."""
+    """Return how `dnd` was called, in words that a shell takes: it may stand on no PATH."""
     called = Path(sys.argv[0])
     found = shutil.which("dnd")
     if found and called.name == "dnd" and called.resolve() == Path(found).resolve():

@@ -61,7 +61,10 @@ def _hashes(sets: Sequence[ShardSet], path: Path) -> np.ndarray:
 
 
 def groups(hashes: np.ndarray, distance: int, folder: Path) -> Iterator[np.ndarray]:
-    """Rising indices int64 of each group of two or more of the uint64 [n] hashes, in chains of `distance` bits."""
+    """Yield the rising indices int64 of each group of two or more of the uint64 [n] hashes.
+
+    The members of a group are joined in chains of `distance` bits.
+    """
     parent = np.memmap(folder / "parents", np.int64, "w+", shape=(max(len(hashes), 1),))
     parent[:] = np.arange(len(parent))
     for bits in _bands(distance):

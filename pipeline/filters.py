@@ -107,7 +107,10 @@ def ink(image: np.ndarray) -> float:
 
 
 def perceptual_hash(image: np.ndarray) -> int:
-    """64-bit difference hash: is each cell of a 9 x 8 reduction darker than its right neighbour."""
+    """Compute the 64-bit difference hash of an image.
+
+    Its bits say whether each cell of a 9 x 8 reduction is lighter than its right neighbour.
+    """
     rows, columns = (_edges(length, number) for length, number in zip(image.shape[:2], (8, 9), strict=True))
     bands = [image[top:below, :, 1].sum(axis=0, dtype=np.uint32) for top, below in pairwise(rows)]
     sums = np.add.reduceat(np.stack(bands), columns[:-1], axis=1, dtype=np.int64)

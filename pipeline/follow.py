@@ -20,7 +20,7 @@ def folder_of(uri: str) -> str:
 
 
 def content_of(manifest: Manifest) -> str:
-    """Digest of what a shard set holds, whatever made it and wherever it lies."""
+    """Return the digest of what a shard set holds, whatever made it and wherever it lies."""
     return hashlib.sha256("".join(entry.sha256 for entry in manifest.shardlist).encode()).hexdigest()
 
 

@@ -78,7 +78,7 @@ class Child:
         self.process: subprocess.Popen[bytes] | None = None
 
     def call(self, *arguments: Any, factor: float = 1.0) -> Answer:
-        """One call under the limits times `factor`; after a death the next call starts a fresh child."""
+        """Make one call under the limits times `factor`; after a death the next call starts a fresh child."""
         return next(self.map([arguments], factor))
 
     def map(self, calls: Iterable[tuple[Any, ...]], factor: float = 1.0) -> Iterator[Answer]:
@@ -256,7 +256,7 @@ def _answer(function: Callable[..., Any], *arguments: Any) -> Answer:
 
 
 def main() -> None:
-    """Entry of the child: dies with its parent, writes no core file, serves until the pipe closes."""
+    """Run the child: die with its parent, write no core file, serve until the pipe closes."""
     ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, signal.SIGKILL)
     resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
     descriptor, counters, function = sys.argv[1:]

@@ -51,7 +51,7 @@ class Render(UnitStage):
     )
 
     def corrected(self, plan: Plan, manifest: Manifest) -> Manifest:
-        """Without what was removed while this job stood still and its lease lapsed."""
+        """Return the manifest without what was removed while this job stood still and its lease lapsed."""
         from pipeline.removal import take_out_again
 
         return take_out_again(plan) or manifest
@@ -73,7 +73,7 @@ def _setup(spec: Spec, set_uri: str, moved: Sequence[tuple[str, str]]) -> Work:
 
 
 def moved_since(plan: Plan, spec: Spec, root: str) -> list[tuple[str, str]]:
-    """(old place, new place) of each input of a plan that lies elsewhere now."""
+    """Return the old place and the new place of each input of a plan that lies elsewhere now."""
     places = zip(plan.places[1:], places_of(spec.render, _inputs(root))[1:])
     return [*_inputs_moved(root, plan), *((old, new) for old, new in places if old not in (new, ""))]
 

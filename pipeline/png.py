@@ -53,7 +53,10 @@ def grey_plane(image: np.ndarray) -> np.ndarray | None:
 
 
 def is_one_plane(image: np.ndarray) -> bool:
-    """Whether uint8 [H, W, 3] is one plane seen three times, as `from_plane` makes it; no pixel is looked at."""
+    """Return whether uint8 [H, W, 3] is one plane seen three times, as `from_plane` makes it.
+
+    No pixel is looked at.
+    """
     return image.strides[2] == 0
 
 

@@ -53,15 +53,15 @@ class Removal(NamedTuple):
     samples: frozenset[str]
 
     def holds_document(self, document_id: str) -> bool:
-        """Whether a document must go."""
+        """Return whether a document must go."""
         return bool(self.ids) and plain(document_id) in self.ids
 
     def holds(self, name: str, document_id: str) -> bool:
-        """Whether a sample SPLIT/UNIT/KEY of a document must go."""
+        """Return whether a sample SPLIT/UNIT/KEY of a document must go."""
         return name in self.samples or self.holds_document(document_id)
 
     def holds_sample(self, unit: str, sample: Sample) -> bool:
-        """Whether a sample of a unit SPLIT/UNIT must go, as it was rendered or lies in a shard."""
+        """Return whether a sample of a unit SPLIT/UNIT must go, as it was rendered or lies in a shard."""
         assert sample.row is not None
         return self.holds(f"{unit}/{sample.key}", sample.row["document"])
 
@@ -85,7 +85,7 @@ def plain(document_id: str) -> str:
 
 
 def read_removed(images_uri: str) -> Removal:
-    """All that was ever removed from ROOT/images."""
+    """Read all that was ever removed from ROOT/images."""
     files = storage.list_files(storage.join(images_uri, "removed"))
     found = [Removed.parse(storage.read_bytes(file.uri), file.uri) for file in files]
     return Removal(

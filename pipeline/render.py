@@ -41,7 +41,7 @@ FUNCTION = "pipeline.render:render_document"  # what the children run
 
 
 def versions() -> dict[str, str]:
-    """Versions that decide the bytes of image shards."""
+    """Return the versions that decide the bytes of image shards."""
     return {
         "pymupdf": pymupdf.__version__,
         "pypdfium2": str(pypdfium2.version.PYPDFIUM_INFO),
@@ -116,7 +116,9 @@ def _apart(made: list[Sample | Dropped], filters: Filters, kept: Kept, origin: s
 
 
 def render_document(spec: Spec, source: Source, document: RawDocument, ended: Ended) -> list[Sample | Dropped]:
-    """In the child: what became of each picture of a document; `ended` is as `render_pdf` takes it.
+    """Render a document in the child, and return what became of each picture of it.
+
+    `ended` is as `render_pdf` takes it.
 
     Raises:
         UnreadableError: nothing of the document can be used.

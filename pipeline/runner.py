@@ -47,7 +47,10 @@ TAGS = ("stage", "set")
 @ray.remote
 class _Worker:
     def start(self, setup: Setup) -> tuple[str, str, str | None]:
-        """(node, host, why it could not start or None); what it was set up for before goes first."""
+        """Set up the worker, and return the node, the host and why it could not start, or None.
+
+        What it was set up for before goes first.
+        """
         where = ray.get_runtime_context().get_node_id(), socket.gethostname()
         self.work: Any = None
         try:
@@ -137,7 +140,7 @@ class _WorkerPool:
             dismiss(spare)  # what they hold is needed
 
     def resize(self, left: int) -> None:
-        """Now and then: starts workers that are wanted for the `left` units, ends those that wait in vain or idle."""
+        """Start workers that are wanted for the `left` units, and end those that wait in vain or idle, now and then."""
         if time.monotonic() < self.next_look:
             return
         self.next_look = time.monotonic() + TICK

@@ -163,7 +163,7 @@ def tried(work: Callable[[Any], Any], unit: AnyUnit) -> tuple[Any, str]:
 
 
 def size_of(unit: AnyUnit, progress_unit: str) -> int:
-    """How much a unit counts in what the progress line counts."""
+    """Return how much a unit counts in what the progress line counts."""
     return unit.count if progress_unit != "units" and isinstance(unit, RangeUnit) else 1
 
 
@@ -220,5 +220,5 @@ class JobReport:
 
 
 def progress_uri(set_uri: str) -> str:
-    """Address of a set's progress file."""
+    """Return the address of a set's progress file."""
     return storage.join(set_uri, "progress.json")

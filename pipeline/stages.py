@@ -222,7 +222,7 @@ def register(stage: AnyStage) -> AnyStage:
 
 
 def registered() -> list[Stage]:
-    """All stages, each behind those that it reads."""
+    """Return all stages, each behind those that it reads."""
     graph = {name: [one for one in stage.reads if one in _STAGES] for name, stage in _STAGES.items()}
     return [_STAGES[name] for name in TopologicalSorter(graph).static_order()]
 

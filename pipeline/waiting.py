@@ -49,7 +49,7 @@ class UnitQueue:
         return affinity is None or self.node_of.get(affinity, node) == node
 
     def forget_node(self, node: str) -> None:
-        """Forgets a node that is gone, so that its affinities go to others."""
+        """Forget a node that is gone, so that its affinities go to others."""
         self.node_of = {affinity: home for affinity, home in self.node_of.items() if home != node}
 
 

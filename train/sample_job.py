@@ -56,7 +56,10 @@ class DrawSamples(UnitStage):
     options = (Option("num", "images (default: the spec's)", None, int, "sample.num"),)
 
     def make(self, spec: Spec, root: str, workers: Workers, **options: Any) -> dict[str, Manifest]:
-        """As for all; a worker holds the whole model: one a GPU, or one a group of spec.sample.threads cores."""
+        """Make the sets, as for all stages.
+
+        A worker holds the whole model: one a GPU, or one a group of spec.sample.threads cores.
+        """
         use = workers if workers.gpus else workers._replace(cpus=float(spec.sample.threads))
         return super().make(spec, root, use, **options)
 

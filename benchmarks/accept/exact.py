@@ -106,7 +106,9 @@ def _equal(part: str, what: str, found: Tensor, wanted: Tensor) -> Row:
 
 # ---- graphs --------------------------------------------------------------------------------------------------------
 def graphs(setting: Setting) -> Iterator[Row]:
-    """Greedy codes of the sampler, on a GPU from captured graphs, against the whole pass without any cache.
+    """Yield comparisons of the sampler's greedy codes with those of the whole pass without any cache.
+
+    On a GPU the sampler's codes come from captured graphs.
 
     For every bucket of lengths, guided and not, two batch sizes, each twice; then the memory that is left.
     """

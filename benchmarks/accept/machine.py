@@ -19,7 +19,7 @@ FLOAT32 = 1e-6  # relative error of products of 1,024 terms in float32 (TF32: 3e
 
 
 def machine(setting: Setting) -> Iterator[Row]:
-    """Memory, bandwidth, bfloat16 products, and the error of float32 products and convolutions."""
+    """Yield the memory, the bandwidth, the bfloat16 products, and the error of float32 products and convolutions."""
     device = setting.device
     yield Row(part="machine", what="memory", measured=memory_of(device) / 1e9, unit="GB")
     yield _rate("bandwidth", "TB/s", memory_bandwidth(device), device, BANDWIDTH, 0.8)
@@ -55,7 +55,7 @@ def _float32(device: torch.device) -> Iterator[Row]:
 
 
 def error(found: Tensor, wanted: Tensor) -> float:
-    """Norm of the difference over that of what is wanted."""
+    """Return the norm of the difference over that of what is wanted."""
     return float((found.double() - wanted.double()).norm() / wanted.double().norm())
 
 

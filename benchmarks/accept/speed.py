@@ -32,7 +32,10 @@ PEAK = (0.85, 1.15)  # of the memory that is counted: cuDNN's workspaces are not
 
 # ---- sampling ------------------------------------------------------------------------------------------------------
 def sampling(setting: Setting) -> Iterator[Row]:
-    """Images/s of XXL with guidance 2 by batch and type, as a share of what reading weights and caches allows."""
+    """Yield the images/s of XXL with guidance 2 by batch and type.
+
+    They are given as a share of what reading weights and caches allows.
+    """
     speed = memory_bandwidth(setting.device)
     spec = load_spec("demo", TINY_MODEL) if setting.tiny else load_spec("imagenet_16x16x2")
     for dtype in ("bfloat16", "float32"):
@@ -79,7 +82,7 @@ def _specs(setting: Setting) -> Iterator[tuple[str, Spec]]:
 
 
 def encoding(setting: Setting) -> Iterator[Row]:
-    """Images/s of the encoder in bfloat16, channels last and not, and the memory of it."""
+    """Yield the images/s of the encoder in bfloat16, channels last and not, and the memory of it."""
     size = 2 if setting.tiny else 32
     for name, spec in _specs(setting):
         config = config_of(spec)
@@ -104,7 +107,7 @@ def _encoding_seconds(setting: Setting, config: RQVAEConfig, size: int, layout: 
 
 
 def tokenizer(setting: Setting) -> Iterator[Row]:
-    """Images/s of training steps with LPIPS and discriminator in bfloat16, and the memory of them."""
+    """Yield the images/s of training steps with LPIPS and discriminator in bfloat16, and the memory of them."""
     for name, spec in _specs(setting):
         yield from _trained(setting, name, spec, 2 if setting.tiny else 8)
 

@@ -49,12 +49,12 @@ def measure(arms: Sequence[tuple[Spec, str]], rounds: int) -> list[Cost]:
 
 
 def training_flops(spec: Spec) -> float:
-    """FLOPs of a training, forward and backward."""
+    """Compute the FLOPs of a training, forward and backward."""
     return spec.train.steps * spec.train.batch_size * image_flops(config_of(spec))
 
 
 def in_turns(works: Sequence[Callable[[], object]], rounds: int) -> list[float]:
-    """Median CPU seconds of each work over some rounds in turns, after one that does not count."""
+    """Measure the median CPU seconds of each work over some rounds in turns, after one that does not count."""
     times: list[list[float]] = [[] for _ in works]
     for number in range(rounds + 1):
         for index, work in enumerate(works):

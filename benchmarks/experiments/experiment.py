@@ -74,12 +74,12 @@ def read_experiment(path: Path, overrides: Sequence[str] = ()) -> Experiment:
 
 
 def as_overrides(keys: Keys) -> list[str]:
-    """Keys as `--set` takes them."""
+    """Return the keys as `--set` takes them."""
     return [f"{key}={json.dumps(value)}" for key, value in keys.items()]
 
 
 def runs_of(experiment: Experiment, root: str, base_root: str) -> list[Run]:
-    """All runs, seed by seed, so that the first seed is whole before the second begins."""
+    """Return all runs, seed by seed, so that the first seed is whole before the second begins."""
     return [
         _run(experiment, root, base_root, arm, seed, index)
         for index, seed in enumerate(experiment.seeds)

@@ -47,7 +47,7 @@ class DocstringSource(Source):
 
 
 def passages(source: DocstringSource) -> list[str]:
-    """source.passages passages of min_words to max_words words.
+    """Return source.passages passages of min_words to max_words words.
 
     With a vocabulary of V, each is drawn word by word from the V most frequent words and the pairs seen in the prose,
     so that a small model can learn to spell all of them; else passages are the prose itself, in order.
@@ -62,7 +62,7 @@ def passages(source: DocstringSource) -> list[str]:
 
 @cache
 def prose() -> list[list[str]]:
-    """Words of the sentences in the standard library's docstrings, file by file in order of name."""
+    """Return the words of the sentences in the standard library's docstrings, file by file in order of name."""
     library = Path(sysconfig.get_paths()["stdlib"])
     files = sorted(p for p in library.rglob("*.py") if "test" not in p.parts and "site-packages" not in p.parts)
     sentences = (_words(text) for path in files[:FILES] for text in _docstrings(path))

@@ -23,7 +23,10 @@ TIMEOUT = timedelta(minutes=5)
 
 
 def main() -> None:
-    """One rank of the check; rank 0 prints the result. Ends with 1 where a sum is wrong or a rank does not answer."""
+    """Run one rank of the check; rank 0 prints the result.
+
+    It ends with 1 where a sum is wrong or a rank does not answer.
+    """
     device = torch.device("cuda", int(os.environ["LOCAL_RANK"])) if torch.cuda.is_available() else torch.device("cpu")
     if device.type == "cuda":
         torch.cuda.set_device(device)
@@ -61,7 +64,10 @@ def measure(device: torch.device) -> float:
 
 
 def report(world: int, backend: str, seconds: float) -> str:
-    """One line; GB/s are what each rank sends and receives (NCCL's bus bandwidth: 2 · (n - 1) / n of the data)."""
+    """Return the result as one line.
+
+    Its GB/s are what each rank sends and receives (NCCL's bus bandwidth: 2 · (n - 1) / n of the data).
+    """
     speed = 2 * (world - 1) / world * (MEBIBYTES << 20) / seconds / 1e9
     what = f"all-reduce of {MEBIBYTES} MiB over {world} ranks by {backend}"
     return f"check: {what}: {seconds * 1e3:.1f} ms, {speed:.1f} GB/s"

@@ -55,7 +55,7 @@ def _gpus(gpus: int) -> Finding:
 
 
 def driver_version(path: Path = DRIVER_VERSION) -> str | None:
-    """Version of the loaded driver, None where none is loaded."""
+    """Return the version of the loaded driver, or None where none is loaded."""
     found = re.search(r"Module\s+(?:for \S+\s+)?([\d.]+)", path.read_text()) if path.exists() else None
     return found[1] if found else None
 
@@ -90,7 +90,10 @@ def _nccl(gpus: bool) -> Finding:
 
 
 def fabric_findings(folder: Path, verbs: str = "libibverbs.so.1", plugin: str = "libnccl-net.so") -> Iterator[Finding]:
-    """Whether the libraries load by which NCCL uses the adapters in `folder`; it takes TCP without a word if not."""
+    """Yield whether the libraries load by which NCCL uses the adapters in `folder`.
+
+    NCCL takes TCP without a word if they do not.
+    """
     adapters = sorted(path.name for path in folder.iterdir()) if folder.is_dir() else []
     if not adapters:
         return

@@ -25,7 +25,7 @@ OPEN_FILES = 8192
 
 
 def machine_findings(root: str | None) -> Iterator[Finding]:
-    """Everything that can be told without a network; `root` adds its disk where it is a folder."""
+    """Yield everything that can be told without a network; `root` adds its disk where it is a folder."""
     yield _python()
     yield _packages()
     yield from gpu_findings()

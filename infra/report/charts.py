@@ -62,7 +62,7 @@ def curves_of(root: str) -> list[Chart]:
 
 
 def points_of(rows: list[Row], key: str) -> list[tuple[int, float]]:
-    """(step, value) of a quantity in a training's log, where it was logged."""
+    """Return the (step, value) of a quantity in a training's log, where it was logged."""
     return [(int(row["step"]), float(row[key])) for row in rows if isinstance(row.get(key), int | float)]
 
 
@@ -103,7 +103,7 @@ class _Scale(NamedTuple):
     high: float
 
     def at(self, point: Point) -> Point:
-        """Where a point stands in the picture."""
+        """Return where a point stands in the picture."""
         across = (point[0] - self.left) / (self.right - self.left)
         up = (point[1] - self.low) / (self.high - self.low)
         return LEFT + WIDTH * across, TOP + HEIGHT * (1 - up)

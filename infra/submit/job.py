@@ -96,7 +96,10 @@ def _check_training(job: Job, on: Engine, spec: Spec) -> None:
 
 
 def submitted(root: str, stage: str) -> str:
-    """Where a stage's job finds the spec that it was submitted with; the root's own record changes when it accepts."""
+    """Return where a stage's job finds the spec that it was submitted with.
+
+    The root's own record changes when it accepts.
+    """
     return storage.join(root, "submitted", f"{stage}.yaml")
 
 

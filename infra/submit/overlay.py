@@ -48,7 +48,7 @@ def laid_over(manifest: Tree, overlay: Tree) -> Tree:
 
 
 def pod_specs(tree: object) -> Iterator[Tree]:
-    """Every pod's spec in a manifest: what has containers."""
+    """Yield every pod's spec in a manifest: what has containers."""
     if isinstance(tree, list):
         for member in tree:
             yield from pod_specs(member)

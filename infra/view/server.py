@@ -68,7 +68,7 @@ def address(host: str, port: int) -> str:
 
 
 def is_local(host: str) -> bool:
-    """Whether an address reaches this machine alone."""
+    """Return whether an address reaches this machine alone."""
     try:
         return host == "localhost" or ip_address(host).is_loopback
     except ValueError:
@@ -100,7 +100,7 @@ def guarded(app: App, token: str | None) -> App:
 
 
 def refused(headers: Any, cookies: dict[str, str], token: str | None) -> str:
-    """Why a request is not answered; "" where it is."""
+    """Return why a request is not answered; "" where it is."""
     host = headers.get("host", "")
     origin = headers.get("origin")
     if token and not secrets.compare_digest(cookies.get(COOKIE, "").encode(), token.encode()):

@@ -33,7 +33,7 @@ ABOUT = ("id", "licence", "source", "title", "authors", "url", "page", "box", "e
 
 
 def set_names(root: str, holds: str) -> list[str]:
-    """Names under the root of the shard sets that hold "images" or "codes"."""
+    """Return the names under the root of the shard sets that hold "images" or "codes"."""
     found = []
     for uri in find_shard_sets(root):
         plan = read_plan(uri)
@@ -110,7 +110,7 @@ def codes_of(root: str, name: str, key: str, unit: int) -> np.ndarray | None:
 
 
 def class_names(root: str) -> list[tuple[str, int]]:
-    """Names and numbers of the classes, where the root has them."""
+    """Return the names and numbers of the classes, where the root has them."""
     names = read_class_names(storage.join(root, "images", "classes.json"))
     return [(name, number) for number, name in names.items()]
 

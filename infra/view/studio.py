@@ -77,7 +77,7 @@ def by_depth(tokenizer: RQVAE, codes: np.ndarray, depths: int, original: np.ndar
 
 
 def sample_base(model: Generator, codes: np.ndarray) -> Base:
-    """Codes [h, w, d] as what is given, all of them kept."""
+    """Return the codes [h, w, d] as what is given, all of them kept."""
     codes = codes.astype(np.int64)
     return Base(decode_codes(model.tokenizer, codes[None])[0], codes, np.zeros(codes.shape[:2], bool))
 
@@ -102,7 +102,10 @@ def text_base(model: Generator, spec: Spec, text: str) -> Base:
 
 
 def after_words(boxes: np.ndarray, grid: tuple[int, ...], size: int) -> np.ndarray:
-    """Cells bool [h, w] of a picture of `size` pixels that come after its last word, boxes [n, 4], in reading order."""
+    """Return the cells bool [h, w] of a picture of `size` pixels that come after its last word.
+
+    The boxes [n, 4] of its words are in reading order.
+    """
     rows, columns = ((np.arange(number) + 0.5) * (size / number) for number in grid)  # the middles of the cells
     right, top, bottom = boxes[-1, 2], boxes[-1, 1], boxes[-1, 3]
     return (rows > bottom)[:, None] | ((rows > top)[:, None] & (columns > right)[None])
@@ -126,7 +129,10 @@ def hole_of(words: str, grid: tuple[int, ...]) -> Hole | None:
 
 
 def given_codes(base: Base, hole: Hole | None, depths: int) -> np.ndarray:
-    """Codes int64 [h, w, d] that are given: the first `depths` of each position, FREE in the hole and where it is."""
+    """Return the codes int64 [h, w, d] that are given: the first `depths` of each position.
+
+    They are FREE in the hole and where the base is.
+    """
     codes = base.codes.copy()
     codes[base.free] = FREE
     codes[..., depths:] = FREE
@@ -136,7 +142,7 @@ def given_codes(base: Base, hole: Hole | None, depths: int) -> np.ndarray:
 
 
 def draw(model: Generator, spec: Spec, cls: int, number: int, given: np.ndarray | None, **options: Any) -> Drawn:
-    """Draws pictures of a class, around what is given.
+    """Draw pictures of a class, around what is given.
 
     Args:
         given: codes [h, w, d], FREE where they are to be drawn; None draws all.

@@ -22,7 +22,7 @@ Shown = tuple[Any, str]  # what is kept for the next step, and what the page sho
 
 
 def studio_tab(root: str, spec: Spec) -> None:
-    """Draws pictures, and draws them anew around what is given."""
+    """Build the tab that draws pictures, and draws them anew around what is given."""
     options = _options(root, spec)
     start = gr.Button("Draw", variant="primary")
     drawn = html_block()

@@ -60,14 +60,14 @@ def _face(family: str, whole_pixels: float | None, number: int) -> pymupdf.Font:
 
 @lru_cache(maxsize=16)
 def characters(family: str) -> frozenset[int]:
-    """Code points that every face of a family has; of one that is built in, none is known."""
+    """Return the code points that every face of a family has; of one that is built in, none is known."""
     faces = [pymupdf.Font(fontbuffer=pymupdf_fonts.myfont(name)) for name in FACES.get(family, ())]
     return frozenset.intersection(*(frozenset(face.valid_codepoints()) for face in faces)) if faces else frozenset()
 
 
 @lru_cache(maxsize=1 << 16)
 def has_glyph(char: str, beside: str = "") -> bool:
-    """Whether MuPDF can draw a character with any font that it has.
+    """Return whether MuPDF can draw a character with any font that it has.
 
     Args:
         char: one character; of a script of its own it is drawn wherever it stands.

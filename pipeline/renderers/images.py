@@ -69,7 +69,9 @@ def _format_of(prefix: bytes) -> str:
 
 
 def center_crop(image: Image.Image, size: int) -> np.ndarray:
-    """ADM centre crop uint8 [size, size, 3]: halve with a box filter while possible, then bicubic, then cut the middle.
+    """Make the ADM centre crop uint8 [size, size, 3].
+
+    It halves with a box filter while possible, then resizes bicubically, then cuts the middle.
 
     Equal to the pixel to `center_crop_arr` of guided-diffusion, which leaves EXIF orientation and transparency aside.
     """

@@ -36,7 +36,7 @@ class TextLeftOut(mupdf.FzDevice2):  # type: ignore[misc]
             getattr(self, f"use_virtual_{name}")()
 
     def is_left_out(self, text: Any, stroke: Any, matrix: Any) -> bool:
-        """Whether the text that comes now is; its bounds are noted."""
+        """Return whether the text that comes now is left out, and note its bounds."""
         area = mupdf.ll_fz_bound_text(text, stroke, matrix)
         self.bounds.append((area.x0, area.y0, area.x1, area.y1))
         return len(self.bounds) - 1 in self.left_out
@@ -80,7 +80,7 @@ class TextLeftOut(mupdf.FzDevice2):  # type: ignore[misc]
         mupdf.ll_fz_clip_path(self.target.m_internal, self.nothing.m_internal, 0, matrix, scissor)
 
     def run(self, drawing: pymupdf.DisplayList) -> None:
-        """Draws a display list on this device, and closes both."""
+        """Draw a display list on this device, and close both."""
         everywhere = mupdf.FzRect(mupdf.FzRect.Fixed_INFINITE)
         mupdf.fz_run_display_list(drawing.this, self, mupdf.FzMatrix(), everywhere, mupdf.FzCookie())
         mupdf.fz_close_device(self)

@@ -40,7 +40,7 @@ class Marks:
             self.sums[row + 1] += self.sums[row]
 
     def on_line(self, box: list[float], side: int) -> bool:
-        """Whether a mark lies on the line of pixels inside a side (left, top, right, bottom) of a box."""
+        """Return whether a mark lies on the line of pixels inside a side (left, top, right, bottom) of a box."""
         x0, y0, x1, y1 = (int(value) for value in box)
         columns, rows = slice(x0, x1 + 1), slice(y0, y1 + 1)
         last, lowest = max(0, x1 - 1), max(0, y1 - 1)
@@ -53,7 +53,7 @@ class Marks:
         return bool(self.marked[place[side]].any())
 
     def under(self, boxes: np.ndarray) -> np.ndarray:
-        """Whether a mark lies in each of boxes float [n, 4], or less than a cell beside it: bool [n]."""
+        """Return whether a mark lies in each of boxes float [n, 4], or less than a cell beside it: bool [n]."""
         ends = np.array(self.sums.shape)[::-1] - 1
         low = np.clip(np.floor(boxes[:, :2] / CELL).astype(np.int64), 0, ends)
         high = np.clip(np.ceil(boxes[:, 2:] / CELL).astype(np.int64), 0, ends)
@@ -63,7 +63,10 @@ class Marks:
 
 
 def differ(image: np.ndarray, ground: Ground, least: int = MARK) -> np.ndarray:
-    """Which pixels of a picture uint8 [H, W, 3] differ from the ground by so much in a channel: bool [H, W]."""
+    """Return which pixels of a picture uint8 [H, W, 3] differ from the ground by so much in a channel.
+
+    The answer is bool [H, W].
+    """
     if isinstance(ground, np.ndarray):
         if is_one_plane(image) and is_one_plane(ground):
             image = image[..., :1]
@@ -103,13 +106,13 @@ def _commonest(plane: np.ndarray) -> int:
 
 
 def is_pale(colour: tuple[int, ...], ground: tuple[int, int, int]) -> bool:
-    """Whether a colour cannot be told from the paper's."""
+    """Return whether a colour cannot be told from the paper's."""
     return all(abs(a - b) < CONTRAST for a, b in zip(colour, ground))
 
 
 # ---- text that leaves none -----------------------------------------------------------------------------------------
 def in_one_place(texts: list[str], boxes: np.ndarray) -> list[int]:
-    """Numbers of the words, boxes float [n, 4], that share their place with another word."""
+    """Return the numbers of the words, boxes float [n, 4], that share their place with another word."""
     found = set[int]()
     order = np.argsort(boxes[:, 1], kind="stable")
     stops = np.searchsorted(boxes[order, 1], boxes[order, 3])
@@ -123,7 +126,7 @@ def in_one_place(texts: list[str], boxes: np.ndarray) -> list[int]:
 
 
 def unmarked(boxes: Mapping[int, np.ndarray], image: np.ndarray, draw_without: DrawWithout) -> set[int]:
-    """Those text objects without which a picture uint8 [H, W, 3] is the same in their boxes [4].
+    """Return the text objects without which a picture uint8 [H, W, 3] is the same in their boxes [4].
 
     Those that are apart from each other are left out of one drawing; those that were found are left out for good.
     """
@@ -149,7 +152,7 @@ def _standing_apart(numbers: list[int], boxes: Mapping[int, np.ndarray]) -> list
 
 
 def meeting(some: np.ndarray, boxes: np.ndarray) -> list[list[int]]:
-    """Pairs of the numbers of boxes [k, 4] and [n, 4] that have an area in common."""
+    """Return the pairs of the numbers of boxes [k, 4] and [n, 4] that have an area in common."""
     left, top, right, bottom = some.T[:, :, None]
     meet = (left < boxes[:, 2]) & (boxes[:, 0] < right) & (top < boxes[:, 3]) & (boxes[:, 1] < bottom)
     pairs: list[list[int]] = np.argwhere(meet).tolist()

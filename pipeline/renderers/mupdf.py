@@ -113,7 +113,10 @@ def draw(drawing: pymupdf.DisplayList, scale: float, grey: bool = False) -> np.n
 
 
 def is_coloured(drawing: pymupdf.DisplayList) -> bool:
-    """Whether a display list paints more than greys; a picture that may have colours counts as coloured, unseen."""
+    """Return whether a display list paints more than greys.
+
+    A picture that may have colours counts as coloured, unseen.
+    """
     told = mupdf.ll_fz_new_test_device_outparams()
     device = mupdf.FzDevice(mupdf.ll_fz_new_test_device_outparams_fn(0.0, 0, None, told))
     with suppress(mupdf.FzErrorAbort):  # it has seen enough
@@ -215,7 +218,7 @@ def _hidden(
 
 
 def is_clipped(drawing: pymupdf.DisplayList) -> bool:
-    """Whether characters of a display list are clipped away."""
+    """Return whether characters of a display list are clipped away."""
     return len({_text(drawing, FLAGS | clip).extractText() for clip in (0, pymupdf.TEXT_CLIP)}) > 1
 
 

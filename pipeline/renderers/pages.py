@@ -33,7 +33,7 @@ NOTHING: Ended = MappingProxyType({})
 def render_pdf(
     data: bytes, document_id: str, render: Render, seed: int, size: int, ended: Ended = NOTHING
 ) -> Iterator[Picture | NoPicture]:
-    """Crops of a PDF's pages; a page that fails with every engine, or is not wanted, is one NoPicture.
+    """Yield the crops of a PDF's pages; a page that fails with every engine, or is not wanted, is one NoPicture.
 
     Args:
         size: side of a picture, pixels; it is cut at the spec's crop_size.

@@ -67,7 +67,9 @@ class Sheet(NamedTuple):
 def render_text(
     text: str, document_id: str, style: TextStyle, seed: int, canvas: int, size: int, form: Format = "plain"
 ) -> Iterator[Picture | NoPicture]:
-    """Pictures of a passage, at most style.max_images of them, in order: what does not fit goes on on the next.
+    """Yield the pictures of a passage, at most style.max_images of them, in order.
+
+    What does not fit goes on on the next.
 
     All chances are functions of (seed, document). A character that no font has makes one NoPicture, never an empty box;
     a plain passage ends before a word that is wider than its column.

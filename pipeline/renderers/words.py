@@ -42,7 +42,7 @@ class Glyphs(NamedTuple):
     slight: list[bool]
 
     def across(self) -> np.ndarray:
-        """Whether the words run across, bool [n], and not up or down."""
+        """Return whether the words run across, bool [n], and not up or down."""
         middles = (self.boxes[:, :2] + self.boxes[:, 2:]) / 2
         ends = np.array([*self.starts[1:], len(middles)]) - 1
         way = np.abs(middles[ends] - middles[self.starts])
@@ -63,7 +63,9 @@ class Words(NamedTuple):
     trusted: bool = True
 
     def within(self, left: int, top: int, width: int, height: int, marks: Marks) -> Words:
-        """Those of which something is seen in a piece of the picture, in pixels of the piece, clipped to it.
+        """Return the words of which something is seen in a piece of the picture.
+
+        They are in pixels of the piece, clipped to it.
 
         Args:
             marks: those of text on the whole picture.
@@ -88,7 +90,10 @@ class Words(NamedTuple):
         return self._replace(boxes=boxes, cut=cut).only(np.flatnonzero(reach).tolist())
 
     def deduplicated(self) -> Words:
-        """Each once, also where it is painted again in the same place, for instance as a poor man's bold."""
+        """Return each word once, also where it is painted again in the same place.
+
+        A poor man's bold, for instance, paints it again.
+        """
         places = defaultdict[str, list[Box]](list)
         chosen = list[int]()
         for number, (text, box) in enumerate(zip(self.texts, self.boxes.tolist(), strict=True)):
@@ -100,7 +105,9 @@ class Words(NamedTuple):
         return self.only(chosen)
 
     def joined_as(self, known: Sequence[str]) -> Words:
-        """Pieces of one known word that stand on one line as one word: engines part some scripts' letters within words.
+        """Join the pieces of one known word that stand on one line into one word.
+
+        Engines part some scripts' letters within words.
 
         Args:
             known: words of which these are a part in the same order; else they are left as they are.
@@ -128,7 +135,7 @@ class Words(NamedTuple):
         return bool(min(bottom, below) - max(above, top) > min(bottom - above, below - top) / 2)
 
     def only(self, chosen: list[int]) -> Words:
-        """Those of these numbers."""
+        """Return the words of these numbers."""
         if len(chosen) == len(self.texts):
             return self
         texts = [self.texts[n] for n in chosen]
@@ -185,13 +192,19 @@ def letters(char: str) -> str:
 
 @lru_cache(maxsize=1 << 12)
 def stands_for_itself(char: str) -> bool:
-    """Whether a character is one visible letter or sign that runs from left to right, whatever stands beside it."""
+    """Return whether a character is one visible letter or sign that runs from left to right.
+
+    It must do so whatever stands beside it.
+    """
     plain = "!" <= char < "\u0590" or "\u1e00" <= char < "\u2200"
     return plain and char.isprintable() and letters(char) == char and unicodedata.category(char)[0] != "M"
 
 
 def tracking(characters: Sequence[Character]) -> set[int]:
-    """Numbers of those gaps that only space the letters of words: nearly equal ones between all letters of a line."""
+    """Return the numbers of those gaps that only space the letters of words.
+
+    They are nearly equal ones between all letters of a line.
+    """
     breaks = [-1, *(n for n, char in enumerate(characters) if char is BREAK), len(characters)]
     return {gap for start, stop in pairwise(breaks) for gap in _tracking_of(characters, range(start + 1, stop))}
 
@@ -219,7 +232,7 @@ def _distance(a: Box, b: Box) -> float:
 
 
 def gather(characters: Iterable[Character]) -> Glyphs:
-    """Words from characters in reading order.
+    """Gather words from characters in reading order.
 
     White space parts words, and so does a change between the paper's own colour and another one; a character that is
     painted twice in a row counts once.
@@ -290,7 +303,9 @@ def share_under(boxes: Iterable[Box], area: float) -> float:
 
 
 def page_scale(width: float, height: float, style: PageStyle) -> float:
-    """Pixels a point at which a page of so many points is drawn: those of style.dpi, or that fit it into style.fit.
+    """Return the pixels a point at which a page of so many points is drawn.
+
+    They are those of style.dpi, or those that fit the page into style.fit.
 
     Raises:
         UnreadableError: it is empty, or has more pixels than allowed.

@@ -27,7 +27,10 @@ def count_grams(grams: np.ndarray, bits: int) -> Counts:
 
 
 def interpolate(counts: Counts, grams: np.ndarray, shorter: np.ndarray, bits: int) -> np.ndarray:
-    """Probabilities of grams [n], given those under shorter contexts [n]; an unseen context leaves them as they are."""
+    """Compute the probabilities of grams [n], given those under shorter contexts [n].
+
+    An unseen context leaves them as they are.
+    """
     seen = _look_up(counts.grams, counts.counts, grams)
     total = _look_up(counts.contexts, counts.totals, grams >> bits)
     types = _look_up(counts.contexts, counts.types, grams >> bits)

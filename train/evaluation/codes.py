@@ -36,23 +36,30 @@ def count_codes(batches: Iterable[np.ndarray], codebook_size: int) -> np.ndarray
 
 
 def entropy_bits(histogram: np.ndarray) -> np.ndarray:
-    """Entropy of each depth's histogram [depths, V] in bits per code -> [depths]: no prediction by frequency
-    alone can do better on this very set."""
+    """Compute the entropy of each depth's histogram [depths, V] in bits per code -> [depths].
+
+    No prediction by frequency alone can do better on this very set.
+    """
     share = histogram / np.maximum(histogram.sum(axis=1, keepdims=True), 1)
     logs = np.log2(share, out=np.zeros_like(share), where=share > 0)
     return -(share * logs).sum(axis=1)
 
 
 def cross_entropy_bits(train: np.ndarray, val: np.ndarray) -> np.ndarray:
-    """Bits per code and depth that predicting `val` from the frequencies of `train` costs -> [depths].
+    """Compute the bits per code and depth that predicting `val` from the frequencies of `train` costs -> [depths].
 
-    Both are histograms [depths, V]; train is smoothed by one count a row, so that an unseen code costs finite bits."""
+    Both are histograms [depths, V]; train is smoothed by one count a row, so that an unseen code costs finite bits.
+    """
     share = (train + 1) / (train.sum(axis=1, keepdims=True) + train.shape[1])
     return -(val * np.log2(share)).sum(axis=1) / val.sum(axis=1)
 
 
 def codebook_usage(histogram: np.ndarray) -> list[CodebookUse]:
-    """Per depth: rows used at all, their share of the codebook, perplexity (2 ** entropy) and entropy in bits."""
+    """Measure the use of the codebook at each depth.
+
+    It is the rows used at all, their share of the codebook, the perplexity (2 ** entropy) and the entropy
+    in bits.
+    """
     usage, perplexity = quantizer.codebook_health(torch.from_numpy(histogram))
     return [
         CodebookUse(

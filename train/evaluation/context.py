@@ -21,7 +21,9 @@ CONTEXT_MASK = np.int64(2**47 - 1)
 
 
 def context_baseline(train: Iterable[np.ndarray], val: Iterable[np.ndarray], codebook_size: int) -> ContextBits:
-    """Bits a code on `val` of counts over `train`, backing off (Witten and Bell) from the longest context seen.
+    """Compute the bits a code on `val` of counts over `train`.
+
+    The counts back off (Witten and Bell) from the longest context seen.
 
     The contexts of a code, each with all before it: nothing; the earlier codes of its position; the codes of the left
     neighbour; those of the upper one.

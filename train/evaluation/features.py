@@ -146,7 +146,10 @@ class TransformersExtractor:
 
 
 def spatial_rows(activations: Tensor) -> Tensor:
-    """Activations [n, C, 17, 17] -> the first seven channels as TensorFlow lays them out, NHWC -> [n, 17 * 17 * 7]."""
+    """Flatten the first seven channels of activations [n, C, 17, 17] -> [n, 17 * 17 * 7].
+
+    They lie as TensorFlow lays them out, NHWC.
+    """
     return rearrange(activations[:, :SPATIAL_CHANNELS], "n c h w -> n (h w c)")
 
 
@@ -170,7 +173,7 @@ class RandomConvolutions(nn.Module):
 
 
 def weights_digest(network: nn.Module) -> str:
-    """SHA-256 (hex) over the names and values of a network's parameters and buffers."""
+    """Return the SHA-256 (hex) over the names and values of a network's parameters and buffers."""
     digest = hashlib.sha256()
     for name, value in sorted(network.state_dict().items()):
         digest.update(name.encode())

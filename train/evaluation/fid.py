@@ -41,14 +41,15 @@ class SetFeatures:
 
 
 def extract(images: ImageSet, extractor: Extractor) -> SetFeatures:
-    """Features of a whole set, here.
+    """Extract the features of a whole set, here.
 
-    Memory: features of 1,024 images, the moments, and at most 50,000 pool rows."""
+    Memory: features of 1,024 images, the moments, and at most 50,000 pool rows.
+    """
     return merge(pieces(images, extractor, 0, len(images)))
 
 
 def pieces(images: ImageSet, extractor: Extractor, start: int, stop: int) -> Iterator[SetFeatures]:
-    """Features of images start ... stop - 1, 1,024 at a time."""
+    """Yield the features of the images start ... stop - 1, 1,024 at a time."""
     passes = map(extractor, images.batches(start, stop, BATCH))
     for first in range(start, stop, PIECE):
         yield _piece(_joined(islice(passes, PIECE // BATCH)), first, len(images))
@@ -76,7 +77,7 @@ def evaluate_images(
     device: str = "cpu",
     extract_set: Callable[[ImageSet], SetFeatures] | None = None,
 ) -> dict[str, Any]:
-    """FID, sFID, KID, Inception Score, precision, recall, density and coverage, with all that was assumed.
+    """Compute FID, sFID, KID, Inception Score, precision, recall, density and coverage, with all that was assumed.
 
     Figures are called FID only where the extractor is the published Inception; else its name stands in theirs. A gFID
     of fewer than 50,000 samples has their number in its name. What cannot be computed is left out and said in `notes`.

@@ -41,7 +41,7 @@ class Moments:
         return Moments(total, self.mean + shift * (other.count / total), self.scatter + other.scatter + between)
 
     def covariance(self) -> np.ndarray:
-        """Unbiased covariance [D, D].
+        """Return the unbiased covariance [D, D].
 
         Raises:
             ValueError: no more rows than dimensions: it would be singular.
@@ -77,7 +77,7 @@ def refuse_other_features(dim: int, other: int) -> None:
 
 
 def frechet_distance(mu1: np.ndarray, sigma1: np.ndarray, mu2: np.ndarray, sigma2: np.ndarray) -> float:
-    """|mu1 - mu2|^2 + tr(sigma1 + sigma2 - 2 (sigma1 sigma2)^(1/2)), mu [D], sigma [D, D], float64.
+    """Compute |mu1 - mu2|^2 + tr(sigma1 + sigma2 - 2 (sigma1 sigma2)^(1/2)), mu [D], sigma [D, D], float64.
 
     Where the root of the product is not finite, 1e-6 is added to both diagonals, as in the ADM evaluator and TTUR.
 
@@ -103,7 +103,9 @@ def _sqrtm(matrix: np.ndarray) -> np.ndarray:
 
 
 def kernel_distance(reference: np.ndarray, samples: np.ndarray) -> tuple[float | None, str]:
-    """Unbiased squared maximum mean discrepancy of features [N, D] and [M, D] under the kernel (x y / D + 1)^3.
+    """Compute the unbiased squared maximum mean discrepancy of features [N, D] and [M, D].
+
+    The kernel is (x y / D + 1)^3.
 
     Returns:
         The mean over 100 subsets of at most 1,000 rows of each set, None without torch-fidelity; and how it was made.

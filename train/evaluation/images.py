@@ -13,13 +13,13 @@ LUMA = np.array([0.299, 0.587, 0.114])
 
 
 def mean_squared_error(a: np.ndarray, b: np.ndarray) -> float:
-    """Mean squared difference of two uint8 arrays of one shape, in squared grey levels (0 ... 65,025)."""
+    """Compute the mean squared difference of two uint8 arrays of one shape, in squared grey levels (0 ... 65,025)."""
     difference = a.astype(np.float32) - b.astype(np.float32)
     return float(np.mean(np.square(difference), dtype=np.float64))
 
 
 def ssim(a: np.ndarray, b: np.ndarray) -> float:
-    """Structural similarity of two uint8 pictures [H, W, 3] or [H, W], 1 where they are equal.
+    """Compute the structural similarity of two uint8 pictures [H, W, 3] or [H, W], 1 where they are equal.
 
     After Wang et al. 2004: luminance, Gaussian window of 11 pixels with sigma 1.5, mean over the windows that lie
     wholly inside the picture.
@@ -39,7 +39,7 @@ def ssim(a: np.ndarray, b: np.ndarray) -> float:
 
 
 def reconstruction_quality(pairs: Iterable[tuple[np.ndarray, np.ndarray]]) -> Quality:
-    """PSNR and SSIM over (original, reconstruction) pairs of uint8 [H, W, 3], streaming.
+    """Measure the PSNR and SSIM over (original, reconstruction) pairs of uint8 [H, W, 3], streaming.
 
     `psnr` is the mean of the pictures' PSNRs in dB, as papers report it, without the exactly equal ones, which
     `num_identical` counts; `psnr_of_mean_error` is the PSNR of the error averaged over all pictures.

@@ -49,7 +49,7 @@ class ScoreSums:
         return ScoreSums(both)
 
     def score(self) -> float:
-        """Mean over the splits of exp(mean KL(p(y|x) || p(y))).
+        """Compute the mean over the splits of exp(mean KL(p(y|x) || p(y))).
 
         Raises:
             ValueError: no image was added.

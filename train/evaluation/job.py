@@ -25,15 +25,20 @@ Made = TypeVar("Made")
 
 
 def extract_on(workers: Workers, extractor: str, images: ImageSet) -> SetFeatures:
-    """Features of a set, its pieces spread over workers; `extractor` as load_extractor takes it. The pieces are those
-    of `extract` and are merged in the same order: the figures do not depend on the number of workers."""
+    """Extract the features of a set, its pieces spread over workers; `extractor` as load_extractor takes it.
+
+    The pieces are those of `extract` and are merged in the same order: the figures do not depend on the
+    number of workers.
+    """
     setup = partial(_set_up_extraction, extractor, images.uri)
     return merge(_in_order(_run(setup, len(images), PIECE, workers, f"features {images.uri}")))
 
 
 def read_on(workers: Workers, engine: OcrEngine, cache: Path, sets: Mapping[str, tuple[ImageSet, list[int]]]) -> None:
-    """Has workers read what the cache lacks of the chosen pictures of each set. What they read is written down as it
-    comes, so that a killed run goes on, and reading here afterwards finds it all.
+    """Have workers read what the cache lacks of the chosen pictures of each set.
+
+    What they read is written down as it comes, so that a killed run goes on, and reading here afterwards finds
+    it all.
 
     Args:
         workers: where to read.

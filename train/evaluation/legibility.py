@@ -50,7 +50,7 @@ def training_text(images: ShardSet) -> TrainingText:
 def evaluate_legibility(
     sets: Mapping[str, ImageSet], training: TrainingText, engine: OcrEngine, cache: Path, num_images: int
 ) -> dict[str, Any]:
-    """Every figure of one set of generated images against the real split.
+    """Compute every figure of one set of generated images against the real split.
 
     Args:
         sets: "real" and "generated" pictures, and "reconstructed" ones of the real ones, where there are such.
@@ -111,7 +111,7 @@ def sweep_point(
 
 
 def figures_of(texts: Sequence[str], training: TrainingText) -> dict[str, Any]:
-    """Diversity and copies of the training text, one text an image."""
+    """Measure the diversity and the copies of the training text, one text an image."""
     return diversity(texts, training.known) | memorisation(texts, training.passages)
 
 

@@ -58,7 +58,10 @@ def compare_manifolds(reference: np.ndarray, samples: np.ndarray, device: str = 
 
 
 def manifold_radii(features: torch.Tensor) -> torch.Tensor:
-    """Squared distances of each row of features [N, D] to itself and its first five neighbours, in order -> [N, 6]."""
+    """Compute the squared distances of each row of features [N, D] to itself and its first five neighbours.
+
+    They are in order -> [N, 6].
+    """
     if len(features) <= DENSITY_NEIGHBOURS:
         needed = DENSITY_NEIGHBOURS + 1
         raise ValueError(f"{len(features)} images have no manifold; precision and recall need at least {needed} a set")

@@ -29,7 +29,7 @@ class NGramModel:
         self.name = f"built-in character {ORDER}-gram, Witten-Bell, {num_characters:,} characters"
 
     def score(self, text: str) -> tuple[float, int]:
-        """(negative log-likelihood in nats, characters scored) of a text, white space normalised."""
+        """Return the negative log-likelihood in nats and the characters scored of a text, white space normalised."""
         sequence = _numbered(_clean(text), self.numbers)
         probability = np.full(len(sequence) - ORDER + 1, 1.0 / (len(self.numbers) + 1))
         for order, counts in enumerate(self.orders, 1):

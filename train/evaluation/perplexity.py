@@ -22,16 +22,19 @@ class LanguageModel(Protocol):
     unit: str
 
     def score(self, text: str) -> tuple[float, int]:
-        """(negative log-likelihood in nats, units scored) of a text."""
+        """Return the negative log-likelihood in nats and the units scored of a text."""
         ...
 
 
 def ppl_ocr(texts: Sequence[str], model: LanguageModel) -> dict[str, Any]:
-    """Perplexity of OCR texts, one per image, with a 95 % bootstrap interval over images (1,000 resamples).
+    """Compute the perplexity of OCR texts, one per image, with a 95 % bootstrap interval over images.
+
+    The interval is of 1,000 resamples.
 
     `perplexity` is exp(nats / units) over all scored texts together; `median` is that of the single texts. Texts of
     fewer than five words say too little to be scored and are counted in `num_too_short`; where that leaves none,
-    the perplexity is None."""
+    the perplexity is None.
+    """
     long_enough = [text for text in texts if len(text.split()) >= MIN_WORDS]
     scores = np.array([score for score in map(model.score, long_enough) if score[1] > 0], np.float64).reshape(-1, 2)
     return {
@@ -66,7 +69,7 @@ class TransformersModel:
         self.name = f"{Path(path).resolve().name} {folder_digest(path)[:8]}"
 
     def score(self, text: str) -> tuple[float, int]:
-        """(negative log-likelihood in nats, tokens scored) of a text."""
+        """Return the negative log-likelihood in nats and the tokens scored of a text."""
         import torch
 
         tokens = self.tokenizer(text, add_special_tokens=False)["input_ids"]

@@ -27,7 +27,7 @@ def evaluate_rocr(
     against_ocr: bool = False,
     num_images: int = 1000,
 ) -> dict[str, Any]:
-    """rOCR of reconstructions, spread evenly over the set, against their originals.
+    """Compute the rOCR of reconstructions, spread evenly over the set, against their originals.
 
     The originals are read too: their own score against the text drawn, in `originals`, is the ceiling of every figure.
 
@@ -71,7 +71,7 @@ def evaluate_ppl_ocr(
     *,
     num_images: int = 250,
 ) -> dict[str, Any]:
-    """PPL-OCR and the share of real words for the sets "generated" and "real", which is the bound.
+    """Compute PPL-OCR and the share of real words for the sets "generated" and "real", which is the bound.
 
     A generated set below the bound says the same over and over; the result says so. `num_images` of each set, spread
     evenly, are read; known: the vocabulary of the training text, empty where there is none.
@@ -89,14 +89,16 @@ def evaluate_ppl_ocr(
 
 
 def is_too_repetitive(real: Mapping[str, Any], generated: Mapping[str, Any]) -> bool:
-    """Whether a result of `ppl_ocr` lies below the one of real images; not where there is none."""
+    """Return whether a result of `ppl_ocr` lies below the one of real images; False where there is none."""
     found = generated["perplexity"]
     bound = real["perplexity"]
     return found is not None and bound is not None and bool(found < bound)
 
 
 def pair_up(pictures: ImageSet, originals: ImageSet) -> list[tuple[int, int]]:
-    """(index of a reconstruction, index of its original), by name where both sets have names, else by order.
+    """Return each pair's (index of a reconstruction, index of its original).
+
+    They are paired by name where both sets have names, else by order.
 
     Raises:
         ValueError: their numbers or names differ.
@@ -122,7 +124,7 @@ def engine_info(engine: OcrEngine) -> dict[str, str]:
 
 
 def spread(number: int, limit: int) -> list[int]:
-    """At most `limit` indices, spread evenly over 0 ... number - 1."""
+    """Return at most `limit` indices, spread evenly over 0 ... number - 1."""
     return [int(i) for i in np.linspace(0, number - 1, min(limit, number)).round()]
 
 

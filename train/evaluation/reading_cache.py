@@ -25,8 +25,10 @@ Read = tuple[str, str, Reading]  # a picture's key, the digest of its pixels, an
 
 
 def cache_of(root: str) -> Path:
-    """Where readings under a root are remembered: beside the results; for a remote root, in this machine's temporary
-    folder."""
+    """Return where readings under a root are remembered.
+
+    It is beside the results; for a remote root, in this machine's temporary folder.
+    """
     if not storage.is_remote(root):
         return Path(root, "evaluation", "ocr.jsonl")
     return Path(tempfile.gettempdir(), f"dnd-ocr-{hashlib.sha256(root.encode()).hexdigest()[:16]}.jsonl")
@@ -60,14 +62,17 @@ def read_pictures(pictures: ImageSet, indices: Sequence[int], engine: OcrEngine,
 
 
 def missing_pictures(pictures: ImageSet, indices: Iterable[int], engine: OcrEngine, cache: Path) -> list[int]:
-    """Those of the chosen pictures that can be opened and that the cache lacks."""
+    """Return those of the chosen pictures that can be opened and that the cache lacks."""
     known = known_readings(cache, engine)
     opened = ((index, _open(pictures, index)) for index in indices)
     return [index for index, one in opened if isinstance(one, Picture) and image_digest(one.image) not in known]
 
 
 def known_readings(cache: Path, engine: OcrEngine) -> dict[str, Reading]:
-    """{digest of the pixels: reading} of this engine and version; half a last line of a killed run is passed over."""
+    """Read {digest of the pixels: reading} of this engine and version.
+
+    Half a last line of a killed run is passed over.
+    """
     known = {}
     for line in cache.read_bytes().splitlines() if cache.exists() else []:
         try:
@@ -92,12 +97,12 @@ def remember(cache: Path, engine: OcrEngine, read: Iterable[Read]) -> None:
 
 
 def image_digest(image: np.ndarray) -> str:
-    """SHA-256 (hex) of a uint8 image's shape and pixels."""
+    """Return the SHA-256 (hex) of a uint8 image's shape and pixels."""
     return hashlib.sha256(str(image.shape).encode() + np.ascontiguousarray(image).tobytes()).hexdigest()
 
 
 def unread_counts(readings: Iterable[Reading]) -> dict[str, Any]:
-    """{num_unread, unread: {reason: count}}, for a result."""
+    """Return {num_unread, unread: {reason: count}}, for a result."""
     reasons = Counter(reading.failure for reading in readings if reading.failure)
     return {"num_unread": reasons.total(), "unread": dict(reasons)}
 

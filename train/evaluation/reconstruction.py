@@ -26,7 +26,7 @@ Pair = tuple[np.ndarray, np.ndarray]
 def evaluate_by_depth(
     originals: ShardSet, by_depth: Sequence[ShardSet], codes: ShardSet, shape: Shape, num: int, lpips: LPIPS | None
 ) -> dict[str, Any]:
-    """Scores the reconstructions from the first 1 ... d codes of each position, for the first `num` images.
+    """Score the reconstructions from the first 1 ... d codes of each position, for the first `num` images.
 
     originals, by_depth: image shard sets of the same keys in the same order; codes: theirs. LPIPS only with weights.
 
@@ -52,14 +52,21 @@ def reconstruction_inputs(originals: ShardSet, copies: ShardSet, num: int) -> di
 
 
 def code_size(shape: Shape, depths: int) -> dict[str, float]:
-    """Bits a pixel of the first `depths` codes of each position, and the information compression ratio of the paper
-    (arXiv 2410.01912, equations 1 and 3): depths * log2(codebook size) bits for f x f pixels of 24 bits."""
+    """Compute the bits a pixel of the first `depths` codes of each position, and the compression ratio.
+
+    This is the information compression ratio of the paper (arXiv 2410.01912, equations 1 and 3):
+    depths * log2(codebook size) bits for f x f pixels of 24 bits.
+    """
     bits = shape.grid[0] * shape.grid[1] * depths * math.log2(shape.codebook_size) / shape.image_size**2
     return {"bits_per_pixel": bits, "information_compression_ratio": bits / RAW_BITS}
 
 
 def pairs(originals: ShardSet, copies: ShardSet, num: int) -> Iterator[Pair]:
-    """(original, copy) uint8 [H, W, 3] of the first `num` images; ValueError where they are not of the same image."""
+    """Yield (original, copy) uint8 [H, W, 3] of the first `num` images.
+
+    Raises:
+        ValueError: a pair is not of the same image.
+    """
     if len(originals) != len(copies):
         raise ValueError(f"{copies.uri}: {len(copies):,} images of {len(originals):,} originals: reconstruct them all")
     for index in range(min(num, len(originals))):
@@ -71,7 +78,7 @@ def pairs(originals: ShardSet, copies: ShardSet, num: int) -> Iterator[Pair]:
 
 @torch.inference_mode()
 def mean_lpips(of: Iterator[Pair], lpips: LPIPS) -> float:
-    """Mean LPIPS distance of pairs."""
+    """Compute the mean LPIPS distance of pairs."""
     total = 0.0
     count = 0
     while batch := list(islice(of, LPIPS_BATCH)):
@@ -82,7 +89,10 @@ def mean_lpips(of: Iterator[Pair], lpips: LPIPS) -> float:
 
 
 def depth_picture(originals: ShardSet, by_depth: Sequence[ShardSet], places: Sequence[int]) -> np.ndarray:
-    """Rows of the same images: originals, then for each depth reconstructions and their differences (grey: none)."""
+    """Return the rows of the same images: originals, then for each depth reconstructions and their differences.
+
+    Grey is no difference.
+    """
     real = [originals[index]["image"] for index in places]
     rows = list(real)
     for copies in by_depth:
@@ -92,5 +102,5 @@ def depth_picture(originals: ShardSet, by_depth: Sequence[ShardSet], places: Seq
 
 
 def difference(original: np.ndarray, copy: np.ndarray) -> np.ndarray:
-    """Half of copy - original around middle grey, uint8."""
+    """Return half of copy - original around middle grey, uint8."""
     return (128 + (copy.astype(np.int16) - original) // 2).clip(0, 255).astype(np.uint8)

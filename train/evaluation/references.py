@@ -75,7 +75,7 @@ def open_reference(uri: str, kind: str | None = None, crop: str | None = None) -
 
 
 def check_reference(metric: str, reference: Reference, samples: ImageSet, forced: bool = False) -> list[str]:
-    """Why this reference does not fit the metric ("gfid" or "rfid") and the samples; [] where it does.
+    """Return why this reference does not fit the metric ("gfid" or "rfid") and the samples; [] where it does.
 
     Raises:
         ValueError: the first reason, unless `forced`: then the reasons go into the result.

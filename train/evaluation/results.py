@@ -55,7 +55,7 @@ def read_result(uri: str) -> dict[str, Any]:
 
 
 def summary_uri(root: str) -> str:
-    """Address of a root's summary."""
+    """Return the address of a root's summary."""
     return storage.join(root, "evaluation", "summary.json")
 
 
@@ -72,7 +72,7 @@ def read_summary(root: str) -> Summary | None:
 
 
 def read_results(root: str) -> dict[str, dict[str, Any]]:
-    """{name: result} of a root's evaluations."""
+    """Read {name: result} of a root's evaluations."""
     files = (file.uri for file in storage.list_files(storage.join(root, "evaluation")))
     return {uri.rpartition("/")[2].removesuffix(".json"): read_result(uri) for uri in files if uri.endswith(".json")}
 
@@ -92,11 +92,12 @@ def naming_its_file(root: str, name: str) -> Iterator[None]:
 
 
 def compare(a: dict[str, Any], b: dict[str, Any]) -> dict[str, list[dict[str, Any]]]:
-    """Two results side by side, any tree of dicts, lists and values.
+    """Compare two results side by side, any tree of dicts, lists and values.
 
     `figures`: each number of either, {name (dotted), a, b, difference}, None where one has it not.
     `assumptions`: each text or truth value in which they differ (digests, engines, kinds, extractors): where one of
-    these differs, the figures under it were not measured alike."""
+    these differs, the figures under it were not measured alike.
+    """
     left, right = flatten(a), flatten(b)
     figures = []
     assumptions = []
@@ -112,7 +113,7 @@ def compare(a: dict[str, Any], b: dict[str, Any]) -> dict[str, list[dict[str, An
 
 
 def flatten(tree: object, prefix: str = "") -> dict[str, Any]:
-    """{dotted name: value} of a tree, without what has no bearing on a comparison."""
+    """Return {dotted name: value} of a tree, without what has no bearing on a comparison."""
     if isinstance(tree, dict):
         children = [(key, child) for key, child in tree.items() if key not in NOT_COMPARED]
     elif isinstance(tree, list):

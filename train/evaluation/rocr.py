@@ -29,7 +29,7 @@ def normalise(text: str) -> str:
 
 
 def score_text(reference: str, text: str) -> dict[str, float]:
-    """How well `text`, as OCR read it, gives `reference`, as it was drawn; both are normalised first.
+    """Score how well `text`, as OCR read it, gives `reference`, as it was drawn; both are normalised first.
 
     ROUGE F-measures with Porter's stemmer (rouge_score); edit distances in characters and words, case and punctuation
     kept; words_right: the reference's words read exactly, in order.
@@ -53,7 +53,9 @@ def score_text(reference: str, text: str) -> dict[str, float]:
 
 
 def rocr(references: Sequence[str], texts: Sequence[str], keys: Sequence[str], num_worst: int = 8) -> dict[str, Any]:
-    """Scores of a set: `texts` as OCR read them, `references` as drawn (or OCR of the originals), `keys` of the images.
+    """Score a set of `texts` as OCR read them.
+
+    `references` are as drawn (or OCR of the originals), `keys` those of the images.
 
     ROUGE is the mean over images, as published; cer, wer and word_accuracy are over the whole set's characters and
     words. References without a word are counted, not scored. `worst` lists the images of lowest ROUGE-L.

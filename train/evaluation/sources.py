@@ -75,7 +75,11 @@ class ImageSet(ABC):
         return self[0].image.shape
 
     def batches(self, start: int, stop: int, size: int) -> Iterator[np.ndarray]:
-        """Images start ... stop - 1 as uint8 arrays [<= size, H, W, 3]; ValueError where they differ in size."""
+        """Yield the images start ... stop - 1 as uint8 arrays [<= size, H, W, 3].
+
+        Raises:
+            ValueError: the images differ in size.
+        """
         for first in range(start, stop, size):
             yield np.stack([self._of_one_shape(index) for index in range(first, min(first + size, stop))])
 
@@ -130,10 +134,10 @@ class NpzImages(ImageSet):
         return Picture(str(index), next(self.batches(index, index + 1, 1))[0])
 
     def keys(self) -> None:
-        """None: an array's images have no names."""
+        """Return None: an array's images have no names."""
 
     def batches(self, start: int, stop: int, size: int) -> Iterator[np.ndarray]:
-        """Images start ... stop - 1 as uint8 arrays [<= size, H, W, 3]."""
+        """Yield the images start ... stop - 1 as uint8 arrays [<= size, H, W, 3]."""
         image_bytes = int(np.prod(self.shape))
         with self._open() as (stream, _):
             stream.seek(start * image_bytes, io.SEEK_CUR)
@@ -240,7 +244,7 @@ class ShardImages(ImageSet):
 
 
 def folder_digest(path: str | Path) -> str:
-    """SHA-256 (hex) over the names and bytes of a model folder's configurations, tokenizers and weights."""
+    """Hash a model folder: SHA-256 (hex) over the names and bytes of its configurations, tokenizers and weights."""
     return _digest_of_files(path, sorted(file for file in Path(path).iterdir() if file.suffix in MODEL_FILES))
 
 

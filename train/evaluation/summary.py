@@ -31,7 +31,7 @@ AIM = 0.6  # share of generated words that should be real (demo)
 
 
 def summarise(spec: Spec, root: str) -> Summary:
-    """Scores what the root holds and writes ROOT/evaluation/summary.json.
+    """Score what the root holds and write ROOT/evaluation/summary.json.
 
     It is made anew where a set, a setting, the last validation, the OCR engine or its version is another.
     """

@@ -23,7 +23,7 @@ def letter_words(text: str) -> list[str]:
 
 
 def long_words(text: str) -> list[str]:
-    """Those of at least four letters: shorter ones are hit by chance."""
+    """Return the words of at least four letters: shorter ones are hit by chance."""
     return [word for word in letter_words(text) if len(word) >= MIN_LETTERS]
 
 
@@ -77,7 +77,7 @@ def real_word_share(texts: Iterable[str], known: Collection[str]) -> dict[str, A
 
 
 def word_counts(texts: Iterable[str], known: Collection[str]) -> list[tuple[int, int]]:
-    """(real words, words) of at least four letters in each text.
+    """Count the real words and the words of at least four letters in each text.
 
     Raises:
         ValueError: the vocabulary is empty.
@@ -88,7 +88,7 @@ def word_counts(texts: Iterable[str], known: Collection[str]) -> list[tuple[int,
 
 
 def diversity(texts: Sequence[str], known: Collection[str]) -> dict[str, Any]:
-    """How much is said, one text an image.
+    """Measure how much is said, one text an image.
 
     Returns:
         distinct_words: different real words of at least four letters.

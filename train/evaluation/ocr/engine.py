@@ -62,7 +62,7 @@ class OcrEngine(ABC):
     @classmethod
     @abstractmethod
     def missing(cls, path: str = "") -> str | None:
-        """Why the engine cannot be used here, with the remedy; None where it can."""
+        """Return why the engine cannot be used here, with the remedy, or None where it can."""
 
     @abstractmethod
     def __init__(self, path: str = "", device: str = "cpu", num_workers: int | None = None) -> None: ...
@@ -91,7 +91,7 @@ class IsolatedEngine(OcrEngine):
 
 
 def num_cores() -> int:
-    """Cores that this process may use."""
+    """Return the number of cores that this process may use."""
     return len(os.sched_getaffinity(0))
 
 

@@ -32,7 +32,7 @@ class Qwen2VL(OcrEngine):
 
     @classmethod
     def missing(cls, path: str = "") -> str | None:
-        """Why it cannot be used here."""
+        """Return why the engine cannot be used here, or None."""
         if not path or not (Path(path) / "config.json").is_file():
             return f"{path or 'qwen2-vl'}: no Qwen2-VL model here (no config.json); give its folder, or another engine"
         return None

