@@ -62,6 +62,11 @@ def _chart(result: Mapping[str, Any]) -> Chart:
     return Chart("Legibility", "distinct real words", "share of real words", curves, (0.0, 1.0))
 
 
+def sweep_name(name: str, temperature: float) -> str:
+    """Return the name of the samples of another temperature: NAME-t070 for .7, NAME-t70p4 for .704."""
+    return f"{name}-t{round(100 * temperature, 4):03g}".replace(".", "p")
+
+
 def _draw(made: Spec, temperature: float, num_images: int, root: str, workers: Workers) -> ShardImages:
     """Return the pictures of one temperature, drawing them where they do not exist.
 
@@ -69,7 +74,7 @@ def _draw(made: Spec, temperature: float, num_images: int, root: str, workers: W
     """
     name = made.sample.name
     if temperature != made.sample.temperature:
-        name = f"{name}-t{round(100 * temperature):03d}"
+        name = sweep_name(name, temperature)
         num = min(num_images, made.sample.num)
         if storage.exists(storage.join(root, "samples", name, "spec.yaml")):
             drawn = spec_of(root, f"samples/{name}").sample.num

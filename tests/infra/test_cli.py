@@ -16,6 +16,7 @@ from typer.testing import CliRunner
 from data_specs import load_spec, open_shards
 from infra.cli import app
 from infra.demo import demo_overrides
+from infra.legibility import sweep_name
 from train.generate import load_root
 
 TINY = Path(__file__).parent.parent / "tiny.yaml"
@@ -233,6 +234,11 @@ def test_text_evaluations_need_words_to_read(finished: Path) -> None:
     ppl = dnd("evaluate", "ppl-ocr", "--root", finished, "--num", 4)
     assert rocr.returncode == 0 and "word_accuracy: " in rocr.stdout, rocr.stderr
     assert ppl.returncode == 0 and (finished / "evaluation/ppl-ocr.json").is_file(), ppl.stderr
+
+
+def test_temperatures_near_each_other_have_samples_of_their_own() -> None:
+    names = [sweep_name("default", temperature) for temperature in (0.7, 0.1 + 0.2, 1.0, 0.701, 0.704)]
+    assert names == ["default-t070", "default-t030", "default-t100", "default-t70p1", "default-t70p4"]
 
 
 def test_legibility_draws_its_temperatures_and_leaves_a_table_and_a_picture(finished: Path) -> None:
