@@ -5,6 +5,7 @@ Each scheme's own package may be needed, as fsspec then says: gcsfs for gs://, a
 
 from __future__ import annotations
 
+import errno
 import hashlib
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -112,7 +113,7 @@ def _opened(uri: str) -> Iterator[tuple[Any, str]]:
     except FileNotFoundError:
         raise FileNotFoundError(f"{uri}: no such file") from None
     except OSError as error:
-        if uri in str(error):
+        if uri in str(error) or error.errno in (errno.ENOSPC, errno.EDQUOT):  # the cache's disk: it says what to do
             raise
         raise OSError(f"{uri}: cannot be read here ({error})") from None
     except ImportError as error:

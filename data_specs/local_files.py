@@ -80,9 +80,20 @@ def _leads_to(entry: os.DirEntry[str]) -> str:
 
 def unfinished(folder: str) -> Iterator[str]:
     """Yield the paths under a folder of what was being written when its writer died; links are not followed."""
-    for path in sorted(Path(folder).rglob(f"*{UNFINISHED}")):
+    found = [
+        os.path.join(parent, name)
+        for parent, folders, files in os.walk(folder, onerror=_refuse_unreadable)
+        for name in (*folders, *files)
+        if name.endswith(UNFINISHED)
+    ]
+    for path in sorted(found):
         if os.path.lexists(path):  # else removed meanwhile with the folder that held it
-            yield str(path)
+            yield path
+
+
+def _refuse_unreadable(error: OSError) -> None:
+    if not isinstance(error, FileNotFoundError):  # removed meanwhile
+        raise error
 
 
 def remove_unfinished(path: str) -> None:

@@ -106,7 +106,7 @@ def _download(info: FileInfo, path: Path) -> None:
             raise OSError(f"{info.uri}: ended early")
 
     with path.open("r+b" if path.exists() else "wb") as file:  # keeps the room that the cache reserved
-        for _ in in_threads((partial(fetch, start) for start in range(0, info.size, step)), THREADS, THREADS):
+        for _ in in_threads((partial(fetch, start) for start in range(0, info.size, step)), THREADS, 4 * THREADS):
             pass
 
 

@@ -284,7 +284,8 @@ def _explain(origin: str, error: ValidationError, tree: dict[str, Any], override
 
 def _message(key: str, fault: ErrorDetails) -> str:
     if fault["type"] == "extra_forbidden":
-        *parents, unknown = key.split(".")
+        unknown = str(fault["loc"][-1])  # may have dots of its own
+        parents = key.removesuffix(unknown).rstrip(".").split(".")
         return unknown_key(unknown, known_keys(parents) or ["see `dnd presets`"])
     return fault["msg"].removeprefix("Value error, ")
 

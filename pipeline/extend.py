@@ -92,7 +92,7 @@ def _rows(plan: Plan, moved: Sequence[tuple[str, str]]) -> np.ndarray:
 
 
 def _units(plan: Plan, moved: Sequence[tuple[str, str]]) -> Iterator[SourceUnit]:
-    return (relocated(unit, moved) for unit in plan.units_of(SourceUnit))
+    return (relocated(unit, moved, is_read=False) for unit in plan.units_of(SourceUnit))
 
 
 def _rejected(unit: SourceUnit, receipt: Receipt) -> Iterator[int]:

@@ -62,9 +62,9 @@ class Answer(NamedTuple):
 
 @dataclass
 class _Call:
-    """A call that was made of a child, and what came of it so far."""
+    """A call that was made of a child, as it is sent, and what came of it so far."""
 
-    arguments: tuple[Any, ...]
+    message: bytes
     answer: Answer | None = None
 
 
@@ -76,6 +76,7 @@ class Child:
         self.limits = limits
         self.fixed = fixed
         self.process: subprocess.Popen[bytes] | None = None
+        self.outbox = SimpleQueue[bytes | None]()
 
     def call(self, *arguments: Any, factor: float = 1.0) -> Answer:
         """Make one call under the limits times `factor`; after a death the next call starts a fresh child."""
@@ -99,10 +100,12 @@ class Child:
     def _take_up(self, calls: Iterator[tuple[Any, ...]], waiting: deque[_Call], factor: float) -> bool:
         """Add calls to those that wait, and send them to the child if it lives; return whether any wait."""
         for call in islice(calls, AHEAD - len(waiting)):
-            answer = call if isinstance(call, Answer) else None
-            waiting.append(_Call(call, answer))
-            if answer is None and self._lives():
-                self._send(call, factor)
+            if isinstance(call, Answer):
+                waiting.append(_Call(b"", call))
+                continue
+            waiting.append(_Call(self._message(call, factor)))
+            if self._lives():
+                self.outbox.put(waiting[-1].message)
         return bool(waiting)
 
     def _have_answered(self, calls: list[_Call], factor: float) -> None:
@@ -110,7 +113,7 @@ class Child:
         if not self._lives():
             self._start()
             for call in calls:
-                self._send(call.arguments, factor)
+                self.outbox.put(call.message)
         answers = self._receive(self.limits.cpu_seconds * factor)
         self.ready = True
         if isinstance(answers, Answer):
@@ -127,10 +130,9 @@ class Child:
     def _lives(self) -> bool:
         return self.process is not None and self.process.poll() is None
 
-    def _send(self, call: tuple[Any, ...], factor: float) -> None:
-        """Queues a call for the writing thread: a full pipe must not block the timeout."""
+    def _message(self, call: tuple[Any, ...], factor: float) -> bytes:
         limits = self.limits.cpu_seconds * factor, int(self.limits.memory_bytes * factor)
-        self.outbox.put(pickle.dumps((call, *limits), pickle.HIGHEST_PROTOCOL))
+        return pickle.dumps((call, *limits), pickle.HIGHEST_PROTOCOL)
 
     def _receive(self, cpu: float) -> list[Answer] | Answer:
         """Return the child's next answers, none when it says that it is ready, or why it ended."""

@@ -264,7 +264,7 @@ def _month(arxiv_id: str) -> str:
 
 def _derived(root: str, replaced: set[str]) -> Iterator[str]:
     """Take away what was made from the replaced shards, the last of it first; name what learned of it or shows it."""
-    plans = [plan for uri in find_shard_sets(root) if (plan := read_plan(uri))]
+    plans = list(_plans(root))
     gone = set(replaced)
     stale = list[tuple[UnitStage, Plan, list[int]]]()
     for stage in registered():
@@ -275,7 +275,7 @@ def _derived(root: str, replaced: set[str]) -> Iterator[str]:
     for stage, plan, units in reversed(stale):
         yield _taken_back(root, stage, plan, units)
     if replaced:
-        yield from _depending(root, plans)
+        yield from _depending(root)
 
 
 def _reading(plan: Plan, shards: set[str]) -> list[int]:
@@ -295,7 +295,11 @@ def _taken_back(root: str, stage: UnitStage, plan: Plan, units: list[int]) -> st
     return f"{name_under(root, plan.set_uri)}: {len(units)} shards removed; run `dnd {stage.name}` to make them anew"
 
 
-def _depending(root: str, plans: list[Plan]) -> Iterator[str]:
+def _plans(root: str) -> Iterator[Plan]:
+    return (plan for uri in find_shard_sets(root) if (plan := read_plan(uri)))
+
+
+def _depending(root: str) -> Iterator[str]:
     """Lines for what still names or shows what is removed, has learned from it, or was drawn by what has."""
     for name, command in VIEWS.items():
         if next(storage.list_files(storage.join(root, name)), None):
@@ -305,7 +309,7 @@ def _depending(root: str, plans: list[Plan]) -> Iterator[str]:
         if stage.trains and storage.exists(storage.join(root, stage.makes, "stage.json")):
             learned.add(stage.name)
             yield f"{stage.makes}: was trained on what is removed now; the next `dnd {stage.name}` here is refused"
-    for plan in plans:
+    for plan in _plans(root):
         drawn = find(plan.identity.stage)
         if drawn and learned & set(drawn.reads) and any(isinstance(unit, RangeUnit) for unit in plan.units()):
             yield f"{name_under(root, plan.set_uri)}: was made by what was trained on it"

@@ -328,7 +328,7 @@ def read_finished(folder: str) -> Finished | None:
     uri = storage.join(folder, DONE)
     try:
         return Finished.parse(storage.read_bytes(uri), uri, "remove it; the next run of the training writes it anew")
-    except FileNotFoundError:
+    except (FileNotFoundError, NotADirectoryError, IsADirectoryError):
         return None
 
 

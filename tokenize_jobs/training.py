@@ -74,7 +74,7 @@ def identity(spec: Spec, root: str) -> Identity:
         inputs["lpips_weights"] = digest_of_weights(lpips)
     tree: dict[str, Any] = {
         "shape": spec.shape.model_dump(mode="json"),
-        "tokenizer": spec_of_training(spec, "tokenizer", FREE, folder),
+        "tokenizer": spec_of_training(spec, "tokenizer", FREE, folder) | {"lpips": section.lpips_weights is not None},
     }
     return Identity(stage="tokenizer", spec=tree, inputs=inputs, seed=spec.seed)
 

@@ -11,9 +11,9 @@ import re
 from collections.abc import Iterator, Mapping
 from itertools import islice
 from pathlib import Path
-from typing import Any, BinaryIO, ClassVar, Literal, Self
+from typing import Annotated, Any, BinaryIO, ClassVar, Literal, Self
 
-from pydantic import BaseModel, Field, ValidationError, field_validator, model_validator
+from pydantic import BaseModel, BeforeValidator, Field, ValidationError, field_validator, model_validator
 
 from data_specs import cache, storage
 from data_specs.records import FileInfo, Md5, RawDocument, Reason, SourceUnit, TarRange
@@ -131,14 +131,21 @@ class ArxivSource(Source):
             yield RawDocument(name, f"missing-{number}", name, reason=Reason.TAR_ENDS_EARLY, detail=fault)
 
 
+def _digits(text: object) -> int:
+    """Return a number of the manifest; Python's own reading takes 1_000 and 5.0 too."""
+    if not re.fullmatch(r"[0-9]{1,9}", str(text)):
+        raise ValueError("not a number")
+    return int(str(text))
+
+
 class Tar(BaseModel):
     """An entry of the manifest, as far as it is used here."""
 
     filename: str = Field(pattern=r"^[A-Za-z0-9_-]+([/.][A-Za-z0-9_-]+)*\.tar$")  # no .. and no / before it
     md5sum: Md5
     yymm: str = Field(pattern=r"^[0-9]{2}(0[1-9]|1[0-2])$")
-    seq_num: int = Field(ge=0, lt=10**9)
-    num_items: int = Field(ge=1, lt=10**9)
+    seq_num: Annotated[int, BeforeValidator(_digits)] = Field(ge=0)
+    num_items: Annotated[int, BeforeValidator(_digits)] = Field(ge=1)
 
 
 def month_number(yymm: str) -> int:

@@ -94,15 +94,18 @@ def places_of(render: Render, inputs_uri: str, prepared: Sequence[Source] | None
     return inputs_uri if is_used else "", *places
 
 
-def relocated(unit: SourceUnit, moved: Sequence[tuple[str, str]]) -> SourceUnit:
+def relocated(unit: SourceUnit, moved: Sequence[tuple[str, str]], is_read: bool = True) -> SourceUnit:
     """Return a unit whose files lie elsewhere now; a tag of the old place says nothing of the new one.
 
     Args:
         moved: (old place, new place) of each folder or file that has moved.
+        is_read: whether the files will be opened, so that their new tags are asked for.
     """
     if not moved:
         return unit
-    named = [_file_at(_new_place(file.uri, moved), file) for file in unit.files]
+    places = [_new_place(file.uri, moved) for file in unit.files]
+    at = _file_at if is_read else _renamed
+    named = [at(uri, file) for uri, file in zip(places, unit.files, strict=True)]
     keys = (key for key in unit.source.places if getattr(unit.source, key))
     source = unit.source.model_copy(update={key: _new_place(getattr(unit.source, key), moved) for key in keys})
     affinity = unit.affinity and _new_place(unit.affinity, moved)
@@ -119,7 +122,11 @@ def _new_place(uri: str, moved: Sequence[tuple[str, str]]) -> str:
 def _file_at(uri: str, planned: FileInfo) -> FileInfo:
     """Return the file at its new address, with its tag there where it has the size that was planned."""
     found = storage.stat(uri) if uri != planned.uri else None
-    return found if found and found.size == planned.size else planned._replace(uri=uri)
+    return found if found and found.size == planned.size else _renamed(uri, planned)
+
+
+def _renamed(uri: str, planned: FileInfo) -> FileInfo:
+    return planned._replace(uri=uri)
 
 
 def _take_one_for_validation(files: dict[str, Path], val_share: float) -> None:

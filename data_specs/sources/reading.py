@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import hashlib
-import os
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
@@ -87,6 +86,11 @@ def _reader(file: FileInfo) -> Iterator[Callable[[int, int], bytes]]:
     """Return a function (start, length) -> bytes of a file; a packed one is unpacked into the cache of each node."""
     if packing(file.uri):
         with unpacked_copy(file).open("rb") as unpacked:  # as long as it is open the cache may drop it
-            yield lambda start, length: os.pread(unpacked.fileno(), length, start)
+
+            def read(start: int, length: int) -> bytes:
+                unpacked.seek(start)
+                return unpacked.read(length)
+
+            yield read
     else:
         yield partial(storage.read_bytes, file.uri)

@@ -188,7 +188,8 @@ def _drawn(root: str) -> Iterator[tuple[str, str]]:
     steps = sorted((int(found[1]), f.uri) for f in files if (found := re.search(r"/step_(\d+)\.png$", f.uri)))
     for step, uri in dict.fromkeys(steps[n] for n in (0, len(steps) // 2, len(steps) - 1) if steps):
         yield f"Drawn while training, step {step}", uri
-    for file in islice(storage.list_files(storage.join(root, "look")), LOOKED):
+    looked = (file for file in storage.list_files(storage.join(root, "look")) if file.uri.endswith(".png"))
+    for file in islice(looked, LOOKED):
         yield f"Kept and dropped: {file.uri.rpartition('/')[2].removesuffix('.png')}", file.uri
 
 

@@ -119,8 +119,6 @@ def _check(page: Page, filters: Filters, fallback: bool) -> None:
 
     A page without letters has no script, and stays.
 
-    A page without letters has no script, and stays.
-
     Raises:
         UnreadableError: the page is refused.
     """

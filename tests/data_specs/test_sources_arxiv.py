@@ -204,6 +204,8 @@ def test_a_malformed_entry_harms_no_other() -> None:
     bad = {
         entry(md5sum=None): "md5sum is ''",
         entry(num_items="many"): "num_items is 'many'",
+        entry(num_items="1_000"): "num_items is '1_000'",
+        entry(seq_num="+3"): "seq_num is '+3'",
         entry(yymm="9913"): "yymm",
         entry(filename="../../etc/passwd.tar"): "filename",
         entry(filename="s3://other/x.tar"): "filename",

@@ -178,6 +178,11 @@ def test_numbers_that_are_not_finite_are_one_line() -> None:
     assert finite.endswith(" more: Input should be a finite number")
 
 
+def test_a_dotted_key_in_a_file_is_told_from_the_key_that_it_names() -> None:
+    with pytest.raises(ValueError, match=r"train\.micro_batch_size: unknown key; known here: name, seed, "):
+        parse_spec(yaml.safe_dump(demo() | {"train.micro_batch_size": 8}), "spec.yaml")
+
+
 @pytest.mark.parametrize(
     ("override", "lines"),
     [

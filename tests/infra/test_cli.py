@@ -254,6 +254,8 @@ def test_legibility_draws_its_temperatures_and_leaves_a_table_and_a_picture(fini
         done = dnd("evaluate", "legibility", "--root", finished, "--num", num, "--temperatures", "1", "--name", "again")
         assert done.returncode == 0 and (finished / "samples" / name / "grid.png").is_file(), done.stderr[-3000:]
     assert not (finished / "samples/default-t100-n3").exists()
+    (finished / "look").mkdir(exist_ok=True)
+    (finished / "look/.DS_Store").write_bytes(b"no picture")
     assert dnd("report", "--root", finished).returncode == 0
     assert "distinct real words" in (finished / "report/index.html").read_text()
 

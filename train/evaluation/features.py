@@ -47,10 +47,10 @@ class Extractor(Protocol):
 def load_extractor(spec: str, device: str = "cpu") -> Extractor:
     """Return the extractor that `spec` names:
 
-    - "builtin": a small random network, so that something can be measured where there are no weights -
-    "inception:FILE": the network of torch-fidelity with weights from FILE - "transformers:FOLDER": a vision model
-    of `transformers` - "module:PACKAGE.MODULE:FUNCTION": what FUNCTION() returns, a torch.nn.Module, uint8 [n, 3,
-    H, W] -> [n, D]
+    - "builtin": a small random network, so that something can be measured where there are no weights
+    - "inception:FILE": the network of torch-fidelity with weights from FILE
+    - "transformers:FOLDER": a vision model of `transformers`
+    - "module:PACKAGE.MODULE:FUNCTION": what FUNCTION() returns, a torch.nn.Module, uint8 [n, 3, H, W] -> [n, D]
 
     Raises:
         ValueError: `spec` is anything else, or the file, folder or function is not there.

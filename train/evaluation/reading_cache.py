@@ -17,6 +17,7 @@ import numpy as np
 
 from data_specs import storage
 from data_specs.records import OcrRecord
+from data_specs.text import printable
 from train.evaluation.ocr import OcrEngine, Reading, ReadWord
 from train.evaluation.sources import ImageSet, Picture
 
@@ -111,7 +112,7 @@ def _open(pictures: ImageSet, index: int) -> Picture | Reading:
     try:
         return pictures[index]
     except ValueError as error:
-        return Reading("", failure=str(error))
+        return Reading("", failure=printable(str(error)))
 
 
 def _record(engine: OcrEngine, key: str, image: str, reading: Reading) -> OcrRecord:

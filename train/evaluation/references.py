@@ -102,7 +102,7 @@ def _read_statistics(uri: str) -> dict[str, Any]:
             stored: dict[str, Any] = {name: file[name].astype(np.float64) for name in STATISTICS if name in file}
             stored |= {name: type_(file[name].item()) for name, type_ in ABOUT.items() if name in file}
             return {**stored, "names": file.files}
-    except (OSError, ValueError, *DAMAGED) as error:
+    except (OSError, ValueError, TypeError, OverflowError, *DAMAGED) as error:
         raise ValueError(f"{uri}: not an .npz of plain arrays ({error})") from error
 
 

@@ -7,6 +7,7 @@ it is known: from a shard set's json, or from NAME.txt beside a folder's picture
 import hashlib
 import io
 import re
+import sys
 import zipfile
 import zlib
 from abc import ABC, abstractmethod
@@ -23,6 +24,7 @@ from data_specs import open_shards, storage
 from data_specs.digest import file_digest
 from data_specs.npy import read_header
 from data_specs.records import Box
+from data_specs.text import printable
 
 PICTURES = (".png", ".jpg", ".jpeg", ".webp", ".bmp")
 FORMATS = ("PNG", "JPEG", "WEBP", "BMP")  # whatever a file is called, no other decoder is tried
@@ -203,10 +205,10 @@ class FolderImages(ImageSet):
         return [self._key(path) for path in self.paths]
 
     def _key(self, path: Path) -> str:
-        return str(path.relative_to(self.uri).with_suffix(""))
+        return printable(str(path.relative_to(self.uri).with_suffix("")))
 
     def _place(self, index: int, picture: Picture) -> str:
-        return str(self.paths[index])
+        return printable(str(self.paths[index]))
 
 
 class ShardImages(ImageSet):
@@ -261,7 +263,7 @@ def local_file(uri: str) -> Path:
 
 def _digest_of_files(folder: str | Path, files: Iterable[Path]) -> str:
     listing = "".join(f"{file.relative_to(folder)} {file_digest(file)}\n" for file in files)
-    return hashlib.sha256(listing.encode()).hexdigest()
+    return hashlib.sha256(listing.encode(errors="surrogateescape")).hexdigest()  # names may be no text
 
 
 def _image_shape(stream: IO[bytes], uri: str) -> tuple[int, ...]:
@@ -284,8 +286,8 @@ def _image_shape(stream: IO[bytes], uri: str) -> tuple[int, ...]:
         raise ValueError(f"{uri}: arr_0 is {list(shape)}, channels first (NCHW); transpose it to NHWC: (0, 2, 3, 1)")
     if len(shape) != 4 or shape[3] != 3:
         raise ValueError(f"{uri}: arr_0 is {list(shape)}; images are [N, H, W, 3]")
-    if shape[0] == 0:
-        raise ValueError(f"{uri}: arr_0 holds no image")
+    if not 0 < shape[0] <= sys.maxsize:
+        raise ValueError(f"{uri}: arr_0 holds {shape[0] or 'no'} image{'s' if shape[0] else ''}")
     return shape
 
 

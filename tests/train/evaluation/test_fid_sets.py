@@ -335,6 +335,8 @@ BROKEN_STATISTICS = [
     ({"mu": np.full(4, np.nan), "sigma": np.eye(4)}, "not finite"),
     ({"mu": np.array(["a"] * 4), "sigma": np.eye(4)}, r"x\.npz: not an .npz of plain arrays .could not convert string"),
     ({"mu": np.zeros(4), "sigma": np.eye(4), "count": "many"}, r"x\.npz: not an .npz of plain arrays .invalid literal"),
+    ({"mu": np.zeros(4), "sigma": np.eye(4), "count": np.inf}, r"x\.npz: not an .npz of plain arrays .cannot convert"),
+    ({"mu": np.zeros(4), "sigma": np.eye(4), "count": 1j}, r"x\.npz: not an .npz of plain arrays"),
 ]
 
 

@@ -1,5 +1,7 @@
 """rOCR and PPL-OCR over sets of pictures, with an engine whose reading is known."""
 
+import os
+
 import numpy as np
 import pytest
 from PIL import Image
@@ -7,6 +9,7 @@ from PIL import Image
 from train.evaluation.ngram import train_ngram
 from train.evaluation.ocr import Reading
 from train.evaluation.reading import evaluate_ppl_ocr, evaluate_rocr, pair_up, spread
+from train.evaluation.results import read_result, write_result
 from train.evaluation.sources import open_images
 from train.evaluation.words import vocabulary
 
@@ -63,6 +66,15 @@ def test_a_second_run_reads_nothing_anew(tmp_path, pictures):
     first = evaluate_rocr(made, real, engine, tmp_path / "a.jsonl")
     assert engine.num_read == 2  # equal pixels are read once
     assert evaluate_rocr(made, real, engine, tmp_path / "a.jsonl") == first and engine.num_read == 2
+
+
+def test_a_name_that_is_no_text_does_not_lose_the_result(tmp_path, pictures):
+    names = ["a", os.fsdecode(b"b\xe9")]
+    made, real = pictures([0, 1], names=names), pictures([0, 1], names=names)
+    (tmp_path / "set0" / f"{names[1]}.png").write_bytes(b"no picture")
+    write_result(str(tmp_path / "rocr.json"), evaluate_rocr(made, real, Engine(), tmp_path / "a.jsonl"))
+    assert made.digest != real.digest
+    assert "b\\udce9.png" in next(iter(read_result(str(tmp_path / "rocr.json"))["unread"]))
 
 
 def test_unread_pictures_score_nothing_are_counted_with_their_reason_and_tried_again(tmp_path, pictures):
