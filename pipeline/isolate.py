@@ -71,12 +71,13 @@ class _Call:
 class Child:
     """One child process that calls `function` ("module:name") with `fixed` and the arguments it is sent."""
 
+    outbox: SimpleQueue[bytes | None]  # of the thread that writes to the present child
+
     def __init__(self, function: str, limits: Limits, *fixed: Any) -> None:
         self.function = function
         self.limits = limits
         self.fixed = fixed
         self.process: subprocess.Popen[bytes] | None = None
-        self.outbox = SimpleQueue[bytes | None]()
 
     def call(self, *arguments: Any, factor: float = 1.0) -> Answer:
         """Make one call under the limits times `factor`; after a death the next call starts a fresh child."""

@@ -4,14 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Sequence
 from itertools import islice
-from typing import NamedTuple, TypeVar
+from typing import NamedTuple
 
 import numpy as np
 
 from data_specs.reader import ShardSet
 from tokenize_jobs.views import Pixels, random_view
-
-T = TypeVar("T")
 
 
 class Draw(NamedTuple):

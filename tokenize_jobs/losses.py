@@ -3,7 +3,6 @@
 Images are [B, 3, H, W] in [-1, 1]; every loss is a float32 scalar, a mean over the batch.
 """
 
-import hashlib
 import pickle
 import re
 from collections.abc import Mapping
@@ -230,15 +229,6 @@ def load_lpips(path: str | Path) -> LPIPS:
         )
     model.load_state_dict({name: state[name] for name in wanted})
     return model
-
-
-def digest_of_weights(model: nn.Module) -> str:
-    """Return the SHA-256 (hex) of a model's weights, whatever files they were read from."""
-    digest = hashlib.sha256()
-    for name, tensor in sorted(model.state_dict().items()):
-        digest.update(name.encode())
-        digest.update(tensor.numpy())
-    return digest.hexdigest()
 
 
 def _package_weights(model: LPIPS) -> dict[str, Tensor]:

@@ -9,10 +9,11 @@ from data_specs.records import Identity
 from data_specs.spec import Spec
 from data_specs.text import say
 from tokenize_jobs.launch import digest_of_start, digests_of, launch, spec_of_training
-from tokenize_jobs.losses import digest_of_weights, losses_in_words
+from tokenize_jobs.losses import losses_in_words
 from tokenize_jobs.networks import lpips_of
 from tokenize_jobs.ranks import Ranks
 from tokenize_jobs.task import TokenizerTask
+from tokenize_jobs.tensors import digest_of_weights
 from tokenize_jobs.trainer import Job, Task
 from tokenize_jobs.trainer import fit as run
 from tokenize_jobs.weights import WEIGHTS

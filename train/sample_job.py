@@ -205,7 +205,6 @@ def refuse_other_transformer(spec: Spec, folder: str) -> None:
 
 def refuse_other_tokenizer(spec: Spec, folder: str) -> None:
     """Refuse a folder's tokenizer with ValueError where it is not the spec's, or its weights are lost or damaged."""
-    from tokenize_jobs.job import weights_digest
     from tokenize_jobs.weights import CONFIG, read_config
 
     uri = _described(folder, CONFIG)

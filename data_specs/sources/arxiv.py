@@ -138,14 +138,17 @@ def _digits(text: object) -> int:
     return int(str(text))
 
 
+Number = Annotated[int, BeforeValidator(_digits)]
+
+
 class Tar(BaseModel):
     """An entry of the manifest, as far as it is used here."""
 
     filename: str = Field(pattern=r"^[A-Za-z0-9_-]+([/.][A-Za-z0-9_-]+)*\.tar$")  # no .. and no / before it
     md5sum: Md5
     yymm: str = Field(pattern=r"^[0-9]{2}(0[1-9]|1[0-2])$")
-    seq_num: Annotated[int, BeforeValidator(_digits)] = Field(ge=0)
-    num_items: Annotated[int, BeforeValidator(_digits)] = Field(ge=1)
+    seq_num: Number
+    num_items: Number = Field(ge=1)
 
 
 def month_number(yymm: str) -> int:

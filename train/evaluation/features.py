@@ -2,7 +2,6 @@
 
 Only Inception with the published weights may call its figures FID; every other extractor's name stands in theirs."""
 
-import hashlib
 import importlib
 from collections.abc import Callable
 from itertools import pairwise
@@ -16,6 +15,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from data_specs.digest import file_digest
+from tokenize_jobs.tensors import digest_of_weights
 from train.evaluation.vision_ops import import_torchvision
 
 PUBLISHED_INCEPTION = "6726825d0af5f729cebd5821db510b11b1cfad8faad88a03f1befd49fb9129b2"
@@ -77,7 +77,7 @@ class ModuleExtractor:
         self.network = network.eval().requires_grad_(False).to(device)
         self.name = name
         self.device = device
-        self.digest = weights_digest(network)
+        self.digest = digest_of_weights(network)
 
     @torch.inference_mode()
     def __call__(self, images: np.ndarray) -> Features:
@@ -131,7 +131,7 @@ class TransformersExtractor:
         self.network: Any = AutoModel.from_pretrained(path, local_files_only=True).eval().to(device)
         self.name = Path(path).resolve().name
         self.device = device
-        self.digest = weights_digest(self.network)
+        self.digest = digest_of_weights(self.network)
 
     @torch.inference_mode()
     def __call__(self, images: np.ndarray) -> Features:
@@ -170,15 +170,6 @@ class RandomConvolutions(nn.Module):
         for i in range(len(BUILTIN_WIDTHS) - 1):
             x = F.leaky_relu(F.conv2d(x, self.get_buffer(f"weight{i}"), stride=2, padding=2), 0.2)
         return x.mean(dim=(2, 3))
-
-
-def weights_digest(network: nn.Module) -> str:
-    """Return the SHA-256 (hex) over the names and values of a network's parameters and buffers."""
-    digest = hashlib.sha256()
-    for name, value in sorted(network.state_dict().items()):
-        digest.update(name.encode())
-        digest.update(value.detach().cpu().contiguous().flatten().view(torch.uint8).numpy().tobytes())
-    return digest.hexdigest()
 
 
 def _inception(path: str) -> Any:
