@@ -28,8 +28,19 @@ def resident(key: str) -> int:
 
 
 def give_back_at_once() -> None:
-    """From here on freed memory goes back to the kernel, so that none that was kept is used again uncounted."""
+    """From here on freed memory goes back to the kernel, so that none that was kept is used again uncounted.
+
+    Large tensors are then mapped each by itself; but glibc first looks in its heap, where the fork server left free
+    chunks, more or less of them by machine and day, whose pages stay resident when a tensor in them goes. So those
+    chunks are taken here, largest first until the heap has to grow, and never written to.
+    """
     libc = ctypes.CDLL(None)
+    libc.malloc.restype = libc.sbrk.restype = ctypes.c_void_p
+    libc.mallopt(M_MMAP_THRESHOLD, 1 << 25)
+    for bits in range(24, 14, -1):  # 16 MB … 32 KB
+        end = libc.sbrk(0)
+        while libc.malloc(1 << bits) and libc.sbrk(0) == end:
+            pass
     libc.mallopt(M_MMAP_THRESHOLD, 1 << 16)
     libc.mallopt(M_TRIM_THRESHOLD, 1 << 16)
     libc.malloc_trim(0)
