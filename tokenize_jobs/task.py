@@ -7,11 +7,11 @@ number of micro batches.
 
 from __future__ import annotations
 
-import copy
 import math
 import os
 import time
 from collections.abc import Callable, Generator, Iterator
+from contextlib import AbstractContextManager, nullcontext
 from functools import partial
 from itertools import chain
 from pathlib import Path
@@ -37,12 +37,12 @@ from tokenize_jobs.device import (
     training_dtype,
     training_layout,
 )
+from tokenize_jobs.ema import MovingAverage
 from tokenize_jobs.losses import PatchDiscriminator
 from tokenize_jobs.memory import fitting_micro_batch
 from tokenize_jobs.networks import Losses, Networks, initial_model, lpips_of
 from tokenize_jobs.quantizer import all_sum
 from tokenize_jobs.ranks import Ranks
-from tokenize_jobs.rqvae import RQVAE
 from tokenize_jobs.statistics import CodeStatistics, psnr
 from tokenize_jobs.tensors import to_host
 from tokenize_jobs.trainer import Step, Validation
@@ -83,7 +83,7 @@ class TokenizerTask:
         self.networks = Networks(self.section, model, discriminator, lpips)
         self.model = model
         self.optimizers = self.networks.optimizers()
-        self.ema = None if self.section.ema is None else MovingAverage(self.model, self.section.ema)
+        self.ema = MovingAverage(_floats(self.model).values(), self.section.ema) if self.section.ema else None
         self.images: Generator[Pixels, None, None] | None = None
         self.statistics = CodeStatistics(model.config.depth, model.config.codebook_size, self.device)
         if self.section.compile:
@@ -190,7 +190,7 @@ class TokenizerTask:
                 group["lr"] = rate
             optimizer.step()
         if self.ema:
-            self.ema.update(self.model, self.step_number)
+            self.ema.update(self.step_number)
 
     # ---- accounts --------------------------------------------------------------------------------------------------
     def report(self, images_per_second: float) -> tuple[dict[str, Any], str]:
@@ -208,30 +208,29 @@ class TokenizerTask:
         size = self.spec.shape.image_size
         wanted = min(VALIDATION_IMAGES, len(images))
         pixels = np.stack([center_view(images[number]["image"], size) for number in range(wanted)])
-        weights = self._mean_squared_error(self.model, pixels)
-        ema = self._mean_squared_error(self._averaged(), pixels) if self.ema else None
+        weights = self._mean_squared_error(pixels)
+        with self._averaged():
+            ema = self._mean_squared_error(pixels) if self.ema else None
         if self.held_out is None:
             return Validation({}, weights, ema)
         row = {"val_psnr": psnr(weights)} | ({} if ema is None else {"val_ema_psnr": psnr(ema)})
         return Validation(row, weights, ema)
 
-    def _mean_squared_error(self, model: RQVAE, pixels: Pixels) -> float:
-        model.eval()
+    def _mean_squared_error(self, pixels: Pixels) -> float:
+        self.model.eval()
         total = 0.0
         size = max(self.micro_sizes)
         for start in range(0, len(pixels), size):
             images = to_device(pixels[start : start + size], self.device, self.layout)
             with autocast(self.device, self.dtype):
-                reconstruction = model(images)[0]
+                reconstruction = self.model(images)[0]
             total += float((reconstruction.float() - images).square().mean((1, 2, 3)).sum())
-        model.train()
+        self.model.train()
         return total / len(pixels)
 
-    def _averaged(self) -> RQVAE:
-        model = copy.deepcopy(self.model)
-        if self.ema:
-            self.ema.write_to(model)
-        return model
+    def _averaged(self) -> AbstractContextManager[None]:
+        """Put the moving average, where there is one, in the place of the weights while a block runs."""
+        return self.ema.in_place() if self.ema else nullcontext()
 
     def picture(self) -> bytes | None:
         """Draw nothing: `dnd reconstruct` shows what a tokenizer can do."""
@@ -244,7 +243,7 @@ class TokenizerTask:
         if self.networks.discriminator is not None:
             by_kind["discriminator"] = stored_tensors(self.networks.discriminator)
         if self.ema:
-            by_kind["ema"] = self.ema.tensors
+            by_kind["ema"] = dict(zip(_floats(self.model), self.ema.averages, strict=True))
         return {(kind, name): tensor for kind, tensors in by_kind.items() for name, tensor in tensors.items()}
 
     def tensors(self) -> dict[str, Tensor]:
@@ -279,29 +278,12 @@ class TokenizerTask:
 
     def export(self, stored: StoredTensors, folder: Path) -> dict[str, CheckpointFile]:
         """Write tokenizer.safetensors and tokenizer.json: the moving average where there is one."""
-        return {"tokenizer.safetensors": save_tokenizer(self._averaged(), folder)}
-
-
-class MovingAverage:
-    """Moving average of weights and codebooks; it starts short: decay min(decay, (1 + step) / (10 + step))."""
-
-    def __init__(self, model: nn.Module, decay: float):
-        self.decay = decay
-        self.tensors = {name: tensor.clone() for name, tensor in _floats(model).items()}
-
-    @torch.no_grad()
-    def update(self, model: nn.Module, step: int) -> None:
-        """Move towards the model after its step `step` (counted from 0)."""
-        decay = min(self.decay, (1 + step) / (10 + step))
-        torch._foreach_lerp_(list(self.tensors.values()), list(_floats(model).values()), 1 - decay)
-
-    @torch.no_grad()
-    def write_to(self, model: nn.Module) -> None:
-        """Put the average in the place of a model's weights."""
-        torch._foreach_copy_(list(_floats(model).values()), list(self.tensors.values()))
+        with self._averaged():
+            return {"tokenizer.safetensors": save_tokenizer(self.model, folder)}
 
 
 def _floats(model: nn.Module) -> dict[str, Tensor]:
+    """Return what is averaged of a model: its weights and codebooks by name."""
     return {name: tensor for name, tensor in stored_tensors(model).items() if tensor.is_floating_point()}
 
 

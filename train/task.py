@@ -10,7 +10,7 @@ import logging
 import math
 import time
 from collections.abc import Generator, Iterator
-from contextlib import AbstractContextManager, nullcontext
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -26,6 +26,7 @@ from data_specs.spec import Spec
 from pipeline.png import encode_photo
 from tokenize_jobs.checkpoint import StoredTensors
 from tokenize_jobs.device import naming_what_to_lower, pick_device, sent
+from tokenize_jobs.ema import MovingAverage
 from tokenize_jobs.ranks import Ranks
 from tokenize_jobs.rqvae import RQVAE
 from tokenize_jobs.tensors import write_safetensors
@@ -33,7 +34,6 @@ from tokenize_jobs.trainer import Step, Validation
 from tokenize_jobs.weights import load_tokenizer
 from train import order, partition
 from train.draw import draw_grid
-from train.ema import MovingAverage
 from train.engine import (
     build_engine,
     clip_at_stage_0,
@@ -70,7 +70,8 @@ class TransformerTask:
         self.engine = build_engine(spec, root, ranks.world, user_config)
         self.loader = Loader(self.section.codes, root, spec, storage.join(root, "transformer", "order.json"))
         self.micro = self.engine.train_micro_batch_size_per_gpu()
-        self.ema = MovingAverage(self.engine, self.section.ema)
+        self.ema = MovingAverage(partition.master_weights(self.engine), self.section.ema)
+        self.num_ema_updates = 0
         self.bits: list[Tensor] = []  # of each depth [D], steps since the last row
         self.batches: Generator[Batch, None, None] | None = None
 
@@ -119,7 +120,8 @@ class TransformerTask:
             losses = self._accumulate(limit)
         applied = was_applied(self.engine)
         if applied:
-            self.ema.update()
+            self.ema.update(self.num_ema_updates)
+            self.num_ema_updates += 1
         if losses.isfinite().all():
             self.bits.append(losses / math.log(2))
         self.position += self.section.batch_size
@@ -180,7 +182,7 @@ class TransformerTask:
     def validate(self) -> Validation:
         """Return bits a code on held-out codes, with the weights and with their moving average."""
         plain = self._bits()
-        with self.ema.in_place():
+        with self._averaged():
             smooth = self._bits()
         weights = float(plain.mean())
         ema = float(smooth.mean())
@@ -220,9 +222,19 @@ class TransformerTask:
 
     def picture(self) -> bytes | None:
         """Draw samples with all ranks; rank 0 returns their picture as PNG."""
-        with self.ema.in_place() if self.spec.sample.ema else nullcontext():
+        with self._averaged() if self.spec.sample.ema else nullcontext():
             drawn = draw_grid(whole_model(self.engine), self.spec, self.tokenizer, self.ranks)
         return None if drawn is None else encode_photo(drawn)
+
+    @contextmanager
+    def _averaged(self) -> Iterator[None]:
+        """Put the moving average in the place of the model's weights while the block runs; collective."""
+        try:
+            with self.ema.in_place():
+                partition.refresh_model(self.engine)
+                yield
+        finally:
+            partition.refresh_model(self.engine)
 
     # ---- saving ----------------------------------------------------------------------------------------------------
     def tensors(self) -> dict[str, Tensor]:
@@ -233,7 +245,7 @@ class TransformerTask:
         """Return what a resumed run needs beside the tensors."""
         return TransformerState(
             optimizer_steps=partition.optimizer_steps(self.engine),
-            num_ema_updates=self.ema.num_updates,
+            num_ema_updates=self.num_ema_updates,
             zero_stage=self.engine.zero_optimization_stage(),
         )
 
@@ -242,7 +254,7 @@ class TransformerTask:
         if not isinstance(state, TransformerState):
             raise ValueError(f"{stored.uri}: not a checkpoint of a transformer")
         partition.load_pieces(self.engine, self.ema.averages, stored, state.optimizer_steps)
-        self.ema.num_updates = state.num_ema_updates
+        self.num_ema_updates = state.num_ema_updates
         self.bits = []
 
     def export(self, stored: StoredTensors, folder: Path) -> dict[str, CheckpointFile]:

@@ -23,12 +23,13 @@ from benchmarks.rounds import seconds_of
 from benchmarks.train import join_alone
 from data_specs.spec import Spec, load_spec
 from tokenize_jobs.device import memory_of, room_in
+from tokenize_jobs.ema import MovingAverage
 from tokenize_jobs.ranks import Ranks
-from train.ema import MovingAverage
 from train.engine import build_engine, compile_layers
 from train.flops import utilisation
 from train.memory import Kernels, fitting_micro_batch, predict
 from train.model import config_of
+from train.partition import master_weights
 from train.task import TransformerTask
 
 SMALL = [
@@ -122,7 +123,7 @@ def _of_size(setting: Setting, size: str) -> Iterator[Row]:
     spec = load_spec("demo" if setting.tiny else "imagenet_16x16x2", given)
     memory = memory_of(setting.device)
     engine = build_engine(spec, str(setting.folder), 1)
-    average = MovingAverage(engine, 0.9999)
+    average = MovingAverage(master_weights(engine), 0.9999)
     for kernels in ("fused", "compiled"):
         if kernels == "compiled":
             compile_layers(engine.module, "aot_eager" if setting.tiny else "inductor")
@@ -149,7 +150,7 @@ def _measured(
         engine.set_gradient_accumulation_boundary(True)
         engine.backward(engine(codes, codes[:, 0, 0] % config.num_classes, return_loss=True).mean())
         engine.step()
-        average.update()
+        average.update(0)
 
     step()
     reset_peak(setting)

@@ -14,9 +14,9 @@ from test_model import load_golden
 from data_specs.records import CheckpointState
 from data_specs.spec import Spec
 from tokenize_jobs.checkpoint import CheckpointWriter
+from tokenize_jobs.ema import MovingAverage
 from tokenize_jobs.ranks import Ranks
 from train import partition
-from train.ema import MovingAverage
 from train.engine import build_engine, clip_at_stage_0, was_applied
 from train.model import DnDTransformer, TransformerConfig, config_of
 
@@ -45,14 +45,14 @@ def golden_steps(root: str, golden: str, number: int) -> None:
     codes, classes = golden_batch(tensors)
     for group in engine.optimizer.param_groups:
         group["eps"] = EPSILON
-    ema = MovingAverage(engine, 0.9)
-    for factor in (1.0, 1.0, 1.0, torch.nan):
+    ema = MovingAverage(partition.master_weights(engine), 0.9)
+    for step, factor in enumerate((1.0, 1.0, 1.0, torch.nan)):
         engine.backward(engine(codes[mine], classes[mine], return_loss=True).mean() * factor)
         clip_at_stage_0(engine, spec.train.clip)
         engine.step()
         assert was_applied(engine) == (factor == 1.0)
         if was_applied(engine):
-            ema.update()
+            ema.update(step)
     writer = CheckpointWriter(f"{root}/out", Ranks(), 1, None)
     state = CheckpointState(step=3, position=12, world=2, files={})
     writer.start(state, partition.copy_pieces(engine, ema.averages))
@@ -69,7 +69,7 @@ def bfloat16_pieces(root: str, *overrides: str) -> None:
         if number == 2:  # the first of the second step: it has not been reduced yet
             sums = [getattr(p, "grad_accum", None) for p in engine.module.parameters()]
             assert all(total is None or total.dtype == torch.float32 for total in sums)
-    found = partition.copy_pieces(engine, MovingAverage(engine, 0.9).averages)
+    found = partition.copy_pieces(engine, MovingAverage(partition.master_weights(engine), 0.9).averages)
     for name, parameter in engine.module.named_parameters():
         parts = [found[f"weight/{p.name}/{p.start}"] for p in partition.pieces(engine) if p.name == name]
         assert all(part.dtype == torch.float32 for part in parts)

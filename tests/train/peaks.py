@@ -13,10 +13,11 @@ import torch.nn.functional as F
 from code_sets import tiny_spec
 
 from data_specs.spec import Spec
+from tokenize_jobs.ema import MovingAverage
 from tokenize_jobs.memory import LiveBytes
-from train.ema import MovingAverage
 from train.engine import build_engine, clip_at_stage_0
 from train.model import DnDTransformer, config_of
+from train.partition import master_weights
 
 M_MMAP_THRESHOLD, M_TRIM_THRESHOLD = -3, -1
 
@@ -81,13 +82,13 @@ def training_peak(root: str, *overrides: str) -> None:
 def train_some(spec: Spec, root: str) -> None:
     """Two steps with all that is kept beside them: the second has the optimizer's state and gradients at once."""
     engine = build_engine(spec, root, dist.get_world_size(), SMALL_BUCKETS)
-    ema = MovingAverage(engine, 0.9)
+    ema = MovingAverage(master_weights(engine), 0.9)
     codes, classes = batch_of(spec, engine.train_micro_batch_size_per_gpu())
     for _ in range(2):
         engine.backward(engine(codes, classes, return_loss=True).mean())
         clip_at_stage_0(engine, spec.train.clip)
         engine.step()
-        ema.update()
+        ema.update(0)
     engine.destroy()
 
 
@@ -96,7 +97,7 @@ def bytes_of_a_step(root: str, *overrides: str) -> None:
     spec = tiny_spec(*overrides)
     with LiveBytes() as live:
         engine = build_engine(spec, root, 1, SMALL_BUCKETS)
-        ema = MovingAverage(engine, 0.9)
+        ema = MovingAverage(master_weights(engine), 0.9)
         codes, classes = batch_of(spec, engine.train_micro_batch_size_per_gpu())
         for _ in range(2):
             before = live.peak = live.now
@@ -105,7 +106,7 @@ def bytes_of_a_step(root: str, *overrides: str) -> None:
             engine.backward(loss)
             del loss
             engine.step()
-            ema.update()
+            ema.update(0)
     Path(root, "bytes.json").write_text(json.dumps({"before": before, "activations": activations, "peak": live.peak}))
 
 
