@@ -5,6 +5,8 @@ from __future__ import annotations
 from collections.abc import Iterable, Sequence
 
 import numpy as np
+import torch
+from torch import Tensor
 
 from data_specs import storage
 from data_specs.digest import digest_of
@@ -14,6 +16,7 @@ from data_specs.records import Identity, RangeUnit, Sample
 from data_specs.spec import Spec
 from data_specs.units import write_plan
 from tokenize_jobs.encode import npy
+from train.model import TransformerConfig
 
 IDENTITY = Identity(stage="bench")
 
@@ -32,6 +35,13 @@ def random_codes(spec: Spec, root: str, samples: int, shards: int) -> None:
     for split, count, parts in (("train", samples, shards), ("val", 64, 1)):
         numbers = [range(part, count, parts) for part in range(parts)]
         write_set(storage.join(root, "codes", split), "codes", [[_sample(spec, n) for n in of] for of in numbers])
+
+
+def random_batch(config: TransformerConfig, images: int, device: torch.device) -> tuple[Tensor, Tensor]:
+    """Draw codes int64 [images, L, D] that a model knows, and their classes, all 0."""
+    shape = (images, config.num_positions, config.depth)
+    codes = torch.randint(config.codebook_size, shape, device=device)
+    return codes, codes.new_zeros(images)
 
 
 def _sample(spec: Spec, number: int) -> Sample:

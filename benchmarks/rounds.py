@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator, Sequence
 from statistics import median
 from typing import NamedTuple, TypeVar
 
@@ -46,19 +46,19 @@ def compare(
         ours()
         baseline()
     rates = list[tuple[float, float]]()
-    for number in range(rounds):
-        if number % 2:
-            second, first = _rate(baseline, clock), _rate(ours, clock)
-        else:
-            first, second = _rate(ours, clock), _rate(baseline, clock)
+    for number, of_round in enumerate(in_turns([ours, baseline], rounds, clock), 1):
+        first, second = (made / seconds for made, seconds in of_round)
         rates.append((first, second))
-        print(f"round {number + 1}/{rounds}: {first:.4g} /s against {second:.4g} /s", file=sys.stderr, flush=True)
+        print(f"round {number}/{rounds}: {first:.4g} /s against {second:.4g} /s", file=sys.stderr, flush=True)
     return Comparison(median(r[0] for r in rates), median(r[1] for r in rates), [a / b for a, b in rates])
 
 
-def _rate(work: Work, clock: Clock) -> float:
-    made, seconds = _timed(work, pick_device(), clock)
-    return made / seconds
+def in_turns(works: Sequence[Callable[[], Made]], rounds: int, clock: Clock) -> Iterator[list[tuple[Made, float]]]:
+    """Yield for each round what each of some works made and its seconds; every other round begins with the last."""
+    device = pick_device()
+    for number in range(rounds):
+        order = slice(None, None, -1 if number % 2 else 1)
+        yield [_timed(work, device, clock) for work in works[order]][order]
 
 
 def seconds_of(work: Callable[[], object], device: torch.device, repeats: int = 5) -> float:

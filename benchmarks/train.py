@@ -13,8 +13,9 @@ from datetime import timedelta
 
 import torch
 import torch.distributed as dist
+from torch import Tensor
 
-from benchmarks.codes import random_codes
+from benchmarks.codes import random_batch, random_codes
 from benchmarks.rounds import Comparison, Work, compare
 from data_specs.spec import Spec, load_spec
 from tokenize_jobs.device import autocast, pick_device
@@ -68,19 +69,31 @@ def _bare(spec: Spec, compiled: bool = False) -> Work:
     optimizer = build_optimizer(model, spec)
     if compiled:
         model.compile()
-    rows, columns = spec.shape.grid
-    shape = (spec.train.batch_size, rows * columns, spec.shape.depth)
-    codes = torch.randint(spec.shape.codebook_size, shape, device=device)
-    classes = torch.zeros(spec.train.batch_size, dtype=torch.int64, device=device)
+    codes, classes = random_batch(model.config, spec.train.batch_size, device)
+    dtype = getattr(torch, spec.train.dtype)
 
     def steps() -> int:
         for _ in range(STEPS):
-            optimizer.zero_grad(set_to_none=True)
-            with autocast(device, getattr(torch, spec.train.dtype)):
-                loss = model(codes, classes, return_loss=True).mean()
-            loss.backward()
-            torch.nn.utils.clip_grad_norm_(model.parameters(), spec.train.clip)
-            optimizer.step()
+            plain_step(model, optimizer, codes, classes, dtype, spec.train.clip)
         return STEPS * len(codes)
 
     return steps
+
+
+def plain_step(
+    model: DnDTransformer,
+    optimizer: torch.optim.Optimizer,
+    codes: Tensor,
+    classes: Tensor,
+    dtype: torch.dtype = torch.float32,
+    clip: float | None = None,
+) -> Tensor:
+    """Make a step with nothing around it, in PyTorch's mixed precision; return its loss."""
+    optimizer.zero_grad(set_to_none=True)
+    with autocast(codes.device, dtype):
+        loss: Tensor = model(codes, classes, return_loss=True).mean()
+    loss.backward()
+    if clip is not None:
+        torch.nn.utils.clip_grad_norm_(model.parameters(), clip)
+    optimizer.step()
+    return loss.detach()

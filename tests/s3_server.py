@@ -28,6 +28,8 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from typing import Any, NamedTuple
 
+from ray_cluster import free_ports
+
 BINARIES = ("radosgw", "radosgw-admin", "ceph-mon", "ceph-osd", "ceph", "ceph-authtool", "monmaptool")
 CONF = """[global]
 fsid = {fsid}
@@ -120,7 +122,7 @@ def ceph_server() -> Iterator[Server]:
 
 
 def _start_ceph(folder: Path, children: list[subprocess.Popen[bytes]]) -> Server:
-    ports, fsid = _free_ports(3), str(uuid.uuid4())
+    ports, fsid = free_ports(3), str(uuid.uuid4())
     mon = f"[v2:127.0.0.1:{ports[1]},v1:127.0.0.1:{ports[2]}]"
     for name in ("mon", "osd", "rgw"):
         (folder / name).mkdir()
@@ -162,14 +164,6 @@ def _start_ceph(folder: Path, children: list[subprocess.Popen[bytes]]) -> Server
         )
     _wait_until_ready(f"http://127.0.0.1:{ports[0]}")
     return Server(f"http://127.0.0.1:{ports[0]}", *accounts)
-
-
-def _free_ports(count: int) -> list[int]:
-    sockets = [socket.create_server(("127.0.0.1", 0)) for _ in range(count)]
-    ports = [int(s.getsockname()[1]) for s in sockets]
-    for s in sockets:
-        s.close()
-    return ports
 
 
 def _wait_until_ready(endpoint: str, seconds: float = 60) -> None:

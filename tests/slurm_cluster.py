@@ -24,6 +24,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 import psutil
+from ray_cluster import free_ports
 
 BINARIES = ("munged", "slurmctld", "slurmd", "sbatch", "srun", "scontrol")
 CONF = """ClusterName=test
@@ -141,7 +142,7 @@ def _configure(slurm: Slurm, num_nodes: int) -> None:
     (folder / "state").mkdir()
     (folder / "munge.key").write_bytes(secrets.token_bytes(64))
     (folder / "munge.key").chmod(0o400)
-    control, *ports = _free_ports(1 + num_nodes)
+    control, *ports = free_ports(1 + num_nodes)
     same = {"host": host, "cores": os.cpu_count()}
     nodes = "\n".join(NODE.format(number=number, port=port, **same) for number, port in enumerate(ports))
     text = CONF.format(host=host, user=getpass.getuser(), folder=folder, control=control, nodes=nodes)
@@ -164,14 +165,6 @@ def _end_jobs(slurm: Slurm) -> None:
             of_job = "SLURM_JOB_ID" in environment or process.name() == "slurmstepd"
             if of_job and environment.get("SLURM_CONF") == conf and process.pid != os.getpid():
                 process.kill()
-
-
-def _free_ports(number: int) -> list[int]:
-    sockets = [socket.create_server(("127.0.0.1", 0)) for _ in range(number)]
-    ports = [int(one.getsockname()[1]) for one in sockets]
-    for one in sockets:
-        one.close()
-    return ports
 
 
 if __name__ == "__main__":

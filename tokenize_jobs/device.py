@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import AbstractContextManager, contextmanager
 from pathlib import Path
 
@@ -11,8 +11,6 @@ import numpy as np
 import psutil
 import torch
 from torch import Tensor
-
-from data_specs.spec import Spec
 
 USABLE = 0.94  # of a device's memory: the rest goes to fragments
 CONTEXT = 1 << 30  # bytes of a GPU that CUDA, its libraries and NCCL take
@@ -33,13 +31,6 @@ def multiplies_bfloat16(device: torch.device) -> bool:
     if device.type == "cuda":
         return torch.cuda.is_bf16_supported(including_emulation=False)
     return torch.cpu._is_amx_tile_supported() or torch.cpu._is_avx512_bf16_supported()
-
-
-def training_dtype(spec: Spec, device: torch.device) -> torch.dtype:
-    """Return the spec's arithmetic; by default bfloat16 where the device multiplies it in hardware, else float32."""
-    default = "bfloat16" if multiplies_bfloat16(device) else "float32"
-    dtype: torch.dtype = getattr(torch, spec.tokenizer.dtype or default)
-    return dtype
 
 
 def training_layout(device: torch.device) -> torch.memory_format:
@@ -96,6 +87,20 @@ def memory_of(device: torch.device) -> int:
 def room_in(memory: float) -> float:
     """Return the bytes that tensors may take of a GPU's `memory`."""
     return USABLE * memory - CONTEXT
+
+
+def largest_fitting(sizes: Iterable[int], needed: Callable[[int], float], memory: float) -> int | None:
+    """Return the first of batch sizes, the largest first, that a GPU's `memory` has room for; None where it has none.
+
+    Args:
+        needed: the bytes that a batch of a size takes.
+    """
+    return next((size for size in sizes if needed(size) <= room_in(memory)), None)
+
+
+def powers_of_two(most: int) -> list[int]:
+    """Return the powers of two from `most`, which is one, down to 1."""
+    return [1 << number for number in range(most.bit_length() - 1, -1, -1)]
 
 
 @contextmanager

@@ -181,6 +181,21 @@ def _end(code: int) -> NoReturn:
     os._exit(code)
 
 
+# ---- what is there already -----------------------------------------------------------------------------------------
+def is_imported(folder: str, section: str) -> bool:
+    """Return whether a training's folder holds a model from elsewhere (`dnd import`), which stays as it is; say so.
+
+    Args:
+        folder: ROOT/tokenizer or ROOT/transformer.
+        section: of the spec, by which the model would be trained.
+    """
+    weights = storage.join(folder, f"{folder.rpartition('/')[2]}.safetensors")
+    imported = storage.exists(weights) and digest.claimed(folder) is None
+    if imported:
+        say(f"{folder}: imported, not trained; to fine-tune it, name it as {section}.init_from under another root")
+    return imported
+
+
 # ---- what a training's result depends on ---------------------------------------------------------------------------
 def spec_of_training(spec: Spec, key: str, free: Mapping[str, Any], folder: str) -> dict[str, Any]:
     """Return what of a training's section of the spec its result depends on.

@@ -16,8 +16,8 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_iter
 
 from data_specs.spec import Spec
-from tokenize_jobs.device import autocast, room_in
-from tokenize_jobs.losses import LPIPS, PatchDiscriminator
+from tokenize_jobs.device import autocast, largest_fitting, powers_of_two, room_in
+from tokenize_jobs.losses import LPIPS
 from tokenize_jobs.networks import Networks, config_of
 from tokenize_jobs.rqvae import RQVAE, RQVAEConfig
 
@@ -63,10 +63,6 @@ class Needs(NamedTuple):
         """Return the bytes for so many images at a time."""
         return self.fixed + images * self.image
 
-    def fitting(self, memory: float, most: int) -> int:
-        """Return how many images fit into so many bytes of a device, up to `most`; 0 where not one does."""
-        return max(min(int((room_in(memory) - self.fixed) / self.image), most), 0)
-
 
 def _line(peaks: list[int]) -> Needs:
     few, many = COUNTED
@@ -85,10 +81,9 @@ def training_needs(spec: Spec, world: int, dtype: torch.dtype) -> Needs:
 
 def _networks(spec: Spec) -> Networks:
     section = spec.tokenizer
-    model = RQVAE(config_of(spec)).train()
-    model.quantizer.eval()  # how rows restart depends on values, and takes little
-    discriminator = None if section.gan_start is None else PatchDiscriminator()
-    return Networks(section, model, discriminator, LPIPS() if section.lpips_weights else None)
+    networks = Networks.of(section, RQVAE(config_of(spec)), LPIPS() if section.lpips_weights else None)
+    networks.model.quantizer.eval()  # how rows restart depends on values, and takes little
+    return networks
 
 
 def _training_peak(spec: Spec, dtype: torch.dtype, images: int) -> int:
@@ -117,7 +112,7 @@ def fitting_micro_batch(spec: Spec, world: int, dtype: torch.dtype, memory: floa
     if share * MANY_MAPS * of_map < room_in(memory) / 2:
         return share
     needs = training_needs(spec, world, dtype)
-    if fitting := needs.fitting(memory, share):
+    if fitting := largest_fitting(range(share, 0, -1), needs.of, memory):
         return fitting
     raise ValueError(
         f"tokenizer: one image of {shape.image_size} px takes {needs.of(1) / 1e9:.1f} GB in training, a device has "
@@ -144,5 +139,4 @@ def _encoding_peak(config: RQVAEConfig, dtype: torch.dtype, images: int) -> int:
 
 def fitting_compute_batch(config: RQVAEConfig, dtype: torch.dtype, memory: float) -> int:
     """Return the largest power of two of images, up to MAX_BATCH, that fits into `memory` bytes of a GPU, or 1."""
-    fitting = encoding_needs(config, dtype).fitting(memory, MAX_BATCH)
-    return 1 << max(fitting.bit_length() - 1, 0)
+    return largest_fitting(powers_of_two(MAX_BATCH), encoding_needs(config, dtype).of, memory) or 1

@@ -13,7 +13,7 @@ from data_specs.sections import Tokenizer
 from data_specs.shape import CodeShape
 from data_specs.spec import Spec
 from tokenize_jobs.checkpoint import newest_state
-from tokenize_jobs.device import autocast
+from tokenize_jobs.device import autocast, training_layout
 from tokenize_jobs.losses import (
     LPIPS,
     LPIPS_PACKAGE,
@@ -108,6 +108,18 @@ class Networks(NamedTuple):
     model: RQVAE
     discriminator: PatchDiscriminator | None
     lpips: LPIPS | None
+
+    @classmethod
+    def of(cls, section: Tokenizer, model: RQVAE, lpips: LPIPS | None) -> Networks:
+        """Return what trains a tokenizer: itself, LPIPS and, where the section has one, a new discriminator."""
+        return cls(section, model.train(), None if section.gan_start is None else PatchDiscriminator(), lpips)
+
+    def to(self, device: torch.device) -> Networks:
+        """Move all of them to a device."""
+        self.model.to(device, memory_format=training_layout(device))  # type: ignore[call-overload]
+        for network in filter(None, (self.discriminator, self.lpips)):
+            network.to(device)
+        return self
 
     @property
     def trained(self) -> list[nn.Module]:

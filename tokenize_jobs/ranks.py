@@ -13,7 +13,7 @@ import torch
 import torch.distributed as dist
 from torch.distributed.rendezvous import rendezvous
 
-from tokenize_jobs.device import USABLE, pick_device
+from tokenize_jobs.device import USABLE, multiplies_bfloat16, pick_device
 
 T = TypeVar("T")
 MEETING = timedelta(hours=2)  # machines come one by one, and fetch an image of gigabytes first
@@ -117,3 +117,15 @@ class Ranks:
         if refusal := self.gather(error)[0]:
             raise ValueError(refusal)
         return found
+
+
+def common_dtype(wanted: str | None, ranks: Ranks) -> str:
+    """Return the arithmetic of a training, the same on all ranks, which call it.
+
+    Args:
+        wanted: what the spec says; None or "auto": bfloat16 if every rank multiplies it in hardware, else float32.
+    """
+    if wanted not in (None, "auto"):
+        return wanted
+    (lacking,) = ranks.any(not multiplies_bfloat16(pick_device()))
+    return "float32" if lacking else "bfloat16"

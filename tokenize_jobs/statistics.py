@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import logging
 import math
-from typing import Any
 
 import torch
 from torch import Tensor
 
+from data_specs.telemetry import Row
 from tokenize_jobs.quantizer import all_sum, codebook_health, count_codes
 
 COLLAPSED = 0.05  # share of the rows that could have been used, below which a codebook is called collapsed
@@ -43,7 +43,7 @@ class CodeStatistics:
         self.counts += count_codes(codes, self.shape[1])
         self.restarts += restarts
 
-    def report(self) -> dict[str, Any]:
+    def report(self) -> Row:
         """Return means over steps and ranks, codebook usage, perplexity and restarts by depth; begin anew.
 
         All ranks must call it. Warns once where a codebook has collapsed. Without a step there is nothing to return.

@@ -15,7 +15,6 @@ from contextlib import AbstractContextManager, nullcontext
 from functools import partial
 from itertools import chain
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import torch
@@ -26,6 +25,7 @@ from data_specs.ahead import in_threads
 from data_specs.reader import ShardSet
 from data_specs.records import CheckpointFile, TaskState, TokenizerState
 from data_specs.spec import Spec
+from data_specs.telemetry import Row
 from tokenize_jobs.batches import draw, read_view, split_batch, stacked
 from tokenize_jobs.checkpoint import StoredTensors
 from tokenize_jobs.device import (
@@ -34,15 +34,13 @@ from tokenize_jobs.device import (
     naming_what_to_lower,
     pick_device,
     to_device,
-    training_dtype,
     training_layout,
 )
 from tokenize_jobs.ema import MovingAverage
-from tokenize_jobs.losses import PatchDiscriminator
 from tokenize_jobs.memory import fitting_micro_batch
 from tokenize_jobs.networks import Losses, Networks, initial_model, lpips_of
 from tokenize_jobs.quantizer import all_sum
-from tokenize_jobs.ranks import Ranks
+from tokenize_jobs.ranks import Ranks, common_dtype
 from tokenize_jobs.statistics import CodeStatistics, psnr
 from tokenize_jobs.tensors import to_host
 from tokenize_jobs.trainer import Step, Validation
@@ -65,7 +63,7 @@ class TokenizerTask:
         self.ranks = ranks
         self.device = pick_device()
         self.layout = training_layout(self.device)
-        self.dtype = training_dtype(spec, self.device)
+        self.dtype: torch.dtype = getattr(torch, common_dtype(self.section.dtype, ranks))
         memory = min(ranks.gather(memory_of(self.device)))  # the least: all make the same number of micro batches
         micro = self.section.micro_batch_size or fitting_micro_batch(spec, ranks.world, self.dtype, memory)
         self.micro_batches = split_batch(self.section.batch_size, self.ranks.world, micro)
@@ -76,16 +74,13 @@ class TokenizerTask:
         self.held_out = _held_out(spec, root)
         torch.manual_seed(spec.seed)
         lpips = lpips_of(spec, root)
-        model = initial_model(spec, root)
-        lpips = lpips.to(self.device) if lpips else None
-        model = model.to(self.device, memory_format=self.layout).train()  # type: ignore[call-overload]
-        discriminator = None if self.section.gan_start is None else PatchDiscriminator().to(self.device)
-        self.networks = Networks(self.section, model, discriminator, lpips)
-        self.model = model
+        self.networks = Networks.of(self.section, initial_model(spec, root), lpips).to(self.device)
+        self.model = self.networks.model
         self.optimizers = self.networks.optimizers()
         self.ema = MovingAverage(_floats(self.model).values(), self.section.ema) if self.section.ema else None
         self.images: Generator[Pixels, None, None] | None = None
-        self.statistics = CodeStatistics(model.config.depth, model.config.codebook_size, self.device)
+        config = self.model.config
+        self.statistics = CodeStatistics(config.depth, config.codebook_size, self.device)
         if self.section.compile:
             for module in (self.model.encoder, self.model.decoder, lpips):
                 if module is not None:
@@ -193,7 +188,7 @@ class TokenizerTask:
             self.ema.update(self.step_number)
 
     # ---- accounts --------------------------------------------------------------------------------------------------
-    def report(self, images_per_second: float) -> tuple[dict[str, Any], str]:
+    def report(self, images_per_second: float) -> tuple[Row, str]:
         """Return the log's row of the steps since the last one, and what it says in a few words."""
         row = self.statistics.report()
         if not row:

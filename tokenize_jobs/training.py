@@ -8,7 +8,7 @@ from data_specs import storage
 from data_specs.records import Identity
 from data_specs.spec import Spec
 from data_specs.text import say
-from tokenize_jobs.launch import digest_of_start, digests_of, launch, spec_of_training
+from tokenize_jobs.launch import digest_of_start, digests_of, is_imported, launch, spec_of_training
 from tokenize_jobs.losses import losses_in_words
 from tokenize_jobs.networks import lpips_of
 from tokenize_jobs.ranks import Ranks
@@ -34,7 +34,7 @@ def train_tokenizer(spec: Spec, root: str, *, ranks: int = 1) -> None:
         SystemExit: with 75 where the run was told to stop, and has saved.
     """
     root = storage.absolute(root)
-    if _is_imported(root):
+    if is_imported(storage.join(root, "tokenizer"), "tokenizer"):
         return
     job = job_of(spec, root)
     say(f"train-tokenizer: losses {losses_in_words(spec.tokenizer)}")
@@ -44,7 +44,7 @@ def train_tokenizer(spec: Spec, root: str, *, ranks: int = 1) -> None:
 def fit(spec: Spec, root: str) -> bool:
     """Train on this rank, and write ROOT/tokenizer; see `trainer.fit`."""
     root = storage.absolute(root)
-    if _is_imported(root):
+    if is_imported(storage.join(root, "tokenizer"), "tokenizer"):
         return True
 
     def build(ranks: Ranks) -> Task:
@@ -78,12 +78,3 @@ def identity(spec: Spec, root: str) -> Identity:
         "tokenizer": spec_of_training(spec, "tokenizer", FREE, folder) | {"lpips": section.lpips_weights is not None},
     }
     return Identity(stage="tokenizer", spec=tree, inputs=inputs, seed=spec.seed)
-
-
-def _is_imported(root: str) -> bool:
-    """Whether ROOT/tokenizer came from elsewhere (`dnd import tokenizer`); says so."""
-    folder = storage.join(root, "tokenizer")
-    imported = storage.exists(storage.join(folder, WEIGHTS)) and not storage.exists(storage.join(folder, "stage.json"))
-    if imported:
-        say(f"{folder}: imported, not trained; to fine-tune it, name it as tokenizer.init_from under another root")
-    return imported

@@ -16,9 +16,9 @@ from torch import nn
 from data_specs import storage
 from data_specs.spec import Spec, laid_over
 from tokenize_jobs.checkpoint import newest_state
-from tokenize_jobs.device import memory_of, multiplies_bfloat16, pick_device
+from tokenize_jobs.device import memory_of
 from tokenize_jobs.ranks import Ranks
-from train.memory import fitting_micro_batch
+from train.memory import fitting_micro_batch, zero_stage
 from train.model import DnDTransformer, config_of
 from train.muon import Muon
 from train.weights import EMA_WEIGHTS, open_weights
@@ -34,14 +34,6 @@ HONOURED = {  # what a user may add: nothing that changes which rank holds what,
 }
 CLASSES = "cls_embedding.embedding_table.weight"
 CONFIGS = Path(__file__).resolve().parent.parent / "infra" / "deepspeed"
-
-
-def settle_dtype(spec: Spec, ranks: Ranks) -> Spec:
-    """Return the spec with train.dtype settled where it is `auto`: bfloat16 if every rank multiplies it in hardware."""
-    if spec.train.dtype != "auto":
-        return spec
-    (lacking,) = ranks.any(not multiplies_bfloat16(pick_device()))
-    return spec.changed("train", dtype="float32" if lacking else "bfloat16")
 
 
 def micro_batch_of(spec: Spec, world: int) -> int:
@@ -82,13 +74,11 @@ def settle_micro_batch(spec: Spec, ranks: Ranks, device: torch.device) -> Spec:
 def deepspeed_config(spec: Spec, world: int, user: dict[str, Any] | None = None) -> dict[str, Any]:
     """Return the whole DeepSpeed configuration: infra/deepspeed/zeroN.json, what the user adds, and what the spec says.
 
-    bfloat16 at stage 0 runs as stage 1: DeepSpeed's stage 0 learns measurably worse in it.
-
     Raises:
         ValueError: names a key in which the user's part contradicts the spec.
     """
     section = spec.train
-    stage = max(section.zero_stage, 1) if section.dtype == "bfloat16" else section.zero_stage
+    stage = zero_stage(spec, section.dtype)
     micro = micro_batch_of(spec, world)
     owned: dict[str, Any] = {
         "train_batch_size": section.batch_size,

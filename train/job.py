@@ -8,7 +8,7 @@ from data_specs import storage
 from data_specs.records import Identity
 from data_specs.spec import Spec
 from tokenize_jobs import trainer
-from tokenize_jobs.launch import digest_of_start, digests_of, launch, spec_of_training
+from tokenize_jobs.launch import digest_of_start, digests_of, is_imported, launch, spec_of_training
 from tokenize_jobs.ranks import Ranks
 from tokenize_jobs.trainer import Job, Task
 from train.weights import EMA_WEIGHTS
@@ -23,6 +23,8 @@ FREE: dict[str, Any] = {  # on resume; of inputs their content counts, not where
 def train(spec: Spec, root: str, *, ranks: int = 1, deepspeed_config: str | None = None) -> None:
     """Train to spec.train.steps on `ranks` processes of this machine; a finished run returns at once.
 
+    An imported transformer stays as it is.
+
     Args:
         deepspeed_config: a JSON file that adds what the spec does not own.
 
@@ -31,12 +33,16 @@ def train(spec: Spec, root: str, *, ranks: int = 1, deepspeed_config: str | None
         SystemExit: with 75 where the run was told to stop, and has saved.
     """
     root = storage.absolute(root)
+    if is_imported(storage.join(root, "transformer"), "train"):
+        return
     arguments = ["--deepspeed_config", deepspeed_config] if deepspeed_config else []
     launch(job_of(spec, root), "train.loop", root, ranks, arguments)
 
 
 def fit(spec: Spec, root: str, deepspeed_config: str | None = None) -> bool:
     """Train on this rank, which has joined the others, and write ROOT/transformer; see `trainer.fit`."""
+    if is_imported(storage.join(root, "transformer"), "train"):
+        return True
     from train.engine import read_user_config  # DeepSpeed takes seconds to import
     from train.task import TransformerTask
 

@@ -26,7 +26,7 @@ import torch
 
 from data_specs.spec import Spec
 from tokenize_jobs import networks
-from tokenize_jobs.device import room_in
+from tokenize_jobs.device import largest_fitting, powers_of_two
 from tokenize_jobs.memory import Needs, encoding_needs, fitting_compute_batch, training_needs
 from train.flops import layer_weights, num_parameters
 from train.kernels import LOSS_CHUNK
@@ -55,8 +55,9 @@ def predict(spec: Spec, gpus: int, micro: int, kernels: Kernels = "eager") -> Pa
     """
     config = config_of(spec)
     parameters = num_parameters(config)
-    low = 4 if _arithmetic(spec) == "float32" else 2
-    stage = max(spec.train.zero_stage, 1) if low == 2 else spec.train.zero_stage
+    dtype = _on_gpus(spec.train.dtype)
+    low = 4 if dtype == "float32" else 2
+    stage = zero_stage(spec, dtype)
     share = parameters / gpus if stage else parameters
     on_cpu = spec.train.offload_optimizer and stage > 0
     momenta = 4 * layer_weights(config) if spec.train.optimizer == "muon" else 0  # of all ranks, gathered
@@ -79,9 +80,14 @@ def predict(spec: Spec, gpus: int, micro: int, kernels: Kernels = "eager") -> Pa
     return {**parts, "total": sum(parts.values()) - min(forward, after_forward)}
 
 
-def _arithmetic(spec: Spec) -> str:
-    """Return the working type on GPUs."""
-    return "bfloat16" if spec.train.dtype == "auto" else spec.train.dtype
+def zero_stage(spec: Spec, dtype: str) -> int:
+    """Return the ZeRO stage of a training in a type: in bfloat16 DeepSpeed's stage 0 learns measurably worse than 1."""
+    return max(spec.train.zero_stage, 1) if dtype == "bfloat16" else spec.train.zero_stage
+
+
+def _on_gpus(dtype: str | None) -> str:
+    """Return the working type that a section's `dtype` means on GPUs."""
+    return "bfloat16" if dtype in (None, "auto") else dtype
 
 
 def moments_bytes(spec: Spec, config: TransformerConfig) -> int:
@@ -117,7 +123,7 @@ def fitting_micro_batch(spec: Spec, gpus: int, memory: float) -> int | None:
     share = spec.train.batch_size // gpus
     kernels = kernels_on_gpus(spec)
     sizes = [n for n in range(share, 0, -1) if share % n == 0]
-    return next((n for n in sizes if predict(spec, gpus, n, kernels)["total"] <= room_in(memory)), None)
+    return largest_fitting(sizes, lambda n: predict(spec, gpus, n, kernels)["total"], memory)
 
 
 # ---- sampling ------------------------------------------------------------------------------------------------------
@@ -137,9 +143,7 @@ def predict_sampling(spec: Spec, batch: int) -> Parts:
 
 def fitting_sample_batch(spec: Spec, memory: float) -> int:
     """Return the largest power of two of images, 1 … SAMPLED, that should fit into `memory` bytes of a GPU."""
-    sizes = [1 << n for n in range(SAMPLED.bit_length() - 1, -1, -1)]
-    fits = (size for size in sizes if predict_sampling(spec, size)["total"] <= room_in(memory))
-    return next(fits, 1)
+    return largest_fitting(powers_of_two(SAMPLED), lambda n: predict_sampling(spec, n)["total"], memory) or 1
 
 
 # ---- what is printed -----------------------------------------------------------------------------------------------
@@ -162,7 +166,8 @@ def table(spec: Spec, gpus: int, memory: float) -> list[str]:
     specs = [spec.changed("train", zero_stage=stage) for stage in STAGES]
     fitting = [fitting_micro_batch(of_stage, gpus, memory) for of_stage in specs]
     columns = [predict(s, gpus, n or 1, kernels_on_gpus(s)) for s, n in zip(specs, fitting, strict=True)]
-    about = f"{num_parameters(config_of(spec)):,} parameters, {_arithmetic(spec)}, {gpus} GPUs of {memory / 1e9:.0f} GB"
+    dtype = _on_gpus(spec.train.dtype)
+    about = f"{num_parameters(config_of(spec)):,} parameters, {dtype}, {gpus} GPUs of {memory / 1e9:.0f} GB"
     rows = {part: _gigabytes(*(parts[part] for parts in columns)) for part in columns[0]}
     return [f"{about}; in GB:", *aligned({"ZeRO stage": STAGES, **rows, "micro batch": [n or "none" for n in fitting]})]
 
@@ -170,7 +175,7 @@ def table(spec: Spec, gpus: int, memory: float) -> list[str]:
 def sampling_table(spec: Spec, memory: float) -> list[str]:
     """Return lines to print: memory of sampling by part, with the batch that fits or the spec's."""
     batch = spec.sample.batch_size or fitting_sample_batch(spec, memory)
-    dtype = "bfloat16" if spec.sample.dtype == "auto" else spec.sample.dtype
+    dtype = _on_gpus(spec.sample.dtype)
     rows = {part: _gigabytes(size) for part, size in predict_sampling(spec, batch).items()}
     head = f"sampling in {dtype} on a GPU of {memory / 1e9:.0f} GB; in GB:"
     return [head, *aligned({**rows, "batch": [batch]})]
@@ -178,12 +183,12 @@ def sampling_table(spec: Spec, memory: float) -> list[str]:
 
 def tokenizer_table(spec: Spec, gpus: int, memory: float) -> list[str]:
     """Return lines to print: memory of the tokenizer's training, with the micro batch that fits or the spec's."""
-    dtype = "float32" if spec.tokenizer.dtype == "float32" else "bfloat16"
+    dtype = _on_gpus(spec.tokenizer.dtype)
     needs = training_needs(spec, gpus, getattr(torch, dtype))
     share = -(-spec.tokenizer.batch_size // gpus)
-    micro = spec.tokenizer.micro_batch_size or needs.fitting(memory, share)
+    micro = spec.tokenizer.micro_batch_size or largest_fitting(range(share, 0, -1), needs.of, memory)
     head = f"tokenizer in {dtype}, {gpus} GPUs of {memory / 1e9:.0f} GB, {share} images of a step each; in GB:"
-    return [head, *aligned({**_rows_of(needs, micro), "micro batch": [micro or "none"]})]
+    return [head, *aligned({**_rows_of(needs, micro or 0), "micro batch": [micro or "none"]})]
 
 
 def encoding_table(spec: Spec, memory: float) -> list[str]:

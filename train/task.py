@@ -23,11 +23,12 @@ from data_specs import open_shards, storage
 from data_specs.records import CheckpointFile, TaskState, TransformerState
 from data_specs.sections import ShardInput
 from data_specs.spec import Spec
+from data_specs.telemetry import Row
 from pipeline.png import encode_photo
 from tokenize_jobs.checkpoint import StoredTensors
 from tokenize_jobs.device import naming_what_to_lower, pick_device, sent
 from tokenize_jobs.ema import MovingAverage
-from tokenize_jobs.ranks import Ranks
+from tokenize_jobs.ranks import Ranks, common_dtype
 from tokenize_jobs.rqvae import RQVAE
 from tokenize_jobs.tensors import write_safetensors
 from tokenize_jobs.trainer import Step, Validation
@@ -39,7 +40,6 @@ from train.engine import (
     clip_at_stage_0,
     compiles,
     grad_norm,
-    settle_dtype,
     settle_micro_batch,
     was_applied,
     whole_model,
@@ -58,7 +58,8 @@ class TransformerTask:
     def __init__(self, spec: Spec, root: str, ranks: Ranks, user_config: dict[str, Any] | None = None) -> None:
         self.ranks = ranks
         self.device = pick_device()
-        self.spec = spec = settle_micro_batch(settle_dtype(spec, ranks), ranks, self.device)
+        spec = spec.changed("train", dtype=common_dtype(spec.train.dtype, ranks))
+        self.spec = spec = settle_micro_batch(spec, ranks, self.device)
         self.section = spec.train
         self.picture_every = self.section.sample_every
         self.has_held_out = self._has_held_out(root)
@@ -163,10 +164,10 @@ class TransformerTask:
         return losses
 
     # ---- accounts --------------------------------------------------------------------------------------------------
-    def report(self, images_per_second: float) -> tuple[dict[str, Any], str]:
+    def report(self, images_per_second: float) -> tuple[Row, str]:
         """Return the log's row of the steps since the last one, and what it says in a few words."""
         config = config_of(self.spec)
-        row: dict[str, Any] = {"tokens_per_second": images_per_second * config.num_positions * config.depth}
+        row: Row = {"tokens_per_second": images_per_second * config.num_positions * config.depth}
         note = f"{images_per_second:.4g} images/s"
         if (mfu := utilisation(config, images_per_second / self.ranks.world, self.device)) is not None:
             row["mfu"] = mfu

@@ -16,7 +16,9 @@ from torch import Tensor
 from benchmarks.accept.machine import error
 from benchmarks.accept.record import Row, Setting
 from benchmarks.sample import random_model
+from benchmarks.train import plain_step
 from data_specs.spec import load_spec
+from tokenize_jobs.device import autocast
 from tokenize_jobs.rqvae import RQVAE, RQVAEConfig
 from train.engine import build_optimizer
 from train.model import DnDTransformer, TransformerConfig
@@ -79,7 +81,7 @@ def _tokenizer(path: Path, kind: str, dtype: torch.dtype, device: torch.device) 
     model = RQVAE(RQVAEConfig.from_released(json.loads(about["hparams"]), json.loads(about["ddconfig"])))
     model.load_state_dict(_weights(tensors), strict=False)
     model = model.to(device).eval()
-    with torch.inference_mode(), torch.autocast(device.type, dtype=dtype, enabled=dtype != torch.float32):
+    with torch.inference_mode(), autocast(device, dtype):
         images, latents = model.decode(tensors["codes"]), model.latents(tensors["images"])
         codes = model.encode(tensors["images"])
     what = f"{path.stem}, {kind}"
@@ -166,9 +168,5 @@ def _losses(device: torch.device, steps: int) -> list[float]:
     optimizer = build_optimizer(model, spec)
     found = list[Tensor]()
     for _ in range(steps):
-        optimizer.zero_grad(set_to_none=True)
-        loss = model(codes, codes.new_zeros(16), return_loss=True).mean()
-        loss.backward()
-        optimizer.step()
-        found.append(loss.detach())
+        found.append(plain_step(model, optimizer, codes, codes.new_zeros(16)))
     return [float(loss) / math.log(2) for loss in found]

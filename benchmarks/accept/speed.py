@@ -13,7 +13,7 @@ from benchmarks.rounds import seconds_of
 from benchmarks.sample import authors_sampler, memory_bandwidth, random_model, step_bytes
 from data_specs.spec import Spec, load_spec
 from tokenize_jobs.device import autocast, to_device, training_layout
-from tokenize_jobs.losses import LPIPS, PatchDiscriminator
+from tokenize_jobs.losses import LPIPS
 from tokenize_jobs.memory import encoding_needs, training_needs
 from tokenize_jobs.networks import Networks, config_of
 from tokenize_jobs.rqvae import RQVAE, RQVAEConfig
@@ -113,18 +113,15 @@ def tokenizer(setting: Setting) -> Iterator[Row]:
 
 
 def _trained(setting: Setting, name: str, spec: Spec, size: int) -> Iterator[Row]:
-    discriminator = PatchDiscriminator().to(setting.device) if spec.tokenizer.gan_start is not None else None
-    lpips = LPIPS().to(setting.device) if spec.tokenizer.lpips_weights else None
-    model = RQVAE(config_of(spec)).train()
-    layout = training_layout(setting.device)
-    model = model.to(setting.device, memory_format=layout)  # type: ignore[call-overload]
-    networks = Networks(spec.tokenizer, model, discriminator, lpips)
+    lpips = LPIPS() if spec.tokenizer.lpips_weights else None
+    networks = Networks.of(spec.tokenizer, RQVAE(config_of(spec)), lpips).to(setting.device)
     optimizers = networks.optimizers()
-    images = to_device(np.zeros((size, *model.config.image_size, 3), np.uint8), setting.device, layout)
+    pixels = np.zeros((size, *networks.model.config.image_size, 3), np.uint8)
+    images = to_device(pixels, setting.device, training_layout(setting.device))
     reset_peak(setting)
 
     def step() -> None:
-        networks.add_gradients(images, torch.bfloat16, discriminator is not None)
+        networks.add_gradients(images, torch.bfloat16, networks.discriminator is not None)
         for optimizer in optimizers:
             optimizer.step()
             optimizer.zero_grad(set_to_none=True)

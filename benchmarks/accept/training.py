@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import math
 import os
 import signal
@@ -11,16 +10,17 @@ import sys
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING
 
 import torch
 
 from benchmarks.accept.machine import peak, reset_peak
 from benchmarks.accept.record import Row, Setting
-from benchmarks.codes import random_codes
+from benchmarks.codes import random_batch, random_codes
 from benchmarks.roofline import estimated_mfu
 from benchmarks.rounds import seconds_of
 from benchmarks.train import join_alone
+from data_specs.metrics import read_rows
 from data_specs.spec import Spec, load_spec
 from tokenize_jobs.device import memory_of, room_in
 from tokenize_jobs.ema import MovingAverage
@@ -31,6 +31,9 @@ from train.memory import Kernels, fitting_micro_batch, predict
 from train.model import config_of
 from train.partition import master_weights
 from train.task import TransformerTask
+
+if TYPE_CHECKING:
+    from deepspeed import DeepSpeedEngine
 
 SMALL = [
     "shape={image_size: 32, grid: [4, 4], depth: 2, codebook_size: 64}",
@@ -102,7 +105,7 @@ def _rank(root: Path) -> subprocess.Popen[bytes]:
 
 
 def _bits(root: Path) -> list[float]:
-    rows = [json.loads(line) for line in (root / "transformer/metrics.jsonl").read_text().splitlines()]
+    rows = read_rows(str(root / "transformer/metrics.jsonl"))
     return [row["bits_per_code"] for row in rows if "bits_per_code" in row]
 
 
@@ -123,7 +126,7 @@ def _of_size(setting: Setting, size: str) -> Iterator[Row]:
     spec = load_spec("demo" if setting.tiny else "imagenet_16x16x2", given)
     memory = memory_of(setting.device)
     engine = build_engine(spec, str(setting.folder), 1)
-    average = MovingAverage(master_weights(engine), 0.9999)
+    ema = MovingAverage(master_weights(engine), 0.9999)
     for kernels in ("fused", "compiled"):
         if kernels == "compiled":
             compile_layers(engine.module, "aot_eager" if setting.tiny else "inductor")
@@ -134,23 +137,22 @@ def _of_size(setting: Setting, size: str) -> Iterator[Row]:
             if needed > room_in(memory) and not setting.tiny:
                 yield Row(part="train", what=what, measured=None, note=f"would take {needed / 1e9:.0f} GB")
                 continue
-            yield from _measured(setting, spec, engine, average, micro, kernels, what)
+            yield from _measured(setting, spec, engine, ema, micro, kernels, what)
     engine.destroy()
 
 
 def _measured(
-    setting: Setting, spec: Spec, engine: Any, average: MovingAverage, micro: int, kernels: Kernels, what: str
+    setting: Setting, spec: Spec, engine: DeepSpeedEngine, ema: MovingAverage, micro: int, kernels: Kernels, what: str
 ) -> Iterator[Row]:
     config = config_of(spec)
     device = setting.device
-    shape = (micro, config.num_positions, config.depth)
-    codes = torch.randint(config.codebook_size, shape, device=device)
+    codes, classes = random_batch(config, micro, device)
 
     def step() -> None:
         engine.set_gradient_accumulation_boundary(True)
-        engine.backward(engine(codes, codes[:, 0, 0] % config.num_classes, return_loss=True).mean())
+        engine.backward(engine(codes, classes, return_loss=True).mean())
         engine.step()
-        average.update(0)
+        ema.update(0)
 
     step()
     reset_peak(setting)

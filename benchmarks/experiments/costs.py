@@ -9,10 +9,13 @@ from typing import NamedTuple
 
 import torch
 
+from benchmarks.codes import random_batch
+from benchmarks.rounds import in_turns
+from benchmarks.train import plain_step
 from data_specs import storage
 from data_specs.spec import Spec
-from tokenize_jobs.ranks import Ranks
-from train.engine import build_optimizer, settle_dtype
+from tokenize_jobs.ranks import Ranks, common_dtype
+from train.engine import build_optimizer
 from train.flops import image_flops
 from train.linear import packed
 from train.model import DnDTransformer, config_of
@@ -38,8 +41,8 @@ def measure(arms: Sequence[tuple[Spec, str]], rounds: int) -> list[Cost]:
     threads = torch.get_num_threads()
     torch.set_num_threads(1)
     try:
-        steps = in_turns([_step_of(spec) for spec, _ in arms], rounds)
-        images = in_turns([_drawing_of(root) for _, root in arms], rounds)
+        steps = median_seconds([_step_of(spec) for spec, _ in arms], rounds)
+        images = median_seconds([_drawing_of(root) for _, root in arms], rounds)
     finally:
         torch.set_num_threads(threads)
     return [
@@ -53,33 +56,21 @@ def training_flops(spec: Spec) -> float:
     return spec.train.steps * spec.train.batch_size * image_flops(config_of(spec))
 
 
-def in_turns(works: Sequence[Callable[[], object]], rounds: int) -> list[float]:
+def median_seconds(works: Sequence[Callable[[], object]], rounds: int) -> list[float]:
     """Measure the median CPU seconds of each work over some rounds in turns, after one that does not count."""
-    times: list[list[float]] = [[] for _ in works]
-    for number in range(rounds + 1):
-        for index, work in enumerate(works):
-            started = time.process_time()
-            work()
-            if number:
-                times[index].append(time.process_time() - started)
-    return [median(of) for of in times]
+    for work in works:
+        work()
+    taken = [[seconds for _, seconds in of_round] for of_round in in_turns(works, rounds, time.process_time)]
+    return [median(of_work) for of_work in zip(*taken, strict=True)]
 
 
 def _step_of(spec: Spec) -> Callable[[], object]:
     """Forward, backward and AdamW of a batch of random codes, in the type that the training takes."""
-    dtype = getattr(torch, settle_dtype(spec, Ranks()).train.dtype)
+    dtype = getattr(torch, common_dtype(spec.train.dtype, Ranks()))
     model = DnDTransformer(config_of(spec)).to(dtype).train()
     optimizer = build_optimizer(model, spec)
-    batch = spec.train.batch_size
-    codes = torch.randint(spec.codes.codebook_size, (batch, model.config.num_positions, model.config.depth))
-    classes = torch.zeros(batch, dtype=torch.int64)
-
-    def step() -> None:
-        optimizer.zero_grad(set_to_none=True)
-        model(codes, classes, return_loss=True).mean().backward()
-        optimizer.step()
-
-    return step
+    codes, classes = random_batch(model.config, spec.train.batch_size, torch.device("cpu"))
+    return lambda: plain_step(model, optimizer, codes, classes)
 
 
 def _drawing_of(root: str) -> Callable[[], object]:

@@ -8,7 +8,6 @@ import math
 import os
 import shutil
 import signal
-import socket
 import subprocess
 import sys
 import time
@@ -21,6 +20,7 @@ import pytest
 import ranks
 import torch
 from image_sets import make_root, tiny_spec, write_images
+from ray_cluster import free_ports
 from safetensors.torch import load_file, save_file
 
 from data_specs import open_shards
@@ -163,10 +163,7 @@ def test_two_ranks_by_each_launcher(tmp_path: Path, launcher: str) -> None:
     alone, root = make_root(tmp_path / "alone"), make_root(tmp_path / "two")
     fit(spec, alone)
     Path(root, "spec.yaml").write_text(spec.to_yaml())
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port = probe.getsockname()[1]
-    options = [option.format(port=port) for option in LAUNCHERS[launcher]]
+    options = [option.format(port=free_ports(1)[0]) for option in LAUNCHERS[launcher]]
     command = [Path(sys.executable).with_name(launcher), *options, "tokenize_jobs.fit", "--root", root]
     command += ["--local_rank=0"] * (launcher == "torchrun")  # as DeepSpeed's adds, which takes three processes more
     paths = os.pathsep.join([str(Path(sys.executable).parent), os.environ["PATH"]])  # deepspeed starts `python`

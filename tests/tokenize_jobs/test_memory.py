@@ -9,7 +9,7 @@ from image_sets import tiny_spec
 
 from data_specs.spec import load_spec
 from tokenize_jobs import memory
-from tokenize_jobs.device import CONTEXT, USABLE, naming_what_to_lower
+from tokenize_jobs.device import CONTEXT, USABLE, largest_fitting, naming_what_to_lower
 from tokenize_jobs.memory import LiveBytes, Needs, fitting_compute_batch, fitting_micro_batch, training_needs
 from tokenize_jobs.networks import config_of
 from tokenize_jobs.rqvae import RQVAE
@@ -54,7 +54,7 @@ def test_a_batch_to_encode_is_a_power_of_two_that_fits() -> None:
     config = config_of(load_spec("imagenet_16x16x2"))
     assert fitting_compute_batch(config, torch.bfloat16, 24e9) in (32, 64, 128)
     assert fitting_compute_batch(config_of(tiny_spec()), torch.float32, 1e9) == 1  # less than CUDA itself takes
-    assert Needs(1e9, 1e9).fitting(12e9, 100) == 9
+    assert largest_fitting(range(100, 0, -1), Needs(1e9, 1e9).of, 12e9) == 9
 
 
 def test_the_end_of_memory_names_the_key() -> None:

@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import os
 import shutil
-import socket
 import sys
 import zlib
 from collections.abc import Callable, Iterator
@@ -15,13 +14,12 @@ from typing import Any
 
 import command
 from code_sets import tiny_spec
+from ray_cluster import free_ports
 
 
 def start(world: int, work: Callable[..., None], *arguments: Any) -> list[BaseProcess]:
     """Starts `world` processes, each of which joins the others and calls work(*arguments)."""
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port = probe.getsockname()[1]
+    (port,) = free_ports(1)
     ranks = [
         command.PROCESSES.Process(target=_rank, args=(rank, world, port, dict(os.environ), work, arguments))
         for rank in range(world)

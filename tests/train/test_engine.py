@@ -13,8 +13,8 @@ from code_sets import NO_DROPOUT, make_root, tiny_spec
 from golden import bfloat16_pieces, fixed_steps, start_with_other_classes
 
 from tokenize_jobs.device import multiplies_bfloat16, pick_device
-from tokenize_jobs.ranks import Ranks
-from train.engine import compile_layers, compiles, deepspeed_config, read_user_config, settle_dtype
+from tokenize_jobs.ranks import Ranks, common_dtype
+from train.engine import compile_layers, compiles, deepspeed_config, read_user_config
 from train.model import DnDTransformer, config_of
 
 
@@ -81,7 +81,7 @@ COMPILED = {"compiled": ("train.compile=true",), "compiled at stage 2": ("train.
 
 def test_the_arithmetic_is_what_the_device_multiplies_unless_the_spec_says() -> None:
     here = "bfloat16" if multiplies_bfloat16(pick_device()) else "float32"
-    found = {dtype: settle_dtype(tiny_spec(f"train.dtype={dtype}"), Ranks()).train.dtype for dtype in DTYPES}
+    found = {dtype: common_dtype(tiny_spec(f"train.dtype={dtype}").train.dtype, Ranks()) for dtype in DTYPES}
     assert found == {"auto": here, "float32": "float32", "bfloat16": "bfloat16"}
 
 

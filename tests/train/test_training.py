@@ -103,6 +103,16 @@ def test_told_to_stop_it_saves_and_goes_on_later(tmp_path: Path) -> None:
     assert rows(root)[-1]["step"] == last + 2
 
 
+def test_an_imported_transformer_stays(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    folder = tmp_path / "transformer"
+    folder.mkdir()
+    (folder / "transformer.safetensors").write_bytes(b"theirs")
+    train(tiny_spec(), str(tmp_path))
+    assert fit(tiny_spec(), str(tmp_path))
+    assert "imported, not trained; to fine-tune it, name it as train.init_from" in capsys.readouterr().out
+    assert [(path.name, path.read_bytes()) for path in folder.iterdir()] == [("transformer.safetensors", b"theirs")]
+
+
 @pytest.mark.long
 def test_a_rank_that_hangs_ends_the_job_in_time(tmp_path: Path) -> None:
     root = make_root(tmp_path)
