@@ -6,6 +6,8 @@ from collections.abc import Iterator
 from itertools import chain
 from typing import Any
 
+from pydantic import JsonValue
+
 from data_specs import storage
 from data_specs.digest import differences
 from data_specs.metrics import read_rows
@@ -37,7 +39,9 @@ def compare_roots(first: str, second: str) -> dict[str, Any]:
         ValueError: one of them holds neither a spec nor a result.
     """
     roots = (first, second)
-    results = [read_results(root) for root in roots]
+    results: list[dict[str, JsonValue]] = [
+        {name: result.tree() for name, result in read_results(root).items()} for root in roots
+    ]
     recorded = (storage.exists(storage.join(root, "spec.yaml")) for root in roots)
     trees = [read_spec(None, root).tree() if has else {} for root, has in zip(roots, recorded, strict=True)]
     for root, result, tree in zip(roots, results, trees, strict=True):

@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import Any
 
 from data_specs import open_shards, storage
+from data_specs.records import Legibility, SweepPoint
 from data_specs.root import spec_of, spec_of_samples
 from data_specs.spec import Spec
 from data_specs.text import say
@@ -26,7 +26,7 @@ def measure(
     temperatures: Sequence[float],
     workers: Workers,
     name: str,
-) -> dict[str, Any]:
+) -> Legibility:
     """Return the result of `dnd evaluate legibility`; draw what the sweep lacks and write the picture NAME.svg.
 
     Args:
@@ -39,24 +39,24 @@ def measure(
     has_model = storage.exists(storage.join(root, "transformer", "transformer.json"))
     drawn = spec_of_samples(root, sets["generated"].uri) if has_model else None
     sampling = drawn.sample.model_dump(mode="json", exclude={"name", "num"}) if drawn else {}
-    result |= {"temperature": sampling.get("temperature"), "sampling": sampling, "sweep": []}
+    sweep = list[SweepPoint]()
     for temperature in temperatures if drawn else ():
         assert drawn is not None
         pictures = _draw(drawn, temperature, num_images, root, workers)
-        point = sweep_point(pictures, sets["real"], training, engine, cache, num_images)
-        result["sweep"].append({"temperature": temperature, **point})
-    if result["sweep"]:
+        sweep.append(sweep_point(temperature, pictures, sets["real"], training, engine, cache, num_images))
+    made = {"temperature": sampling.get("temperature"), "sampling": sampling, "sweep": tuple(sweep)}
+    result = result.model_copy(update=made)
+    if sweep:
         storage.write_text(storage.join(root, "evaluation", f"{name}.svg"), chart_svg(_chart(result)) + "\n")
     return result
 
 
-def _chart(result: Mapping[str, Any]) -> Chart:
+def _chart(result: Legibility) -> Chart:
     """Share of real words against distinct words: a point for each temperature, and real text as one of its own."""
-    sweep = result["sweep"]
-    drawn = [(row["distinct_words"], row["real_words"] or 0.0) for row in sweep]
-    real = (result["distinct_words"]["real"], result["real_words"]["real"] or 0.0)
+    drawn = [(point.distinct_words, point.real_words or 0.0) for point in result.sweep]
+    real = (result.distinct_words["real"], result.real_words["real"] or 0.0)
     curves = [
-        Series("samples, by temperature", drawn, [f"{row['temperature']:g}" for row in sweep]),
+        Series("samples, by temperature", drawn, [f"{point.temperature:g}" for point in result.sweep]),
         Series("real text", [real], ["real"]),
     ]
     return Chart("Legibility", "distinct real words", "share of real words", curves, (0.0, 1.0))

@@ -6,6 +6,7 @@ from collections.abc import Iterator
 from typing import Any
 
 from data_specs import storage
+from data_specs.records import Reconstruction
 from data_specs.spec import Spec
 from pipeline.stages import Option, Stage, register
 from pipeline.workers import Workers
@@ -32,16 +33,16 @@ class Reconstruct(Stage):
     def run(
         self, spec: Spec, root: str, workers: Workers, split: str = "val", shown: int = 8, **_: Any
     ) -> Iterator[str]:
-        for row in score_depths(spec, root, split, workers, shown)["depths"]:
-            size = f"{row['bits_per_pixel']:.3f} bits/pixel, {row['information_compression_ratio']:.2%} of the image"
-            used = f"{row['codebook_share_used']:.0%} of the codebook used"
-            psnr = "exact" if row["psnr"] is None else f"PSNR {row['psnr']:.2f} dB"
-            lpips = f", LPIPS {row['lpips']:.4f}" if "lpips" in row else ""
-            yield f"depth {row['depth']}: {psnr}, SSIM {row['ssim']:.4f}{lpips}, {size}, {used}"
+        for row in score_depths(spec, root, split, workers, shown).depths:
+            size = f"{row.bits_per_pixel:.3f} bits/pixel, {row.information_compression_ratio:.2%} of the image"
+            used = f"{row.codebook_share_used:.0%} of the codebook used"
+            psnr = "exact" if row.psnr is None else f"PSNR {row.psnr:.2f} dB"
+            lpips = "" if row.lpips is None else f", LPIPS {row.lpips:.4f}"
+            yield f"depth {row.depth}: {psnr}, SSIM {row.ssim:.4f}{lpips}, {size}, {used}"
         yield f"picture: {storage.join(root, 'reconstructions', split, 'depths.png')}"
 
 
-def score_depths(spec: Spec, root: str, split: str, workers: Workers, shown: int) -> dict[str, Any]:
+def score_depths(spec: Spec, root: str, split: str, workers: Workers, shown: int) -> Reconstruction:
     """Write ROOT/reconstructions/SPLIT with depths.png and ROOT/evaluation/reconstruction-SPLIT.json; return that."""
     from data_specs import open_shards
     from pipeline.png import encode_photo
@@ -56,10 +57,10 @@ def score_depths(spec: Spec, root: str, split: str, workers: Workers, shown: int
         raise ValueError(f"{codes.uri}: the shard set is empty: there is nothing to reconstruct")
     by_depth = [open_shards(storage.join(root, name)) for name in reconstruct(spec, root, split, workers)]
     originals = open_shards(storage.join(root, spec.tokenize.images[split]))  # type: ignore[index]
-    result = evaluate_by_depth(originals, by_depth, codes, spec.shape, spec.evaluate.reconstructions, lpips)
+    result = evaluate_by_depth(spec, split, originals, by_depth, codes, lpips)
     picture = depth_picture(originals, by_depth, spread(len(originals), shown))
     storage.write(storage.join(root, "reconstructions", split, "depths.png"), encode_photo(picture))
-    write_result(storage.join(root, "evaluation", f"reconstruction-{split}.json"), {"split": split} | result)
+    write_result(storage.join(root, "evaluation", f"reconstruction-{split}.json"), result)
     return result
 
 

@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
-import json
 import math
 from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import NamedTuple
 from xml.sax.saxutils import escape
 
 import numpy as np
@@ -16,6 +15,7 @@ from benchmarks.experiments.costs import Cost
 from benchmarks.experiments.experiment import Experiment, Run, spec_of
 from data_specs import storage
 from data_specs.metrics import read_rows
+from data_specs.records import Legibility
 
 SHOWN = 10  # samples of an arm in the picture
 LABEL = 190  # pixels of a picture for an arm's name
@@ -73,14 +73,16 @@ def figures_of(experiment: Experiment, run: Run, sampling: str) -> Figures:
     rows = read_rows(storage.join(run.root, "transformer", "metrics.jsonl"))
     bits = next(float(row["val_ema_bits_per_code"]) for row in reversed(rows) if "val_ema_bits_per_code" in row)
     codes = spec_of(experiment, run).codes
-    read: dict[str, Any] = json.loads(storage.read_text(storage.join(run.root, "evaluation", f"{sampling}.json")))
-    kept, real = (read["real_words"].get(kind) for kind in ("reconstructed", "real"))
+    uri = storage.join(run.root, "evaluation", f"{sampling}.json")
+    read = Legibility.parse(storage.read_bytes(uri), uri)
+    low, high = read.ratio_interval or (None, None)
+    kept, real = (read.real_words.get(kind) for kind in ("reconstructed", "real"))
     return Figures(
         bits_per_code=bits,
         bits_per_image=bits * math.prod(codes.grid) * codes.depth,
-        ratio=read["ratio"],
-        interval=tuple(read["ratio_interval"]) if read["ratio_interval"] else None,
-        distinct_words=read["distinct_words"]["generated"],
+        ratio=read.ratio,
+        interval=None if low is None or high is None else (low, high),
+        distinct_words=read.distinct_words["generated"],
         kept_words=kept / real if experiment.reconstruct and kept is not None and real else None,
     )
 

@@ -10,4 +10,5 @@ from data_specs.records.reasons import *  # noqa: F403
 from data_specs.records.results import *  # noqa: F403
 from data_specs.records.runs import *  # noqa: F403
 from data_specs.records.sets import *  # noqa: F403
+from data_specs.records.summary import *  # noqa: F403
 from data_specs.records.work import *  # noqa: F403

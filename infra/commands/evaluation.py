@@ -7,11 +7,12 @@ import re
 from collections.abc import Mapping
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, Literal
+from typing import TYPE_CHECKING, Annotated, Literal
 
 import typer
 
 from data_specs import storage
+from data_specs.records import Legibility, Metric, PplOcr, Result, Rocr, SetInfo, TextFigures
 from data_specs.text import say
 from infra.commands.options import JsonOpt, RootArg, RootCommand, RootOpt, SetOpt, SpecArg, open_root, with_gpus
 from infra.report.tables import figure_text
@@ -71,7 +72,7 @@ def images(
         str, typer.Option(help="the same kinds, an .npz with mu and sigma, or a name of `dnd pretrained`")
     ],
     root: RootOpt,
-    metric: Annotated[Literal["gfid", "rfid"], typer.Option(help="generated, or reconstructed")] = "gfid",
+    metric: Annotated[Metric, typer.Option(help="generated, or reconstructed")] = "gfid",
     kind: Annotated[
         Literal["training", "validation-originals"] | None,
         typer.Option(help="what the reference holds, where it does not say so itself"),
@@ -111,7 +112,7 @@ def images(
         device=device,
         extract_set=partial(extract_on, with_gpus(Workers(None, workers)), extractor) if workers else None,
     )
-    _write(root, name or metric, result, result["figures"], as_json)
+    _write(root, name or metric, result, result.figures, as_json)
 
 
 @evaluate.command(cls=RootCommand)
@@ -137,7 +138,6 @@ def rocr(
     """
     from train.evaluation.reading import evaluate_rocr
     from train.evaluation.reading_cache import cache_of
-    from train.evaluation.rocr import FIGURES
 
     root = storage.absolute(root)
     reader = _engine(engine, device)
@@ -145,9 +145,10 @@ def rocr(
     made = sets["reconstructions"]
     truth = sets["originals"]
     result = evaluate_rocr(made, truth, reader, cache_of(root), against_ocr=against_ocr, num_images=num)
-    result["inputs"] = _inputs(sets)
-    figures = {figure: result[figure] for figure in FIGURES}
-    _write(root, name or "rocr", result, figures, as_json, result["originals"])
+    figures = result.model_dump(include=set(TextFigures.model_fields))
+    own = result.originals.model_dump() if result.originals else None
+    result = result.model_copy(update={"inputs": _inputs(sets)})
+    _write(root, name or "rocr", result, figures, as_json, own)
 
 
 @evaluate.command("ppl-ocr", cls=RootCommand)
@@ -181,9 +182,10 @@ def ppl_ocr(
     known = vocabulary(drawn_texts(train.items))
     sets = _read(root, reader, num, workers, real=real, generated=samples)
     result = evaluate_ppl_ocr(sets, reader, language, known, cache_of(root), num_images=num)
-    result["inputs"] = _inputs(sets | {"training text": train})
-    figures = {f"{kind} perplexity per {result['unit']}": result[kind]["perplexity"] for kind in sets}
-    figures |= {f"{kind} real words": result[kind]["words"]["share"] for kind in sets if result[kind]["words"]}
+    read = {"real": result.real, "generated": result.generated}
+    figures = {f"{kind} perplexity per {result.unit}": of.perplexity for kind, of in read.items()}
+    figures |= {f"{kind} real words": of.words.share for kind, of in read.items() if of.words}
+    result = result.model_copy(update={"inputs": _inputs(sets | {"training text": train})})
     _write(root, name or "ppl-ocr", result, figures, as_json)
 
 
@@ -220,11 +222,11 @@ def legibility(
         names["reconstructed"] = reconstructions
     sets = _read(root, reader, num, workers, **names)
     result = measure(root, sets, reader, num, wanted, with_gpus(Workers(None, workers or 0)), name or "legibility")
-    result["inputs"] = _inputs(sets)
-    shares = ("exact_words", "real_words")
-    figures = {f"{figure} {kind}": share for figure in shares for kind, share in result[figure].items()}
-    others = ("ratio", "ratio_interval", "distinct_words", "duplicates", "copied", "scribbles")
-    _write(root, name or "legibility", result, figures | {figure: result[figure] for figure in others}, as_json)
+    result = result.model_copy(update={"inputs": _inputs(sets)})
+    shares = {"exact_words": result.exact_words, "real_words": result.real_words}
+    figures = {f"{figure} {kind}": share for figure, of in shares.items() for kind, share in of.items()}
+    others = {"ratio", "ratio_interval", "distinct_words", "duplicates", "copied", "scribbles"}
+    _write(root, name or "legibility", result, figures | result.model_dump(include=others), as_json)
 
 
 @app.command()
@@ -295,17 +297,17 @@ def _read(root: str, reader: OcrEngine, num: int, workers: int | None, **names: 
     return sets
 
 
-def _inputs(sets: Mapping[str, ImageSet]) -> dict[str, dict[str, Any]]:
-    return {name: {"uri": of.uri, "count": len(of), "digest": of.digest} for name, of in sets.items()}
+def _inputs(sets: Mapping[str, ImageSet]) -> dict[str, SetInfo]:
+    return {name: of.describe() for name, of in sets.items()}
 
 
 def _write(
     root: str,
     name: str,
-    result: dict[str, Any],
-    figures: dict[str, Any],
+    result: Result,
+    figures: Mapping[str, object],
     as_json: bool,
-    originals: dict[str, Any] | None = None,
+    originals: Mapping[str, object] | None = None,
 ) -> None:
     """Write ROOT/evaluation/NAME.json and print it, or its figures followed by the originals' own."""
     uri = storage.join(root, "evaluation", f"{name}.json")
@@ -313,11 +315,11 @@ def _write(
     if as_json:
         say(text)
         return
-    if "engine" in result:
-        say(f"read by {result['engine']} {result['engine_version']}")
+    if isinstance(result, Rocr | PplOcr | Legibility):
+        say(f"read by {result.engine} {result.engine_version}")
     for figure, value in figures.items():
         own = f" (originals {figure_text(originals[figure])})" if originals else ""
         say(f"{figure}: {figure_text(value)}{own}")
-    for note in result.get("notes", []):
+    for note in getattr(result, "notes", ()):
         say(f"note: {note}")
     say(f"evaluation: {uri}")

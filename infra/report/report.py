@@ -15,6 +15,7 @@ from typing import Any
 
 import jinja2
 import numpy as np
+from pydantic import JsonValue
 
 import infra.stages  # noqa: F401 (the registry is filled)
 from data_specs import open_shards, storage
@@ -23,12 +24,13 @@ from data_specs.manifest import Account
 from data_specs.metrics import read_rows
 from data_specs.progress import clock
 from data_specs.receipts import valid_receipts
+from data_specs.records import Result
 from data_specs.root import name_under, read_spec
 from data_specs.spec import Spec
 from data_specs.units import read_plan
 from data_specs.verify import find_shard_sets
 from infra.report.charts import chart_svg, curves_of
-from infra.report.tables import Table, against_published, figure_text, table_of
+from infra.report.tables import against_published, figure_text, table_of
 from infra.verdict import figures
 from pipeline.png import encode_photo
 from pipeline.stages import registered
@@ -36,7 +38,7 @@ from tokenize_jobs.decode import grid
 from tokenize_jobs.losses import losses_in_words
 from train.evaluation.published import PUBLISHED, SOURCE
 from train.evaluation.reading import spread
-from train.evaluation.results import flatten, naming_its_file, read_results, read_summary, with_provenance
+from train.evaluation.results import flatten, provenance, read_results, read_summary
 
 PAGE = Path(__file__).parent / "page.html"
 SHOWN = 16
@@ -49,41 +51,37 @@ PACKAGES = ("torch", "deepspeed", "ray", "pymupdf", "pillow", "webdataset")
 def write_report(root: str) -> str:
     """Write the report and return the page's address; the page says which stages have not run."""
     spec = read_spec(None, root)
-    provenance = with_provenance({}, sys.argv)
-    results = read_results(root)
-    results.pop("summary", None)
+    made = provenance(sys.argv)
     summary = read_summary(root)
-    evaluations = [_evaluation(root, name, result) for name, result in results.items()]
+    results = {name: result for name, result in read_results(root).items() if name != "summary"}
     stages = [_stage(root, uri) for uri in find_shard_sets(root)]
-    metrics = {
+    evaluations = [_evaluation(name, result) for name, result in results.items()]
+    metrics: dict[str, Any] = {
         "name": spec.name,
         "root": root,
         "stages": stages,
         "durations": sorted([*map(_duration, stages), *_trainings(root)], key=lambda one: one["ended"]),
-        "evaluation": summary and summary.model_dump(mode="json"),
-        "evaluations": [one for one, _ in evaluations],
+        "evaluation": summary and summary.tree(),
+        "evaluations": evaluations,
         "published": {
             "source": SOURCE,
             "figures": [row._asdict() | {"conditions": row.conditions._asdict()} for row in PUBLISHED],
         },
-        "command": provenance["command"],
-        "versions": {package: installed_version(package) for package in PACKAGES} | provenance["versions"],
+        "command": made.command,
+        "versions": {package: installed_version(package) for package in PACKAGES} | made.versions,
     }
-    try:
-        page = template(PAGE).render(
-            metrics=metrics,
-            results=evaluations,
-            verdict=figures(summary) if summary else [],
-            published=against_published(metrics["evaluations"], spec, root),
-            source=SOURCE,
-            spec=spec,
-            spec_yaml=spec.to_yaml(),
-            losses=losses_in_words(spec.tokenizer) if spec.tokenizer else "",
-            pictures=list(_pictures(spec, root)),
-            curves=[(chart.title, chart_svg(chart)) for chart in curves_of(root)],
-        )
-    except jinja2.UndefinedError as error:
-        raise ValueError(f"{root}/evaluation: a result lacks what the report shows ({error}): evaluate again") from None
+    page = template(PAGE).render(
+        metrics=metrics,
+        results=zip(evaluations, map(table_of, results.values()), strict=True),
+        verdict=figures(summary) if summary else [],
+        published=against_published(results, spec, root),
+        source=SOURCE,
+        spec=spec,
+        spec_yaml=spec.to_yaml(),
+        losses=losses_in_words(spec.tokenizer) if spec.tokenizer else "",
+        pictures=list(_pictures(spec, root)),
+        curves=[(chart.title, chart_svg(chart)) for chart in curves_of(root)],
+    )
     uri = storage.join(root, "report", "index.html")
     storage.write_text(storage.join(root, "report", "metrics.json"), json.dumps(metrics, indent=1) + "\n")
     storage.write_text(uri, page)
@@ -98,17 +96,16 @@ def template(path: Path) -> jinja2.Template:
     return environment.get_template(path.name)
 
 
-def _evaluation(root: str, name: str, result: dict[str, Any]) -> tuple[dict[str, Any], Table]:
-    """Name, result, assumptions, command and worst readings; and the table of its figures."""
-    with naming_its_file(root, name):
-        told = {
-            "name": name,
-            "result": result,
-            "assumptions": {k: v for k, v in flatten(result).items() if isinstance(v, str | bool | int) and v != ""},
-            "command": shlex.join(["dnd", *result.get("command", [])[1:]]),
-            "worst": [example for example in result.get("worst", []) if "reference" in example],
-        }
-        return told, table_of(result)
+def _evaluation(name: str, result: Result) -> dict[str, JsonValue]:
+    """Name, result, assumptions, command and worst readings."""
+    tree = result.tree()
+    return {
+        "name": name,
+        "result": tree,
+        "assumptions": {k: v for k, v in flatten(tree).items() if isinstance(v, str | bool | int) and v != ""},
+        "command": shlex.join(["dnd", *result.command[1:]]),
+        "worst": tree.get("worst", []),
+    }
 
 
 def _stage(root: str, set_uri: str) -> dict[str, Any]:

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any, NamedTuple
 
+from data_specs.records import DepthScores, ImageScores, Legibility, PplOcr, Reconstruction, Result, Rocr
 from data_specs.root import spec_of_samples
 from data_specs.spec import Spec
 from train.evaluation.published import PUBLISHED, Conditions, differences
-from train.evaluation.results import naming_its_file
 
 NAMES = {
     "psnr": "PSNR, dB",
@@ -46,7 +46,6 @@ NAMES = {
     "num_scored": "images scored",
     "num_too_short": "images of fewer than five words, not scored",
 }
-KINDS = ("real", "generated")  # columns of PPL-OCR
 DATA = {"imagenet": "ImageNet", "text_image": "Text-Image", "arxiv_image": "arXiv-Image"}  # by name of the preset
 
 
@@ -61,40 +60,37 @@ def figure_text(value: object) -> str:
     """Format a figure in four digits, a count whole, the ends of an interval; – where there is none."""
     if value is None:
         return "–"
-    if isinstance(value, list):
+    if isinstance(value, list | tuple):
         return " to ".join(map(figure_text, value))
     return f"{value:.4g}" if isinstance(value, float) else f"{value:,}" if isinstance(value, int) else str(value)
 
 
-def table_of(result: dict[str, Any]) -> Table:
+def table_of(result: Result) -> Table:
     """Return the table of one evaluation.
 
     Depths or kinds of image stand side by side where it has them; else it lists the figures.
     """
-    if "depths" in result:
-        return _by_depth(result["depths"])
-    if "sweep" in result:
+    if isinstance(result, Reconstruction):
+        return _by_depth(result.depths)
+    if isinstance(result, Legibility):
         return _by_temperature(result)
-    if all(kind in result for kind in KINDS):
+    if isinstance(result, PplOcr):
         return _by_kind(result)
-    figures = result.get("figures") or {k: v for k, v in result.items() if k in NAMES}
-    if own := result.get("originals"):  # the ceiling of rOCR
-        rows = [(_name(k), [v, own.get(k)]) for k, v in figures.items()]
+    figures = result.figures if isinstance(result, ImageScores) else {k: v for k, v in result if k in NAMES}
+    if isinstance(result, Rocr) and result.originals:  # the ceiling
+        rows = [(_name(k), [v, getattr(result.originals, k, None)]) for k, v in figures.items()]
         return Table(["figure", "reconstructions", "originals"], rows)
     return Table(["figure", "value"], [(_name(k), [v]) for k, v in figures.items()])
 
 
-def against_published(evaluations: list[dict[str, Any]], spec: Spec, root: str) -> list[dict[str, Any]]:
+def against_published(results: Mapping[str, Result], spec: Spec, root: str) -> list[dict[str, Any]]:
     """Return the published figures for a run's data, size and codes per position, with ours of the same name.
 
     Returns:
         Rows of figure, value, source and the published conditions; `here` has ours, each with what differs.
     """
     concerned = (_data_of(spec), spec.shape.image_size, spec.shape.depth)
-    ours = list[tuple[str, str, float, Conditions]]()
-    for one in evaluations:
-        with naming_its_file(root, one["name"]):
-            ours += _measured(one, spec, root)
+    ours = [(name, *row) for name, result in results.items() for row in _measured(result, spec, root)]
     rows = []
     for row in (row for row in PUBLISHED if row.conditions[:3] == concerned):
         here = [
@@ -106,43 +102,35 @@ def against_published(evaluations: list[dict[str, Any]], spec: Spec, root: str) 
     return rows
 
 
-def _measured(one: dict[str, Any], spec: Spec, root: str) -> Iterator[tuple[str, str, float, Conditions]]:
-    """Yield (evaluation, figure, value, conditions) of each figure of an evaluation that has a published name."""
-    result = one["result"]
+def _measured(result: Result, spec: Spec, root: str) -> Iterator[tuple[str, float, Conditions]]:
+    """Yield (figure, value, conditions) of each figure of a result that has a published name.
+
+    The preset's name tells the data set.
+    """
+    known = Conditions(_data_of(spec), spec.shape.image_size, spec.shape.depth, "RQ-VAE")
+    figures: Mapping[str, float | None] = {}
+    if isinstance(result, ImageScores):
+        figures = result.figures
+        known = known._replace(reader=result.extractor.name, images=result.samples.count)
+        if result.metric == "gfid":
+            model, guidance = _drawn_by(result.samples.uri, root)
+            known = known._replace(model=model, guidance=guidance)
+    elif isinstance(result, Rocr):
+        figures = {"rougeL": result.rougeL}
+        known = known._replace(reader=f"{result.engine} {result.engine_version}", images=result.num_images)
+    elif isinstance(result, PplOcr) and result.unit == "token":
+        figures = {"ppl_ocr": result.real.perplexity}
+        reader = f"{result.engine} {result.engine_version}, {result.model}"
+        known = known._replace(model="real images", reader=reader, images=result.real.num_images)
     names = {row.figure for row in PUBLISHED}
-    figures = {**result, **result.get("figures", {})}
-    if (real := result.get("real")) and result.get("unit") == "token":
-        figures["ppl_ocr"] = real["perplexity"]
     for label, value in figures.items():
         figure = label.partition("[")[0]  # gfid[5,000 images]
-        if figure in names and isinstance(value, float):
-            yield one["name"], figure, value, _conditions(figure, result, spec, root)
-
-
-def _conditions(figure: str, result: dict[str, Any], spec: Spec, root: str) -> Conditions:
-    """Return the conditions under which a figure of ours was measured; the preset's name tells the data set."""
-    reader = _reader(figure, result)
-    count = result.get("samples", {}).get("count", result.get("num_images"))
-    known = Conditions(_data_of(spec), spec.shape.image_size, spec.shape.depth, "RQ-VAE", None, reader, count)
-    if figure == "ppl_ocr":
-        return known._replace(model="real images", images=result["real"]["num_images"])
-    if result.get("metric") != "gfid":
-        return known
-    model, guidance = _drawn_by(result["samples"]["uri"], root)
-    return known._replace(model=model, guidance=guidance)
+        if figure in names and value is not None:
+            yield figure, value, known
 
 
 def _data_of(spec: Spec) -> str:
     return next((name for prefix, name in DATA.items() if spec.name.startswith(prefix)), spec.name)
-
-
-def _reader(figure: str, result: dict[str, Any]) -> str:
-    """Return the network or engine that a figure depends on."""
-    if figure == "ppl_ocr":
-        return f"{result['engine']} {result['engine_version']}, {result['model']}"
-    if "engine" in result:
-        return f"{result['engine']} {result['engine_version']}"
-    return str(result.get("extractor", {}).get("name", ""))
 
 
 def _drawn_by(uri: str, root: str) -> tuple[str, float | None]:
@@ -158,22 +146,23 @@ def _but(differ: list[str] | None) -> str:
     return f"; but {', '.join(differ)}" if differ else ""
 
 
-def _by_depth(rows: list[dict[str, Any]]) -> Table:
-    keys = [key for key in rows[0] if key != "depth"]
-    head = ["codes a position", *(str(row["depth"]) for row in rows)]
-    return Table(head, [(_name(key), [row[key] for row in rows]) for key in keys])
+def _by_depth(depths: Sequence[DepthScores]) -> Table:
+    head = ["codes a position", *(str(one.depth) for one in depths)]
+    keys = depths[0].model_dump(exclude={"depth"})
+    return Table(head, [(_name(key), [getattr(one, key) for one in depths]) for key in keys])
 
 
-def _by_temperature(result: dict[str, Any]) -> Table:
+def _by_temperature(result: Legibility) -> Table:
     """Legibility: real and reconstructed pictures, the samples, and those of each temperature of the sweep."""
     by_kind = ("exact_words", "real_words", "distinct_words")
     real, reconstructed, generated = (
-        {key: result[key].get(kind) for key in by_kind} for kind in ("real", "reconstructed", "generated")
+        {key: getattr(result, key).get(kind) for key in by_kind} for kind in ("real", "reconstructed", "generated")
     )
+    sampled = (dict(result) | generated, *map(dict, result.sweep))
     columns = [
-        ("real", result["real"] | real),
+        ("real", dict(result.real) | real),
         ("reconstructed", reconstructed),
-        *((_sampled_at(row), row) for row in (result | generated, *result["sweep"])),
+        *((_sampled_at(of["temperature"]), of) for of in sampled),
     ]
     keys = (
         *("exact_words", "real_words", "ratio", "ratio_interval", "distinct_words", "distinct_pairs", "duplicates"),
@@ -184,24 +173,24 @@ def _by_temperature(result: dict[str, Any]) -> Table:
     return Table(["", *(name for name, _ in columns)], [*rows, openings])
 
 
-def _sampled_at(row: dict[str, Any]) -> str:
-    return "generated" if row["temperature"] is None else f"temperature {figure_text(row['temperature'])}"
+def _sampled_at(temperature: object) -> str:
+    return "generated" if temperature is None else f"temperature {figure_text(temperature)}"
 
 
-def _opening(row: dict[str, Any]) -> str | None:
-    return f"{row['opening']}, {row['opening_share']:.0%}" if row.get("opening") else None
+def _opening(of: Mapping[str, object]) -> str | None:
+    return f"{of['opening']}, {of['opening_share']:.0%}" if of.get("opening") else None
 
 
-def _by_kind(result: dict[str, Any]) -> Table:
-    of = [result[kind] for kind in KINDS]
-    rows = [
-        (f"perplexity per {result['unit']}", [one["perplexity"] for one in of]),
-        ("95 % interval", [one["interval_95"] or "none" for one in of]),
-        ("median of the images", [one["median"] for one in of]),
-        ("real words", [(one["words"] or {}).get("share") for one in of]),
-        *((_name(key), [one[key] for one in of]) for key in ("num_images", "num_scored", "num_too_short")),
+def _by_kind(result: PplOcr) -> Table:
+    of = (result.real, result.generated)
+    rows: list[tuple[str, Sequence[object]]] = [
+        (f"perplexity per {result.unit}", [one.perplexity for one in of]),
+        ("95 % interval", [one.interval_95 or "none" for one in of]),
+        ("median of the images", [one.median for one in of]),
+        ("real words", [one.words and one.words.share for one in of]),
+        *((_name(key), [getattr(one, key) for one in of]) for key in ("num_images", "num_scored", "num_too_short")),
     ]
-    return Table(["", *KINDS], rows)
+    return Table(["", "real", "generated"], rows)
 
 
 def _name(key: str) -> str:

@@ -87,8 +87,9 @@ def test_what_is_said_keeps_its_lines_and_nothing_else(capsys: pytest.CaptureFix
 def test_two_evaluations_side_by_side_do_not_act_in_a_terminal(tmp_path: Path) -> None:
     for name in ("one", "two"):
         (tmp_path / name / "evaluation").mkdir(parents=True)
-        facts = {"psnr\x1b[2J": 1.0, "engine": f"{name}\x1b]0;title\x07"}
-        (tmp_path / name / "evaluation/summary.json").write_text(json.dumps(facts))
+        facts = json.loads((Path(__file__).parents[1] / "train/evaluation/results/gfid-forced.json").read_text())
+        facts |= {"figures": {"psnr\x1b[2J": 1.0}, "forced": [f"{name}\x1b]0;title\x07"]}
+        (tmp_path / name / "evaluation/gfid.json").write_text(json.dumps(facts))
     result = CliRunner().invoke(app, ["compare", str(tmp_path / "one"), str(tmp_path / "two")])
     assert result.exit_code == 0 and "psnr\\x1b[2J" in result.output and "\x1b" not in result.output, result.output
 

@@ -9,16 +9,18 @@ from typing import Any
 import pytest
 
 from data_specs import load_spec
+from data_specs.records import ImageScores, Result, SetInfo
 from data_specs.root import record_spec
 from infra.report import report
 from infra.report.tables import against_published
+from train.evaluation.results import read_result
+
+RESULTS = Path(__file__).parents[1] / "train/evaluation/results"
 
 
-def here(
-    evaluations: list[dict[str, Any]], preset: str, root: Path, *overrides: str
-) -> dict[tuple[Any, ...], list[str]]:
+def here(results: dict[str, Result], preset: str, root: Path, *overrides: str) -> dict[tuple[Any, ...], list[str]]:
     """{(figure, data, px, model, guidance): what stands there} of the cells that are not empty."""
-    rows = against_published(evaluations, load_spec(preset, overrides), str(root))
+    rows = against_published(results, load_spec(preset, overrides), str(root))
     return {
         tuple(row[name] for name in ("figure", "data", "size", "model", "guidance")): row["here"]
         for row in rows
@@ -26,29 +28,28 @@ def here(
     }
 
 
-def gfid(root: Path, label: str, count: int) -> dict[str, Any]:
-    result = {
-        "metric": "gfid",
-        "figures": {label: 3.25},
-        "extractor": {"name": "inception-2015-12-05"},
-        "samples": {"uri": f"{root}/samples/default/samples.npz", "count": count},
-    }
-    return {"name": "gfid", "result": result}
+def gfid(root: Path, label: str, count: int) -> dict[str, Result]:
+    made = read_result(str(RESULTS / "gfid-forced.json"))
+    assert isinstance(made, ImageScores)
+    extractor = made.extractor.model_copy(update={"name": "inception-2015-12-05"})
+    samples = SetInfo(uri=f"{root}/samples/default/samples.npz", count=count, digest=made.samples.digest)
+    changes = {"figures": {label: 3.25}, "extractor": extractor, "samples": samples}
+    return {"gfid": made.model_copy(update=changes)}
 
 
 def test_a_generation_is_paired_by_what_drew_it_and_differences_are_named(tmp_path: Path) -> None:
     record_spec(load_spec("imagenet_16x16x2", ["sample.guidance=1.5"]), str(tmp_path), "samples/default", ())
-    cells = here([gfid(tmp_path, "gfid", 50_000)], "imagenet_16x16x2", tmp_path)
+    cells = here(gfid(tmp_path, "gfid", 50_000), "imagenet_16x16x2", tmp_path)
     assert cells["gFID", "ImageNet", 256, "DnD XXL", 1.5] == ["3.25 (gfid)"]
     assert cells["gFID", "ImageNet", 256, "DnD XXXL", 1.5] == ["3.25 (gfid; but model DnD XXL, not DnD XXXL)"]
-    few = here([gfid(tmp_path, "gfid[5,000 images]", 5000)], "imagenet_16x16x2", tmp_path)
+    few = here(gfid(tmp_path, "gfid[5,000 images]", 5000), "imagenet_16x16x2", tmp_path)
     assert few["gFID", "ImageNet", 256, "DnD XXL", 1.5] == ["3.25 (gfid; but images 5,000, not 50,000)"]
-    assert here([gfid(tmp_path, "gfid", 50_000)], "imagenet_16x16x4", tmp_path) == {}
+    assert here(gfid(tmp_path, "gfid", 50_000), "imagenet_16x16x4", tmp_path) == {}
 
 
 def test_readings_of_another_size_or_data_set_have_nothing_to_say(tmp_path: Path) -> None:
     read = {"rougeL": 0.8, "num_images": 1000, "engine": "tesserocr", "engine_version": "5.5.4"}
-    one = [{"name": "rocr", "result": read}]
+    one = {"rocr": read_result(str(RESULTS / "rocr.json")).model_copy(update=read)}
     assert here(one, "demo", tmp_path) == {} and here(one, "text_image_24x24x1", tmp_path) == {}
     cells = here(one, "text_image_24x24x1", tmp_path, "shape.image_size=512", "shape.grid=[32,32]")
     said = ["0.8 (rocr; but reader tesserocr 5.5.4, not Qwen2-VL-72B)"]
@@ -56,8 +57,8 @@ def test_readings_of_another_size_or_data_set_have_nothing_to_say(tmp_path: Path
 
 
 def test_only_those_published_figures_that_concern_the_run_are_listed(tmp_path: Path) -> None:
-    assert against_published([], load_spec("demo"), str(tmp_path)) == []
-    rows = against_published([], load_spec("imagenet_16x16x4"), str(tmp_path))
+    assert against_published({}, load_spec("demo"), str(tmp_path)) == []
+    rows = against_published({}, load_spec("imagenet_16x16x4"), str(tmp_path))
     assert {(row["data"], row["size"], row["depth"]) for row in rows} == {("ImageNet", 256, 4)} and len(rows) == 3
 
 

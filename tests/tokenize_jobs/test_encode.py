@@ -20,7 +20,7 @@ from tokenize_jobs.networks import config_of
 from tokenize_jobs.rqvae import RQVAE, RQVAEConfig
 from tokenize_jobs.training import fit
 from tokenize_jobs.weights import save_tokenizer
-from train.evaluation.reconstruction import code_size, difference
+from train.evaluation.reconstruction import RAW_BITS, bits_per_pixel, difference
 from train.reconstruct_job import score_depths
 
 SPEC = tiny_spec("tokenize.compute_batch=16")
@@ -101,9 +101,9 @@ def test_the_batch_that_fits_is_settled_before_planning(root: str, ray_session: 
     assert plan and plan.identity.spec["tokenize"]["compute_batch"] == 32  # type: ignore[index,call-overload]
     with pytest.raises(ValueError, match=r"tokenize\.compute_batch was 32, is now 16"):
         TOKENIZE.make(SPEC, root, Workers(num_workers=1))
-    first, second = result["depths"]
-    assert second["psnr"] > first["psnr"] and second["ssim"] > first["ssim"] and "lpips" not in first
-    assert first["bits_per_pixel"] == pytest.approx(4 * 4 * 5 / 32**2)
+    first, second = result.depths
+    assert second.psnr and first.psnr and second.psnr > first.psnr and second.ssim > first.ssim and first.lpips is None
+    assert first.bits_per_pixel == pytest.approx(4 * 4 * 5 / 32**2)
     assert Path(root, "reconstructions/val/depths.png").stat().st_size > 1000
     assert Path(root, "evaluation/reconstruction-val.json").is_file()
 
@@ -120,9 +120,9 @@ def test_sizes_and_differences() -> None:
     from data_specs.spec import load_spec
 
     shape = load_spec("imagenet_16x16x2").shape
-    assert code_size(shape, 1)["information_compression_ratio"] == pytest.approx(256 * 14 / (256 * 256 * 24))
-    paper = code_size(shape.model_copy(update={"codebook_size": 8192}), 1)  # its example: f = 16, N = 8192
-    assert f"{paper['information_compression_ratio']:.2%}" == "0.21%"
+    assert bits_per_pixel(shape, 1) / RAW_BITS == pytest.approx(256 * 14 / (256 * 256 * 24))
+    paper = bits_per_pixel(shape.model_copy(update={"codebook_size": 8192}), 1)  # its example: f = 16, N = 8192
+    assert f"{paper / RAW_BITS:.2%}" == "0.21%"
     black, white = np.zeros((2, 2, 3), np.uint8), np.full((2, 2, 3), 255, np.uint8)
     assert {difference(black, black)[0, 0, 0], difference(white, black)[0, 0, 0]} == {128, 0}
     assert difference(black, white)[0, 0, 0] == 255

@@ -5,10 +5,11 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, replace
 from itertools import islice
-from typing import Any, TypeVar
+from typing import TypeVar
 
 import numpy as np
 
+from data_specs.records import ExtractorInfo, ImageScores, Metric
 from train.evaluation.features import Extractor, Features
 from train.evaluation.frechet import (
     Moments,
@@ -68,7 +69,7 @@ def merge(parts: Iterable[SetFeatures]) -> SetFeatures:
 
 
 def evaluate_images(
-    metric: str,
+    metric: Metric,
     samples: ImageSet,
     reference: Reference,
     extractor: Extractor,
@@ -76,7 +77,7 @@ def evaluate_images(
     forced: bool = False,
     device: str = "cpu",
     extract_set: Callable[[ImageSet], SetFeatures] | None = None,
-) -> dict[str, Any]:
+) -> ImageScores:
     """Compute FID, sFID, KID, Inception Score, precision, recall, density and coverage, with all that was assumed.
 
     Figures are called FID only where the extractor is the published Inception; else its name stands in theirs. A gFID
@@ -101,21 +102,21 @@ def evaluate_images(
     made = make(samples)
     real = make(reference.images) if reference.images is not None else None
     figures, notes = _figures(made, real, reference, device)
-    return {
-        "metric": metric,
-        "figures": {_figure_name(name, metric, extractor, len(samples)): value for name, value in figures.items()},
-        "extractor": {"name": extractor.name, "digest": extractor.digest, "dim": len(made.pool.mean)},
-        "samples": {"uri": samples.uri, "count": len(samples), "digest": samples.digest},
-        "reference": reference.describe(),
-        "manifolds": {
+    return ImageScores(
+        metric=metric,
+        figures={_figure_name(name, metric, extractor, len(samples)): value for name, value in figures.items()},
+        extractor=ExtractorInfo(name=extractor.name, digest=extractor.digest, dim=len(made.pool.mean)),
+        samples=samples.describe(),
+        reference=reference.describe(),
+        manifolds={
             "neighbours": NEIGHBOURS,
             "density_neighbours": DENSITY_NEIGHBOURS,
             "samples": len(made.rows),
             "reference": len(real.rows) if real else 0,
         },
-        "forced": problems,
-        "notes": notes,
-    }
+        forced=tuple(problems),
+        notes=tuple(notes),
+    )
 
 
 def _refuse_unfit(samples: ImageSet, reference: Reference, extractor: Extractor) -> None:

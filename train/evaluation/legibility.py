@@ -9,24 +9,33 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from itertools import islice
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import numpy as np
 from rapidfuzz.distance import LCSseq
 
 from data_specs.reader import ShardSet
+from data_specs.records import Interval, Kind, Legibility, SweepPoint, TextVariety
 from train.evaluation.memorisation import memorisation
 from train.evaluation.ngram import NGramModel, train_ngram
 from train.evaluation.ocr import OcrEngine, Reading
 from train.evaluation.perplexity import interval_95, ppl_ocr, resampled_sums
 from train.evaluation.reading import REPETITIVE, engine_info, is_too_repetitive, pair_up, spread
-from train.evaluation.reading_cache import read_pictures, unread_counts
+from train.evaluation.reading_cache import read_pictures, unread_reasons
 from train.evaluation.rocr import normalise
 from train.evaluation.sources import ImageSet, Picture
-from train.evaluation.words import diversity, drawn_texts, real_word_share, scribble_share, vocabulary, word_counts
+from train.evaluation.words import (
+    distinct_words,
+    diversity,
+    drawn_texts,
+    real_word_share,
+    scribble_share,
+    vocabulary,
+    word_counts,
+)
 
 PASSAGES = 200_000  # of the training split with which generated text is compared
-KINDS = ("real", "reconstructed", "generated")
+KINDS: tuple[Kind, ...] = ("real", "reconstructed", "generated")
 
 
 class TrainingText(NamedTuple):
@@ -49,7 +58,7 @@ def training_text(images: ShardSet) -> TrainingText:
 
 def evaluate_legibility(
     sets: Mapping[str, ImageSet], training: TrainingText, engine: OcrEngine, cache: Path, num_images: int
-) -> dict[str, Any]:
+) -> Legibility:
     """Compute every figure of one set of generated images against the real split.
 
     Args:
@@ -58,79 +67,83 @@ def evaluate_legibility(
         engine: reads all of them.
         cache: JSON Lines file of what was read.
         num_images: pictures of each set, spread evenly; as many real as generated ones.
-
-    Returns:
-        Shares of exact words (against the drawn boxes) and of real words by kind of picture; the ratio of the generated
-        share to the real one with its 95 % interval over pictures; distinct words and pairs, duplicates, the commonest
-        opening, copies of the training text, of the generated images and under `real` of real ones; `scribbles`, the
-        share of shuffled letters that pass for words; perplexities.
     """
     number = min(num_images, *(len(of) for of in sets.values()))
     chosen = {kind: _choose(kind, sets, number) for kind in KINDS if kind in sets}
     readings = {kind: read_pictures(sets[kind], places, engine, cache) for kind, places in chosen.items()}
     texts = {kind: [reading.text for reading in of] for kind, of in readings.items()}
     drawn = [sets["real"][index] for index in chosen["real"]]
-    scores = {kind: ppl_ocr(texts[kind], training.model) for kind in ("real", "generated")}
-    figures = {kind: figures_of(texts[kind], training) for kind in ("real", "generated")}
+    scores = {kind: ppl_ocr(texts[kind], training.model) for kind in KINDS if kind != "reconstructed"}
     repetitive = is_too_repetitive(scores["real"], scores["generated"])
-    return {
-        **engine_info(engine),
-        "num_images": number,
-        "exact_words": {kind: exact_word_share(drawn, readings[kind]) for kind in readings if kind != "generated"},
-        "real_words": {kind: real_word_share(of, training.known)["share"] for kind, of in texts.items()},
-        **ratio_of_shares(texts["generated"], texts["real"], training.known),
-        "distinct_words": {kind: figures[kind].pop("distinct_words") for kind in figures},
-        **figures["generated"],
-        "real": figures["real"],
-        "scribbles": scribble_share((picture.text for picture in drawn), training.known),
-        "vocabulary_size": len(training.known),
-        "ppl_ocr": scores,
-        "too_repetitive": repetitive,
-        "notes": [REPETITIVE] if repetitive else [],
-        **unread_counts(readings["generated"]),
-        "texts": texts["generated"][:32],
-    }
+    unread = unread_reasons(readings["generated"])
+    ratio, interval = ratio_of_shares(texts["generated"], texts["real"], training.known)
+    return Legibility(
+        **dict(engine_info(engine)),
+        num_images=number,
+        exact_words={kind: exact_word_share(drawn, readings[kind]) for kind in readings if kind != "generated"},
+        real_words={kind: real_word_share(of, training.known).share for kind, of in texts.items()},
+        ratio=ratio,
+        ratio_interval=interval,
+        distinct_words={kind: distinct_words(texts[kind], training.known) for kind in scores},
+        **dict(variety(texts["generated"], training)),
+        real=variety(texts["real"], training),
+        scribbles=scribble_share((picture.text for picture in drawn), training.known),
+        vocabulary_size=len(training.known),
+        ppl_ocr=scores,
+        too_repetitive=repetitive,
+        notes=(REPETITIVE,) if repetitive else (),
+        num_unread=unread.total(),
+        unread=unread,
+        texts=tuple(texts["generated"][:32]),
+    )
 
 
 def sweep_point(
-    pictures: ImageSet, real: ImageSet, training: TrainingText, engine: OcrEngine, cache: Path, num_images: int
-) -> dict[str, Any]:
-    """Return the figures of one temperature: share and ratio of real words, distinct words, duplicates."""
-    number = min(num_images, len(pictures), len(real))
+    temperature: float, made: ImageSet, real: ImageSet, training: TrainingText, engine: OcrEngine, cache: Path, num: int
+) -> SweepPoint:
+    """Return the figures of pictures made at one temperature, `num` of them at most."""
+    number = min(num, len(made), len(real))
     generated, bound = (
-        [reading.text for reading in read_pictures(of, spread(len(of), number), engine, cache)]
-        for of in (pictures, real)
+        [reading.text for reading in read_pictures(of, spread(len(of), number), engine, cache)] for of in (made, real)
     )
-    figures = diversity(generated, training.known)
-    return {
-        "real_words": real_word_share(generated, training.known)["share"],
-        **ratio_of_shares(generated, bound, training.known),
-        **{name: figures[name] for name in ("distinct_words", "distinct_pairs", "duplicates")},
-        "num_images": number,
-    }
+    said = diversity(generated)
+    ratio, interval = ratio_of_shares(generated, bound, training.known)
+    return SweepPoint(
+        temperature=temperature,
+        real_words=real_word_share(generated, training.known).share,
+        ratio=ratio,
+        ratio_interval=interval,
+        distinct_words=distinct_words(generated, training.known),
+        distinct_pairs=said.distinct_pairs,
+        duplicates=said.duplicates,
+        num_images=number,
+    )
 
 
-def figures_of(texts: Sequence[str], training: TrainingText) -> dict[str, Any]:
+def variety(texts: Sequence[str], training: TrainingText) -> TextVariety:
     """Measure the diversity and the copies of the training text, one text an image."""
-    return diversity(texts, training.known) | memorisation(texts, training.passages)
+    copied, copied_lines = memorisation(texts, training.passages)
+    return TextVariety(**dict(diversity(texts)), copied=copied, copied_lines=copied_lines)
 
 
-def ratio_of_shares(made: Sequence[str], real: Sequence[str], known: frozenset[str]) -> dict[str, Any]:
+def ratio_of_shares(
+    made: Sequence[str], real: Sequence[str], known: frozenset[str]
+) -> tuple[float, Interval] | tuple[None, None]:
     """Share of real words among the generated ones over that of real images: nearly independent of the engine.
 
     Returns:
-        ratio, and ratio_interval, its 2.5 and 97.5 % quantiles over 1,000 draws of pictures; None without words.
+        The ratio, and its 2.5 and 97.5 % quantiles over 1,000 draws of pictures; None without words.
     """
     counts = [np.array(word_counts(texts, known), np.float64).reshape(-1, 2) for texts in (made, real)]
     (num_made, made_words), (num_real, real_words) = (of.sum(axis=0) for of in counts)
     if not made_words or not num_real:
-        return {"ratio": None, "ratio_interval": None}
+        return None, None
     rng = np.random.default_rng(0)
     with np.errstate(divide="ignore", invalid="ignore"):
         shares = [sums[:, 0] / sums[:, 1] for sums in (resampled_sums(of, rng) for of in counts)]
         ratios = shares[0] / shares[1]
     ratio = (num_made / made_words) / (num_real / real_words)
-    return {"ratio": float(ratio), "ratio_interval": interval_95(ratios[np.isfinite(ratios)])}
+    return float(ratio), interval_95(ratios[np.isfinite(ratios)])
 
 
 def exact_word_share(drawn: Sequence[Picture], readings: Sequence[Reading]) -> float | None:

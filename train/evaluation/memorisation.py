@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections import defaultdict
 from collections.abc import Iterable, Sequence
-from typing import Any
 
 from rapidfuzz.distance import Levenshtein
 from rapidfuzz.process import extractOne
@@ -15,13 +14,12 @@ DISTANCE = 2  # edits within which a text is a copy
 MIN_CHARACTERS, MIN_LINE_WORDS = 12, 2  # shorter ones stand in any text by chance
 
 
-def memorisation(texts: Sequence[str], passages: Iterable[str]) -> dict[str, Any]:
+def memorisation(texts: Sequence[str], passages: Iterable[str]) -> tuple[float | None, float | None]:
     """Compare texts, as OCR read them, with the passages of the training split; only letters count.
 
     Returns:
-        copied: share of the texts of at least 12 letters and blanks within two edits of a whole passage.
-        copied_lines: share of the lines of at least two words that stand word for word within a passage.
-        Both None where there is no such text or line.
+        The share of the texts of at least 12 letters and blanks within two edits of a whole passage, and that of the
+        lines of at least two words that stand word for word within a passage; None where there is no such text or line.
     """
     spoken = [plain for text in texts if len(plain := _plain(text)) >= MIN_CHARACTERS]
     lines = [
@@ -32,10 +30,8 @@ def memorisation(texts: Sequence[str], passages: Iterable[str]) -> dict[str, Any
     for passage in set(known):
         by_length[len(passage)].append(passage)
     found = _found_within(known, {tuple(line) for line in lines})
-    return {
-        "copied": sum(_is_copy(text, by_length) for text in spoken) / len(spoken) if spoken else None,
-        "copied_lines": sum(tuple(line) in found for line in lines) / len(lines) if lines else None,
-    }
+    copied = sum(_is_copy(text, by_length) for text in spoken) / len(spoken) if spoken else None
+    return copied, sum(tuple(line) in found for line in lines) / len(lines) if lines else None
 
 
 def _plain(text: str) -> str:

@@ -8,6 +8,7 @@ from typing import Any, Protocol
 
 import numpy as np
 
+from data_specs.records import Interval, Perplexity
 from train.evaluation.sources import folder_digest
 from train.evaluation.vision_ops import import_torchvision
 
@@ -26,7 +27,7 @@ class LanguageModel(Protocol):
         ...
 
 
-def ppl_ocr(texts: Sequence[str], model: LanguageModel) -> dict[str, Any]:
+def ppl_ocr(texts: Sequence[str], model: LanguageModel) -> Perplexity:
     """Compute the perplexity of OCR texts, one per image, with a 95 % bootstrap interval over images.
 
     The interval is of 1,000 resamples.
@@ -37,15 +38,18 @@ def ppl_ocr(texts: Sequence[str], model: LanguageModel) -> dict[str, Any]:
     """
     long_enough = [text for text in texts if len(text.split()) >= MIN_WORDS]
     scores = np.array([score for score in map(model.score, long_enough) if score[1] > 0], np.float64).reshape(-1, 2)
-    return {
-        **_perplexities(scores),
-        "unit": model.unit,
-        "model": model.name,
-        "num_images": len(texts),
-        "num_scored": len(scores),
-        "num_too_short": len(texts) - len(long_enough),
-        "num_units": int(scores[:, 1].sum()),
-    }
+    perplexity, median, interval = _perplexities(scores)
+    return Perplexity(
+        perplexity=perplexity,
+        median=median,
+        interval_95=interval,
+        unit=model.unit,
+        model=model.name,
+        num_images=len(texts),
+        num_scored=len(scores),
+        num_too_short=len(texts) - len(long_enough),
+        num_units=int(scores[:, 1].sum()),
+    )
 
 
 class TransformersModel:
@@ -93,18 +97,19 @@ def resampled_sums(rows: np.ndarray, rng: np.random.Generator) -> np.ndarray:
     return rows[rng.integers(0, len(rows), (RESAMPLES, len(rows)))].sum(axis=1)
 
 
-def interval_95(values: np.ndarray) -> list[float]:
+def interval_95(values: np.ndarray) -> tuple[float, float]:
     """Return the 2.5 and 97.5 % quantiles of resampled figures."""
-    return [float(value) for value in np.quantile(values, [0.025, 0.975])]
+    low, high = np.quantile(values, [0.025, 0.975])
+    return float(low), float(high)
 
 
-def _perplexities(scores: np.ndarray) -> dict[str, Any]:
-    """Figures of scores [images, (nats, units)], None where there are none."""
+def _perplexities(scores: np.ndarray) -> tuple[float | None, float | None, Interval]:
+    """Perplexity, median and interval of scores [images, (nats, units)], None where there are none."""
     if not len(scores):
-        return {"perplexity": None, "median": None, "interval_95": None}
+        return None, None, None
     sums = resampled_sums(scores, np.random.default_rng(0))
-    return {
-        "perplexity": float(np.exp(scores[:, 0].sum() / scores[:, 1].sum())),
-        "median": float(np.median(np.exp(scores[:, 0] / scores[:, 1]))),
-        "interval_95": interval_95(np.exp(sums[:, 0] / sums[:, 1])),
-    }
+    return (
+        float(np.exp(scores[:, 0].sum() / scores[:, 1].sum())),
+        float(np.median(np.exp(scores[:, 0] / scores[:, 1]))),
+        interval_95(np.exp(sums[:, 0] / sums[:, 1])),
+    )

@@ -4,14 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 
+from data_specs.records import EngineInfo, Perplexity, PplOcr, ReadText, Rocr, TextFigures
 from train.evaluation.ocr import OcrEngine
 from train.evaluation.perplexity import LanguageModel, ppl_ocr
-from train.evaluation.reading_cache import read_pictures, unread_counts
-from train.evaluation.rocr import FIGURES, normalise, rocr
+from train.evaluation.reading_cache import read_pictures, unread_reasons
+from train.evaluation.rocr import normalise, rocr
 from train.evaluation.sources import ImageSet
 from train.evaluation.words import real_word_share
 
@@ -26,7 +26,7 @@ def evaluate_rocr(
     *,
     against_ocr: bool = False,
     num_images: int = 1000,
-) -> dict[str, Any]:
+) -> Rocr:
     """Compute the rOCR of reconstructions, spread evenly over the set, against their originals.
 
     The originals are read too: their own score against the text drawn, in `originals`, is the ceiling of every figure.
@@ -52,14 +52,17 @@ def evaluate_rocr(
     own = [reading.text for reading in real]
     names = originals.keys() or [str(index) for index in range(len(originals))]
     keys = [names[index] for _, index in chosen]
-    return {
-        **rocr(own if against_ocr else drawn, texts, keys),
-        "reference": "OCR of the originals" if against_ocr else "the text drawn",
-        "originals": _ceiling(drawn, own, keys),
-        **engine_info(engine),
-        "num_offered": len(pairs),
-        **unread_counts(made),
-    }
+    unread = unread_reasons(made)
+    return Rocr(
+        **dict(rocr(own if against_ocr else drawn, texts, keys)),
+        reference="OCR of the originals" if against_ocr else "the text drawn",
+        originals=_ceiling(drawn, own, keys),
+        engine=engine.name,
+        engine_version=engine.version,
+        num_offered=len(pairs),
+        num_unread=unread.total(),
+        unread=unread,
+    )
 
 
 def evaluate_ppl_ocr(
@@ -70,29 +73,41 @@ def evaluate_ppl_ocr(
     cache: Path,
     *,
     num_images: int = 250,
-) -> dict[str, Any]:
+) -> PplOcr:
     """Compute PPL-OCR and the share of real words for the sets "generated" and "real", which is the bound.
 
     A generated set below the bound says the same over and over; the result says so. `num_images` of each set, spread
     evenly, are read; known: the vocabulary of the training text, empty where there is none.
     """
-    result: dict[str, Any] = {**engine_info(engine), "model": model.name, "unit": model.unit, "notes": []}
+    read = dict[str, ReadText]()
     for name, pictures in sets.items():
         readings = read_pictures(pictures, spread(len(pictures), num_images), engine, cache)
         texts = [reading.text for reading in readings]
-        words = real_word_share(texts, known) if known else None
-        result[name] = {**ppl_ocr(texts, model), "words": words, "texts": texts[:8], **unread_counts(readings)}
-    result["too_repetitive"] = is_too_repetitive(result["real"], result["generated"])
-    if result["too_repetitive"]:
-        result["notes"].append(REPETITIVE)
-    return result
+        unread = unread_reasons(readings)
+        read[name] = ReadText(
+            **dict(ppl_ocr(texts, model)),
+            words=real_word_share(texts, known) if known else None,
+            texts=tuple(texts[:8]),
+            num_unread=unread.total(),
+            unread=unread,
+        )
+    repetitive = is_too_repetitive(read["real"], read["generated"])
+    return PplOcr(
+        **dict(engine_info(engine)),
+        model=model.name,
+        unit=model.unit,
+        notes=(REPETITIVE,) if repetitive else (),
+        real=read["real"],
+        generated=read["generated"],
+        too_repetitive=repetitive,
+    )
 
 
-def is_too_repetitive(real: Mapping[str, Any], generated: Mapping[str, Any]) -> bool:
-    """Return whether a result of `ppl_ocr` lies below the one of real images; False where there is none."""
-    found = generated["perplexity"]
-    bound = real["perplexity"]
-    return found is not None and bound is not None and bool(found < bound)
+def is_too_repetitive(real: Perplexity, generated: Perplexity) -> bool:
+    """Return whether a perplexity lies below that of real images; False where there is none."""
+    found = generated.perplexity
+    bound = real.perplexity
+    return found is not None and bound is not None and found < bound
 
 
 def pair_up(pictures: ImageSet, originals: ImageSet) -> list[tuple[int, int]]:
@@ -118,9 +133,9 @@ def pair_up(pictures: ImageSet, originals: ImageSet) -> list[tuple[int, int]]:
     return [(index, numbers[name]) for index, name in enumerate(names)]
 
 
-def engine_info(engine: OcrEngine) -> dict[str, str]:
+def engine_info(engine: OcrEngine) -> EngineInfo:
     """Return the engine's name and version, which stand beside every figure that OCR had a part in."""
-    return {"engine": engine.name, "engine_version": engine.version}
+    return EngineInfo(engine=engine.name, engine_version=engine.version)
 
 
 def spread(number: int, limit: int) -> list[int]:
@@ -136,9 +151,8 @@ def _drawn(originals: ImageSet, index: int) -> str:
         return ""
 
 
-def _ceiling(drawn: Sequence[str], own: Sequence[str], keys: Sequence[str]) -> dict[str, float] | None:
+def _ceiling(drawn: Sequence[str], own: Sequence[str], keys: Sequence[str]) -> TextFigures | None:
     """Return the originals' own figures, or None where the text drawn is not known."""
     if not any(map(normalise, drawn)):
         return None
-    score = rocr(drawn, own, keys)
-    return {name: score[name] for name in FIGURES}
+    return TextFigures(**rocr(drawn, own, keys).model_dump(include=set(TextFigures.model_fields)))

@@ -11,7 +11,6 @@ import tempfile
 from collections import Counter
 from collections.abc import Iterable, Sequence
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 
@@ -102,10 +101,9 @@ def image_digest(image: np.ndarray) -> str:
     return hashlib.sha256(str(image.shape).encode() + np.ascontiguousarray(image).tobytes()).hexdigest()
 
 
-def unread_counts(readings: Iterable[Reading]) -> dict[str, Any]:
-    """Return {num_unread, unread: {reason: count}}, for a result."""
-    reasons = Counter(reading.failure for reading in readings if reading.failure)
-    return {"num_unread": reasons.total(), "unread": dict(reasons)}
+def unread_reasons(readings: Iterable[Reading]) -> Counter[str]:
+    """Count the pictures that could not be read, by reason."""
+    return Counter(reading.failure for reading in readings if reading.failure)
 
 
 def _open(pictures: ImageSet, index: int) -> Picture | Reading:

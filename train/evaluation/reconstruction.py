@@ -5,13 +5,14 @@ from __future__ import annotations
 import math
 from collections.abc import Iterator, Sequence
 from itertools import islice
-from typing import Any
 
 import numpy as np
 import torch
 
 from data_specs.reader import ShardSet
+from data_specs.records import DepthScores, Reconstruction, ReconstructionInputs
 from data_specs.shape import Shape
+from data_specs.spec import Spec
 from tokenize_jobs.decode import codes_by_depth, grid
 from tokenize_jobs.device import to_device
 from tokenize_jobs.losses import LPIPS
@@ -24,41 +25,48 @@ Pair = tuple[np.ndarray, np.ndarray]
 
 
 def evaluate_by_depth(
-    originals: ShardSet, by_depth: Sequence[ShardSet], codes: ShardSet, shape: Shape, num: int, lpips: LPIPS | None
-) -> dict[str, Any]:
-    """Score the reconstructions from the first 1 ... d codes of each position, for the first `num` images.
+    spec: Spec, split: str, originals: ShardSet, by_depth: Sequence[ShardSet], codes: ShardSet, lpips: LPIPS | None
+) -> Reconstruction:
+    """Score the reconstructions of a split from the first 1 ... d codes of each position, for its first images.
 
     originals, by_depth: image shard sets of the same keys in the same order; codes: theirs. LPIPS only with weights.
 
     Raises:
         ValueError: the sets are not of the same images.
     """
+    num = spec.evaluate.reconstructions
+    shape = spec.shape
     inputs = reconstruction_inputs(originals, by_depth[-1], num)
     usage = codebook_usage(count_codes((codes_by_depth(item["codes"], shape) for item in codes), shape.codebook_size))
     rows = []
     for depths, copies in enumerate(by_depth, 1):
-        quality = reconstruction_quality(pairs(originals, copies, num))
-        row = {"depth": depths, **quality.model_dump(), **code_size(shape, depths)}
-        if lpips is not None:
-            row["lpips"] = mean_lpips(pairs(originals, copies, num), lpips)
-        use = usage[depths - 1]
-        rows.append(row | {"codebook_share_used": use.share_used, "codebook_perplexity": use.perplexity})
-    return {"inputs": inputs, "depths": rows, "lpips_weights": "given" if lpips else "none: LPIPS not measured"}
+        bits = bits_per_pixel(shape, depths)
+        row = DepthScores(
+            depth=depths,
+            **dict(reconstruction_quality(pairs(originals, copies, num))),
+            bits_per_pixel=bits,
+            information_compression_ratio=bits / RAW_BITS,
+            lpips=mean_lpips(pairs(originals, copies, num), lpips) if lpips else None,
+            codebook_share_used=usage[depths - 1].share_used,
+            codebook_perplexity=usage[depths - 1].perplexity,
+        )
+        rows.append(row)
+    weights = "given" if lpips else "none: LPIPS not measured"
+    return Reconstruction(split=split, inputs=inputs, depths=tuple(rows), lpips_weights=weights)
 
 
-def reconstruction_inputs(originals: ShardSet, copies: ShardSet, num: int) -> dict[str, Any]:
+def reconstruction_inputs(originals: ShardSet, copies: ShardSet, num: int) -> ReconstructionInputs:
     """Return what decides the figures of reconstructions: both sets' content and how many images are compared."""
-    return {"originals": originals.manifest.digest, "reconstructions": copies.manifest.digest, "num": num}
+    return ReconstructionInputs(originals=originals.manifest.digest, reconstructions=copies.manifest.digest, num=num)
 
 
-def code_size(shape: Shape, depths: int) -> dict[str, float]:
-    """Compute the bits a pixel of the first `depths` codes of each position, and the compression ratio.
+def bits_per_pixel(shape: Shape, depths: int) -> float:
+    """Compute the bits a pixel of the first `depths` codes of each position.
 
-    This is the information compression ratio of the paper (arXiv 2410.01912, equations 1 and 3):
+    Over 24 they are the information compression ratio of the paper (arXiv 2410.01912, equations 1 and 3):
     depths * log2(codebook size) bits for f x f pixels of 24 bits.
     """
-    bits = shape.grid[0] * shape.grid[1] * depths * math.log2(shape.codebook_size) / shape.image_size**2
-    return {"bits_per_pixel": bits, "information_compression_ratio": bits / RAW_BITS}
+    return shape.grid[0] * shape.grid[1] * depths * math.log2(shape.codebook_size) / shape.image_size**2
 
 
 def pairs(originals: ShardSet, copies: ShardSet, num: int) -> Iterator[Pair]:

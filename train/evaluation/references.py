@@ -4,13 +4,14 @@ mixing them is the field's commonest mistake, so the kind, count, crop and diges
 import re
 import zipfile
 from dataclasses import dataclass
-from typing import Any, NamedTuple
+from typing import Any, Literal, NamedTuple
 
 import numpy as np
 
 from data_specs import storage
 from data_specs.digest import file_digest
 from data_specs.npy import one_parser
+from data_specs.records import ReferenceInfo
 from train.evaluation.sources import DAMAGED, ImageSet, local_file, open_images
 
 TRAINING, ORIGINALS = "training", "validation-originals"
@@ -42,11 +43,12 @@ class Reference:
     spatial: Gaussian | None = None
     extractor: str | None = None
 
-    def describe(self) -> dict[str, Any]:
+    def describe(self) -> ReferenceInfo:
         """Return the part of a result that says what was measured against."""
-        statistics = "computed" if self.pool is None else "precomputed"
-        record = {"uri": self.uri, "kind": self.kind, "count": self.count, "crop": self.crop, "digest": self.digest}
-        return {**record, "statistics": statistics}
+        made: Literal["computed", "precomputed"] = "computed" if self.pool is None else "precomputed"
+        return ReferenceInfo(
+            uri=self.uri, kind=self.kind, count=self.count, crop=self.crop, digest=self.digest, statistics=made
+        )
 
 
 def open_reference(uri: str, kind: str | None = None, crop: str | None = None) -> Reference:
@@ -101,6 +103,8 @@ def _read_statistics(uri: str) -> dict[str, Any]:
         with one_parser, np.load(path, allow_pickle=False) as file:
             stored: dict[str, Any] = {name: file[name].astype(np.float64) for name in STATISTICS if name in file}
             stored |= {name: type_(file[name].item()) for name, type_ in ABOUT.items() if name in file}
+            if not 0 <= stored.get("count", 0) < 1 << 63:
+                raise ValueError(f"count: {stored['count']} is no number of images")
             return {**stored, "names": file.files}
     except (OSError, ValueError, TypeError, OverflowError, *DAMAGED) as error:
         raise ValueError(f"{uri}: not an .npz of plain arrays ({error})") from error

@@ -5,53 +5,69 @@ from __future__ import annotations
 import json
 import platform
 import sys
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
-from typing import Any, TypeGuard
+from collections.abc import Sequence
+from typing import TypeGuard
 
-from pydantic_core import from_json, to_jsonable_python
+from pydantic import JsonValue, ValidationError
+from pydantic_core import from_json
 
 from data_specs import storage
 from data_specs.code_version import installed_version, this_code
-from data_specs.records import Summary
+from data_specs.records import (
+    ImageScores,
+    Legibility,
+    PplOcr,
+    Reconstruction,
+    Result,
+    Rocr,
+    Summary,
+    first_fault,
+)
 
 PACKAGES = (
     *("numpy", "scipy", "torch", "torchvision", "torch-fidelity", "transformers"),
     *("pillow", "rouge-score", "rapidfuzz"),
 )
 NOT_COMPARED = {"command", "versions", "worst", "texts"}
+KINDS: dict[str, type[Result]] = {  # by a key that no other kind has
+    **{"metric": ImageScores, "worst": Rocr, "unit": PplOcr},
+    **{"sweep": Legibility, "depths": Reconstruction, "histogram": Summary},
+}
 
 
-def with_provenance(result: dict[str, Any], command: Sequence[str]) -> dict[str, Any]:
-    """Return `result` with the command that made it and the versions of what decides figures.
+def provenance(command: Sequence[str]) -> Result:
+    """Return what a result says besides its figures.
 
     Versions are given of Python, this project and the packages that matter.
     """
     versions = {"python": platform.python_version(), "dnd-transformer": installed_version("dnd-transformer")}
     versions |= {name: installed_version(name) for name in PACKAGES}
-    return {**result, "command": list(command), "versions": versions | {"commit": this_code().commit}}
+    return Result(command=tuple(command), versions=versions | {"commit": this_code().commit})
 
 
-def write_result(uri: str, result: dict[str, Any]) -> str:
-    """Write a result with its provenance, null for numbers that are not finite; return the text."""
-    text = json.dumps(to_jsonable_python(with_provenance(result, sys.argv), inf_nan_mode="null"), indent=1)
+def write_result(uri: str, result: Result) -> str:
+    """Write a result with its provenance; return the text."""
+    text = json.dumps(result.tree() | provenance(sys.argv).tree(), indent=1)
     storage.write_text(uri, text + "\n")
     return text
 
 
-def read_result(uri: str) -> dict[str, Any]:
-    """Read a result as it was written.
+def read_result(uri: str) -> Result:
+    """Read a result of any kind.
 
     Raises:
-        ValueError: names the file that is none.
+        ValueError: one line with the file, the key and what is wrong.
     """
+    data = storage.read_bytes(uri)
     try:
-        found = from_json(storage.read_bytes(uri), allow_inf_nan=False)
+        tree = from_json(data)
+        kind = next((kind for key, kind in KINDS.items() if isinstance(tree, dict) and key in tree), None)
+        if kind is None:
+            raise ValueError(f"it has none of the keys {', '.join(KINDS)}")
+        return kind.model_validate_json(data)
     except ValueError as error:
-        raise ValueError(f"{uri}: not a result of `dnd evaluate` ({error})") from None
-    if not isinstance(found, dict):
-        raise ValueError(f"{uri}: not a result of `dnd evaluate` (a {type(found).__name__})")
-    return found
+        fault = first_fault(error) if isinstance(error, ValidationError) else error
+        raise ValueError(f"{uri}: not a result of `dnd evaluate` ({fault})") from None
 
 
 def summary_uri(root: str) -> str:
@@ -71,27 +87,13 @@ def read_summary(root: str) -> Summary | None:
     return Summary.parse(storage.read_bytes(uri), uri, "run `dnd evaluate summary`")
 
 
-def read_results(root: str) -> dict[str, dict[str, Any]]:
+def read_results(root: str) -> dict[str, Result]:
     """Read {name: result} of a root's evaluations."""
     files = (file.uri for file in storage.list_files(storage.join(root, "evaluation")))
     return {uri.rpartition("/")[2].removesuffix(".json"): read_result(uri) for uri in files if uri.endswith(".json")}
 
 
-@contextmanager
-def naming_its_file(root: str, name: str) -> Iterator[None]:
-    """Run the block; turn what a result of another shape makes it raise into one line that names its file.
-
-    Raises:
-        ValueError: the result is of another shape.
-    """
-    try:
-        yield
-    except (LookupError, TypeError, AttributeError, ArithmeticError) as error:
-        uri = storage.join(root, "evaluation", f"{name}.json")
-        raise ValueError(f"{uri}: not a result of `dnd evaluate` ({type(error).__name__}: {error})") from None
-
-
-def compare(a: dict[str, Any], b: dict[str, Any]) -> dict[str, list[dict[str, Any]]]:
+def compare(a: dict[str, JsonValue], b: dict[str, JsonValue]) -> dict[str, list[dict[str, JsonValue]]]:
     """Compare two results side by side, any tree of dicts, lists and values.
 
     `figures`: each number of either, {name (dotted), a, b, difference}, None where one has it not.
@@ -99,8 +101,8 @@ def compare(a: dict[str, Any], b: dict[str, Any]) -> dict[str, list[dict[str, An
     these differs, the figures under it were not measured alike.
     """
     left, right = flatten(a), flatten(b)
-    figures = []
-    assumptions = []
+    figures = list[dict[str, JsonValue]]()
+    assumptions = list[dict[str, JsonValue]]()
     for name in left | right:
         x = left.get(name)
         y = right.get(name)
@@ -112,7 +114,7 @@ def compare(a: dict[str, Any], b: dict[str, Any]) -> dict[str, list[dict[str, An
     return {"figures": figures, "assumptions": assumptions}
 
 
-def flatten(tree: object, prefix: str = "") -> dict[str, Any]:
+def flatten(tree: JsonValue, prefix: str = "") -> dict[str, JsonValue]:
     """Return {dotted name: value} of a tree, without what has no bearing on a comparison."""
     if isinstance(tree, dict):
         children = [(key, child) for key, child in tree.items() if key not in NOT_COMPARED]

@@ -6,16 +6,17 @@ from __future__ import annotations
 import unicodedata
 from collections.abc import Sequence
 from functools import lru_cache
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from rapidfuzz.distance import LCSseq, Levenshtein
+
+from data_specs.records import TextScores, WorstReading
 
 if TYPE_CHECKING:
     from rouge_score.rouge_scorer import RougeScorer
 
 ROUGE = ("rouge1", "rouge2", "rougeL")
 INVISIBLE = ("Cc", "Cf", "Cn")  # categories of control, format and unassigned characters
-FIGURES = (*ROUGE, "cer", "wer", "word_accuracy")
 
 
 def normalise(text: str) -> str:
@@ -52,7 +53,7 @@ def score_text(reference: str, text: str) -> dict[str, float]:
     }
 
 
-def rocr(references: Sequence[str], texts: Sequence[str], keys: Sequence[str], num_worst: int = 8) -> dict[str, Any]:
+def rocr(references: Sequence[str], texts: Sequence[str], keys: Sequence[str], num_worst: int = 8) -> TextScores:
     """Score a set of `texts` as OCR read them.
 
     `references` are as drawn (or OCR of the originals), `keys` those of the images.
@@ -68,19 +69,19 @@ def rocr(references: Sequence[str], texts: Sequence[str], keys: Sequence[str], n
         raise ValueError("no reference text to score against: the images carry no text, or OCR read none in originals")
     total = {name: sum(score[name] for _, score in scored) for name in scored[0][1]}
     worst = sorted(scored, key=lambda pair: pair[1]["rougeL"])[:num_worst]
-    return {
+    return TextScores(
         **{name: total[name] / len(scored) for name in ROUGE},
-        "cer": total["char_errors"] / total["num_chars"],
-        "wer": total["word_errors"] / total["num_words"],
-        "word_accuracy": total["words_right"] / total["num_words"],
-        "num_images": len(scored),
-        "num_without_text": len(references) - len(scored),
-        "num_words": int(total["num_words"]),
-        "worst": [
-            {"key": keys[i], "rougeL": score["rougeL"], "reference": references[i], "text": texts[i]}
+        cer=total["char_errors"] / total["num_chars"],
+        wer=total["word_errors"] / total["num_words"],
+        word_accuracy=total["words_right"] / total["num_words"],
+        num_images=len(scored),
+        num_without_text=len(references) - len(scored),
+        num_words=int(total["num_words"]),
+        worst=tuple(
+            WorstReading(key=keys[i], rougeL=score["rougeL"], reference=references[i], text=texts[i])
             for i, score in worst
-        ],
-    }
+        ),
+    )
 
 
 @lru_cache(1)

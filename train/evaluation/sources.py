@@ -23,7 +23,7 @@ from PIL import Image
 from data_specs import open_shards, storage
 from data_specs.digest import file_digest
 from data_specs.npy import read_header
-from data_specs.records import Box
+from data_specs.records import Box, SetInfo
 from data_specs.text import printable
 
 PICTURES = (".png", ".jpg", ".jpeg", ".webp", ".bmp")
@@ -70,6 +70,10 @@ class ImageSet(ABC):
     @abstractmethod
     def keys(self) -> list[str] | None:
         """Return the images' names in their order, or None where they have none."""
+
+    def describe(self) -> SetInfo:
+        """Return the part of a result that says what was scored."""
+        return SetInfo(uri=self.uri, count=len(self), digest=self.digest)
 
     @cached_property
     def shape(self) -> tuple[int, ...]:

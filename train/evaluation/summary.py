@@ -12,7 +12,7 @@ from itertools import islice
 from data_specs import open_shards, storage
 from data_specs.metrics import read_rows
 from data_specs.reader import ShardSet
-from data_specs.records import EngineInfo, Quality, RealWords, Summary, SummaryInputs, SummaryWords
+from data_specs.records import Quality, RealWords, Reconstruction, Summary, SummaryInputs, SummaryWords
 from data_specs.spec import Spec
 from data_specs.telemetry import Row
 from train.evaluation.codes import codebook_usage, count_codes, histogram_baseline
@@ -20,9 +20,9 @@ from train.evaluation.context import context_baseline
 from train.evaluation.images import reconstruction_quality
 from train.evaluation.ocr import OcrEngine, find_engine, load_engine
 from train.evaluation.reading import engine_info, spread
-from train.evaluation.reading_cache import cache_of, read_pictures, unread_counts
+from train.evaluation.reading_cache import cache_of, read_pictures, unread_reasons
 from train.evaluation.reconstruction import pairs, reconstruction_inputs
-from train.evaluation.results import naming_its_file, read_result, read_summary, summary_uri, write_result
+from train.evaluation.results import read_result, read_summary, summary_uri, write_result
 from train.evaluation.sources import ShardImages
 from train.evaluation.words import drawn_texts, real_word_share, vocabulary
 
@@ -63,7 +63,7 @@ def summarise(spec: Spec, root: str) -> Summary:
         transformer=validation,
         words=_words(spec, root, engine),
     )
-    write_result(summary_uri(root), summary.model_dump(mode="json", exclude={"command", "versions"}))
+    write_result(summary_uri(root), summary)
     return summary
 
 
@@ -122,7 +122,7 @@ def _inputs(spec: Spec, root: str, engine: OcrEngine | None, validation: Row | N
         settings=spec.evaluate.model_dump(mode="json") | {"ema": spec.sample.ema},
         validation_images=_validated_images(spec),
         validated_at=validation["step"] if validation else None,
-        engine=EngineInfo(**engine_info(engine)) if engine else None,
+        engine=engine_info(engine) if engine else None,
     )
 
 
@@ -132,10 +132,9 @@ def _reconstruction(spec: Spec, root: str) -> Quality:
     copies = open_shards(storage.join(root, "reconstructions/val/images"))
     number = spec.evaluate.reconstructions
     uri = storage.join(root, "evaluation", "reconstruction-val.json")
-    made = read_result(uri) if storage.exists(uri) else {}
-    if made.get("inputs") == reconstruction_inputs(originals, copies, number):
-        with naming_its_file(root, "reconstruction-val"):
-            return Quality(**{name: made["depths"][-1][name] for name in Quality.model_fields})
+    made = read_result(uri) if storage.exists(uri) else None
+    if isinstance(made, Reconstruction) and made.inputs == reconstruction_inputs(originals, copies, number):
+        return Quality(**made.depths[-1].model_dump(include=set(Quality.model_fields)))
     return reconstruction_quality(pairs(originals, copies, number))
 
 
@@ -150,6 +149,12 @@ def _words(spec: Spec, root: str, engine: OcrEngine | None) -> SummaryWords:
         chosen = spread(len(pictures), spec.evaluate.ocr_images)
         readings = read_pictures(pictures, chosen, engine, cache_of(root))
         texts = [reading.text for reading in readings]
-        share = real_word_share(texts, known) | unread_counts(readings)
-        found[kind] = RealWords(**share, texts=tuple(texts[:32]))
-    return SummaryWords.model_validate({**engine_info(engine), "aim": AIM, "vocabulary": len(known), **found})
+        unread = unread_reasons(readings)
+        found[kind] = RealWords(
+            **dict(real_word_share(texts, known)),
+            num_unread=unread.total(),
+            unread=unread,
+            texts=tuple(texts[:32]),
+        )
+    about = {**dict(engine_info(engine)), "aim": AIM, "vocabulary": len(known)}
+    return SummaryWords.model_validate(about | found)

@@ -7,10 +7,9 @@ import re
 from collections import Counter
 from collections.abc import Collection, Iterable, Iterator, Sequence
 from itertools import pairwise
-from typing import Any
 
 from data_specs.reader import ShardSet
-from data_specs.records import StoredInfo
+from data_specs.records import Diversity, StoredInfo, WordShare
 
 LETTERS = re.compile(r"[^\W\d_]+")
 MIN_LETTERS = 4
@@ -53,7 +52,7 @@ def drawn_texts(items: ShardSet) -> Iterator[str]:
             yield StoredInfo.parse(data, f"{shard.uri}: sample {row['sample']}").text
 
 
-def real_word_share(texts: Iterable[str], known: Collection[str]) -> dict[str, Any]:
+def real_word_share(texts: Iterable[str], known: Collection[str]) -> WordShare:
     """Share of the words of at least four letters that stand in `known` (built by `vocabulary`).
 
     texts: one per image, as OCR read it. `share` is None where OCR read no such word at all; `num_wordless`
@@ -65,15 +64,15 @@ def real_word_share(texts: Iterable[str], known: Collection[str]) -> dict[str, A
     counts = word_counts(texts, known)
     num_real = sum(real for real, _ in counts)
     num_words = sum(number for _, number in counts)
-    return {
-        "share": num_real / num_words if num_words else None,
-        "num_real": num_real,
-        "num_words": num_words,
-        "num_images": len(counts),
-        "num_wordless": sum(number == 0 for _, number in counts),
-        "min_letters": MIN_LETTERS,
-        "vocabulary_size": len(known),
-    }
+    return WordShare(
+        share=num_real / num_words if num_words else None,
+        num_real=num_real,
+        num_words=num_words,
+        num_images=len(counts),
+        num_wordless=sum(number == 0 for _, number in counts),
+        min_letters=MIN_LETTERS,
+        vocabulary_size=len(known),
+    )
 
 
 def word_counts(texts: Iterable[str], known: Collection[str]) -> list[tuple[int, int]]:
@@ -87,25 +86,22 @@ def word_counts(texts: Iterable[str], known: Collection[str]) -> list[tuple[int,
     return [(sum(word in known for word in words), len(words)) for words in map(long_words, texts)]
 
 
-def diversity(texts: Sequence[str], known: Collection[str]) -> dict[str, Any]:
-    """Measure how much is said, one text an image.
+def distinct_words(texts: Iterable[str], known: Collection[str]) -> int:
+    """Count the different real words of at least four letters."""
+    return len({word for text in texts for word in letter_words(text) if word in known})
 
-    Returns:
-        distinct_words: different real words of at least four letters.
-        distinct_pairs: different pairs of neighbouring words.
-        duplicates: share of the texts with words that another image has, too.
-        opening, opening_share: the commonest first word, and its share of the texts with words.
-    """
+
+def diversity(texts: Sequence[str]) -> Diversity:
+    """Measure how much is said, one text an image."""
     worded = [words for words in map(letter_words, texts) if words]
     whole = Counter(map(tuple, worded))
     opening, number = Counter(words[0] for words in worded).most_common(1)[0] if worded else ("", 0)
-    return {
-        "distinct_words": len({word for words in worded for word in words if word in known}),
-        "distinct_pairs": len({pair for words in worded for pair in pairwise(words)}),
-        "duplicates": sum(count for count in whole.values() if count > 1) / max(len(worded), 1),
-        "opening": opening,
-        "opening_share": number / max(len(worded), 1),
-    }
+    return Diversity(
+        distinct_pairs=len({pair for words in worded for pair in pairwise(words)}),
+        duplicates=sum(count for count in whole.values() if count > 1) / max(len(worded), 1),
+        opening=opening,
+        opening_share=number / max(len(worded), 1),
+    )
 
 
 def scribble_share(texts: Iterable[str], known: Collection[str]) -> float | None:

@@ -46,26 +46,26 @@ def gfid(samples, reference, extractor, **options):
 def test_a_set_against_itself_is_zero_and_named_for_its_extractor(two_sets, builtin):
     reference = references.open_reference(two_sets[0], "training", crop="adm 16")
     result = gfid(two_sets[0], reference, builtin)
-    figures = result["figures"]
+    figures = result.figures
     assert figures["frechet_distance[builtin-random-conv-32]"] == pytest.approx(0, abs=1e-6)
     assert figures["precision[builtin-random-conv-32]"] == figures["recall[builtin-random-conv-32]"] == 1.0
     assert not any("fid" in name.lower() for name in figures)
-    about = result["reference"]
-    assert (about["kind"], about["count"], about["crop"], about["statistics"]) == (
+    about = result.reference
+    assert (about.kind, about.count, about.crop, about.statistics) == (
         "training",
         150,
         "adm 16",
         "computed",
     )
-    assert about["digest"] == result["samples"]["digest"] and len(about["digest"]) == 64
+    assert about.digest == result.samples.digest and len(about.digest) == 64
 
 
 def test_worse_pictures_are_further_away(tmp_path, two_sets, builtin):
     noisy = pictures(2, 160) + np.random.default_rng(0).integers(0, 60, (160, 16, 16, 3)).astype(np.uint8)
     reference = references.open_reference(two_sets[0], "training")
     name = "frechet_distance[builtin-random-conv-32]"
-    near = gfid(two_sets[1], reference, builtin)["figures"][name]
-    far = gfid(npz(tmp_path / "noisy.npz", arr_0=noisy), reference, builtin)["figures"][name]
+    near = gfid(two_sets[1], reference, builtin).figures[name]
+    far = gfid(npz(tmp_path / "noisy.npz", arr_0=noisy), reference, builtin).figures[name]
     assert 0 < near < far / 2
 
 
@@ -122,7 +122,7 @@ def test_folder_npz_and_shards_of_the_same_pictures_give_the_same_figure(tmp_pat
     assert (np.concatenate(list(sources.open_images(two_sets[0]).batches(70, 130, 13))) == whole[70:130]).all()
     reference = references.open_reference(two_sets[1], "training")
     shards = shard_set(tmp_path / "images" / "train", pictures(0, 150))
-    figures = [gfid(uri, reference, builtin)["figures"] for uri in (str(folder), shards, two_sets[0])]
+    figures = [gfid(uri, reference, builtin).figures for uri in (str(folder), shards, two_sets[0])]
     assert figures[0] == figures[1] == figures[2]
 
 
@@ -160,9 +160,9 @@ def test_statistics_are_read_with_what_they_say_of_themselves(tmp_path, two_sets
     stored = gfid(two_sets[0], reference, builtin)
     computed = gfid(two_sets[0], references.open_reference(two_sets[1], "training"), builtin)
     name = "frechet_distance[builtin-random-conv-32]"
-    assert stored["figures"][name] == pytest.approx(computed["figures"][name], rel=1e-9)
-    assert stored["reference"]["statistics"] == "precomputed" and list(stored["figures"]) == [name]
-    assert "no precision and recall" in stored["notes"][0]
+    assert stored.figures[name] == pytest.approx(computed.figures[name], rel=1e-9)
+    assert stored.reference.statistics == "precomputed" and list(stored.figures) == [name]
+    assert "no precision and recall" in stored.notes[0]
     with pytest.raises(ValueError, match="statistics of builtin"):
         gfid(two_sets[0], reference, features.ModuleExtractor(features.RandomConvolutions(), "another"))
 
@@ -172,7 +172,7 @@ def test_gfid_refuses_validation_images_and_rfid_the_training_set(two_sets, buil
     with pytest.raises(ValueError, match="gfid is measured against training images, this reference is validation"):
         gfid(two_sets[0], validation, builtin)
     forced = gfid(two_sets[0], validation, builtin, forced=True)
-    assert forced["forced"] and forced["reference"]["kind"] == "validation-originals"
+    assert forced.forced and forced.reference.kind == "validation-originals"
     training = references.open_reference(two_sets[0], "training")
     with pytest.raises(ValueError, match="rfid is measured against validation-originals"):
         fid.evaluate_images("rfid", sources.open_images(two_sets[0]), training, builtin)
@@ -323,7 +323,7 @@ def test_counts_too_small_are_refused_before_features_are_made(tmp_path):
 
 def test_the_built_in_extractor_scores_as_few_images_as_the_demo_draws(tmp_path, builtin):
     few, other = (npz(tmp_path / f"{n}.npz", arr_0=pictures(n, 64)) for n in range(2))
-    figures = gfid(few, references.open_reference(other, "training"), builtin)["figures"]
+    figures = gfid(few, references.open_reference(other, "training"), builtin).figures
     kinds = ("frechet_distance", "precision", "recall", "density", "coverage", "kernel_distance")
     assert list(figures) == [f"{kind}[builtin-random-conv-32]" for kind in kinds]
     assert all(np.isfinite(value) for value in figures.values())
@@ -412,16 +412,16 @@ def test_every_figure_under_the_published_inception_has_its_plain_name(two_sets,
     training = references.open_reference(two_sets[0], "training")
     result = gfid(two_sets[1], training, Stand())
     names = ["gfid[160 images]", "sfid", "inception_score", "precision", "recall", "density", "coverage", "kid"]
-    assert list(result["figures"]) == names
-    assert any("permutation of the samples (seed 2020)" in note for note in result["notes"])
+    assert list(result.figures) == names
+    assert any("permutation of the samples (seed 2020)" in note for note in result.notes)
     monkeypatch.setattr(fid, "WHOLE", 160)
-    assert next(iter(gfid(two_sets[1], training, Stand())["figures"])) == "gfid"
+    assert next(iter(gfid(two_sets[1], training, Stand()).figures)) == "gfid"
     flat = pictures(0, 150).reshape(150, -1) / 255
     expected = Moments.of(flat[:, :8]).mean
     np.testing.assert_allclose(fid.extract(sources.open_images(two_sets[0]), Stand()).pool.mean, expected, rtol=1e-6)
     originals = references.open_reference(two_sets[1], "validation-originals")
     again = fid.evaluate_images("rfid", sources.open_images(two_sets[1]), originals, Stand())
-    assert again["figures"]["rfid"] == pytest.approx(0, abs=1e-6)
+    assert again.figures["rfid"] == pytest.approx(0, abs=1e-6)
 
 
 def test_inception_score_of_samples_sorted_by_class_is_that_of_shuffled_ones(tmp_path, monkeypatch):

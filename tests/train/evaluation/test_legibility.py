@@ -40,21 +40,19 @@ def test_a_word_counts_where_it_stands_and_as_it_is_written():
 def test_the_ratio_has_an_interval_over_pictures():
     known = frozenset(["real", "word"])
     made, real = ["real word junk junk"] * 50 + ["real word real word"] * 50, ["real word"] * 90 + ["real junk"] * 10
-    result = ratio_of_shares(made, real, known)
-    assert result["ratio"] == pytest.approx(0.75 / 0.95)
-    low, high = result["ratio_interval"]
-    assert low < result["ratio"] < high and high - low < 0.15
-    assert ratio_of_shares(made, real, known) == result
-    assert ratio_of_shares(["junk junk"], real, known)["ratio"] == 0.0
-    assert ratio_of_shares(made, [""], known) == {"ratio": None, "ratio_interval": None}
+    ratio, (low, high) = ratio_of_shares(made, real, known)
+    assert ratio == pytest.approx(0.75 / 0.95)
+    assert low < ratio < high and high - low < 0.15
+    assert ratio_of_shares(made, real, known) == (ratio, (low, high))
+    assert ratio_of_shares(["junk junk"], real, known)[0] == 0.0
+    assert ratio_of_shares(made, [""], known) == (None, None)
 
 
 def test_copies_are_passages_within_two_edits_and_lines_word_for_word():
     texts = ["These words stand\nin the trainimg text", "third pasage hers", "something else\nentirely new", "short"]
     result = memorisation(texts, PASSAGES)
-    assert result["copied"] == 2 / 3  # "short" is too short to be anybody's
-    assert result["copied_lines"] == 1 / 5
-    assert memorisation(["a"], PASSAGES) == {"copied": None, "copied_lines": None}
+    assert result == (2 / 3, 1 / 5)  # "short" is too short to be anybody's
+    assert memorisation(["a"], PASSAGES) == (None, None)
 
 
 class Engine:
@@ -88,13 +86,14 @@ def test_monotony_is_seen_for_what_it_is(tmp_path, pictures, training):
     sets = {"real": pictures("real", [0, 1, 2]), "generated": pictures("made", [3, 3, 3, 3])}
     sets["reconstructed"] = pictures("copies", [0, 1, 4])
     result = evaluate_legibility(sets, training, Engine(), tmp_path / "ocr.jsonl", 100)
-    assert (result["engine"], result["engine_version"], result["num_images"]) == ("grey", "1", 3)
-    assert result["real_words"] == {"real": 1.0, "reconstructed": 12 / 17, "generated": 1.0}
-    assert result["ratio"] == 1.0 and result["distinct_words"] == {"real": 14, "generated": 2}
-    assert (result["duplicates"], result["opening"], result["opening_share"]) == (1.0, "these", 1.0)
-    assert (result["copied"], result["real"]["copied"], result["real"]["duplicates"]) == (0.0, 1.0, 0.0)
-    assert result["exact_words"] == {"real": None, "reconstructed": None} and 0 <= result["scribbles"] < 0.2
-    assert result["too_repetitive"] and "too repetitive" in result["notes"][0]
-    json.dumps(result, allow_nan=False)
-    rubbish = sweep_point(pictures("rubbish", [4, 0, 1]), sets["real"], training, Engine(), tmp_path / "ocr.jsonl", 3)
-    assert 0 < rubbish["ratio"] < 1 and rubbish["duplicates"] == 0.0
+    assert (result.engine, result.engine_version, result.num_images) == ("grey", "1", 3)
+    assert result.real_words == {"real": 1.0, "reconstructed": 12 / 17, "generated": 1.0}
+    assert result.ratio == 1.0 and result.distinct_words == {"real": 14, "generated": 2}
+    assert (result.duplicates, result.opening, result.opening_share) == (1.0, "these", 1.0)
+    assert (result.copied, result.real.copied, result.real.duplicates) == (0.0, 1.0, 0.0)
+    assert result.exact_words == {"real": None, "reconstructed": None} and 0 <= result.scribbles < 0.2
+    assert result.too_repetitive and "too repetitive" in result.notes[0]
+    json.dumps(result.tree(), allow_nan=False)
+    drawn = pictures("rubbish", [4, 0, 1])
+    rubbish = sweep_point(0.7, drawn, sets["real"], training, Engine(), tmp_path / "ocr.jsonl", 3)
+    assert 0 < rubbish.ratio < 1 and rubbish.duplicates == 0.0

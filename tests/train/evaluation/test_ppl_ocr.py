@@ -60,10 +60,10 @@ def assert_orders_corruptions(train, val):
     model, rng = train_ngram(train), random.Random(0)
     versions = [val, *([replace(t, share, rng) for t in val] for share in (0.1, 0.3)), [shuffled(t, rng) for t in val]]
     results = [ppl_ocr(texts, model) for texts in versions]
-    perplexities = [result["perplexity"] for result in results]
+    perplexities = [result.perplexity for result in results]
     assert perplexities == sorted(perplexities)
     for better, worse in itertools.pairwise(results):
-        assert better["interval_95"][1] < worse["interval_95"][0]
+        assert better.interval_95[1] < worse.interval_95[0]
     return perplexities
 
 
@@ -115,10 +115,10 @@ def test_witten_bell_equals_its_definition():
 def test_few_words_are_counted_and_not_scored():
     model = train_ngram(["some words of training text"])
     result = ppl_ocr(["one two three four", "", "some words of training text"], model)
-    assert (result["num_images"], result["num_scored"], result["num_too_short"]) == (3, 1, 2)
-    assert result["unit"] == "character" and "6-gram" in result["model"]
+    assert (result.num_images, result.num_scored, result.num_too_short) == (3, 1, 2)
+    assert result.unit == "character" and "6-gram" in result.model
     nothing = ppl_ocr(["too short"], model)
-    assert nothing["perplexity"] is None and nothing["interval_95"] is None
+    assert nothing.perplexity is None and nothing.interval_95 is None
 
 
 def test_interval_covers_the_perplexity_and_repeats():
@@ -126,7 +126,7 @@ def test_interval_covers_the_perplexity_and_repeats():
     model = train_ngram(prose[:200])
     first, second = ppl_ocr(prose[200:230], model), ppl_ocr(prose[200:230], model)
     assert first == second
-    assert first["interval_95"][0] < first["perplexity"] < first["interval_95"][1]
+    assert first.interval_95[0] < first.perplexity < first.interval_95[1]
 
 
 def test_no_text_to_learn_from_is_refused():
@@ -157,7 +157,7 @@ def test_transformers_model_equals_its_own_loss(tmp_path):
         expected += network(tokens, labels=tokens).loss.item() * (len(piece) - 1)
     assert model.score(text) == (pytest.approx(expected, rel=1e-5), 25)
     result = ppl_ocr([text], model)
-    assert result["unit"] == "token" and result["perplexity"] == pytest.approx(np.exp(expected / 25), rel=1e-5)
+    assert result.unit == "token" and result.perplexity == pytest.approx(np.exp(expected / 25), rel=1e-5)
 
 
 def test_missing_language_model_is_named(tmp_path):

@@ -52,13 +52,13 @@ def pictures(tmp_path):
 def test_rocr_against_the_drawn_text_and_against_ocr_of_the_originals(tmp_path, pictures):
     made, cache = pictures([0, 9]), tmp_path / "a.jsonl"
     drawn = evaluate_rocr(made, pictures([0, 1]), Engine(), cache)
-    assert drawn["word_accuracy"] == 0.5 and drawn["reference"] == "the text drawn"
-    assert (drawn["engine"], drawn["engine_version"]) == ("grey", "1")
-    assert drawn["originals"]["word_accuracy"] == 1.0 and drawn["originals"]["rougeL"] == 1.0
-    assert drawn["worst"][0]["key"] == "k1"
+    assert drawn.word_accuracy == 0.5 and drawn.reference == "the text drawn"
+    assert (drawn.engine, drawn.engine_version) == ("grey", "1")
+    assert drawn.originals.word_accuracy == 1.0 and drawn.originals.rougeL == 1.0
+    assert drawn.worst[0].key == "k1"
     read = evaluate_rocr(made, pictures([0, 77]), Engine(), cache, against_ocr=True)
-    assert (read["word_accuracy"], read["num_images"], read["num_without_text"]) == (1.0, 1, 1)
-    assert read["reference"] == "OCR of the originals" and read["originals"]["word_accuracy"] == 0.5
+    assert (read.word_accuracy, read.num_images, read.num_without_text) == (1.0, 1, 1)
+    assert read.reference == "OCR of the originals" and read.originals.word_accuracy == 0.5
 
 
 def test_a_second_run_reads_nothing_anew(tmp_path, pictures):
@@ -74,16 +74,16 @@ def test_a_name_that_is_no_text_does_not_lose_the_result(tmp_path, pictures):
     (tmp_path / "set0" / f"{names[1]}.png").write_bytes(b"no picture")
     write_result(str(tmp_path / "rocr.json"), evaluate_rocr(made, real, Engine(), tmp_path / "a.jsonl"))
     assert made.digest != real.digest
-    assert "b\\udce9.png" in next(iter(read_result(str(tmp_path / "rocr.json"))["unread"]))
+    assert "b\\udce9.png" in next(iter(read_result(str(tmp_path / "rocr.json")).unread))
 
 
 def test_unread_pictures_score_nothing_are_counted_with_their_reason_and_tried_again(tmp_path, pictures):
     made, real, engine = pictures([0, 13]), pictures([0, 1]), Engine()
     (tmp_path / "set0" / "k1.png").write_bytes(b"no picture")
     result = evaluate_rocr(made, real, engine, tmp_path / "a.jsonl")
-    assert result["word_accuracy"] == 0.5 and result["num_unread"] == 1 and "k1.png" in next(iter(result["unread"]))
+    assert result.word_accuracy == 0.5 and result.num_unread == 1 and "k1.png" in next(iter(result.unread))
     crashed = evaluate_rocr(pictures([0, 13]), real, engine, tmp_path / "a.jsonl")
-    assert crashed["word_accuracy"] == 0.5 and crashed["unread"] == {"crashed": 1}
+    assert crashed.word_accuracy == 0.5 and crashed.unread == {"crashed": 1}
     before = engine.num_read
     evaluate_rocr(pictures([0, 13]), real, engine, tmp_path / "a.jsonl")
     assert engine.num_read == before + 1
@@ -104,27 +104,27 @@ def test_pictures_that_are_not_of_these_originals_are_refused(tmp_path, pictures
 def test_an_array_belongs_to_the_originals_by_order_and_names_by_name(tmp_path, pictures):
     np.savez(tmp_path / "made.npz", arr_0=np.stack([np.full((8, 8, 3), grey, np.uint8) for grey in (1, 0)]))
     made, real = open_images(str(tmp_path / "made.npz")), pictures([1, 0], TEXTS[::-1])
-    assert evaluate_rocr(made, real, Engine(), tmp_path / "a.jsonl")["word_accuracy"] == 1.0
+    assert evaluate_rocr(made, real, Engine(), tmp_path / "a.jsonl").word_accuracy == 1.0
     swapped = pictures([0, 1], names=["k1", "k0"])
     assert pair_up(swapped, real) == [(0, 0), (1, 1)] and swapped.keys() == ["k0", "k1"]
-    assert evaluate_rocr(swapped, real, Engine(), tmp_path / "a.jsonl")["word_accuracy"] == 1.0
+    assert evaluate_rocr(swapped, real, Engine(), tmp_path / "a.jsonl").word_accuracy == 1.0
 
 
 def test_ppl_ocr_of_generated_images_with_real_ones_as_the_bound(tmp_path, pictures):
     model, known = train_ngram(TEXTS), vocabulary(TEXTS)
     sets = {"real": pictures([0, 1]), "generated": pictures([9, 50])}
     result = evaluate_ppl_ocr(sets, Engine(), model, known, tmp_path / "a.jsonl")
-    assert result["real"]["perplexity"] < result["generated"]["perplexity"] and not result["too_repetitive"]
-    assert (result["generated"]["num_scored"], result["generated"]["num_too_short"]) == (1, 1)
-    assert result["real"]["words"]["share"] == 1.0 and result["generated"]["words"]["share"] is None
-    assert "6-gram" in result["model"] and result["unit"] == "character"
+    assert result.real.perplexity < result.generated.perplexity and not result.too_repetitive
+    assert (result.generated.num_scored, result.generated.num_too_short) == (1, 1)
+    assert result.real.words.share == 1.0 and result.generated.words.share is None
+    assert "6-gram" in result.model and result.unit == "character"
 
 
 def test_text_below_the_bound_is_flagged_as_too_repetitive(tmp_path, pictures):
     model = train_ngram([TEXTS[0]] * 9 + [TEXTS[1]])
     sets = {"real": pictures([0, 1]), "generated": pictures([0, 0])}
     result = evaluate_ppl_ocr(sets, Engine(), model, vocabulary(TEXTS), tmp_path / "a.jsonl")
-    assert result["too_repetitive"] and "too repetitive" in result["notes"][0]
+    assert result.too_repetitive and "too repetitive" in result.notes[0]
 
 
 def test_images_are_spread_over_the_whole_set():

@@ -2,6 +2,7 @@
 
 import pytest
 
+from data_specs.records import Diversity
 from train.evaluation import words
 
 
@@ -9,13 +10,13 @@ def test_only_words_of_four_letters_count_whatever_their_case_and_punctuation():
     known = words.vocabulary(["The Quick, brown fox's tail.", "Jumping"])
     assert known == {"quick", "brown", "tail", "jumping"}
     result = words.real_word_share(["quick BROWN-tail fox qvick", "", "a 1234"], known)
-    assert (result["num_real"], result["num_words"]) == (3, 4)
-    assert result["share"] == 0.75
-    assert (result["num_images"], result["num_wordless"]) == (3, 2)
+    assert (result.num_real, result.num_words) == (3, 4)
+    assert result.share == 0.75
+    assert (result.num_images, result.num_wordless) == (3, 2)
 
 
 def test_nothing_read_has_no_share():
-    assert words.real_word_share(["", "of it"], {"word"})["share"] is None
+    assert words.real_word_share(["", "of it"], {"word"}).share is None
 
 
 def test_an_empty_vocabulary_is_refused():
@@ -37,12 +38,7 @@ def test_scribbles_of_the_same_letters_have_a_level():
 
 def test_diversity_counts_what_repeats():
     known = {"quick", "brown"}
-    said = words.diversity(["quick brown fox", "Quick brown fox!", "and quick", ""], known)
-    assert said == {
-        "distinct_words": 2,
-        "distinct_pairs": 3,
-        "duplicates": 2 / 3,
-        "opening": "quick",
-        "opening_share": 2 / 3,
-    }
-    assert words.diversity(["", "12"], known)["duplicates"] == 0
+    texts = ["quick brown fox", "Quick brown fox!", "and quick", ""]
+    said = Diversity(distinct_pairs=3, duplicates=2 / 3, opening="quick", opening_share=2 / 3)
+    assert words.diversity(texts) == said and words.distinct_words(texts, known) == 2
+    assert words.diversity(["", "12"]).duplicates == 0

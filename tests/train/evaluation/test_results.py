@@ -1,18 +1,70 @@
 """Provenance of results, comparison of two, and the published tables."""
 
+import json
+import re
+from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 from data_specs import code_version
 from train.evaluation.published import PUBLISHED, SOURCE, Conditions, differences
-from train.evaluation.results import compare, with_provenance
+from train.evaluation.results import compare, provenance, read_result, write_result
+
+RESULTS = sorted((Path(__file__).parent / "results").glob("*.json"))  # one of each kind, and of what it may lack
 
 
-def test_results_carry_command_and_versions():
-    result = with_provenance({"figures": {"psnr": 20.0}}, ["dnd", "evaluate", "--root", "x"])
-    assert result["figures"] == {"psnr": 20.0} and result["command"][1] == "evaluate"
-    assert result["versions"]["python"].startswith("3.") and result["versions"]["numpy"]
+@pytest.mark.parametrize("path", RESULTS, ids=[path.stem for path in RESULTS])
+def test_a_result_is_written_as_it_was_read_with_command_and_versions(
+    path: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("sys.argv", ["dnd", "evaluate"])
+    uri = tmp_path / "result.json"
+    write_result(str(uri), read_result(str(path)))
+    (figures, _, _), (wanted, about, _) = (file.read_text().partition(' "versions": {\n') for file in (uri, path))
+    assert about and figures == wanted
+    versions = json.loads(uri.read_text())["versions"]
+    assert versions["python"].startswith("3.") and versions["numpy"]
+    assert list(read_result(str(uri)).tree()) == list(json.loads(path.read_text()))
+
+
+def damaged(tree: Any) -> Iterator[tuple[tuple[Any, ...], Any]]:
+    """Yield the tree with one wrong value, and the keys of that: a number as text or not finite, anything as a list."""
+    children = list(tree.items()) if isinstance(tree, dict) else list(enumerate(tree)) if isinstance(tree, list) else []
+    for key, child in children:
+        free = key in ("settings", "sampling")  # of any keys
+        for keys, wrong in [((), {"x": float("nan")})] if free else damaged(child):
+            copy = tree.copy()
+            copy[key] = wrong
+            yield (key, *keys), copy
+    if not children:
+        yield from (((), wrong) for wrong in ([str(tree), float("nan")] if isinstance(tree, int | float) else [["x"]]))
+
+
+@pytest.mark.parametrize("path", RESULTS, ids=[path.stem for path in RESULTS])
+def test_what_is_wrong_in_a_result_is_one_line_with_its_file_and_its_key(path: Path, tmp_path: Path) -> None:
+    uri = tmp_path / "result.json"
+    for keys, wrong in damaged(json.loads(path.read_text())):
+        if keys[-1] not in ("notes", "forced"):  # an empty list, to which a text may be added
+            uri.write_text(json.dumps(wrong))
+            where = f"{uri}: not a result of `dnd evaluate` ({'.'.join(map(str, keys[:2]))}"
+            with pytest.raises(ValueError, match=rf"^{re.escape(where)}[^\n]*$"):
+                read_result(str(uri))
+
+
+@pytest.mark.parametrize("path", RESULTS, ids=[path.stem for path in RESULTS])
+def test_a_result_lacks_no_figure_and_holds_no_other(path: Path, tmp_path: Path) -> None:
+    tree = json.loads(path.read_text())
+    uri = tmp_path / "result.json"
+    for key in tree.keys() - {"inputs", "command", "versions", "sampling", "temperature", "sweep", "split", "codebook"}:
+        uri.write_text(json.dumps({name: value for name, value in tree.items() if name != key}))
+        if key != "transformer":
+            with pytest.raises(ValueError, match=rf"^{uri}: not a result of `dnd evaluate` \([^\n]*{key}[^\n]*$"):
+                read_result(str(uri))
+    uri.write_text(json.dumps(tree | {"other": 1}))
+    with pytest.raises(ValueError, match=rf"^{uri}: not a result of `dnd evaluate` \(other: [^\n]*$"):
+        read_result(str(uri))
 
 
 def test_compare_puts_figures_side_by_side_and_names_differing_assumptions():
@@ -68,6 +120,6 @@ def test_a_result_of_a_job_without_history_names_the_commit_that_its_submission_
     monkeypatch.setenv("DND_COMMIT", "3" * 40)
     code_version.this_code.cache_clear()
     try:
-        assert with_provenance({}, [])["versions"]["commit"] == "3" * 40
+        assert provenance([]).versions["commit"] == "3" * 40
     finally:
         code_version.this_code.cache_clear()

@@ -8,6 +8,7 @@ from PIL import Image, ImageDraw, ImageFont
 from rouge_score.rouge_scorer import RougeScorer
 
 from data_specs.mupdf import pymupdf
+from data_specs.records import WorstReading
 from train.evaluation import ocr, reading_cache, rocr
 from train.evaluation.ocr import Reading
 from train.evaluation.sources import open_images
@@ -43,11 +44,11 @@ def test_scores_equal_independent_ones(reference, text):
 def test_set_figures_are_over_the_whole_set_and_name_the_worst():
     references, texts = ["one two three four", "five", "  "], ["one two three four", "wrong", "anything"]
     result = rocr.rocr(references, texts, ["a", "b", "c"], num_worst=1)
-    assert result["word_accuracy"] == 4 / 5 and result["wer"] == 1 / 5
-    assert result["cer"] == edit_distance("five", "wrong") / (len("one two three four") + 4)
-    assert result["rougeL"] == 0.5
-    assert (result["num_images"], result["num_without_text"]) == (2, 1)
-    assert result["worst"] == [{"key": "b", "rougeL": 0.0, "reference": "five", "text": "wrong"}]
+    assert result.word_accuracy == 4 / 5 and result.wer == 1 / 5
+    assert result.cer == edit_distance("five", "wrong") / (len("one two three four") + 4)
+    assert result.rougeL == 0.5
+    assert (result.num_images, result.num_without_text) == (2, 1)
+    assert result.worst == (WorstReading(key="b", rougeL=0.0, reference="five", text="wrong"),)
 
 
 def test_nothing_to_score_is_refused():
@@ -144,6 +145,6 @@ def test_clean_pages_read_over_nine_words_in_ten_and_garbage_under_one(pages, tm
             open_images(str(tmp_path / f"{name}.npz")), range(4), engine, tmp_path / "ocr.jsonl"
         )
         result = rocr.rocr(texts, [reading.text for reading in found], keys)
-        assert low <= result["word_accuracy"] <= high, (name, result)
+        assert low <= result.word_accuracy <= high, (name, result)
     other = [reading.text for reading in engine.read(images[1:] + images[:1])]
-    assert rocr.rocr(texts, other, keys)["rouge2"] < 0.1
+    assert rocr.rocr(texts, other, keys).rouge2 < 0.1
