@@ -274,6 +274,14 @@ def test_the_summary_is_made_anew_for_another_setting_or_engine(finished: Path) 
     fewer = dnd("evaluate", "summary", TINY, "--root", finished, "--set", "evaluate.ocr_images=2")
     assert fewer.returncode == 0, fewer.stderr
     assert json.loads(uri.read_text())["words"]["real"]["num_images"] == 2
+    compared = finished / "evaluation/reconstruction-val.json"
+    whole = compared.read_bytes()
+    compared.write_text('{"depths": [{"psnr": NaN}]}')
+    refused = CliRunner().invoke(
+        app, ["evaluate", "summary", "--root", str(finished), "--set", "evaluate.ocr_images=3"]
+    )
+    compared.write_bytes(whole)
+    assert isinstance(refused.exception, ValueError) and f"{compared}: not a result of" in str(refused.exception)
     uri.write_text(
         json.dumps(first | {"inputs": first["inputs"] | {"engine": None}, "words": {"missing": "no engine"}})
     )

@@ -271,13 +271,16 @@ def test_a_model_that_is_described_wrongly_is_one_line(
     assert read(str(tmp_path)) == config
 
 
+RESULTS = Path(__file__).parents[1] / "train/evaluation/results"
 NO_JSON_OBJECT = ["[" * 10**5, "[]", '{"a": NaN}', "", "\xff"]
 OF_ANOTHER_SHAPE = ['{"sweep": 3}', '{"depths": []}', '{"real": 1, "generated": 2}', '{"figures": 3}', '{"command": 3}']
 
 
 def test_a_result_of_another_shape_is_one_line_in_the_report(root: Path) -> None:
     named = [("x", text) for text in NO_JSON_OBJECT + OF_ANOTHER_SHAPE]
-    summaries = [("summary", text) for text in ('{"words": 3}', '{"a": 1}', '{"bits_per_code": NaN}')]
+    whole = json.loads((RESULTS / "summary.json").read_text())
+    without_words = json.dumps(whole | {"words": {"aim": 0.6}})  # and no word of why
+    summaries = [("summary", text) for text in ('{"words": 3}', '{"a": 1}', '{"bits_per_code": NaN}', without_words)]
     for name, text in [*named, *summaries]:
         path = root / f"evaluation/{name}.json"
         path.parent.mkdir(exist_ok=True)
@@ -329,8 +332,7 @@ def test_verify_reads_samples_npz_to_its_end(root: Path, tmp_path: Path) -> None
 
 def test_a_number_that_is_not_finite_is_written_as_none(tmp_path: Path) -> None:
     uri = str(tmp_path / "evaluation/x.json")
-    path = Path(__file__).parents[1] / "train/evaluation/results/legibility.json"
-    made = read_result(str(path))
+    made = read_result(str(RESULTS / "legibility.json"))
     assert isinstance(made, Legibility)
     figures = {"ratio": float("nan"), "ratio_interval": (1.0, float("inf"))}
     write_result(uri, Legibility(**dict(made) | figures))

@@ -337,6 +337,7 @@ BROKEN_STATISTICS = [
     ({"mu": np.zeros(4), "sigma": np.eye(4), "count": "many"}, r"x\.npz: not an .npz of plain arrays .invalid literal"),
     ({"mu": np.zeros(4), "sigma": np.eye(4), "count": np.inf}, r"x\.npz: not an .npz of plain arrays .cannot convert"),
     ({"mu": np.zeros(4), "sigma": np.eye(4), "count": 1j}, r"x\.npz: not an .npz of plain arrays"),
+    ({"mu": np.zeros(4), "sigma": np.eye(4), "count": -1}, r"x\.npz: not an .npz of plain arrays .count: -1 is no"),
 ]
 
 
