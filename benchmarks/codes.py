@@ -11,11 +11,11 @@ from torch import Tensor
 from data_specs import storage
 from data_specs.digest import digest_of
 from data_specs.manifest import merge
+from data_specs.npy import array_bytes
 from data_specs.receipts import commit
 from data_specs.records import Identity, RangeUnit, Sample
 from data_specs.spec import Spec
 from data_specs.units import write_plan
-from tokenize_jobs.encode import npy
 from train.model import TransformerConfig
 
 IDENTITY = Identity(stage="bench")
@@ -47,4 +47,4 @@ def random_batch(config: TransformerConfig, images: int, device: torch.device) -
 def _sample(spec: Spec, number: int) -> Sample:
     shape = (1, *spec.codes.grid, spec.codes.depth)
     codes = np.random.default_rng(number).integers(spec.codes.codebook_size, size=shape).astype(np.uint16)
-    return Sample(f"{number:08d}", {"codes.npy": npy(codes), "cls": b"0", "json": b"{}"})
+    return Sample(f"{number:08d}", {"codes.npy": array_bytes(codes), "cls": b"0", "json": b"{}"})

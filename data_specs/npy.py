@@ -1,4 +1,4 @@
-"""NumPy's own format (`.npy`), read safely by several threads at once.
+"""NumPy's own format (`.npy`): written as one string of bytes, read safely by several threads at once.
 
 NumPy parses the header of an array with `ast.literal_eval`. Before Python 3.11.8 and 3.12.2, parsers in two threads
 can end in `SystemError: AST constructor recursion depth mismatch` (python/cpython issue 106905), so that a sound file
@@ -7,6 +7,8 @@ seems damaged. Here one thread parses at a time.
 
 from __future__ import annotations
 
+import io
+from functools import cache
 from threading import Lock
 from typing import IO
 
@@ -40,3 +42,16 @@ def read_header(stream: IO[bytes]) -> tuple[tuple[int, ...], bool, np.dtype]:
     read = np.lib.format.read_array_header_1_0 if version == (1, 0) else np.lib.format.read_array_header_2_0
     with one_parser:
         return read(stream)
+
+
+def array_bytes(array: np.ndarray) -> bytes:
+    """Return an array as the bytes of a .npy file."""
+    return header_bytes(array.shape, array.dtype.str) + array.tobytes()
+
+
+@cache
+def header_bytes(shape: tuple[int, ...], dtype: str) -> bytes:
+    """Return the header of a .npy file, behind which the array's values stand in C order."""
+    buffer = io.BytesIO()
+    np.lib.format.write_array_header_1_0(buffer, {"descr": dtype, "fortran_order": False, "shape": shape})
+    return buffer.getvalue()

@@ -13,6 +13,7 @@ from einops import rearrange
 from torch import Tensor
 
 from data_specs import storage
+from data_specs.npy import header_bytes
 from data_specs.progress import Progress
 from data_specs.reader import decode_fields
 from data_specs.records import Item, Sample
@@ -92,8 +93,7 @@ def write_npz(items: Sequence[Item], uri: str) -> None:
             zipfile.ZipFile(path, "w", zipfile.ZIP_STORED) as archive,
             archive.open("arr_0.npy", "w", force_zip64=True) as file,
         ):
-            header = {"descr": "|u1", "fortran_order": False, "shape": shape}
-            np.lib.format.write_array_header_1_0(file, header)
+            file.write(header_bytes(shape, "|u1"))
             for item in items:
                 file.write(np.ascontiguousarray(item["image"]).tobytes())
 

@@ -5,11 +5,10 @@ Batches run across samples at one compute size, the last one padded, so codes de
 
 from __future__ import annotations
 
-import io
 import json
 from collections import deque
 from collections.abc import Iterator
-from functools import cache, partial
+from functools import partial
 from itertools import islice
 from typing import Any
 
@@ -20,6 +19,7 @@ from torch import Tensor
 
 from data_specs import table
 from data_specs.ahead import in_threads
+from data_specs.npy import array_bytes
 from data_specs.reader import decode_image
 from data_specs.records import Dropped, Reason, Sample, parse_info
 from data_specs.shards import Shard
@@ -99,20 +99,7 @@ def code_sample(key: str, codes: np.ndarray, fields: dict[str, bytes], row: dict
     """Return a sample of codes uint16 [views, h, w, d]: with the class, a few keys of the json, the image's row."""
     few = {k: v for k, v in parse_info(fields["json"], f"{key}: json").items() if k in KEPT_JSON}
     about = json.dumps(few, sort_keys=True).encode()
-    return Sample(key, {"codes.npy": npy(codes), "cls": fields["cls"], "json": about}, row)
-
-
-def npy(array: np.ndarray) -> bytes:
-    """Return an array as the bytes of a .npy file."""
-    return _npy_header(array.shape, array.dtype.str) + array.tobytes()
-
-
-@cache
-def _npy_header(shape: tuple[int, ...], dtype: str) -> bytes:
-    buffer = io.BytesIO()
-    header = {"descr": dtype, "fortran_order": False, "shape": shape}
-    np.lib.format.write_array_header_1_0(buffer, header)
-    return buffer.getvalue()
+    return Sample(key, {"codes.npy": array_bytes(codes), "cls": fields["cls"], "json": about}, row)
 
 
 def prepare(model: RQVAE, threads: int) -> RQVAE:

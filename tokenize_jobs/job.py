@@ -5,7 +5,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from functools import partial
-from typing import Any, TypeVar
+from typing import TYPE_CHECKING, Any, TypeVar
 
 from data_specs import storage
 from data_specs.digest import file_digest
@@ -14,6 +14,9 @@ from data_specs.spec import Spec
 from data_specs.units import read_plan
 from pipeline.stages import Option, Output, Stage, UnitStage, Work, register
 from pipeline.workers import Workers
+
+if TYPE_CHECKING:
+    from tokenize_jobs.rqvae import RQVAE
 
 T = TypeVar("T")
 
@@ -241,7 +244,7 @@ def _setup_decoding(spec: Spec, root: str, codes_uri: str, depths: int | None, d
     return by_shards(codes_uri, partial(decode_shard, _model(spec, root), spec, depths))
 
 
-def _model(spec: Spec, root: str) -> Any:
+def _model(spec: Spec, root: str) -> RQVAE:
     from tokenize_jobs.encode import prepare
     from tokenize_jobs.weights import load_tokenizer
 

@@ -51,8 +51,9 @@ class Decoder:
     def step(self, position: int, rows: int, pick: Pick) -> None:
         """Decode grid position `position` of the first `rows` sequences; on a GPU always with the same `pick`."""
         if self.device.type == "cuda":
+            length = -(-(position + 1) // LENGTH_BUCKET) * LENGTH_BUCKET
             with torch.cuda.device(self.device):
-                self._replay(min(_round_up(position + 1), len(self.positions)) if position else 0, rows, pick)
+                self._replay(min(length, len(self.positions)) if position else 0, rows, pick)
         else:
             self._advance(position + 1 if position else 0, rows, pick)
 
@@ -142,7 +143,3 @@ class Decoder:
 def _capture_stream(device: torch.device) -> torch.cuda.Stream:
     """Return the one stream of a device on which steps are captured: cuBLAS keeps 32 MiB for each that it ever saw."""
     return torch.cuda.Stream(device)
-
-
-def _round_up(length: int) -> int:
-    return -(-length // LENGTH_BUCKET) * LENGTH_BUCKET

@@ -11,12 +11,12 @@ import numpy as np
 import torch
 
 from data_specs import open_shards, storage
+from data_specs.npy import array_bytes
 from data_specs.reader import ShardSet
 from data_specs.records import Item, Sample
 from data_specs.spec import Spec
 from tokenize_jobs.decode import decode_codes, grid
 from tokenize_jobs.device import naming_what_to_lower
-from tokenize_jobs.encode import npy
 from tokenize_jobs.ranks import Ranks
 from tokenize_jobs.rqvae import RQVAE
 from train.model import DnDTransformer
@@ -88,7 +88,7 @@ def sample_range(model: DnDTransformer, spec: Spec, first: int, count: int, root
             index = start + offset
             cls = int(classes[offset])
             about = json.dumps({"id": str(index), "source": f"sample {section.name}"}, sort_keys=True).encode()
-            yield Sample(f"{index:08d}", {"codes.npy": npy(grids[offset]), "cls": b"%d" % cls, "json": about})
+            yield Sample(f"{index:08d}", {"codes.npy": array_bytes(grids[offset]), "cls": b"%d" % cls, "json": about})
 
 
 def open_given(spec: Spec, root: str) -> ShardSet | None:

@@ -12,7 +12,7 @@ from concurrent.futures import ThreadPoolExecutor
 import numpy as np
 import pytest
 
-from data_specs.npy import read_array, read_header
+from data_specs.npy import array_bytes, read_array, read_header
 from data_specs.shards import INDEX_DTYPE
 
 
@@ -52,3 +52,10 @@ def test_threads_read_heads_beside_each_other(hasty: None) -> None:
 def test_another_format_is_refused_by_name() -> None:
     with pytest.raises(ValueError, match=r"format 3\.0 of \.npy"):
         read_header(io.BytesIO(b"\x93NUMPY\x03\x00" + bytes(8)))
+
+
+def test_npy_is_numpys() -> None:
+    for array in (np.arange(24, dtype=np.uint16).reshape(1, 2, 3, 4), np.zeros((2, 3))[:, ::2]):
+        buffer = io.BytesIO()
+        np.save(buffer, np.ascontiguousarray(array))
+        assert array_bytes(array) == buffer.getvalue()

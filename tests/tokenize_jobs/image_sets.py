@@ -5,14 +5,11 @@ from __future__ import annotations
 from pathlib import Path
 
 import numpy as np
+from code_sets import write_set
 from PIL import Image, ImageDraw
 
-from data_specs.digest import digest_of
-from data_specs.manifest import merge
-from data_specs.receipts import commit
-from data_specs.records import Identity, RangeUnit, Sample
+from data_specs.records import Sample
 from data_specs.spec import Spec, load_spec
-from data_specs.units import write_plan
 from pipeline.png import encode_photo
 
 WORDS = ("class", "index", "value", "return", "object", "string", "number", "module")
@@ -29,15 +26,12 @@ def drawn(number: int, side: int, ink: str = "black") -> np.ndarray:
 
 def write_images(uri: str, shards: list[int], side: int = 32, ink: str = "black") -> None:
     """A set of shards with the given numbers of images."""
-    units = [RangeUnit(unit=number, first=0, count=count) for number, count in enumerate(shards)]
-    plan = write_plan(uri, digest_of({"uri": uri}), Identity(stage="test"), units)
-    first = 0
-    for unit, count in enumerate(shards):
-        pictures = (encode_photo(drawn(number, side, ink)) for number in range(first, first + count))
-        fields = ({"png": picture, "cls": b"0", "json": b"{}"} for picture in pictures)
-        commit(uri, plan.digest, unit, (Sample(f"s{first + n:06d}", of) for n, of in enumerate(fields)))
-        first += count
-    merge(plan, "images")
+
+    def sample(number: int) -> Sample:
+        picture = encode_photo(drawn(number, side, ink))
+        return Sample(f"s{number:06d}", {"png": picture, "cls": b"0", "json": b"{}"})
+
+    write_set(uri, "images", shards, sample)
 
 
 def tiny_spec(*overrides: str) -> Spec:

@@ -14,7 +14,7 @@ from data_specs import open_shards, table
 from data_specs.records import Dropped, Reason, Sample
 from data_specs.units import read_plan
 from pipeline.workers import Workers, kept
-from tokenize_jobs.encode import encode_shard, encode_views, fitting_batch, npy, prepare
+from tokenize_jobs.encode import encode_shard, encode_views, fitting_batch, prepare
 from tokenize_jobs.job import DECODE, TOKENIZE, settle_batch
 from tokenize_jobs.networks import config_of
 from tokenize_jobs.rqvae import RQVAE, RQVAEConfig
@@ -81,13 +81,6 @@ def test_where_nothing_was_encoded_decoding_says_so(tmp_path: Path) -> None:
     TOKENIZE.make(spec, root, Workers(num_workers=0))
     with pytest.raises(ValueError, match=r"images.*: the shard set is empty: there are no pictures to write"):
         list(DECODE.run(spec, root, Workers(num_workers=0), codes="codes/val", out="pictures"))
-
-
-def test_npy_is_numpys() -> None:
-    for array in (np.arange(24, dtype=np.uint16).reshape(1, 2, 3, 4), np.zeros((2, 3))[:, ::2]):
-        buffer = io.BytesIO()
-        np.save(buffer, np.ascontiguousarray(array))
-        assert npy(array) == buffer.getvalue()
 
 
 @pytest.mark.system

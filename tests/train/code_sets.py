@@ -2,18 +2,19 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection
+import itertools
+from collections.abc import Callable, Collection
 from pathlib import Path
 
 import numpy as np
 
 from data_specs.digest import digest_of
 from data_specs.manifest import merge
+from data_specs.npy import array_bytes
 from data_specs.receipts import commit
 from data_specs.records import Identity, RangeUnit, Sample
 from data_specs.spec import Spec, load_spec
 from data_specs.units import write_plan
-from tokenize_jobs.encode import npy
 
 SHAPE = (4, 4, 2)
 
@@ -28,21 +29,25 @@ def write_codes(
     noise: Collection[int] = (),
 ) -> None:
     """A set of shards with the given numbers of samples. Codes rise, which can be learned, but for samples `noise`."""
+
+    def sample(number: int) -> Sample:
+        codes = np.random.default_rng(number).integers(vocabulary, size=(views, *shape)).astype(np.uint16)
+        if number not in noise:
+            codes = np.sort(codes.reshape(views, -1), axis=1).reshape(codes.shape)
+        fields = {"codes.npy": array_bytes(codes), "cls": b"%d" % (number % classes), "json": b"{}"}
+        return Sample(f"s{number:06d}", fields)
+
+    write_set(uri, "codes", shards, sample)
+
+
+def write_set(uri: str, holds: str, shards: list[int], sample: Callable[[int], Sample]) -> None:
+    """A set of shards with the given numbers of samples, which are numbered through; it holds "images" or "codes"."""
     units = [RangeUnit(unit=number, first=0, count=count) for number, count in enumerate(shards)]
     plan = write_plan(uri, digest_of({"uri": uri}), Identity(stage="test"), units)
-    number = 0
+    numbers = itertools.count()
     for unit, count in enumerate(shards):
-        samples = []
-        for _ in range(count):
-            codes = np.random.default_rng(number).integers(vocabulary, size=(views, *shape)).astype(np.uint16)
-            if number not in noise:
-                codes = np.sort(codes.reshape(views, -1), axis=1).reshape(codes.shape)
-            samples.append(
-                Sample(f"s{number:06d}", {"codes.npy": npy(codes), "cls": b"%d" % (number % classes), "json": b"{}"})
-            )
-            number += 1
-        commit(uri, plan.digest, unit, samples)
-    merge(plan, "codes")
+        commit(uri, plan.digest, unit, map(sample, itertools.islice(numbers, count)))
+    merge(plan, holds)
 
 
 NO_DROPOUT = ("transformer.token_dropout=0", "transformer.residual_dropout=0", "transformer.ffn_dropout=0")
