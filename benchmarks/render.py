@@ -111,7 +111,7 @@ def _works(kind: str, spec: Spec, folder: str, inputs: Path, renderer: Renderer)
             lambda: bare(spec, inputs, encode_png, words=True),
         ),
         "in a child x in this process": (
-            lambda: sum(len(answer.value) for answer in renderer.child.map(calls)),
+            lambda: sum(len(answer.value or ()) for answer in renderer.child.map(calls)),
             lambda: sum(len(render_document(spec, *call)) for call in calls),
         ),
     }

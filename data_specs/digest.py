@@ -4,15 +4,16 @@ from __future__ import annotations
 
 import hashlib
 import json
+from collections.abc import Mapping
 from io import BufferedReader
 from pathlib import Path
-from typing import Any, cast
+from typing import TypeGuard, cast
 
 from data_specs import storage
 from data_specs.records import Identity
 
 
-def digest_of(value: Identity | dict[str, Any]) -> str:
+def digest_of(value: Identity | Mapping[str, object]) -> str:
     """Return the SHA-256 (hex) of the canonical JSON of an identity, or of a tree of plain values."""
     return hashlib.sha256(_canonical(_tree(value)).encode()).hexdigest()
 
@@ -78,24 +79,24 @@ def require_same(where: str, stored: Identity, wanted: Identity, remedy: str = "
     )
 
 
-def differences(stored: Any, wanted: Any, prefix: str = "") -> list[tuple[str, str, str]]:
+def differences(stored: object, wanted: object, prefix: str = "") -> list[tuple[str, str, str]]:
     """Return (dotted key, was, is now) for each leaf in which two trees differ."""
     if isinstance(stored, dict) and isinstance(wanted, dict):
         keys = sorted(stored.keys() | wanted.keys())
         found = [differences(stored.get(k, "absent"), wanted.get(k, "absent"), f"{prefix}{k}.") for k in keys]
         return [change for changes in found for change in changes]
-    if _are_records(stored) and _are_records(wanted) and len(stored) == len(wanted):
+    if _is_list_of_mappings(stored) and _is_list_of_mappings(wanted) and len(stored) == len(wanted):
         return differences(dict(enumerate(stored)), dict(enumerate(wanted)), prefix)
     same = _canonical(stored) == _canonical(wanted)
     return [] if same else [(prefix.rstrip("."), _short(stored), _short(wanted))]
 
 
-def _tree(value: Identity | dict[str, Any]) -> dict[str, Any]:
+def _tree(value: Identity | Mapping[str, object]) -> Mapping[str, object]:
     return value.model_dump(mode="json") if isinstance(value, Identity) else value
 
 
-def _are_records(value: object) -> bool:
-    return isinstance(value, list) and all(isinstance(entry, dict) for entry in value)
+def _is_list_of_mappings(value: object) -> TypeGuard[list[dict[str, object]]]:
+    return isinstance(value, list) and all(isinstance(element, dict) for element in value)
 
 
 def _short(value: object) -> str:

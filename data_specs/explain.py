@@ -7,10 +7,10 @@ import json
 import sys
 import textwrap
 from collections.abc import Iterator
-from typing import Any
 
 import yaml
 from pydantic import BaseModel
+from pydantic.json_schema import JsonSchemaValue
 
 from data_specs.source import Source
 from data_specs.spec import SECTIONS, Spec, known_keys
@@ -55,7 +55,7 @@ def keys_of(name: str) -> list[str]:
     return [f"{name}.{key}" for key in known_keys(name.split("."))] or [name]
 
 
-def schema() -> dict[str, Any]:
+def schema() -> JsonSchemaValue:
     """Return the JSON schema of spec files, for editors: all keys are optional where `base:` names another spec."""
     tree = Spec.model_json_schema()
     tree["properties"] = {"base": {"type": "string", "description": "a preset or a file below this one"}} | tree[
@@ -103,7 +103,7 @@ def _commented_line(line: str, about: str) -> Iterator[str]:
         yield f"{line}  # {about}" if about else line
         return
     indent = line[: len(line) - len(line.lstrip())]
-    yield from (f"{indent}# {part}" for part in textwrap.wrap(about, WIDTH - len(indent) - 2))
+    yield from (f"{indent}# {text}" for text in textwrap.wrap(about, WIDTH - len(indent) - 2))
     yield line
 
 
@@ -126,8 +126,8 @@ def reference() -> str:
 
 
 def _sections(
-    properties: dict[str, Any], sections: dict[str, Any], prefix: str
-) -> Iterator[tuple[str, dict[str, Any]]]:
+    properties: JsonSchemaValue, sections: JsonSchemaValue, prefix: str
+) -> Iterator[tuple[str, JsonSchemaValue]]:
     """(dotted name, schema) of each section, those within a section behind it."""
     for key, about in properties.items():
         name = _section_of(about)
@@ -136,7 +136,7 @@ def _sections(
             yield from _sections(sections[name]["properties"], sections, f"{prefix}{key}.")
 
 
-def _section_of(about: dict[str, Any]) -> str:
+def _section_of(about: JsonSchemaValue) -> str:
     """Return the name of the section that a key holds, one of them or a list; empty for plain values."""
     for one in (about, about.get("items", {}), *about.get("anyOf", ()), *about.get("allOf", ())):
         if "$ref" in one:
@@ -144,7 +144,7 @@ def _section_of(about: dict[str, Any]) -> str:
     return ""
 
 
-def _table(properties: dict[str, Any], sections: dict[str, Any]) -> Iterator[str]:
+def _table(properties: JsonSchemaValue, sections: JsonSchemaValue) -> Iterator[str]:
     yield "\n| key | takes | default | meaning |\n| --- | --- | --- | --- |"
     for key, about in properties.items():
         section = _section_of(about)
@@ -154,7 +154,7 @@ def _table(properties: dict[str, Any], sections: dict[str, Any]) -> Iterator[str
         yield f"| {' | '.join(cell.replace('|', '&#124;') for cell in cells)} |"
 
 
-def _takes(about: dict[str, Any]) -> str:
+def _takes(about: JsonSchemaValue) -> str:
     """Describe in words what a key takes."""
     if "anyOf" in about:
         return " or ".join(_takes(one) for one in about["anyOf"])

@@ -12,11 +12,11 @@ from contextlib import contextmanager
 from datetime import datetime
 from pathlib import Path
 from threading import Event
-from typing import Any, BinaryIO, cast
+from typing import BinaryIO, cast
 
 import fsspec
 from fsspec.core import url_to_fs
-from fsspec.spec import AbstractBufferedFile
+from fsspec.spec import AbstractBufferedFile, AbstractFileSystem
 
 from data_specs import cache, storage
 from data_specs.records import FileInfo
@@ -92,21 +92,21 @@ class RangedFile(AbstractBufferedFile):  # type: ignore[misc]
         return storage.read_bytes(self.path, start, end - start)
 
 
-def _info(uri: str, info: dict[str, Any]) -> FileInfo:
+def _info(uri: str, info: dict[str, object]) -> FileInfo:
     """Its etag is a digest of what the file system says of the content's version."""
-    if info.get("size") is None:
+    if not isinstance(size := info.get("size"), int):
         raise OSError(f"{uri}: the server does not say how large it is; download it to a folder")
     said = [f"{key} {_plain(info[key])}" for key in _VERSIONS if key in info]
-    return FileInfo(uri, info["size"], hashlib.sha256(" ".join(said).encode()).hexdigest()[:32])
+    return FileInfo(uri, size, hashlib.sha256(" ".join(said).encode()).hexdigest()[:32])
 
 
-def _plain(value: object) -> Any:
+def _plain(value: object) -> object:
     """Convert a time to seconds: some file systems list it so, and return it otherwise."""
     return value.timestamp() if isinstance(value, datetime) else value
 
 
 @contextmanager
-def _opened(uri: str) -> Iterator[tuple[Any, str]]:
+def _opened(uri: str) -> Iterator[tuple[AbstractFileSystem, str]]:
     """Open the file system of an address; its exceptions become one line that names the address."""
     try:
         yield url_to_fs(uri)

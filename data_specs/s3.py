@@ -13,11 +13,12 @@ from contextlib import closing, suppress
 from functools import partial
 from pathlib import Path
 from threading import Event
-from typing import Any, BinaryIO, cast
+from typing import TYPE_CHECKING, BinaryIO, TypedDict, cast
 from uuid import uuid4
 
 from boto3.s3.transfer import TransferConfig
 from botocore.exceptions import BotoCoreError, ClientError
+from botocore.response import StreamingBody
 from urllib3.exceptions import HTTPError
 
 from data_specs import cache
@@ -26,6 +27,9 @@ from data_specs.records import FileInfo
 from data_specs.s3_client import TRIES, address, answer_of, backoff, client, plain_errors
 from data_specs.storage import split_bucket
 
+if TYPE_CHECKING:
+    from _typeshed import WriteableBuffer
+
 MULTIPART_FROM = 32 << 20  # bytes; files of this size go up, and come down, in parts of PART_BYTES
 PART_BYTES = 16 << 20
 THREADS = 8  # requests in flight for one file
@@ -33,6 +37,35 @@ _BLOCK = 1 << 20
 _TAKEN = (304, 412)  # answers to a conditional write where there is an object of the name; they may have no body
 _NO_CONDITIONS = 501
 _TRY_AGAIN = (409, _NO_CONDITIONS, "NoSuchUpload")
+
+
+class Head(TypedDict):
+    """What a HEAD request is answered, as far as it is used."""
+
+    ContentLength: int
+    ETag: str
+    Metadata: dict[str, str]
+
+
+class Listed(TypedDict):
+    """An object in a listing."""
+
+    Key: str
+    Size: int
+    ETag: str
+
+
+class Page(TypedDict, total=False):
+    """A page of a listing."""
+
+    Contents: list[Listed]
+    CommonPrefixes: list[dict[str, str]]
+
+
+class Answer(Head):
+    """What a GET request is answered."""
+
+    Body: StreamingBody
 
 
 # ---- reading -------------------------------------------------------------------------------------------------------
@@ -72,16 +105,17 @@ def local_copy(uri: str, wait: Event | None = None) -> Path:
     return cache.local_copy(key, Path(uri).name, info.size, lambda path: _download(info, path), wait)
 
 
-def _head(uri: str) -> Any:
+def _head(uri: str) -> Head | None:
     """Return the answer to a HEAD request, or None where there is no such object."""
     try:
         with plain_errors(uri):
-            return client().head_object(**address(uri))
+            head: Head = client().head_object(**address(uri))
     except FileNotFoundError:
         return None
+    return head
 
 
-def _pages(uri: str, **options: str) -> Iterator[Any]:
+def _pages(uri: str, **options: str) -> Iterator[Page]:
     """Pages of the listing of a folder."""
     bucket, key = split_bucket(uri)
     options |= {"Bucket": bucket, "Prefix": f"{key.rstrip('/')}/" if key else ""}
@@ -140,15 +174,15 @@ def _blocks(uri: str, start: int = 0, stop: int | None = None, etag: str | None 
             time.sleep(backoff(attempt))
 
 
-def _get(uri: str, start: int, stop: int | None) -> Any:
+def _get(uri: str, start: int, stop: int | None) -> Answer | None:
     """Return the answer to a request for a range, or None where the object ends before it begins."""
     wanted = {"Range": f"bytes={start}-{'' if stop is None else stop - 1}"} if start or stop is not None else {}
     try:
         with plain_errors(uri, but=(416,)):
-            answer = client().get_object(**address(uri), **wanted)
+            answer: Answer = client().get_object(**address(uri), **wanted)
     except ClientError:
         return None
-    return answer | {"ETag": answer["ETag"].strip('"')}
+    return {**answer, "ETag": answer["ETag"].strip('"')}
 
 
 class _Stream(io.RawIOBase):
@@ -161,10 +195,11 @@ class _Stream(io.RawIOBase):
     def readable(self) -> bool:
         return True
 
-    def readinto(self, buffer: Any) -> int:
+    def readinto(self, buffer: WriteableBuffer) -> int:
+        view = memoryview(buffer)
         data = self.rest or next(self.blocks, b"")
-        size = min(len(buffer), len(data))
-        buffer[:size] = data[:size]
+        size = min(len(view), len(data))
+        view[:size] = data[:size]
         self.rest = data[size:]
         return size
 

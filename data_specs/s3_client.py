@@ -12,9 +12,10 @@ import random
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from functools import partial
-from typing import Any
+from typing import TYPE_CHECKING
 
 import boto3
+from botocore.client import BaseClient
 from botocore.config import Config
 from botocore.exceptions import (
     BotoCoreError,
@@ -28,16 +29,20 @@ from botocore.exceptions import ConnectionError as ConnectionFault
 
 from data_specs.storage import split_bucket
 
+if TYPE_CHECKING:
+    from botocore.awsrequest import AWSResponse
+    from botocore.model import OperationModel
+
 TRIES = 14  # of a request: about a minute
 WARN_AFTER = 8  # tries: about six seconds
 _TRANSIENT = (429, 500, 502, 503, 504)
 _TRANSIENT_CODES = ("RequestTimeout", "SlowDown", "Throttling", "ThrottlingException", "RequestLimitExceeded")
 _DENIED = ("AccessDenied", "InvalidAccessKeyId", "SignatureDoesNotMatch", "ExpiredToken", "InvalidToken", "400")
-_clients: dict[tuple[Any, ...], Any] = {}
+_clients: dict[tuple[object, ...], BaseClient] = {}
 log = logging.getLogger(__name__)
 
 
-def client(creates: bool = False) -> Any:
+def client(creates: bool = False) -> BaseClient:
     """Return the process's pooled client, made at first use and anew after a fork, a change of AWS_* or a refusal.
 
     Args:
@@ -77,9 +82,9 @@ def answer_of(error: ClientError) -> tuple[int, str]:
     return response.get("ResponseMetadata", {}).get("HTTPStatusCode", 0), str(response.get("Error", {}).get("Code", ""))
 
 
-def _connect(creates: bool) -> Any:
+def _connect(creates: bool) -> BaseClient:
     """Make a client with retries; custom endpoints get path-style addresses and no optional checksums."""
-    settings: dict[str, Any] = {"max_pool_connections": 64, "connect_timeout": 10, "tcp_keepalive": True}
+    settings: dict[str, object] = {"max_pool_connections": 64, "connect_timeout": 10, "tcp_keepalive": True}
     ours = not {"AWS_MAX_ATTEMPTS", "AWS_RETRY_MODE"} & os.environ.keys()
     if ours:
         settings["retries"] = {"total_max_attempts": 1}
@@ -99,7 +104,13 @@ def _connect(creates: bool) -> Any:
 
 
 def _prepare(
-    made: Any, creates: bool, custom: bool, params: dict[str, Any], model: Any, context: dict[str, Any], **_: Any
+    made: BaseClient,
+    creates: bool,
+    custom: bool,
+    params: dict[str, str],
+    model: OperationModel,
+    context: dict[str, dict[str, bool]],
+    **_: object,
 ) -> None:
     """Add to a request who pays and what it depends on: a handler of botocore's event `before-parameter-build`."""
     if pays(params.get("Bucket", "")) and "RequestPayer" in model.input_shape.members:
@@ -112,7 +123,7 @@ def _prepare(
         context["s3_redirect"]["redirected"] = True
 
 
-def _refuse_if_there(made: Any, params: dict[str, Any]) -> None:
+def _refuse_if_there(made: BaseClient, params: dict[str, str]) -> None:
     """Look once more before an upload is completed: some servers heed the condition in PutObject only."""
     with suppress(ClientError):
         made.head_object(Bucket=params["Bucket"], Key=params["Key"])
@@ -120,7 +131,11 @@ def _refuse_if_there(made: Any, params: dict[str, Any]) -> None:
 
 
 def _seconds_until_retry(
-    response: Any, operation: Any, attempts: int, caught_exception: Exception | None, **_: Any
+    response: tuple[AWSResponse, dict[str, dict[str, str]]] | None,
+    operation: OperationModel,
+    attempts: int,
+    caught_exception: Exception | None,
+    **_: object,
 ) -> float | None:
     """When a request that failed is sent again, None where it is not: a handler of botocore's event `needs-retry`.
 

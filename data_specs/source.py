@@ -10,7 +10,7 @@ import difflib
 import hashlib
 import re
 from collections.abc import Iterator, Mapping
-from typing import TYPE_CHECKING, Any, ClassVar, Literal, Self, get_args
+from typing import TYPE_CHECKING, ClassVar, Literal, Self, get_args
 
 from pydantic import (
     BaseModel,
@@ -47,18 +47,18 @@ class Source(BaseModel):
     kind: str = Field(description="what sort of source it is")
 
     @classmethod
-    def __pydantic_init_subclass__(cls, **kwargs: Any) -> None:
+    def __pydantic_init_subclass__(cls, **kwargs: object) -> None:
         super().__pydantic_init_subclass__(**kwargs)
         Source.kinds |= {kind: cls for kind in get_args(cls.model_fields["kind"].annotation)}
 
     @model_validator(mode="wrap")
     @classmethod
-    def _of_its_kind(cls, value: Any, handler: ModelWrapValidatorHandler[Self]) -> Self:
+    def _of_its_kind(cls, value: object, handler: ModelWrapValidatorHandler[Self]) -> Self:
         if isinstance(value, Source):
             return handler(value)
         kind = value.get("kind", cls.model_fields["kind"].default) if isinstance(value, dict) else None
         found = Source.kinds.get(str(kind))
-        if found is None:
+        if found is None or not isinstance(value, dict):
             raise ValueError(f"kind is {kind!r}: give one of {', '.join(sorted(Source.kinds))}")
         unknown = [str(key) for key in value if key not in found.model_fields]
         if unknown:
@@ -133,13 +133,13 @@ class Source(BaseModel):
 AnySource = SerializeAsAny[Source]
 
 
-def _refused_keys(kind: type[Source], keys: list[str]) -> ValidationError:
-    known = list(kind.model_fields)
+def _refused_keys(source: type[Source], keys: list[str]) -> ValidationError:
+    known = list(source.model_fields)
     faults = [
         InitErrorDetails(type=PydanticCustomError("unknown_key", unknown_key(key, known)), loc=(key,), input=None)
         for key in keys
     ]
-    return ValidationError.from_exception_data(kind.__name__, faults)
+    return ValidationError.from_exception_data(source.__name__, faults)
 
 
 def unknown_key(key: str, known: list[str]) -> str:

@@ -5,13 +5,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from math import inf
 from pathlib import Path
 from typing import Any, get_args
 
 import yaml
-from pydantic import Field, ValidationError, model_validator
+from pydantic import BaseModel, Field, JsonValue, ValidationError, model_validator
 from pydantic_core import ErrorDetails
 
 from data_specs.sections import Evaluate, Given, Render, Sample, Tokenize, Tokenizer, Train, Transformer
@@ -139,7 +139,7 @@ class Spec(Section):
             if getattr(self, section) is None:
                 raise ValueError(f"spec {self.name}: {section}: is missing, and this command works by it; add it")
 
-    def changed(self, section: str, **values: Any) -> Spec:
+    def changed(self, section: str, **values: object) -> Spec:
         """Return the spec with other values of keys of a section, which are not checked anew."""
         changed = getattr(self, section).model_copy(update=values)
         return self.model_copy(update={section: changed})
@@ -159,7 +159,7 @@ class Spec(Section):
         """Return the resolved spec, as ROOT/spec.yaml holds it."""
         return yaml.safe_dump(self.tree(), sort_keys=False)
 
-    def tree(self) -> dict[str, Any]:
+    def tree(self) -> dict[str, JsonValue]:
         """Return the resolved spec as YAML's plain types, without the sections that are missing."""
         return self.model_dump(mode="json", exclude={section for section in SECTIONS if getattr(self, section) is None})
 
@@ -198,7 +198,7 @@ def _find(name_or_path: str | Path) -> Path:
     raise ValueError(f"{name_or_path}: no such file and no preset of that name; presets: {', '.join(presets())}")
 
 
-def _read(path: Path, above: tuple[Path, ...] = ()) -> dict[str, Any]:
+def _read(path: Path, above: tuple[Path, ...] = ()) -> dict[str, object]:
     tree = _mapping(path.read_bytes(), str(path))
     if "base" not in tree:
         return tree
@@ -209,7 +209,7 @@ def _read(path: Path, above: tuple[Path, ...] = ()) -> dict[str, Any]:
     return laid_over(_read(below, (path.resolve(), *above)), tree)
 
 
-def _mapping(text: str | bytes, origin: str) -> dict[str, Any]:
+def _mapping(text: str | bytes, origin: str) -> dict[str, object]:
     try:
         tree = yaml.safe_load(text)
     except (yaml.YAMLError, RecursionError, ValueError) as error:  # ValueError: a number or date that Python refuses
@@ -219,44 +219,46 @@ def _mapping(text: str | bytes, origin: str) -> dict[str, Any]:
     return tree
 
 
-def laid_over(below: dict[str, Any], above: dict[str, Any]) -> dict[str, Any]:
+def laid_over(below: Mapping[str, object], above: Mapping[str, object]) -> dict[str, object]:
     """Return a tree with the keys of another laid over its own, mapping by mapping."""
     merged = dict(below)
     for key, value in above.items():
-        both = isinstance(value, dict) and isinstance(merged.get(key), dict)
-        merged[key] = laid_over(merged[key], value) if both else value
+        old = merged.get(key)
+        merged[key] = laid_over(old, value) if isinstance(old, dict) and isinstance(value, dict) else value
     return merged
 
 
-def _set(tree: dict[str, Any], override: str) -> None:
+def _set(tree: dict[str, object], override: str) -> None:
     key, equals, value = override.partition("=")
     if not equals or not key:
         raise ValueError(f"--set {override}: write key=value, for instance train.micro_batch_size=8")
     *parents, leaf = key.split(".")
+    node: object = tree
     for parent in parents:
-        tree = tree.setdefault(parent, {}) if isinstance(tree, dict) else tree[_index(tree, parent, key)]
-    if isinstance(tree, list):
-        tree[_index(tree, leaf, key)] = _value(value, override)
-    elif isinstance(tree, dict):
-        tree[leaf] = _value(value, override)
+        node = node.setdefault(parent, {}) if isinstance(node, dict) else _element(node, parent, key)
+    if isinstance(node, list):
+        _element(node, leaf, key)
+        node[int(leaf)] = _value(value, override)
+    elif isinstance(node, dict):
+        node[leaf] = _value(value, override)
     else:
         raise ValueError(f"--set {override}: {'.'.join(parents)} is a value, not a mapping")
 
 
-def _index(values: object, step: str, key: str) -> int:
+def _element(values: object, step: str, key: str) -> object:
     if not isinstance(values, list) or not step.isdigit() or int(step) >= len(values):
         raise ValueError(f"--set {key}: there is no entry {step!r}; lists are counted from 0")
-    return int(step)
+    return values[int(step)]
 
 
-def _value(text: str, override: str) -> Any:
+def _value(text: str, override: str) -> object:
     try:
         return yaml.safe_load(text)
     except (yaml.YAMLError, RecursionError, ValueError):
         raise ValueError(f"--set {override}: the value is not YAML") from None
 
 
-def _resolved(tree: dict[str, Any], origin: str, overrides: Sequence[str]) -> Spec:
+def _resolved(tree: dict[str, object], origin: str, overrides: Sequence[str]) -> Spec:
     for override in overrides:
         _set(tree, override)
     try:
@@ -265,7 +267,7 @@ def _resolved(tree: dict[str, Any], origin: str, overrides: Sequence[str]) -> Sp
         raise ValueError(_explain(origin, error, tree, overrides)) from None
 
 
-def _explain(origin: str, error: ValidationError, tree: dict[str, Any], overrides: Sequence[str]) -> str:
+def _explain(origin: str, error: ValidationError, tree: dict[str, object], overrides: Sequence[str]) -> str:
     """One line a mistake: file, key, what is wrong and what would be right, and the --set that gave it.
 
     Numbers that are not finite are one mistake: what writes such a spec writes many.
@@ -290,7 +292,7 @@ def _message(key: str, fault: ErrorDetails) -> str:
     return fault["msg"].removeprefix("Value error, ")
 
 
-def _steps(loc: tuple[int | str, ...], tree: Any) -> Iterator[str]:
+def _steps(loc: tuple[int | str, ...], tree: object) -> Iterator[str]:
     """Return the steps of a place in a spec's tree, without pydantic's names for the alternatives that a value has."""
     for step in loc:
         if isinstance(tree, dict):
@@ -314,9 +316,9 @@ def _sets(override: str, key: str) -> bool:
 
 def known_keys(steps: Sequence[str]) -> list[str]:
     """Return the keys of the section at a place of a spec, of a list those of an entry; none where is no section."""
-    section: Any = Spec
+    section: type[BaseModel] | None = Spec
     for step in steps:
         if field := section.model_fields.get(step) if section else None:
-            kinds = (field.annotation, *get_args(field.annotation))
-            section = next((kind for kind in kinds if hasattr(kind, "model_fields")), None)
+            types = (field.annotation, *get_args(field.annotation))
+            section = next((one for one in types if isinstance(one, type) and issubclass(one, BaseModel)), None)
     return list(section.model_fields) if section else []

@@ -6,14 +6,13 @@ expression, in DuckDB's SQL.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping
-from typing import TYPE_CHECKING, Any
+from collections.abc import Iterable, Iterator, Sequence
+from typing import TYPE_CHECKING
 
 import numpy as np
-from pydantic_core import from_json
 
 from data_specs import storage
-from data_specs.records import Sample, ShardEntry
+from data_specs.records import Sample, SampleInfo, ShardEntry, StoredInfo, TableRow
 from data_specs.shards import Shard, open_verified
 
 if TYPE_CHECKING:
@@ -36,7 +35,7 @@ def schema() -> pa.Schema:
     """
     import pyarrow as pa
 
-    kinds = {
+    types = {
         "key": pa.string(),
         "split": pa.string(),
         "unit": pa.int64(),
@@ -53,7 +52,7 @@ def schema() -> pa.Schema:
         "hash": pa.uint64(),
         **dict.fromkeys(_TEXT, pa.string()),
     }
-    return pa.schema(list(kinds.items()))
+    return pa.schema(list(types.items()))
 
 
 def _stored() -> pa.Schema:
@@ -62,16 +61,19 @@ def _stored() -> pa.Schema:
 
 
 class TableRows:
-    """Rows of a shard that is being written: samples pass through `recorded`, `write` puts the table down."""
+    """Rows of a shard that is being written: samples pass through `recorded`, then `to_parquet` makes the table."""
 
     def __init__(self) -> None:
-        self.rows = list[dict[str, Any]]()
+        self.rows = list[dict[str, object]]()
 
     def recorded(self, samples: Iterable[Sample]) -> Iterator[Sample]:
         """Yield the samples as they come, each noted."""
         for sample in samples:
-            row = row_of(from_json(sample.fields.get("json", b"{}"))) if sample.row is None else sample.row
-            self.rows.append(row | {"key": sample.key, "cls": int(sample.fields.get("cls", b"0"))})
+            row = sample.row
+            if row is None:
+                info = StoredInfo.parse(sample.fields.get("json", b"{}"), f"{sample.key}.json")
+                row = row_of(info, "words" in info.model_fields_set)
+            self.rows.append({**row, "key": sample.key, "cls": int(sample.fields.get("cls", b"0"))})
             yield sample
 
     def to_parquet(self, unit: int, shard: str, offsets: list[int]) -> bytes:
@@ -80,7 +82,7 @@ class TableRows:
         import pyarrow.parquet as pq
 
         stored = _stored()
-        columns: dict[str, list[Any]] = {name: [row.get(name) for row in self.rows] for name in stored.names}
+        columns: dict[str, Sequence[object]] = {name: [row.get(name) for row in self.rows] for name in stored.names}
         columns |= {"unit": [unit] * len(offsets), "shard": [shard] * len(offsets), "offset": offsets}
         packing = {name: "zstd" if name in PACKED else "none" for name in stored.names}
         sink = pa.BufferOutputStream()
@@ -88,18 +90,30 @@ class TableRows:
         return sink.getvalue().to_pybytes()  # type: ignore[no-any-return]
 
 
-def row_of(about: Mapping[str, Any]) -> dict[str, Any]:
-    """Return a sample's row as far as its json tells it, key and class aside; nothing is known of its picture."""
-    words = about.get("words")
-    x0, y0, x1, y1 = about.get("box") or (0, 0, 0, 0)
+def row_of(info: SampleInfo, has_words: bool = True) -> TableRow:
+    """Return a sample's row as far as its json tells it; nothing is known of its picture.
+
+    Args:
+        has_words: whether the json lists the words; else those of the text are counted.
+    """
+    x0, y0, x1, y1 = info.box
     return {
-        "document": str(about.get("id", "")),
-        "page": about.get("page", -1),
-        **{"x0": x0, "y0": y0, "x1": x1, "y1": y1},
-        "num_words": len(str(about.get("text") or "").split()) if words is None else len(words),
-        "num_clipped": sum(about.get("clipped", ())),
-        **{"ink": 0.0, "script": "", "hash": 0},
-        **{name: str(about.get(name) or "") for name in _TEXT},
+        "document": info.id,
+        "page": info.page,
+        "x0": x0,
+        "y0": y0,
+        "x1": x1,
+        "y1": y1,
+        "num_words": len(info.words) if has_words else len(info.text.split()),
+        "num_clipped": sum(info.clipped),
+        "ink": 0.0,
+        "script": "",
+        "hash": 0,
+        "source": info.source,
+        "licence": info.licence,
+        "title": info.title,
+        "url": info.url,
+        "text": info.text,
     }
 
 

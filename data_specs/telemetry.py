@@ -10,13 +10,16 @@ import tempfile
 import threading
 from collections import deque
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from data_specs import storage
 from data_specs.digest import digest_of
 from data_specs.text import say
 
-Row = dict[str, Any]
+if TYPE_CHECKING:
+    import wandb
+
+Row = dict[str, Any]  # of a log; its quantities are the task's own, and are read back through `LogRow`
 FINISH_SECONDS = 60.0  # for what is still under way when a training ends
 
 
@@ -83,7 +86,7 @@ class Telemetry:
             self._say(f"{_in_short(error)}: no telemetry from here on")
 
     def _session(self, mode: Any) -> None:
-        """Run the block within a wandb run; offline it holds the whole history, replacing older runs."""
+        """Send rows to a wandb run until the training ends; an offline run holds them all, in place of older ones."""
         import wandb
 
         os.environ.setdefault("WANDB_SILENT", "true")
@@ -103,7 +106,7 @@ class Telemetry:
         run.finish()
         wandb.teardown()  # its process writes the last of the history as it ends
 
-    def _send(self, run: Any) -> None:
+    def _send(self, run: wandb.Run) -> None:
         import wandb
         from PIL import Image
 

@@ -30,7 +30,7 @@ from itertools import islice
 from mmap import mmap
 from multiprocessing.connection import Connection
 from queue import SimpleQueue
-from typing import Any, NamedTuple
+from typing import Generic, TypeVar
 
 from data_specs.records import Reason
 from data_specs.sections import Limits
@@ -46,10 +46,14 @@ BEGUN, STEPS = range(2)  # the counters
 COUNTER_BYTES = 16
 
 
-class Answer(NamedTuple):
+Value = TypeVar("Value")
+
+
+@dataclass(frozen=True)
+class Answer(Generic[Value]):
     """What a child said: its value, or why there is none."""
 
-    value: Any
+    value: Value | None
     reason: Reason | None = None
     detail: str = ""
     step: int | None = None  # the last step that the call said it had begun, where it was ended by its limits
@@ -60,36 +64,39 @@ class Answer(NamedTuple):
         return self.reason is not None and self.reason.environmental
 
 
+Arguments = tuple[object, ...]
+
+
 @dataclass
-class _Call:
+class _Call(Generic[Value]):
     """A call that was made of a child, as it is sent, and what came of it so far."""
 
     message: bytes
-    answer: Answer | None = None
+    answer: Answer[Value] | None = None
 
 
-class Child:
+class Child(Generic[Value]):
     """One child process that calls `function` ("module:name") with `fixed` and the arguments it is sent."""
 
     outbox: SimpleQueue[bytes | None]  # of the thread that writes to the present child
 
-    def __init__(self, function: str, limits: Limits, *fixed: Any) -> None:
+    def __init__(self, function: str, limits: Limits, *fixed: object) -> None:
         self.function = function
         self.limits = limits
         self.fixed = fixed
         self.process: subprocess.Popen[bytes] | None = None
 
-    def call(self, *arguments: Any, factor: float = 1.0) -> Answer:
+    def call(self, *arguments: object, factor: float = 1.0) -> Answer[Value]:
         """Make one call under the limits times `factor`; after a death the next call starts a fresh child."""
         return next(self.map([arguments], factor))
 
-    def map(self, calls: Iterable[tuple[Any, ...]], factor: float = 1.0) -> Iterator[Answer]:
+    def map(self, calls: Iterable[Arguments | Answer[Value]], factor: float = 1.0) -> Iterator[Answer[Value]]:
         """Yield the answers of many calls in order, up to AHEAD of them waiting in the child's pipe.
 
         A call that ends the child is answered by the reason; those that waited behind it, or were answered into the
         void, go to a fresh child. An Answer among the calls is handed on in its place.
         """
-        waiting = deque[_Call]()
+        waiting = deque[_Call[Value]]()
         calls = iter(calls)
         while self._take_up(calls, waiting, factor):
             if waiting[0].answer is None:
@@ -98,7 +105,7 @@ class Child:
                 waiting.popleft()
                 yield answer
 
-    def _take_up(self, calls: Iterator[tuple[Any, ...]], waiting: deque[_Call], factor: float) -> bool:
+    def _take_up(self, calls: Iterator[Arguments | Answer[Value]], waiting: deque[_Call[Value]], factor: float) -> bool:
         """Add calls to those that wait, and send them to the child if it lives; return whether any wait."""
         for call in islice(calls, AHEAD - len(waiting)):
             if isinstance(call, Answer):
@@ -109,7 +116,7 @@ class Child:
                 self.outbox.put(waiting[-1].message)
         return bool(waiting)
 
-    def _have_answered(self, calls: list[_Call], factor: float) -> None:
+    def _have_answered(self, calls: list[_Call[Value]], factor: float) -> None:
         """Wait until some of the calls are answered, the first among them; a fresh child is sent all of them."""
         if not self._lives():
             self._start()
@@ -131,16 +138,17 @@ class Child:
     def _lives(self) -> bool:
         return self.process is not None and self.process.poll() is None
 
-    def _message(self, call: tuple[Any, ...], factor: float) -> bytes:
+    def _message(self, call: Arguments, factor: float) -> bytes:
         limits = self.limits.cpu_seconds * factor, int(self.limits.memory_bytes * factor)
         return pickle.dumps((call, *limits), pickle.HIGHEST_PROTOCOL)
 
-    def _receive(self, cpu: float) -> list[Answer] | Answer:
+    def _receive(self, cpu: float) -> list[Answer[Value]] | Answer[Value]:
         """Return the child's next answers, none when it says that it is ready, or why it ended."""
         limit = cpu * WALL_FACTOR if self.ready else START_SECONDS
         try:
             if self.pipe.poll(limit):
-                return [Answer(*answer) for answer in self.pipe.recv()]
+                answers: list[Answer[Value]] = self.pipe.recv()
+                return answers
         except (EOFError, ConnectionError):
             return self._death(cpu)
         self.close()
@@ -165,7 +173,7 @@ class Child:
         self.outbox.put(pickle.dumps(self.fixed, pickle.HIGHEST_PROTOCOL))
         threading.Thread(target=_write, args=(self.pipe, self.outbox), daemon=True).start()
 
-    def _death(self, cpu: float) -> Answer:
+    def _death(self, cpu: float) -> Answer[Value]:
         assert self.process is not None
         code = self.process.wait()
         self.close()
@@ -224,13 +232,13 @@ def _memory_map() -> int:
     return os.open("/proc/self/statm", os.O_RDONLY)
 
 
-def _serve(pipe: Connection, counters: memoryview, function: Callable[..., Any]) -> None:
+def _serve(pipe: Connection, counters: memoryview, function: Callable[..., object]) -> None:
     """Says that it is ready, then answers calls until the pipe closes; answers are batched to save context switches."""
     pipe.send([])  # what it took to start is no document's time
     fixed = pipe.recv()
     more = select.poll()
     more.register(pipe.fileno(), select.POLLIN)
-    answers = list[tuple[Any, ...]]()
+    answers = list[Answer[object]]()
     said = time.monotonic()
     while True:
         try:
@@ -240,14 +248,14 @@ def _serve(pipe: Connection, counters: memoryview, function: Callable[..., Any])
         counters[STEPS] = 0
         counters[BEGUN] += 1
         _limit(cpu, memory)
-        answers.append(tuple(_answer(function, *fixed, *arguments)))
+        answers.append(_answer(function, *fixed, *arguments))
         if len(answers) >= MESSAGE_ANSWERS or time.monotonic() - said > MESSAGE_SECONDS or not more.poll(0):
             pipe.send(answers)
             answers = []
             said = time.monotonic()
 
 
-def _answer(function: Callable[..., Any], *arguments: Any) -> Answer:
+def _answer(function: Callable[..., object], *arguments: object) -> Answer[object]:
     try:
         return Answer(function(*arguments))
     except MemoryError:

@@ -6,7 +6,6 @@ import hashlib
 from collections import defaultdict, deque
 from collections.abc import Iterator
 from importlib.metadata import version
-from typing import Any
 
 import PIL
 import pypdfium2
@@ -28,7 +27,7 @@ from data_specs.sources.reading import read_unit
 from data_specs.spec import Spec
 from data_specs.table import row_of
 from pipeline.filters import Kept, Observation, ink, perceptual_hash, script_of, taken_by
-from pipeline.isolate import Answer, Child
+from pipeline.isolate import Answer, Arguments, Child
 from pipeline.png import ENCODER, encode_photo, encode_png
 from pipeline.renderers import NoPicture, Picture, UnreadableError
 from pipeline.renderers.images import render_image
@@ -38,6 +37,7 @@ from pipeline.renderers.text import render_text
 RETRY_FACTOR = 4.0
 TRIES = 3  # of a document that a limit or crash has ended
 FUNCTION = "pipeline.render:render_document"  # what the children run
+Rendered = list[Sample | Dropped]  # what it returns
 
 
 def versions() -> dict[str, str]:
@@ -57,8 +57,8 @@ class Renderer:
 
     def __init__(self, spec: Spec) -> None:
         self.spec = spec
-        self.child = Child(FUNCTION, spec.render.limits, spec)
-        self.alone = Child(FUNCTION, spec.render.limits, spec)
+        self.child = Child[Rendered](FUNCTION, spec.render.limits, spec)
+        self.alone = Child[Rendered](FUNCTION, spec.render.limits, spec)
 
     def close(self) -> None:
         """End the children."""
@@ -72,13 +72,13 @@ class Renderer:
         num_bytes = 0
         kept = Kept()
 
-        def calls() -> Iterator[tuple[Any, ...]]:
+        def calls() -> Iterator[Arguments | Answer[Rendered]]:
             nonlocal num_bytes
             for document in read_unit(unit, self.spec.render.limits.document_bytes):
                 read.update(document.data)
                 num_bytes += len(document.data)
                 documents.append(document)
-                refused = document.reason and Answer(None, document.reason, document.detail)
+                refused = document.reason and Answer[Rendered](None, document.reason, document.detail)
                 yield refused or (unit.source, document, {})
 
         for first_answer in self.child.map(calls()):
@@ -87,10 +87,10 @@ class Renderer:
             if answer.reason:
                 yield Dropped(document.key, document.origin, answer.reason, answer.detail)
             else:
-                yield from _apart(answer.value, self.spec.render.filters, kept, document.origin)
+                yield from _apart(answer.value or [], self.spec.render.filters, kept, document.origin)
         yield InputRead(bytes=num_bytes, sha256=read.hexdigest())
 
-    def _second_chance(self, source: Source, document: RawDocument, answer: Answer) -> Answer:
+    def _second_chance(self, source: Source, document: RawDocument, answer: Answer[Rendered]) -> Answer[Rendered]:
         """After a limit or crash: once more, alone in a fresh child; then without the engine that a page ends."""
         ended = defaultdict[int, list[tuple[Reason, str]]](list)
         for _ in range(TRIES if source.document_kind == "pdf" else 1):
@@ -104,7 +104,7 @@ class Renderer:
         return answer
 
 
-def _apart(made: list[Sample | Dropped], filters: Filters, kept: Kept, origin: str) -> Iterator[Sample | Dropped]:
+def _apart(made: Rendered, filters: Filters, kept: Kept, origin: str) -> Iterator[Sample | Dropped]:
     """Yield what was made of a document, without samples that are near duplicates of what was kept."""
     for one in made:
         if isinstance(one, Sample) and one.row and filters.near_duplicates is not None:
@@ -115,7 +115,7 @@ def _apart(made: list[Sample | Dropped], filters: Filters, kept: Kept, origin: s
         yield one
 
 
-def render_document(spec: Spec, source: Source, document: RawDocument, ended: Ended) -> list[Sample | Dropped]:
+def render_document(spec: Spec, source: Source, document: RawDocument, ended: Ended) -> Rendered:
     """Render a document in the child, and return what became of each picture of it.
 
     `ended` is as `render_pdf` takes it.
@@ -140,11 +140,14 @@ def _finished(one: Picture | NoPicture, spec: Spec, source: Source, document: Ra
         return Dropped(key, document.origin, *taken)
     known = {"id": document.id, "source": document.origin} | document.info
     texts = {name: str(value or "").encode("utf-8", "replace").decode() for name, value in known.items()}
-    info = SampleInfo.model_validate(one.about | texts)
+    info = SampleInfo.model_validate({**one.about, **texts})
     png = encode_photo(one.image) if source.document_kind == "image" else encode_png(one.image)
-    seen = {"ink": share, "script": script_of(info.text) or "", "hash": perceptual_hash(one.image)}
     fields = {"png": png, "cls": b"%d" % document.cls, "json": info.to_json()}
-    return Sample(key, fields, row_of(dict(info)) | seen)
+    row = row_of(info)
+    row["ink"] = share
+    row["script"] = script_of(info.text) or ""
+    row["hash"] = perceptual_hash(one.image)
+    return Sample(key, fields, row)
 
 
 def _render_kind(spec: Spec, source: Source, document: RawDocument, ended: Ended) -> Iterator[Picture | NoPicture]:

@@ -15,17 +15,18 @@ import socket
 import time
 from collections import Counter, deque
 from collections.abc import Iterable, Iterator
-from typing import Any, cast
+from typing import Any, Generic, NamedTuple
 
 import ray
+from ray.actor import ActorHandle
 from ray.util.metrics import Counter as Total
 from ray.util.metrics import Gauge
 
 from data_specs.code_version import REPOSITORY
 from data_specs.records import AnyUnit, Receipt
-from pipeline.running import TRIES, Done, JobReport, Setup, tried
+from pipeline.running import TRIES, Done, JobReport, Result, Setup, Work, tried
 from pipeline.waiting import DURATIONS, Try, UnitQueue, straggler
-from pipeline.workers import Spare, UnitsFailed, Workers
+from pipeline.workers import UnitsFailed, Workers
 
 TICK = 2.0  # seconds between looks at the cluster's size and at stragglers
 log = logging.getLogger(__name__)
@@ -42,26 +43,37 @@ COUNTERS = {
 }
 GAUGES = {"units_left": "units that are not done", "units_running": "units that run now", "workers": "workers alive"}
 TAGS = ("stage", "set")
+Started = tuple[str, str, str | None]  # node, host, why the worker could not start
+Attempt = ray.ObjectRef[tuple[Result | None, str]]  # a result to come, or why there is none
 
 
-@ray.remote
-class _Worker:
-    def start(self, setup: Setup) -> tuple[str, str, str | None]:
+class _Worker(Generic[Result]):
+    """The actor that works on units, one at a time."""
+
+    def start(self, setup: Setup[Result]) -> Started:
         """Set up the worker, and return the node, the host and why it could not start, or None.
 
         What it was set up for before goes first.
         """
         where = ray.get_runtime_context().get_node_id(), socket.gethostname()
-        self.work: Any = None
+        self.work: Work[Result] | None = None
         try:
             self.work = setup()
         except Exception as error:
             return *where, f"{type(error).__name__}: {error}"
         return *where, None
 
-    def run(self, unit: AnyUnit) -> tuple[Any, str]:
+    def run(self, unit: AnyUnit) -> tuple[Result | None, str]:
         """Return (result, "") or (None, why the unit failed). A dead worker is Ray's to report."""
+        assert self.work, "a worker starts before it runs"
         return tried(self.work, unit)
+
+
+class Spare(NamedTuple):
+    """An actor that has ended a plan well, and what it holds."""
+
+    actor: ActorHandle[_Worker[Any]]
+    cpus: float
 
 
 def connect(workers: Workers) -> None:
@@ -120,16 +132,16 @@ def _fitting(workers: Workers) -> int:
     return sum(int(has.get("CPU", 0) // workers.cpus) for has in resources)
 
 
-class _WorkerPool:
+class _WorkerPool(Generic[Result]):
     """The actors of a run: as many as are wanted and fit, started and replaced as nodes come and go."""
 
-    def __init__(self, setup: Setup, workers: Workers) -> None:
+    def __init__(self, setup: Setup[Result], workers: Workers) -> None:
         self.setup = setup
         self.workers = workers
         self.refused = 0
         self.next_look = 0.0
-        self.actors = dict[int, Any]()
-        self.starting: dict[ray.ObjectRef[Any], int] = {}
+        self.actors = dict[int, ActorHandle[_Worker[Result]]]()
+        self.starting: dict[ray.ObjectRef[Started], int] = {}
         self.nodes = dict[int, str]()
         self.hosts = dict[int, str]()
         self.idle = deque[int]()
@@ -159,14 +171,16 @@ class _WorkerPool:
             self.used.add(number)
         else:
             resources = {"num_cpus": self.workers.cpus, "num_gpus": self.workers.gpus}
-            self.actors[number] = cast(Any, _Worker).options(**resources, scheduling_strategy="SPREAD").remote()
+            actor = ray.remote(_Worker).options(**resources, scheduling_strategy="SPREAD").remote()
+            assert isinstance(actor, ActorHandle)
+            self.actors[number] = actor
         self.starting[self.actors[number].start.remote(self.setup)] = number
 
     def _end(self, worker: int) -> None:
         ray.kill(self.actors.pop(worker))
         self.nodes.pop(worker, None)
 
-    def start_done(self, reference: ray.ObjectRef[Any]) -> None:
+    def start_done(self, reference: ray.ObjectRef[Started]) -> None:
         """Take up a worker that has started, and idles from now on; or note that it could not.
 
         Raises:
@@ -188,7 +202,7 @@ class _WorkerPool:
         if self.refused >= TRIES and not self.nodes:
             raise UnitsFailed(f"no worker could start: {error}")
 
-    def result(self, reference: ray.ObjectRef[Any], worker: int) -> tuple[Any, str, bool]:
+    def result(self, reference: Attempt[Result], worker: int) -> tuple[Result | None, str, bool]:
         """Return (result, "", True), or (None, why the try failed, whether it counts: the loss of a node does not)."""
         try:
             result, reason = ray.get(reference)
@@ -210,7 +224,7 @@ class _WorkerPool:
             self._end(worker)
 
 
-class RayJob:
+class RayJob(Generic[Result]):
     """One run over units, on workers: who works on which of them, what failed and why.
 
     Args:
@@ -226,7 +240,7 @@ class RayJob:
         self,
         units: Iterable[AnyUnit],
         num_units: int,
-        setup: Setup,
+        setup: Setup[Result],
         workers: Workers,
         task: str,
         report: JobReport | None,
@@ -236,7 +250,7 @@ class RayJob:
         self.left = num_units
         self.max_failures = workers.max_failures
         self.pool = _WorkerPool(setup, workers)
-        self.running: dict[ray.ObjectRef[Any], Try] = {}
+        self.running: dict[Attempt[Result], Try] = {}
         self.done = set[int]()
         self.tries = Counter[int]()
         self.failures = 0
@@ -244,7 +258,7 @@ class RayJob:
         self.metrics = RunMetrics(task)
         self.durations = deque[float](maxlen=DURATIONS)
 
-    def run(self) -> Iterator[Done]:
+    def run(self) -> Iterator[Done[Result]]:
         """Run the units; yield each once, as it ends."""
         try:
             while self.left and self.failures < self.max_failures:
@@ -284,7 +298,7 @@ class RayJob:
     def _assign(self, worker: int, unit: AnyUnit) -> None:
         self.running[self.pool.actors[worker].run.remote(unit)] = Try(worker, unit, time.monotonic())
 
-    def _finish_try(self, reference: ray.ObjectRef[Any]) -> Done | None:
+    def _finish_try(self, reference: Attempt[Result]) -> Done[Result] | None:
         """One try of a unit has ended: well, or badly; of two tries the first that ends well counts."""
         ended = self.running.pop(reference)
         node = self.pool.nodes[ended.worker]
@@ -303,7 +317,7 @@ class RayJob:
         self.durations.append(time.monotonic() - ended.since)
         return Done(ended.unit, result)
 
-    def _fail(self, unit: AnyUnit, reason: str, counts: bool) -> Done | None:
+    def _fail(self, unit: AnyUnit, reason: str, counts: bool) -> Done[Result] | None:
         number = unit.unit
         self.tries[number] += counts
         self.metrics.count_failure(for_good=self.tries[number] >= TRIES)

@@ -11,7 +11,7 @@ import logging
 import socket
 import time
 from collections.abc import Callable, Collection, Iterable, Iterator
-from typing import Any, NamedTuple
+from typing import Any, Generic, NamedTuple, TypeVar
 
 from data_specs import receipts, storage
 from data_specs.manifest import Account, merge, store, summarise
@@ -21,23 +21,25 @@ from data_specs.units import Plan
 from pipeline.waiting import Try
 from pipeline.workers import Share, UnitsFailed, Workers
 
-Setup = Callable[[], Callable[[Any], Any]]
+Result = TypeVar("Result")
+Work = Callable[[Any], Result]  # of a unit of the one kind that a job has
+Setup = Callable[[], Work[Result]]  # called once in each worker
 EVERY_SECONDS = 10.0  # between two reports
 SHOWN = 10  # running units that are named, the longest first
 TRIES = 3  # of a unit, and of workers that cannot start
 log = logging.getLogger(__name__)
 
 
-class Done(NamedTuple):
+class Done(NamedTuple, Generic[Result]):
     """A unit that is done, with what was made of it, or that failed for good, with the reason."""
 
     unit: AnyUnit
-    result: Any
+    result: Result | None
     failure: str = ""
 
 
 def run_plan(
-    plan: Plan, setup: Setup, workers: Workers, holds: str, task: str, progress_unit: str = "units"
+    plan: Plan, setup: Setup[Receipt], workers: Workers, holds: str, task: str, progress_unit: str = "units"
 ) -> Manifest:
     """Run every unit without a valid receipt, then merge the manifest.
 
@@ -63,7 +65,7 @@ def run_plan(
     return manifest
 
 
-def _run_missing(report: JobReport, setup: Setup, workers: Workers, task: str, progress_unit: str) -> None:
+def _run_missing(report: JobReport, setup: Setup[Receipt], workers: Workers, task: str, progress_unit: str) -> None:
     """Run those units of the job's share that have no receipt."""
     plan = report.plan
     sizes = {unit.unit: size_of(unit, progress_unit) for unit in workers.share.of(plan.units())}
@@ -74,7 +76,7 @@ def _run_missing(report: JobReport, setup: Setup, workers: Workers, task: str, p
     units = (unit for unit in plan.units() if unit.unit in missing)
     alone = workers.share.total == 1  # of jobs that share a plan none knows how far it is: their receipts say it
     for done in run_units(units, len(missing), setup, workers, progress, report if alone else None):
-        if done.failure:
+        if done.result is None:
             receipts.record_failure(plan.set_uri, done.unit.unit, done.failure)
         else:
             report.account.add(done.result)
@@ -93,11 +95,11 @@ def _merged(plan: Plan, holds: str, share: Share) -> Manifest:
 def run_units(
     units: Iterable[AnyUnit],
     num_units: int,
-    setup: Setup,
+    setup: Setup[Result],
     workers: Workers,
     progress: Progress,
     report: JobReport | None = None,
-) -> Iterator[Done]:
+) -> Iterator[Done[Result]]:
     """Run units; yield each once, as soon as it is done or has failed for good.
 
     Args:
@@ -132,7 +134,9 @@ def run_units(
         )
 
 
-def _run_here(units: Iterable[AnyUnit], setup: Setup, workers: Workers, report: JobReport | None) -> Iterator[Done]:
+def _run_here(
+    units: Iterable[AnyUnit], setup: Setup[Result], workers: Workers, report: JobReport | None
+) -> Iterator[Done[Result]]:
     """Make the units in this process."""
     work = setup()
     host = socket.gethostname()
@@ -152,7 +156,7 @@ def _run_here(units: Iterable[AnyUnit], setup: Setup, workers: Workers, report: 
         report.write([], {}, failed, ended=True)
 
 
-def tried(work: Callable[[Any], Any], unit: AnyUnit) -> tuple[Any, str]:
+def tried(work: Work[Result], unit: AnyUnit) -> tuple[Result | None, str]:
     """Return (result, "") of a unit, or (None, why it failed)."""
     try:
         return work(unit), ""

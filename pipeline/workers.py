@@ -5,9 +5,12 @@ from __future__ import annotations
 import re
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
-from typing import Any, NamedTuple, Self
+from typing import TYPE_CHECKING, NamedTuple, Self
 
 from data_specs.records import AnyUnit
+
+if TYPE_CHECKING:
+    from pipeline.runner import Spare
 
 MAX_FAILURES = 100  # units that fail for good before a run ends
 
@@ -67,13 +70,6 @@ class Workers(NamedTuple):
     def here(self) -> bool:
         """Whether units are made in this process."""
         return self.num_workers == 0
-
-
-class Spare(NamedTuple):
-    """An actor that has ended a plan well, and what it holds."""
-
-    actor: Any
-    cpus: float
 
 
 @contextmanager

@@ -10,7 +10,6 @@ from collections import deque
 from collections.abc import Iterator
 from functools import partial
 from itertools import islice
-from typing import Any
 
 import numpy as np
 import torch
@@ -21,7 +20,7 @@ from data_specs import table
 from data_specs.ahead import in_threads
 from data_specs.npy import array_bytes
 from data_specs.reader import decode_image
-from data_specs.records import Dropped, Reason, Sample, parse_info
+from data_specs.records import Dropped, Reason, Sample, TableRow, parse_info
 from data_specs.shards import Shard
 from data_specs.spec import Spec
 from tokenize_jobs.device import autocast, memory_of, naming_what_to_lower, pick_device, to_device
@@ -95,7 +94,7 @@ def flattened(codes: np.ndarray, codebook_size: int) -> np.ndarray:
     return rearrange(codes + np.arange(codes.shape[-1]) * codebook_size, "b h w d -> b h (w d) 1")
 
 
-def code_sample(key: str, codes: np.ndarray, fields: dict[str, bytes], row: dict[str, Any]) -> Sample:
+def code_sample(key: str, codes: np.ndarray, fields: dict[str, bytes], row: TableRow) -> Sample:
     """Return a sample of codes uint16 [views, h, w, d]: with the class, a few keys of the json, the image's row."""
     few = {k: v for k, v in parse_info(fields["json"], f"{key}: json").items() if k in KEPT_JSON}
     about = json.dumps(few, sort_keys=True).encode()

@@ -5,10 +5,13 @@ from __future__ import annotations
 import json
 from collections.abc import Collection
 from dataclasses import fields
-from typing import Annotated, Any, Literal, Self, TypeVar
+from typing import TYPE_CHECKING, Annotated, Literal, Self, TypeVar
 
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field, JsonValue, TypeAdapter, ValidationError
 from pydantic_core import from_json
+
+if TYPE_CHECKING:
+    from _typeshed import DataclassInstance
 
 FORMAT_VERSION: Literal[2] = 2
 Count = Annotated[int, Field(ge=0, lt=1 << 63)]
@@ -27,7 +30,7 @@ def _finite(tree: dict[str, JsonValue]) -> dict[str, JsonValue]:
 
 
 Tree = Annotated[dict[str, JsonValue], AfterValidator(_finite)]  # JsonValue alone takes NaN
-Config = TypeVar("Config", bound=Any)  # a dataclass
+Config = TypeVar("Config", bound="DataclassInstance")
 
 
 class RecordError(ValueError):
@@ -58,22 +61,22 @@ class Record(BaseModel):
         return (json.dumps(tree, sort_keys=True, separators=(",", ":"), ensure_ascii=False) + "\n").encode()
 
 
-def parse_config(kind: type[Config], data: bytes | str, left_out: Collection[str] = ()) -> Config:
+def parse_config(config_type: type[Config], data: bytes | str, obsolete: Collection[str] = ()) -> Config:
     """Read a model's configuration, a dataclass, from JSON.
 
     Args:
-        left_out: keys of older files, which say nothing any more.
+        obsolete: keys of older files, which are ignored.
 
     Raises:
         ValueError: the key and what is wrong; the caller knows the file.
     """
     tree = from_json(data, allow_inf_nan=False)
     if isinstance(tree, dict):
-        if unknown := tree.keys() - {field.name for field in fields(kind)} - set(left_out):
+        if unknown := tree.keys() - {field.name for field in fields(config_type)} - set(obsolete):
             raise ValueError(f"{min(unknown)}: unknown key")
-        tree = {key: value for key, value in tree.items() if key not in left_out}
+        tree = {key: value for key, value in tree.items() if key not in obsolete}
     try:
-        return TypeAdapter(kind).validate_json(json.dumps(tree), strict=True)
+        return TypeAdapter(config_type).validate_json(json.dumps(tree), strict=True)
     except ValidationError as error:
         raise ValueError(first_fault(error)) from None
 

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Annotated, Any, Literal, NamedTuple, NotRequired, Self, TypedDict
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Annotated, Literal, NamedTuple, NotRequired, Self, TypedDict
 
 from pydantic import ConfigDict, Field, model_validator
 from pydantic_core import from_json, to_json
@@ -14,15 +15,36 @@ if TYPE_CHECKING:
     import numpy as np
 
 
+class TableRow(TypedDict):
+    """A sample in the table beside its shard, but for key and class; x0 … y1 is the crop, in pixels of the page."""
+
+    document: str
+    page: int
+    x0: int
+    y0: int
+    x1: int
+    y1: int
+    num_words: int
+    num_clipped: int
+    ink: float
+    script: str
+    hash: int
+    source: str
+    licence: str
+    title: str
+    url: str
+    text: str
+
+
 class Sample(NamedTuple):
     """One sample of a shard: `fields` maps an extension (png, cls, json, codes.npy) to its bytes; KEY has no dot.
 
-    `row` is what the table says of it (`table.row_of`), where its maker knows; else it is read from the json.
+    Without `row` (`table.row_of`) its row of the table is read from the json.
     """
 
     key: str
     fields: dict[str, bytes]
-    row: dict[str, Any] | None = None
+    row: TableRow | None = None
 
 
 class Dropped(NamedTuple):
@@ -259,6 +281,26 @@ class SampleInfo(Record):
         return self
 
 
+class InfoFields(TypedDict, total=False):
+    """Fields of a `SampleInfo` as plain values, those that are known; tuples are lists where they come from JSON."""
+
+    id: str
+    source: str
+    licence: str
+    title: str
+    authors: str
+    categories: str
+    url: str
+    engine: str
+    page: int
+    box: Sequence[int]
+    text: str
+    words: Sequence[str]
+    boxes: Sequence[Sequence[float]]
+    clipped: Sequence[bool]
+    trusted: bool
+
+
 class StoredInfo(SampleInfo):
     """The json of any sample as it is read: that of codes holds a few of the keys, a stage of your own may add some."""
 
@@ -267,7 +309,7 @@ class StoredInfo(SampleInfo):
     id: str = ""
 
 
-def parse_info(data: bytes, origin: str) -> dict[str, Any]:
+def parse_info(data: bytes, origin: str) -> InfoFields:
     """Read the json of a sample, the keys that it holds.
 
     Raises:
@@ -275,7 +317,7 @@ def parse_info(data: bytes, origin: str) -> dict[str, Any]:
     """
     StoredInfo.parse(data, origin)
     try:
-        found: dict[str, Any] = from_json(data, allow_inf_nan=False)
+        found: InfoFields = from_json(data, allow_inf_nan=False)
     except ValueError as error:
         raise ValueError(f"{origin}: not valid JSON ({error})") from None
     return found
@@ -288,4 +330,4 @@ class Item(TypedDict):
     image: NotRequired[np.ndarray]
     codes: NotRequired[np.ndarray]
     cls: int
-    json: dict[str, Any]
+    json: InfoFields

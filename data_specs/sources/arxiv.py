@@ -11,7 +11,7 @@ import re
 from collections.abc import Iterator, Mapping
 from itertools import islice
 from pathlib import Path
-from typing import Annotated, Any, BinaryIO, ClassVar, Literal, Self
+from typing import Annotated, BinaryIO, ClassVar, Literal, Self
 
 from pydantic import BaseModel, BeforeValidator, Field, ValidationError, field_validator, model_validator
 
@@ -49,7 +49,7 @@ class ArxivSource(Source):
 
     @field_validator("months", mode="before")
     @classmethod
-    def _months_are_text(cls, value: object) -> Any:
+    def _months_are_text(cls, value: object) -> object:
         if isinstance(value, int) and not isinstance(value, bool):
             if value < 1000:
                 raise ValueError("put it in quotes, '0703': YAML takes digits that begin with 0 for an octal number")

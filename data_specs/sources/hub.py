@@ -10,19 +10,27 @@ import json
 from collections.abc import Iterator
 from dataclasses import astuple, dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, TypedDict
 
 from data_specs import storage
 from data_specs.scratch import scratch_folder
 
 if TYPE_CHECKING:
+    import datasets
     import pyarrow as pa
 
 PREFIX = "datasets:"
-PART_BYTES = 256 << 20
+FILE_BYTES = 256 << 20
 GROUP_BYTES = 16 << 20
 BATCH_ROWS = 512
-Rows = list[dict[str, Any]]
+Row = dict[str, str | bytes | int | None]
+
+
+class EncodedImage(TypedDict):
+    """An image as `datasets` holds it undecoded: its bytes, or the file that they are in."""
+
+    bytes: bytes | None
+    path: str | None
 
 
 @dataclass(frozen=True)
@@ -50,13 +58,13 @@ class DataSet:
         folder = storage.join(inputs_uri, f"datasets-{code}")
         if not storage.exists(f"{folder}.json"):
             data = self._load()
-            parts = _write_parts(self._rows(data), folder)
+            num_files = _write_files(self._rows(data), folder)
             if names := list(getattr((data.features or {}).get(self.class_key), "names", None) or []):
                 storage.write_text(f"{folder}/classes.json", json.dumps(names))
-            storage.create(f"{folder}.json", json.dumps({"source": self.uri, "parts": parts}).encode())
+            storage.create(f"{folder}.json", json.dumps({"source": self.uri, "parts": num_files}).encode())
         return folder
 
-    def _load(self) -> Any:
+    def _load(self) -> datasets.Dataset | datasets.IterableDataset:
         """Load the split, streamed where it was not saved by `save_to_disk`."""
         import datasets
 
@@ -84,7 +92,7 @@ class DataSet:
         path = storage.local_folder(name) if storage.is_remote(name) else Path(name)
         return path if path.is_dir() else None
 
-    def _rows(self, data: Any) -> Iterator[dict[str, Any]]:
+    def _rows(self, data: datasets.Dataset | datasets.IterableDataset) -> Iterator[Row]:
         """Rows as they will be stored: `id`, then the text, or the encoded image, and its class."""
         import datasets
 
@@ -106,7 +114,7 @@ class DataSet:
                 yield {"id": row_id} | {key: row[key] for key in wanted}
                 number += 1
 
-    def _encoded(self, image: dict[str, Any] | None, folder: Path | None) -> bytes | None:
+    def _encoded(self, image: EncodedImage | None, folder: Path | None) -> bytes | None:
         """Return an image's file: its bytes, or those at its path.
 
         Raises:
@@ -114,53 +122,53 @@ class DataSet:
         """
         if not image:
             return None
-        content: bytes | None = image["bytes"]
-        if content is not None or not image["path"]:
-            return content
-        if folder is None or not _is_under(image["path"], folder):
-            raise ValueError(f"{self.uri}: a row names the file {image['path']!r}, which is outside of the set")
-        return Path(image["path"]).read_bytes()
+        path = image["path"]
+        if image["bytes"] is not None or not path:
+            return image["bytes"]
+        if folder is None or not _is_under(path, folder):
+            raise ValueError(f"{self.uri}: a row names the file {path!r}, which is outside of the set")
+        return Path(path).read_bytes()
 
 
 def _is_under(path: str, folder: Path) -> bool:
     return Path(path).resolve().is_relative_to(folder.resolve())
 
 
-def _write_parts(rows: Iterator[dict[str, Any]], folder: str) -> int:
+def _write_files(rows: Iterator[Row], folder: str) -> int:
     """Write part-00000.parquet and so on, each placed when it is whole; return their number."""
     import pyarrow.parquet as pq
 
     groups = _groups(rows)
-    part = 0
+    num_files = 0
     group = next(groups, None)
     while group is not None:
         with scratch_folder() as scratch:
             path = scratch / "part.parquet"
             with pq.ParquetWriter(path, group.schema) as writer:
-                while group is not None and path.stat().st_size < PART_BYTES:
+                while group is not None and path.stat().st_size < FILE_BYTES:
                     writer.write_table(group.cast(writer.schema))
                     group = next(groups, None)
-            storage.write(storage.join(folder, f"part-{part:05d}.parquet"), path)
-        part += 1
-    return part
+            storage.write(storage.join(folder, f"part-{num_files:05d}.parquet"), path)
+        num_files += 1
+    return num_files
 
 
-def _groups(rows: Iterator[dict[str, Any]]) -> Iterator[pa.Table]:
+def _groups(rows: Iterator[Row]) -> Iterator[pa.Table]:
     """Row groups of about GROUP_BYTES."""
-    group = Rows()
+    group = list[Row]()
     size = 0
     for row in rows:
         group.append(row)
         size += 64 + sum(len(value) for value in row.values() if isinstance(value, str | bytes))
         if size >= GROUP_BYTES:
             yield _table(group)
-            group = Rows()
+            group = list[Row]()
             size = 0
     if group:
         yield _table(group)
 
 
-def _table(group: Rows) -> pa.Table:
+def _table(group: list[Row]) -> pa.Table:
     import pyarrow as pa
 
     types = {str: pa.string(), bytes: pa.binary(), int: pa.int64()}

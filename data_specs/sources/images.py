@@ -9,7 +9,7 @@ import json
 import re
 from collections.abc import Iterator, Mapping
 from itertools import groupby
-from typing import Any, ClassVar, Literal
+from typing import ClassVar, Literal
 
 from pydantic import Field
 
@@ -109,9 +109,12 @@ def read_class_names(uri: str) -> dict[int, str]:
     if info is None:
         return {}
     try:
-        found: Any = json.loads(storage.read_bytes(uri)) if info.size <= NAMES_BYTES else None
-        return {int(n): str(name) for n, name in (found.items() if isinstance(found, dict) else enumerate(found))}
-    except (ValueError, TypeError, RecursionError):
+        found: object = json.loads(storage.read_bytes(uri)) if info.size <= NAMES_BYTES else None
+        numbered = dict(enumerate(found)) if isinstance(found, list) else found
+        if not isinstance(numbered, dict):
+            raise ValueError
+        return {int(number): str(name) for number, name in numbered.items()}
+    except (ValueError, RecursionError):
         raise ValueError(f"{uri}: write a list of names, or an object from class number to name") from None
 
 

@@ -10,11 +10,14 @@ import zlib
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import BinaryIO, cast
+from typing import TYPE_CHECKING, BinaryIO, cast
 
 from data_specs import cache, storage
 from data_specs.records import FileInfo
 from data_specs.sources.names import packing
+
+if TYPE_CHECKING:
+    from _typeshed import WriteableBuffer
 
 BLOCK = 1 << 20
 _DAMAGED = (gzip.BadGzipFile, EOFError, zlib.error, lzma.LZMAError)
@@ -62,9 +65,10 @@ class _Bounded(io.RawIOBase):
     def tell(self) -> int:
         return self.position
 
-    def readinto(self, buffer: memoryview) -> int:  # type: ignore[override]
+    def readinto(self, buffer: WriteableBuffer) -> int:
+        view = memoryview(buffer)
         try:
-            data = self.stream.read(len(buffer))
+            data = self.stream.read(len(view))
         except OSError as error:
             if packing(self.uri) in ("bz2", "zst") and error.errno is None:  # their way of saying so
                 raise EOFError(str(error)) from None
@@ -75,7 +79,7 @@ class _Bounded(io.RawIOBase):
                 f"{self.uri}: unpacks to more than the cache may hold, {self.limit} bytes: unpack it, or raise "
                 "DND_CACHE_BYTES"
             )
-        buffer[: len(data)] = data
+        view[: len(data)] = data
         return len(data)
 
 

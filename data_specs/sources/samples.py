@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from typing import Any
+from typing import TypedDict
 
 from data_specs.records import Document, FileInfo, Reason
 from data_specs.sources.listed import NotTaken
@@ -16,6 +16,14 @@ IMAGES = (
     *(".jxl", ".jp2", ".heic", ".heif", ".ppm", ".pgm", ".pbm", ".tga", ".ico", ".exr", ".hdr"),
 )
 CAPTIONS = ("txt", "caption")
+
+
+class TarEntry(TypedDict):
+    """A member of a tar as webdataset's functions take it."""
+
+    fname: str
+    data: Member
+    __url__: str
 
 
 def is_image(name: str) -> bool:
@@ -45,7 +53,7 @@ def list_samples(file: FileInfo, folder: str, labelled: bool, not_taken: NotTake
     yield from rejected
 
 
-def _usable(file: FileInfo, folder: str, rejected: list[Document], not_taken: NotTaken) -> Iterator[dict[str, Any]]:
+def _usable(file: FileInfo, folder: str, rejected: list[Document], not_taken: NotTaken) -> Iterator[TarEntry]:
     """Members as webdataset's functions want them; images that cannot be part of a sample are put to the rejected."""
     from webdataset.tariterators import base_plus_ext
 
@@ -77,10 +85,10 @@ def _unusable(member: Member, key: str | None, field: str | None, seen: set[str]
 
 
 def _images_of(
-    sample: dict[str, Any], file: FileInfo, folder: str, labelled: bool, not_taken: NotTaken
+    sample: dict[str, str | Member], file: FileInfo, folder: str, labelled: bool, not_taken: NotTaken
 ) -> Iterator[Document]:
-    key: str = sample["__key__"].lstrip("/")
-    fields: dict[str, Member] = {field: value for field, value in sample.items() if not field.startswith("__")}
+    key = str(sample["__key__"]).lstrip("/")
+    fields = {field: value for field, value in sample.items() if isinstance(value, Member)}
     images = {field: member for field, member in fields.items() if is_image(f"x.{field}")}
     stems = dict[str, str]()
     used = set[str]()
@@ -92,8 +100,8 @@ def _images_of(
             yield document._replace(reason=Reason.SECOND_OF_KEY, detail=detail)
             continue
         stems[before] = field
-        places = [f"{before}.cls", "cls"] if labelled else [f"{before}.{name}".lstrip(".") for name in CAPTIONS]
-        beside = next((name for name in places if name in fields), "")
+        names = [f"{before}.cls", "cls"] if labelled else [f"{before}.{name}".lstrip(".") for name in CAPTIONS]
+        beside = next((name for name in names if name in fields), "")
         used.add(beside)
         if labelled:
             yield _labelled(document, fields[beside].content.strip() if beside else b"")

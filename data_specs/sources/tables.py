@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from data_specs import storage
 from data_specs.records import Document, FileInfo, Reason, Span
 from data_specs.sources.names import ID_CHARACTERS, relative
 
 if TYPE_CHECKING:
+    import pyarrow as pa
     import pyarrow.parquet as pq
 
     from data_specs.fsspec_files import RangedFile
@@ -61,9 +62,9 @@ def text_of(value: object) -> str:
     return value.decode("utf-8", "replace") if isinstance(value, bytes) else str(value)
 
 
-def _python(value: Any) -> Any:
-    """Return a value of Python from a scalar of pyarrow."""
-    return value.as_py() if hasattr(value, "as_py") else value
+def _python(value: pa.Scalar | int | None) -> object:
+    """Return a scalar of pyarrow as a value of Python, and what stands for a missing column as it is."""
+    return value if value is None or isinstance(value, int) else value.as_py()
 
 
 def named_classes(file: FileInfo, class_key: str) -> set[str]:
@@ -84,7 +85,7 @@ def named_classes(file: FileInfo, class_key: str) -> set[str]:
     return found
 
 
-def _listed(uri: str, columns: list[str]) -> Iterator[Any]:
+def _listed(uri: str, columns: list[str]) -> Iterator[pa.Table | pa.RecordBatch]:
     """Batches of the columns; where none is wanted, empty ones that know their number of rows."""
     import pyarrow as pa
 
@@ -124,7 +125,7 @@ def _source(uri: str) -> str | RangedFile:
     return RangedFile(uri)
 
 
-def _chunks(table: pq.ParquetFile, group: int, columns: Sequence[str]) -> list[Any]:
+def _chunks(table: pq.ParquetFile, group: int, columns: Sequence[str]) -> list[pq.ColumnChunkMetaData]:
     """Return what the file says of the parts of some columns in a row group."""
     found = table.metadata.row_group(group)
     chunks = [found.column(number) for number in range(found.num_columns)]
@@ -141,7 +142,9 @@ def _rows_at_once(table: pq.ParquetFile, group: int, columns: Sequence[str], max
     return max(1, min(most, READ_BYTES * num_rows // max(int(unpacked), 1)))
 
 
-def read_rows(documents: Sequence[Document], column: str, max_bytes: int) -> Iterator[tuple[Document, Any]]:
+def read_rows(
+    documents: Sequence[Document], column: str, max_bytes: int
+) -> Iterator[tuple[Document, pa.Scalar | None]]:
     """Yield each document with its value of a column, a pyarrow scalar; None where it is not read.
 
     None stands beside documents that have a reason already, and rows that stand in a row group which unpacks to more
@@ -165,10 +168,10 @@ class _Rows:
         self.table = open_table(uri, [column])
         self.group = -1
         self.start = 0
-        self.values = list[Any]()
-        self.batches: Iterator[Any] = iter(())
+        self.values: Sequence[pa.Scalar] = ()
+        self.batches: Iterator[pa.RecordBatch] = iter(())
 
-    def value(self, row: int) -> Any:
+    def value(self, row: int) -> pa.Scalar | None:
         """Read the value in a row, None where its group is not read.
 
         Raises:
@@ -181,7 +184,7 @@ class _Rows:
         if group != self.group or row < self.start:
             self.group = group
             self.start = first
-            self.values = []
+            self.values = ()
             self.batches = self.table.iter_batches(batch_rows, row_groups=[group], columns=[self.column])
         while row >= self.start + len(self.values):
             self.start += len(self.values)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import tarfile
 from collections.abc import Iterator
 from contextlib import closing
-from typing import Any, BinaryIO, NamedTuple
+from typing import BinaryIO, NamedTuple, Self
 
 from data_specs.records import FileInfo, Span
 from data_specs.sources.names import as_utf8
@@ -38,9 +38,9 @@ class _Info(tarfile.TarInfo):
     """A header that is damaged raises, where tarfile alone takes it for the end of the tar."""
 
     @classmethod
-    def fromtarfile(cls, tarfile_: Any) -> Any:
+    def fromtarfile(cls, tar: tarfile.TarFile) -> Self:
         try:
-            return super().fromtarfile(tarfile_)
+            return super().fromtarfile(tar)
         except (tarfile.EOFHeaderError, tarfile.EmptyHeaderError):  # type: ignore[attr-defined]
             raise
         except (tarfile.TarError, ValueError, OverflowError) as error:
@@ -48,11 +48,11 @@ class _Info(tarfile.TarInfo):
         except RecursionError:
             raise DamagedTarError("extended headers without end") from None
 
-    def _proc_member(self, tarfile_: object) -> Any:
+    def _proc_member(self, tar: tarfile.TarFile) -> Self:
         """tarfile's own entry point for subclasses: a name or PAX header is held in memory as long as it says it is."""
         if self.type in _EXTENDED and not 0 <= self.size <= HEADER_BYTES:
             raise DamagedTarError(f"an extended header of {self.size} bytes")
-        return super()._proc_member(tarfile_)  # type: ignore[misc]
+        return super()._proc_member(tar)  # type: ignore[misc,no-any-return]
 
 
 def members(stream: BinaryIO, content_of: str = "\0") -> Iterator[Member]:

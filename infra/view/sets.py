@@ -140,8 +140,9 @@ def about(item: Item, shard: str) -> str:
         info = SampleInfo.parse(json.dumps(known).encode(), caption)
         picture = np.asarray(with_boxes(Image.fromarray(picture), info))
         caption = f"{len(info.words)} words, {sum(info.clipped)} of them cut by the edge"
-    facts = [("key", item["__key__"]), ("shard", shard), ("class", item["cls"])]
-    facts += [(name, known[name]) for name in ABOUT if known.get(name) not in (None, "", -1)]
+    facts: list[tuple[str, object]] = [("key", item["__key__"]), ("shard", shard), ("class", item["cls"])]
+    values = dict[str, object](known)
+    facts += [(name, values[name]) for name in ABOUT if values.get(name) not in (None, "", -1)]
     return macro("sample", shown(caption, picture)[1], caption, known.get("text", ""), facts)
 
 

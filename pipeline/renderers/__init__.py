@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import numpy as np
 
-from data_specs.records import Reason
+from data_specs.records import InfoFields, Reason
 
 
 class Picture(NamedTuple):
@@ -15,7 +15,7 @@ class Picture(NamedTuple):
 
     suffix: str
     image: np.ndarray
-    about: dict[str, Any]
+    about: InfoFields
 
 
 class NoPicture(NamedTuple):

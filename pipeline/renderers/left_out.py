@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Container
-from typing import Any
 
 from data_specs.mupdf import mupdf, pymupdf
 
@@ -35,48 +34,64 @@ class TextLeftOut(mupdf.FzDevice2):  # type: ignore[misc]
         for name in (*_HANDED_ON, *_TEXTS):
             getattr(self, f"use_virtual_{name}")()
 
-    def is_left_out(self, text: Any, stroke: Any, matrix: Any) -> bool:
+    def is_left_out(self, text: mupdf.fz_text, stroke: mupdf.fz_stroke_state | None, matrix: mupdf.fz_matrix) -> bool:
         """Return whether the text that comes now is left out, and note its bounds."""
         area = mupdf.ll_fz_bound_text(text, stroke, matrix)
         self.bounds.append((area.x0, area.y0, area.x1, area.y1))
         return len(self.bounds) - 1 in self.left_out
 
-    def fill_text(self, _: Any, text: Any, matrix: Any, *how: Any) -> None:
+    def fill_text(self, _: mupdf.fz_context, text: mupdf.fz_text, matrix: mupdf.fz_matrix, *how: object) -> None:
         if not self.is_left_out(text, None, matrix):
             mupdf._mupdf.ll_fz_fill_text(self.target.m_internal, text, matrix, *how)  # mupdf's own takes no pointer
 
-    def stroke_text(self, _: Any, text: Any, stroke: Any, matrix: Any, *how: Any) -> None:
+    def stroke_text(
+        self,
+        _: mupdf.fz_context,
+        text: mupdf.fz_text,
+        stroke: mupdf.fz_stroke_state,
+        matrix: mupdf.fz_matrix,
+        *how: object,
+    ) -> None:
         if not self.is_left_out(text, stroke, matrix):
             mupdf.ll_fz_stroke_text(self.target.m_internal, text, stroke, matrix, *how)
 
-    def clip_text(self, _: Any, text: Any, matrix: Any, scissor: Any) -> None:
+    def clip_text(
+        self, _: mupdf.fz_context, text: mupdf.fz_text, matrix: mupdf.fz_matrix, scissor: mupdf.fz_rect
+    ) -> None:
         if self.is_left_out(text, None, matrix):
             self._clip_all(matrix, scissor)
         else:
             mupdf.ll_fz_clip_text(self.target.m_internal, text, matrix, scissor)
 
-    def clip_stroke_text(self, _: Any, text: Any, stroke: Any, matrix: Any, scissor: Any) -> None:
+    def clip_stroke_text(
+        self,
+        _: mupdf.fz_context,
+        text: mupdf.fz_text,
+        stroke: mupdf.fz_stroke_state,
+        matrix: mupdf.fz_matrix,
+        scissor: mupdf.fz_rect,
+    ) -> None:
         if self.is_left_out(text, stroke, matrix):
             self._clip_all(matrix, scissor)
         else:
             mupdf.ll_fz_clip_stroke_text(self.target.m_internal, text, stroke, matrix, scissor)
 
-    def begin_metatext(self, _: Any, kind: int, text: str) -> None:
-        is_replacement = kind == mupdf.FZ_METATEXT_ACTUALTEXT
+    def begin_metatext(self, _: mupdf.fz_context, meta: int, text: str) -> None:
+        is_replacement = meta == mupdf.FZ_METATEXT_ACTUALTEXT
         self.open.append(len(self.replaced) if is_replacement else None)
         if is_replacement:
             self.replaced.append(range(len(self.bounds), len(self.bounds)))
         if self.open[-1] in self.replacements:
-            mupdf.ll_fz_begin_metatext(self.target.m_internal, kind, text)
+            mupdf.ll_fz_begin_metatext(self.target.m_internal, meta, text)
 
-    def end_metatext(self, _: Any) -> None:
+    def end_metatext(self, _: mupdf.fz_context) -> None:
         number = self.open.pop()
         if number is not None:
             self.replaced[number] = range(self.replaced[number].start, len(self.bounds))
         if number in self.replacements:
             mupdf.ll_fz_end_metatext(self.target.m_internal)
 
-    def _clip_all(self, matrix: Any, scissor: Any) -> None:
+    def _clip_all(self, matrix: mupdf.fz_matrix, scissor: mupdf.fz_rect) -> None:
         mupdf.ll_fz_clip_path(self.target.m_internal, self.nothing.m_internal, 0, matrix, scissor)
 
     def run(self, drawing: pymupdf.DisplayList) -> None:
@@ -87,10 +102,10 @@ class TextLeftOut(mupdf.FzDevice2):  # type: ignore[misc]
         mupdf.fz_close_device(self.target)
 
 
-def _handing_on(name: str) -> Callable[..., Any]:
-    call = getattr(mupdf, f"ll_fz_{_CALLED_OTHERWISE.get(name, name)}")
+def _handing_on(name: str) -> Callable[..., object]:
+    call: Callable[..., object] = getattr(mupdf, f"ll_fz_{_CALLED_OTHERWISE.get(name, name)}")
 
-    def hand_on(device: TextLeftOut, _: Any, *arguments: Any) -> Any:
+    def hand_on(device: TextLeftOut, _: mupdf.fz_context, *arguments: object) -> object:
         return call(device.target.m_internal, *arguments)
 
     return hand_on

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Container, Iterator
 from contextlib import contextmanager, suppress
 from functools import partial
-from typing import Any, NamedTuple
+from typing import NamedTuple, TypedDict
 
 import numpy as np
 
@@ -57,6 +57,31 @@ class Reading(NamedTuple):
 
 
 PLACED = Reading()
+
+
+class RawCharacter(TypedDict):
+    """A character in MuPDF's RAWDICT; `synthetic` where MuPDF has put a space there."""
+
+    c: str
+    bbox: Box
+    synthetic: bool
+
+
+class RawSpan(TypedDict):
+    """Characters of one font and colour."""
+
+    font: str
+    color: int
+    alpha: int
+    char_flags: int
+    chars: list[RawCharacter]
+
+
+class RawLine(TypedDict):
+    """A line: `wmode` is 1 where it runs from top to bottom."""
+
+    spans: list[RawSpan]
+    wmode: int
 
 
 @contextmanager
@@ -149,7 +174,7 @@ def read(
 ) -> Words:
     """Return the words that can be seen of a display list in its picture; `how` is None where Story has laid it out."""
     blocks = _text(drawing, FLAGS, how).extractRAWDICT()["blocks"]
-    lines = [line for block in blocks for line in block.get("lines", ())]
+    lines: list[RawLine] = [line for block in blocks for line in block.get("lines", ())]
     characters = list(_characters(lines, paper(image)))
     tight = tracking(characters) | _written_over(characters)
     parted = [char for number, char in enumerate(characters) if number not in tight]
@@ -237,7 +262,7 @@ def _text(drawing: pymupdf.DisplayList, flags: int, how: Reading | None = None) 
     return page
 
 
-def _characters(lines: list[dict[str, Any]], ground: tuple[int, int, int]) -> Iterator[Character]:
+def _characters(lines: list[RawLine], ground: tuple[int, int, int]) -> Iterator[Character]:
     """Characters that are painted, with a break after each line, and gaps where MuPDF sees the space between words.
 
     Of Zapf Dingbats it takes the names of glyphs, a20, for the numbers of letters.

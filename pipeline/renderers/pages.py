@@ -10,12 +10,11 @@ import random
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack
 from types import MappingProxyType
-from typing import Any
 
 import numpy as np
 from PIL import Image
 
-from data_specs.records import Reason
+from data_specs.records import InfoFields, Reason
 from data_specs.sections import Filters, PageStyle, Render
 from pipeline.filters import Observation, ink, script_of, taken_by
 from pipeline.isolate import begin
@@ -58,7 +57,7 @@ def render_pdf(
             except UnreadableError as fault:
                 yield NoPicture(suffix, fault.reason, fault.detail)
                 continue
-            about = {"engine": ENGINES[engine].NAME, "page": number}
+            about: InfoFields = {"engine": ENGINES[engine].NAME, "page": number}
             yield from _crops(page, f"{seed}/{document_id}/{number}", style, cut, size, suffix, about)
     if number < 0:
         raise UnreadableError(Reason.NO_PAGE)
@@ -130,7 +129,7 @@ def _check(page: Page, filters: Filters, fallback: bool) -> None:
 
 
 def _crops(
-    page: Page, key: str, style: PageStyle, cut: int, size: int, suffix: str, about: dict[str, Any]
+    page: Page, key: str, style: PageStyle, cut: int, size: int, suffix: str, about: InfoFields
 ) -> Iterator[Picture | NoPicture]:
     image = _on_white(page.image, style.fit)
     height, width = image.shape[:2]
@@ -139,14 +138,15 @@ def _crops(
         return
     rng = random.Random(key)
     for number in range(style.crops):
-        left, top = rng.randint(0, width - cut), rng.randint(0, height - cut)
+        left = rng.randint(0, width - cut)
+        top = rng.randint(0, height - cut)
         crop = image[top : top + cut, left : left + cut]
         words = page.words.within(left, top, cut, cut, page.marks)
         if len(words.texts) - words.cut.sum() < style.min_words:
             yield NoPicture(f"{suffix}-c{number:02d}", Reason.TOO_FEW_WORDS)
             continue
-        box = {"box": (left, top, left + cut, top + cut)}
-        yield Picture(f"{suffix}-c{number:02d}", _reduced(crop, size, style), about | box | words.fields(size / cut))
+        seen: InfoFields = {**about, **words.fields(size / cut), "box": (left, top, left + cut, top + cut)}
+        yield Picture(f"{suffix}-c{number:02d}", _reduced(crop, size, style), seen)
 
 
 def _on_white(image: np.ndarray, fit: tuple[int, int] | None) -> np.ndarray:

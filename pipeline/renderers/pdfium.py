@@ -8,7 +8,7 @@ import re
 from collections.abc import Iterator
 from contextlib import contextmanager
 from functools import partial
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import numpy as np
 import pypdfium2
@@ -51,7 +51,7 @@ class _Text(NamedTuple):
     colour, whether its letters stand upright in the page's space, and whether they are a shape to see through."""
 
     rank: int
-    handle: Any
+    handle: raw.FPDF_PAGEOBJECT | None
     pale: bool
     upright: bool
     clips: bool
@@ -117,12 +117,12 @@ def _marks(
     for one in texts:
         if one.clips:
             [(x0, y0, x1, y1)] = _shown(page, np.array([_bounds(one.handle)]), image).clip(0).astype(int).tolist()
-            place = slice(y0, y1 + 1), slice(x0, x1 + 1)
-            marked[place] |= differ(image[place], ground)
+            area = slice(y0, y1 + 1), slice(x0, x1 + 1)
+            marked[area] |= differ(image[area], ground)
     return Marks(marked)
 
 
-def _bounds(handle: Any) -> Box:
+def _bounds(handle: raw.FPDF_PAGEOBJECT) -> Box:
     left, bottom, right, top = (ctypes.c_float() for _ in range(4))
     raw.FPDFPageObj_GetBounds(handle, left, bottom, right, top)
     return left.value, bottom.value, right.value, top.value
@@ -133,7 +133,7 @@ def _draw(page: pypdfium2.PdfPage, scale: float) -> np.ndarray:
     return in_one_plane(np.ascontiguousarray(bitmap.to_numpy()[..., :3]))
 
 
-def _draw_without(page: pypdfium2.PdfPage, left_out: list[Any], scale: float) -> np.ndarray:
+def _draw_without(page: pypdfium2.PdfPage, left_out: list[raw.FPDF_PAGEOBJECT], scale: float) -> np.ndarray:
     """Draw a page without some of its objects."""
     for handle in left_out:
         raw.FPDFPageObj_SetIsActive(handle, False)
@@ -191,7 +191,7 @@ def _texts(page: pypdfium2.PdfPage, ground: tuple[int, int, int]) -> dict[int, _
     return texts
 
 
-def _take_replacements(page: pypdfium2.PdfPage, handles: list[Any]) -> None:
+def _take_replacements(page: pypdfium2.PdfPage, handles: list[raw.FPDF_PAGEOBJECT]) -> None:
     """Remove from texts the replacements that a file gives (/ActualText) where their letters say what they are."""
     marks = [(handle, mark, value) for handle in handles for mark, value in _replacements(handle)]
     for handle, mark, _ in marks:
@@ -210,7 +210,9 @@ def _is_unknown(text: pypdfium2.PdfTextPage, index: int) -> bool:
     return raw.FPDFText_HasUnicodeMapError(text, index) == 1 or letters(_letter(text, index)) == UNKNOWN
 
 
-def _replacements(handle: Any) -> Iterator[tuple[Any, Any]]:
+def _replacements(
+    handle: raw.FPDF_PAGEOBJECT,
+) -> Iterator[tuple[raw.FPDF_PAGEOBJECTMARK, ctypes.Array[ctypes.c_ubyte]]]:
     """Yield the marks of a text object that replace its text, and the replacement as a PDF writes it."""
     for number in range(raw.FPDFPageObj_CountMarks(handle)):
         mark = raw.FPDFPageObj_GetMark(handle, number)
@@ -224,18 +226,18 @@ def _replacements(handle: Any) -> Iterator[tuple[Any, Any]]:
             yield mark, (ctypes.c_ubyte * len(value)).from_buffer_copy(value)
 
 
-def _address(handle: Any) -> int:
+def _address(handle: raw.FPDF_PAGEOBJECT) -> int:
     return ctypes.cast(handle, ctypes.c_void_p).value or 0
 
 
-def _colour(handle: Any, outline: bool) -> tuple[int, int, int]:
+def _colour(handle: raw.FPDF_PAGEOBJECT, outline: bool) -> tuple[int, int, int]:
     """Return the colour of a text object, or of its outline."""
     red, green, blue, alpha = (ctypes.c_uint() for _ in range(4))
     (raw.FPDFPageObj_GetStrokeColor if outline else raw.FPDFPageObj_GetFillColor)(handle, red, green, blue, alpha)
     return red.value, green.value, blue.value
 
 
-def _is_upright(handle: Any) -> bool:
+def _is_upright(handle: raw.FPDF_PAGEOBJECT) -> bool:
     matrix = raw.FS_MATRIX()
     raw.FPDFPageObj_GetMatrix(handle, matrix)
     return bool(matrix.a > abs(matrix.b))

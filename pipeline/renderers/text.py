@@ -90,7 +90,7 @@ def render_text(
     for number, drawing in zip(range(style.max_images), pages):
         image, words = _drawn(drawing, sheet, size / canvas, known)
         suffix = f"-{number}" if style.max_images > 1 else ""
-        yield Picture(suffix, image, {"box": (0, 0, canvas, canvas)} | words.fields(1.0))
+        yield Picture(suffix, image, {**words.fields(1.0), "box": (0, 0, canvas, canvas)})
     if number < 0:
         yield NoPicture("", Reason.DOES_NOT_FIT, text.split()[0][:80])
 

@@ -11,11 +11,11 @@ from collections import defaultdict
 from collections.abc import Callable, Iterable, Sequence
 from functools import lru_cache
 from itertools import accumulate, pairwise
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import numpy as np
 
-from data_specs.records import Box, Reason
+from data_specs.records import Box, InfoFields, Reason
 from data_specs.sections import PageStyle
 from pipeline.renderers import UnreadableError
 from pipeline.renderers.marks import Marks, around_each, share
@@ -141,7 +141,7 @@ class Words(NamedTuple):
         texts = [self.texts[n] for n in chosen]
         return Words(texts, self.boxes[chosen].reshape(-1, 4), self.cut[chosen], self.across[chosen], self.trusted)
 
-    def fields(self, scale: float) -> dict[str, Any]:
+    def fields(self, scale: float) -> InfoFields:
         """Return the fields of a SampleInfo, in pixels times `scale`."""
         whole = [text for text, cut in zip(self.texts, self.cut) if not cut]
         boxes = (tuple(box) for box in (self.boxes * scale).round(1).tolist())

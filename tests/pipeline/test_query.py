@@ -13,6 +13,7 @@ from typer.testing import CliRunner
 
 from data_specs import open_shards, table
 from data_specs.manifest import read_manifest
+from data_specs.records import SampleInfo
 from data_specs.verify import clean_litter, verify_set
 from infra.cli import app
 from infra.look import contact_sheet
@@ -42,7 +43,8 @@ def test_a_row_a_sample_that_says_what_the_sample_says(made: Path) -> None:
     assert [row["key"] for row in everything] == [item["__key__"] for item in items]
     for row, item in zip(everything, items, strict=True):
         assert (row["document"], row["text"], row["cls"]) == (item["json"]["id"], item["json"]["text"], item["cls"])
-        known = table.row_of(item["json"]).items() - {("ink", 0.0), ("script", ""), ("hash", 0)}
+        row_of_json = table.row_of(SampleInfo.parse(json.dumps(item["json"]), "its json"))
+        known = row_of_json.items() - {("ink", 0.0), ("script", ""), ("hash", 0)}
         assert known <= row.items(), "the child's row is not what the json says"
         assert row["licence"] == "CC-BY-4.0" and row["script"] == "LATIN"
         assert 0 < row["ink"] < 1 and row["num_words"] == 2

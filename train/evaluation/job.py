@@ -61,7 +61,7 @@ def _run(
     units = [RangeUnit(unit=i, first=first, count=min(step, total - first)) for i, first in enumerate(firsts)]
     progress = Progress(task, total, "images")
     for done in run_units(units, len(units), setup, workers._replace(max_failures=1), progress) if units else ():
-        if not done.failure:
+        if done.result is not None:
             assert isinstance(done.unit, RangeUnit)
             yield done.unit, done.result
 

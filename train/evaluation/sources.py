@@ -239,7 +239,7 @@ class ShardImages(ImageSet):
         item = self.items[index]
         drawn = item["json"]
         words = zip(drawn.get("words", ()), drawn.get("boxes", ()), drawn.get("clipped", ()))
-        whole = [(word, tuple(box)) for word, box, clipped in words if not clipped]
+        whole = [(word, (x0, y0, x1, y1)) for word, (x0, y0, x1, y1), clipped in words if not clipped]
         text = drawn.get("text", "")
         return Picture(item["__key__"], item["image"], text, tuple(w for w, _ in whole), tuple(box for _, box in whole))
 

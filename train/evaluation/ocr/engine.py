@@ -81,7 +81,8 @@ class IsolatedEngine(OcrEngine):
     def __init__(self, path: str = "", device: str = "cpu", num_workers: int | None = None) -> None:
         # a child dies with the thread that started it, so the threads live as long as the engine
         self.children = [
-            (ThreadPoolExecutor(1), Child(self.function, self.limits)) for _ in range(num_workers or num_cores())
+            (ThreadPoolExecutor(1), Child[Reading](self.function, self.limits))
+            for _ in range(num_workers or num_cores())
         ]
 
     def read(self, images: Sequence[np.ndarray]) -> list[Reading]:
@@ -147,7 +148,7 @@ def reading_of_tsv(table: str, factor: int) -> Reading:
     return Reading("\n".join(" ".join(line) for line in lines.values()), tuple(words))
 
 
-def _reading(answer: Answer) -> Reading:
+def _reading(answer: Answer[Reading]) -> Reading:
     """Return a child's answer as a reading; where it failed, the failure is the answer's detail.
 
     The reason alone is not enough: the list of reasons is meant for documents.
