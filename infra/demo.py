@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-from typing import Any
 
 import infra.stages  # noqa: F401
 from data_specs import open_shards, storage
@@ -47,9 +46,9 @@ def _has_validation(root: str) -> bool:
 def demo_overrides(preset: str, pdfs: str | None, text: str | None) -> list[str]:
     """Return overrides that put the user's PDFs and passages in place of the typeset and docstring sources."""
     own = {"pdf": pdfs, "text": text}
-    sources = list[dict[str, Any]]()
+    sources = list[dict[str, object]]()
     for source in load_spec(preset).render.sources:
         uri = own.get(source.document_kind) if source.synthetic else None
-        mine = {"kind": source.document_kind, "uri": uri and storage.absolute(uri, is_source=True)}
+        mine: dict[str, object] = {"kind": source.document_kind, "uri": uri and storage.absolute(uri, is_source=True)}
         sources.append(mine if uri else source.model_dump(mode="json"))
     return [f"render.sources={json.dumps(sources)}"] if pdfs or text else []

@@ -9,9 +9,9 @@ from __future__ import annotations
 import json
 import re
 import shutil
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 from data_specs import storage
 from data_specs.digest import file_digest
@@ -59,11 +59,14 @@ RELEASES = (
 
 
 # ---- addresses -----------------------------------------------------------------------------------------------------
+Origin = dict[str, str | int]  # where a file came from: address, commit, name, size, digest
+
+
 class Fetched(NamedTuple):
     """A local file or folder, and what is known of where it came from."""
 
     path: Path
-    origin: dict[str, str]
+    origin: Origin
 
 
 def fetch(address: str, wanted: Sequence[str] = ()) -> Fetched:
@@ -216,13 +219,13 @@ def pretrained(name: str, size: str | None, root: str, source: str = RELEASED) -
     return lines + _recorded(root, origins)
 
 
-def _recorded(root: str, origins: dict[str, dict[str, Any]]) -> list[str]:
+def _recorded(root: str, origins: Mapping[str, Origin]) -> list[str]:
     """Write where the halves came from and, where both are there, draw with them."""
     storage.write_text(storage.join(root, "pretrained.json"), json.dumps(origins, indent=1, sort_keys=True) + "\n")
     return [draw_first(root)] if len(origins) == 2 else []
 
 
-def _origin(fetched: Fetched, path: Path) -> dict[str, Any]:
+def _origin(fetched: Fetched, path: Path) -> Origin:
     commit = {"commit": found} if "commit" not in fetched.origin and (found := downloaded_commit(path)) else {}
     return {**fetched.origin, **commit, "file": path.name, "bytes": path.stat().st_size, "sha256": file_digest(path)}
 
@@ -233,9 +236,9 @@ def downloaded_commit(path: Path) -> str | None:
     It is noted below the --local-dir, or is the name of a folder of the hub's cache.
     """
     for folder in path.absolute().parents:
-        note = folder / ".cache/huggingface/download" / f"{path.absolute().relative_to(folder)}.metadata"
-        if note.is_file():
-            return note.read_text("utf-8").partition("\n")[0]
+        metadata = folder / ".cache/huggingface/download" / f"{path.absolute().relative_to(folder)}.metadata"
+        if metadata.is_file():
+            return metadata.read_text("utf-8").partition("\n")[0]
         if folder.parent.name == "snapshots" and re.fullmatch("[0-9a-f]{40}", folder.name):
             return folder.name
     return None

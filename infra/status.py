@@ -5,7 +5,7 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from functools import partial
-from typing import Any, ClassVar, TypeVar
+from typing import ClassVar, TypeVar
 
 from pydantic import Field
 
@@ -119,13 +119,13 @@ def status_lines(root: str) -> Iterator[str]:
         yield from map(printable, [entry] if isinstance(entry, str) else entry.lines())
 
 
-def status_of(root: str) -> dict[str, list[Any]]:
+def status_of(root: str) -> dict[str, list[object]]:
     """Return the status of a root for programs, as `dnd status --json` prints it.
 
     Returns:
         A dict of the lists `sets`, `trainings`, `writers` and `faults`.
     """
-    found: dict[str, list[Any]] = {"sets": [], "trainings": [], "writers": [], "faults": []}
+    found: dict[str, list[object]] = {"sets": [], "trainings": [], "writers": [], "faults": []}
     for entry in entries(root):
         if isinstance(entry, str):
             found["faults"].append(entry)
@@ -251,13 +251,13 @@ def _running(job: JobState) -> Iterator[str]:
         yield f"    unit {unit}: for {seconds} s on {host}"
 
 
-def _read(kind: type[_AnyRecord], uri: str, faults: list[str]) -> _AnyRecord | None:
+def _read(record: type[_AnyRecord], uri: str, faults: list[str]) -> _AnyRecord | None:
     """Read a record; return None where it is missing or damaged.
 
     The account is then made from what is whole.
     """
     try:
-        return kind.parse(storage.read_bytes(uri), uri)
+        return record.parse(storage.read_bytes(uri), uri)
     except FileNotFoundError:
         return None
     except ValueError as error:

@@ -31,7 +31,7 @@ from infra.commands.options import (
 from pipeline.stages import Option, Stage, UnitStage, registered
 from pipeline.workers import MAX_FAILURES, Share, ShareDone, Workers, kept
 
-Declared = dict[str, tuple[Any, Any]]  # name of a parameter -> (what typer makes of it, its default)
+Declared = dict[str, tuple[object, object]]  # name of a parameter -> (what typer makes of it, its default)
 FOR_ALL: Declared = {"root": (RootOpt, inspect.Parameter.empty), "spec": (SpecArg, None), "set_": (SetOpt, None)}
 FOR_READERS: Declared = {"from_": (FromOpt, None)}
 FOR_TRAININGS: Declared = {"ranks": (RanksOpt, None)}
@@ -84,11 +84,11 @@ def command_of(stage: Stage) -> Callable[..., None]:
             say(f"{stage.name}: {done}")
 
     parameters = [
-        inspect.Parameter(name, inspect.Parameter.KEYWORD_ONLY, default=default, annotation=kind)
-        for name, (kind, default) in declared.items()
+        inspect.Parameter(name, inspect.Parameter.KEYWORD_ONLY, default=default, annotation=annotation)
+        for name, (annotation, default) in declared.items()
     ]
     command.__signature__ = inspect.Signature(parameters)  # type: ignore[attr-defined]
-    command.__annotations__ = {name: kind for name, (kind, _) in declared.items()}
+    command.__annotations__ = {name: annotation for name, (annotation, _) in declared.items()}
     return command
 
 
@@ -124,7 +124,7 @@ def take_over(stage: Stage, spec: Spec, root: str, old: str) -> None:
         say(line)
 
 
-def _annotated(option: Option) -> Any:
-    kind = option.type if option.default is not None else option.type | None
+def _annotated(option: Option) -> object:
+    annotation = option.type if option.default is not None else option.type | None
     least = 1 if option.type is int else None
-    return Annotated[kind, typer.Option(f"--{option.name}", help=option.help, min=least)]
+    return Annotated[annotation, typer.Option(f"--{option.name}", help=option.help, min=least)]

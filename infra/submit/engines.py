@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import shlex
 import subprocess
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any, NamedTuple
 
 import yaml
@@ -128,5 +128,5 @@ def _kubernetes(job: Job) -> Request:
     return Request(text, lambda: kubernetes.send(wanted, text))
 
 
-def _yaml(tree: dict[str, Any]) -> str:
+def _yaml(tree: Mapping[str, object]) -> str:
     return yaml.safe_dump(json.loads(json.dumps(tree)), sort_keys=False, width=120)  # a copy without shared parts

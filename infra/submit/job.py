@@ -9,12 +9,13 @@ import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any, Literal, NamedTuple
+from typing import Literal, NamedTuple
 
 import infra.stages  # noqa: F401 (the registry is filled)
 from data_specs import storage
 from data_specs.code_version import MAX_PATCH_BYTES, REPOSITORY, Code, this_code
 from data_specs.spec import Spec
+from infra.submit.overlay import Overlay
 from pipeline.stages import Stage, UnitStage, find, registered
 
 Engine = Literal["local", "ray", "slurm", "kubernetes"]
@@ -41,7 +42,7 @@ class Job(NamedTuple):
     image: str | None = None
     ray_address: str | None = None
     options: tuple[str, ...] = ()
-    overlay: dict[str, Any] = {}  # noqa: RUF012
+    overlay: Overlay = {}  # noqa: RUF012
     autoscale: bool = True
 
     @property

@@ -9,18 +9,16 @@ import os
 import re
 import shlex
 from pathlib import Path
-from typing import Any
 
 import yaml
 
 from infra.submit.job import Job, command, run_tool, training_arguments, variables
-from infra.submit.overlay import laid_over
+from infra.submit.overlay import Manifest, laid_over
 
 MANIFESTS = Path(__file__).resolve().parents[1] / "kubernetes"
 RESOURCES = {"RayJob": "rayjobs.ray.io", "JobSet": "jobsets.jobset.x-k8s.io"}
 ENDED = ("Complete", "Failed", "ValidationFailed", "Completed")  # RayJob's jobDeploymentStatus, JobSet's terminalState
 DELETE_SECONDS = 300
-Manifest = dict[str, Any]
 
 
 def manifest(job: Job) -> Manifest:
@@ -36,14 +34,14 @@ def manifest(job: Job) -> Manifest:
 
 def image_of(job: Job) -> str:
     """Return --image, or that of the registry that DND_REGISTRY names."""
-    kind = "cuda" if job.gpus else "cpu"
+    variant = "cuda" if job.gpus else "cpu"
     registry = os.environ.get("DND_REGISTRY")
     if not job.image and not registry:
         raise ValueError(
-            f"--on kubernetes: give --image, what `make image-{kind}` built and you pushed, best by its digest "
+            f"--on kubernetes: give --image, what `make image-{variant}` built and you pushed, best by its digest "
             "(REGISTRY/dnd-transformer@sha256:…), or set DND_REGISTRY"
         )
-    return job.image or f"{registry}/dnd-transformer:{kind}"
+    return job.image or f"{registry}/dnd-transformer:{variant}"
 
 
 def _name(job: Job) -> str:

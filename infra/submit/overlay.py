@@ -7,18 +7,19 @@ merged by it. An example: infra/kubernetes/overlay.example.yaml.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
 import yaml
 
-Tree = dict[str, Any]
+Manifest = dict[str, Any]  # a Kubernetes object, which the API server checks
+Overlay = Mapping[str, dict[str, object]]
 KEYS = ("metadata", "spec", "pod", "container")
 NAMES = ("name", "groupName")
 
 
-def read_overlay(path: str) -> Tree:
+def read_overlay(path: str) -> Overlay:
     """Return the overlay in a file.
 
     Raises:
@@ -30,24 +31,24 @@ def read_overlay(path: str) -> Tree:
         raise ValueError(f"--patch {path}: cannot be read ({' '.join(str(error).split())}): give a YAML file") from None
     if not isinstance(tree, dict):
         raise ValueError(f"--patch {path}: holds no mapping: give {', '.join(KEYS)}")
-    for key, part in tree.items():
-        if key not in KEYS or not isinstance(part, dict):
+    for key, value in tree.items():
+        if key not in KEYS or not isinstance(value, dict):
             raise ValueError(f"--patch {path}: {key}: give {', '.join(KEYS)}, each with a mapping")
     return tree
 
 
-def laid_over(manifest: Tree, overlay: Tree) -> Tree:
+def laid_over(manifest: Manifest, overlay: Overlay) -> Manifest:
     """Return the manifest with the overlay's keys."""
-    made = merged(manifest, {key: overlay[key] for key in ("metadata", "spec") if key in overlay})
+    made = _merged_mappings(manifest, {key: overlay[key] for key in ("metadata", "spec") if key in overlay})
     for pod in list(pod_specs(made)):
-        patched = merged(pod, overlay.get("pod", {}))
+        patched = _merged_mappings(pod, overlay.get("pod", {}))
         pod.clear()
         pod.update(patched)
         pod["containers"] = [merged(container, overlay.get("container", {})) for container in patched["containers"]]
     return made
 
 
-def pod_specs(tree: object) -> Iterator[Tree]:
+def pod_specs(tree: object) -> Iterator[Manifest]:
     """Yield every pod's spec in a manifest: what has containers."""
     if isinstance(tree, list):
         for member in tree:
@@ -59,23 +60,26 @@ def pod_specs(tree: object) -> Iterator[Tree]:
             yield from pod_specs(member)
 
 
-def merged(below: object, above: object) -> Any:
+def merged(below: object, above: object) -> object:
     """Return `below` with `above` laid over it."""
     if isinstance(above, dict):
-        below = below if isinstance(below, dict) else {}
-        both = below | {key: merged(below.get(key), value) for key, value in above.items()}
-        return {key: value for key, value in both.items() if value is not None}
+        return _merged_mappings(below if isinstance(below, dict) else {}, above)
     if isinstance(below, list) and isinstance(above, list):
         return _merged_lists(below, above)
     return above
 
 
-def _merged_lists(below: list[Any], above: list[Any]) -> list[Any]:
-    places = {name: index for index, member in enumerate(below) if (name := _name(member))}
+def _merged_mappings(below: Manifest, above: Mapping[str, object]) -> Manifest:
+    both = below | {key: merged(below.get(key), value) for key, value in above.items()}
+    return {key: value for key, value in both.items() if value is not None}
+
+
+def _merged_lists(below: list[object], above: list[object]) -> list[object]:
+    indices = {name: index for index, member in enumerate(below) if (name := _name(member))}
     made = list(below)
     for member in above:
         name = _name(member)
-        index = places.get(name) if name else None
+        index = indices.get(name) if name else None
         if index is None:
             made.append(member)
         else:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from itertools import islice
-from typing import Any
 
 import gradio as gr
 import numpy as np
@@ -18,8 +17,11 @@ from infra.view.page import html_block, reporting_mistakes
 from infra.view.sets import macro, shown
 from tokenize_jobs.views import make_views
 
-PAGE, ROWS, REJECTS = 24, 8, 200  # samples of a page, of neighbours, and rejects that are listed
-ALL, LISTED = "all", 64  # shards together; of sets of more shards the first is shown at first
+PAGE = 24  # samples on a page
+ROWS = 8  # samples on a page of neighbours
+REJECTS = 200  # that are listed
+ALL = "all"  # shards together
+LISTED = 64  # of a set of more shards the first is shown at first
 EVERY = 5.0  # seconds between two looks at a running training
 
 
@@ -35,7 +37,8 @@ def samples(root: str, spec: Spec, names: list[str]) -> None:
     count = gr.Markdown()
     found = html_block()
     with gr.Row():
-        before, after = gr.Button("Previous"), gr.Button("Next")
+        before = gr.Button("Previous")
+        after = gr.Button("Next")
     sample = html_block("<p>Choose a sample.</p>")
     depth = gr.Slider(1, spec.codes.depth, value=spec.codes.depth, step=1, label="Decoded from the first … codes")
     view = gr.Number(value=0, precision=0, minimum=0, label="View", visible=spec.tokenize.views == "ten_crop")
@@ -44,7 +47,7 @@ def samples(root: str, spec: Spec, names: list[str]) -> None:
     query = [name, unit, where, number]
 
     @reporting_mistakes
-    def shards_of(name: str) -> tuple[Any, int]:
+    def shards_of(name: str) -> tuple[gr.Dropdown, int]:
         units = [str(unit) for unit in sets.shard_numbers(sets.open_now(root, name))]
         return gr.Dropdown([ALL, *units], value=units[0] if len(units) > LISTED else ALL), 1
 
@@ -112,7 +115,7 @@ def left_out(root: str, names: list[str]) -> None:
     sheet = html_block()
 
     @reporting_mistakes
-    def count_reasons(name: str) -> tuple[str, Any, str]:
+    def count_reasons(name: str) -> tuple[str, gr.Dropdown, str]:
         rows = sets.reasons(root, name)
         rejected = [reason for kind, reason, _ in rows if kind == "rejected"]
         table = macro("table", ["", "reason", "count"], rows) if rows else "<p>Nothing was left out of this set.</p>"

@@ -14,7 +14,8 @@ from data_specs.table import column
 from pipeline.filters import perceptual_hash
 from tokenize_jobs.views import center_view
 
-CANDIDATES, SIDE = 128, 32  # images that are compared by pixels; side of what is compared
+CANDIDATES = 128  # images that are compared by pixels
+SIDE = 32  # pixels, of what is compared
 
 
 class Nearest(NamedTuple):

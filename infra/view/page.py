@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from functools import wraps
 from pathlib import Path
-from typing import Any
+from typing import ParamSpec, TypeVar
 
 import gradio as gr
 
@@ -14,6 +14,8 @@ from data_specs.text import printable
 
 FOLDER = Path(__file__).parent
 JS = (FOLDER / "page.js").read_text()
+Parameters = ParamSpec("Parameters")
+Result = TypeVar("Result")
 
 
 def page(root: str) -> gr.Blocks:
@@ -45,13 +47,13 @@ def page(root: str) -> gr.Blocks:
     return blocks
 
 
-def reporting_mistakes(function: Callable[..., Any]) -> Callable[..., Any]:
+def reporting_mistakes(function: Callable[Parameters, Result]) -> Callable[Parameters, Result]:
     """Wrap a handler so that a user's mistake becomes a note on the page, not a traceback."""
 
     @wraps(function)
-    def call(*values: Any) -> Any:
+    def call(*args: Parameters.args, **kwargs: Parameters.kwargs) -> Result:
         try:
-            return function(*values)
+            return function(*args, **kwargs)
         except (ValueError, OSError) as error:
             raise gr.Error(printable(str(error)), duration=15, print_exception=False) from None
 

@@ -5,15 +5,16 @@ from __future__ import annotations
 import os
 import secrets
 import socket
-from collections.abc import Awaitable, Callable, MutableMapping
+from collections.abc import Mapping
 from ipaddress import ip_address
-from typing import Any
+from typing import TYPE_CHECKING
 from urllib.parse import urlsplit
 
 from data_specs.text import say
 
-Scope = MutableMapping[str, Any]
-App = Callable[[Scope, Callable[..., Any], Callable[..., Any]], Awaitable[None]]
+if TYPE_CHECKING:
+    from starlette.types import ASGIApp, Message, Receive, Scope, Send
+
 COOKIE = "dnd-view"
 NOTHING_FROM_ELSEWHERE = "default-src 'self' 'unsafe-inline' 'unsafe-eval' data: blob:; frame-ancestors 'self'"
 
@@ -75,7 +76,7 @@ def is_local(host: str) -> bool:
         return False
 
 
-def guarded(app: App, token: str | None) -> App:
+def guarded(app: ASGIApp, token: str | None) -> ASGIApp:
     """Return an application that answers only those who may ask.
 
     Without a token only requests to this machine under its own names are answered, so that no page of another site
@@ -84,7 +85,7 @@ def guarded(app: App, token: str | None) -> App:
     from starlette.requests import HTTPConnection
     from starlette.responses import PlainTextResponse, RedirectResponse
 
-    async def call(scope: Scope, receive: Callable[..., Any], send: Callable[..., Any]) -> None:
+    async def call(scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] == "lifespan":
             return await app(scope, receive, send)
         asked = HTTPConnection(scope)
@@ -99,7 +100,7 @@ def guarded(app: App, token: str | None) -> App:
     return call
 
 
-def refused(headers: Any, cookies: dict[str, str], token: str | None) -> str:
+def refused(headers: Mapping[str, str], cookies: Mapping[str, str], token: str | None) -> str:
     """Return why a request is not answered; "" where it is."""
     host = headers.get("host", "")
     origin = headers.get("origin")
@@ -112,10 +113,10 @@ def refused(headers: Any, cookies: dict[str, str], token: str | None) -> str:
     return ""
 
 
-def _with_policy(send: Callable[..., Any]) -> Callable[..., Any]:
+def _with_policy(send: Send) -> Send:
     """Answers that tell the browser to load nothing from elsewhere."""
 
-    async def sending(message: Scope) -> None:
+    async def sending(message: Message) -> None:
         if message["type"] == "http.response.start":
             policy = (b"content-security-policy", NOTHING_FROM_ELSEWHERE.encode())
             message = {**message, "headers": [*message["headers"], policy]}

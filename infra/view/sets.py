@@ -6,7 +6,7 @@ import json
 from collections.abc import Iterator, Sequence
 from functools import cache
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING
 
 import numpy as np
 from PIL import Image
@@ -27,6 +27,9 @@ from infra.look import with_boxes
 from infra.report.report import data_uri, template
 from pipeline.png import encode_photo
 from pipeline.stages import find
+
+if TYPE_CHECKING:
+    from jinja2.environment import TemplateModule
 
 SEARCHED = 64  # shards of codes that are looked through for a key
 ABOUT = ("id", "licence", "source", "title", "authors", "url", "page", "box", "engine")
@@ -94,9 +97,9 @@ def codes_of(root: str, name: str, key: str, unit: int) -> np.ndarray | None:
         key: its key.
         unit: the unit of its shard, where its codes are looked for first.
     """
-    kind, _, rest = name.partition("/")
+    folder, _, rest = name.partition("/")
     of = {"images": f"codes/{rest}", "reconstructions": f"codes/{rest.partition('/')[0]}"}
-    codes = of.get(kind, f"{name.removesuffix('/images')}/codes")
+    codes = of.get(folder, f"{name.removesuffix('/images')}/codes")
     if not storage.exists(storage.join(root, codes, "plan.jsonl")):
         return None
     items = open_now(root, codes)
@@ -116,13 +119,13 @@ def class_names(root: str) -> list[tuple[str, int]]:
 
 
 # ---- as HTML ---------------------------------------------------------------------------------------------------------
-def macro(name: str, *values: Any) -> str:
+def macro(name: str, *values: object) -> str:
     """Render a macro of parts.html with these values: whatever documents wrote into them is escaped."""
     return str(getattr(_parts(), name)(*values))
 
 
 @cache
-def _parts() -> Any:
+def _parts() -> TemplateModule:
     return template(Path(__file__).parent / "parts.html").module
 
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from functools import lru_cache
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import numpy as np
 import torch
@@ -141,20 +141,38 @@ def given_codes(base: Base, hole: Hole | None, depths: int) -> np.ndarray:
     return codes
 
 
-def draw(model: Generator, spec: Spec, cls: int, number: int, given: np.ndarray | None, **options: Any) -> Drawn:
-    """Draw pictures of a class, around what is given.
+def draw(
+    model: Generator,
+    spec: Spec,
+    cls: int,
+    number: int,
+    given: np.ndarray | None,
+    *,
+    temperature: float,
+    guidance: float,
+    seed: int,
+) -> Drawn:
+    """Draw pictures of a class, around what is given; what is no argument here is as the spec says.
 
     Args:
         given: codes [h, w, d], FREE where they are to be drawn; None draws all.
-        options: temperature, guidance and seed; all else is the spec's.
 
     Raises:
         ValueError: the model has no such class, or cannot do what is asked for.
     """
     fixed = None if given is None else repeat(torch.from_numpy(given), "h w d -> b (h w) d", b=number)
-    others = ("guidance_schedule", "guidance_interval", "top_k", "top_p")
-    options |= {name: getattr(spec.sample, name) for name in others}
-    codes = sample_codes(model.transformer, [cls] * number, given=fixed, **options)
+    codes = sample_codes(
+        model.transformer,
+        [cls] * number,
+        guidance=guidance,
+        temperature=temperature,
+        top_k=spec.sample.top_k,
+        top_p=spec.sample.top_p,
+        seed=seed,
+        guidance_schedule=spec.sample.guidance_schedule,
+        guidance_interval=spec.sample.guidance_interval,
+        given=fixed,
+    )
     assert isinstance(codes, torch.Tensor)
     drawn = rearrange(codes, "b (h w) d -> b h w d", h=spec.codes.grid[0]).cpu().numpy()
     return drawn, decode_codes(model.tokenizer, drawn)

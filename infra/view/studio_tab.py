@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from typing import Any
+from typing import TypedDict
 
 import gradio as gr
 import numpy as np
+from gradio.components import Component
 from gradio.events import Dependency
 
 from data_specs.spec import Spec
@@ -17,8 +18,18 @@ from train.generate import Generator
 
 DRAWN = 16  # pictures at most
 NOTHING = "<p>Nothing is given yet: choose a picture that was drawn, take a sample, or write a line.</p>"
-EXCLUSIVE: dict[str, Any] = {"concurrency_id": "model", "concurrency_limit": 1}  # one at a time holds the model
-Shown = tuple[Any, str]  # what is kept for the next step, and what the page shows
+Given = tuple[studio.Base, str]  # what the next drawing starts from, and what the page shows of it
+Drawn = tuple[np.ndarray, str]  # codes of pictures, and what the page shows of them
+
+
+class Concurrency(TypedDict):
+    """How many handlers of an event run at once."""
+
+    concurrency_id: str
+    concurrency_limit: int
+
+
+EXCLUSIVE: Concurrency = {"concurrency_id": "model", "concurrency_limit": 1}  # one at a time holds the model
 
 
 def studio_tab(root: str, spec: Spec) -> None:
@@ -33,7 +44,7 @@ def studio_tab(root: str, spec: Spec) -> None:
     codes = gr.State(None)
     base = gr.State(None)
     with controls:
-        hole = _base_controls(root, spec, codes, drawn, [base, given])
+        hole = _base_controls(root, spec, codes, drawn, base, given)
         about = "fewer: the model completes the deeper ones"
         depth = spec.shape.depth
         depths = gr.Slider(1, depth, value=depth, step=1, label="Codes kept of each position", info=about)
@@ -43,7 +54,7 @@ def studio_tab(root: str, spec: Spec) -> None:
     paint.click(from_base, [base, hole, depths, *options], [codes, drawn], **EXCLUSIVE)
 
 
-def _options(root: str, spec: Spec) -> list[Any]:
+def _options(root: str, spec: Spec) -> list[Component]:
     """Return the controls for class, number, temperature, guidance and seed."""
     assert spec.transformer is not None
     guided = spec.transformer.class_dropout > 0
@@ -51,33 +62,41 @@ def _options(root: str, spec: Spec) -> list[Any]:
     with gr.Row():
         cls = gr.Dropdown(classes, value=classes[0][1], label="Class", visible=len(classes) > 1)
         number = gr.Slider(1, DRAWN, value=4, step=1, label="Pictures")
-        warm = gr.Slider(0, 2, value=_first(spec.sample.temperature), step=0.05, label="Temperature", info="0: greedy")
+        temperature = gr.Slider(
+            0, 2, value=_first(spec.sample.temperature), step=0.05, label="Temperature", info="0: greedy"
+        )
         about = "1: none" if guided else "this model was trained without"
         guidance = gr.Slider(
             *(0, 10), value=_first(spec.sample.guidance), step=0.1, label="Guidance", info=about, interactive=guided
         )
         seed = gr.Number(value=spec.seed, precision=0, label="Seed")
-    return [cls, number, warm, guidance, seed]
+    return [cls, number, temperature, guidance, seed]
 
 
 def _first(value: float | Sequence[float]) -> float:
     return value if isinstance(value, float | int) else value[0]
 
 
-def _drawing(root: str, spec: Spec) -> tuple[Callable[..., Shown], Callable[..., Shown]]:
+def _drawing(root: str, spec: Spec) -> tuple[Callable[..., Drawn], Callable[..., Drawn]]:
     """Return what the buttons Draw and Paint do."""
 
-    def draw(fixed: np.ndarray | None, cls: int, number: int, warm: float, guidance: float, seed: int) -> Shown:
-        asked = {"temperature": float(warm), "guidance": float(guidance), "seed": int(seed)}
-        codes, pictures = studio.draw(_models(root, spec), spec, int(cls), int(number), fixed, **asked)
+    def draw(
+        fixed: np.ndarray | None, cls: float, number: float, temperature: float, guidance: float, seed: float
+    ) -> Drawn:
+        codes, pictures = studio.draw(
+            *(_models(root, spec), spec, int(cls), int(number), fixed),
+            temperature=float(temperature),
+            guidance=float(guidance),
+            seed=int(seed),
+        )
         return codes, macro("tiles", [shown(f"seed {seed}, {n}", one) for n, one in enumerate(pictures)], "")
 
     @reporting_mistakes
-    def from_nothing(*asked: Any) -> Shown:
+    def from_nothing(*asked: float) -> Drawn:
         return draw(None, *asked)
 
     @reporting_mistakes
-    def from_base(base: studio.Base | None, hole: str, depths: int, *asked: Any) -> Shown:
+    def from_base(base: studio.Base | None, hole: str, depths: float, *asked: float) -> Drawn:
         if base is None:
             raise ValueError("nothing is given: choose a picture that was drawn, take a sample, or write a line")
         return draw(studio.given_codes(base, studio.hole_of(hole, spec.shape.grid), int(depths)), *asked)
@@ -86,12 +105,14 @@ def _drawing(root: str, spec: Spec) -> tuple[Callable[..., Shown], Callable[...,
 
 
 # ---- what is given ---------------------------------------------------------------------------------------------------
-def _base_controls(root: str, spec: Spec, codes: gr.State, drawn: gr.HTML, outputs: list[Any]) -> gr.Textbox:
+def _base_controls(
+    root: str, spec: Spec, codes: gr.State, drawn: gr.HTML, base: gr.State, given: gr.HTML
+) -> gr.Textbox:
     """Make the controls that give a drawn picture, a sample or a line, and mark a hole in it, which is returned."""
-    base, given = outputs
+    outputs: list[Component] = [base, given]
 
     @reporting_mistakes
-    def choose(codes: np.ndarray, event: gr.EventData) -> Shown:
+    def choose(codes: np.ndarray, event: gr.EventData) -> Given:
         base = studio.sample_base(_models(root, spec), codes[event.index])
         return base, _shown_base(spec, base, "")
 
@@ -115,14 +136,14 @@ def _base_controls(root: str, spec: Spec, codes: gr.State, drawn: gr.HTML, outpu
     return hole
 
 
-def _sample_controls(root: str, spec: Spec, outputs: list[Any]) -> Dependency:
+def _sample_controls(root: str, spec: Spec, outputs: list[Component]) -> Dependency:
     with gr.Row():
         names = gr.Dropdown(sets.set_names(root, "codes"), label="Sample of", min_width=160)
         number = gr.Number(value=0, precision=0, minimum=0, label="Number", min_width=80)
         button = gr.Button("Take this sample", min_width=120)
 
     @reporting_mistakes
-    def take(name: str, index: int) -> Shown:
+    def take(name: str, index: int) -> Given:
         items = sets.open_now(root, name)
         if not 0 <= index < len(items):
             raise ValueError(f"{name} has the samples 0 to {len(items) - 1}")
@@ -132,13 +153,13 @@ def _sample_controls(root: str, spec: Spec, outputs: list[Any]) -> Dependency:
     return button.click(take, [names, number], outputs, **EXCLUSIVE)
 
 
-def _line_controls(root: str, spec: Spec, outputs: list[Any]) -> Dependency:
+def _line_controls(root: str, spec: Spec, outputs: list[Component]) -> Dependency:
     with gr.Row(visible=any(source.document_kind == "text" for source in spec.render.sources)):
         line = gr.Textbox(label="Line of text", info="the model goes on behind it", min_width=160)
         button = gr.Button("Write this line", min_width=120)
 
     @reporting_mistakes
-    def write(words: str) -> Shown:
+    def write(words: str) -> Given:
         base = studio.text_base(_models(root, spec), spec, words)
         return base, _shown_base(spec, base, "")
 
