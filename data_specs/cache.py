@@ -24,7 +24,7 @@ from filelock import FileLock
 from data_specs.scratch import private_folder
 
 IN_USE_SECONDS = 60.0  # a file whose path was handed out this recently stays
-STALE_SECONDS = 3600.0  # a part file this old belongs to a process that died
+STALE_SECONDS = 3600.0  # an unfinished file this old belongs to a process that died
 POLL_SECONDS = 0.2  # between looks for room
 WARN_SECONDS = 60.0  # between words about it
 UNFINISHED = "+part"  # ends the names of half-made files; no other name has a plus
@@ -116,15 +116,15 @@ def _touch(path: Path) -> bool:
 
 def _fill(path: Path, size: int | None, fill: Callable[[Path], None], at_once: bool) -> bool:
     """Fill a file; False where there is no room for it, unless it is needed at once."""
-    part = path.with_name(path.name + UNFINISHED)
-    if not _reserve(part, size or 0, at_once):
+    unfinished = path.with_name(path.name + UNFINISHED)
+    if not _reserve(unfinished, size or 0, at_once):
         return False
     try:
-        fill(part)
-        if size not in (None, part.stat().st_size):
-            raise OSError(f"{path.name}: got {part.stat().st_size} bytes of {size}")
+        fill(unfinished)
+        if size not in (None, unfinished.stat().st_size):
+            raise OSError(f"{path.name}: got {unfinished.stat().st_size} bytes of {size}")
         with _eviction():  # who counts meanwhile would find neither name
-            os.replace(part, path)
+            os.replace(unfinished, path)
         return True
     except OSError as error:
         if error.errno in (errno.ENOSPC, errno.EDQUOT):
@@ -132,15 +132,15 @@ def _fill(path: Path, size: int | None, fill: Callable[[Path], None], at_once: b
             raise OSError(error.errno, f"no space for the cache: {remedy}", str(path.parent)) from None
         raise
     finally:
-        part.unlink(missing_ok=True)
+        unfinished.unlink(missing_ok=True)
 
 
-def _reserve(part: Path, size: int, at_once: bool) -> bool:
+def _reserve(unfinished: Path, size: int, at_once: bool) -> bool:
     """Make room, and an empty file of the size, which counts for all processes from now on; False without room."""
     with _eviction():
         if _evict(size) > 0 and not at_once:
             return False
-        with part.open("wb") as file:
+        with unfinished.open("wb") as file:
             file.truncate(size)
     return True
 

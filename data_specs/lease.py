@@ -75,21 +75,21 @@ def acquire(folder: str, command: str, shared: bool = False) -> Lease:
     """
     while True:
         before = _holders(folder)
-        in_the_way = {n: by for n, by in before.items() if not (shared and by.command == command)}
-        for number, by in in_the_way.items():
-            if not _is_dead(folder, number, by):
-                raise _refusal(folder, by)
+        in_the_way = {n: holder for n, holder in before.items() if not (shared and holder.command == command)}
+        for number, holder in in_the_way.items():
+            if not _is_dead(folder, number, holder):
+                raise _refusal(folder, holder)
         mine = _this_process(command)
         number = max(before, default=0) + 1
         if storage.create(_uri(folder, number), mine.to_json()):
             break
         if not shared:
-            raise _refusal(folder, holder(folder))
-    others = {n: by for n, by in _holders(folder).items() if n != number and n not in before}
-    if any(not (shared and by.command == command) for by in others.values()):  # somebody came meanwhile
+            raise _refusal(folder, holder_of(folder))
+    others = {n: holder for n, holder in _holders(folder).items() if n != number and n not in before}
+    if any(not (shared and holder.command == command) for holder in others.values()):  # somebody came meanwhile
         storage.delete(_uri(folder, number))
-        raise _refusal(folder, holder(folder))
-    for dead in [*in_the_way, *(n for n, by in before.items() if n not in in_the_way and _ended_here(by))]:
+        raise _refusal(folder, holder_of(folder))
+    for dead in [*in_the_way, *(n for n, holder in before.items() if n not in in_the_way and _ended_here(holder))]:
         storage.delete(_uri(folder, dead))
     if not storage.decides_who_creates(storage.join(folder, "lease")):
         log.warning("%s: the storage refuses no second writer: of two jobs here at once the last receipt holds", folder)
@@ -106,15 +106,15 @@ def hold(folder: str, command: str, shared: bool = False) -> Iterator[Lease]:
         lease.release()
 
 
-def holder(folder: str) -> LeaseHolder | None:
+def holder_of(folder: str) -> LeaseHolder | None:
     """Return the holder of a folder's lease, dead or alive; None where there is none."""
     holders = _holders(folder)
     return holders[max(holders)] if holders else None
 
 
-def is_alive(by: LeaseHolder) -> bool:
+def is_alive(holder: LeaseHolder) -> bool:
     """Return whether a holder is alive, as far as its last heartbeat tells."""
-    return not _ended_here(by) and time.time() - by.beat < LAPSE
+    return not _ended_here(holder) and time.time() - holder.beat < LAPSE
 
 
 def _this_process(command: str) -> LeaseHolder:
@@ -131,13 +131,13 @@ def _pid_space() -> str:
         return ""
 
 
-def _refusal(folder: str, by: LeaseHolder | None) -> ValueError:
-    if by is None:
+def _refusal(folder: str, holder: LeaseHolder | None) -> ValueError:
+    if holder is None:
         return ValueError(f"{folder}: another process came first and has just ended: try again")
-    since = time.strftime("%Y-%m-%d %H:%M:%S", time.localtime(by.since))
+    since = time.strftime("%Y-%m-%d %H:%M:%S", time.localtime(holder.since))
     return ValueError(
-        f"{folder}: `{by.command}` writes here since {since} (host {by.host}, process {by.pid}): wait for it, end it, "
-        "or use another --root"
+        f"{folder}: `{holder.command}` writes here since {since} (host {holder.host}, process {holder.pid}): wait for "
+        "it, end it, or use another --root"
     )
 
 
@@ -156,19 +156,19 @@ def _is_dead(folder: str, number: int, found: LeaseHolder) -> bool:
     return True
 
 
-def _ended_here(by: LeaseHolder) -> bool:
+def _ended_here(holder: LeaseHolder) -> bool:
     """Whether a holder was a process of this machine that is no more."""
-    return _is_of_here(by) and not psutil.pid_exists(by.pid)
+    return _is_of_here(holder) and not psutil.pid_exists(holder.pid)
 
 
-def _is_of_here(by: LeaseHolder) -> bool:
-    return (by.host, by.pid_space) == (socket.gethostname(), _pid_space())
+def _is_of_here(holder: LeaseHolder) -> bool:
+    return (holder.host, holder.pid_space) == (socket.gethostname(), _pid_space())
 
 
 def _holders(folder: str) -> dict[int, LeaseHolder]:
     """Holders by number, also dead ones."""
     found = {number: _read(folder, number) for number in sorted(_numbers(folder))}
-    return {number: by for number, by in found.items() if by}
+    return {number: holder for number, holder in found.items() if holder}
 
 
 def _numbers(folder: str) -> list[int]:

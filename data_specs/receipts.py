@@ -19,10 +19,10 @@ from data_specs import storage, table
 from data_specs.digest import file_digest
 from data_specs.records import (
     Dropped,
+    Execution,
     Failure,
     InputRead,
     Outcome,
-    Ran,
     Reason,
     Receipt,
     RecordError,
@@ -65,7 +65,7 @@ def commit(set_uri: str, digest: str, unit: int, outcomes: Iterable[Outcome]) ->
     read = list[InputRead]()
     with scratch_folder() as folder:
         shard, rows = _write(_samples(outcomes, dropped, read), folder)
-        file = _place(folder, shard, rows, set_uri, unit)
+        file = _upload_shard(folder, shard, rows, set_uri, unit)
     ended = time.time()
     receipt = Receipt(
         digest=digest,
@@ -76,7 +76,7 @@ def commit(set_uri: str, digest: str, unit: int, outcomes: Iterable[Outcome]) ->
         rejected=tuple(Reject(**one._asdict()) for one in dropped if one.reason.kind == "rejected"),
         shard=file,
         read=tuple(read),
-        ran=Ran(host=socket.gethostname(), seconds=round(ended - started, 3), ended=round(ended, 3)),
+        ran=Execution(host=socket.gethostname(), seconds=round(ended - started, 3), ended=round(ended, 3)),
     )
     receipt = _create_or_adopt(storage.join(set_uri, receipt_name(unit)), receipt)
     storage.delete(storage.join(set_uri, failure_name(unit)))
@@ -96,7 +96,7 @@ def remake(set_uri: str, receipt: Receipt, gone: Callable[[Sample], bool]) -> Re
         with scratch_folder() as folder:
             shard, rows = _write((sample for sample in samples if not gone(sample)), folder)
             if shard.nsamples < receipt.written:
-                receipt = _remade(receipt, shard, _place(folder, shard, rows, set_uri, receipt.unit))
+                receipt = _remade(receipt, shard, _upload_shard(folder, shard, rows, set_uri, receipt.unit))
                 storage.write(storage.join(set_uri, receipt_name(receipt.unit)), receipt.to_json())
     for name in receipt.replaces:
         _delete_shard(set_uri, name)
@@ -149,7 +149,9 @@ def _write(samples: Iterable[Sample], folder: Path) -> tuple[WrittenShard, table
     return write_shard(rows.recorded(samples), folder / "shard.tar", folder / "shard.index.npy"), rows
 
 
-def _place(folder: Path, shard: WrittenShard, rows: table.TableRows, set_uri: str, unit: int) -> ShardFile | None:
+def _upload_shard(
+    folder: Path, shard: WrittenShard, rows: table.TableRows, set_uri: str, unit: int
+) -> ShardFile | None:
     """Upload the shard that `_write` left in a folder: tar, index and table; None where it has no sample."""
     if not shard.nsamples:
         return None
@@ -158,9 +160,9 @@ def _place(folder: Path, shard: WrittenShard, rows: table.TableRows, set_uri: st
     data = rows.to_parquet(unit, name, shard.offsets)
     (folder / "shard.parquet").write_bytes(data)
     table_sha256 = hashlib.sha256(data).hexdigest()
-    _upload(folder / "shard.tar", tar_uri, shard.sha256)
-    _upload(folder / "shard.index.npy", index_uri(tar_uri), shard.index_sha256)
-    _upload(folder / "shard.parquet", table.table_uri(tar_uri), table_sha256)
+    _upload_file(folder / "shard.tar", tar_uri, shard.sha256)
+    _upload_file(folder / "shard.index.npy", index_uri(tar_uri), shard.index_sha256)
+    _upload_file(folder / "shard.parquet", table.table_uri(tar_uri), table_sha256)
     return ShardFile(
         name=name,
         bytes=shard.filesize,
@@ -171,7 +173,7 @@ def _place(folder: Path, shard: WrittenShard, rows: table.TableRows, set_uri: st
     )
 
 
-def _upload(path: Path, uri: str, sha256: str) -> None:
+def _upload_file(path: Path, uri: str, sha256: str) -> None:
     """Upload a file; one there of other bytes is damaged, and is replaced."""
     if not storage.create(uri, path) and file_digest(uri) != sha256:
         storage.write(uri, path)

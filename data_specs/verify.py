@@ -11,7 +11,7 @@ from itertools import islice
 import numpy as np
 
 from data_specs import local_files, storage
-from data_specs.lease import holder, is_alive
+from data_specs.lease import holder_of, is_alive
 from data_specs.manifest import Account, load_manifest, parts_named
 from data_specs.npy import read_array
 from data_specs.receipts import read_receipts, receipt_name
@@ -115,8 +115,8 @@ def clean_unfinished(root: str) -> Iterator[str]:
     if storage.is_remote(root):
         return
     for path in local_files.unfinished(root):
-        by = holder(storage.join(root, name_under(root, path).partition("/")[0]))
-        if not (by and is_alive(by)):
+        holder = holder_of(storage.join(root, name_under(root, path).partition("/")[0]))
+        if not (holder and is_alive(holder)):
             local_files.remove_unfinished(path)
             yield path
 

@@ -49,8 +49,8 @@ app = typer.Typer(
     help="From PDFs, text or images to a trained DnD-Transformer and its pictures. Try: dnd demo --root runs/demo",
 )
 add_stages(app)
-for part in (specs, data, clusters, evaluation, exchange, bench):
-    app.add_typer(part.app)
+for module in (specs, data, clusters, evaluation, exchange, bench):
+    app.add_typer(module.app)
 
 
 @app.callback(invoke_without_command=True)

@@ -30,8 +30,12 @@ from pipeline.render import Renderer
 from pipeline.truth import truth_of_shard
 
 DOCUMENTS = 8  # documents of a unit that are rendered again
-KEPT_SHOWN, DROPPED_SHOWN = 20, 20  # pictures shown
-TILE, COLUMNS, LINE, GAP = 256, 5, 16, 6  # pixels, tiles, pixels of a line of text, pixels between tiles
+KEPT_SHOWN = 20  # pictures
+DROPPED_SHOWN = 20  # pictures for each reason
+TILE = 256  # pixels a side
+COLUMNS = 5  # tiles side by side
+LINE = 16  # pixels of a line of text
+GAP = 6  # pixels between tiles
 Tile = tuple[Image.Image | None, str]  # a picture, and what stands below it
 Row = tuple[str, list[Tile]]  # a title, and the tiles below it
 

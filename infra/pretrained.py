@@ -84,6 +84,15 @@ def fetch(address: str, wanted: Sequence[str] = ()) -> Fetched:
             raise ValueError(f"{address}: no such file or folder")
         return Fetched(path, {"address": str(path.absolute())})
     repo, path_in_repo, revision = _split(address)
+    snapshot = _download(address, repo, path_in_repo, revision, wanted)
+    path = snapshot / path_in_repo if path_in_repo else snapshot
+    if not path.exists():
+        raise ValueError(f"{address}: there is no {path_in_repo} in {repo} at {snapshot.name}")
+    return Fetched(path, {"address": address, "commit": snapshot.name})
+
+
+def _download(address: str, repo: str, path_in_repo: str, revision: str | None, wanted: Sequence[str]) -> Path:
+    """Bring a path of a repository into the hub's cache; return the folder of the repository at this commit."""
     from huggingface_hub import snapshot_download
     from huggingface_hub.errors import (
         HfHubHTTPError,
@@ -94,7 +103,7 @@ def fetch(address: str, wanted: Sequence[str] = ()) -> Fetched:
 
     patterns = [path_in_repo, f"{path_in_repo}/*"] if path_in_repo else None
     try:
-        snapshot = Path(snapshot_download(repo, revision=revision, allow_patterns=patterns))
+        return Path(snapshot_download(repo, revision=revision, allow_patterns=patterns))
     except (LocalEntryNotFoundError, IncompleteSnapshotError):
         include = "".join(f" --include '{path}/*'" for path in (wanted or [path_in_repo]) if path)
         raise ValueError(
@@ -103,10 +112,6 @@ def fetch(address: str, wanted: Sequence[str] = ()) -> Fetched:
         ) from None
     except (HfHubHTTPError, HFValidationError) as error:
         raise ValueError(f"{address}: {' '.join(str(error).split())[:300]}") from None
-    path = snapshot / path_in_repo if path_in_repo else snapshot
-    if not path.exists():
-        raise ValueError(f"{address}: there is no {path_in_repo} in {repo} at {snapshot.name}")
-    return Fetched(path, {"address": address, "commit": snapshot.name})
 
 
 def _split(address: str) -> tuple[str, str, str | None]:

@@ -11,7 +11,7 @@ from pydantic import Field
 
 import infra.stages  # noqa: F401 (the registry is filled)
 from data_specs import storage
-from data_specs.lease import holder, is_alive
+from data_specs.lease import holder_of, is_alive
 from data_specs.manifest import summarise
 from data_specs.metrics import read_rows
 from data_specs.records import Failure, JobState, Manifest, Reason, Record, SourceUnit
@@ -20,7 +20,7 @@ from data_specs.text import printable
 from data_specs.units import Plan, read_plan
 from data_specs.verify import find_shard_sets
 from pipeline.running import progress_uri
-from pipeline.stages import Stage, home_of, registered
+from pipeline.stages import Stage, leased_folder, registered
 
 _AnyRecord = TypeVar("_AnyRecord", bound=Record)
 SILENT_SECONDS = 90
@@ -138,7 +138,7 @@ def entries(root: str) -> Iterator[Entry | str]:
     """Yield everything that there is to say of a root; what is damaged is a line of its own, never an error."""
     folders = {stage.makes for stage in registered() if stage.trains}
     for set_uri in find_shard_sets(root):
-        folders.add(home_of(name_under(root, set_uri)))
+        folders.add(leased_folder(name_under(root, set_uri)))
         yield from _unless_damaged(partial(_set_status, root, set_uri))
     for stage in registered():
         if stage.trains:
@@ -179,8 +179,10 @@ def _training_status(root: str, stage: Stage) -> TrainingStatus | None:
 
 
 def _writer(root: str, folder: str) -> Writer | None:
-    by = holder(storage.join(root, folder))
-    return Writer(name=folder, command=by.command, host=by.host, pid=by.pid) if by and is_alive(by) else None
+    holder = holder_of(storage.join(root, folder))
+    if holder is None or not is_alive(holder):
+        return None
+    return Writer(name=folder, command=holder.command, host=holder.host, pid=holder.pid)
 
 
 def _set_status(root: str, set_uri: str) -> SetStatus | None:

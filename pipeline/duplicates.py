@@ -1,7 +1,7 @@
 """Near duplicates over a whole image set (`dnd duplicates ROOT`): the hashes in the shards' tables, compared in bands.
 
 Two hashes of 64 bits that differ in at most d bits agree on at least two of d + 2 bands, so only those that do are
-compared. Hashes lie in a file; memory holds one share of one band at a time.
+compared. Hashes lie in a file; memory holds one partition of one band at a time.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from data_specs.scratch import scratch_folder
 from data_specs.sources.planning import SPLITS
 from data_specs.table import column
 
-SHARE = 1 << 22  # hashes that are sorted at a time
+PARTITION = 1 << 22  # hashes that are sorted at a time
 
 
 def near_duplicates(root: str, distance: int) -> Iterator[list[str]]:
@@ -68,8 +68,8 @@ def groups(hashes: np.ndarray, distance: int, folder: Path) -> Iterator[np.ndarr
     parent = np.memmap(folder / "parents", np.int64, "w+", shape=(max(len(hashes), 1),))
     parent[:] = np.arange(len(parent))
     for bits in _bands(distance):
-        for share in _shares(hashes, bits):
-            for one, other in _close(hashes, share, bits, distance):
+        for partition in _partitions(hashes, bits):
+            for one, other in _close(hashes, partition, bits, distance):
                 _union(parent, one, other)
     members = np.flatnonzero(parent != np.arange(len(parent)))
     roots = np.array([_find(parent, int(index)) for index in members])
@@ -85,13 +85,13 @@ def _bands(distance: int) -> list[np.uint64]:
     return [np.uint64(one | other) for one, other in combinations(masks, 2)]
 
 
-def _shares(hashes: np.ndarray, bits: np.uint64) -> Iterator[np.ndarray]:
-    """Yield indices in shares of about SHARE; hashes that agree on the bits are in the same share."""
-    number = len(hashes) // SHARE + 1
-    for share in range(number):
-        blocks = range(0, len(hashes), SHARE)
+def _partitions(hashes: np.ndarray, bits: np.uint64) -> Iterator[np.ndarray]:
+    """Yield indices in partitions of about PARTITION; hashes that agree on the bits are in the same partition."""
+    number = len(hashes) // PARTITION + 1
+    for partition in range(number):
+        blocks = range(0, len(hashes), PARTITION)
         of = [
-            start + np.flatnonzero(_splitmix(hashes[start : start + SHARE] & bits) % number == share)
+            start + np.flatnonzero(_splitmix(hashes[start : start + PARTITION] & bits) % number == partition)
             for start in blocks
         ]
         yield np.concatenate(of) if of else np.zeros(0, np.int64)
@@ -104,21 +104,21 @@ def _splitmix(values: np.ndarray) -> np.ndarray:
     return mixed
 
 
-def _close(hashes: np.ndarray, share: np.ndarray, bits: np.uint64, distance: int) -> Iterator[tuple[int, int]]:
-    """Pairs of indices of a share whose hashes agree on the bits and differ in at most `distance` of all."""
-    of_share = np.asarray(hashes[share])
-    keys = of_share & bits
-    order = np.lexsort((of_share, keys))
+def _close(hashes: np.ndarray, partition: np.ndarray, bits: np.uint64, distance: int) -> Iterator[tuple[int, int]]:
+    """Pairs of indices of a partition whose hashes agree on the bits and differ in at most `distance` of all."""
+    of_partition = np.asarray(hashes[partition])
+    keys = of_partition & bits
+    order = np.lexsort((of_partition, keys))
     edges = np.flatnonzero(np.diff(keys[order])) + 1
     for bucket in np.split(order, edges) if len(edges) < len(order) - 1 else []:
-        values, firsts, counts = np.unique(of_share[bucket], return_index=True, return_counts=True)
+        values, firsts, counts = np.unique(of_partition[bucket], return_index=True, return_counts=True)
         for start, count in zip(firsts[counts > 1], counts[counts > 1]):  # equal hashes stand side by side
-            equal = share[bucket[start : start + count]]
+            equal = partition[bucket[start : start + count]]
             yield from ((int(equal[0]), int(other)) for other in equal[1:])
         for index, value in enumerate(values[:-1] if distance else ()):
             rest = values[index + 1 :]
             near = index + 1 + np.flatnonzero(np.bitwise_count(rest ^ value) <= distance)
-            yield from ((int(share[bucket[firsts[index]]]), int(share[bucket[firsts[n]]])) for n in near)
+            yield from ((int(partition[bucket[firsts[index]]]), int(partition[bucket[firsts[n]]])) for n in near)
 
 
 def _union(parent: np.ndarray, one: int, other: int) -> None:

@@ -139,7 +139,7 @@ def _script_of_letter(letter: str) -> str:
     return unicodedata.name(letter, "?").split()[0]
 
 
-class Kept:
+class KeptHashes:
     """Perceptual hashes of the pictures of one unit that were kept."""
 
     def __init__(self) -> None:

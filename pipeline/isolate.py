@@ -98,27 +98,27 @@ class Child(Generic[Value]):
         """
         waiting = deque[_Call[Value]]()
         calls = iter(calls)
-        while self._take_up(calls, waiting, factor):
+        while self._enqueue(calls, waiting, factor):
             if waiting[0].answer is None:
-                self._have_answered([call for call in waiting if call.answer is None], factor)
+                self._await_answers([call for call in waiting if call.answer is None], factor)
             while waiting and (answer := waiting[0].answer) is not None:
                 waiting.popleft()
                 yield answer
 
-    def _take_up(self, calls: Iterator[Arguments | Answer[Value]], waiting: deque[_Call[Value]], factor: float) -> bool:
+    def _enqueue(self, calls: Iterator[Arguments | Answer[Value]], waiting: deque[_Call[Value]], factor: float) -> bool:
         """Add calls to those that wait, and send them to the child if it lives; return whether any wait."""
         for call in islice(calls, AHEAD - len(waiting)):
             if isinstance(call, Answer):
                 waiting.append(_Call(b"", call))
                 continue
             waiting.append(_Call(self._message(call, factor)))
-            if self._lives():
+            if self._is_alive():
                 self.outbox.put(waiting[-1].message)
         return bool(waiting)
 
-    def _have_answered(self, calls: list[_Call[Value]], factor: float) -> None:
+    def _await_answers(self, calls: list[_Call[Value]], factor: float) -> None:
         """Wait until some of the calls are answered, the first among them; a fresh child is sent all of them."""
-        if not self._lives():
+        if not self._is_alive():
             self._start()
             for call in calls:
                 self.outbox.put(call.message)
@@ -135,7 +135,7 @@ class Child(Generic[Value]):
         """Return the step that the present call, or the one that just ended, has begun; None before the first."""
         return self.counters[STEPS] - 1 if self.counters[STEPS] else None
 
-    def _lives(self) -> bool:
+    def _is_alive(self) -> bool:
         return self.process is not None and self.process.poll() is None
 
     def _message(self, call: Arguments, factor: float) -> bytes:
@@ -171,7 +171,7 @@ class Child(Generic[Value]):
         self.pipe = Connection(ours.detach())
         self.outbox = SimpleQueue[bytes | None]()
         self.outbox.put(pickle.dumps(self.fixed, pickle.HIGHEST_PROTOCOL))
-        threading.Thread(target=_write, args=(self.pipe, self.outbox), daemon=True).start()
+        threading.Thread(target=_write_messages, args=(self.pipe, self.outbox), daemon=True).start()
 
     def _death(self, cpu: float) -> Answer[Value]:
         assert self.process is not None
@@ -196,7 +196,7 @@ class Child(Generic[Value]):
     __del__ = close  # a worker that goes on to another plan
 
 
-def _write(pipe: Connection, outbox: SimpleQueue[bytes | None]) -> None:
+def _write_messages(pipe: Connection, outbox: SimpleQueue[bytes | None]) -> None:
     """Write to a child, as a thread of its own, until None comes or the child is gone."""
     with suppress(OSError, ValueError, TypeError):  # closed under our hands: whoever receives has seen why
         while (message := outbox.get()) is not None:
@@ -236,10 +236,10 @@ def _serve(pipe: Connection, counters: memoryview, function: Callable[..., objec
     """Says that it is ready, then answers calls until the pipe closes; answers are batched to save context switches."""
     pipe.send([])  # what it took to start is no document's time
     fixed = pipe.recv()
-    more = select.poll()
-    more.register(pipe.fileno(), select.POLLIN)
+    poller = select.poll()
+    poller.register(pipe.fileno(), select.POLLIN)
     answers = list[Answer[object]]()
-    said = time.monotonic()
+    last_sent = time.monotonic()
     while True:
         try:
             arguments, cpu, memory = pipe.recv()
@@ -249,10 +249,10 @@ def _serve(pipe: Connection, counters: memoryview, function: Callable[..., objec
         counters[BEGUN] += 1
         _limit(cpu, memory)
         answers.append(_answer(function, *fixed, *arguments))
-        if len(answers) >= MESSAGE_ANSWERS or time.monotonic() - said > MESSAGE_SECONDS or not more.poll(0):
+        if len(answers) >= MESSAGE_ANSWERS or time.monotonic() - last_sent > MESSAGE_SECONDS or not poller.poll(0):
             pipe.send(answers)
             answers = []
-            said = time.monotonic()
+            last_sent = time.monotonic()
 
 
 def _answer(function: Callable[..., object], *arguments: object) -> Answer[object]:

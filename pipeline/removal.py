@@ -36,7 +36,7 @@ from data_specs.sources.planning import SPLITS
 from data_specs.table import read_table
 from data_specs.units import Plan, read_plan
 from data_specs.verify import find_shard_sets
-from pipeline.stages import VIEWS, UnitStage, find, home_of, registered
+from pipeline.stages import VIEWS, UnitStage, find, leased_folder, registered
 
 log = logging.getLogger(__name__)
 ARCHIVES = (  # of arXiv's identifiers before April 2007
@@ -167,8 +167,8 @@ def remove(root: str, ids: Iterable[str], samples: Iterable[str]) -> Iterator[st
     if wrong := [name for name in wanted.samples if not re.fullmatch(r"(train|val)/\d+/[A-Za-z0-9_-]+", name)]:
         raise ValueError(f"{wrong[0]!r} names no sample: write SPLIT/UNIT/KEY, for instance train/12/2301-00001-p0001")
     with ExitStack() as stack:
-        for home in sorted({home_of(name_under(root, uri)) for uri in find_shard_sets(root)}):
-            stack.enter_context(hold(storage.join(root, home), "dnd remove"))
+        for folder in sorted({leased_folder(name_under(root, uri)) for uri in find_shard_sets(root)}):
+            stack.enter_context(hold(storage.join(root, folder), "dnd remove"))
         before = read_removed(images)
         documents, found = _found(plans, wanted)
         known = Removal(before.ids | documents.keys(), before.samples | found)

@@ -26,7 +26,7 @@ from data_specs.source import Source
 from data_specs.sources.reading import read_unit
 from data_specs.spec import Spec
 from data_specs.table import row_of
-from pipeline.filters import Kept, Observation, ink, perceptual_hash, script_of, taken_by
+from pipeline.filters import KeptHashes, Observation, ink, perceptual_hash, script_of, taken_by
 from pipeline.isolate import Answer, Arguments, Child
 from pipeline.png import ENCODER, encode_photo, encode_png
 from pipeline.renderers import NoPicture, Picture, UnreadableError
@@ -58,19 +58,19 @@ class Renderer:
     def __init__(self, spec: Spec) -> None:
         self.spec = spec
         self.child = Child[Rendered](FUNCTION, spec.render.limits, spec)
-        self.alone = Child[Rendered](FUNCTION, spec.render.limits, spec)
+        self.retry_child = Child[Rendered](FUNCTION, spec.render.limits, spec)
 
     def close(self) -> None:
         """End the children."""
         self.child.close()
-        self.alone.close()
+        self.retry_child.close()
 
     def render(self, unit: SourceUnit) -> Iterator[Outcome]:
         """Yield samples and what was dropped, in the order of the unit's documents; then what was read."""
         documents = deque[RawDocument]()
         read = hashlib.sha256()
         num_bytes = 0
-        kept = Kept()
+        kept = KeptHashes()
 
         def calls() -> Iterator[Arguments | Answer[Rendered]]:
             nonlocal num_bytes
@@ -83,28 +83,28 @@ class Renderer:
 
         for first_answer in self.child.map(calls()):
             document = documents.popleft()
-            answer = self._second_chance(unit.source, document, first_answer)
+            answer = self._retried(unit.source, document, first_answer)
             if answer.reason:
                 yield Dropped(document.key, document.origin, answer.reason, answer.detail)
             else:
-                yield from _apart(answer.value or [], self.spec.render.filters, kept, document.origin)
+                yield from _without_duplicates(answer.value or [], self.spec.render.filters, kept, document.origin)
         yield InputRead(bytes=num_bytes, sha256=read.hexdigest())
 
-    def _second_chance(self, source: Source, document: RawDocument, answer: Answer[Rendered]) -> Answer[Rendered]:
+    def _retried(self, source: Source, document: RawDocument, answer: Answer[Rendered]) -> Answer[Rendered]:
         """After a limit or crash: once more, alone in a fresh child; then without the engine that a page ends."""
         ended = defaultdict[int, list[tuple[Reason, str]]](list)
         for _ in range(TRIES if source.document_kind == "pdf" else 1):
             if not answer.environmental:
                 break
-            self.alone.close()
-            answer = self.alone.call(source, document, dict(ended), factor=RETRY_FACTOR)
-            self.alone.close()
+            self.retry_child.close()
+            answer = self.retry_child.call(source, document, dict(ended), factor=RETRY_FACTOR)
+            self.retry_child.close()
             if answer.reason and answer.environmental:
                 ended[OPENING if answer.step is None else answer.step].append((answer.reason, answer.detail))
         return answer
 
 
-def _apart(made: Rendered, filters: Filters, kept: Kept, origin: str) -> Iterator[Sample | Dropped]:
+def _without_duplicates(made: Rendered, filters: Filters, kept: KeptHashes, origin: str) -> Iterator[Sample | Dropped]:
     """Yield what was made of a document, without samples that are near duplicates of what was kept."""
     for one in made:
         if isinstance(one, Sample) and one.row and filters.near_duplicates is not None:

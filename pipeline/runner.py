@@ -281,8 +281,8 @@ class RayJob(Generic[Result]):
     def _report(self, ended: bool = False) -> None:
         self.metrics.show(self.left, len(self.running), len(self.pool.nodes))
         if self.report:
-            runs = [] if ended else list(self.running.values())
-            self.report.write(runs, {} if ended else self.pool.hosts, self.failures, ended)
+            tries = [] if ended else list(self.running.values())
+            self.report.write(tries, {} if ended else self.pool.hosts, self.failures, ended)
 
     def _hand_out(self) -> None:
         """Give each idle worker a unit that waits; where none does, a straggler once more, elsewhere if it can."""

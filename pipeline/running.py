@@ -187,19 +187,19 @@ class JobReport:
         """Numbers of the units that are done."""
         return self.account.units
 
-    def write(self, runs: Collection[Try], hosts: dict[int, str], failed: int, ended: bool = False) -> None:
+    def write(self, tries: Collection[Try], hosts: dict[int, str], failed: int, ended: bool = False) -> None:
         """Write the file if it is time, or if the run has ended. `hosts` names the host of each worker."""
         if ended or time.time() - self.written >= EVERY_SECONDS:
             self.written = time.time()
-            storage.write(progress_uri(self.plan.set_uri), self.state(runs, hosts, failed, ended).to_json())
+            storage.write(progress_uri(self.plan.set_uri), self.state(tries, hosts, failed, ended).to_json())
 
-    def state(self, runs: Collection[Try], hosts: dict[int, str], failed: int, ended: bool) -> JobState:
+    def state(self, tries: Collection[Try], hosts: dict[int, str], failed: int, ended: bool) -> JobState:
         """Return what the file says."""
         minutes = (self.written - self.started) / 60
         rate = (len(self.done) - self.before) / minutes if minutes else 0.0
         left = self.plan.num_units - len(self.done) - failed
         now = time.monotonic()
-        longest = sorted(runs, key=lambda run: run.since)[:SHOWN]
+        longest = sorted(tries, key=lambda one: one.since)[:SHOWN]
         return JobState(
             digest=self.plan.digest,
             host=socket.gethostname(),
@@ -209,8 +209,8 @@ class JobReport:
             done=len(self.done),
             failed=failed,
             workers=len(hosts),
-            running=len(runs),
-            longest=tuple((run.unit.unit, round(now - run.since), hosts.get(run.worker, "")) for run in longest),
+            running=len(tries),
+            longest=tuple((one.unit.unit, round(now - one.since), hosts.get(one.worker, "")) for one in longest),
             units_per_minute=round(rate, 3),
             seconds_left=round(left / rate * 60) if rate else None,
             totals=self.account.totals,

@@ -97,7 +97,7 @@ class UnitStage(Stage):
         holds: "images" or "codes", as the manifests of its sets say.
         progress_unit: what its progress counts: units, or what they are ranges of.
         answers_for: sections of the root's spec that it sets.
-        keeps_spec: whether the folder of its output (`home_of`) keeps the spec that it was made with.
+        keeps_spec: whether the folder of its output (`leased_folder`) keeps the spec that it was made with.
         remade: what is made anew after a removal: the units that read what is gone, or the whole folder.
     """
 
@@ -132,9 +132,9 @@ class UnitStage(Stage):
             name = name_under(root, plan.set_uri)
             work = partial(committing, output.setup, plan.set_uri, plan.digest)
             task = f"{self.name} {name}"
-            with hold(join(root, home_of(name)), f"dnd {self.name}", shared=True):
+            with hold(join(root, leased_folder(name)), f"dnd {self.name}", shared=True):
                 if self.keeps_spec:
-                    record_spec(output.spec, root, home_of(name), self.answers_for)
+                    record_spec(output.spec, root, leased_folder(name), self.answers_for)
                 manifest = run_plan(plan, work, workers, self.holds, task, self.progress_unit)
                 made[name] = self.corrected(plan, manifest)
         if left := [name for name, manifest in made.items() if not manifest.complete]:
@@ -156,7 +156,7 @@ class UnitStage(Stage):
         yield from ()
 
 
-def home_of(set_name: str) -> str:
+def leased_folder(set_name: str) -> str:
     """Return the folder under the root that keeps a set's spec, and whose lease its writers hold.
 
     Of samples it is that of their name.

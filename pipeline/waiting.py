@@ -11,7 +11,8 @@ from typing import NamedTuple
 from data_specs.records import AnyUnit
 
 AHEAD = 4096  # units read ahead of the plan, to find some whose affinity belongs to the asking node
-STRAGGLER_FACTOR, STRAGGLER_SECONDS = 3.0, 30.0  # times the median, and at least this long
+STRAGGLER_FACTOR = 3.0  # times the median
+STRAGGLER_SECONDS = 30.0  # at least
 DURATIONS = 1000  # latest durations that the median is taken of
 
 
@@ -63,11 +64,11 @@ class Try(NamedTuple):
 
 def straggler(running: Iterable[Try], durations: deque[float], now: float) -> Try | None:
     """Return the try that takes longest, if far longer than others took and on one worker only; else None."""
-    runs = list(running)
-    copies = Counter(run.unit.unit for run in runs)
-    alone = [run for run in runs if copies[run.unit.unit] == 1]
+    tries = list(running)
+    copies = Counter(one.unit.unit for one in tries)
+    alone = [one for one in tries if copies[one.unit.unit] == 1]
     if len(durations) < 3 or not alone:
         return None
-    longest = min(alone, key=lambda run: run.since)
+    longest = min(alone, key=lambda one: one.since)
     limit = max(STRAGGLER_SECONDS, STRAGGLER_FACTOR * median(durations))
     return longest if now - longest.since > limit else None

@@ -9,6 +9,7 @@ from data_specs.records.base import *  # noqa: F403
 from data_specs.records.reasons import *  # noqa: F403
 from data_specs.records.results import *  # noqa: F403
 from data_specs.records.runs import *  # noqa: F403
+from data_specs.records.samples import *  # noqa: F403
 from data_specs.records.sets import *  # noqa: F403
 from data_specs.records.summary import *  # noqa: F403
 from data_specs.records.work import *  # noqa: F403

@@ -7,7 +7,7 @@ from typing import Annotated, Literal
 from pydantic import ConfigDict, Discriminator, Field, Tag
 
 from data_specs.records.base import FORMAT_VERSION, Count, Logged, Record, Sha256, Time, Tree
-from data_specs.records.sets import Box
+from data_specs.records.samples import Box
 
 
 class OcrRecord(Record):

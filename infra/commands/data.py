@@ -65,36 +65,44 @@ def verify(
 
 def _damaged_records(root: str) -> Iterator[str]:
     """Yield a line for each unreadable record outside shard sets and checkpoints, and each unreadable samples.npz."""
+    for file in storage.list_files(root):
+        if not file.uri.startswith(storage.join(root, "inputs/")):  # what others wrote
+            try:
+                _read_record(root, file.uri)
+            except ValueError as error:
+                yield str(error)
+
+
+def _read_record(root: str, uri: str) -> None:
+    """Read a file as the record that its name says it holds; a file of any other name is passed over.
+
+    Raises:
+        ValueError: it does not hold that.
+    """
     from data_specs.records import CodeHistory, Identity, LogRow, ReadingOrder, Record
     from data_specs.spec import parse_spec
     from tokenize_jobs import weights as tokenizers
     from train import weights as transformers
     from train.evaluation.results import read_result, read_summary, summary_uri
 
-    kinds: dict[str, type[Record]] = {"code.json": CodeHistory, "stage.json": Identity, "order.json": ReadingOrder}
+    records: dict[str, type[Record]] = {"code.json": CodeHistory, "stage.json": Identity, "order.json": ReadingOrder}
     configs = {"tokenizer.json": tokenizers.read_config, "transformer.json": transformers.read_config}
-    for file in storage.list_files(root):
-        folder, _, name = file.uri.rpartition("/")
-        try:
-            if file.uri.startswith(storage.join(root, "inputs/")):  # what others wrote
-                continue
-            if name == "spec.yaml":
-                parse_spec(storage.read_bytes(file.uri), file.uri)
-            elif name in kinds:
-                kinds[name].parse(storage.read_bytes(file.uri), file.uri)
-            elif name == "metrics.jsonl":
-                for line in storage.read_bytes(file.uri).splitlines():
-                    LogRow.parse(line, file.uri)
-            elif name in configs:
-                configs[name](folder)
-            elif file.uri == summary_uri(root):
-                read_summary(root)
-            elif folder == storage.join(root, "evaluation") and name.endswith(".json"):
-                read_result(file.uri)
-            elif name == "samples.npz":
-                _read_pictures(file.uri)
-        except ValueError as error:
-            yield str(error)
+    folder, _, name = uri.rpartition("/")
+    if name == "spec.yaml":
+        parse_spec(storage.read_bytes(uri), uri)
+    elif name in records:
+        records[name].parse(storage.read_bytes(uri), uri)
+    elif name == "metrics.jsonl":
+        for line in storage.read_bytes(uri).splitlines():
+            LogRow.parse(line, uri)
+    elif name in configs:
+        configs[name](folder)
+    elif uri == summary_uri(root):
+        read_summary(root)
+    elif folder == storage.join(root, "evaluation") and name.endswith(".json"):
+        read_result(uri)
+    elif name == "samples.npz":
+        _read_pictures(uri)
 
 
 def _read_pictures(uri: str) -> None:

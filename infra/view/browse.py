@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from itertools import islice
 
 import gradio as gr
@@ -22,6 +23,7 @@ ROWS = 8  # samples on a page of neighbours
 REJECTS = 200  # that are listed
 ALL = "all"  # shards together
 LISTED = 64  # of a set of more shards the first is shown at first
+Handler = Callable[..., object]  # of an event: takes the values of its inputs, returns those of its outputs
 EVERY = 5.0  # seconds between two looks at a running training
 
 
@@ -45,6 +47,21 @@ def samples(root: str, spec: Spec, names: list[str]) -> None:
     codes = html_block()
     index = gr.State(None)
     query = [name, unit, where, number]
+    shards_of, list_samples = _listing(root)
+    show_sample, show_codes = _showing(root, spec)
+    name.change(shards_of, name, [unit, number]).then(list_samples, query, [count, found])
+    gr.on([unit.input, where.submit], lambda: 1, None, number).then(list_samples, query, [count, found])
+    number.change(list_samples, query, [count, found])
+    before.click(lambda number: max(1, number - 1), number, number)
+    after.click(lambda number: number + 1, number, number)
+    found.select(show_sample, query, [index, sample]).then(show_codes, [name, index, depth, view], codes)
+    for control in (depth, view):
+        control.change(show_codes, [name, index, depth, view], codes)
+    gr.on(None, shards_of, name, [unit, number]).then(list_samples, query, [count, found])
+
+
+def _listing(root: str) -> tuple[Handler, Handler]:
+    """Return what lists the shards of a set, and a page of its samples."""
 
     @reporting_mistakes
     def shards_of(name: str) -> tuple[gr.Dropdown, int]:
@@ -60,6 +77,12 @@ def samples(root: str, spec: Spec, names: list[str]) -> None:
         words = f"{len(positions):,} of {len(items):,} samples, page {number} of {pages}"
         return words, macro("tiles", [shown(item["__key__"], item["image"]) for item in on_page], "No samples here.")
 
+    return shards_of, list_samples
+
+
+def _showing(root: str, spec: Spec) -> tuple[Handler, Handler]:
+    """Return what shows the sample that was chosen on a page, and its codes."""
+
     @reporting_mistakes
     def show_sample(name: str, unit: str, where: str, number: int, event: gr.EventData) -> tuple[int, str]:
         items = sets.open_now(root, name)
@@ -71,15 +94,7 @@ def samples(root: str, spec: Spec, names: list[str]) -> None:
     def show_codes(name: str, position: int | None, depth: int, view: int) -> str:
         return "" if position is None else _coded(root, spec, name, position, int(depth), int(view or 0))
 
-    name.change(shards_of, name, [unit, number]).then(list_samples, query, [count, found])
-    gr.on([unit.input, where.submit], lambda: 1, None, number).then(list_samples, query, [count, found])
-    number.change(list_samples, query, [count, found])
-    before.click(lambda number: max(1, number - 1), number, number)
-    after.click(lambda number: number + 1, number, number)
-    found.select(show_sample, query, [index, sample]).then(show_codes, [name, index, depth, view], codes)
-    for control in (depth, view):
-        control.change(show_codes, [name, index, depth, view], codes)
-    gr.on(None, shards_of, name, [unit, number]).then(list_samples, query, [count, found])
+    return show_sample, show_codes
 
 
 def _unit(shard: str) -> int | None:
@@ -95,8 +110,8 @@ def _coded(root: str, spec: Spec, name: str, position: int, depth: int, view: in
     if views is None:
         return "<p>No codes of it under this root.</p>"
     codes = views[min(view, len(views) - 1)]
-    kind = spec.tokenize.views if len(views) > 1 else "centre"
-    original = make_views(item["image"], spec.shape.image_size, kind)[min(view, len(views) - 1)]
+    cut = spec.tokenize.views if len(views) > 1 else "centre"
+    original = make_views(item["image"], spec.shape.image_size, cut)[min(view, len(views) - 1)]
     tokenizer = studio.tokenizer_of(storage.join(root, spec.tokenize.tokenizer))
     pictures = [shown(*pair) for pair in studio.by_depth(tokenizer, codes, depth, original)]
     title = f"<h3>Code {depth} of {codes.shape[-1]} of each position</h3>"
@@ -113,6 +128,15 @@ def left_out(root: str, names: list[str]) -> None:
         unit = gr.Number(value=0, precision=0, minimum=0, label="Shard")
         button = gr.Button("Pictures of what this shard kept and left out")
     sheet = html_block()
+    count_reasons, list_rejects, draw = _reporting_dropped(root)
+    gr.on([name.change], count_reasons, name, [counts, reason, sheet])
+    reason.change(list_rejects, [name, reason], listed)
+    button.click(draw, [name, unit], sheet)
+    gr.on(None, count_reasons, name, [counts, reason, sheet])
+
+
+def _reporting_dropped(root: str) -> tuple[Handler, Handler, Handler]:
+    """Return what counts the reasons of a set, lists what was rejected for one, and draws a shard's contact sheet."""
 
     @reporting_mistakes
     def count_reasons(name: str) -> tuple[str, gr.Dropdown, str]:
@@ -133,10 +157,7 @@ def left_out(root: str, names: list[str]) -> None:
         picture = np.asarray(contact_sheet(root, name, int(unit), boxes=True))
         return macro("figures", [shown(f"{name}, shard {unit}", picture)], "wide")
 
-    gr.on([name.change], count_reasons, name, [counts, reason, sheet])
-    reason.change(list_rejects, [name, reason], listed)
-    button.click(draw, [name, unit], sheet)
-    gr.on(None, count_reasons, name, [counts, reason, sheet])
+    return count_reasons, list_rejects, draw
 
 
 # ---- neighbours ------------------------------------------------------------------------------------------------------

@@ -91,14 +91,14 @@ def in_whole_pixels(data: bytes, size: float) -> bytes:
     """
     font = bytearray(data)
     tables = dict[bytes, int]()
-    for place in range(12, 12 + 16 * struct.unpack_from(">H", font, 4)[0], 16):
-        tag = bytes(font[place : place + 4])
-        tables[tag] = struct.unpack_from(">I", font, place + 8)[0]
+    for offset in range(12, 12 + 16 * struct.unpack_from(">H", font, 4)[0], 16):
+        tag = bytes(font[offset : offset + 4])
+        tables[tag] = struct.unpack_from(">I", font, offset + 8)[0]
         if tag in (b"GPOS", b"kern"):
-            font[place : place + 4] = b"none"
+            font[offset : offset + 4] = b"none"
     pixel = struct.unpack_from(">H", font, tables[b"head"] + 18)[0] / size
     for number in range(struct.unpack_from(">H", font, tables[b"hhea"] + 34)[0]):
-        place = tables[b"hmtx"] + 4 * number
-        width = struct.unpack_from(">H", font, place)[0]
-        struct.pack_into(">H", font, place, round(round(width / pixel) * pixel))
+        offset = tables[b"hmtx"] + 4 * number
+        width = struct.unpack_from(">H", font, offset)[0]
+        struct.pack_into(">H", font, offset, round(round(width / pixel) * pixel))
     return bytes(font)

@@ -17,7 +17,7 @@ CONTRAST = 16  # least difference of 255 between a colour and the paper's, and l
 MARK = 8  # least difference of 255 that text makes to a pixel: of thin or tiny letters none has their whole colour
 CELL = 2  # pixels a side of a cell: marks are counted in cells
 STEP = 4  # pixels between those from which the paper's colour is taken
-SHARED = 0.1  # share of the smaller box from which words stand in one place
+OVERLAP = 0.1  # share of the smaller box from which two words overlap
 DRAWINGS = 8  # most that a page costs
 ROWS = 64  # boxes that are compared at a time with those that begin above their lower ends
 
@@ -42,15 +42,17 @@ class Marks:
     def on_line(self, box: list[float], side: int) -> bool:
         """Return whether a mark lies on the line of pixels inside a side (left, top, right, bottom) of a box."""
         x0, y0, x1, y1 = (int(value) for value in box)
-        columns, rows = slice(x0, x1 + 1), slice(y0, y1 + 1)
-        last, lowest = max(0, x1 - 1), max(0, y1 - 1)
-        place = (
+        columns = slice(x0, x1 + 1)
+        rows = slice(y0, y1 + 1)
+        last = max(0, x1 - 1)
+        lowest = max(0, y1 - 1)
+        lines = (
             (rows, slice(x0, x0 + 1)),
             (slice(y0, y0 + 1), columns),
             (rows, slice(last, last + 1)),
             (slice(lowest, lowest + 1), columns),
         )
-        return bool(self.marked[place[side]].any())
+        return bool(self.marked[lines[side]].any())
 
     def under(self, boxes: np.ndarray) -> np.ndarray:
         """Return whether a mark lies in each of boxes float [n, 4], or less than a cell beside it: bool [n]."""
@@ -71,7 +73,8 @@ def differ(image: np.ndarray, ground: Ground, least: int = MARK) -> np.ndarray:
         if is_one_plane(image) and is_one_plane(ground):
             image = image[..., :1]
             ground = ground[..., :1]
-        one, other = np.ascontiguousarray(image), np.ascontiguousarray(ground)
+        one = np.ascontiguousarray(image)
+        other = np.ascontiguousarray(ground)
         apart = np.maximum(one, other) - np.minimum(one, other) >= least
         return _any([apart[..., channel] for channel in range(apart.shape[2])])
     plane = grey_plane(image)
@@ -111,16 +114,16 @@ def is_pale(colour: tuple[int, ...], ground: tuple[int, int, int]) -> bool:
 
 
 # ---- text that leaves none -----------------------------------------------------------------------------------------
-def in_one_place(texts: list[str], boxes: np.ndarray) -> list[int]:
-    """Return the numbers of the words, boxes float [n, 4], that share their place with another word."""
+def overlapping_words(texts: list[str], boxes: np.ndarray) -> list[int]:
+    """Return the numbers of the words, boxes float [n, 4], that overlap another word."""
     found = set[int]()
     order = np.argsort(boxes[:, 1], kind="stable")
     stops = np.searchsorted(boxes[order, 1], boxes[order, 3])
     for start in range(0, len(texts), ROWS):
         these = order[start : start + ROWS]
         near = order[start : stops[start : start + ROWS].max()]
-        for one, other in ((these[a], near[b]) for a, b in meeting(boxes[these], boxes[near])):
-            if texts[one] != texts[other] and share(boxes[one].tolist(), boxes[other].tolist()) > SHARED:
+        for one, other in ((these[a], near[b]) for a, b in intersecting(boxes[these], boxes[near])):
+            if texts[one] != texts[other] and overlap(boxes[one].tolist(), boxes[other].tolist()) > OVERLAP:
                 found |= {int(one), int(other)}
     return sorted(found)
 
@@ -146,12 +149,12 @@ def _standing_apart(numbers: list[int], boxes: Mapping[int, np.ndarray]) -> list
     """Return some of the numbers whose boxes do not meet, the first among them."""
     taken = list[int]()
     for number in numbers:
-        if not (taken and meeting(boxes[number][None], np.array([boxes[other] for other in taken]))):
+        if not (taken and intersecting(boxes[number][None], np.array([boxes[other] for other in taken]))):
             taken.append(number)
     return taken
 
 
-def meeting(some: np.ndarray, boxes: np.ndarray) -> list[list[int]]:
+def intersecting(some: np.ndarray, boxes: np.ndarray) -> list[list[int]]:
     """Return the pairs of the numbers of boxes [k, 4] and [n, 4] that have an area in common."""
     left, top, right, bottom = some.T[:, :, None]
     meet = (left < boxes[:, 2]) & (boxes[:, 0] < right) & (top < boxes[:, 3]) & (boxes[:, 1] < bottom)
@@ -172,7 +175,7 @@ def around_each(boxes: np.ndarray, starts: Sequence[int] | np.ndarray) -> np.nda
     return np.concatenate([low, high], axis=1)
 
 
-def share(a: Box, b: Box) -> float:
+def overlap(a: Box, b: Box) -> float:
     """Return the common area of two boxes as a share of the smaller one; 0 where that has no area."""
     width = min(a[2], b[2]) - max(a[0], b[0])
     height = min(a[3], b[3]) - max(a[1], b[1])

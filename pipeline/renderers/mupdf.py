@@ -15,7 +15,7 @@ from data_specs.sections import PageStyle
 from pipeline.png import from_plane, in_one_plane, is_one_plane
 from pipeline.renderers import UnreadableError, short
 from pipeline.renderers.left_out import EVERY_TEXT, TextLeftOut
-from pipeline.renderers.marks import CONTRAST, Marks, differ, in_one_place, is_pale, meeting, paper, unmarked
+from pipeline.renderers.marks import CONTRAST, Marks, differ, intersecting, is_pale, overlapping_words, paper, unmarked
 from pipeline.renderers.right_to_left import in_reading_order
 from pipeline.renderers.words import (
     BREAK,
@@ -226,19 +226,19 @@ def _needed(found: TextLeftOut, words: Words, scale: float) -> frozenset[int]:
     unknown = words.boxes[[UNKNOWN in text for text in words.texts]]
     boxes = np.array(found.bounds).reshape(-1, 4) * scale
     texts = (boxes[which.start : which.stop] for which in found.replaced) if len(unknown) else ()
-    return frozenset(number for number, boxes in enumerate(texts) if meeting(boxes, unknown))
+    return frozenset(number for number, boxes in enumerate(texts) if intersecting(boxes, unknown))
 
 
 def _hidden(
     drawing: pymupdf.DisplayList, texts: list[Box], words: Words, image: np.ndarray, scale: float
 ) -> frozenset[int]:
     """Numbers of the texts that stand where others do and leave no mark there: what was covered and written over."""
-    doubtful = words.boxes[in_one_place(words.texts, words.boxes)]
+    doubtful = words.boxes[overlapping_words(words.texts, words.boxes)]
     if not len(doubtful):
         return frozenset()
     boxes = dict(enumerate(np.array(texts) * scale))
     grey = is_one_plane(image)
-    near = {number: box for number, box in boxes.items() if meeting(box[None], doubtful)}
+    near = {number: box for number, box in boxes.items() if intersecting(box[None], doubtful)}
     return frozenset(unmarked(near, image, lambda left_out: draw_without(drawing, scale, left_out, grey)[0]))
 
 

@@ -18,7 +18,7 @@ from data_specs.records import Box, Reason
 from data_specs.sections import PageStyle
 from pipeline.png import in_one_plane
 from pipeline.renderers import UnreadableError, short
-from pipeline.renderers.marks import Marks, around_each, differ, in_one_place, is_pale, paper, unmarked
+from pipeline.renderers.marks import Marks, around_each, differ, is_pale, overlapping_words, paper, unmarked
 from pipeline.renderers.right_to_left import in_reading_order
 from pipeline.renderers.words import (
     BREAK,
@@ -165,7 +165,7 @@ def _hidden(page: pypdfium2.PdfPage, runs: list[list[_Placed]], image: np.ndarra
     boxes = _shown(page, np.array([box for _, (_, box, _) in placed]), image)
     starts = np.cumsum([0, *map(len, runs[:-1])])
     words = ["".join(char for _, (char, _, _) in run) for run in runs]
-    doubtful = in_one_place(words, around_each(boxes, starts))
+    doubtful = overlapping_words(words, around_each(boxes, starts))
     handles = {one.rank: one.handle for number in doubtful for one, _ in runs[number]}
     ranks = np.array([one.rank for one, _ in placed])
     whole = {rank: around_each(boxes[ranks == rank], [0])[0] for rank in handles}

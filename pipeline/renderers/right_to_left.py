@@ -20,6 +20,7 @@ from pipeline.renderers.words import BREAK, GAP, Character
 
 Item = TypeVar("Item")
 Direction = Literal["R", "L", "W", "N"]  # leftwards, rightwards, digits, neither
+_DIRECTIONS: dict[str, Direction] = {"R": "R", "AL": "R", "L": "L", "EN": "W", "AN": "W"}  # of Unicode's bidi classes
 SPACE = 0.2  # of the height of most letters of a line, between two from which they are of two words
 NEAR = 8  # letters before and behind a mark in the file, of which one is its own
 MIRRORED = str.maketrans("()[]{}<>«»‹›", ")(][}{><»«›‹")
@@ -38,8 +39,8 @@ def in_reading_order(characters: Sequence[Character], parted: bool) -> Sequence[
     """
     if not _runs_left(characters):
         return characters
-    ways = [_way(char) for char, _, _ in characters]
-    mostly = ways.count("R") > ways.count("L")
+    directions = [_direction(char) for char, _, _ in characters]
+    mostly = directions.count("R") > directions.count("L")
     pieces = [list(group) for is_break, group in groupby(characters, lambda char: char is BREAK) if not is_break]
     return [char for line in _lines(pieces) for char in _ordered(line, parted, mostly)]
 
@@ -89,26 +90,26 @@ def _ordered(pieces: list[list[Character]], parted: bool, mostly: bool) -> list[
         words = sorted((_glyphs(piece) for piece in pieces), key=lambda word: _around(word)[0])
     else:
         words = list(_words(_glyphs(line)))
-    ways = [_way_of_word(word) for word in words]
-    leftwards = ways.count("R") + mostly > ways.count("L")
-    ordered = _logical(words, ways, leftwards)
+    directions = [_direction_of_word(word) for word in words]
+    leftwards = directions.count("R") + mostly > directions.count("L")
+    ordered = _logical(words, directions, leftwards)
     return [char for word, _ in ordered for char in (*_letters(word, leftwards, mirrored=parted), BREAK)]
 
 
 def _letters(word: list[Character], leftwards: bool, mirrored: bool) -> Iterator[Character]:
-    ways = [_way(char) for char, _, _ in word]
-    for (char, box, pale), turned in _logical(word, ways, leftwards):
+    directions = [_direction(char) for char, _, _ in word]
+    for (char, box, pale), turned in _logical(word, directions, leftwards):
         yield char.translate(MIRRORED) if turned and not mirrored else char, box, pale
 
 
 def _glyphs(line: list[Character]) -> list[Character]:
     """From left to right: letters with their marks, and what a ligature stands for, as one."""
-    bases = [n for n, char in enumerate(line) if char not in (GAP, BREAK) and not _is_part(char)]
+    bases = [n for n, char in enumerate(line) if char not in (GAP, BREAK) and not _is_attached(char)]
     parts = dict[int, list[int]]()
     for number, char in enumerate(line):
-        if bases and char not in (GAP, BREAK) and _is_part(char):
-            place = bisect(bases, number)
-            near = bases[max(0, place - NEAR) : place + NEAR]
+        if bases and char not in (GAP, BREAK) and _is_attached(char):
+            position = bisect(bases, number)
+            near = bases[max(0, position - NEAR) : position + NEAR]
             nearest = min(near, key=lambda base: (_between(line[base][1], char[1]), abs(base - number)))
             parts.setdefault(nearest, []).append(number)
     whole = [_joined(line, base, parts.get(base, [])) for base in bases]
@@ -123,7 +124,7 @@ def _spaces(line: list[Character]) -> Iterator[Character]:
             yield " ", (min(ax1, bx1), top, max(ax0, bx0), bottom), False
 
 
-def _is_part(char: Character) -> bool:
+def _is_attached(char: Character) -> bool:
     """Whether it is a mark of a letter, or a later letter of a ligature, which has no width."""
     text, (x0, _, x1, _), _ = char
     return (x1 <= x0 and not text.isspace()) or unicodedata.category(text[0]) == "Mn"
@@ -157,45 +158,44 @@ def _words(glyphs: list[Character]) -> Iterator[list[Character]]:
         yield word
 
 
-def _way(text: str) -> Direction:
-    kind = unicodedata.bidirectional(text[0])
-    return "R" if kind in ("R", "AL") else "L" if kind == "L" else "W" if kind in ("EN", "AN") else "N"
+def _direction(text: str) -> Direction:
+    return _DIRECTIONS.get(unicodedata.bidirectional(text[0]), "N")
 
 
-def _way_of_word(word: list[Character]) -> Direction:
-    ways = {_way(char) for char, _, _ in word}
-    return "R" if "R" in ways else "L" if "L" in ways else "N"
+def _direction_of_word(word: list[Character]) -> Direction:
+    directions = {_direction(char) for char, _, _ in word}
+    return "R" if "R" in directions else "L" if "L" in directions else "N"
 
 
-def _logical(items: list[Item], ways: list[Direction], leftwards: bool) -> list[tuple[Item, bool]]:
+def _logical(items: list[Item], directions: list[Direction], leftwards: bool) -> list[tuple[Item, bool]]:
     """Items that stand from left to right in the order in which they are read, and which of them were turned round.
 
     Args:
         items: words of a line, or letters of a word.
-        ways: in which each of them runs.
+        directions: in which each of them runs.
         leftwards: whether the line runs from right to left.
     """
     found = list[tuple[Item, bool]]()
-    for start, stop, turned in _spans(ways, "R", "L") if not leftwards else [(0, len(items), True)]:
+    for start, stop, turned in _spans(directions, "R", "L") if not leftwards else [(0, len(items), True)]:
         if not turned:
             found += [(item, False) for item in items[start:stop]]
             continue
-        inner = list(_spans(ways[start:stop], "LW", "R"))
+        inner = list(_spans(directions[start:stop], "LW", "R"))
         for a, b, kept in reversed(inner):
             piece = items[start + a : start + b]
             found += [(item, not kept) for item in (piece if kept else reversed(piece))]
     return found
 
 
-def _spans(ways: list[Direction], wanted: str, others: str) -> Iterator[tuple[int, int, bool]]:
+def _spans(directions: list[Direction], wanted: str, others: str) -> Iterator[tuple[int, int, bool]]:
     """(start, stop, wanted) of all items: what is wanted begins and ends with such ones, and has no others inside."""
     start = 0
-    while start < len(ways):
-        if ways[start] not in wanted:
-            stop = next((n for n in range(start, len(ways)) if ways[n] in wanted), len(ways))
+    while start < len(directions):
+        if directions[start] not in wanted:
+            stop = next((n for n in range(start, len(directions)) if directions[n] in wanted), len(directions))
             yield start, stop, False
         else:
-            end = next((n for n in range(start, len(ways)) if ways[n] in others), len(ways))
-            stop = max(n for n in range(start, end) if ways[n] in wanted) + 1
+            end = next((n for n in range(start, len(directions)) if directions[n] in others), len(directions))
+            stop = max(n for n in range(start, end) if directions[n] in wanted) + 1
             yield start, stop, True
         start = stop

@@ -48,7 +48,7 @@ p, ul, ol, pre, table, blockquote {{margin: 0}} ul, ol {{padding-left: {size}px}
 
 
 IDEOGRAPHS = "\u2e80-\u9fff\uac00-\ud7a3\uf900-\ufaff\uff00-\uff60\U00020000-\U0003ffff"
-PARTS = re.compile(
+BREAKS = re.compile(
     rf"(?<=[-‐–—/?!…|}}])(?=[^\W\d_])|(?=[{IDEOGRAPHS}])|(?<=[{IDEOGRAPHS}])"
 )  # where Story breaks words
 
@@ -155,15 +155,15 @@ def _pieces(text: str, max_words: int, sheet: Sheet) -> Iterator[str]:
     if wide is None and len(words) <= max_words:
         yield text.strip()
         return
-    places = [match.span() for match in re.finditer(r"\S+", text)][:wide]
-    for start in range(0, len(places), max_words):
-        last = places[start : start + max_words][-1]
-        yield text[places[start][0] : last[1]]
+    spans = [match.span() for match in re.finditer(r"\S+", text)][:wide]
+    for start in range(0, len(spans), max_words):
+        last = spans[start : start + max_words][-1]
+        yield text[spans[start][0] : last[1]]
 
 
 def _widest_part(word: str, font: pymupdf.Font) -> float:
     """Width, in type sizes, of the widest of the parts between which a word can be broken."""
-    return max(sum(_advance(font, char) for char in part) for part in PARTS.split(word))
+    return max(sum(_advance(font, char) for char in part) for part in BREAKS.split(word))
 
 
 @lru_cache(maxsize=1 << 14)

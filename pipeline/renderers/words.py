@@ -18,11 +18,11 @@ import numpy as np
 from data_specs.records import Box, InfoFields, Reason
 from data_specs.sections import PageStyle
 from pipeline.renderers import UnreadableError
-from pipeline.renderers.marks import Marks, around_each, share
+from pipeline.renderers.marks import Marks, around_each, overlap
 
 EDGE = 1  # pixels of a box beyond a picture's edge from which its word is cut
 SLIVER = 2  # pixels of a cut word in both directions from which it counts as seen
-OVERLAP = 0.6  # share of the smaller box from which the same letters are painted twice in one place
+SAME_PLACE = 0.6  # share of the smaller box from which the same letters are painted twice in one place
 TRACKED = 3  # gaps in a line from which its letters may be spaced
 SPREAD = 0.3  # of the highest letter, by which a space between words is wider than one between spaced letters
 UNKNOWN = "\ufffd"  # a glyph of which the file does not say what it means
@@ -99,7 +99,7 @@ class Words(NamedTuple):
         for number, (text, box) in enumerate(zip(self.texts, self.boxes.tolist(), strict=True)):
             x0, y0, x1, y1 = box
             near = (o for o in places[text] if o[0] < x1 and x0 < o[2] and o[1] < y1 and y0 < o[3])
-            if not any(share(box, other) > OVERLAP for other in near):
+            if not any(overlap(box, other) > SAME_PLACE for other in near):
                 places[text].append(box)
                 chosen.append(number)
         return self.only(chosen)
@@ -248,7 +248,7 @@ def gather(characters: Iterable[Character]) -> Glyphs:
         if word and (text == " " or pale != was_pale):
             texts.append(_finished(word))
             word = last = ""
-        if text.strip() and not (text == last and share(boxes[-1], box) > OVERLAP):
+        if text.strip() and not (text == last and overlap(boxes[-1], box) > SAME_PLACE):
             if not word and texts and unicodedata.category(text[0]).startswith("M"):
                 word = texts.pop()  # a mark that stands before its letter begins no word
             elif not word:

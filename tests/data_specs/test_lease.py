@@ -21,7 +21,7 @@ HOLD = "import signal, sys; from data_specs import lease; held = lease.acquire(s
 
 def started(folder: str) -> subprocess.Popen[bytes]:
     process = subprocess.Popen([sys.executable, "-c", HOLD, folder])
-    wait_for(lambda: lease.holder(folder) is not None, 60, "the lease")
+    wait_for(lambda: lease.holder_of(folder) is not None, 60, "the lease")
     return process
 
 
@@ -42,7 +42,7 @@ def test_the_second_is_refused_by_name_until_the_first_has_ended(
         with pytest.raises(ValueError, match=rf"`dnd train` writes here since .*process {os.getpid()}\)"):
             lease.acquire(folder, "dnd other")
         held.check()
-    assert lease.holder(folder) is None and not list(storage.list_files(folder))
+    assert lease.holder_of(folder) is None and not list(storage.list_files(folder))
     lease.acquire(folder, "dnd other").release()
 
 
@@ -86,7 +86,7 @@ def test_one_that_slept_is_fenced_off(tmp_path: Path, monkeypatch: pytest.Monkey
         wait_for(lambda: held.lost, 10, "the loss")
         with pytest.raises(ValueError, match="another process took over"):
             held.check()
-    assert lease.holder(str(tmp_path)).command == "dnd old"  # type: ignore[union-attr]
+    assert lease.holder_of(str(tmp_path)).command == "dnd old"  # type: ignore[union-attr]
 
 
 def test_of_eight_that_come_at_once_one_holds(tmp_path: Path) -> None:

@@ -13,10 +13,10 @@ from data_specs.mupdf import pymupdf
 from data_specs.sections import PageStyle
 from pipeline.png import is_one_plane
 from pipeline.renderers import mupdf
-from pipeline.renderers.marks import SHARED, in_one_place, share
+from pipeline.renderers.marks import OVERLAP, overlap, overlapping_words
 from pipeline.renderers.pages import ENGINES
 from pipeline.renderers.words import Page
-from pipeline.truth import shares
+from pipeline.truth import count_ink
 
 both = pytest.mark.parametrize("engine", ENGINES)
 PLACE = b"35 94 120 24"
@@ -108,7 +108,7 @@ def test_thin_and_tiny_text_counts_at_any_size(dpi: float, engine: str) -> None:
     assert made.words.texts == ["small", "print"]
     made = read(show(b"light grey words", b".8 g", 6) + show(b"small print", size=3, y=50), engine, dpi)
     assert made.words.texts == ["light", "grey", "words", "small", "print"]
-    assert shares(made.image, made.words.boxes).num_words == 5
+    assert count_ink(made.image, made.words.boxes).num_words == 5
 
 
 @both
@@ -173,6 +173,6 @@ def test_words_in_one_place_are_found_among_all() -> None:
     boxes = np.concatenate([low, low + rng.integers(0, 60, (400, 2))], axis=1)
     texts = [f"{n % 7}" for n in range(400)]
     pairs = [(a, b) for a in range(400) for b in range(400) if texts[a] != texts[b]]
-    expected = {a for a, b in pairs if share(boxes[a].tolist(), boxes[b].tolist()) > SHARED}
-    assert in_one_place(texts, boxes) == sorted(expected) and 0 < len(expected) < 400
-    assert in_one_place([], np.zeros((0, 4))) == []
+    expected = {a for a, b in pairs if overlap(boxes[a].tolist(), boxes[b].tolist()) > OVERLAP}
+    assert overlapping_words(texts, boxes) == sorted(expected) and 0 < len(expected) < 400
+    assert overlapping_words([], np.zeros((0, 4))) == []

@@ -23,7 +23,7 @@ def brute(hashes: np.ndarray, distance: int) -> list[list[int]]:
 
 @pytest.mark.parametrize("distance", [0, 1, 3, 6])
 def test_bands_find_what_comparing_all_finds(distance: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(duplicates, "SHARE", 64)
+    monkeypatch.setattr(duplicates, "PARTITION", 64)
     rng = np.random.default_rng(distance)
     hashes = rng.integers(0, 2**64, 300, dtype=np.uint64)
     for place in range(0, 300, 3):  # every third is an earlier one with a few bits flipped

@@ -7,7 +7,7 @@ import pytest
 from data_specs.records import Reason
 from data_specs.sections import Filters
 from data_specs.spec import load_spec
-from pipeline.filters import FILTERS, Kept, Observation, taken_by, without_filters
+from pipeline.filters import FILTERS, KeptHashes, Observation, taken_by, without_filters
 
 ALL_ON = Filters(min_ink=0.1, near_duplicates=3, scripts=["LATIN"], scanned="drop", untrusted="drop")
 
@@ -40,7 +40,7 @@ def test_what_filters_let_pass() -> None:
 
 
 def test_the_nearest_picture_that_was_kept() -> None:
-    kept = Kept()
+    kept = KeptHashes()
     assert kept.nearest(0b1011) is None
     kept.add(0b1011)
     kept.add(2**64 - 1)

@@ -16,7 +16,7 @@ from typer.testing import CliRunner
 
 import infra.stages  # noqa: F401 (what shows a set registers itself)
 from data_specs import open_shards, storage
-from data_specs.lease import hold, holder
+from data_specs.lease import hold, holder_of
 from data_specs.records import Manifest, Removed
 from data_specs.spec import load_spec
 from data_specs.units import Plan, read_plan
@@ -169,13 +169,13 @@ def test_what_was_removed_meanwhile_is_taken_out_while_the_lease_is_held(
     writers = list[str]()
 
     def seen(plan: Plan) -> Manifest | None:
-        by = holder(str(root / "images"))
+        by = holder_of(str(root / "images"))
         writers.append(by.command if by else "nobody")
         return take_out_again(plan)
 
     monkeypatch.setattr("pipeline.removal.take_out_again", seen)
     RENDER.make(load_spec(root / "spec.yaml"), str(root), Workers())
-    assert writers == ["dnd render"] * 2 and "doc3" not in ids_in(root) and holder(str(root / "images")) is None
+    assert writers == ["dnd render"] * 2 and "doc3" not in ids_in(root) and holder_of(str(root / "images")) is None
 
 
 def test_nothing_is_removed_while_a_job_writes(root: Path) -> None:

@@ -14,7 +14,7 @@ from data_specs.spec import load_spec
 from pipeline.renderers import NoPicture, Picture, mupdf
 from pipeline.renderers.text import Format, render_text
 from pipeline.renderers.words import Words
-from pipeline.truth import shares
+from pipeline.truth import count_ink
 
 MARKDOWN = """# Title
 
@@ -47,7 +47,7 @@ def test_markdown_keeps_its_structure_and_words_stand_on_ink() -> None:
     expected = "Title A paragraph with code, x2 and a link. • one • two a b 1 2 def f(x): return x"
     assert words == expected.split() and made.about["text"] == expected
     assert made.image.shape == (384, 384, 3) and made.about["box"] == (0, 0, 512, 512)
-    assert shares(made.image, boxes).words_with_ink == 1
+    assert count_ink(made.image, boxes).words_with_ink == 1
     left = dict(zip(words, boxes[:, 0].tolist(), strict=True))
     assert left["one"] > left["paragraph"] - 40 and left["return"] > left["def"] and left["b"] > left["a"]
 
@@ -121,7 +121,7 @@ def test_every_script_is_set_by_the_engine_that_comes_along(words: str, right_to
     assert list(made.about["words"]) == words.split()
     (first, *_), (second, *_) = made.about["boxes"]
     assert (first > second) == right_to_left
-    assert shares(made.image, np.array(made.about["boxes"])).words_with_ink == 1
+    assert count_ink(made.image, np.array(made.about["boxes"])).words_with_ink == 1
     margin = made.about["boxes"][0][2] > 300 if right_to_left else made.about["boxes"][0][0] < 60
     assert margin, "a paragraph begins at its own side"
 

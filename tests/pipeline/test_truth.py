@@ -17,7 +17,7 @@ from data_specs.sources.typeset import TypesetSource
 from pipeline.renderers import NoPicture, Picture
 from pipeline.renderers.pages import ENGINES, render_pdf
 from pipeline.renderers.words import BREAK, Page, gather, letters
-from pipeline.truth import shares
+from pipeline.truth import count_ink
 
 DPI = 100
 both = pytest.mark.parametrize("engine", ENGINES)
@@ -39,7 +39,7 @@ def whole(page: Page) -> list[str]:
 def test_words_are_what_is_seen_and_their_boxes_hold_the_ink(made: Made, engine: str) -> None:
     page = read(made.data, engine)
     assert page.words.texts == made.words and page.words.trusted and not page.words.cut.any()
-    truth = shares(page.image, page.words.boxes)
+    truth = count_ink(page.image, page.words.boxes)
     assert truth.words_with_ink >= 0.99
     assert truth.ink_outside <= 0.02
 
@@ -62,7 +62,7 @@ def test_cases_have_the_words_that_are_seen(shared: Path, name: str, words: str,
 def test_cases_have_their_boxes_on_the_ink(shared: Path, name: str, number: int, engine: str) -> None:
     page = read((shared / f"cases/pdf/{name}.pdf").read_bytes(), engine)
     assert len(whole(page)) == number
-    truth = shares(page.image, page.words.boxes)
+    truth = count_ink(page.image, page.words.boxes)
     assert truth.words_with_ink == 1
     assert truth.ink_outside <= 0.02
 
@@ -101,7 +101,7 @@ def test_a_word_that_a_crop_cuts_is_marked_and_not_in_the_text(engine: str) -> N
     assert 0 < sum(about["clipped"]) < len(about["words"]) / 2
     boxes = np.array(about["boxes"])
     assert boxes.min() >= 0 and boxes.max() <= 200
-    assert shares(made.image, boxes).words_with_ink == 1
+    assert count_ink(made.image, boxes).words_with_ink == 1
     touching = (boxes < 1).any(axis=1) | (boxes > 199).any(axis=1)
     assert set(np.flatnonzero(about["clipped"])) <= set(np.flatnonzero(touching))
 
@@ -185,7 +185,7 @@ def test_what_a_text_is_to_be_read_as_counts_where_its_letters_are_unknown(
 ) -> None:
     data = mapped(b"BT /F1 12 Tf 14 TL 40 100 Td " + contents + b" ET", {"X": "\ue001"})
     page = read(data, engine)
-    assert page.words.texts == words.split() and shares(page.image, page.words.boxes).ink_outside <= 0.02
+    assert page.words.texts == words.split() and count_ink(page.image, page.words.boxes).ink_outside <= 0.02
 
 
 ARABIC = {"k": "ك", "t": "ت", "a": "ا", "b": "ب", "s": "س", "n": "ن", "h": "ه", "L": "لا"}
@@ -221,7 +221,7 @@ def test_forms_within_forms_are_looked_into_as_deep_as_they_are_drawn(engine: st
     forms = {10 + n: stream(b"/X Do", form % (11 + n)) for n in range(19)}
     forms[29] = stream(b"BT /F1 16 Tf 60 60 Td (deep words) Tj 500 0 Td (cut) Tj ET", form % 5)
     page = read(pdf_page(b"/X Do", resources=b"/XObject << /X 10 0 R >>", more=forms), engine)
-    assert page.words.texts == ["deep", "words"] and shares(page.image, page.words.boxes).ink_outside <= 0.02
+    assert page.words.texts == ["deep", "words"] and count_ink(page.image, page.words.boxes).ink_outside <= 0.02
 
 
 def test_numbers_of_glyphs_are_no_letters() -> None:

@@ -170,7 +170,7 @@ def test_told_to_stop_it_saves(folder: str, number: signal.Signals, begun: bool)
     process.join(60)
     assert process.exitcode == 75
     assert checkpoint.list_steps(folder) == ([rows(folder)[-1]["step"]] if begun else [])
-    assert lease.holder(folder) is None
+    assert lease.holder_of(folder) is None
 
 
 def train_for_ever(folder: str, begun: bool) -> None:
