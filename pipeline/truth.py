@@ -49,7 +49,7 @@ class Truth(NamedTuple):
         )
 
 
-def shares(image: np.ndarray, boxes: np.ndarray) -> Truth:
+def count_ink(image: np.ndarray, boxes: np.ndarray) -> Truth:
     """Return the counts of a picture uint8 [H, W, 3] and boxes [n, 4] (x0, y0, x1, y1) in its pixels."""
     commonest = tuple(int(np.bincount(image[..., channel].ravel()).argmax()) for channel in range(3))
     inked = differ(image, commonest, INK + 1)
@@ -73,7 +73,7 @@ def _of_sample(shard: Shard, number: int) -> Truth:
     if not info.words:
         return Truth()
     image = decode_image(shard.fields(number).get("png", b""), f"{shard.uri}: {shard.key(number)}")
-    return shares(image, np.array(info.boxes))
+    return count_ink(image, np.array(info.boxes))
 
 
 def check_truth(set_uri: str) -> Iterator[str]:
