@@ -1,7 +1,7 @@
 """Leases: one writer a folder. `with lease.hold(FOLDER, "dnd train"): …` refuses while another process writes there.
 
 A lease is FOLDER/lease/NNNNNN.json, created only if absent; the highest number holds. Its holder rewrites it every
-BEAT seconds. A process that finds a dead one creates the next number, so that only one of two wins, on S3 too (by
+BEAT_SECONDS. A process that finds a dead one creates the next number, so that only one of two wins, on S3 too (by
 If-None-Match alone). A holder that slept while another took over sees the higher number and must stop.
 """
 
@@ -21,9 +21,9 @@ import psutil
 from data_specs import storage
 from data_specs.records import LeaseHolder
 
-BEAT = 10.0  # seconds between two heartbeats
-LAPSE = 45.0  # seconds without a heartbeat after which a holder counts as dead
-LONG_AGO = 20 * LAPSE  # no two clocks differ by so much: a beat this old needs no watching
+BEAT_SECONDS = 10.0  # seconds between two heartbeats
+LAPSE_SECONDS = 45.0  # seconds without a heartbeat after which a holder counts as dead
+LONG_AGO = 20 * LAPSE_SECONDS  # no two clocks differ by so much: a beat this old needs no watching
 log = logging.getLogger(__name__)
 
 
@@ -43,7 +43,9 @@ class Lease:
     def check(self) -> None:
         """Raise ValueError where another process has taken the lease over: nothing more may be written."""
         if self.lost:
-            raise ValueError(f"{self.folder}: another process took over, since this one stood still for {LAPSE:.0f} s")
+            raise ValueError(
+                f"{self.folder}: another process took over, since this one stood still for {LAPSE_SECONDS:.0f} s"
+            )
 
     def release(self) -> None:
         """Give the lease back."""
@@ -52,7 +54,7 @@ class Lease:
         storage.delete(_uri(self.folder, self.number))
 
     def _beat(self) -> None:
-        while not self.ended.wait(BEAT) and not self.lost:
+        while not self.ended.wait(BEAT_SECONDS) and not self.lost:
             try:
                 self.lost = not self.shared and max(_numbers(self.folder), default=0) > self.number
                 if not self.lost:
@@ -114,7 +116,7 @@ def holder_of(folder: str) -> LeaseHolder | None:
 
 def is_alive(holder: LeaseHolder) -> bool:
     """Return whether a holder is alive, as far as its last heartbeat tells."""
-    return not _ended_here(holder) and time.time() - holder.beat < LAPSE
+    return not _ended_here(holder) and time.time() - holder.beat < LAPSE_SECONDS
 
 
 def _this_process(command: str) -> LeaseHolder:
@@ -146,13 +148,13 @@ def _is_dead(folder: str, number: int, found: LeaseHolder) -> bool:
     age = time.time() - found.beat
     if _ended_here(found) or age > LONG_AGO:
         return True
-    if _is_of_here(found) and age < LAPSE:
+    if _is_of_here(found) and age < LAPSE_SECONDS:
         return False
-    deadline = time.monotonic() + LAPSE
+    deadline = time.monotonic() + LAPSE_SECONDS
     while time.monotonic() < deadline:
         if _read(folder, number) != found:  # it beats, or has just ended
             return False
-        time.sleep(BEAT / 20)
+        time.sleep(BEAT_SECONDS / 20)
     return True
 
 

@@ -48,7 +48,7 @@ def walk(folder: str) -> Iterator[FileInfo]:
                 yield _info(entry.path, entry.stat())
 
 
-def no_files(folder: str) -> Iterator[tuple[str, str]]:
+def skipped_paths(folder: str) -> Iterator[tuple[str, str]]:
     """Yield the paths that a listing of a folder leaves out, and why: links that lead nowhere or up, pipes, `.part`."""
     for entry, what in _entries(folder):
         if what != "a file":
@@ -60,7 +60,7 @@ def _entries(folder: str, above: tuple[str, ...] = ()) -> Iterator[tuple[os.DirE
     above = (*above, os.path.realpath(folder))
     found = list[tuple[os.DirEntry[str], str]]()
     with suppress(FileNotFoundError, NotADirectoryError):
-        found = [(entry, _leads_to(entry)) for entry in os.scandir(folder)]
+        found = [(entry, _target_type(entry)) for entry in os.scandir(folder)]
     for entry, what in sorted(found, key=lambda e: e[0].name + "/" * (e[1] == "a folder")):  # whole names, as on S3
         if what == "a folder" and os.path.realpath(entry.path) not in above:
             yield from _entries(entry.path, above)
@@ -68,7 +68,7 @@ def _entries(folder: str, above: tuple[str, ...] = ()) -> Iterator[tuple[os.DirE
             yield entry, what
 
 
-def _leads_to(entry: os.DirEntry[str]) -> str:
+def _target_type(entry: os.DirEntry[str]) -> str:
     """Return what stands at a path, or where its link leads."""
     if entry.name.endswith(UNFINISHED):
         return "still being written"
@@ -110,7 +110,7 @@ def _info(uri: str, status: os.stat_result) -> FileInfo:
 
 def replace(uri: str, content: bytes | Path) -> None:
     """Write bytes or a copy of a file, over what is there."""
-    with _beside(uri, content) as path:
+    with _temporary_beside(uri, content) as path:
         os.replace(path, uri)
 
 
@@ -119,9 +119,9 @@ def create(uri: str, content: bytes | Path) -> bool:
     if os.path.exists(uri):
         return False
     try:
-        with _beside(uri, content) as path:
+        with _temporary_beside(uri, content) as path:
             if not _move_exclusively(path, Path(uri)):
-                _move_alone(path, Path(uri))
+                _move_under_lock(path, Path(uri))
     except FileExistsError:
         return False
     return True
@@ -158,7 +158,7 @@ def decides_who_creates(folder: str) -> bool:
 
 
 @contextmanager
-def _beside(uri: str, content: bytes | Path) -> Iterator[Path]:
+def _temporary_beside(uri: str, content: bytes | Path) -> Iterator[Path]:
     """Write the content to a file beside its target, synced; whatever is left of it at the end is removed."""
     target = Path(uri)
     target.parent.mkdir(parents=True, exist_ok=True)
@@ -196,7 +196,7 @@ def _move_exclusively(path: Path, target: Path) -> bool:
     raise OSError(code, os.strerror(code), str(target))
 
 
-def _move_alone(path: Path, target: Path) -> None:
+def _move_under_lock(path: Path, target: Path) -> None:
     """Rename unless the name is taken, under a lock on the folder: atomic among the processes of one node."""
     folder = os.open(target.parent, os.O_RDONLY)
     try:

@@ -71,10 +71,10 @@ def record_spec(spec: Spec, root: str, folder: str, sections: Sequence[str]) -> 
     _write(storage.join(root, folder, NAME), spec)
     record_code(root, began=folder)
     if sections:
-        _write(storage.join(root, NAME), _laid_over(storage.join(root, NAME), spec, sections))
+        _write(storage.join(root, NAME), _with_sections(storage.join(root, NAME), spec, sections))
 
 
-def _laid_over(uri: str, spec: Spec, sections: Sequence[str]) -> Spec:
+def _with_sections(uri: str, spec: Spec, sections: Sequence[str]) -> Spec:
     """Return the record with these sections, and those that it lacks, from `spec`; one of another shape is replaced."""
     if not storage.exists(uri):
         return spec

@@ -24,7 +24,7 @@ from urllib3.exceptions import HTTPError
 from data_specs import cache
 from data_specs.ahead import in_threads
 from data_specs.records import FileInfo
-from data_specs.s3_client import TRIES, address, answer_of, backoff, client, plain_errors
+from data_specs.s3_client import TRIES, answer_of, backoff, client, object_arguments, plain_errors
 from data_specs.storage import split_bucket
 
 if TYPE_CHECKING:
@@ -109,7 +109,7 @@ def _head(uri: str) -> Head | None:
     """Return the answer to a HEAD request, or None where there is no such object."""
     try:
         with plain_errors(uri):
-            head: Head = client().head_object(**address(uri))
+            head: Head = client().head_object(**object_arguments(uri))
     except FileNotFoundError:
         return None
     return head
@@ -179,7 +179,7 @@ def _get(uri: str, start: int, stop: int | None) -> Answer | None:
     wanted = {"Range": f"bytes={start}-{'' if stop is None else stop - 1}"} if start or stop is not None else {}
     try:
         with plain_errors(uri, but=(416,)):
-            answer: Answer = client().get_object(**address(uri), **wanted)
+            answer: Answer = client().get_object(**object_arguments(uri), **wanted)
     except ClientError:
         return None
     return {**answer, "ETag": answer["ETag"].strip('"')}
@@ -229,7 +229,7 @@ def decides_who_creates(uri: str) -> bool:
 
 def delete(uri: str) -> None:
     with plain_errors(uri):
-        client().delete_object(**address(uri))
+        client().delete_object(**object_arguments(uri))
 
 
 def _write(uri: str, content: bytes | Path, creates: bool) -> bool:
@@ -266,4 +266,4 @@ def _upload(uri: str, content: bytes | Path, creates: bool, mark: str) -> None:
     config = TransferConfig(MULTIPART_FROM, THREADS, PART_BYTES, use_threads=large, preferred_transfer_client="classic")
     with content.open("rb") if isinstance(content, Path) else io.BytesIO(content) as file:
         extra = {"Metadata": {"dnd-writer": mark}}
-        client(creates).upload_fileobj(file, **address(uri), ExtraArgs=extra, Config=config)
+        client(creates).upload_fileobj(file, **object_arguments(uri), ExtraArgs=extra, Config=config)

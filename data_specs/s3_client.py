@@ -59,7 +59,7 @@ def pays(bucket: str) -> bool:
     return bucket != "" and bucket in ("arxiv", *(name.strip() for name in named))
 
 
-def address(uri: str) -> dict[str, str]:
+def object_arguments(uri: str) -> dict[str, str]:
     """Return the bucket and key of an object, as boto3's arguments.
 
     Raises:

@@ -22,7 +22,7 @@ from data_specs.shards import INDEX_DTYPE, index_uri
 from data_specs.table import table_uri
 from data_specs.units import Plan, read_plan
 
-_MADE = re.compile(r"\.tar$|\.index\.npy$|\.parquet$|^manifest-\d{4,}-[0-9a-f]{8}\.json$")
+_SHARD_FILE = re.compile(r"\.tar$|\.index\.npy$|\.parquet$|^manifest-\d{4,}-[0-9a-f]{8}\.json$")
 
 
 def find_shard_sets(root: str) -> list[str]:
@@ -65,7 +65,7 @@ def _verify_receipts(plan: Plan, account: Account, known: set[str]) -> Iterator[
     """
     units = set[int]()
     for name, receipt, fault in read_receipts(plan.set_uri):
-        known.add(_unit_or_shard(name, receipt))
+        known.add(_name_prefix(name, receipt))
         if receipt is None:
             yield f"{fault}; run the stage again"
             continue
@@ -76,7 +76,7 @@ def _verify_receipts(plan: Plan, account: Account, known: set[str]) -> Iterator[
     yield from _missing(plan, units)
 
 
-def _unit_or_shard(name: str, receipt: Receipt | None) -> str:
+def _name_prefix(name: str, receipt: Receipt | None) -> str:
     """Return how the names of a receipt's files begin: as its shard's, or as its unit's where it is damaged."""
     if receipt is None:
         return name.removesuffix(".json")
@@ -92,13 +92,13 @@ def _litter(set_uri: str, known: set[str]) -> Iterator[str]:
     for file in storage.list_files(set_uri):
         name = file.uri.rpartition("/")[2]
         stem = name.partition(".")[0]
-        if _MADE.search(name) and not {stem, stem.partition("-")[0]} & known:
+        if _SHARD_FILE.search(name) and not {stem, stem.partition("-")[0]} & known:
             yield name
 
 
 def clean_litter(set_uri: str) -> list[str]:
     """Remove tars and indexes that no receipt names, and return their names. Not while a job writes the set."""
-    known = {_unit_or_shard(name, receipt) for name, receipt, _ in read_receipts(set_uri)}
+    known = {_name_prefix(name, receipt) for name, receipt, _ in read_receipts(set_uri)}
     names = list(_litter(set_uri, known))
     for name in names:
         storage.delete(storage.join(set_uri, name))

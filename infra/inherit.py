@@ -39,7 +39,7 @@ def inherit(stage: Stage, spec: Spec, root: str, old: str) -> Iterator[str]:
             read_manifest(storage.join(set_uri, "manifest.json"))  # raises where the set is unfinished
         _refuse_other(storage.join(old, folder), storage.join(root, folder))
     for folder in folders:
-        number = sum(1 for _ in _take(storage.join(old, folder), storage.join(root, folder)))
+        number = sum(1 for _ in _copy_missing(storage.join(old, folder), storage.join(root, folder)))
         yield f"{folder}: {number} files from {old}" if number else f"{folder}: there already"
 
 
@@ -77,18 +77,18 @@ def _refuse_other(old: str, new: str) -> None:
                 raise ValueError(f"{file.uri}: the root holds something else already; give a new --root with --from")
 
 
-def _take(old: str, new: str) -> Iterator[str]:
-    """Places every file of a folder that the other has not; yields their names."""
+def _copy_missing(old: str, new: str) -> Iterator[str]:
+    """Link or copy every file of a folder that the other lacks; yield their names."""
     for file in storage.list_files(old):
         name = file.uri.removeprefix(old + "/")
         target = storage.join(new, name)
         if not name.startswith(NOT_TAKEN) and not storage.exists(target):
-            if name.endswith(APPENDED) or not _linked(file.uri, target):
+            if name.endswith(APPENDED) or not _is_linked(file.uri, target):
                 storage.create(target, storage.local_copy(file.uri))
             yield name
 
 
-def _linked(path: str, target: str) -> bool:
+def _is_linked(path: str, target: str) -> bool:
     """Whether the target is now a hard link to the file; not so across devices, nor on S3."""
     if storage.is_remote(path) or storage.is_remote(target):
         return False

@@ -25,7 +25,7 @@ from data_specs.units import Plan, read_plan
 from pipeline.filters import without_filters
 from pipeline.job import moved_since
 from pipeline.png import encode_photo
-from pipeline.removal import read_removed, without
+from pipeline.removal import read_removed, unit_without
 from pipeline.render import Renderer
 from pipeline.truth import truth_of_shard
 
@@ -130,7 +130,7 @@ def with_boxes(picture: Image.Image, info: SampleInfo) -> Image.Image:
 
 def _dropped(spec: Spec, plan: Plan, unit: SourceUnit) -> list[tuple[Dropped, Image.Image | None]]:
     """Return what was dropped of the unit's first documents, with the picture where there is one."""
-    unit = _shortened(without(unit, read_removed(plan.set_uri.rpartition("/")[0])))
+    unit = _shortened(unit_without(unit, read_removed(plan.set_uri.rpartition("/")[0])))
     filtering = Renderer(spec)
     keeping = Renderer(spec.model_copy(update={"render": without_filters(spec.render)}))
     try:

@@ -107,7 +107,7 @@ class Writer(Record):
         yield f"{self.name}: `{self.command}` writes here (host {self.host}, process {self.pid})"
 
 
-Entry = SetStatus | TrainingStatus | Writer
+Status = SetStatus | TrainingStatus | Writer
 
 
 def status_lines(root: str) -> Iterator[str]:
@@ -115,8 +115,8 @@ def status_lines(root: str) -> Iterator[str]:
 
     There are none where there is nothing.
     """
-    for entry in entries(root):
-        yield from map(printable, [entry] if isinstance(entry, str) else entry.lines())
+    for status in statuses(root):
+        yield from map(printable, [status] if isinstance(status, str) else status.lines())
 
 
 def status_of(root: str) -> dict[str, list[object]]:
@@ -126,15 +126,15 @@ def status_of(root: str) -> dict[str, list[object]]:
         A dict of the lists `sets`, `trainings`, `writers` and `faults`.
     """
     found: dict[str, list[object]] = {"sets": [], "trainings": [], "writers": [], "faults": []}
-    for entry in entries(root):
-        if isinstance(entry, str):
-            found["faults"].append(entry)
+    for status in statuses(root):
+        if isinstance(status, str):
+            found["faults"].append(status)
         else:
-            found[entry.group].append(entry.model_dump(mode="json", exclude={"job": COUNTED}))
+            found[status.group].append(status.model_dump(mode="json", exclude={"job": COUNTED}))
     return found
 
 
-def entries(root: str) -> Iterator[Entry | str]:
+def statuses(root: str) -> Iterator[Status | str]:
     """Yield everything that there is to say of a root; what is damaged is a line of its own, never an error."""
     folders = {stage.makes for stage in registered() if stage.trains}
     for set_uri in find_shard_sets(root):
@@ -147,10 +147,10 @@ def entries(root: str) -> Iterator[Entry | str]:
         yield from _unless_damaged(partial(_writer, root, folder))
 
 
-def _unless_damaged(find: Callable[[], Entry | None]) -> Iterator[Entry | str]:
+def _unless_damaged(look: Callable[[], Status | None]) -> Iterator[Status | str]:
     try:
-        if entry := find():
-            yield entry
+        if status := look():
+            yield status
     except ValueError as error:
         yield str(error)
 

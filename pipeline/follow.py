@@ -19,7 +19,7 @@ def folder_of(uri: str) -> str:
     return uri.rpartition("/")[0] if uri.endswith(".json") else uri
 
 
-def content_of(manifest: Manifest) -> str:
+def content_digest(manifest: Manifest) -> str:
     """Return the digest of what a shard set holds, whatever made it and wherever it lies."""
     return hashlib.sha256("".join(entry.sha256 for entry in manifest.shardlist).encode()).hexdigest()
 
@@ -37,16 +37,16 @@ def plan_by_shards(set_uri: str, identity: Identity, source_uri: str, split: str
         ValueError: the source is missing or unfinished, or another one than before.
     """
     manifest = read_manifest(storage.join(source_uri, "manifest.json"))
-    identity = identity.model_copy(update={"inputs": identity.inputs | {"shards": content_of(manifest)}})
+    identity = identity.model_copy(update={"inputs": identity.inputs | {"shards": content_digest(manifest)}})
     if plan := read_plan(set_uri):
         inputs = plan.identity.inputs | {"shards": identity.inputs["shards"]}
         require_same(set_uri, plan.identity.model_copy(update={"inputs": inputs}), identity)
-        return plan if plan.identity == identity else followed(plan, identity, manifest, split)
+        return plan if plan.identity == identity else follow(plan, identity, manifest, split)
     units = (unit_of(number, split, entry) for number, entry in enumerate(manifest.shardlist))
     return write_plan(set_uri, digest_of(identity), identity, units)
 
 
-def followed(plan: Plan, identity: Identity, manifest: Manifest, split: str) -> Plan:
+def follow(plan: Plan, identity: Identity, manifest: Manifest, split: str) -> Plan:
     """Return the plan after its input was extended or lost samples: shards made anew are done again, new ones appended.
 
     Raises:

@@ -208,12 +208,12 @@ def _counters(descriptor: int) -> memoryview:
     return memoryview(mmap(descriptor, COUNTER_BYTES)).cast("Q")
 
 
-shared = list[memoryview]()  # in a child: the counters
+child_counters = list[memoryview]()  # in a child one: what its parent sees
 
 
 def begin(step: int) -> None:
     """Record, in a child, which step of its call begins, so that a crash can be attributed to it."""
-    for counters in shared:
+    for counters in child_counters:
         counters[STEPS] = step + 1
 
 
@@ -259,7 +259,7 @@ def _answer(function: Callable[..., object], *arguments: object) -> Answer[objec
     try:
         return Answer(function(*arguments))
     except MemoryError:
-        return Answer(None, Reason.MEMORY, step=shared[0][STEPS] - 1)
+        return Answer(None, Reason.MEMORY, step=child_counters[0][STEPS] - 1)
     except UnreadableError as error:
         return Answer(None, error.reason, error.detail)
     except Exception as error:  # the document's boundary: whatever it raised becomes its recorded reason
@@ -272,10 +272,10 @@ def main() -> None:
     resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
     descriptor, counters, function = sys.argv[1:]
     module, _, name = function.partition(":")
-    shared.append(_counters(int(counters)))
+    child_counters.append(_counters(int(counters)))
     called = getattr(importlib.import_module(module), name)
     gc.freeze()  # what was imported stays: no collection need look at it again
-    _serve(Connection(int(descriptor)), shared[0], called)
+    _serve(Connection(int(descriptor)), child_counters[0], called)
 
 
 if __name__ == "__main__":

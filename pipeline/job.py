@@ -52,9 +52,9 @@ class Render(UnitStage):
 
     def corrected(self, plan: Plan, manifest: Manifest) -> Manifest:
         """Return the manifest without what was removed while this job stood still and its lease lapsed."""
-        from pipeline.removal import take_out_again
+        from pipeline.removal import remove_again
 
-        return take_out_again(plan) or manifest
+        return remove_again(plan) or manifest
 
     def outputs(
         self, spec: Spec, root: str, workers: Workers, extend: bool = False, retry_rejected: bool = False, **_: Any
@@ -74,26 +74,26 @@ def _setup(spec: Spec, set_uri: str, moved: Sequence[tuple[str, str]]) -> Work:
 
 def moved_since(plan: Plan, spec: Spec, root: str) -> list[tuple[str, str]]:
     """Return the old place and the new place of each input of a plan that lies elsewhere now."""
-    places = zip(plan.places[1:], places_of(spec.render, _inputs(root))[1:])
+    places = zip(plan.places[1:], places_of(spec.render, _inputs_uri(root))[1:])
     return [*_inputs_moved(root, plan), *((old, new) for old, new in places if old not in (new, ""))]
 
 
 def _inputs_moved(root: str, *plans: Plan) -> list[tuple[str, str]]:
     """(old place, new place) of what was made of the sources, for each place where plans say that the root lay."""
-    new = _inputs(root)
+    new = _inputs_uri(root)
     return [(old, new) for plan in plans for old in plan.first_places if old not in (new, "")]
 
 
 def rendering(renderer: Renderer, set_uri: str, moved: Sequence[tuple[str, str]] = ()) -> Work:
     """Return what renders a unit; what was removed from the set once is left out."""
-    from pipeline.removal import read_removed, rendered_without, without
+    from pipeline.removal import outcomes_without, read_removed, unit_without
 
     images_uri, _, split = set_uri.rpartition("/")
     removed = read_removed(images_uri)
 
     def work(unit: SourceUnit) -> Iterator[Outcome]:
-        there = relocated(without(unit, removed), moved)
-        return rendered_without(split, unit, removed, renderer.render(there))
+        there = relocated(unit_without(unit, removed), moved)
+        return outcomes_without(split, unit, removed, renderer.render(there))
 
     return work
 
@@ -106,7 +106,7 @@ def _plans(spec: Spec, root: str) -> dict[str, Plan]:
     stored = _stored(root)
     for split, plan in stored.items():
         digest.require_same(plan.set_uri, plan.identity, _identity(spec, split, plan.identity.inputs), REMEDY)
-    places = places_of(spec.render, _inputs(root))
+    places = places_of(spec.render, _inputs_uri(root))
     kept = {split: plan for split, plan in stored.items() if plan.places[1:] == places[1:]}
     if len(kept) == len(SPLITS):
         return kept
@@ -116,7 +116,7 @@ def _plans(spec: Spec, root: str) -> dict[str, Plan]:
 
 
 def _planned(spec: Spec, root: str, split: str, listed: Path, places: tuple[str, ...]) -> Plan:
-    identity = _identity(spec, split, _held(listed))
+    identity = _identity(spec, split, _listing_input(listed))
     return planned(storage.join(root, "images", split), identity, read_units(listed), REMEDY, places)
 
 
@@ -132,7 +132,7 @@ def _extended(spec: Spec, root: str, retry_rejected: bool) -> dict[str, Plan]:
     if len(stored) < len(SPLITS):
         raise ValueError(f"{root}/images: there is no image set to extend; run `dnd render` without --extend first")
     done = {split: sum(1 for _ in valid_receipts(p.set_uri, p.digest)) == p.num_units for split, p in stored.items()}
-    places = places_of(spec.render, _inputs(root))
+    places = places_of(spec.render, _inputs_uri(root))
     for split, plan in stored.items():
         wanted = _identity(spec, split, plan.identity.inputs)
         require_extension(plan, wanted)
@@ -157,7 +157,7 @@ def _grow(
     """Return the plan with a part for new documents; as it is where there are none and the spec is the same."""
     from pipeline.extend import new_units
 
-    identity = _identity(spec, split, _held(listed))
+    identity = _identity(spec, split, _listing_input(listed))
     plan = plans[split]
     other = plans["val" if split == "train" else "train"]
     units = new_units(plan, other, read_units(listed), spec.render.documents_per_unit, retry_rejected, moved)
@@ -174,7 +174,7 @@ def _stored(root: str) -> dict[str, Plan]:
     return {split: plan for split in SPLITS if (plan := read_plan(storage.join(root, "images", split)))}
 
 
-def _inputs(root: str) -> str:
+def _inputs_uri(root: str) -> str:
     """Where what is made of the sources lies."""
     return storage.absolute(storage.join(root, "inputs"))
 
@@ -187,15 +187,15 @@ def _list_sources(
     Args:
         is_whole: whether all is planned: what the sources hold is only compared, and nothing is kept under the root.
     """
-    inputs_uri = storage.join(str(folder), "inputs") if is_whole else _inputs(root)
+    inputs_uri = storage.join(str(folder), "inputs") if is_whole else _inputs_uri(root)
     sources = [source.prepare(inputs_uri) for source in spec.render.sources]
     units = list_units(spec.render, sources, folder)
     if not is_whole:
-        _keep_classes(storage.join(root, "images", "classes.json"), class_names(sources))
-    return units, places_of(spec.render, _inputs(root), sources)
+        _write_classes(storage.join(root, "images", "classes.json"), class_names(sources))
+    return units, places_of(spec.render, _inputs_uri(root), sources)
 
 
-def _keep_classes(uri: str, names: dict[int, str]) -> None:
+def _write_classes(uri: str, names: dict[int, str]) -> None:
     """Write the classes' names; more may come behind those there.
 
     Raises:
@@ -211,7 +211,7 @@ def _keep_classes(uri: str, names: dict[int, str]) -> None:
         storage.write(uri, data)
 
 
-def _held(units: Path) -> dict[str, str]:
+def _listing_input(units: Path) -> dict[str, str]:
     """Return the input of a split: what its sources hold."""
     return {"documents of render.sources": listing_digest(units)}
 

@@ -47,14 +47,14 @@ ARCHIVES = (  # of arXiv's identifiers before April 2007
 
 
 class Removal(NamedTuple):
-    """What must not be in a set: documents by their plain ids (`plain`), samples as SPLIT/UNIT/KEY."""
+    """What must not be in a set: documents by their plain ids (`normalised_id`), samples as SPLIT/UNIT/KEY."""
 
     ids: frozenset[str]
     samples: frozenset[str]
 
     def holds_document(self, document_id: str) -> bool:
         """Return whether a document must go."""
-        return bool(self.ids) and plain(document_id) in self.ids
+        return bool(self.ids) and normalised_id(document_id) in self.ids
 
     def holds(self, name: str, document_id: str) -> bool:
         """Return whether a sample SPLIT/UNIT/KEY of a document must go."""
@@ -66,7 +66,7 @@ class Removal(NamedTuple):
         return self.holds(f"{unit}/{sample.key}", sample.row["document"])
 
 
-def plain(document_id: str) -> str:
+def normalised_id(document_id: str) -> str:
     """Normalise an id for comparison.
 
     People write arXiv:2401.00001v2 [cs.CL], its address or DOI, 2401-00001.pdf, and hep-th/0703012 or HEP-TH-0703012,
@@ -89,17 +89,17 @@ def read_removed(images_uri: str) -> Removal:
     files = storage.list_files(storage.join(images_uri, "removed"))
     found = [Removed.parse(storage.read_bytes(file.uri), file.uri) for file in files]
     return Removal(
-        frozenset(plain(document_id) for one in found for document_id in one.ids),
+        frozenset(normalised_id(document_id) for one in found for document_id in one.ids),
         frozenset(name for one in found for name in one.samples),
     )
 
 
-def still_there(set_uri: str) -> Iterator[str]:
+def check_removed(set_uri: str) -> Iterator[str]:
     """Yield a line for each sample of an image set that was removed once, and is there all the same."""
     try:
         removed = read_removed(set_uri.rpartition("/")[0])
         plan = read_plan(set_uri)
-        there = list(_still_there(plan, removed)) if plan and any(removed) else []
+        there = list(_not_removed(plan, removed)) if plan and any(removed) else []
     except ValueError as error:  # a record of what was removed is damaged, or the plan
         yield str(error)
         return
@@ -107,13 +107,13 @@ def still_there(set_uri: str) -> Iterator[str]:
         yield f"{set_uri}: {name} of {document} was removed once and is there: run `dnd remove` again"
 
 
-def _still_there(plan: Plan, removed: Removal) -> Iterator[tuple[str, str]]:
+def _not_removed(plan: Plan, removed: Removal) -> Iterator[tuple[str, str]]:
     """(SPLIT/UNIT/KEY, document) of each sample of a set that must not be in it."""
-    samples = (sample for unit in _concerned(plan, removed) for sample in _samples(plan, unit))
+    samples = (sample for unit in _units_with(plan, removed) for sample in _samples(plan, unit))
     return ((name, document) for name, document in samples if removed.holds(name, document))
 
 
-def take_out_again(plan: Plan) -> Manifest | None:
+def remove_again(plan: Plan) -> Manifest | None:
     """Take out of a set what was removed once and was rendered all the same, by a job that outlived its lease.
 
     The caller holds the lease of the set.
@@ -122,7 +122,7 @@ def take_out_again(plan: Plan) -> Manifest | None:
         The set's new manifest; None where nothing was to be done.
     """
     removed = read_removed(plan.set_uri.rpartition("/")[0])
-    number = sum(1 for _ in _still_there(plan, removed)) if any(removed) else 0
+    number = sum(1 for _ in _not_removed(plan, removed)) if any(removed) else 0
     if not number:
         return None
     for _ in _remake_set(plan, removed):
@@ -131,7 +131,7 @@ def take_out_again(plan: Plan) -> Manifest | None:
     return merge(plan, "images", partial=True)
 
 
-def without(unit: SourceUnit, removed: Removal) -> SourceUnit:
+def unit_without(unit: SourceUnit, removed: Removal) -> SourceUnit:
     """Return a unit without the removed documents, and the files that only those need; one of a tar unchanged."""
     if not any(removed.holds_document(document.id) for document in unit.documents):
         return unit
@@ -139,8 +139,8 @@ def without(unit: SourceUnit, removed: Removal) -> SourceUnit:
     return SourceUnit.of(unit.source, kept, unit.affinity).model_copy(update={"unit": unit.unit})
 
 
-def rendered_without(split: str, unit: SourceUnit, removed: Removal, outcomes: Iterable[Outcome]) -> Iterator[Outcome]:
-    """Yield the outcomes of `without(unit, removed)`, with what is removed of the unit as counted drops."""
+def outcomes_without(split: str, unit: SourceUnit, removed: Removal, outcomes: Iterable[Outcome]) -> Iterator[Outcome]:
+    """Yield the outcomes of `unit_without(unit, removed)`, with what is removed of the unit as counted drops."""
     for document in unit.documents:
         if removed.holds_document(document.id):
             yield Dropped(key_of(document.id), "", Reason.REMOVED)
@@ -162,7 +162,7 @@ def remove(root: str, ids: Iterable[str], samples: Iterable[str]) -> Iterator[st
     plans = [plan for split in SPLITS if (plan := read_plan(storage.join(images, split)))]
     if not plans:
         raise ValueError(f"{images}: there is no image set here")
-    written = {plain(one): one.strip() for one in ids}
+    written = {normalised_id(one): one.strip() for one in ids}
     wanted = Removal(frozenset(written), frozenset(samples))
     if wrong := [name for name in wanted.samples if not re.fullmatch(r"(train|val)/\d+/[A-Za-z0-9_-]+", name)]:
         raise ValueError(f"{wrong[0]!r} names no sample: write SPLIT/UNIT/KEY, for instance train/12/2301-00001-p0001")
@@ -174,12 +174,12 @@ def remove(root: str, ids: Iterable[str], samples: Iterable[str]) -> Iterator[st
         known = Removal(before.ids | documents.keys(), before.samples | found)
         for one in sorted(wanted.ids & known.ids):
             yield f"{written[one]}: {', '.join(sorted(documents.get(one, ()))) or 'was removed before'}"
-        yield from _take_out(root, plans, Removal(wanted.ids & known.ids, wanted.samples & known.samples))
+        yield from _remove_from_sets(root, plans, Removal(wanted.ids & known.ids, wanted.samples & known.samples))
     if nothing := [written[one] for one in sorted(wanted.ids - known.ids)] + sorted(wanted.samples - known.samples):
         raise ValueError(f"matched nothing, and is not recorded: {', '.join(nothing)}")
 
 
-def _take_out(root: str, plans: list[Plan], wanted: Removal) -> Iterator[str]:
+def _remove_from_sets(root: str, plans: list[Plan], wanted: Removal) -> Iterator[str]:
     if not any(wanted):
         return
     _record(storage.join(root, "images"), wanted)
@@ -190,7 +190,7 @@ def _take_out(root: str, plans: list[Plan], wanted: Removal) -> Iterator[str]:
             yield line
         if storage.exists(storage.join(plan.set_uri, "manifest.json")):
             merge(plan, "images", partial=True)
-    yield from _derived(root, replaced)
+    yield from _remove_derived(root, replaced)
 
 
 def _found(plans: list[Plan], wanted: Removal) -> tuple[dict[str, set[str]], set[str]]:
@@ -198,16 +198,16 @@ def _found(plans: list[Plan], wanted: Removal) -> tuple[dict[str, set[str]], set
     documents = dict[str, set[str]]()
     names = set[str]()
     for plan in plans:
-        for unit in _concerned(plan, wanted):
+        for unit in _units_with(plan, wanted):
             samples = _samples(plan, unit)
             names.update(name for name, _ in samples if name in wanted.samples)
             there = [document.id for document in unit.documents] + [document for _, document in samples]
             for document_id in filter(wanted.holds_document, there):
-                documents.setdefault(plain(document_id), set()).add(document_id)
+                documents.setdefault(normalised_id(document_id), set()).add(document_id)
     return documents, names
 
 
-def _concerned(plan: Plan, wanted: Removal) -> Iterator[SourceUnit]:
+def _units_with(plan: Plan, wanted: Removal) -> Iterator[SourceUnit]:
     """Units of a set that may hold, or held, something wanted."""
     named = {name.rpartition("/")[0] for name in wanted.samples}
     months = {_month(document_id) for document_id in wanted.ids}
@@ -241,7 +241,7 @@ def _record(images_uri: str, wanted: Removal) -> None:
 def _remake_set(plan: Plan, wanted: Removal) -> Iterator[tuple[str, tuple[str, ...]]]:
     """(line, names that the shard had before) for each shard of a set that holds, or held, something to remove."""
     split = plan.set_uri.rpartition("/")[2]
-    for unit in _concerned(plan, wanted):
+    for unit in _units_with(plan, wanted):
         receipt = read_receipt(storage.join(plan.set_uri, receipt_name(unit.unit)), plan.digest)
         if receipt is None:
             continue
@@ -262,7 +262,7 @@ def _month(arxiv_id: str) -> str:
     return found.group() if found else "none"
 
 
-def _derived(root: str, replaced: set[str]) -> Iterator[str]:
+def _remove_derived(root: str, replaced: set[str]) -> Iterator[str]:
     """Take away what was made from the replaced shards, the last of it first; name what learned of it or shows it."""
     plans = list(_plans(root))
     gone = set(replaced)
@@ -273,9 +273,9 @@ def _derived(root: str, replaced: set[str]) -> Iterator[str]:
                 gone.update(name for unit in units for name in shards_of(plan.set_uri, unit))
                 stale.append((stage, plan, units))
     for stage, plan, units in reversed(stale):
-        yield _taken_back(root, stage, plan, units)
+        yield _discard_derived(root, stage, plan, units)
     if replaced:
-        yield from _depending(root)
+        yield from _stale(root)
 
 
 def _reading(plan: Plan, shards: set[str]) -> list[int]:
@@ -283,8 +283,8 @@ def _reading(plan: Plan, shards: set[str]) -> list[int]:
     return [unit.unit for unit in plan.units() if isinstance(unit, ShardUnit) and unit.shard in shards]
 
 
-def _taken_back(root: str, stage: UnitStage, plan: Plan, units: list[int]) -> str:
-    """Discards units of a set, or the folder that it lies in with all beside it; says so."""
+def _discard_derived(root: str, stage: UnitStage, plan: Plan, units: list[int]) -> str:
+    """Discard units of a set, or the folder that it lies in with all beside it; return a line that says so."""
     if stage.remade == "folder":
         folder = plan.set_uri.rpartition("/")[0]
         _delete_all(folder)
@@ -299,7 +299,7 @@ def _plans(root: str) -> Iterator[Plan]:
     return (plan for uri in find_shard_sets(root) if (plan := read_plan(uri)))
 
 
-def _depending(root: str) -> Iterator[str]:
+def _stale(root: str) -> Iterator[str]:
     """Lines for what still names or shows what is removed, has learned from it, or was drawn by what has."""
     for name, command in VIEWS.items():
         if next(storage.list_files(storage.join(root, name)), None):

@@ -162,13 +162,13 @@ def _rows(spec: Spec) -> int:
 def _identity(spec: Spec, root: str, workers: Workers, products: dict[str, str]) -> Identity:
     import torch
 
-    from pipeline.follow import content_of
+    from pipeline.follow import content_digest
     from train.draw import open_given
 
     name = "ema.safetensors" if spec.sample.ema else "transformer.safetensors"
     inputs = {"transformer": weights_digest(storage.join(root, "transformer", name), "transformer", "train")}
     if given := open_given(spec, root):
-        inputs["given"] = content_of(given.manifest)
+        inputs["given"] = content_digest(given.manifest)
     free: Any = {"name": True, "rounding": True, "given": {"codes"}}  # names and paths, and what decoding needs
     return Identity(
         stage="sample",

@@ -10,7 +10,7 @@ from typing import ClassVar
 from pydantic import Field
 
 from data_specs import storage
-from data_specs.local_files import no_files
+from data_specs.local_files import skipped_paths
 from data_specs.records import Document, RawDocument, Reason, SourceUnit
 from data_specs.source import Source
 from data_specs.sources.names import as_utf8, is_parquet, packing
@@ -78,7 +78,7 @@ class ListedSource(Source):
             yield document._replace(id=as_utf8(document.id))
             if number == self.max_documents:
                 break
-        for path, what in () if storage.is_remote(self.uri) else no_files(self.uri):
+        for path, what in () if storage.is_remote(self.uri) else skipped_paths(self.uri):
             not_taken.add(path, what)
         not_taken.warn(self.uri, self.kind)
         if number == 0:

@@ -146,7 +146,7 @@ def _take_one_for_validation(files: dict[str, Path], val_share: float) -> None:
     rest = files["train"].with_suffix(".rest")
     with rest.open("wb") as train, files["val"].open("wb") as val:
         for unit in read_units(files["train"]):
-            kept, taken = _divided(unit, lowest) if lowest in _ranks(unit) else (unit, None)
+            kept, taken = _split_off_lowest(unit, lowest) if lowest in _ranks(unit) else (unit, None)
             if taken:
                 val.write(unit_line(taken))
             if kept:
@@ -161,7 +161,7 @@ def _ranks(unit: SourceUnit) -> list[int]:
     return [rank(document.id) for document in unit.listed() if unit.source.split_of(document, 1.0) == "val"]
 
 
-def _divided(unit: SourceUnit, lowest: int) -> tuple[SourceUnit | None, SourceUnit | None]:
+def _split_off_lowest(unit: SourceUnit, lowest: int) -> tuple[SourceUnit | None, SourceUnit | None]:
     """Return a unit without its document of lowest rank (a range: without its last paper), and a unit of that alone."""
     if unit.tar:
         kept = unit.tar.model_copy(update={"count": unit.tar.count - 1, "last": False})

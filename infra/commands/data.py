@@ -35,7 +35,7 @@ def verify(
 ) -> None:
     """Re-reads every byte of shard sets, checkpoints and weights, and all records; exit code 1 where one is wrong."""
     from data_specs.verify import clean_litter, clean_unfinished, find_shard_sets, verify_set
-    from pipeline.removal import still_there
+    from pipeline.removal import check_removed
     from pipeline.truth import check_truth
     from tokenize_jobs.checkpoint import find_trainings, verify_training
 
@@ -48,7 +48,7 @@ def verify(
         for name in clean_litter(set_uri) if clean else []:
             say(f"removed {set_uri}/{name}")
         rendered = set_uri.startswith(storage.join(root, "images/"))
-        for fault in chain(verify_set(set_uri), still_there(set_uri) if rendered else ()):
+        for fault in chain(verify_set(set_uri), check_removed(set_uri) if rendered else ()):
             faults += 1
             say(fault)
         for line in check_truth(set_uri) if truth and rendered else ():

@@ -54,14 +54,14 @@ def test_a_killed_process_of_this_machine_holds_nothing(tmp_path: Path) -> None:
     process.wait()
     began = time.monotonic()
     with lease.hold(str(tmp_path), "dnd train") as held:
-        assert held.number == 2 and time.monotonic() - began < lease.LAPSE
+        assert held.number == 2 and time.monotonic() - began < lease.LAPSE_SECONDS
 
 
 def test_a_holder_elsewhere_is_watched_and_lapses_without_heartbeat(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(lease, "BEAT", 0.1)
-    monkeypatch.setattr(lease, "LAPSE", 1.0)
+    monkeypatch.setattr(lease, "BEAT_SECONDS", 0.1)
+    monkeypatch.setattr(lease, "LAPSE_SECONDS", 1.0)
     left_by(str(tmp_path / "quiet"), 7, age=0)
     began = time.monotonic()
     with lease.hold(str(tmp_path / "quiet"), "dnd train") as held:
@@ -76,11 +76,11 @@ def test_a_lease_of_long_ago_lapses_at_once(tmp_path: Path) -> None:
     left_by(str(tmp_path), 3, age=lease.LONG_AGO + 1)
     began = time.monotonic()
     lease.acquire(str(tmp_path), "dnd train").release()
-    assert time.monotonic() - began < lease.LAPSE
+    assert time.monotonic() - began < lease.LAPSE_SECONDS
 
 
 def test_one_that_slept_is_fenced_off(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(lease, "BEAT", 0.05)
+    monkeypatch.setattr(lease, "BEAT_SECONDS", 0.05)
     with lease.hold(str(tmp_path), "dnd train") as held:
         left_by(str(tmp_path), held.number + 1, age=0)
         wait_for(lambda: held.lost, 10, "the loss")

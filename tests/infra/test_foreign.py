@@ -31,7 +31,7 @@ from infra.report.report import write_report
 from infra.status import status_lines
 from infra.view.sets import class_names
 from pipeline.duplicates import near_duplicates
-from pipeline.removal import remove, still_there
+from pipeline.removal import check_removed, remove
 from tokenize_jobs.decode import write_npz
 from tokenize_jobs.rqvae import RQVAEConfig
 from tokenize_jobs.weights import read_config as read_tokenizer
@@ -147,7 +147,7 @@ def test_a_plan_of_another_kind_of_set_is_one_line_everywhere(root: Path) -> Non
     plan.write_bytes(header + b"".join(unit_line(RangeUnit(unit=n, first=n, count=1)) for n in range(len(units))))
     with pytest.raises(ValueError, match=one):
         list(remove(str(root), ["a0"], []))
-    [fault] = still_there(str(root / "images/train"))
+    [fault] = check_removed(str(root / "images/train"))
     assert re.match(one, fault)
     plan.unlink()
     with pytest.raises(ValueError, match=r"images/train: there is no plan\.jsonl"):

@@ -23,7 +23,7 @@ from data_specs.units import Plan, read_plan
 from data_specs.verify import verify_set
 from infra.cli import app
 from pipeline.job import RENDER
-from pipeline.removal import plain, remove, take_out_again
+from pipeline.removal import normalised_id, remove, remove_again
 from pipeline.workers import Workers
 
 SPLITS = ("train", "val")
@@ -106,7 +106,7 @@ def test_single_samples_and_whole_shards_go(root: Path) -> None:
     ],
 )
 def test_ids_are_compared_as_people_write_them(written: str, stored: str) -> None:
-    assert plain(written) == plain(stored)
+    assert normalised_id(written) == normalised_id(stored)
 
 
 @pytest.mark.parametrize(
@@ -121,7 +121,7 @@ def test_ids_are_compared_as_people_write_them(written: str, stored: str) -> Non
     ],
 )
 def test_ids_of_other_documents_are_others(one: str, other: str) -> None:
-    assert plain(one) != plain(other)
+    assert normalised_id(one) != normalised_id(other)
 
 
 def test_what_matched_nothing_is_named_at_the_end_and_not_recorded(root: Path, tmp_path: Path) -> None:
@@ -154,11 +154,11 @@ def test_a_job_that_outlived_its_lease_takes_out_what_was_removed_meanwhile(root
     (root / "images/removed").mkdir()
     (root / "images/removed/meanwhile.json").write_bytes(Removed(ids=("doc3.pdf", "doc20")).to_json())
     plans = [read_plan(str(root / "images" / split)) for split in SPLITS]
-    manifests = [take_out_again(plan) for plan in plans if plan]
+    manifests = [remove_again(plan) for plan in plans if plan]
     assert any(manifests) and len(ids_in(root)) < whole and not {"doc3", "doc20"} & set(ids_in(root))
     assert totals(root)["offered"] == offered == totals(root)["written"] + totals(root)["filtered"]
     assert faults(root) == [] and CliRunner().invoke(app, ["verify", str(root)]).exit_code == 0
-    assert [take_out_again(plan) for plan in plans if plan] == [None, None]
+    assert [remove_again(plan) for plan in plans if plan] == [None, None]
 
 
 def test_what_was_removed_meanwhile_is_taken_out_while_the_lease_is_held(
@@ -171,9 +171,9 @@ def test_what_was_removed_meanwhile_is_taken_out_while_the_lease_is_held(
     def seen(plan: Plan) -> Manifest | None:
         by = holder_of(str(root / "images"))
         writers.append(by.command if by else "nobody")
-        return take_out_again(plan)
+        return remove_again(plan)
 
-    monkeypatch.setattr("pipeline.removal.take_out_again", seen)
+    monkeypatch.setattr("pipeline.removal.remove_again", seen)
     RENDER.make(load_spec(root / "spec.yaml"), str(root), Workers())
     assert writers == ["dnd render"] * 2 and "doc3" not in ids_in(root) and holder_of(str(root / "images")) is None
 
