@@ -69,6 +69,9 @@ class _Worker(Generic[Result]):
         return tried(self.work, unit)
 
 
+_ACTOR = ray.remote(_Worker)
+
+
 class Spare(NamedTuple):
     """An actor that has ended a plan well, and what it holds."""
 
@@ -171,7 +174,7 @@ class _WorkerPool(Generic[Result]):
             self.used.add(number)
         else:
             resources = {"num_cpus": self.workers.cpus, "num_gpus": self.workers.gpus}
-            actor = ray.remote(_Worker).options(**resources, scheduling_strategy="SPREAD").remote()
+            actor = _ACTOR.options(**resources, scheduling_strategy="SPREAD").remote()
             assert isinstance(actor, ActorHandle)
             self.actors[number] = actor
         self.starting[self.actors[number].start.remote(self.setup)] = number

@@ -15,7 +15,7 @@ import pytest
 
 from data_specs import storage
 from data_specs.receipts import commit, read_receipt, record_failure, valid_receipts
-from data_specs.records import Dropped, InputRead, Outcome, Reason, Receipt, Sample
+from data_specs.records import Dropped, InputRead, Outcome, Reason, Receipt, RecordError, Sample
 
 DIGEST = "d" * 64
 OUTCOMES: list[Outcome] = [
@@ -48,6 +48,12 @@ def test_a_receipt_accounts_for_everything(tmp_path: Path) -> None:
     assert read_receipt(str(tmp_path / "000007.json"), DIGEST) == receipt
     assert list(valid_receipts(str(tmp_path), DIGEST)) == [receipt]
     assert list(valid_receipts(str(tmp_path), "another")) == []
+
+
+def test_a_json_that_no_reader_would_take_is_not_committed(tmp_path: Path) -> None:
+    with pytest.raises(RecordError, match=r"^a\.json: .*page"):
+        commit(str(tmp_path), DIGEST, 0, [Sample("a", {"cls": b"0", "json": b'{"page": "one"}'})])
+    assert not files(tmp_path)
 
 
 def test_the_second_of_two_commits_adopts_the_first(tmp_path: Path) -> None:

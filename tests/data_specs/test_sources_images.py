@@ -19,6 +19,7 @@ from raw_documents import read_sources as offered
 from data_specs import storage
 from data_specs.records import RawDocument, Reason
 from data_specs.sources import ImageSource, TextSource
+from data_specs.sources.images import read_class_names
 from data_specs.sources.planning import class_names
 
 
@@ -82,6 +83,13 @@ def test_imagenet_with_a_flat_val_counts_sorted_wnids(imagenet: Path, mapping: s
     assert {(o.cls, o.id.partition("/")[0]) for o in made["train"]} == set(enumerate(wnids))
     assert {o.cls for o in made["val"]} == set(range(1, len(wnids))), "val has no image of the first class"
     assert len(made["val"]) == 2 * (len(wnids) - 1) and not any(o.reason for o in made["val"])
+
+
+@pytest.mark.parametrize("text", ['"ab"', "3", "null", '{"one": "cat"}'])
+def test_a_file_that_names_no_classes_is_one_line(text: str, tmp_path: Path) -> None:
+    (tmp_path / "classes.json").write_text(text)
+    with pytest.raises(ValueError, match=r"classes\.json: write a list of names"):
+        read_class_names(str(tmp_path / "classes.json"))
 
 
 def test_an_image_that_the_list_lacks_is_a_counted_reject(imagenet: Path) -> None:
