@@ -56,9 +56,9 @@ class MetricsLog:
 
 
 def read_rows(uri: str) -> list[Row]:
-    """Return the rows of a metrics.jsonl, none where it is absent, without lines that are none.
+    """Return the rows of a metrics.jsonl; an absent file has none.
 
-    A crash may have cut off the last.
+    Lines that are not a row are left out: a crash may have cut off the last.
     """
     rows = list[Row]()
     for line in storage.read_bytes(uri).splitlines() if storage.exists(uri) else ():

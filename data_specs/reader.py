@@ -47,7 +47,7 @@ def decode_image(data: bytes, where: str = "an image") -> np.ndarray:
     """Decode an image to uint8 [H, W, 3].
 
     Raises:
-        ValueError: it is none; the message begins with `where`.
+        ValueError: it cannot be decoded; the message begins with `where`.
     """
     try:
         image = Image.open(io.BytesIO(data), formats=("PNG",))

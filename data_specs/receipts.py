@@ -208,7 +208,7 @@ def parse_receipt(data: bytes, uri: str) -> Receipt:
     """Read the receipt that a file holds.
 
     Raises:
-        RecordError: it is none, or another unit's; the message names it.
+        RecordError: it holds no receipt, or another unit's; the message names it.
     """
     receipt = Receipt.parse(data, uri)
     if uri.rpartition("/")[2] != receipt_name(receipt.unit):
@@ -217,7 +217,7 @@ def parse_receipt(data: bytes, uri: str) -> Receipt:
 
 
 def read_receipt(uri: str, digest: str) -> Receipt | None:
-    """Return a unit's receipt; None where there is none of this plan.
+    """Return a unit's receipt; None where this plan has none.
 
     Raises:
         RecordError: it is damaged, or its shard is not there with its size; the line names the file.

@@ -233,7 +233,7 @@ def delete(uri: str) -> None:
 
 
 def _write(uri: str, content: bytes | Path, creates: bool) -> bool:
-    """Write an object, if `creates` on condition that there is none; True if ours is the one that stands there.
+    """Write an object, if `creates` only where there is none yet; return whether ours is the one that stands there.
 
     A mark in its metadata tells our own earlier try, whose answer was lost, from another writer's object. A server that
     knows no such condition gets a look before the write instead: there the last of two simultaneous writers wins.

@@ -139,8 +139,8 @@ def _seconds_until_retry(
 ) -> float | None:
     """When a request that failed is sent again, None where it is not: a handler of botocore's event `needs-retry`.
 
-    Its own modes end too soon for a bad hour: "standard" has a budget for retries which answers of 404 and 412, that
-    are none of the server's faults, never fill up again.
+    Its own modes end too soon for a bad hour: "standard" has a budget for retries which answers of 404 and 412,
+    which are no faults of the server, never fill up again.
     """
     status = response[0].status_code if response else None
     code = response[1].get("Error", {}).get("Code", "") if response else ""

@@ -157,8 +157,8 @@ Mixture = Annotated[list[ShardInput], Field(min_length=1), AfterValidator(_refus
 class Training(Section):
     """What the trainings of tokenizer and transformer have in common."""
 
-    batch_size: int = Field(256, ge=1, description="images a step, over all ranks and accumulation steps")
-    micro_batch_size: int | None = Field(None, ge=1, description="images a rank takes at a time (default: all it can)")
+    batch_size: int = Field(256, ge=1, description="images per step, over all ranks and accumulation steps")
+    micro_batch_size: int | None = Field(None, ge=1, description="images of a rank at a time (default: all it can)")
     steps: int = Field(ge=1, description="optimizer steps in all")
     learning_rate: float = Field(gt=0, description="constant, or the peak of the schedule")
     warmup_steps: int = Field(0, ge=0, description="steps over which the rate rises to its full value")
@@ -267,7 +267,7 @@ class Transformer(Section):
     num_heads: int | None = Field(None, ge=1, description="attention heads of a layer")
     width: int | None = Field(None, ge=4, description="of the hidden state")
     head_layers: tuple[NonNegativeInt, ...] = Field(
-        min_length=1, description="0-based layers after which a head sits; one a depth"
+        min_length=1, description="0-based layers after which a head sits; one per depth"
     )
     heads: Literal["dnd", "vertical", "parallel"] = Field(
         "dnd",
@@ -377,12 +377,12 @@ class Sample(Section):
     batch_size: int | None = Field(
         None, ge=1, description="images drawn at a time; decides bytes (default: 32, on GPUs what fits)"
     )
-    guidance: float | list[float] = Field(1.0, description="1: none; one number, or one a depth")
+    guidance: float | list[float] = Field(1.0, description="1: none; one number, or one per depth")
     guidance_schedule: Literal["constant", "linear", "cosine"] = Field(
         "constant", description="how it rises over the positions"
     )
     guidance_interval: tuple[Share, Share] = Field((0.0, 1.0), description="shares of the positions that are guided")
-    temperature: float | list[float] = Field(1.0, description="0: the likeliest code; one number, or one a depth")
+    temperature: float | list[float] = Field(1.0, description="0: the likeliest code; one number, or one per depth")
     top_k: int | list[int] = Field(0, description="draw from the k likeliest codes; 0: all")
     top_p: float | list[float] = Field(1.0, description="draw from the likeliest codes that make up this share; 1: all")
     classes: Literal["uniform", "per_class"] | Annotated[str, Field(pattern=r"^\d+-\d+$")] | list[int] = Field(

@@ -195,7 +195,7 @@ class Shard:
         return len(self.first_rows)
 
     def field_rows(self, field: str) -> np.ndarray:
-        """Return the rows of one field, one a sample.
+        """Return the rows of one field, one per sample.
 
         Raises:
             ValueError: a sample lacks it.

@@ -158,7 +158,7 @@ def list_files(uri: str) -> Iterator[FileInfo]:
 
 @_verb
 def list_folders(uri: str) -> list[str]:
-    """Return the addresses of the folders directly in a folder, in order of name; symbolic links are none of them."""
+    """Return the addresses of the folders directly in a folder, in order of name, without symbolic links."""
     entries = os.scandir(uri) if os.path.isdir(uri) else ()
     return sorted(entry.path for entry in entries if entry.is_dir(follow_symlinks=False))
 

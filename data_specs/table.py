@@ -1,4 +1,4 @@
-"""The table beside each shard: NNNNNN-<sha256[:8]>.parquet, a row a sample, for pyarrow, DuckDB, Polars and `datasets`.
+"""The table beside each shard: NNNNNN-<sha256[:8]>.parquet, a row per sample, for pyarrow, DuckDB, Polars, `datasets`.
 
 `dnd query ROOT "licence = 'CC-BY-4.0' and num_words > 50"` asks all tables of a set; `tokenize.where` is the same
 expression, in DuckDB's SQL.

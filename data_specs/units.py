@@ -1,4 +1,4 @@
-"""Plans: a stage's work cut into units, one unit a shard, written by streaming and only if absent.
+"""Plans: a stage's work cut into units, one per shard, written by streaming and only if absent.
 
 A plan grows by parts, plan-0001.jsonl and so on, which append units or state earlier ones anew; no file of it ever
 changes.
@@ -50,7 +50,7 @@ class Plan:
         """
         for unit in self.units():
             if not isinstance(unit, kind):
-                fault = f"holds units of the kind {unit.kind!r}, which are none of this set"
+                fault = f"holds units of the kind {unit.kind!r}, which do not belong to this set"
                 raise ValueError(f"{_part_uri(self.set_uri, 0)}: {fault}; remove the shard set and run the stage again")
             yield unit
 

@@ -55,7 +55,7 @@ for module in (specs, data, clusters, evaluation, exchange, bench):
 
 @app.callback(invoke_without_command=True)
 def options(
-    version: Annotated[bool, typer.Option("--version", help="print the version and end", is_eager=True)] = False,
+    version: Annotated[bool, typer.Option("--version", help="print the version and exit", is_eager=True)] = False,
 ) -> None:
     """Take the options of `dnd` itself."""
     if version:

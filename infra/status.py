@@ -113,7 +113,7 @@ Status = SetStatus | TrainingStatus | Writer
 def status_lines(root: str) -> Iterator[str]:
     """Yield the lines for each shard set under a root, then for the trainings and who writes.
 
-    There are none where there is nothing.
+    A root that holds nothing has no lines.
     """
     for status in statuses(root):
         yield from map(printable, [status] if isinstance(status, str) else status.lines())

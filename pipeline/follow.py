@@ -1,4 +1,4 @@
-"""Sets that are made shard by shard from another: one unit a shard of the input, and they follow it when it changes."""
+"""Sets that are made shard by shard from another: one unit per shard of the input, which they follow when it changes."""
 
 from __future__ import annotations
 

@@ -129,7 +129,7 @@ class ReadingOrder(Record):
 class Finished(Record):
     """FOLDER/done: the step of a finished training's weights, what proves their files, and how they validate.
 
-    `weights` and `ema` are to be small: bits a code of the transformer, mean squared error of the tokenizer.
+    `weights` and `ema` are to be small: bits per code of the transformer, mean squared error of the tokenizer.
     """
 
     step: Count

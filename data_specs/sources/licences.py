@@ -43,7 +43,7 @@ def paper_id(name: str) -> str:
 
 
 def month_of(identifier: str) -> str | None:
-    """Return the YYMM of an identifier, or None for what is none."""
+    """Return the YYMM of an identifier, or None where the text is not one."""
     found = _OLD_ID.fullmatch(identifier), _NEW_ID.fullmatch(identifier)
     return found[0][2] if found[0] else found[1][1] if found[1] else None
 

@@ -47,7 +47,7 @@ def cut(render: Render, sources: Sequence[Source]) -> Iterator[tuple[str, Source
 
 
 def list_units(render: Render, sources: Sequence[Source], folder: Path) -> dict[str, Path]:
-    """Cut prepared sources once, by streaming, into a file of units, one a line, for each split.
+    """Cut prepared sources once, by streaming, into a file of units, one per line, for each split.
 
     Raises:
         ValueError: a source is empty or cannot be read, or there is one document alone and validation wants one too.

@@ -100,7 +100,11 @@ def _listed(uri: str, columns: list[str]) -> Iterator[pa.Table | pa.RecordBatch]
 
 
 def open_table(uri: str, columns: Sequence[str] = ()) -> pq.ParquetFile:
-    """Open a Parquet file; of `columns`, values that the file holds once are held once. ValueError if it is none."""
+    """Open a Parquet file; of `columns`, values that the file holds once are held once.
+
+    Raises:
+        ValueError: it is not a Parquet file.
+    """
     import pyarrow as pa
     import pyarrow.parquet as pq
 

@@ -124,9 +124,9 @@ def _read_pictures(uri: str) -> None:
 @app.command(cls=RootCommand)
 def remove(
     root: RootArg,
-    ids: Annotated[str | None, typer.Option(help="file of document ids, one a line")] = None,
+    ids: Annotated[str | None, typer.Option(help="file of document ids, one per line")] = None,
     samples: Annotated[
-        str | None, typer.Option(help="file of samples, SPLIT/UNIT/KEY, one a line (dnd duplicates --out)")
+        str | None, typer.Option(help="file of samples, SPLIT/UNIT/KEY, one per line (dnd duplicates --out)")
     ] = None,
 ) -> None:
     """Remove documents or samples from ROOT/images for good, with the codes and reconstructions made from them."""

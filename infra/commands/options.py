@@ -32,7 +32,7 @@ AddressOpt = Annotated[
 ]
 WorkersOpt = Annotated[
     int | None,
-    typer.Option("--workers", min=0, help="number (default: one a CPU or GPU; 0: this process, without Ray)"),
+    typer.Option("--workers", min=0, help="number (default: one per CPU or GPU; 0: this process, without Ray)"),
 ]
 KnownRootOpt = Annotated[
     str | None, typer.Option("--root", help="a root whose spec.yaml is taken where no SPEC is named")
@@ -48,7 +48,7 @@ PartOpt = Annotated[
     str | None, typer.Option("--part", metavar="I/N", help="only these units: the I-th of N jobs that share the work")
 ]
 RanksOpt = Annotated[
-    int | None, typer.Option("--ranks", min=1, help="training processes on this machine (default: one a GPU, or one)")
+    int | None, typer.Option("--ranks", min=1, help="training processes on this machine (default: one per GPU, or one)")
 ]
 
 
@@ -134,7 +134,7 @@ def with_gpus(workers: Workers) -> Workers:
 
 
 def ranks_here(ranks: int | None, *batches: int) -> int:
-    """As many ranks as are asked for, else one a GPU: of this machine's as many as the batches divide among."""
+    """Return the number of ranks: as asked for, else one per GPU of this machine, as many as divide the batches."""
     import torch
 
     gpus = max(torch.cuda.device_count(), 1)

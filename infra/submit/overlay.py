@@ -23,7 +23,7 @@ def read_overlay(path: str) -> Overlay:
     """Return the overlay in a file.
 
     Raises:
-        ValueError: it cannot be read, or has a key that is none of KEYS.
+        ValueError: it cannot be read, or has a key that is not one of KEYS.
     """
     try:
         tree = yaml.safe_load(Path(path).read_text(encoding="utf-8"))

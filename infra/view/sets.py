@@ -74,7 +74,7 @@ def chosen(items: ShardSet, unit: int | None, where: str) -> Sequence[int]:
     They are of one unit's shard, or of all.
 
     Raises:
-        ValueError: there is no such shard, or the expression is none.
+        ValueError: there is no such shard, or the expression cannot be read.
     """
     numbers = shard_numbers(items)
     if unit is not None and unit not in numbers:

@@ -115,7 +115,7 @@ def hole_of(words: str, grid: tuple[int, ...]) -> Hole | None:
     """Parse a hole, `top, left, bottom, right` in positions of the grid; return None for an empty text.
 
     Raises:
-        ValueError: it is none, or lies outside of the grid.
+        ValueError: it is not four numbers, or lies outside of the grid.
     """
     if not words.strip():
         return None

@@ -27,7 +27,7 @@ _named = dict[str, tuple[str, float | None]]()
 def name_in_css(family: str, whole_pixels: float | None) -> str:
     """Return the name by which a style sheet gets a family; one that MuPDF has built in has it already.
 
-    Its faces are opened once a process and given to MuPDF when it asks for them: in an archive they would be opened
+    Its faces are opened once per process and given to MuPDF when it asks for them: in an archive they would be opened
     for every passage, and each of its letters drawn anew.
 
     Args:
@@ -60,7 +60,7 @@ def _face(family: str, whole_pixels: float | None, number: int) -> pymupdf.Font:
 
 @lru_cache(maxsize=16)
 def characters(family: str) -> frozenset[int]:
-    """Return the code points that every face of a family has; of one that is built in, none is known."""
+    """Return the code points that every face of a family has; those of a built-in family are not known."""
     faces = [pymupdf.Font(fontbuffer=pymupdf_fonts.myfont(name)) for name in FACES.get(family, ())]
     return frozenset.intersection(*(frozenset(face.valid_codepoints()) for face in faces)) if faces else frozenset()
 

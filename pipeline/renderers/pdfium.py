@@ -43,7 +43,7 @@ DEPTH = 40  # forms within forms that PDFium draws, and that are looked into
 _REPLACEMENT = b"ActualText"
 _USER_UNIT = re.compile(rb"/UserUnit\s*([0-9.]+)")
 _STREAM = re.compile(rb"stream\r?\n.*?endstream", re.DOTALL)
-FINE = 1 << 20  # device units a side, where PDFium gives whole numbers
+FINE = 1 << 20  # device units per side, where PDFium gives whole numbers
 
 
 class _Text(NamedTuple):
