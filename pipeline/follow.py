@@ -1,4 +1,4 @@
-"""Sets that are made shard by shard from another: one unit per shard of the input, which they follow when it changes."""
+"""Sets made shard by shard from another: one unit per shard of the input, which they follow when it changes."""
 
 from __future__ import annotations
 

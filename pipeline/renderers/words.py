@@ -94,13 +94,13 @@ class Words(NamedTuple):
 
         A poor man's bold, for instance, paints it again.
         """
-        places = defaultdict[str, list[Box]](list)
+        kept = defaultdict[str, list[Box]](list)
         chosen = list[int]()
         for number, (text, box) in enumerate(zip(self.texts, self.boxes.tolist(), strict=True)):
             x0, y0, x1, y1 = box
-            near = (o for o in places[text] if o[0] < x1 and x0 < o[2] and o[1] < y1 and y0 < o[3])
+            near = (o for o in kept[text] if o[0] < x1 and x0 < o[2] and o[1] < y1 and y0 < o[3])
             if not any(overlap(box, other) > SAME_PLACE for other in near):
-                places[text].append(box)
+                kept[text].append(box)
                 chosen.append(number)
         return self.only(chosen)
 
