@@ -29,13 +29,19 @@ log = logging.getLogger(__name__)
 
 
 class Option(NamedTuple):
-    """An option of a stage's command beside those that all have; `key` is the key of the spec that it sets, if any."""
+    """An option of a stage's command beside those that all have.
+
+    Attributes:
+        key: key of the spec that it sets, if any.
+        least: smallest value of a number.
+    """
 
     name: str
     help: str
     default: str | int | bool | None = None
     type: type = str
     key: str = ""
+    least: int = 1
 
 
 class Stage(ABC):

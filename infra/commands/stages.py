@@ -126,5 +126,5 @@ def take_over(stage: Stage, spec: Spec, root: str, old: str) -> None:
 
 def _annotated(option: Option) -> object:
     annotation = option.type if option.default is not None else option.type | None
-    least = 1 if option.type is int else None
+    least = option.least if option.type is int else None
     return Annotated[annotation, typer.Option(f"--{option.name}", help=option.help, min=least)]

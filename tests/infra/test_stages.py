@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 from pathlib import Path
 
 import command
@@ -13,8 +14,10 @@ from data_specs import open_shards
 from data_specs.manifest import read_manifest
 from data_specs.spec import load_spec
 from data_specs.verify import verify_set
+from infra.commands.stages import command_of
 from infra.demo import run_all
-from pipeline.stages import registered
+from pipeline.job import Render
+from pipeline.stages import Option, registered
 from pipeline.workers import Workers
 
 HERE = Path(__file__).parent
@@ -39,6 +42,15 @@ def test_all_stages_are_refused_before_any_where_lpips_has_no_weights(tmp_path: 
     with pytest.raises(ValueError, match="absent"):
         run_all(spec, str(tmp_path / "root"), Workers(), 1)
     assert not (tmp_path / "root").exists()
+
+
+def test_an_option_takes_numbers_from_the_least_that_it_says() -> None:
+    class Counted(Render):
+        options = (Option("channel", "which one", 0, int, least=0), Option("times", "how often", 2, int))
+
+    wanted = {"channel": 0, "times": 1}
+    parameters = inspect.signature(command_of(Counted())).parameters
+    assert {name: parameters[name].annotation.__metadata__[0].min for name in wanted} == wanted
 
 
 def test_the_readme_has_a_row_for_each_stage() -> None:
