@@ -86,7 +86,11 @@ class Telemetry:
             self._say(f"{_in_short(error)}: no telemetry from here on")
 
     def _session(self, mode: Any) -> None:
-        """Send rows to a wandb run until the training ends; an offline run holds them all, in place of older ones."""
+        """Send rows to a wandb run until the training ends; an offline run holds them all, in place of older ones.
+
+        Args:
+            mode: wandb's own word, perhaps the user's (WANDB_MODE).
+        """
         import wandb
 
         os.environ.setdefault("WANDB_SILENT", "true")

@@ -14,7 +14,7 @@ import os
 import socket
 import time
 from collections import Counter, deque
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from typing import Any, Generic, NamedTuple
 
 import ray
@@ -24,7 +24,7 @@ from ray.util.metrics import Gauge
 
 from data_specs.code_version import REPOSITORY
 from data_specs.records import AnyUnit, Receipt
-from pipeline.running import TRIES, Done, JobReport, Result, Setup, Work, tried
+from pipeline.running import TRIES, Done, JobReport, Result, Setup, tried
 from pipeline.waiting import DURATIONS, Try, UnitQueue, straggler
 from pipeline.workers import UnitsFailed, Workers
 
@@ -56,7 +56,7 @@ class _Worker(Generic[Result]):
         What it was set up for before goes first.
         """
         where = ray.get_runtime_context().get_node_id(), socket.gethostname()
-        self.work: Work[Result] | None = None
+        self.work: Callable[[AnyUnit], Result] | None = None
         try:
             self.work = setup()
         except Exception as error:

@@ -22,8 +22,7 @@ from pipeline.waiting import Try
 from pipeline.workers import Share, UnitsFailed, Workers
 
 Result = TypeVar("Result")
-Work = Callable[[Any], Result]  # of a unit of the one kind that a job has
-Setup = Callable[[], Work[Result]]  # called once in each worker
+Setup = Callable[[], Callable[[Any], Result]]  # called once in each worker, returns what is called for each unit
 EVERY_SECONDS = 10.0  # between two reports
 SHOWN = 10  # running units that are named, the longest first
 TRIES = 3  # of a unit, and of workers that cannot start
@@ -156,7 +155,7 @@ def _run_here(
         report.write([], {}, failed, ended=True)
 
 
-def tried(work: Work[Result], unit: AnyUnit) -> tuple[Result | None, str]:
+def tried(work: Callable[[AnyUnit], Result], unit: AnyUnit) -> tuple[Result | None, str]:
     """Return (result, "") of a unit, or (None, why it failed)."""
     try:
         return work(unit), ""

@@ -24,7 +24,7 @@ from data_specs.text import printable
 from data_specs.units import Plan, read_plan, write_plan
 from pipeline.workers import ShareDone, Workers
 
-Work = Callable[[Any], Iterable[Outcome]]  # what a unit's samples are, and what was dropped
+Work = Callable[[Any], Iterable[Outcome]]  # of a unit of the stage's own kind: its samples, and what was dropped
 log = logging.getLogger(__name__)
 
 
