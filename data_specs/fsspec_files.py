@@ -20,6 +20,7 @@ from fsspec.spec import AbstractBufferedFile, AbstractFileSystem
 
 from data_specs import cache, storage
 from data_specs.records import FileInfo
+from data_specs.text import one_line
 
 _OURS = ("s3", "s3a", "file", "local")  # read by storage itself, under one name each
 _VERSIONS = (
@@ -121,4 +122,4 @@ def _opened(uri: str) -> Iterator[tuple[AbstractFileSystem, str]]:
     except ValueError:
         raise
     except Exception as error:  # aiohttp's, google's and azure's own have no base in common
-        raise ConnectionError(f"{uri}: {type(error).__name__}: {' '.join(str(error).split())[:200]}") from None
+        raise ConnectionError(f"{uri}: {type(error).__name__}: {one_line(error, 200)}") from None

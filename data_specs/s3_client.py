@@ -28,6 +28,7 @@ from botocore.exceptions import (
 from botocore.exceptions import ConnectionError as ConnectionFault
 
 from data_specs.storage import split_bucket
+from data_specs.text import one_line
 
 if TYPE_CHECKING:
     from botocore.awsrequest import AWSResponse
@@ -166,7 +167,7 @@ def plain_errors(uri: str, but: tuple[str | int, ...] = ()) -> Iterator[None]:
         remedy = "set AWS_PROFILE, or AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY, or run where a role gives them"
         raise ValueError(f"{uri}: no usable credentials ({error}): {remedy}") from None
     except BotoCoreError as error:
-        raise ConnectionError(f"{uri}: {' '.join(str(error).split())}") from None
+        raise ConnectionError(f"{uri}: {one_line(error)}") from None
 
 
 def _plain_error(uri: str, error: ClientError) -> Exception:

@@ -17,6 +17,7 @@ from pydantic_core import ErrorDetails
 from data_specs.sections import Evaluate, Given, Render, Sample, Tokenize, Tokenizer, Train, Transformer
 from data_specs.shape import MAX_CODES, CodeShape, Section, Shape
 from data_specs.source import unknown_key
+from data_specs.text import one_line
 
 PRESETS = Path(__file__).parent / "presets"
 SECTIONS = ("render", "tokenizer", "tokenize", "transformer", "train", "sample", "evaluate")  # of a spec, by stage
@@ -213,7 +214,7 @@ def _mapping(text: str | bytes, origin: str) -> dict[str, object]:
     try:
         tree = yaml.safe_load(text)
     except (yaml.YAMLError, RecursionError, ValueError) as error:  # ValueError: a number or date that Python refuses
-        raise ValueError(f"{origin}: not YAML: {' '.join(str(error).split())}") from None
+        raise ValueError(f"{origin}: not YAML: {one_line(error)}") from None
     if not isinstance(tree, dict):
         raise ValueError(f"{origin}: a spec is a mapping of keys, not {type(tree).__name__}")
     return tree

@@ -14,6 +14,7 @@ import numpy as np
 from data_specs import storage
 from data_specs.records import Sample, SampleInfo, ShardEntry, StoredInfo, TableRow
 from data_specs.shards import Shard, open_verified
+from data_specs.text import one_line
 
 if TYPE_CHECKING:
     import pyarrow as pa
@@ -172,7 +173,7 @@ def read_table(tar_uri: str, sha256: str | None, nsamples: int) -> pa.Table:
     except FileNotFoundError:
         raise ValueError(f"{uri}: there is no table beside this shard; run `dnd verify`") from None
     except (pa.ArrowInvalid, pa.ArrowTypeError, OSError) as error:
-        raise ValueError(f"{uri}: not the table of a shard ({' '.join(str(error).split())[:200]})") from None
+        raise ValueError(f"{uri}: not the table of a shard ({one_line(error, 200)})") from None
     if nsamples != len(table):
         raise ValueError(f"{uri}: has {len(table)} rows, its shard {nsamples} samples; run `dnd verify`")
     split = pa.repeat(uri.split("/")[-2], len(table))

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 
 from data_specs import storage
 from data_specs.digest import digest_of
-from data_specs.text import say
+from data_specs.text import one_line, say
 
 if TYPE_CHECKING:
     import wandb
@@ -128,7 +128,7 @@ class Telemetry:
 
 
 def _in_short(error: Exception) -> str:
-    return f"{type(error).__name__}: {' '.join(str(error).split())[:200]}"
+    return f"{type(error).__name__}: {one_line(error, 200)}"
 
 
 def flatten(row: Row) -> Row:

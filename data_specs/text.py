@@ -30,6 +30,11 @@ def say(text: str, file: TextIO | None = None, end: str = "\n") -> None:
     print("\n".join(map(printable, text.split("\n"))), file=file or sys.stdout, end=end, flush=True)
 
 
+def one_line(said: object, limit: int | None = None) -> str:
+    """Return an error, or what a program said, in one line of at most `limit` characters."""
+    return " ".join(str(said).split())[:limit]
+
+
 def markdown(text: str) -> str:
     """Return the text as Markdown that shows it: no markup, link, picture or HTML in it takes effect."""
     return _MARKDOWN.sub(lambda found: _ENTITIES.get(found[1], f"\\{found[1]}"), printable(text))

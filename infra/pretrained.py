@@ -18,6 +18,7 @@ from data_specs.digest import file_digest
 from data_specs.root import read_spec, record_spec
 from data_specs.shape import SIZES, CodeShape
 from data_specs.spec import load_spec
+from data_specs.text import one_line
 
 HUB = "hf://"
 RELEASED = "hf://leonardPKU/DnD-Transformer"
@@ -111,7 +112,7 @@ def _download(address: str, repo: str, path_in_repo: str, revision: str | None, 
             "--local-dir FOLDER`, bring FOLDER here and give it as --from FOLDER; a mirror is named by HF_ENDPOINT"
         ) from None
     except (HfHubHTTPError, HFValidationError) as error:
-        raise ValueError(f"{address}: {' '.join(str(error).split())[:300]}") from None
+        raise ValueError(f"{address}: {one_line(error, 300)}") from None
 
 
 def _split(address: str) -> tuple[str, str, str | None]:
@@ -317,5 +318,5 @@ def push(root: str, repo: str, shards: bool, private: bool) -> str:
         hub.create_repo(repo, private=private, exist_ok=True)
         done = hub.upload_folder(repo_id=repo, folder_path=folder, allow_patterns=patterns, commit_message="dnd push")
     except (HfHubHTTPError, HFValidationError, OSError) as error:
-        raise ValueError(f"{repo}: {' '.join(str(error).split())[:300]}") from None
+        raise ValueError(f"{repo}: {one_line(error, 300)}") from None
     return f"{HUB}{repo}@{done.oid}"

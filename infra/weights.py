@@ -10,6 +10,7 @@ from typing import NamedTuple
 
 from data_specs import storage
 from data_specs.digest import file_digest
+from data_specs.text import one_line
 from infra.pretrained import HUB, fetch
 
 
@@ -67,7 +68,7 @@ def fetch_weights(address: str) -> str:
     try:
         path = storage.local_copy(where)
     except OSError as error:
-        reason = " ".join(str(error).split())[:200]
+        reason = one_line(error, 200)
         raise ValueError(
             f"{address}: out of reach ({reason}): on a machine that reaches it run `curl -LO {where}`, bring the file "
             "here and give its path"

@@ -34,6 +34,7 @@ from typing import Generic, TypeVar
 
 from data_specs.records import Reason
 from data_specs.sections import Limits
+from data_specs.text import one_line
 from pipeline.renderers import UnreadableError
 
 AHEAD = 8  # calls sent before the first is answered
@@ -263,7 +264,7 @@ def _answer(function: Callable[..., object], *arguments: object) -> Answer[objec
     except UnreadableError as error:
         return Answer(None, error.reason, error.detail)
     except Exception as error:  # the document's boundary: whatever it raised becomes its recorded reason
-        return Answer(None, Reason.UNREADABLE, f"{type(error).__name__}: {' '.join(str(error).split())}"[:200])
+        return Answer(None, Reason.UNREADABLE, one_line(f"{type(error).__name__}: {error}", 200))
 
 
 def main() -> None:

@@ -24,6 +24,7 @@ from ray.util.metrics import Gauge
 
 from data_specs.code_version import REPOSITORY
 from data_specs.records import AnyUnit, Receipt
+from data_specs.text import one_line
 from pipeline.running import TRIES, Done, JobReport, Result, Setup, tried
 from pipeline.waiting import DURATIONS, Try, UnitQueue, straggler
 from pipeline.workers import UnitsFailed, Workers
@@ -101,7 +102,7 @@ def connect(workers: Workers) -> None:
         with contextlib.chdir(REPOSITORY):  # Ray has workers import from where it was started before anything else
             ray.init(**options)
     except Exception as error:  # whatever it is: Ray's own time limit is a bare Exception
-        reason = " ".join(str(error).split())[:300]
+        reason = one_line(error, 300)
         raise ConnectionError(
             f"Ray at {address or 'this machine'} did not start: {reason}; try `dnd doctor`"
         ) from error
@@ -193,7 +194,7 @@ class _WorkerPool(Generic[Result]):
         try:
             self.nodes[worker], self.hosts[worker], error = ray.get(reference)
         except ray.exceptions.RayError as lost:
-            error = " ".join(str(lost).split())[:300]
+            error = one_line(lost, 300)
         if error is None:
             self.idle.append(worker)
             return
@@ -216,7 +217,7 @@ class _WorkerPool(Generic[Result]):
             self._end(worker)
             self.next_look = 0.0
             alive = any(one["Alive"] for one in ray.nodes() if one["NodeID"] == node)
-            return None, f"the worker died: {' '.join(str(error).split())[:300]}", alive
+            return None, f"the worker died: {one_line(error, 300)}", alive
 
     def close(self) -> None:
         """End all workers, with those whose unit another has finished; idle ones are kept where that was asked for."""

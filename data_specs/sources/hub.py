@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, TypedDict
 
 from data_specs import storage
 from data_specs.scratch import scratch_folder
+from data_specs.text import one_line
 
 if TYPE_CHECKING:
     import datasets
@@ -80,7 +81,7 @@ class DataSet:
                     raise ValueError(f"it names the file {file!r}, which is outside of its folder")
             return builder.as_streaming_dataset(split=self.split)
         except (OSError, ValueError, RuntimeError, KeyError) as error:
-            said = " ".join(str(error).split())[:200]
+            said = one_line(error, 200)
             remedy = "give a folder that is there, or a set and split that the hub has, with a network to reach it"
             raise ValueError(
                 f"{self.uri}: cannot be opened as a data set ({type(error).__name__}: {said}); {remedy}"

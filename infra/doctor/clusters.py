@@ -11,6 +11,7 @@ from collections import Counter
 
 import ray
 
+from data_specs.text import one_line
 from infra.doctor import Finding
 
 
@@ -52,7 +53,7 @@ def slurm_finding() -> Finding:
     done = subprocess.run(command, capture_output=True, text=True, check=False)
     if done.returncode:
         return Finding(
-            "slurm", False, f"{' '.join(done.stderr.split()) or 'no answer'}: check SLURM_CONF and that slurmctld runs"
+            "slurm", False, f"{one_line(done.stderr) or 'no answer'}: check SLURM_CONF and that slurmctld runs"
         )
     states = Counter(dict(line.split() for line in done.stdout.splitlines()).values())
     usable = sum(states[state] for state in ("idle", "mix", "alloc", "comp"))

@@ -15,7 +15,7 @@ from datetime import timedelta
 import torch
 import torch.distributed as dist
 
-from data_specs.text import say
+from data_specs.text import one_line, say
 
 MEBIBYTES = 64
 ROUNDS = 5
@@ -34,7 +34,7 @@ def main() -> None:
         dist.init_process_group("nccl" if device.type == "cuda" else "gloo", timeout=TIMEOUT)
         seconds = measure(device)
     except (RuntimeError, ValueError) as error:
-        say(f"check: {socket.gethostname()}, rank {os.environ['RANK']}: {' '.join(str(error).split())[:300]}")
+        say(f"check: {socket.gethostname()}, rank {os.environ['RANK']}: {one_line(error, 300)}")
         sys.stdout.flush()
         os._exit(1)  # the other ranks may wait for this one: no orderly end is possible
     if dist.get_rank() == 0:

@@ -11,6 +11,7 @@ from typing import Any, NamedTuple
 import yaml
 
 from data_specs.code_version import REPOSITORY, patch_name, this_code
+from data_specs.text import one_line
 from infra.submit import kubernetes
 from infra.submit.job import Engine, Job, command, environment, run_tool, training_arguments, variables
 
@@ -53,7 +54,7 @@ def _ray(job: Job) -> Request:
                 _refuse_unplaceable(job)
             number = client.submit_job(**arguments)
         except RuntimeError as error:
-            raise ValueError(f"{job.ray_address or 'Ray'}: {' '.join(str(error).split())}") from None
+            raise ValueError(f"{job.ray_address or 'Ray'}: {one_line(error)}") from None
         return f"submitted {number}; follow it with: ray job logs --follow {number}"
 
     return Request(_yaml(arguments), send)

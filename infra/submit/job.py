@@ -15,6 +15,7 @@ import infra.stages  # noqa: F401 (the registry is filled)
 from data_specs import storage
 from data_specs.code_version import MAX_PATCH_BYTES, REPOSITORY, Code, this_code
 from data_specs.spec import Spec
+from data_specs.text import one_line
 from infra.submit.overlay import Overlay
 from pipeline.stages import Stage, UnitStage, find, registered
 
@@ -172,5 +173,5 @@ def run_tool(words: list[str], remedy: str, given: str | None = None) -> str:
         raise ValueError(f"{words[0]} is not on PATH: {remedy}")
     done = subprocess.run(words, input=given, env=environment(), capture_output=True, text=True, check=False)
     if done.returncode:
-        raise ValueError(f"{words[0]}: {' '.join(done.stderr.split())}")
+        raise ValueError(f"{words[0]}: {one_line(done.stderr)}")
     return done.stdout.strip()

@@ -13,6 +13,8 @@ from typing import Any
 
 import yaml
 
+from data_specs.text import one_line
+
 Manifest = dict[str, Any]  # a Kubernetes object, which the API server checks
 Overlay = Mapping[str, dict[str, object]]
 KEYS = ("metadata", "spec", "pod", "container")
@@ -28,7 +30,7 @@ def read_overlay(path: str) -> Overlay:
     try:
         tree = yaml.safe_load(Path(path).read_text(encoding="utf-8"))
     except (OSError, UnicodeDecodeError, RecursionError, yaml.YAMLError) as error:
-        raise ValueError(f"--patch {path}: cannot be read ({' '.join(str(error).split())}): give a YAML file") from None
+        raise ValueError(f"--patch {path}: cannot be read ({one_line(error)}): give a YAML file") from None
     if not isinstance(tree, dict):
         raise ValueError(f"--patch {path}: holds no mapping: give {', '.join(KEYS)}")
     for key, value in tree.items():

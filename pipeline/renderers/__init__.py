@@ -7,6 +7,7 @@ from typing import NamedTuple
 import numpy as np
 
 from data_specs.records import InfoFields, Reason
+from data_specs.text import one_line
 
 
 class Picture(NamedTuple):
@@ -37,4 +38,4 @@ class UnreadableError(ValueError):
 
 def short(error: Exception) -> str:
     """Return an exception in one line of at most 160 characters."""
-    return f"{type(error).__name__}: {' '.join(str(error).split())}"[:160]
+    return one_line(f"{type(error).__name__}: {error}", 160)

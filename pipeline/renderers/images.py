@@ -10,6 +10,7 @@ from PIL import Image, UnidentifiedImageError
 
 from data_specs.records import Reason
 from data_specs.sections import Limits
+from data_specs.text import one_line
 from pipeline.renderers import Picture, UnreadableError
 
 PREFIX_BYTES = 16  # by which Pillow tells formats
@@ -32,7 +33,7 @@ def render_image(data: bytes, size: int, limits: Limits, whole: bool = False) ->
     except UnreadableError:
         raise
     except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
-        raise UnreadableError(Reason.NOT_AN_IMAGE, " ".join(str(error).split())[:160]) from None
+        raise UnreadableError(Reason.NOT_AN_IMAGE, one_line(error, 160)) from None
 
 
 def open_image(data: bytes, formats: Sequence[str], max_pixels: int) -> Image.Image:

@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
+from data_specs.text import one_line
 from train.evaluation.ocr.engine import OcrEngine, Reading
 from train.evaluation.sources import folder_digest
 from train.evaluation.vision_ops import import_torchvision
@@ -75,7 +76,7 @@ class Qwen2VL(OcrEngine):
         try:
             return self._read_batch([image])[0]
         except (RuntimeError, ValueError, IndexError) as error:
-            return Reading("", failure=f"{type(error).__name__}: {' '.join(str(error).split())[:200]}")
+            return Reading("", failure=f"{type(error).__name__}: {one_line(error, 200)}")
 
     def _read_batch(self, images: Sequence[np.ndarray]) -> list[Reading]:
         content = [{"type": "image"}, {"type": "text", "text": PROMPT}]
