@@ -13,22 +13,19 @@ from contextlib import closing, suppress
 from functools import partial
 from pathlib import Path
 from threading import Event
-from typing import TYPE_CHECKING, BinaryIO, TypedDict, cast
+from typing import BinaryIO, cast
 from uuid import uuid4
 
 from boto3.s3.transfer import TransferConfig
 from botocore.exceptions import BotoCoreError, ClientError
-from botocore.response import StreamingBody
+from typing_extensions import Buffer
 from urllib3.exceptions import HTTPError
 
 from data_specs import cache
 from data_specs.ahead import in_threads
 from data_specs.records import FileInfo
-from data_specs.s3_client import TRIES, answer_of, backoff, client, object_arguments, plain_errors
+from data_specs.s3_client import TRIES, Answer, Head, Page, answer_of, backoff, client, object_arguments, plain_errors
 from data_specs.storage import split_bucket
-
-if TYPE_CHECKING:
-    from _typeshed import WriteableBuffer
 
 MULTIPART_FROM = 32 << 20  # bytes; files of this size go up, and come down, in parts of PART_BYTES
 PART_BYTES = 16 << 20
@@ -37,35 +34,6 @@ _BLOCK = 1 << 20
 _TAKEN = (304, 412)  # answers to a conditional write where there is an object of the name; they may have no body
 _NO_CONDITIONS = 501
 _TRY_AGAIN = (409, _NO_CONDITIONS, "NoSuchUpload")
-
-
-class Head(TypedDict):
-    """What a HEAD request is answered, as far as it is used."""
-
-    ContentLength: int
-    ETag: str
-    Metadata: dict[str, str]
-
-
-class Listed(TypedDict):
-    """An object in a listing."""
-
-    Key: str
-    Size: int
-    ETag: str
-
-
-class Page(TypedDict, total=False):
-    """A page of a listing."""
-
-    Contents: list[Listed]
-    CommonPrefixes: list[dict[str, str]]
-
-
-class Answer(Head):
-    """What a GET request is answered."""
-
-    Body: StreamingBody
 
 
 # ---- reading -------------------------------------------------------------------------------------------------------
@@ -107,12 +75,10 @@ def local_copy(uri: str, wait: Event | None = None) -> Path:
 
 def _head(uri: str) -> Head | None:
     """Return the answer to a HEAD request, or None where there is no such object."""
-    try:
-        with plain_errors(uri):
-            head: Head = client().head_object(**object_arguments(uri))
-    except FileNotFoundError:
-        return None
-    return head
+    with suppress(FileNotFoundError), plain_errors(uri):
+        head: Head = client().head_object(**object_arguments(uri))
+        return head
+    return None
 
 
 def _pages(uri: str, **options: str) -> Iterator[Page]:
@@ -195,7 +161,7 @@ class _Stream(io.RawIOBase):
     def readable(self) -> bool:
         return True
 
-    def readinto(self, buffer: WriteableBuffer) -> int:
+    def readinto(self, buffer: Buffer) -> int:
         view = memoryview(buffer)
         data = self.rest or next(self.blocks, b"")
         size = min(len(view), len(data))

@@ -12,7 +12,7 @@ import random
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from functools import partial
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, TypedDict
 
 import boto3
 from botocore.client import BaseClient
@@ -33,6 +33,7 @@ from data_specs.text import one_line
 if TYPE_CHECKING:
     from botocore.awsrequest import AWSResponse
     from botocore.model import OperationModel
+    from botocore.response import StreamingBody
 
 TRIES = 14  # of a request: about a minute
 WARN_AFTER = 8  # tries: about six seconds
@@ -41,6 +42,35 @@ _TRANSIENT_CODES = ("RequestTimeout", "SlowDown", "Throttling", "ThrottlingExcep
 _DENIED = ("AccessDenied", "InvalidAccessKeyId", "SignatureDoesNotMatch", "ExpiredToken", "InvalidToken", "400")
 _clients: dict[tuple[object, ...], BaseClient] = {}
 log = logging.getLogger(__name__)
+
+
+class Head(TypedDict):
+    """What a HEAD request is answered, as far as it is used."""
+
+    ContentLength: int
+    ETag: str
+    Metadata: dict[str, str]
+
+
+class Listed(TypedDict):
+    """An object in a listing."""
+
+    Key: str
+    Size: int
+    ETag: str
+
+
+class Page(TypedDict, total=False):
+    """A page of a listing."""
+
+    Contents: list[Listed]
+    CommonPrefixes: list[dict[str, str]]
+
+
+class Answer(Head):
+    """What a GET request is answered."""
+
+    Body: StreamingBody
 
 
 def client(creates: bool = False) -> BaseClient:

@@ -42,10 +42,7 @@ def is_remote(uri: str) -> bool:
 
 
 def is_address(text: str) -> bool:
-    """Return whether a text begins as an address with a scheme does.
-
-    One without a scheme's name or its second slash counts, too.
-    """
+    """Return whether a text begins as an address with a scheme does, also a misspelt one (`:/x`, `s3:/x`)."""
     return re.match(r":/|\w[\w+.-]*:/", text) is not None
 
 

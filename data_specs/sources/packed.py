@@ -10,14 +10,13 @@ import zlib
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING, BinaryIO, cast
+from typing import BinaryIO, cast
+
+from typing_extensions import Buffer
 
 from data_specs import cache, storage
 from data_specs.records import FileInfo
 from data_specs.sources.names import packing
-
-if TYPE_CHECKING:
-    from _typeshed import WriteableBuffer
 
 BLOCK = 1 << 20
 _DAMAGED = (gzip.BadGzipFile, EOFError, zlib.error, lzma.LZMAError)
@@ -65,7 +64,7 @@ class _Bounded(io.RawIOBase):
     def tell(self) -> int:
         return self.position
 
-    def readinto(self, buffer: WriteableBuffer) -> int:
+    def readinto(self, buffer: Buffer) -> int:
         view = memoryview(buffer)
         try:
             data = self.stream.read(len(view))
