@@ -100,8 +100,7 @@ def _verb(local: Callable[Concatenate[str, _Arguments], _Result]) -> Callable[Co
     def call(uri: str, /, *args: _Arguments.args, **kwargs: _Arguments.kwargs) -> _Result:
         if not (scheme := scheme_of(uri)):
             return local(uri, *args, **kwargs)
-        # imported on demand: boto3 takes half a second
-        module = import_module("data_specs.s3" if scheme == "s3" else "data_specs.fsspec_files")
+        module = import_module("data_specs.s3" if scheme == "s3" else "data_specs.fsspec_files")  # boto3 is slow
         if not (scheme == "s3" or module.reads(scheme)):
             raise ValueError(f"{uri}: {scheme}:// is not known; write a path, s3://bucket/key or, to read, gs:// …")
         if not hasattr(module, local.__name__):

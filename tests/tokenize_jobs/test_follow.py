@@ -9,7 +9,7 @@ import pytest
 from data_specs.receipts import commit, valid_receipts
 from data_specs.records import AnyUnit, Identity, Manifest, Sample, ShardEntry, ShardUnit, Totals
 from data_specs.units import Plan, read_plan, write_plan
-from pipeline.follow import followed, unit_of
+from pipeline.follow import follow, unit_of
 
 DIGEST = "d" * 64
 
@@ -51,11 +51,11 @@ def test_grown_replaced_and_emptied_shards(tmp_path: Path) -> None:
     for number in range(3):
         commit(str(tmp_path), DIGEST, number, [Sample("k", {"cls": b"0", "json": b"{}"})])
     now = (entry(0, "a"), entry(1, "b", name(1, "a")), entry(3, "a"))
-    grown = followed(plan, identity("2"), manifest(*now, emptied=(name(2, "a"),)), "train")
+    grown = follow(plan, identity("2"), manifest(*now, emptied=(name(2, "a"),)), "train")
     assert shards_of(grown) == [name(0, "a"), name(1, "b"), None, name(3, "a")]
     assert [receipt.unit for receipt in valid_receipts(str(tmp_path), DIGEST)] == [0]
-    more = followed(grown, identity("3"), manifest(*now, entry(4, "a"), emptied=(name(2, "a"),)), "train")
+    more = follow(grown, identity("3"), manifest(*now, entry(4, "a"), emptied=(name(2, "a"),)), "train")
     assert more.num_units == 5 and shards_of(more)[:4] == shards_of(grown)
     with pytest.raises(ValueError, match=r"inputs\.shards was .3., is now .4."):
-        followed(more, identity("4"), manifest(entry(7, "f")), "train")
+        follow(more, identity("4"), manifest(entry(7, "f")), "train")
     assert read_plan(str(tmp_path)) == more
