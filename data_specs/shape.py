@@ -8,7 +8,9 @@ from typing import NamedTuple, Protocol
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
 MAX_CODES = 2**16  # codes are uint16
+MAX_DEPTH = 64
 MAX_LAYERS = 2**12  # a description of more would take the memory and time of a machine before any weight is read
+MAX_WIDTH = 2**24  # of a table or layer: with more torch cannot count the bytes of its weights
 # Layers, heads, width (paper, table of model sizes; 1B … 7B as in the released code).
 SIZES: dict[str, tuple[int, int, int]] = {
     "B": (12, 12, 768),
@@ -49,7 +51,7 @@ class Shape(Section):
 
     image_size: int = Field(ge=8, le=4096, description="side of the square image, pixels")
     grid: tuple[int, int] = Field(description="code positions, rows x columns")
-    depth: int = Field(ge=1, le=64, description="residual codes at each position")
+    depth: int = Field(ge=1, le=MAX_DEPTH, description="residual codes at each position")
     codebook_size: int = Field(ge=2, le=MAX_CODES, description="rows of the codebook; codes are uint16")
 
     @model_validator(mode="after")

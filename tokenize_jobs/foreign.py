@@ -12,13 +12,16 @@ import tarfile
 import types
 import zipfile
 from collections import OrderedDict, defaultdict
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
+from contextlib import suppress
 from pathlib import Path
 from typing import Any, ClassVar
 
 import numpy as np
 import torch
 from torch import Tensor
+
+from data_specs.local_files import open_file
 
 MAX_PICKLE_BYTES = 2**28  # of the tree beside the tensors; those of released models have about one megabyte
 NUMBERS = ("f2", "f4", "f8", "i1", "i2", "i4", "i8", "u1", "u2", "u4", "u8", "b1")
@@ -40,8 +43,12 @@ def safe_torch_load(path: Path) -> Any:
     """
     try:
         size = path.stat().st_size
-        is_zip = zipfile.is_zipfile(path)
-        _refuse_containers(path, is_zip)
+        with open_file(str(path)) as file:
+            is_zip = file.read(4) == b"PK\x03\x04"  # as torch decides it
+        if is_zip:
+            _refuse_members(path, size)
+        elif _is_tar(path):
+            raise _RefusedError("is a tar, a format that torch gave up in 2017")
         return torch.load(path, map_location="cpu", weights_only=False, mmap=is_zip, pickle_module=_reader(size))
     except _RefusedError as error:
         raise ValueError(f"{path}: {error}: refused") from None
@@ -60,17 +67,30 @@ class _RefusedError(Exception):
     """Something in a file that is not read."""
 
 
-def _refuse_containers(path: Path, is_zip: bool) -> None:
-    """Refuse what could unfold into more than the file has: compressed members, tars, a huge tree."""
-    if is_zip:
-        with zipfile.ZipFile(path) as archive:
-            for member in archive.infolist():
-                if member.compress_type != zipfile.ZIP_STORED:
-                    raise _RefusedError(f"holds {member.filename} compressed, which torch never writes")
-                if member.filename.endswith(".pkl") and member.file_size > MAX_PICKLE_BYTES:
-                    raise _RefusedError(f"holds {member.file_size:,} bytes beside its tensors")
-    elif tarfile.is_tarfile(path):
-        raise _RefusedError("is a tar, a format that torch gave up in 2017")
+def _refuse_members(path: Path, size: int) -> None:
+    """Refuse what could unfold into more than the file has, and TorchScript, whose code torch.load would run.
+
+    Torch's own reader is asked beside Python's: of one file they can find two different lists of members.
+    """
+    with zipfile.ZipFile(path) as archive:
+        for member in archive.infolist():
+            if member.compress_type != zipfile.ZIP_STORED:
+                raise _RefusedError(f"holds {member.filename} compressed, which torch never writes")
+    records = torch._C.PyTorchFileReader(str(path))
+    names = records.get_all_records()
+    if "constants.pkl" in names:
+        raise _RefusedError("is a program (TorchScript), not weights")
+    if sum(map(records.get_record_size, names)) > size:
+        raise _RefusedError("holds more than it has bytes")
+    if "data.pkl" in names and (beside := records.get_record_size("data.pkl")) > MAX_PICKLE_BYTES:
+        raise _RefusedError(f"holds {beside:,} bytes beside its tensors")
+
+
+def _is_tar(path: Path) -> bool:
+    """Return whether torch would open the file as a tar; `tarfile.is_tarfile` unpacks compressed ones to find out."""
+    with suppress(tarfile.TarError), tarfile.open(path, "r:"):
+        return True
+    return False
 
 
 def _reader(file_size: int) -> Any:
@@ -87,7 +107,9 @@ def _reader(file_size: int) -> Any:
 
 class _Unpickler(pickle._Unpickler):  # the C one grows its memo to whatever a file says
     max_bytes = 0
-    dispatch: ClassVar = dict(pickle._Unpickler.dispatch)
+    copied = 0
+    stack: list[Any]
+    dispatch: ClassVar[dict[int, Any]] = dict(pickle._Unpickler.dispatch)
 
     def find_class(self, module: str, name: str) -> Any:
         known = _KNOWN.get(f"{module}.{name}")
@@ -113,19 +135,38 @@ class _Unpickler(pickle._Unpickler):  # the C one grows its memo to whatever a f
             raise _RefusedError(f"asks for {key[4]} numbers, more than the file has")
         return self._torchs_load(key)
 
-    def load_bytearray8(self) -> None:
-        raise _RefusedError("asks for a buffer, which torch never writes")
+    def load_reduce(self) -> None:
+        self._count(self.stack[-1])
+        super().load_reduce()  # type: ignore[misc]  # typeshed leaves it out
 
-    dispatch[pickle.BYTEARRAY8[0]] = load_bytearray8  # type: ignore[assignment]  # the method of a subclass
+    def load_newobj(self) -> None:
+        self._count(self.stack[-1])
+        super().load_newobj()  # type: ignore[misc]
+
+    def load_build(self) -> None:
+        """Only training arguments take a state: it could change types and functions for the whole process."""
+        state = self.stack.pop()
+        if isinstance(self.stack[-1], argparse.Namespace) and isinstance(state, dict):
+            self._count([state])
+            vars(self.stack[-1]).update(state)
+
+    def _count(self, arguments: Iterable[Any]) -> None:
+        """Refuse a file that has the same long argument copied again and again."""
+        self.copied += sum(len(given) for given in arguments if isinstance(given, str | bytes | list | tuple | dict))
+        if self.copied > self.max_bytes:
+            raise _RefusedError("holds more than it has bytes")
+
+    def load_unwritten(self) -> None:
+        raise _RefusedError("asks for objects or buffers in a way that torch never writes")
+
+    dispatch |= {pickle.REDUCE[0]: load_reduce, pickle.NEWOBJ[0]: load_newobj, pickle.BUILD[0]: load_build}
+    dispatch |= dict.fromkeys(b"".join((pickle.BYTEARRAY8, pickle.NEWOBJ_EX, pickle.OBJ, pickle.INST)), load_unwritten)
 
 
 class _Shell:
     """Takes the place of an object, or of a type, that is read past; it can do nothing."""
 
     def __init__(self, *_: Any, **__: Any) -> None:
-        pass
-
-    def __setstate__(self, _: object) -> None:
         pass
 
     def __setitem__(self, *_: Any) -> None:

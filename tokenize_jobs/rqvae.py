@@ -16,6 +16,7 @@ from einops import rearrange
 from torch import Tensor, nn
 
 from data_specs.records import parse_config
+from data_specs.shape import MAX_CODES, MAX_DEPTH, MAX_LAYERS, MAX_WIDTH
 from tokenize_jobs.quantizer import ResidualQuantizer
 
 RETIRED_KEYS = ("gradient", "codebook_init")  # keys of older files: ways to train that brought nothing and are gone
@@ -60,6 +61,13 @@ class RQVAEConfig:
         self._check()
 
     def _check(self) -> None:
+        blocks = len(self.ch_mult) * self.num_res_blocks
+        if self.depth > MAX_DEPTH or blocks > MAX_LAYERS:
+            raise ValueError(
+                f"{self.depth} codes a position and {blocks} blocks: at most {MAX_DEPTH} and {MAX_LAYERS} can be built"
+            )
+        if (widest := max(self.embed_dim, self.ch * max(self.ch_mult), self.z_channels, 3 * self.patch**2)) > MAX_WIDTH:
+            raise ValueError(f"{widest} channels: at most {MAX_WIDTH} can be built")
         for side, positions in zip(self.image_size, self.grid, strict=True):
             if side % self.downsampling or (side // self.downsampling) % positions:
                 raise ValueError(
@@ -68,8 +76,8 @@ class RQVAEConfig:
                 )
         if any(self.ch * factor % 32 for factor in self.ch_mult):
             raise ValueError(f"ch {self.ch} times ch_mult {self.ch_mult} must be multiples of 32 (group normalization)")
-        if not 1 <= self.codebook_size <= 65536:
-            raise ValueError(f"codebook_size is {self.codebook_size}: codes are 16 bits, at most 65536")
+        if not 1 <= self.codebook_size <= MAX_CODES:
+            raise ValueError(f"codebook_size is {self.codebook_size}: codes are 16 bits, at most {MAX_CODES}")
 
     @property
     def downsampling(self) -> int:
@@ -106,7 +114,7 @@ class RQVAEConfig:
             raise ValueError(f"hparams: latent_shape has {channels} channels, embed_dim is {hparams['embed_dim']}")
         factor = 2 ** (len(ddconfig["ch_mult"]) - 1)
         same = ("ch", "ch_mult", "num_res_blocks", "attn_resolutions", "resolution", "z_channels")
-        return cls(
+        made = cls(
             image_size=(height * factor, width * factor),
             grid=tuple(grid),
             depth=depth,
@@ -119,6 +127,7 @@ class RQVAEConfig:
             restart_unused_codes=hparams.get("restart_unused_codes", False),
             **{name: ddconfig[name] for name in same},
         )
+        return cls.from_json(made.to_json())  # which looks at the types, too
 
     def to_released(self) -> tuple[dict[str, Any], dict[str, Any]]:
         """Return `hparams` and `ddconfig` of a released config.yaml; ValueError for what has no counterpart there."""

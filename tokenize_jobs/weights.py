@@ -15,16 +15,21 @@ from safetensors import SafetensorError, safe_open
 from torch import Tensor, nn
 
 from data_specs import storage
+from data_specs.local_files import open_file
 from data_specs.records import CheckpointFile
+from data_specs.text import printable
 from tokenize_jobs.foreign import first_line, safe_torch_load
 from tokenize_jobs.rqvae import RQVAE, RQVAEConfig
-from tokenize_jobs.tensors import whole_file, write_safetensors
+from tokenize_jobs.tensors import DTYPES, whole_file, write_safetensors
 
 WEIGHTS = "tokenizer.safetensors"
 CONFIG = "tokenizer.json"
 MAX_CONFIG_BYTES = 2**20
+MAX_CONFIG_VALUES = 2**14
+NUMBERS = (*DTYPES, torch.float64)
 WRAPPERS = ("module", "_orig_mod", "_checkpoint_wrapped_module", "_fsdp_wrapped_module")
 SHOWN = 5  # names listed in a message
+LONGEST = 100  # characters of a name in a message
 
 
 # ---- ours ----------------------------------------------------------------------------------------------------------
@@ -132,10 +137,10 @@ def export_tokenizer(model: RQVAE, checkpoint: str | Path, config: str | Path) -
 def _released_state(path: Path, key: str) -> dict[str, Tensor]:
     file = safe_torch_load(path)
     if not isinstance(file, Mapping) or not isinstance(file.get(key), Mapping):
-        found = ", ".join(map(str, file)) if isinstance(file, Mapping) else type(file).__name__
+        found = _some(map(str, file)) if isinstance(file, Mapping) else type(file).__name__
         raise ValueError(f"{path}: no {key} in it (found: {found})")
     state = {unwrapped(str(name)): value for name, value in file[key].items()}
-    if foreign := [name for name, value in state.items() if not isinstance(value, Tensor)]:
+    if foreign := [name for name, value in state.items() if getattr(value, "dtype", None) not in NUMBERS]:
         raise ValueError(f"{path}: {key} holds something other than tensors: {_some(foreign)}")
     return state
 
@@ -181,14 +186,28 @@ def _released_config(path: Path) -> RQVAEConfig:
 def read_released_yaml(path: Path) -> dict[str, Any]:
     """Read a config.yaml as plain mappings, lists and scalars, whatever its tags name; ValueError if it is none."""
     try:
-        if path.stat().st_size > MAX_CONFIG_BYTES:
+        with open_file(str(path)) as file:
+            text = file.read(MAX_CONFIG_BYTES + 1)
+        if len(text) > MAX_CONFIG_BYTES:
             raise ValueError(f"larger than {MAX_CONFIG_BYTES} bytes")
-        content = yaml.load(path.read_text(), _PlainLoader)  # noqa: S506 (a SafeLoader)
+        content = yaml.load(text, _PlainLoader)  # noqa: S506 (a SafeLoader)
+        _refuse_unfolding(content)
     except (OSError, ValueError, RecursionError, yaml.YAMLError) as error:
         raise ValueError(f"{path}: cannot be read as YAML ({first_line(error)})") from None
     if not isinstance(content, dict):
         raise ValueError(f"{path}: no mapping in it")
     return content
+
+
+def _refuse_unfolding(content: object) -> None:
+    """Refuse a tree in which names for its own parts make of a few lines more than memory holds, or a circle."""
+    left = [content]
+    for _ in range(MAX_CONFIG_VALUES):
+        if not left:
+            return
+        value = left.pop()
+        left += value.values() if isinstance(value, dict) else value if isinstance(value, list | tuple | set) else ()
+    raise ValueError(f"unfolds into more than {MAX_CONFIG_VALUES} values")
 
 
 class _PlainLoader(yaml.SafeLoader):
@@ -211,6 +230,13 @@ _PlainLoader.add_multi_constructor("tag:yaml.org,2002:python/", _plain)
 _PlainLoader.add_multi_constructor("!", _plain)
 
 
+def shown(name: str) -> str:
+    """Return a name from somebody's file as it stands in a message: on one line, and no longer than that."""
+    return printable(name[:LONGEST])
+
+
 def _some(names: Iterable[str]) -> str:
     names = sorted(names)
-    return ", ".join(names[:SHOWN]) + (f" and {len(names) - SHOWN} more" if len(names) > SHOWN else "")
+    return ", ".join(shown(name) for name in names[:SHOWN]) + (
+        f" and {len(names) - SHOWN} more" if len(names) > SHOWN else ""
+    )

@@ -21,7 +21,7 @@ from einops import rearrange, repeat
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
-from data_specs.shape import SIZES, check_transformer
+from data_specs.shape import MAX_WIDTH, SIZES, check_transformer
 from data_specs.spec import Spec
 from train.kernels import ChunkedCrossEntropy, fused
 
@@ -54,6 +54,8 @@ class TransformerConfig:
     def __post_init__(self) -> None:
         if min(self.num_layers, self.num_heads, self.dim, self.codebook_size, *self.grid, len(self.head_layers)) < 1:
             raise ValueError("layers, heads, width, codebook_size, grid and head_layers must be at least 1")
+        if (widest := max(self.dim, self.codebook_size, self.num_classes, *self.grid)) > MAX_WIDTH:
+            raise ValueError(f"width, codebook_size, num_classes or grid of {widest}: at most {MAX_WIDTH} can be built")
         check_transformer(self.num_layers, self.num_heads, self.dim, self.head_layers)
 
     @property

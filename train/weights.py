@@ -20,7 +20,7 @@ from data_specs.records import parse_config
 from data_specs.shape import SIZES
 from tokenize_jobs.foreign import safe_torch_load
 from tokenize_jobs.tensors import DTYPES, whole_file, write_safetensors
-from tokenize_jobs.weights import unwrapped
+from tokenize_jobs.weights import shown, unwrapped
 from train.model import DnDTransformer, TransformerConfig
 
 WEIGHTS = "transformer.safetensors"
@@ -158,7 +158,7 @@ def _named_tensors(path: Path, key: str, state: Mapping[Any, Any]) -> dict[str, 
     for name, tensor in state.items():
         if not isinstance(tensor, Tensor) or tensor.dtype not in DTYPES:
             raise ValueError(
-                f"{path}: {key or 'checkpoint'}[{name!r}] is no tensor of weights: not a transformer's file"
+                f"{path}: {key or 'checkpoint'}[{shown(name)!r}] is no tensor of weights: not a transformer's file"
             )
     return dict(state)
 
@@ -201,7 +201,9 @@ def _refuse_misfit(path: Path | str, given: Shapes, config: TransformerConfig, s
         if given.get(name) != wanted.get(name):
             has = f"is {list(given[name])}" if name in given else "is missing"
             should = f"should be {list(wanted[name])}" if name in wanted else "should not be there"
-            raise ValueError(f"{path}: {name} {has} but by {source} {should}; the file looks like {_looks_like(given)}")
+            raise ValueError(
+                f"{path}: {shown(name)} {has} but by {source} {should}; the file looks like {_looks_like(given)}"
+            )
 
 
 def _looks_like(shapes: Shapes) -> str:

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import datetime
+import gzip
 import io
 import pickle
 import random
 import resource
+import tarfile
 import zipfile
 from collections.abc import Callable
 from pathlib import Path
@@ -62,6 +64,32 @@ def legacy_storage(numel: int) -> bytes:
     return buffer.getvalue().replace(b"K\x01Nt", b"J" + numel.to_bytes(4, "little") + b"Nt")
 
 
+def two_directories() -> bytes:
+    """A zip whose end tells Python of a stored member, and torch, which heeds the offset, of a compressed one."""
+    compressed = zipped(pickle.dumps(bytes(2**28)), zipfile.ZIP_DEFLATED)
+    stored = zipped(b"N.")
+    first, second = (content.rindex(b"PK\x05\x06") for content in (compressed, stored))
+    return compressed[:first] + stored[:second] + compressed[first:]
+
+
+def compressed_tar() -> bytes:
+    """A tar whose first header announces 2**28 bytes about the next member, and gives them, all packed to 260 KB."""
+    header = tarfile.TarInfo("a")
+    header.type, header.size = tarfile.XHDTYPE, 2**28
+    return gzip.compress(header.tobuf(tarfile.USTAR_FORMAT) + bytes(2**28), 1)
+
+
+def stored_again(content: bytes) -> bytes:
+    """The same members, none of them compressed."""
+    buffer = io.BytesIO()
+    with zipfile.ZipFile(io.BytesIO(content)) as archive, zipfile.ZipFile(buffer, "w") as stored:
+        for name in archive.namelist():
+            stored.writestr(name, archive.read(name))
+    return buffer.getvalue()
+
+
+TEXT = b"X" + (2**18).to_bytes(4, "little") + bytes(2**18)
+ENCODED = b"c_codecs\nencode\nq\x00" + TEXT + b"\x85q\x01(" + b"h\x00h\x01R" * 1000 + b"t."
 THREE_GB = b"J" + (3 * 2**30 // 2).to_bytes(4, "little")
 BOMBS: dict[str, Callable[[], bytes]] = {
     "bytearray by call": lambda: zipped(calling(b"builtins.bytearray", THREE_GB)),
@@ -71,6 +99,9 @@ BOMBS: dict[str, Callable[[], bytes]] = {
     "array of numpy": lambda: zipped(calling(b"numpy.zeros", THREE_GB)),
     "compressed tree": lambda: zipped(pickle.dumps({"x": bytes(2**28)}), zipfile.ZIP_DEFLATED),
     "storage of the old format": lambda: legacy_storage(3 * 2**28),
+    "two lists of members": two_directories,
+    "compressed tar": compressed_tar,
+    "one text encoded again and again": lambda: zipped(b"\x80\x02" + ENCODED),
 }
 
 
@@ -93,6 +124,43 @@ def test_what_would_run_something_is_refused_by_name(tmp_path: Path, name: bytes
         ValueError, match=rf"a\.pt: holds an object of {name.decode()}, which is not plain data: refused"
     ):
         safe_torch_load(tmp_path / "a.pt")
+
+
+class Program(torch.nn.Module):
+    """Writes a file as soon as it is loaded."""
+
+    def __init__(self, path: str) -> None:
+        super().__init__()
+        self.path = path
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return x
+
+    @torch.jit.export
+    def __getstate__(self):  # type: ignore[no-untyped-def]
+        return self.path, self.training
+
+    @torch.jit.export
+    def __setstate__(self, state: tuple[str, bool]) -> None:
+        self.path = state[0]
+        self.training = state[1]
+        torch.save([1], self.path)
+
+
+def test_a_torchscript_program_is_refused_and_does_not_run(tmp_path: Path) -> None:
+    torch.jit.script(Program(str(tmp_path / "owned"))).save(tmp_path / "program.pt")
+    (tmp_path / "a.pt").write_bytes(stored_again((tmp_path / "program.pt").read_bytes()))
+    with pytest.raises(ValueError, match=r"a\.pt: is a program \(TorchScript\), not weights: refused$"):
+        safe_torch_load(tmp_path / "a.pt")
+    assert not (tmp_path / "owned").exists()
+
+
+@pytest.mark.parametrize("name", [b"argparse.Namespace", b"numpy.any", b"torch._utils._rebuild_tensor"])
+def test_a_file_changes_no_type_or_function_of_this_process(tmp_path: Path, name: bytes) -> None:
+    module, _, thing = name.rpartition(b".")
+    state = pickle.dumps((None, {"changed": 1}), 2)[2:-1]
+    (tmp_path / "a.pt").write_bytes(zipped(b"\x80\x02c" + module + b"\n" + thing + b"\n" + state + b"b."))
+    assert not hasattr(safe_torch_load(tmp_path / "a.pt"), "changed")
 
 
 def test_a_tensor_larger_than_its_storage_is_refused(tmp_path: Path) -> None:

@@ -3,6 +3,7 @@
 import argparse
 import json
 import os
+import re
 import sys
 import types
 from collections import defaultdict
@@ -179,6 +180,70 @@ def test_files_that_do_not_fit_are_refused(tmp_path: Path) -> None:
         assert "\n" not in str(caught.value)
     with pytest.raises(ValueError, match="no state_dict_ema"):
         import_tokenizer(checkpoint, config, ema=True)
+
+
+@pytest.mark.parametrize(
+    ("changed", "said"),
+    [
+        ({"depth": 10**9}, "1000000000 codes a position"),
+        ({"num_res_blocks": 10**9}, "2000000000 blocks"),
+        ({"embed_dim": 2**60}, f"{2**60} channels"),
+        ({"ch": 2**60}, f"{2**60} channels"),
+        ({"z_channels": 2**60}, f"{2**60} channels"),
+    ],
+)
+def test_a_description_that_no_machine_could_build_is_refused(
+    tmp_path: Path, changed: dict[str, int], said: str
+) -> None:
+    config = tiny("shared").config
+    (tmp_path / "tokenizer.json").write_text(json.dumps(json.loads(config.to_json()) | changed))
+    with pytest.raises(ValueError, match=rf"^[^\n]*tokenizer\.json: [^\n]*{said}[^\n]*at most"):
+        load_tokenizer(tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("key", "value", "said"),
+    [
+        ("n_embed", "2.5", "codebook_size: Input should be a valid integer"),
+        ("n_embed", "true", "codebook_size: Input should be a valid integer"),
+        ("num_res_blocks", ".nan", "arch: .*"),
+        ("resolution", "2.5", "arch: .*"),
+        ("double_z", "*a8", "unfolds into more than 16384 values"),
+    ],
+)
+def test_a_config_of_other_types_or_without_end_is_one_line(tmp_path: Path, key: str, value: str, said: str) -> None:
+    checkpoint, config = released(tmp_path, tiny("shared"))
+    unfolding = "a0: &a0 [1]\n" + "".join(f"a{n}: &a{n} [{f'*a{n - 1},' * 10}]\n" for n in range(1, 9))
+    config.write_text(unfolding + re.sub(rf"(?m)^( *{key}:).*", rf"\1 {value}", config.read_text()))
+    with pytest.raises(ValueError, match=rf"^[^\n]*config\.yaml: [^\n]*{said}[^\n]*$"):
+        import_tokenizer(checkpoint, config)
+
+
+def test_weights_that_are_no_real_numbers_are_refused(tmp_path: Path) -> None:
+    model = tiny("shared")
+    checkpoint, config = released(tmp_path, model)
+    for dtype in (torch.complex64, torch.bool):
+        weight = model.quant_conv.weight.detach().to(dtype)
+        torch.save({"state_dict": model.state_dict() | {"quant_conv.weight": weight}}, checkpoint)
+        with pytest.raises(ValueError, match=r"other than tensors: quant_conv\.weight"):
+            import_tokenizer(checkpoint, config)
+
+
+def test_a_pipe_is_no_checkpoint_and_not_waited_for(tmp_path: Path) -> None:
+    checkpoint, config = released(tmp_path, tiny("shared"))
+    os.mkfifo(tmp_path / "pipe")
+    for paths in ((tmp_path / "pipe", config), (checkpoint, tmp_path / "pipe")):
+        with pytest.raises(ValueError, match=r"pipe: cannot be read .*not a file"):
+            import_tokenizer(*paths)
+
+
+def test_names_in_a_file_stand_in_messages_short_and_on_one_line(tmp_path: Path) -> None:
+    checkpoint, config = released(tmp_path, tiny("shared"))
+    for content in ({"state_dict": {f"a\n{'b' * 10**5}": torch.ones(1)}}, {f"a\n{'b' * 10**5}": 1}):
+        torch.save(content, checkpoint)
+        with pytest.raises(ValueError, match=r"^[^\n]*a\\nbbb[^\n]*$") as caught:
+            import_tokenizer(checkpoint, config)
+        assert len(str(caught.value)) < 1000
 
 
 def test_codebooks_said_to_be_shared_must_be_equal(tmp_path: Path) -> None:

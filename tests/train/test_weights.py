@@ -169,6 +169,12 @@ def test_a_description_of_a_billion_layers_is_refused(tmp_path):
     refused("transformer.json: .*1000000000 layers: at most 4096", load_transformer, tmp_path)
 
 
+@pytest.mark.parametrize("key", ["dim", "num_classes", "codebook_size"])
+def test_a_description_wider_than_torch_can_count_is_refused(tmp_path, key):
+    (tmp_path / "transformer.json").write_text(json.dumps(json.loads(TINY.to_json()) | {key: 2**60}))
+    refused(f"transformer.json: .*{2**60}: at most {2**24} can be built", load_transformer, tmp_path)
+
+
 def test_a_damaged_folder_is_refused(tmp_path, state):
     import_transformer(saved(tmp_path / "a.pt", state), tmp_path / "out", TINY)
     config = json.loads((tmp_path / "out/transformer.json").read_text())
