@@ -2,13 +2,10 @@
 
 from __future__ import annotations
 
-import json
 import shlex
 import subprocess
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from typing import Any, NamedTuple
-
-import yaml
 
 from data_specs.code_version import REPOSITORY, patch_name, this_code
 from data_specs.text import one_line
@@ -57,7 +54,7 @@ def _ray(job: Job) -> Request:
             raise ValueError(f"{job.ray_address or 'Ray'}: {one_line(error)}") from None
         return f"submitted {number}; follow it with: ray job logs --follow {number}"
 
-    return Request(_yaml(arguments), send)
+    return Request(kubernetes.to_yaml(arguments), send)
 
 
 def _refuse_unplaceable(job: Job) -> None:
@@ -125,9 +122,5 @@ def slurm_command(job: Job) -> list[str]:
 # ---- Kubernetes ------------------------------------------------------------------------------------------------------
 def _kubernetes(job: Job) -> Request:
     wanted = kubernetes.manifest(job)
-    text = _yaml(wanted)
+    text = kubernetes.to_yaml(wanted)
     return Request(text, lambda: kubernetes.send(wanted, text))
-
-
-def _yaml(tree: Mapping[str, object]) -> str:
-    return yaml.safe_dump(json.loads(json.dumps(tree)), sort_keys=False, width=120)  # a copy without shared parts

@@ -8,6 +8,7 @@ import math
 import os
 import re
 import shlex
+from collections.abc import Mapping
 from pathlib import Path
 
 import yaml
@@ -53,12 +54,28 @@ def _name(job: Job) -> str:
     return f"dnd-{job.stage}-{run}-{hashlib.sha256(job.root.encode()).hexdigest()[:6]}"
 
 
+def to_yaml(tree: Mapping[str, object]) -> str:
+    """Return a tree as YAML which every reader takes as it is meant; the shared parts of the tree are written out."""
+    return yaml.dump(json.loads(json.dumps(tree)), Dumper=_Dumper, sort_keys=False, width=120)
+
+
+class _Dumper(yaml.SafeDumper):
+    """Quotes also the texts that are numbers or truth values in the YAML of Go's libraries, which kubectl reads by."""
+
+
+_Dumper.add_implicit_resolver(
+    "tag:yaml.org,2002:float",
+    re.compile(r"([-+]?(\.\d+|\d+(\.\d*)?)([eE][-+]?\d+)?|[-+]?0[bBoOxX][0-9a-fA-F_]+|[yYnN])$"),
+    list("-+.0123456789yYnN"),
+)
+
+
 # ---- the other stages ------------------------------------------------------------------------------------------------
 def _rayjob(job: Job) -> Manifest:
     cluster = _cluster(job)
     spec: Manifest = {
-        "entrypoint": shlex.join(command(job)),
-        "runtimeEnvYAML": yaml.safe_dump({"env_vars": variables(job)}),
+        "entrypoint": _unexpanded(shlex.join(command(job))),
+        "runtimeEnvYAML": to_yaml({"env_vars": variables(job)}),
         "submissionMode": "K8sJobMode",
         "backoffLimit": 10,  # a head that is lost: again, and done units stay done
         "shutdownAfterJobFinishes": True,
@@ -105,16 +122,21 @@ def _jobset(job: Job) -> Manifest:
     node = made["spec"]["replicatedJobs"][0]["template"]["spec"]
     node |= {"parallelism": job.nodes, "completions": job.nodes}
     container = _container(node["template"])
-    container["command"] = ["infra/launch.sh", *training_arguments(job)]
+    container["command"] = ["infra/launch.sh", *map(_unexpanded, training_arguments(job))]
     container["image"] = job.image
     container["env"] = [variable for variable in container["env"] if variable["name"] != "NUM_NODES"]
     for name, value in {"NUM_NODES": str(job.nodes), **variables(job)}.items():
-        container["env"].append({"name": name, "value": value})
+        container["env"].append({"name": name, "value": _unexpanded(value)})
     _multiply(container["resources"], job.ranks)
     if not job.gpus:
         for amounts in container["resources"].values():
             amounts.pop("nvidia.com/gpu", None)
     return made
+
+
+def _unexpanded(text: str) -> str:
+    """Return a text that is itself again once Kubernetes has replaced each $(NAME) and $$ in it."""
+    return text.replace("$", "$$")
 
 
 def _multiply(resources: Manifest, gpus: int) -> None:

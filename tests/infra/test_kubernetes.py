@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 import json
+import re
+import shlex
 import shutil
 import subprocess
+import sys
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -15,7 +18,7 @@ from kube_server import KubeServer, kube_server
 from schemas import faults, read_manifests
 
 from infra.submit.engines import request
-from infra.submit.job import Job, run_tool
+from infra.submit.job import Job, command, run_tool, training_arguments
 from infra.submit.kubernetes import manifest
 from infra.submit.overlay import merged, pod_specs, read_overlay
 
@@ -200,6 +203,50 @@ def test_a_second_submission_waits_for_the_first_to_end(kube: KubeServer, stage:
     first["status"] = {"jobDeploymentStatus": "Failed"} if stage == "render" else {"terminalState": "Completed"}
     assert wanted.send().endswith(" created")
     assert kube.one() is not first and "status" not in kube.one()
+
+
+ODD = [
+    "$(HOSTNAME)",
+    "$$(NUM_NODES)",
+    "a'b\"c",
+    "x\ny",
+    "; `id`",
+    "1e3",
+    "0o17",
+    "y",
+    "yes",
+    ": ",
+    "- a",
+    "é\u2028",
+    "",
+]
+
+
+def _replaced(text: str) -> str:
+    """What Kubernetes makes of a command's word or a variable's value, by k8s.io/kubernetes/third_party/forked."""
+    known = {"HOSTNAME": "pod", "NUM_NODES": "3"}
+    return re.sub(r"\$(\$|\((\w+)\))", lambda m: "$" if m[1] == "$" else known.get(m[2], m[0]), text)
+
+
+@pytest.mark.parametrize("stage", ["render", "train"])
+def test_words_arrive_as_they_were_given(kube: KubeServer, stage: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Read by kubectl, replaced as Kubernetes does and, where the job is a shell's, read by bash."""
+    monkeypatch.setenv("AWS_REGION", "1e3")
+    job = job_of(stage, options=tuple(ODD))._replace(root="s3://bucket/$(HOSTNAME)/a b")
+    request(job, "kubernetes").send()
+    spec = kube.one()["spec"]
+    if stage == "train":
+        container = next(containers(spec))
+        words = [_replaced(word) for word in container["command"]][1:]
+        assert words == training_arguments(job)
+        assert {"name": "AWS_REGION", "value": "1e3"} in container["env"]
+        return
+    print_words = "import json, sys; print(json.dumps(sys.argv[1:]))"
+    entry = _replaced(spec["entrypoint"]).removeprefix("python ")
+    line = shlex.join([sys.executable, "-c", print_words]) + f" {entry}"
+    done = subprocess.run(["bash", "-c", line], capture_output=True, text=True, check=True)
+    assert json.loads(done.stdout) == command(job)[1:]
+    assert "AWS_REGION: '1e3'" in spec["runtimeEnvYAML"]
 
 
 def test_what_kubectl_complains_of_is_one_line(kube: KubeServer) -> None:

@@ -128,6 +128,21 @@ def test_a_rank_that_dies_ends_the_others(tmp_path: Path) -> None:
     assert not any(rank.is_running() for rank in ranks)
 
 
+@pytest.mark.parametrize("form", [["--root", "{}"], ["--root={}"]], ids=len)
+def test_a_batch_job_finds_the_checkpoints_of_a_root_with_a_blank(tmp_path: Path, form: list[str]) -> None:
+    """Its fourth start, stopped, goes back into the queue, since this one made a checkpoint (srun's place is taken)."""
+    latest = tmp_path / "my run/transformer/latest"
+    latest.parent.mkdir(parents=True)
+    for name, line in {"srun": f"echo step_1 > '{latest}'; exit 75", "scontrol": 'echo "scontrol $*"'}.items():
+        (tmp_path / name).write_text(f"#!/bin/sh\n{line}\n")
+        (tmp_path / name).chmod(0o755)
+    slurm = {"SLURM_JOB_ID": "7", "SLURM_RESTART_COUNT": "3", "PATH": f"{tmp_path}:{ENVIRONMENT['PATH']}"}
+    root = [word.format(tmp_path / "my run") for word in form]
+    words = ["bash", str(REPOSITORY / "infra/slurm/train.sbatch"), "train", *root]
+    done = subprocess.run(words, env=ENVIRONMENT | slurm, cwd=REPOSITORY, capture_output=True, text=True, check=False)
+    assert (done.returncode, done.stdout) == (75, "scontrol requeue 7\n"), done.stderr
+
+
 @pytest.mark.long
 def test_deepspeeds_own_launcher_takes_the_hostfile_without_ssh(tmp_path: Path) -> None:
     root, hosts = root_of(tmp_path / "root"), hostfile(tmp_path, slots=1)
