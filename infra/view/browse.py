@@ -52,8 +52,8 @@ def samples(root: str, spec: Spec, names: list[str]) -> None:
     name.change(shards_of, name, [unit, number]).then(list_samples, query, [count, found])
     gr.on([unit.input, where.submit], lambda: 1, None, number).then(list_samples, query, [count, found])
     number.change(list_samples, query, [count, found])
-    before.click(lambda number: max(1, number - 1), number, number)
-    after.click(lambda number: number + 1, number, number)
+    before.click(lambda number: max(1, (number or 1) - 1), number, number)
+    after.click(lambda number: (number or 0) + 1, number, number)
     found.select(show_sample, query, [index, sample]).then(show_codes, [name, index, depth, view], codes)
     for control in (depth, view):
         control.change(show_codes, [name, index, depth, view], codes)
@@ -73,6 +73,7 @@ def _listing(root: str) -> tuple[Handler, Handler]:
         items = sets.open_now(root, name)
         positions = sets.chosen(items, _unit(unit), where)
         pages = max(1, -(-len(positions) // PAGE))
+        number = number or 1  # a field that was emptied
         on_page = [items[position] for position in positions[(number - 1) * PAGE : number * PAGE]]
         words = f"{len(positions):,} of {len(items):,} samples, page {number} of {pages}"
         return words, macro("tiles", [shown(item["__key__"], item["image"]) for item in on_page], "No samples here.")
@@ -86,7 +87,7 @@ def _showing(root: str, spec: Spec) -> tuple[Handler, Handler]:
     @reporting_mistakes
     def show_sample(name: str, unit: str, where: str, number: int, event: gr.EventData) -> tuple[int, str]:
         items = sets.open_now(root, name)
-        position = int(sets.chosen(items, _unit(unit), where)[(number - 1) * PAGE + event.index])
+        position = int(sets.chosen(items, _unit(unit), where)[((number or 1) - 1) * PAGE + event.index])
         shard = items.manifest.shardlist[items.locate(position)[0]].url
         return position, sets.about(items[position], shard)
 
@@ -154,8 +155,8 @@ def _reporting_dropped(root: str) -> tuple[Handler, Handler, Handler]:
 
     @reporting_mistakes
     def draw(name: str, unit: int) -> str:
-        picture = np.asarray(contact_sheet(root, name, int(unit), boxes=True))
-        return macro("figures", [shown(f"{name}, shard {unit}", picture)], "wide")
+        picture = np.asarray(contact_sheet(root, name, int(unit or 0), boxes=True))
+        return macro("figures", [shown(f"{name}, shard {unit or 0}", picture)], "wide")
 
     return count_reasons, list_rejects, draw
 
@@ -178,6 +179,7 @@ def neighbours_of(root: str, spec: Spec, names: list[str]) -> None:
         items = sets.open_now(root, name)
         training = storage.join(root, spec.tokenize.images["train"])
         rows = []
+        number = number or 1
         for item in (items[position] for position in range(len(items))[(number - 1) * ROWS : number * ROWS]):
             near = neighbours.nearest(training, item["image"])
             about = f"{near.key}, difference {near.difference:.1f}"

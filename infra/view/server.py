@@ -8,7 +8,7 @@ import socket
 from collections.abc import Mapping
 from ipaddress import ip_address
 from typing import TYPE_CHECKING
-from urllib.parse import urlsplit
+from urllib.parse import SplitResult, urlsplit
 
 from data_specs.text import say
 
@@ -89,9 +89,9 @@ def guarded(app: ASGIApp, token: str | None) -> ASGIApp:
         if scope["type"] == "lifespan":
             return await app(scope, receive, send)
         asked = HTTPConnection(scope)
-        if given := asked.query_params.get("token") if token else None:
-            answer = RedirectResponse(asked.url.path, status_code=303)
-            answer.set_cookie(COOKIE, given, httponly=True, samesite="strict")
+        if token and _same(asked.query_params.get("token", ""), token):
+            answer = RedirectResponse("/", status_code=303)
+            answer.set_cookie(COOKIE, token, httponly=True, samesite="strict")
             return await answer(scope, receive, send)
         if refusal := refused(asked.headers, asked.cookies, token):
             return await PlainTextResponse(refusal, status_code=403)(scope, receive, send)
@@ -104,13 +104,25 @@ def refused(headers: Mapping[str, str], cookies: Mapping[str, str], token: str |
     """Return why a request is not answered; "" where it is."""
     host = headers.get("host", "")
     origin = headers.get("origin")
-    if token and not secrets.compare_digest(cookies.get(COOKIE, "").encode(), token.encode()):
+    if token and not _same(cookies.get(COOKIE, ""), token):
         return "open the address that `dnd view` printed: it bears the token"
-    if not token and not is_local(urlsplit(f"//{host}").hostname or ""):
+    if not token and not is_local(_split(f"//{host}").hostname or ""):
         return "this page is served to this machine alone"
-    if origin and urlsplit(origin).netloc != host:
+    if origin and _split(origin).netloc != host:
         return "this page answers no other"
     return ""
+
+
+def _same(given: str, token: str) -> bool:
+    return secrets.compare_digest(given.encode(), token.encode())
+
+
+def _split(address: str) -> SplitResult:
+    """Split an address that a request names; one that is none, such as http://[, has no parts."""
+    try:
+        return urlsplit(address)
+    except ValueError:
+        return urlsplit("")
 
 
 def _with_policy(send: Send) -> Send:

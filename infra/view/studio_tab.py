@@ -87,9 +87,9 @@ def _drawing(root: str, spec: Spec) -> tuple[Callable[..., Drawn], Callable[...,
             *(_models(root, spec), spec, int(cls), int(number), fixed),
             temperature=float(temperature),
             guidance=float(guidance),
-            seed=int(seed),
+            seed=int(seed or 0),
         )
-        return codes, macro("tiles", [shown(f"seed {seed}, {n}", one) for n, one in enumerate(pictures)], "")
+        return codes, macro("tiles", [shown(f"seed {seed or 0}, {n}", one) for n, one in enumerate(pictures)], "")
 
     @reporting_mistakes
     def from_nothing(*asked: float) -> Drawn:
@@ -145,9 +145,10 @@ def _sample_controls(root: str, spec: Spec, outputs: list[Component]) -> Depende
     @reporting_mistakes
     def take(name: str, index: int) -> Given:
         items = sets.open_now(root, name)
-        if not 0 <= index < len(items):
+        number = int(index or 0)
+        if not 0 <= number < len(items):
             raise ValueError(f"{name} has the samples 0 to {len(items) - 1}")
-        base = studio.sample_base(_models(root, spec), items[int(index)]["codes"][0])
+        base = studio.sample_base(_models(root, spec), items[number]["codes"][0])
         return base, _shown_base(spec, base, "")
 
     return button.click(take, [names, number], outputs, **EXCLUSIVE)

@@ -7,10 +7,13 @@ import sys
 from pathlib import Path
 
 import pytest
+import typer
 import yaml
 from PIL import Image
 
+from data_specs.lease import hold
 from infra.card import write_card
+from infra.commands.data import verify
 from infra.look import look
 from infra.status import status_lines
 from pipeline.running import JobReport
@@ -82,3 +85,17 @@ def test_status_of_a_finished_and_of_a_running_set(root: Path) -> None:
         assert f"{plan.num_units}/{plan.num_units} units done" in "\n".join(status_lines(str(root)))
     finally:
         (root / "held").rename(root / "images/train/manifest.json")
+
+
+def test_nothing_is_cleaned_away_under_a_job_that_writes(root: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    tar = root / "images/train/000099-00000000.tar"  # its receipt is about to come
+    for address in (root, root / "images/train"):
+        tar.write_bytes(b"a shard")
+        with hold(str(root / "images"), "dnd render", shared=True), pytest.raises(typer.Exit):
+            verify(str(address), clean=True, truth=False)
+        assert (
+            tar.exists() and "is not cleaned: " in (said := capsys.readouterr().out) and "`dnd render` writes" in said
+        )
+        with pytest.raises(typer.Exit):
+            verify(str(address), clean=True, truth=False)
+        assert not tar.exists() and f"removed {tar}\n" in capsys.readouterr().out

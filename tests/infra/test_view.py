@@ -222,6 +222,17 @@ def test_the_page_is_for_everyone(address: str, width: int, scheme: str) -> None
         assert serious_faults(page) == []
 
 
+def test_an_emptied_number_counts_as_the_first(root: str) -> None:
+    from infra.view.page import page
+
+    handlers: dict[str, Any] = {str(found.name): found.fn for found in page(root).fns.values()}
+    assert handlers["list_samples"]("images/train", "all", "", None)[0].endswith(" page 1 of 2")
+    assert "figures wide" in handlers["draw"]("images/train", None)
+    assert handlers["search"]("samples/default/images", None).count("<figure>") == 16
+    assert handlers["take"]("codes/train", None)[0].codes.shape == (4, 4, 2)
+    assert "seed 0, 0" in handlers["from_nothing"](0, 1, 1, 1, None)[1]
+
+
 def test_what_is_given_stays_and_the_rest_is_drawn(root: str) -> None:
     from data_specs.root import read_spec
 
@@ -271,6 +282,9 @@ def test_only_who_may_ask_is_answered() -> None:
     assert not refused({**own, "origin": "http://127.0.0.1:7860"}, {}, None)
     assert "token" in refused(other, {}, "secret") and "token" in refused(own, {COOKIE: "guess"}, "secret")
     assert not refused(other, {COOKIE: "secret"}, "secret")
+    for none in ("[", "[::1", "a[b]"):  # no address at all
+        assert "this machine" in refused({"host": none}, {}, None)
+        assert "no other" in refused({**own, "origin": f"http://{none}"}, {}, None)
     assert is_local("127.0.0.1") and is_local("localhost") and is_local("::1")
     assert not is_local("0.0.0.0") and not is_local("example.org")
 
@@ -284,6 +298,8 @@ def test_the_token_in_the_address_becomes_a_cookie() -> None:
     page = Starlette(routes=[Route("/", lambda request: PlainTextResponse("here"))])
     client = TestClient(guarded(page, "secret"), base_url="http://cluster.example")
     assert client.get("/").status_code == 403 and client.get("/?token=guess").status_code == 403
+    wrong = client.get("//evil.example/?token=%E2%82%AC", follow_redirects=False)
+    assert wrong.status_code == 403 and "set-cookie" not in wrong.headers and "location" not in wrong.headers
     found = client.get("/?token=secret")
     assert (
         found.text == "here" and "token" not in str(found.url) and "'self'" in found.headers["content-security-policy"]
