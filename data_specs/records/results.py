@@ -61,12 +61,6 @@ class SetInfo(Record):
     digest: Sha256
 
 
-class AtDepth(Record):
-    """A number of codes a position, or the place of one of them."""
-
-    depth: Count
-
-
 class Quality(Record):
     """How close pictures are to their originals; a PSNR is None where all of them came back exactly."""
 
@@ -205,26 +199,19 @@ class PplOcr(EngineInfo, Result):
 
 
 # ---- dnd evaluate legibility ---------------------------------------------------------------------------------------
-class Diversity(Record):
-    """How much is said, one text a picture.
+class TextVariety(Record):
+    """What a set of texts, one a picture, repeats of itself and of the training text.
 
     `distinct_pairs` are different pairs of neighbouring words, `duplicates` the share of the texts with words that
-    another picture has, too, `opening` is the commonest first word, and `opening_share` its share of them.
+    another picture has, too, `opening` is the commonest first word, and `opening_share` its share of them. `copied` is
+    the share of the texts of at least 12 letters and blanks within two edits of a whole passage, `copied_lines` that of
+    the lines of at least two words that stand word for word within one; None where there is no such text or line.
     """
 
     distinct_pairs: Count
     duplicates: Share
     opening: str
     opening_share: Share
-
-
-class TextVariety(Diversity):
-    """What a set of texts repeats, of itself and of the training text; None where no text or line is long enough.
-
-    `copied` is the share of the texts that are passages of the training split, `copied_lines` that of the lines that
-    stand in one.
-    """
-
     copied: Share | None
     copied_lines: Share | None
 
@@ -272,9 +259,10 @@ class Legibility(Result, TextVariety, ReadWords):
 
 
 # ---- dnd reconstruct -----------------------------------------------------------------------------------------------
-class DepthScores(Quality, AtDepth):
+class DepthScores(Quality):
     """Reconstructions from the first `depth` codes of each position; without LPIPS where it was not measured."""
 
+    depth: Count
     bits_per_pixel: float
     information_compression_ratio: float
     lpips: Measured = None
@@ -282,8 +270,8 @@ class DepthScores(Quality, AtDepth):
     codebook_perplexity: float
 
     @model_serializer(mode="wrap")
-    def _without_lpips(self, dump: SerializerFunctionWrapHandler) -> dict[str, JsonValue]:
-        tree: dict[str, JsonValue] = dump(self)
+    def _depth_first(self, dump: SerializerFunctionWrapHandler) -> dict[str, JsonValue]:
+        tree: dict[str, JsonValue] = {"depth": self.depth} | dump(self)
         return {key: value for key, value in tree.items() if key != "lpips" or value is not None}
 
 

@@ -7,7 +7,7 @@ from typing import Self
 from pydantic import Field, model_validator
 
 from data_specs.records.base import Count, Logged, Record, Sha256, Tree
-from data_specs.records.results import AtDepth, EngineInfo, Quality, Result, Share, WordShare
+from data_specs.records.results import EngineInfo, Quality, Result, Share, WordShare
 
 
 class SummaryInputs(Record):
@@ -20,9 +20,10 @@ class SummaryInputs(Record):
     engine: EngineInfo | None
 
 
-class CodebookUse(AtDepth):
+class CodebookUse(Record):
     """What one depth uses of its codebook."""
 
+    depth: Count
     rows_used: Count
     share_used: Share
     perplexity: float

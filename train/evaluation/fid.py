@@ -107,7 +107,7 @@ def evaluate_images(
         figures={_figure_name(name, metric, extractor, len(samples)): value for name, value in figures.items()},
         extractor=ExtractorInfo(name=extractor.name, digest=extractor.digest, dim=len(made.pool.mean)),
         samples=samples.describe(),
-        reference=reference.describe(),
+        reference=reference.info,
         manifolds={
             "neighbours": NEIGHBOURS,
             "density_neighbours": DENSITY_NEIGHBOURS,
@@ -128,7 +128,9 @@ def _refuse_unfit(samples: ImageSet, reference: Reference, extractor: Extractor)
         ValueError: there are too few images, or the features are not those of the reference.
     """
     if reference.pool is not None and reference.extractor not in (None, extractor.name):
-        raise ValueError(f"{reference.uri}: statistics of {reference.extractor}, but the extractor is {extractor.name}")
+        raise ValueError(
+            f"{reference.info.uri}: statistics of {reference.extractor}, but the extractor is {extractor.name}"
+        )
     dim = extractor(next(samples.batches(0, 1, 1))).pool.shape[1]
     refuse_too_few(len(samples), dim)
     if reference.pool is not None:

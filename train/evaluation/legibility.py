@@ -15,8 +15,7 @@ import numpy as np
 from rapidfuzz.distance import LCSseq
 
 from data_specs.reader import ShardSet
-from data_specs.records import Interval, Kind, Legibility, SweepPoint, TextVariety
-from train.evaluation.memorisation import memorisation
+from data_specs.records import Interval, Kind, Legibility, SweepPoint
 from train.evaluation.ngram import NGramModel, train_ngram
 from train.evaluation.ocr import OcrEngine, Reading
 from train.evaluation.perplexity import interval_95, ppl_ocr, resampled_sums
@@ -24,15 +23,8 @@ from train.evaluation.reading import REPETITIVE, engine_info, is_too_repetitive,
 from train.evaluation.reading_cache import read_pictures, unread_reasons
 from train.evaluation.rocr import normalise
 from train.evaluation.sources import ImageSet, Picture
-from train.evaluation.words import (
-    distinct_words,
-    diversity,
-    drawn_texts,
-    real_word_share,
-    scribble_share,
-    vocabulary,
-    word_counts,
-)
+from train.evaluation.variety import variety
+from train.evaluation.words import distinct_words, drawn_texts, real_word_share, scribble_share, vocabulary, word_counts
 
 PASSAGES = 200_000  # of the training split with which generated text is compared
 KINDS: tuple[Kind, ...] = ("real", "reconstructed", "generated")
@@ -85,8 +77,8 @@ def evaluate_legibility(
         ratio=ratio,
         ratio_interval=interval,
         distinct_words={kind: distinct_words(texts[kind], training.known) for kind in scores},
-        **dict(variety(texts["generated"], training)),
-        real=variety(texts["real"], training),
+        **dict(variety(texts["generated"], training.passages)),
+        real=variety(texts["real"], training.passages),
         scribbles=scribble_share((picture.text for picture in drawn), training.known),
         vocabulary_size=len(training.known),
         ppl_ocr=scores,
@@ -106,7 +98,7 @@ def sweep_point(
     generated, bound = (
         [reading.text for reading in read_pictures(of, spread(len(of), number), engine, cache)] for of in (made, real)
     )
-    said = diversity(generated)
+    said = variety(generated, ())
     ratio, interval = ratio_of_shares(generated, bound, training.known)
     return SweepPoint(
         temperature=temperature,
@@ -118,12 +110,6 @@ def sweep_point(
         duplicates=said.duplicates,
         num_images=number,
     )
-
-
-def variety(texts: Sequence[str], training: TrainingText) -> TextVariety:
-    """Measure the diversity and the copies of the training text, one text an image."""
-    copied, copied_lines = memorisation(texts, training.passages)
-    return TextVariety(**dict(diversity(texts)), copied=copied, copied_lines=copied_lines)
 
 
 def ratio_of_shares(

@@ -29,26 +29,17 @@ class Gaussian(NamedTuple):
 
 @dataclass(frozen=True)
 class Reference:
-    """`images` and `pool` are each None where an `.npz` holds only the other; `pool` and `spatial` were precomputed.
+    """`info` is the part of a result that says what was measured against.
 
-    `extractor` names what made the statistics, where the file says so."""
+    `images` and `pool` are each None where an `.npz` holds only the other; `pool` and `spatial` were precomputed.
+    `extractor` names what made the statistics, where the file says so.
+    """
 
-    uri: str
-    kind: str
-    count: int | None
-    crop: str | None
-    digest: str
+    info: ReferenceInfo
     images: ImageSet | None
     pool: Gaussian | None = None
     spatial: Gaussian | None = None
     extractor: str | None = None
-
-    def describe(self) -> ReferenceInfo:
-        """Return the part of a result that says what was measured against."""
-        made: Literal["computed", "precomputed"] = "computed" if self.pool is None else "precomputed"
-        return ReferenceInfo(
-            uri=self.uri, kind=self.kind, count=self.count, crop=self.crop, digest=self.digest, statistics=made
-        )
 
 
 def open_reference(uri: str, kind: str | None = None, crop: str | None = None) -> Reference:
@@ -71,9 +62,10 @@ def open_reference(uri: str, kind: str | None = None, crop: str | None = None) -
     images = None if pool and "arr_0" not in stored["names"] else open_images(uri)
     digest = images.digest if images else file_digest(storage.local_copy(uri))
     count = stored.get("count") or (len(images) if images and not pool else None)
-    return Reference(
-        uri, kind, count, crop or stored.get("crop"), digest, images, pool, spatial, stored.get("extractor")
-    )
+    made: Literal["computed", "precomputed"] = "precomputed" if pool else "computed"
+    crop = crop or stored.get("crop")
+    info = ReferenceInfo(uri=uri, kind=kind, count=count, crop=crop, digest=digest, statistics=made)
+    return Reference(info, images, pool, spatial, stored.get("extractor"))
 
 
 def check_reference(metric: str, reference: Reference, samples: ImageSet, forced: bool = False) -> list[str]:
@@ -85,12 +77,15 @@ def check_reference(metric: str, reference: Reference, samples: ImageSet, forced
     if metric not in WANTED:
         raise ValueError(f"no metric {metric!r}: give gfid (generated images) or rfid (reconstructions)")
     problems = []
-    if reference.kind != WANTED[metric]:
-        problems.append(f"{metric} is measured against {WANTED[metric]} images, this reference is {reference.kind}")
+    kind = reference.info.kind
+    if kind != WANTED[metric]:
+        problems.append(f"{metric} is measured against {WANTED[metric]} images, this reference is {kind}")
     if metric == "rfid":
         problems += _pairing_problems(reference, samples)
     if problems and not forced:
-        raise ValueError(f"{reference.uri}: {problems[0]}; give another reference, or force it (the result says so)")
+        raise ValueError(
+            f"{reference.info.uri}: {problems[0]}; give another reference, or force it (the result says so)"
+        )
     return problems
 
 
@@ -140,8 +135,9 @@ def _settle_kind(uri: str, said: str | None, stored: str | None) -> str:
 
 def _pairing_problems(reference: Reference, samples: ImageSet) -> list[str]:
     """rFID compares a set with its own originals: as many images, of the same size, under the same keys."""
-    if reference.count is not None and reference.count != len(samples):
-        return [f"{len(samples):,} reconstructions against {reference.count:,} originals"]
+    count = reference.info.count
+    if count is not None and count != len(samples):
+        return [f"{len(samples):,} reconstructions against {count:,} originals"]
     if reference.images is None:
         return []
     made, real = (images.shape[:2] for images in (samples, reference.images))

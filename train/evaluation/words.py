@@ -5,11 +5,10 @@ from __future__ import annotations
 import random
 import re
 from collections import Counter
-from collections.abc import Collection, Iterable, Iterator, Sequence
-from itertools import pairwise
+from collections.abc import Collection, Iterable, Iterator
 
 from data_specs.reader import ShardSet
-from data_specs.records import Diversity, StoredInfo, WordShare
+from data_specs.records import StoredInfo, WordShare
 
 LETTERS = re.compile(r"[^\W\d_]+")
 MIN_LETTERS = 4
@@ -89,19 +88,6 @@ def word_counts(texts: Iterable[str], known: Collection[str]) -> list[tuple[int,
 def distinct_words(texts: Iterable[str], known: Collection[str]) -> int:
     """Count the different real words of at least four letters."""
     return len({word for text in texts for word in letter_words(text) if word in known})
-
-
-def diversity(texts: Sequence[str]) -> Diversity:
-    """Measure how much is said, one text an image."""
-    worded = [words for words in map(letter_words, texts) if words]
-    whole = Counter(map(tuple, worded))
-    opening, number = Counter(words[0] for words in worded).most_common(1)[0] if worded else ("", 0)
-    return Diversity(
-        distinct_pairs=len({pair for words in worded for pair in pairwise(words)}),
-        duplicates=sum(count for count in whole.values() if count > 1) / max(len(worded), 1),
-        opening=opening,
-        opening_share=number / max(len(worded), 1),
-    )
 
 
 def scribble_share(texts: Iterable[str], known: Collection[str]) -> float | None:

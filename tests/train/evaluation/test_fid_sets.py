@@ -144,7 +144,7 @@ def shard_set(folder, images):
 def test_shards_of_the_train_split_say_so_themselves(tmp_path):
     uri = shard_set(tmp_path / "images" / "train", pictures(0, 6))
     reference = references.open_reference(uri)
-    assert (reference.kind, reference.count) == ("training", 6)
+    assert (reference.info.kind, reference.info.count) == ("training", 6)
     assert reference.images.keys() == [f"k{i}" for i in range(6)]
     with pytest.raises(ValueError, match="holds training images, not validation-originals"):
         references.open_reference(uri, "validation-originals")
@@ -156,7 +156,7 @@ def test_statistics_are_read_with_what_they_say_of_themselves(tmp_path, two_sets
     about = {"kind": "training", "crop": "adm 16", "extractor": builtin.name}
     np.savez(uri, mu=real.pool.mean, sigma=real.pool.covariance(), count=real.pool.count, **about)
     reference = references.open_reference(uri)
-    assert (reference.kind, reference.count, reference.crop) == ("training", 160, "adm 16")
+    assert (reference.info.kind, reference.info.count, reference.info.crop) == ("training", 160, "adm 16")
     stored = gfid(two_sets[0], reference, builtin)
     computed = gfid(two_sets[0], references.open_reference(two_sets[1], "training"), builtin)
     name = "frechet_distance[builtin-random-conv-32]"

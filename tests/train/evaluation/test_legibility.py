@@ -13,10 +13,10 @@ from train.evaluation.legibility import (
     ratio_of_shares,
     sweep_point,
 )
-from train.evaluation.memorisation import memorisation
 from train.evaluation.ngram import train_ngram
 from train.evaluation.ocr import Reading, ReadWord
 from train.evaluation.sources import Picture, open_images
+from train.evaluation.variety import variety
 from train.evaluation.words import vocabulary
 
 PASSAGES = ["these words stand in the training text", "other words follow after them quite often", "third passage here"]
@@ -50,9 +50,11 @@ def test_the_ratio_has_an_interval_over_pictures():
 
 def test_copies_are_passages_within_two_edits_and_lines_word_for_word():
     texts = ["These words stand\nin the trainimg text", "third pasage hers", "something else\nentirely new", "short"]
-    result = memorisation(texts, PASSAGES)
-    assert result == (2 / 3, 1 / 5)  # "short" is too short to be anybody's
-    assert memorisation(["a"], PASSAGES) == (None, None)
+    result = variety(texts, PASSAGES)
+    assert result.copied == 2 / 3  # "short" is too short to be anybody's
+    assert result.copied_lines == 1 / 5
+    nothing = variety(["a"], PASSAGES)
+    assert (nothing.copied, nothing.copied_lines) == (None, None)
 
 
 class Engine:

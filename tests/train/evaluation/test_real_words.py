@@ -2,8 +2,8 @@
 
 import pytest
 
-from data_specs.records import Diversity
 from train.evaluation import words
+from train.evaluation.variety import variety
 
 
 def test_only_words_of_four_letters_count_whatever_their_case_and_punctuation():
@@ -36,9 +36,10 @@ def test_scribbles_of_the_same_letters_have_a_level():
     assert words.scribble_share(["of it"], {"word"}) is None
 
 
-def test_diversity_counts_what_repeats():
+def test_variety_counts_what_repeats():
     known = {"quick", "brown"}
     texts = ["quick brown fox", "Quick brown fox!", "and quick", ""]
-    said = Diversity(distinct_pairs=3, duplicates=2 / 3, opening="quick", opening_share=2 / 3)
-    assert words.diversity(texts) == said and words.distinct_words(texts, known) == 2
-    assert words.diversity(["", "12"]).duplicates == 0
+    said = variety(texts, ())
+    assert (said.distinct_pairs, said.duplicates, said.opening, said.opening_share) == (3, 2 / 3, "quick", 2 / 3)
+    assert words.distinct_words(texts, known) == 2
+    assert variety(["", "12"], ()).duplicates == 0

@@ -1,26 +1,42 @@
-"""How much of what was generated stands in the training text: whole passages, and single lines."""
+"""How much is said, and how much of it stands in the training text: whole passages, and single lines."""
 
 from __future__ import annotations
 
-from collections import defaultdict
+from collections import Counter, defaultdict
 from collections.abc import Iterable, Sequence
+from itertools import pairwise
 
 from rapidfuzz.distance import Levenshtein
 from rapidfuzz.process import extractOne
 
+from data_specs.records import TextVariety
 from train.evaluation.words import letter_words
 
 DISTANCE = 2  # edits within which a text is a copy
 MIN_CHARACTERS, MIN_LINE_WORDS = 12, 2  # shorter ones stand in any text by chance
 
 
-def memorisation(texts: Sequence[str], passages: Iterable[str]) -> tuple[float | None, float | None]:
-    """Compare texts, as OCR read them, with the passages of the training split; only letters count.
+def variety(texts: Sequence[str], passages: Iterable[str]) -> TextVariety:
+    """Measure what texts, as OCR read them, repeat of themselves and of the passages of the training split.
 
-    Returns:
-        The share of the texts of at least 12 letters and blanks within two edits of a whole passage, and that of the
-        lines of at least two words that stand word for word within a passage; None where there is no such text or line.
+    Only letters count.
     """
+    worded = [words for words in map(letter_words, texts) if words]
+    whole = Counter(map(tuple, worded))
+    opening, number = Counter(words[0] for words in worded).most_common(1)[0] if worded else ("", 0)
+    copied, copied_lines = _copies(texts, passages)
+    return TextVariety(
+        distinct_pairs=len({pair for words in worded for pair in pairwise(words)}),
+        duplicates=sum(count for count in whole.values() if count > 1) / max(len(worded), 1),
+        opening=opening,
+        opening_share=number / max(len(worded), 1),
+        copied=copied,
+        copied_lines=copied_lines,
+    )
+
+
+def _copies(texts: Sequence[str], passages: Iterable[str]) -> tuple[float | None, float | None]:
+    """Return the shares of the texts, and of their lines, that are copies."""
     spoken = [plain for text in texts if len(plain := _plain(text)) >= MIN_CHARACTERS]
     lines = [
         words for text in texts for line in text.splitlines() if len(words := letter_words(line)) >= MIN_LINE_WORDS
