@@ -29,7 +29,8 @@ def _none_if_not_finite(value: object, info: ValidationInfo) -> object:
 Share = Annotated[float, Field(ge=0, le=1)]
 Measured = Annotated[float | None, BeforeValidator(_none_if_not_finite)]
 Interval = tuple[Measured, Measured] | None  # the 2.5 and 97.5 % quantiles over resampled pictures
-Kind = Literal["real", "reconstructed", "generated"]  # of pictures
+Scored = Literal["real", "generated"]  # pictures whose text is compared
+Kind = Literal[Scored, "reconstructed"]
 Metric = Literal["gfid", "rfid"]
 
 
@@ -220,11 +221,11 @@ class ReadWords(EngineInfo):
     """Shares of the words by kind of pictures, and the ratio of the generated share of real words to the real one."""
 
     num_images: Count
-    exact_words: dict[Kind, Share | None]
-    real_words: dict[Kind, Share | None]
+    exact_words: Annotated[dict[Kind, Share | None], Field(min_length=1)]
+    real_words: Annotated[dict[Kind, Share | None], Field(min_length=2)]
     ratio: Measured
     ratio_interval: Interval
-    distinct_words: dict[Kind, Count]
+    distinct_words: Annotated[dict[Scored, Count], Field(min_length=2)]
 
 
 class SweepPoint(Record):
@@ -246,7 +247,7 @@ class Legibility(Result, TextVariety, ReadWords):
     real: TextVariety
     scribbles: Share | None
     vocabulary_size: Count
-    ppl_ocr: dict[Literal["real", "generated"], Perplexity]
+    ppl_ocr: Annotated[dict[Scored, Perplexity], Field(min_length=2)]
     too_repetitive: bool
     notes: tuple[str, ...]
     num_unread: Count

@@ -62,6 +62,10 @@ def test_a_result_lacks_no_figure_and_holds_no_other(path: Path, tmp_path: Path)
         if key != "transformer":
             with pytest.raises(ValueError, match=rf"^{uri}: not a result of `dnd evaluate` \([^\n]*{key}[^\n]*$"):
                 read_result(str(uri))
+    for key in tree.keys() & {"exact_words", "real_words", "distinct_words", "ppl_ocr"}:
+        uri.write_text(json.dumps(tree | {key: {}}))
+        with pytest.raises(ValueError, match=rf"^{uri}: not a result of `dnd evaluate` \({key}: [^\n]*$"):
+            read_result(str(uri))
     uri.write_text(json.dumps(tree | {"other": 1}))
     with pytest.raises(ValueError, match=rf"^{uri}: not a result of `dnd evaluate` \(other: [^\n]*$"):
         read_result(str(uri))
