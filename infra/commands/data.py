@@ -68,9 +68,9 @@ def _cleaned(root: str, set_uri: str) -> Iterator[str]:
     """Remove a set's litter, unless a job writes there: some of that has its receipt in a moment. Yield what became."""
     from data_specs.lease import hold
     from data_specs.verify import clean_litter
-    from pipeline.stages import home_of
+    from pipeline.stages import leased_folder
 
-    home = storage.join(root, home_of(name_under(root, set_uri))) if set_uri != root else root.rpartition("/")[0]
+    home = storage.join(root, leased_folder(name_under(root, set_uri))) if set_uri != root else root.rpartition("/")[0]
     try:
         with hold(home, "dnd verify --clean"):
             yield from (f"removed {set_uri}/{name}" for name in clean_litter(set_uri))
