@@ -73,7 +73,7 @@ def words(images: np.ndarray, texts: list[str]) -> dict[str, float]:
     if find_engine() is None:
         return {}
     read = [reading.text for reading in load_engine().read(list(images))]
-    return {"word_accuracy": rocr(texts, read, [str(n) for n in range(len(texts))])["word_accuracy"]}
+    return {"word_accuracy": rocr(texts, read, [str(n) for n in range(len(texts))]).word_accuracy}
 
 
 def test_more_depth_is_better(tmp_path: Path) -> None:
