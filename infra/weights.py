@@ -11,7 +11,7 @@ from typing import NamedTuple
 from data_specs import storage
 from data_specs.digest import file_digest
 from data_specs.text import one_line
-from infra.pretrained import HUB, fetch
+from infra.hub import HUB, fetch
 
 
 class Weights(NamedTuple):

@@ -40,18 +40,20 @@ def import_tokenizer(
 ) -> None:
     """Import a released RQ-VAE into ROOT/tokenizer."""
     from infra import pretrained as run
+    from infra.hub import fetch
 
     root = storage.absolute(root)
-    say(run.import_tokenizer(run.checkpoint_in(run.fetch(path).path), config, root, ema))
+    say(run.import_tokenizer(run.checkpoint_in(fetch(path).path), config, root, ema))
 
 
 @import_.command("transformer")
 def import_transformer(path: PathArg, root: RootOpt, spec: SpecOpt = None, size: SizeOpt = None) -> None:
     """Import a released transformer into ROOT/transformer; refuse one that is not of this preset and size."""
     from infra import pretrained as run
+    from infra.hub import fetch
 
     root = storage.absolute(root)
-    say(run.import_transformer(run.checkpoint_in(run.fetch(path).path), spec, size, root))
+    say(run.import_transformer(run.checkpoint_in(fetch(path).path), spec, size, root))
 
 
 @app.command()
@@ -92,7 +94,7 @@ def push(
     public: Annotated[bool, typer.Option("--public", help="a new repository can be seen by all")] = False,
 ) -> None:
     """Publish a root on the Hugging Face hub; `dnd pretrained hf://owner/name --root NEW` reads it."""
-    from infra.pretrained import push as run
+    from infra.hub import push as run
 
     say(f"published: {run(storage.absolute(root), repo, shards, private=not public)}")
 

@@ -17,6 +17,7 @@ from data_specs.root import read_spec
 from data_specs.spec import load_spec
 from infra import pretrained
 from infra.cli import app
+from infra.hub import downloaded_commit, fetch
 from tokenize_jobs.networks import config_of as tokenizer_config
 from tokenize_jobs.networks import initial_model
 from tokenize_jobs.rqvae import RQVAE
@@ -105,7 +106,7 @@ def test_the_commit_of_a_local_copy_is_what_hf_download_noted(release: Path, tin
     origins = json.loads((tmp_path / "root/pretrained.json").read_text())
     assert [origins[name]["commit"] for name in ("tokenizer", "transformer")] == [commit, commit]
     cached = tmp_path / "hub/snapshots" / commit / "tok/epoch4.pt"
-    assert pretrained.downloaded_commit(cached) == commit and pretrained.downloaded_commit(release / "a.pt") is None
+    assert downloaded_commit(cached) == commit and downloaded_commit(release / "a.pt") is None
 
 
 def test_a_tokenizer_of_another_shape_is_refused_and_nothing_is_written(
@@ -193,7 +194,7 @@ def test_a_hub_out_of_reach_names_the_one_command_to_run_elsewhere(
 ) -> None:
     monkeypatch.setattr(constants, "ENDPOINT", "http://127.0.0.1:9")
     with pytest.raises(ValueError, match=f"hf download {REPO} --include 'tok/\\*' --local-dir FOLDER"):
-        pretrained.fetch(f"hf://{REPO}/tok")
+        fetch(f"hf://{REPO}/tok")
     with pytest.raises(ValueError, match=r"--include 'tok/\*' --include 'gpt/XXL/\*' --local-dir"):
         pretrained.pretrained(tiny_release, None, "/nowhere")
 
