@@ -194,7 +194,8 @@ def _wrapped(text: str, width: int) -> str:
 
 
 def _draw_tile(sheet: Image.Image, corner: tuple[int, int], tile: Tile) -> None:
-    (picture, label), (left, top) = tile, corner
+    picture, label = tile
+    left, top = corner
     draw = ImageDraw.Draw(sheet)
     font = ImageFont.load_default(12)
     draw.rectangle((left, top, left + TILE - 1, top + TILE - 1), "#ffffff", "#d0d7de")
