@@ -163,7 +163,7 @@ def _training_status(root: str, stage: Stage) -> TrainingStatus | None:
             return TrainingStatus(name=stage.makes, state="begun")
         return TrainingStatus(name=stage.makes, state="imported") if next(storage.list_files(folder), None) else None
     last = rows[-1]
-    section = getattr(spec_of(root, stage.makes), stage.batch)
+    section = getattr(spec_of(root, stage.makes), stage.trained_by)
     step = int(last["step"])
     steps = int(section.steps)
     rate = float(last["images_per_second"]) / section.batch_size

@@ -41,7 +41,7 @@ class Render(UnitStage):
     name = "render"
     title = "Documents -> image shards (ROOT/images/{train,val}). Run it again to finish what was interrupted."
     makes = "images/{train,val}"
-    sections = answers_for = ("render",)
+    sections = owned_sections = ("render",)
     keys = ("render", "shape.image_size", "seed")
     keeps_spec = True
     computes = False

@@ -55,7 +55,7 @@ class Stage(ABC):
         sections: sections of the spec without which it cannot work.
         keys: sections and keys of the spec that say how it works, as its `--help` names them.
         options: what its command takes beside what all take.
-        batch: of a training, the section of the spec that sets its batch size.
+        trained_by: of a training, the section of the spec with its batch size and steps.
         computes: whether it takes GPUs where there are some.
         in_run: whether it is a step of `dnd run`.
     """
@@ -67,14 +67,14 @@ class Stage(ABC):
     sections: ClassVar[tuple[str, ...]] = ()
     keys: ClassVar[tuple[str, ...]] = ()
     options: ClassVar[tuple[Option, ...]] = ()
-    batch: ClassVar[str] = ""
+    trained_by: ClassVar[str] = ""
     computes: ClassVar[bool] = True
     in_run: ClassVar[bool] = True
 
     @property
     def trains(self) -> bool:
         """Whether it runs as ranks that train together, rather than as units over workers."""
-        return bool(self.batch)
+        return bool(self.trained_by)
 
     @abstractmethod
     def run(self, spec: Spec, root: str, workers: Workers, **options: Any) -> Iterator[str]:
@@ -102,14 +102,14 @@ class UnitStage(Stage):
     Attributes:
         holds: "images" or "codes", as the manifests of its sets say.
         progress_unit: what its progress counts: units, or what they are ranges of.
-        answers_for: sections of the root's spec that it sets.
+        owned_sections: those of the root's spec that it sets.
         keeps_spec: whether the folder of its output (`leased_folder`) keeps the spec that it was made with.
         remade: what is made anew after a removal: the units that read what is gone, or the whole folder.
     """
 
     holds: ClassVar[Literal["images", "codes"]] = "images"
     progress_unit: ClassVar[str] = "units"
-    answers_for: ClassVar[tuple[str, ...]] = ()
+    owned_sections: ClassVar[tuple[str, ...]] = ()
     keeps_spec: ClassVar[bool] = False
     remade: ClassVar[Literal["units", "folder"]] = "units"
 
@@ -140,7 +140,7 @@ class UnitStage(Stage):
             task = f"{self.name} {name}"
             with hold(join(root, leased_folder(name)), f"dnd {self.name}", shared=True):
                 if self.keeps_spec:
-                    record_spec(output.spec, root, leased_folder(name), self.answers_for)
+                    record_spec(output.spec, root, leased_folder(name), self.owned_sections)
                 manifest = run_plan(plan, work, workers, self.holds, task, self.progress_unit)
                 made[name] = self.corrected(plan, manifest)
         if left := [name for name, manifest in made.items() if not manifest.complete]:

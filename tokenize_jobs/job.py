@@ -30,7 +30,7 @@ class TrainTokenizer(Stage):
     makes = "tokenizer"
     sections = ("tokenizer",)
     keys = ("tokenizer", "shape", "seed")
-    batch = "tokenizer"
+    trained_by = "tokenizer"
 
     def run(self, spec: Spec, root: str, workers: Workers, **options: Any) -> Iterator[str]:
         from tokenize_jobs.training import train_tokenizer
@@ -47,7 +47,7 @@ class Tokenize(UnitStage):
     reads = ("render", "train-tokenizer")
     makes = "codes/{train,val}"
     holds = "codes"
-    answers_for = ("tokenize",)
+    owned_sections = ("tokenize",)
     keys = ("tokenize",)
     keeps_spec = True
 

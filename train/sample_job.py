@@ -28,7 +28,7 @@ class Train(Stage):
     reads = ("tokenize",)
     makes = "transformer"
     sections = keys = ("transformer", "train")
-    batch = "train"
+    trained_by = "train"
     options = (Option("deepspeed-config", "JSON that adds to DeepSpeed's what the spec does not own"),)
 
     def run(

@@ -95,7 +95,7 @@ def command_of(stage: Stage) -> Callable[..., None]:
 def _workers(stage: Stage, spec: Spec, given: dict[str, Any]) -> Workers:
     """Return the ranks of a training; the workers of any other stage, and their share of its units."""
     if stage.trains:
-        return Workers(num_workers=ranks_here(given["ranks"], getattr(spec, stage.batch).batch_size))
+        return Workers(num_workers=ranks_here(given["ranks"], getattr(spec, stage.trained_by).batch_size))
     workers = Workers(given["ray_address"], given["workers"], max_failures=given["max_failures"])
     if stage.computes:
         workers = with_gpus(workers)

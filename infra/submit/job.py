@@ -88,7 +88,7 @@ def _check_training(job: Job, on: Engine, spec: Spec) -> None:
         raise ValueError(f"--workers {job.workers}: `{job.stage}` has a rank for each GPU: give --nodes and --gpus")
     if job.nodes > 1 and on in ("ray", "local"):
         raise ValueError(f"--nodes {job.nodes}: training spreads over nodes by slurm or kubernetes")
-    key = job.of.batch
+    key = job.of.trained_by
     batch = getattr(spec, key).batch_size
     if batch % (job.nodes * job.ranks):
         raise ValueError(
