@@ -26,6 +26,7 @@ from slurm_cluster import Slurm, slurm_cluster, wait_for
 from slurm_cluster import missing_binaries as missing_slurm
 
 from data_specs import s3_client, storage
+from data_specs.metrics import read_rows
 
 REPOSITORY = Path(__file__).resolve().parent.parent
 SPEC, BIN = "tests/rehearsal.yaml", Path(sys.executable).parent
@@ -265,8 +266,7 @@ def read(root: str, name: str) -> bytes:
 
 def losses(root: str) -> list[list[Any]]:
     """Rows of the training's metrics, without what the clock put in."""
-    rows = [json.loads(line) for line in storage.read_text(f"{root}/transformer/metrics.jsonl").splitlines()]
-    return [[row.get(name) for name in LOSSES] for row in rows]
+    return [[row.get(name) for name in LOSSES] for row in read_rows(f"{root}/transformer/metrics.jsonl")]
 
 
 def figures(root: str) -> dict[str, Any]:

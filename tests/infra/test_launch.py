@@ -16,6 +16,8 @@ from namesakes import write_namesakes
 from ray_cluster import free_ports
 from slurm_cluster import wait_for
 
+from data_specs.metrics import read_rows
+
 REPOSITORY = Path(__file__).resolve().parents[2]
 SCRIPTS = [path for suffix in ("*.sh", "*.sbatch") for path in sorted(REPOSITORY.glob(f"infra/**/{suffix}"))]
 ENVIRONMENT = os.environ | {"DND_WANDB": "0", "PATH": f"{Path(sys.executable).parent}:{os.environ['PATH']}"}
@@ -42,8 +44,7 @@ def launch(*arguments: str, folder: Path | str = "/", **variables: str) -> subpr
 
 
 def has_rows(root: str) -> bool:
-    path = Path(root, "transformer/metrics.jsonl")
-    return path.exists() and len(path.read_text().splitlines()) > 5
+    return len(read_rows(f"{root}/transformer/metrics.jsonl")) > 5
 
 
 def test_one_host_told_to_stop_stops_both_which_save_and_end_with_75(tmp_path: Path) -> None:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import os
 import random
 import subprocess
@@ -18,6 +17,7 @@ import ranks
 from code_sets import make_root, tiny_spec
 from slurm_cluster import Slurm, missing_binaries, slurm_cluster, wait_for
 
+from data_specs.metrics import read_rows
 from data_specs.root import read_spec
 from train.job import fit
 
@@ -57,8 +57,7 @@ def ended(slurm: Slurm, job: str) -> dict[str, str]:
 
 
 def rows(root: str) -> list[dict[str, Any]]:
-    path = Path(root, "transformer/metrics.jsonl")
-    return [json.loads(line) for line in path.read_text().splitlines()] if path.exists() else []
+    return read_rows(f"{root}/transformer/metrics.jsonl")
 
 
 def figures(root: str) -> list[list[Any]]:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import logging
 import math
 import os
@@ -26,6 +25,7 @@ from safetensors.torch import load_file, save_file
 from data_specs import open_shards
 from data_specs.ahead import in_threads
 from data_specs.digest import claim
+from data_specs.metrics import read_rows
 from data_specs.records import Identity
 from tokenize_jobs.batches import draw, read_view, split_batch, stacked
 from tokenize_jobs.checkpoint import verify_training
@@ -43,10 +43,7 @@ LOSSES = ("mse", "rec", "commitment", "gen", "disc", "adaptive_weight", "usage",
 
 
 def rows(root: str) -> list[dict]:
-    path = Path(root, "tokenizer/metrics.jsonl")
-    text = path.read_text() if path.exists() else ""
-    lines = [json.loads(line) for line in text.splitlines(keepends=True) if line.endswith("\n")]
-    return [row for row in lines if "mse" in row]
+    return [row for row in read_rows(f"{root}/tokenizer/metrics.jsonl") if "mse" in row]
 
 
 def curve(root: str) -> list[dict]:
@@ -269,7 +266,7 @@ def test_rows_are_means_over_their_steps(tmp_path: Path) -> None:
     assert [row["step"] for row in fourth] == [4, 8, 10]
     for row, steps in zip(fourth, (each[:4], each[4:8], each[8:]), strict=True):
         assert row["mse"] == pytest.approx(np.mean([step["mse"] for step in steps]), rel=1e-6)
-        assert row["restarts"] == np.sum([step["restarts"] for step in steps], 0).tolist()
+        assert list(row["restarts"]) == np.sum([step["restarts"] for step in steps], 0).tolist()
 
 
 def test_bfloat16_trains(tmp_path: Path) -> None:

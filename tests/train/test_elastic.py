@@ -17,6 +17,7 @@ from safetensors import safe_open
 from test_model import load_golden
 
 from data_specs import storage
+from data_specs.metrics import read_rows
 from tokenize_jobs import checkpoint
 from tokenize_jobs.ranks import Ranks
 from tokenize_jobs.tensors import write_safetensors
@@ -34,8 +35,7 @@ def stage(number: int) -> str:
 
 
 def logged(root: str) -> list[dict]:
-    rows = [json.loads(line) for line in Path(root, "transformer/metrics.jsonl").read_text().splitlines()]
-    return [row for row in rows if "bits_per_code" in row]
+    return [row for row in read_rows(f"{root}/transformer/metrics.jsonl") if "bits_per_code" in row]
 
 
 def losses(root: str) -> list[float]:
@@ -131,9 +131,8 @@ def test_checkpoints_on_s3_resume_and_the_last_and_every_nth_stay(s3_root: str) 
     storage.delete(f"{s3_root}/transformer/done")
     ranks.run(1, ranks.train_plainly, s3_root, *options, "train.steps=10")
     assert checkpoint.list_steps(f"{s3_root}/transformer") == [6, 10]
-    rows = [json.loads(line) for line in storage.read_text(f"{s3_root}/transformer/metrics.jsonl").splitlines()]
-    assert [row["step"] for row in rows if "bits_per_code" in row] == list(range(1, 11))
-    assert [row["position"] for row in rows if "bits_per_code" in row] == list(range(8, 88, 8))
+    assert [row["step"] for row in logged(s3_root)] == list(range(1, 11))
+    assert [row["position"] for row in logged(s3_root)] == list(range(8, 88, 8))
 
 
 # ---- steps that are skipped ----------------------------------------------------------------------------------------

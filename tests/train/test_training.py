@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import os
 import resource
 import signal
@@ -19,6 +18,7 @@ import ranks
 from code_sets import make_root, tiny_spec, write_codes
 from safetensors.torch import load_file
 
+from data_specs.metrics import read_rows
 from tokenize_jobs.launch import TrainingFailed
 from train.job import fit, train
 
@@ -36,9 +36,7 @@ def _quiet(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
 
 
 def rows(root: str) -> list[dict]:
-    path = Path(root, "transformer/metrics.jsonl")
-    text = path.read_text() if path.exists() else ""
-    return [json.loads(line) for line in text.splitlines(keepends=True) if line.endswith("\n")]
+    return read_rows(f"{root}/transformer/metrics.jsonl")
 
 
 def curve(root: str) -> list[tuple[int, float, float | None]]:
@@ -145,5 +143,4 @@ def test_a_validation_set_without_samples_is_trained_without(tmp_path: Path) -> 
     overrides = ("train.steps=3", "train.validate_every=2", "train.zero_stage=0")
     ranks.run(1, ranks.train_with_two_loaders, str(tmp_path), *overrides)
     assert (tmp_path / "transformer/transformer.safetensors").is_file()
-    rows = [json.loads(line) for line in (tmp_path / "transformer/metrics.jsonl").read_text().splitlines()]
-    assert rows and not any("val_bits_per_code" in row for row in rows)
+    assert rows(str(tmp_path)) and not any("val_bits_per_code" in row for row in rows(str(tmp_path)))
