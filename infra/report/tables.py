@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 from data_specs.records import DepthScores, ImageScores, Legibility, PplOcr, Reconstruction, Result, Rocr
 from data_specs.root import spec_of_samples
 from data_specs.spec import Spec
-from train.evaluation.published import PUBLISHED, Conditions, differences
+from train.evaluation.published import PUBLISHED, Conditions, Published, differences
 
 NAMES = {
     "psnr": "PSNR, dB",
@@ -56,6 +56,14 @@ class Table(NamedTuple):
     rows: Sequence[tuple[str, Sequence[object]]]
 
 
+class Comparison(NamedTuple):
+    """A published figure, its name as it is shown, and ours of the same name, each with what differs."""
+
+    published: Published
+    name: str
+    here: list[str]
+
+
 def figure_text(value: object) -> str:
     """Format a figure in four digits, a count whole, the ends of an interval; – where there is none."""
     if value is None:
@@ -83,12 +91,8 @@ def table_of(result: Result) -> Table:
     return Table(["figure", "value"], [(_name(k), [v]) for k, v in figures.items()])
 
 
-def against_published(results: Mapping[str, Result], spec: Spec, root: str) -> list[dict[str, Any]]:
-    """Return the published figures for a run's data, size and codes per position, with ours of the same name.
-
-    Returns:
-        Rows of figure, value, source and the published conditions; `here` has ours, each with what differs.
-    """
+def against_published(results: Mapping[str, Result], spec: Spec, root: str) -> list[Comparison]:
+    """Return the published figures for a run's data, size and codes per position, with ours of the same name."""
     concerned = (_data_of(spec), spec.shape.image_size, spec.shape.depth)
     ours = [(name, *row) for name, result in results.items() for row in _measured(result, spec, root)]
     rows = []
@@ -98,7 +102,7 @@ def against_published(results: Mapping[str, Result], spec: Spec, root: str) -> l
             for name, figure, value, own in ours
             if figure == row.figure
         ]
-        rows.append(row.conditions._asdict() | row._asdict() | {"figure": _name(row.figure), "here": here})
+        rows.append(Comparison(row, _name(row.figure), here))
     return rows
 
 

@@ -21,11 +21,8 @@ RESULTS = Path(__file__).parents[1] / "train/evaluation/results"
 def here(results: dict[str, Result], preset: str, root: Path, *overrides: str) -> dict[tuple[Any, ...], list[str]]:
     """{(figure, data, px, model, guidance): what stands there} of the cells that are not empty."""
     rows = against_published(results, load_spec(preset, overrides), str(root))
-    return {
-        tuple(row[name] for name in ("figure", "data", "size", "model", "guidance")): row["here"]
-        for row in rows
-        if row["here"]
-    }
+    cells = ((row, row.published.conditions) for row in rows if row.here)
+    return {(row.name, of.data, of.size, of.model, of.guidance): row.here for row, of in cells}
 
 
 def gfid(root: Path, label: str, count: int) -> dict[str, Result]:
@@ -59,7 +56,7 @@ def test_readings_of_another_size_or_data_set_have_nothing_to_say(tmp_path: Path
 def test_only_those_published_figures_that_concern_the_run_are_listed(tmp_path: Path) -> None:
     assert against_published({}, load_spec("demo"), str(tmp_path)) == []
     rows = against_published({}, load_spec("imagenet_16x16x4"), str(tmp_path))
-    assert {(row["data"], row["size"], row["depth"]) for row in rows} == {("ImageNet", 256, 4)} and len(rows) == 3
+    assert {row.published.conditions[:3] for row in rows} == {("ImageNet", 256, 4)} and len(rows) == 3
 
 
 def test_a_spec_of_images_alone_and_a_package_that_is_missing_have_a_report(
