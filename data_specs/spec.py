@@ -320,6 +320,6 @@ def known_keys(steps: Sequence[str]) -> list[str]:
     section: type[BaseModel] | None = Spec
     for step in steps:
         if field := section.model_fields.get(step) if section else None:
-            types = (field.annotation, *get_args(field.annotation))
+            types = [getattr(one, "__origin__", one) for one in (field.annotation, *get_args(field.annotation))]
             section = next((one for one in types if isinstance(one, type) and issubclass(one, BaseModel)), None)
     return list(section.model_fields) if section else []

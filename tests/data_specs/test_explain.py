@@ -59,6 +59,13 @@ def test_a_mistake_in_a_file_names_file_and_key() -> None:
         parse_spec(yaml.safe_dump(tree), "mine")
 
 
+@pytest.mark.parametrize(
+    ("section", "key"), [("render.sources", "kind"), ("train.codes", "manifest"), ("sample.given", "hole")]
+)
+def test_the_keys_of_a_list_are_those_of_its_entries(section: str, key: str) -> None:
+    assert f"{section}.{key}" in explain.keys_of(section)
+
+
 def test_every_key_is_described() -> None:
     lines = explain.commented(load_spec("demo", ["render.sources=[{kind: pdf, uri: x}]"])).splitlines()
     pairs = zip(lines[1:], lines, strict=False)
