@@ -15,8 +15,9 @@ from PIL import Image
 
 from data_specs import manifest, receipts, storage
 from data_specs.reader import open_shards
-from data_specs.records import Dropped, Identity, RangeUnit, Reason, Sample
+from data_specs.records import Dropped, Identity, InfoFields, RangeUnit, Reason, Sample, SampleInfo, TableRow
 from data_specs.shards import INDEX_DTYPE, Shard, _header, index_uri, key_hash, open_verified, write_shard
+from data_specs.table import schema
 from data_specs.units import write_plan
 
 CODES = np.arange(2 * 4 * 4 * 3, dtype=np.uint16).reshape(2, 4, 4, 3)
@@ -252,3 +253,9 @@ def test_headers_are_those_of_tarfile(name: str, size: int) -> None:
     info = tarfile.TarInfo(name)
     info.size, info.mode, info.mtime = size, 0o644, 0
     assert _header(name, size) == info.tobuf(tarfile.USTAR_FORMAT)
+
+
+def test_the_types_of_a_json_and_of_a_row_have_the_keys_of_what_is_stored() -> None:
+    assert InfoFields.__annotations__.keys() == SampleInfo.model_fields.keys()
+    of_the_shard = {"key", "split", "unit", "shard", "offset", "cls"}
+    assert TableRow.__annotations__.keys() | of_the_shard == set(schema().names)
