@@ -38,7 +38,7 @@ def find_benchmarks(command: str) -> None:
     """
     if not (CHECKOUT / "benchmarks").is_dir():
         raise ValueError(
-            f"dnd {command} needs a checkout, which {CHECKOUT} is not: clone the repository, then there "
+            f"dnd {command} needs a checkout, and {CHECKOUT} is none: clone the repository, then there "
             f"make .venv/installed && .venv/bin/dnd {command}"
         )
     sys.path.insert(0, str(CHECKOUT))
