@@ -21,6 +21,7 @@ from torch import Tensor, nn
 from data_specs.sections import Tokenizer
 from tokenize_jobs.foreign import safe_torch_load
 from tokenize_jobs.quantizer import all_sum
+from tokenize_jobs.tensors import is_finite
 
 # Output channels of VGG16's convolutions, a max pooling before each group but the first (arXiv 1409.1556, table 1, D).
 VGG_GROUPS = ((64, 64), (128, 128), (256, 256, 256), (512, 512, 512), (512, 512, 512))
@@ -227,6 +228,8 @@ def load_lpips(path: str | Path) -> LPIPS:
             f"{path}: no LPIPS weights: {', '.join(unfit[:3])} and so on missing or of another shape. Give a file or "
             "folder with VGG16's features (torchvision's vgg16) and LPIPS' linear heads (lpips' vgg.pth)"
         )
+    if broken := [name for name in wanted if not is_finite(state[name])]:
+        raise ValueError(f"{path}: {broken[0]} holds numbers that are not finite: give the weights as published")
     model.load_state_dict({name: state[name] for name in wanted})
     return model
 
@@ -277,7 +280,7 @@ def _kernel(kernel: np.ndarray) -> Tensor:
     return torch.from_numpy(kernel.transpose(3, 2, 0, 1).copy())
 
 
-def _read(file: Path) -> Mapping[str, Tensor]:
+def _read(file: Path) -> Mapping[Any, Any]:
     try:
         state = load_file(file) if file.suffix == ".safetensors" else safe_torch_load(file)
     except (OSError, SafetensorError) as error:
@@ -285,10 +288,12 @@ def _read(file: Path) -> Mapping[str, Tensor]:
     return state if isinstance(state, Mapping) else {}
 
 
-def _lpips_names(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
+def _lpips_names(state: Mapping[Any, Any]) -> dict[str, Tensor]:
     """Any of the published spellings -> ours; what is neither a feature nor a head is left out."""
     renamed = {}
     for name, tensor in state.items():
+        if not isinstance(name, str) or not isinstance(tensor, Tensor) or not tensor.is_floating_point():
+            continue
         if match := re.fullmatch(r"(?:.*\.)?(?:features|slice\d)\.(\d+)\.(weight|bias)", name):
             renamed[f"features.{match[1]}.{match[2]}"] = tensor
         elif match := re.fullmatch(r"lins?\.?(\d)\.model\.\d\.weight|heads\.(\d)\.weight", name):

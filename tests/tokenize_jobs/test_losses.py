@@ -102,6 +102,13 @@ def test_lpips_without_weights_is_refused(tmp_path: Path, lpips: LPIPS) -> None:
     torch.save(spelled(lpips.state_dict(), "two files")["vgg16-397923af.pth"], tmp_path / "vgg16.pth")
     with pytest.raises(ValueError, match=r"no LPIPS weights: heads\.0\.weight"):
         load_lpips(tmp_path)
+    for odd in ({0: torch.ones(1)}, {"features.0.weight": 3}, {"heads.0.weight": torch.ones(1, 64, 1, 1) > 0}):
+        torch.save(odd, tmp_path / "odd.pt")
+        with pytest.raises(ValueError, match="no LPIPS weights: "):
+            load_lpips(tmp_path / "odd.pt")
+    torch.save(lpips.state_dict() | {"heads.1.weight": torch.full((1, 128, 1, 1), torch.nan)}, tmp_path / "nan.pt")
+    with pytest.raises(ValueError, match=r"nan\.pt: heads\.1\.weight holds numbers that are not finite"):
+        load_lpips(tmp_path / "nan.pt")
 
 
 @pytest.fixture

@@ -15,8 +15,10 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from data_specs.digest import file_digest
+from data_specs.text import one_line
+from tokenize_jobs.foreign import safe_torch_load
 from tokenize_jobs.tensors import digest_of_weights
-from train.evaluation.vision_ops import import_torchvision
+from train.evaluation.vision_ops import from_folder, import_torchvision
 
 PUBLISHED_INCEPTION = "6726825d0af5f729cebd5821db510b11b1cfad8faad88a03f1befd49fb9129b2"
 SPATIAL_CHANNELS = 7
@@ -127,8 +129,8 @@ class TransformersExtractor:
         import_torchvision()
         from transformers import AutoImageProcessor, AutoModel
 
-        self.processor: Any = AutoImageProcessor.from_pretrained(path, local_files_only=True)
-        self.network: Any = AutoModel.from_pretrained(path, local_files_only=True).eval().to(device)
+        self.processor: Any = from_folder(AutoImageProcessor, path)
+        self.network: Any = from_folder(AutoModel, path).eval().to(device)
         self.name = Path(path).resolve().name
         self.device = device
         self.digest = digest_of_weights(self.network)
@@ -177,10 +179,11 @@ def _inception(path: str) -> Any:
     from torch_fidelity.feature_extractor_inceptionv3 import FeatureExtractorInceptionV3
 
     try:  # torch-fidelity unpickles freely: only a file that loads as plain weights may reach it
+        safe_torch_load(Path(path))  # and asks for no more memory than the file has
         torch.load(path, map_location="cpu", weights_only=True)
         return FeatureExtractorInceptionV3("inception", ["2048", "logits_unbiased"], path)
     except Exception as error:
-        raise ValueError(f"{path}: not the weights of the 2015-12-05 Inception: {str(error)[:200]}") from error
+        raise ValueError(f"{path}: not the weights of the 2015-12-05 Inception: {one_line(error, 200)}") from error
 
 
 def _call_factory(path: str) -> nn.Module:

@@ -10,7 +10,7 @@ import numpy as np
 
 from data_specs.records import Interval, Perplexity
 from train.evaluation.sources import folder_digest
-from train.evaluation.vision_ops import import_torchvision
+from train.evaluation.vision_ops import from_folder, import_torchvision
 
 MIN_WORDS = 5
 RESAMPLES = 1000
@@ -66,8 +66,8 @@ class TransformersModel:
         import_torchvision()
         from transformers import AutoModelForCausalLM, AutoTokenizer
 
-        self.tokenizer: Any = AutoTokenizer.from_pretrained(path, local_files_only=True)
-        model = AutoModelForCausalLM.from_pretrained(path, dtype="auto", local_files_only=True)
+        self.tokenizer: Any = from_folder(AutoTokenizer, path)
+        model = from_folder(AutoModelForCausalLM, path, dtype="auto")
         self.model: Any = model.eval().to(device)
         self.window = getattr(self.model.config, "max_position_embeddings", None) or 2048
         self.name = f"{Path(path).resolve().name} {folder_digest(path)[:8]}"

@@ -6,12 +6,43 @@ from __future__ import annotations
 
 import sys
 from importlib.util import find_spec
-from typing import TYPE_CHECKING
+from pickle import UnpicklingError
+from typing import TYPE_CHECKING, Any
+
+from safetensors import SafetensorError
+
+from data_specs.text import one_line
 
 if TYPE_CHECKING:
     import torch
 
+UNREADABLE = (
+    OSError,
+    ValueError,
+    RuntimeError,
+    LookupError,
+    TypeError,
+    AttributeError,
+    UnpicklingError,
+    SafetensorError,
+)
 _declared: list[torch.library.Library] = []  # a library undoes its declarations when it is collected
+
+
+def from_folder(kind: Any, path: str, **options: Any) -> Any:
+    """Load what a folder of `transformers` holds: by its own classes, never by code that lies in the folder.
+
+    Args:
+        kind: the class of `transformers` that loads.
+
+    Raises:
+        ValueError: it cannot be loaded so.
+    """
+    try:
+        return kind.from_pretrained(path, local_files_only=True, trust_remote_code=False, **options)
+    except UNREADABLE as error:
+        told = one_line(error, 300)
+        raise ValueError(f"{path}: transformers cannot load {kind.__name__.removeprefix('Auto')} ({told})") from None
 
 
 def import_torchvision() -> None:

@@ -1,6 +1,7 @@
 """The FID family over sets of images: sources, references, extractors, ranks, and the errors of wrong input."""
 
 import io
+import json
 import zipfile
 
 import numpy as np
@@ -450,6 +451,18 @@ def test_missing_or_foreign_weights_are_refused(tmp_path):
     torch.save({"weight": torch.zeros(2)}, tmp_path / "other.pth")
     with pytest.raises(ValueError, match="not the weights of the 2015-12-05 Inception"):
         features.load_extractor(f"inception:{tmp_path / 'other.pth'}")
+
+
+def test_a_models_own_code_is_neither_run_nor_asked_about(tmp_path, monkeypatch):
+    """A folder of `transformers` may name classes of a file in it; nobody is prompted whether to run that."""
+    monkeypatch.setattr("builtins.input", lambda *_: "y")
+    (tmp_path / "own.py").write_text(f"open({str(tmp_path / 'ran')!r}, 'w')\n")
+    names = {name: f"own.{name}" for name in ("AutoConfig", "AutoModel", "AutoImageProcessor")}
+    for name in ("config.json", "preprocessor_config.json"):
+        (tmp_path / name).write_text(json.dumps({"model_type": "own", "auto_map": names}))
+    with pytest.raises(ValueError, match=rf"^{tmp_path}: transformers cannot load ImageProcessor \([^\n]*\)$"):
+        features.load_extractor(f"transformers:{tmp_path}")
+    assert not (tmp_path / "ran").exists()
 
 
 class Evil:

@@ -49,7 +49,7 @@ class Qwen2VL(OcrEngine):
         import_torchvision()
         from transformers import AutoProcessor
 
-        processor = AutoProcessor.from_pretrained(self.path, local_files_only=True)
+        processor = AutoProcessor.from_pretrained(self.path, local_files_only=True, trust_remote_code=False)
         processor.tokenizer.padding_side = "left"  # generation continues from the right end of every row
         return processor
 
