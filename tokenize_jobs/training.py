@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from functools import partial
 from typing import Any
 
 from data_specs import storage
@@ -11,10 +12,9 @@ from data_specs.text import say
 from tokenize_jobs.launch import digest_of_start, digests_of, is_imported, launch, spec_of_training
 from tokenize_jobs.losses import losses_in_words
 from tokenize_jobs.networks import lpips_of
-from tokenize_jobs.ranks import Ranks
 from tokenize_jobs.task import TokenizerTask
 from tokenize_jobs.tensors import digest_of_weights
-from tokenize_jobs.trainer import Job, Task
+from tokenize_jobs.trainer import Job
 from tokenize_jobs.trainer import fit as run
 from tokenize_jobs.weights import WEIGHTS
 
@@ -46,11 +46,7 @@ def fit(spec: Spec, root: str) -> bool:
     root = storage.absolute(root)
     if is_imported(storage.join(root, "tokenizer"), "tokenizer"):
         return True
-
-    def build(ranks: Ranks) -> Task:
-        return TokenizerTask(spec, root, ranks)
-
-    return run(job_of(spec, root), build)
+    return run(job_of(spec, root), partial(TokenizerTask, spec, root))
 
 
 def job_of(spec: Spec, root: str) -> Job:

@@ -55,7 +55,7 @@ def load_transformer(
 
 
 @contextmanager
-def open_weights(folder: str, ema: bool = False, device: torch.device | str = "cpu") -> Iterator[Any]:
+def open_weights(folder: str, ema: bool = False, device: torch.device | str = "cpu") -> Iterator[safe_open]:
     """Open the weights of a transformer's folder or URI, to be read one tensor at a time.
 
     Raises:
