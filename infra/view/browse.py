@@ -24,6 +24,7 @@ REJECTS = 200  # that are listed
 ALL = "all"  # shards together
 LISTED = 64  # of a set of more shards the first is shown at first
 Handler = Callable[..., object]  # of an event: takes the values of its inputs, returns those of its outputs
+CHANGED = "the set has fewer samples than when they were listed: choose a page anew"
 EVERY = 5.0  # seconds between two looks at a running training
 
 
@@ -87,7 +88,11 @@ def _showing(root: str, spec: Spec) -> tuple[Handler, Handler]:
     @reporting_mistakes
     def show_sample(name: str, unit: str, where: str, number: int, event: gr.EventData) -> tuple[int, str]:
         items = sets.open_now(root, name)
-        position = int(sets.chosen(items, _unit(unit), where)[((number or 1) - 1) * PAGE + event.index])
+        positions = sets.chosen(items, _unit(unit), where)
+        chosen = ((number or 1) - 1) * PAGE + event.index
+        if chosen >= len(positions):
+            raise ValueError(CHANGED)
+        position = int(positions[chosen])
         shard = items.manifest.shardlist[items.locate(position)[0]].url
         return position, sets.about(items[position], shard)
 
@@ -105,6 +110,8 @@ def _unit(shard: str) -> int | None:
 def _coded(root: str, spec: Spec, name: str, position: int, depth: int, view: int) -> str:
     """Return HTML with a sample's codes at a depth and what the first codes of each position decode to."""
     items = sets.open_now(root, name)
+    if position >= len(items):
+        raise ValueError(CHANGED)
     item = items[position]
     unit = sets.shard_numbers(items)[items.locate(position)[0]]
     views = sets.codes_of(root, name, item["__key__"], unit)

@@ -159,9 +159,14 @@ def reasons(root: str, name: str) -> list[tuple[str, str, int]]:
 
 
 def rejects(root: str, name: str, reason: str) -> Iterator[Reject]:
-    """Yield the documents and pictures of a set that were rejected for a reason."""
+    """Yield the documents and pictures of a set that were rejected for a reason.
+
+    Raises:
+        ValueError: there is no such set.
+    """
     uri = storage.join(root, name)
     plan = read_plan(uri)
-    assert plan is not None
+    if plan is None:
+        raise ValueError(f"{uri}: there is no shard set here")
     for receipt in valid_receipts(uri, plan.digest):
         yield from (reject for reject in receipt.rejected if reject.reason == Reason(reason))

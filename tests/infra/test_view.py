@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+import shutil
 import socket
 import subprocess
 import sys
@@ -231,6 +232,26 @@ def test_an_emptied_number_counts_as_the_first(root: str) -> None:
     assert handlers["search"]("samples/default/images", None).count("<figure>") == 16
     assert handlers["take"]("codes/train", None)[0].codes.shape == (4, 4, 2)
     assert "seed 0, 0" in handlers["from_nothing"](0, 1, 1, 1, None)[1]
+
+
+def test_a_set_that_shrinks_or_goes_while_it_is_shown_is_named(root: str, tmp_path: Path) -> None:
+    from types import SimpleNamespace
+
+    import gradio as gr
+
+    from infra.view.page import page
+
+    shutil.copytree(root, tmp_path / "root")
+    handlers: dict[str, Any] = {str(found.name): found.fn for found in page(str(tmp_path / "root")).fns.values()}
+    for path in (tmp_path / "root/images/train").glob("*.json"):
+        path.unlink()
+    chosen = "images/train", "all", "", 1, SimpleNamespace(index=0)
+    for name, given in {"show_sample": chosen, "show_codes": ("images/train", 0, 1, 0)}.items():
+        with pytest.raises(gr.Error, match="fewer samples than when they were listed"):
+            handlers[name](*given)
+    shutil.rmtree(tmp_path / "root/images")
+    with pytest.raises(gr.Error, match="images/train: there is no shard set here"):
+        handlers["list_rejects"]("images/train", "no text")
 
 
 def test_what_is_given_stays_and_the_rest_is_drawn(root: str) -> None:
