@@ -62,6 +62,12 @@ class SetInfo(Record):
     digest: Sha256
 
 
+class AtDepth(Record):
+    """A number of codes a position, or the place of one of them."""
+
+    depth: Count
+
+
 class Quality(Record):
     """How close pictures are to their originals; a PSNR is None where all of them came back exactly."""
 
@@ -260,10 +266,9 @@ class Legibility(Result, TextVariety, ReadWords):
 
 
 # ---- dnd reconstruct -----------------------------------------------------------------------------------------------
-class DepthScores(Quality):
+class DepthScores(Quality, AtDepth):
     """Reconstructions from the first `depth` codes of each position; without LPIPS where it was not measured."""
 
-    depth: Count
     bits_per_pixel: float
     information_compression_ratio: float
     lpips: Measured = None
@@ -271,8 +276,8 @@ class DepthScores(Quality):
     codebook_perplexity: float
 
     @model_serializer(mode="wrap")
-    def _depth_first(self, dump: SerializerFunctionWrapHandler) -> dict[str, JsonValue]:
-        tree: dict[str, JsonValue] = {"depth": self.depth} | dump(self)
+    def _without_lpips(self, dump: SerializerFunctionWrapHandler) -> dict[str, JsonValue]:
+        tree: dict[str, JsonValue] = dump(self)
         return {key: value for key, value in tree.items() if key != "lpips" or value is not None}
 
 

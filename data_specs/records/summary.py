@@ -7,7 +7,7 @@ from typing import Self
 from pydantic import Field, model_validator
 
 from data_specs.records.base import Count, Logged, Record, Sha256, Tree
-from data_specs.records.results import EngineInfo, Quality, Result, Share, WordShare
+from data_specs.records.results import AtDepth, EngineInfo, Quality, Result, Share, WordShare
 
 
 class SummaryInputs(Record):
@@ -20,10 +20,9 @@ class SummaryInputs(Record):
     engine: EngineInfo | None
 
 
-class CodebookUse(Record):
+class CodebookUse(AtDepth):
     """What one depth uses of its codebook."""
 
-    depth: Count
     rows_used: Count
     share_used: Share
     perplexity: float

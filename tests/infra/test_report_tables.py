@@ -9,10 +9,10 @@ from typing import Any
 import pytest
 
 from data_specs import load_spec
-from data_specs.records import ImageScores, Result, SetInfo
+from data_specs.records import ImageScores, Quality, Reconstruction, Result, SetInfo
 from data_specs.root import record_spec
 from infra.report import report
-from infra.report.tables import against_published
+from infra.report.tables import against_published, table_of
 from train.evaluation.results import read_result
 
 RESULTS = Path(__file__).parents[1] / "train/evaluation/results"
@@ -68,3 +68,16 @@ def test_a_spec_of_images_alone_and_a_package_that_is_missing_have_a_report(
     page = Path(report.write_report(str(tmp_path))).read_text()
     assert "codebook of 512" in page and "transformer of" not in page and "no-such-package" not in page
     assert json.loads((tmp_path / "report/metrics.json").read_text())["versions"]["no-such-package"] is None
+
+
+def test_the_depths_of_a_reconstruction_stand_side_by_side() -> None:
+    for name, names in (("reconstruction-val", []), ("reconstruction-lpips", ["LPIPS"])):
+        made = read_result(str(RESULTS / f"{name}.json"))
+        table = table_of(made)
+        assert isinstance(made, Reconstruction) and table.head == ["codes a position", "1", "2"]
+        quality = ["images", "of them reproduced exactly", "PSNR, dB", "PSNR of the mean error, dB", "SSIM"]
+        size = ["bits a pixel", "bits of codes for a bit of image"]
+        use = ["share of the codebook in use", "perplexity of the codes"]
+        assert [label for label, _ in table.rows] == [*quality, *size, *names, *use]
+        deepest = made.depths[-1].model_dump(include=set(Quality.model_fields))
+        assert Quality(**deepest).psnr == table.rows[2][1][1]
