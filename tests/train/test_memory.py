@@ -14,7 +14,7 @@ from peaks import BUCKET, bytes_of_a_step, loss_peak, training_peak
 
 from data_specs.spec import load_spec
 from train import memory
-from train.engine import compile_layers
+from train.engine import compile_layers, deepspeed_config
 from train.flops import num_parameters
 from train.memory import (
     activation_bytes,
@@ -110,6 +110,14 @@ def test_what_a_compiled_layer_keeps_is_what_is_counted(width: int) -> None:
     sizes = (replace(config, num_layers=layers, head_layers=(layers - 1,)) for layers in (1, 2))
     one, two = (activation_bytes(size, 4, "compiled") / 256 for size in sizes)
     assert found == pytest.approx(two - one + 4 * width, abs=8)  # 8: the norms' factors
+
+
+def test_buckets_and_stages_are_counted_as_deepspeed_is_told() -> None:
+    told = [deepspeed_config(tiny_spec(f"train.zero_stage={n}"), 1)["zero_optimization"] for n in (1, 2, 3)]
+    assert {of_stage["reduce_bucket_size"] for of_stage in told} == {memory.BUCKET}
+    assert told[2]["stage3_max_live_parameters"] == memory.MAX_LIVE
+    zero, one = (tiny_spec("train.dtype=bfloat16", f"train.zero_stage={stage}") for stage in (0, 1))
+    assert predict(zero, 2, 4) == predict(one, 2, 4) and deepspeed_config(zero, 2) == deepspeed_config(one, 2)
 
 
 def test_batches_to_sample_grow_with_memory_and_halve_with_guidance() -> None:
