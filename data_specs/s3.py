@@ -62,8 +62,8 @@ def list_files(uri: str) -> Iterator[FileInfo]:
 
 
 def list_folders(uri: str) -> list[str]:
-    prefixes = (page.get("CommonPrefixes", []) for page in _pages(uri, Delimiter="/"))
-    return [f"s3://{split_bucket(uri)[0]}/{entry['Prefix'].rstrip('/')}" for page in prefixes for entry in page]
+    found = (entry["Prefix"] for page in _pages(uri, Delimiter="/") for entry in page.get("CommonPrefixes", []))
+    return [f"s3://{split_bucket(uri)[0]}/{key[:-1]}" for key in found if not f"/{key}".endswith("//")]  # of run//x
 
 
 def local_copy(uri: str, wait: Event | None = None) -> Path:

@@ -286,7 +286,10 @@ class StoredTensors:
                 file = safe_open(storage.local_copy(storage.join(uri, file_name)), "pt").__enter__()
                 for key in file.keys():  # noqa: SIM118
                     kind, name, start = key.split("/")
-                    self.runs.setdefault((kind, name), []).append((int(start), file.get_slice(key)))
+                    stored = file.get_slice(key)
+                    if len(stored.get_shape()) != 1:
+                        raise ValueError(f"{key} is not flat")
+                    self.runs.setdefault((kind, name), []).append((int(start), stored))
             except (SafetensorError, ValueError) as error:
                 raise ValueError(f"{uri}/{file_name}: not a file of a checkpoint ({error})") from None
         for runs in self.runs.values():

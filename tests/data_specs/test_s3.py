@@ -24,7 +24,7 @@ from data_specs.reader import open_shards
 from data_specs.records import Dropped, Identity, Outcome, RangeUnit, Reason, Sample
 from data_specs.s3_client import backoff
 from data_specs.units import read_plan, write_plan
-from data_specs.verify import verify_set
+from data_specs.verify import find_shard_sets, verify_set
 
 MIB = 1 << 20
 servers = pytest.mark.parametrize("root", ["s3_root", pytest.param("ceph_root", marks=pytest.mark.s3)])
@@ -331,6 +331,14 @@ def test_an_object_named_as_a_folder_hides_nothing_of_it(root: str, request: pyt
         s3_client.client().put_object(Bucket=root.removeprefix("s3://"), Key=name, Body=b"")
     assert [f.uri.removeprefix(f"{root}/") for f in storage.list_files(f"{root}/set")] == ["set", *names[2:4]]
     assert storage.list_folders(root) == [f"{root}/set"] and storage.list_folders(f"{root}/set") == [f"{root}/set/a"]
+
+
+def test_a_folder_without_a_name_is_none(s3_root: str) -> None:
+    for key in ("/top", "run//x", "run/a//b", "run/a/c"):
+        s3_client.client().put_object(Bucket=s3_root.removeprefix("s3://"), Key=key, Body=b"")
+    assert storage.list_folders(s3_root) == [f"{s3_root}/run"]
+    assert storage.list_folders(f"{s3_root}/run") == [f"{s3_root}/run/a"]
+    assert find_shard_sets(s3_root) == []  # without end before
 
 
 def test_a_failed_upload_leaves_nothing(

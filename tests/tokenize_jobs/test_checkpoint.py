@@ -99,6 +99,15 @@ def test_whatever_latest_holds_a_whole_checkpoint_is_found(tmp_path: Path, lates
     assert all(("latest: names no checkpoint" in f) != ("step_00000009: its state.json is lost" in f) for f in faults)
 
 
+@pytest.mark.parametrize(
+    "tensors", [{"weight/a/0": torch.tensor(1.0)}, {"weight/a/0": torch.ones(2, 2)}, {"weight": torch.ones(1)}]
+)
+def test_a_file_of_other_tensors_is_none_of_a_checkpoint(tmp_path: Path, tensors: dict[str, torch.Tensor]) -> None:
+    save_file(tensors, tmp_path / NAME)
+    with pytest.raises(ValueError, match=rf"^[^\n]*{NAME}: not a file of a checkpoint"):
+        StoredTensors(str(tmp_path), [NAME])
+
+
 def test_latest_names_where_to_go_on_from(tmp_path: Path) -> None:
     for step in (1, 2):
         save(str(tmp_path), step)
