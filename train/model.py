@@ -52,9 +52,13 @@ class TransformerConfig:
     activation_checkpointing: float = 0.0  # share of layers, 0..1, recomputed in backward
 
     def __post_init__(self) -> None:
-        if min(self.num_layers, self.num_heads, self.dim, self.codebook_size, *self.grid, len(self.head_layers)) < 1:
-            raise ValueError("layers, heads, width, codebook_size, grid and head_layers must be at least 1")
-        if (widest := max(self.dim, self.codebook_size, self.num_classes, *self.grid)) > MAX_WIDTH:
+        counts = (self.num_layers, self.num_heads, len(self.head_layers))
+        sizes = (self.dim, self.codebook_size, self.num_classes, *self.grid)
+        if min(*counts, *sizes) < 1:
+            raise ValueError(
+                "layers, heads, width, codebook_size, num_classes, grid and head_layers must be at least 1"
+            )
+        if (widest := max(sizes)) > MAX_WIDTH:
             raise ValueError(f"width, codebook_size, num_classes or grid of {widest}: at most {MAX_WIDTH} can be built")
         check_transformer(self.num_layers, self.num_heads, self.dim, self.head_layers)
 

@@ -102,7 +102,7 @@ def import_transformer(checkpoint: str | Path, folder: str | Path, config: Trans
     content = safe_torch_load(checkpoint)
     weights, average = _released_weights(checkpoint, content)
     _refuse_other_arguments(checkpoint, content, config)
-    for state in filter(None, (weights, average)):
+    for state in (weights, average) if average else (weights,):
         _refuse_misfit(checkpoint, {name: tuple(t.shape) for name, t in state.items()}, config, "--preset and --size")
     folder.mkdir(parents=True, exist_ok=True)
     (folder / CONFIG).unlink(missing_ok=True)  # written last: a folder with it is whole
@@ -176,8 +176,8 @@ def _refuse_other_arguments(path: Path, content: Mapping[str, Any], config: Tran
         "pred_head_positions": ",".join(map(str, config.head_layers)),
         "num_pred_heads": str(config.depth),
     }
-    if {"image_size", "downsample_size"} <= args.keys():
-        expected["image_size"] = str(config.grid[0] * int(args["downsample_size"]))
+    if isinstance(downsampling := args.get("downsample_size"), int):
+        expected["image_size"] = str(config.grid[0] * downsampling)
     for key, wanted in expected.items():
         if key in args and wanted and _plain_list(args[key]) != wanted:
             raise ValueError(
@@ -207,9 +207,9 @@ def _refuse_misfit(path: Path | str, given: Shapes, config: TransformerConfig, s
 
 
 def _looks_like(shapes: Shapes) -> str:
-    vocabulary, width = shapes.get("tok_embeddings.weight", (0, 0))
+    vocabulary, width = (*shapes.get("tok_embeddings.weight", ()), 0, 0)[:2]
     depth = sum(name.startswith("output.") for name in shapes)
-    rows = shapes.get("cls_embedding.embedding_table.weight", (0,))[0]
+    rows = next(iter(shapes.get("cls_embedding.embedding_table.weight", ())), 0)
     return f"{_num_layers(shapes)} layers of width {width}, {vocabulary} codes of depth {depth}, {rows} rows of classes"
 
 

@@ -136,6 +136,11 @@ def test_the_size_in_the_arguments_counts_where_shapes_agree(tmp_path):
         shapes = DnDTransformer(TransformerConfig(12, 12, 768, 8, (2, 2), (11,))).state_dict()
     state = {name: torch.zeros(1).expand(t.shape) for name, t in shapes.items()}
     path = saved(tmp_path / "a.pt", {"model": state, "args": argparse.Namespace(gpt_model="GPT-L")})
+    for size in (None, "x"):  # of which nothing can be said
+        unsized = argparse.Namespace(gpt_model="GPT-L", image_size=size, downsample_size=size)
+        saved(path, {"model": state, "args": unsized})
+        config = TransformerConfig(12, 12, 768, 8, (2, 2), (11,))
+        refused("gpt_model GPT-L, not GPT-B", import_transformer, path, tmp_path, config)
     refused(
         "gpt_model GPT-L, not GPT-B",
         import_transformer,
@@ -155,6 +160,10 @@ def test_damaged_and_hostile_files_are_refused(tmp_path, state):
     refused("none.pt", import_transformer, tmp_path / "none.pt", tmp_path / "out", TINY)
     refused("tensor", import_transformer, saved(tmp_path / "c.pt", {"model": {"a": 3}}), tmp_path / "out", TINY)
     refused("list", import_transformer, saved(tmp_path / "d.pt", [1]), tmp_path / "out", TINY)
+    refused("missing", import_transformer, saved(tmp_path / "e.pt", {"model": {}}), tmp_path / "out", TINY)
+    for name in ("tok_embeddings.weight", "cls_embedding.embedding_table.weight"):
+        scalar = saved(tmp_path / "f.pt", state | {name: torch.tensor(1.0)})
+        refused(rf"{name} is \[\] but", import_transformer, scalar, tmp_path / "out", TINY)
     assert not (tmp_path / "out").exists()
 
 
@@ -173,6 +182,8 @@ def test_a_description_of_a_billion_layers_is_refused(tmp_path):
 def test_a_description_wider_than_torch_can_count_is_refused(tmp_path, key):
     (tmp_path / "transformer.json").write_text(json.dumps(json.loads(TINY.to_json()) | {key: 2**60}))
     refused(f"transformer.json: .*{2**60}: at most {2**24} can be built", load_transformer, tmp_path)
+    (tmp_path / "transformer.json").write_text(json.dumps(json.loads(TINY.to_json()) | {key: -1}))
+    refused("transformer.json: .*must be at least 1", load_transformer, tmp_path)
 
 
 def test_a_damaged_folder_is_refused(tmp_path, state):
