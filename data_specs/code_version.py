@@ -49,7 +49,7 @@ def record_code(root: str, code: Code | None = None, **event: str) -> None:
     """
     code = code or this_code()
     uri = storage.join(root, NAME)
-    history = CodeHistory.parse(storage.read_bytes(uri), uri) if storage.exists(uri) else CodeHistory()
+    history = read_history(root)
     entry = _entry(code, event)
     same = [old for old in history.entries if (old.began, old.submitted) == (entry.began, entry.submitted)]
     if same and same[-1].model_copy(update={"at": entry.at}) == entry:
@@ -57,6 +57,16 @@ def record_code(root: str, code: Code | None = None, **event: str) -> None:
     if name := patch_name(code):
         storage.create(storage.join(root, name), code.patch)
     storage.write(uri, CodeHistory(entries=(*history.entries, entry)).to_json())
+
+
+def read_history(root: str) -> CodeHistory:
+    """Read ROOT/code.json; what there is none of is empty.
+
+    Raises:
+        ValueError: it is damaged.
+    """
+    uri = storage.join(root, NAME)
+    return CodeHistory.parse(storage.read_bytes(uri), uri) if storage.exists(uri) else CodeHistory()
 
 
 def _entry(code: Code, event: dict[str, str]) -> CodeEntry:

@@ -55,6 +55,14 @@ def skipped_paths(folder: str) -> Iterator[tuple[str, str]]:
             yield entry.path, "link to a folder above" if what == "a folder" else what
 
 
+def not_files(folder: str) -> list[tuple[str, str]]:
+    """Return the paths directly in a folder that are no files, and what they are: folders, links to nothing …"""
+    with suppress(FileNotFoundError, NotADirectoryError):
+        found = ((entry.path, _target_type(entry)) for entry in os.scandir(folder))
+        return sorted((path, what) for path, what in found if what not in ("a file", "still being written"))
+    return []
+
+
 def _entries(folder: str, above: tuple[str, ...] = ()) -> Iterator[tuple[os.DirEntry[str], str]]:
     """Yield what is no folder, or a link to one that led here (`above`, as real paths), and what it is."""
     above = (*above, os.path.realpath(folder))
@@ -91,6 +99,13 @@ def unfinished(folder: str) -> Iterator[str]:
             yield path
 
 
+def own_files(folder: str) -> Iterator[str]:
+    """Yield the paths of the files and links under a folder; links in it are not followed."""
+    for parent, folders, files in os.walk(folder):
+        links = [name for name in folders if os.path.islink(os.path.join(parent, name))]
+        yield from (os.path.join(parent, name) for name in (*links, *files))
+
+
 def _refuse_unreadable(error: OSError) -> None:
     if not isinstance(error, FileNotFoundError):  # removed meanwhile
         raise error
@@ -102,6 +117,26 @@ def remove_unfinished(path: str) -> None:
         shutil.rmtree(path)
     else:
         Path(path).unlink(missing_ok=True)
+
+
+@contextmanager
+def no_empty_folders_left(folder: str) -> Iterator[None]:
+    """Remove the folders that the block has made in and above one, as far as they are empty, where it raises."""
+    above = list(map(str, Path(folder).parents))
+    there = {path for path in (*above, *_folders(folder)) if os.path.isdir(path)}
+    try:
+        yield
+    except BaseException:
+        for path in (*_folders(folder), *above):
+            if path not in there:
+                with suppress(OSError):  # it holds something, or was never made
+                    os.rmdir(path)
+        raise
+
+
+def _folders(folder: str) -> list[str]:
+    """Return a folder and those in it, the inner ones first."""
+    return [parent for parent, _, _ in os.walk(folder, topdown=False)]
 
 
 def _info(uri: str, status: os.stat_result) -> FileInfo:
@@ -123,6 +158,8 @@ def create(uri: str, content: bytes | Path) -> bool:
             if not _move_exclusively(path, Path(uri)):
                 _move_under_lock(path, Path(uri))
     except FileExistsError:
+        if not os.path.exists(uri) and os.path.islink(uri):
+            raise FileNotFoundError(errno.ENOENT, "a link to nothing", uri) from None
         return False
     return True
 
@@ -137,7 +174,7 @@ def link_or_copy(path: Path, target: Path) -> None:
 
 def move(uri: str, path: Path) -> None:
     """Sync a file and rename it to `uri`, on the same file system, over what is there."""
-    Path(uri).parent.mkdir(parents=True, exist_ok=True)
+    _make_folder(Path(uri).parent)
     _bring_to_disk(path)
     os.replace(path, uri)
 
@@ -145,7 +182,7 @@ def move(uri: str, path: Path) -> None:
 @contextmanager
 def folder_in(uri: str) -> Iterator[Path]:
     """Make an empty folder within a folder, which listings leave out and which is removed at the end."""
-    Path(uri).mkdir(parents=True, exist_ok=True)
+    _make_folder(Path(uri))
     with tempfile.TemporaryDirectory(UNFINISHED, ".dnd-write-", uri) as name:
         yield Path(name)
 
@@ -161,7 +198,7 @@ def decides_who_creates(folder: str) -> bool:
 def _temporary_beside(uri: str, content: bytes | Path) -> Iterator[Path]:
     """Write the content to a file beside its target, synced; whatever is left of it at the end is removed."""
     target = Path(uri)
-    target.parent.mkdir(parents=True, exist_ok=True)
+    _make_folder(target.parent)
     path = target.parent / f".{target.name}.{uuid4().hex}{UNFINISHED}"
     try:
         if isinstance(content, Path):
@@ -172,6 +209,13 @@ def _temporary_beside(uri: str, content: bytes | Path) -> Iterator[Path]:
         yield path
     finally:
         path.unlink(missing_ok=True)
+
+
+def _make_folder(path: Path) -> None:
+    try:
+        path.mkdir(parents=True, exist_ok=True)
+    except FileExistsError as error:  # to `create` it would say that another was first
+        raise NotADirectoryError(errno.ENOTDIR, "no folder, or a link to nothing", error.filename) from None
 
 
 def _bring_to_disk(path: Path) -> None:

@@ -15,7 +15,7 @@ from collections.abc import Callable, Iterable, Iterator
 from contextlib import suppress
 from pathlib import Path
 
-from data_specs import storage, table
+from data_specs import local_files, storage, table
 from data_specs.digest import file_digest
 from data_specs.records import (
     Dropped,
@@ -252,8 +252,12 @@ def read_receipts(set_uri: str) -> Iterator[tuple[str, Receipt | None, str]]:
 
     They come from one listing of the folder.
 
-    A receipt is None where its file holds none; nothing is wrong ("") where its shard is there with its size.
+    A receipt is None where its file holds none, or is no file; nothing is wrong ("") where its shard is there with its
+    size.
     """
+    for uri, what in () if storage.is_remote(set_uri) else local_files.not_files(set_uri):
+        if _RECEIPT.fullmatch(name := uri.rpartition("/")[2]):
+            yield name, None, f"{uri}: {what} in the place of a receipt: take it away"
     sizes = {file.uri.rpartition("/")[2]: file.size for file in storage.list_files(set_uri)}
     names = sorted((name for name in sizes if _RECEIPT.fullmatch(name)), key=lambda name: (len(name), name))
     contents = storage.read_many(set_uri, names)

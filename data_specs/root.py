@@ -6,13 +6,32 @@ that it was made with as spec.yaml into its own folder; a command that is refuse
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 
-from data_specs import storage
+from data_specs import local_files, storage
 from data_specs.code_version import record_code
 from data_specs.spec import SECTIONS, Spec, load_spec, parse_spec
 
 NAME = "spec.yaml"
+REFUSED = (ValueError, ImportError, FileNotFoundError, PermissionError, NotADirectoryError, IsADirectoryError)
+
+
+@contextmanager
+def restored_on_refusal(folder: str) -> Iterator[None]:
+    """Take away what the block has made in a folder, and the folder, where it is refused; what was there stays.
+
+    An end that another try may mend (a network or a disk that fails, a signal) takes nothing away.
+    """
+    there = {file.uri for file in storage.list_files(folder)}
+    with local_files.no_empty_folders_left(folder):
+        try:
+            yield
+        except REFUSED:
+            for file in storage.list_files(folder):
+                if file.uri not in there:
+                    storage.delete(file.uri)
+            raise
 
 
 def read_spec(spec: str | None, root: str | None = None, overrides: Sequence[str] = ()) -> Spec:

@@ -61,7 +61,7 @@ def list_files(uri: str) -> Iterator[FileInfo]:
                 yield FileInfo(f"s3://{bucket}/{entry['Key']}", entry["Size"], entry["ETag"].strip('"'))
 
 
-def list_folders(uri: str) -> list[str]:
+def list_folders(uri: str, linked: bool = False) -> list[str]:
     found = (entry["Prefix"] for page in _pages(uri, Delimiter="/") for entry in page.get("CommonPrefixes", []))
     return [f"s3://{split_bucket(uri)[0]}/{key[:-1]}" for key in found if not f"/{key}".endswith("//")]  # of run//x
 

@@ -153,10 +153,10 @@ def list_files(uri: str) -> Iterator[FileInfo]:
 
 
 @_verb
-def list_folders(uri: str) -> list[str]:
-    """Return the addresses of the folders directly in a folder, in order of name, without symbolic links."""
+def list_folders(uri: str, linked: bool = False) -> list[str]:
+    """Return the addresses of the folders directly in a folder, in order of name; symbolic links where asked for."""
     entries = os.scandir(uri) if os.path.isdir(uri) else ()
-    return sorted(entry.path for entry in entries if entry.is_dir(follow_symlinks=False))
+    return sorted(entry.path for entry in entries if entry.is_dir(follow_symlinks=linked))
 
 
 @_verb

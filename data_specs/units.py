@@ -6,6 +6,7 @@ changes.
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from itertools import count
@@ -92,14 +93,18 @@ def _write_part(set_uri: str, part: int, header: PlanHeader, units: Iterable[Any
     uri = _part_uri(set_uri, part)
     with scratch_folder() as folder:
         num_lines = num_restated = 0
+        digest = hashlib.sha256()
         with (folder / "body").open("wb") as file:
             for unit in units:
-                file.write(unit_line(unit))
+                line = unit_line(unit)
+                file.write(line)
+                digest.update(line)
                 num_lines += 1
                 num_restated += unit.unit < header.first
         counts = {"num_units": header.first + num_lines - num_restated, "num_restated": num_restated}
+        header = header.model_copy(update=counts | {"units_sha256": digest.hexdigest()})
         with (folder / "plan.jsonl").open("wb") as file, (folder / "body").open("rb") as body:
-            file.write(header.model_copy(update=counts).to_json())
+            file.write(header.to_json())
             for block in iter(lambda: body.read(1 << 20), b""):
                 file.write(block)
         storage.create(uri, folder / "plan.jsonl")
@@ -143,10 +148,14 @@ def _read_part(set_uri: str, part: int) -> tuple[PlanHeader, Iterator[AnyUnit]]:
 
 def _units(uri: str, header: PlanHeader, lines: Iterator[bytes]) -> Iterator[AnyUnit]:
     number = 0
+    digest = hashlib.sha256()
     for number, line in enumerate(lines, 1):
+        digest.update(line)
         yield parse_unit(line, f"{uri} line {number + 1}")
     if number != (promised := header.num_units - header.first + header.num_restated):
         raise ValueError(f"{uri}: holds {number} units, its first line says {promised}; remove the shard set")
+    if header.units_sha256 not in (None, digest.hexdigest()):
+        raise ValueError(f"{uri}: its units are not those that were planned; restore it, or remove the shard set")
 
 
 def _lines(uri: str) -> Iterator[bytes]:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import io
+import os
 import re
 from collections.abc import Iterator
 from itertools import islice
@@ -26,10 +27,22 @@ _SHARD_FILE = re.compile(r"\.tar$|\.index\.npy$|\.parquet$|^manifest-\d{4,}-[0-9
 
 
 def find_shard_sets(root: str) -> list[str]:
-    """Return the folders under a root that hold a shard set (they have a plan)."""
-    if storage.exists(storage.join(root, "plan.jsonl")):
-        return [root]
-    return [found for folder in storage.list_folders(root) for found in find_shard_sets(folder)]
+    """Return the folders under a root that hold a shard set (they have a plan).
+
+    Links to folders are followed; a set that has several paths is named by the one without links.
+    """
+    if storage.is_remote(root):
+        return list(_sets(root, linked=False))
+    found = {os.path.realpath(uri): uri for linked in (True, False) for uri in _sets(root, linked)}
+    return sorted(found.values(), key=lambda uri: uri.split("/"))
+
+
+def _sets(folder: str, linked: bool, above: tuple[str, ...] = ()) -> Iterator[str]:
+    if storage.exists(storage.join(folder, "plan.jsonl")):
+        yield folder
+    elif (real := os.path.realpath(folder)) not in above:  # else links lead in a circle
+        for one in storage.list_folders(folder, linked):
+            yield from _sets(one, linked, (*above, real))
 
 
 def verify_set(set_uri: str) -> Iterator[str]:
@@ -87,7 +100,7 @@ def _litter(set_uri: str, known: set[str]) -> Iterator[str]:
     """Names of tars, indexes and tables of no known shard or unit, and of parts that the manifest does not name."""
     try:
         known = known | {name.removesuffix(".json") for name in parts_named(set_uri)}
-    except RecordError:  # of a damaged manifest the parts may be whole
+    except (RecordError, OSError):  # of a damaged manifest the parts may be whole
         known = known | {"manifest"}
     for file in storage.list_files(set_uri):
         name = file.uri.rpartition("/")[2]
@@ -138,9 +151,13 @@ def _verify_shard(tar_uri: str, shard: ShardFile, written: int) -> Iterator[str]
         (table_uri(tar_uri), {"sha256": shard.table_sha256}),
     )
     for uri, wanted in files:
-        found = _hashes(uri, list(wanted))
-        if found != wanted:
-            yield f"{uri}: {'its bytes are not those its receipt names' if found else 'is missing'}"
+        try:
+            same = _hashes(uri, list(wanted)) == wanted
+        except OSError as error:
+            yield f"{uri}: {'is missing' if isinstance(error, FileNotFoundError) else error.strerror}"
+            return
+        if not same:
+            yield f"{uri}: its bytes are not those its receipt names"
             return
     yield from _verify_index(tar_uri, written, shard.bytes)
 
@@ -159,16 +176,13 @@ def _verify_index(tar_uri: str, written: int, num_bytes: int) -> Iterator[str]:
         yield f"{tar_uri}: has {num_bytes} bytes, its index points to {end}"
 
 
-def _hashes(uri: str, names: list[str]) -> dict[str, str] | None:
-    """Hashes of a file's bytes by name of the algorithm, or None where there is no such file."""
+def _hashes(uri: str, names: list[str]) -> dict[str, str]:
+    """Hashes of a file's bytes by name of the algorithm."""
     hashes = {name: hashlib.new(name, usedforsecurity=False) for name in names}
-    try:
-        with storage.open_stream(uri) as stream:
-            for block in iter(lambda: stream.read(1 << 20), b""):
-                for value in hashes.values():
-                    value.update(block)
-    except FileNotFoundError:
-        return None
+    with storage.open_stream(uri) as stream:
+        for block in iter(lambda: stream.read(1 << 20), b""):
+            for value in hashes.values():
+                value.update(block)
     return {name: value.hexdigest() for name, value in hashes.items()}
 
 
@@ -187,7 +201,7 @@ def _verify_manifest(plan: Plan, account: Account) -> Iterator[str]:
         return
     try:
         stored = load_manifest(uri)
-    except (ValueError, FileNotFoundError) as error:
+    except (ValueError, OSError) as error:
         yield f"{error}; run the stage again"
         return
     wanted = account.manifest(plan, stored.name)

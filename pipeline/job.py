@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 from data_specs import digest, storage
 from data_specs.records import Identity, Manifest, Outcome, SourceUnit
+from data_specs.root import restored_on_refusal
 from data_specs.scratch import scratch_folder
 from data_specs.sources.images import read_class_names
 from data_specs.sources.planning import (
@@ -188,10 +189,11 @@ def _list_sources(
         is_whole: whether all is planned: what the sources hold is only compared, and nothing is kept under the root.
     """
     inputs_uri = storage.join(str(folder), "inputs") if is_whole else _inputs_uri(root)
-    sources = [source.prepare(inputs_uri) for source in spec.render.sources]
-    units = list_units(spec.render, sources, folder)
-    if not is_whole:
-        _write_classes(storage.join(root, "images", "classes.json"), class_names(sources))
+    with restored_on_refusal(inputs_uri):
+        sources = [source.prepare(inputs_uri) for source in spec.render.sources]
+        units = list_units(spec.render, sources, folder)
+        if not is_whole:
+            _write_classes(storage.join(root, "images", "classes.json"), class_names(sources))
     return units, places_of(spec.render, _inputs_uri(root), sources)
 
 

@@ -15,7 +15,7 @@ from contextlib import ExitStack
 from functools import partial
 from typing import NamedTuple
 
-from data_specs import storage
+from data_specs import local_files, storage
 from data_specs.lease import hold
 from data_specs.manifest import merge
 from data_specs.receipts import discard, read_receipt, receipt_name, remake, shards_of
@@ -316,6 +316,11 @@ def _stale(root: str) -> Iterator[str]:
 
 
 def _delete_all(folder: str) -> None:
-    """Delete a folder's files, plans last: what is left of a killed deletion is still found as a set."""
-    for file in sorted(storage.list_files(folder), key=lambda file: file.uri.endswith("plan.jsonl")):
-        storage.delete(file.uri)
+    """Delete a folder's files, plans last: what is left of a killed deletion is still found as a set.
+
+    Of links that somebody laid there the link alone goes.
+    """
+    remote = storage.is_remote(folder)
+    files = (file.uri for file in storage.list_files(folder)) if remote else local_files.own_files(folder)
+    for uri in sorted(files, key=lambda uri: uri.endswith("plan.jsonl")):
+        storage.delete(uri)

@@ -19,7 +19,7 @@ from data_specs.digest import digest_of, require_same
 from data_specs.records import AnyUnit, Identity, Manifest, Outcome, Receipt
 from data_specs.root import name_under, record_spec
 from data_specs.spec import Spec
-from data_specs.storage import join
+from data_specs.storage import is_remote, join
 from data_specs.text import printable
 from data_specs.units import Plan, read_plan, write_plan
 from pipeline.workers import ShareDone, Workers
@@ -132,6 +132,7 @@ class UnitStage(Stage):
         from data_specs.lease import hold
         from pipeline.running import run_plan
 
+        require_writable(root, self.leased(spec, root, **options), self.name, shared=True)
         made: dict[str, Manifest] = {}
         for output in self.outputs(spec, root, workers, **options):
             plan = output.plan
@@ -146,6 +147,10 @@ class UnitStage(Stage):
         if left := [name for name, manifest in made.items() if not manifest.complete]:
             raise ShareDone(f"part {workers.share} is done; {', '.join(left)} will be whole when all parts are")
         return made
+
+    def leased(self, spec: Spec, root: str, **options: Any) -> str:
+        """Return the folder under the root (`leased_folder`) of the sets that `outputs` will yield."""
+        return leased_folder(self.makes)
 
     def run(self, spec: Spec, root: str, workers: Workers, **options: Any) -> Iterator[str]:
         made = self.make(spec, root, workers, **options)
@@ -165,10 +170,21 @@ class UnitStage(Stage):
 def leased_folder(set_name: str) -> str:
     """Return the folder under the root that keeps a set's spec, and whose lease its writers hold.
 
-    Of samples it is that of their name.
+    Of samples it is that of their name; a set at an address of its own has its own folder.
     """
+    if is_remote(set_name) or set_name.startswith("/"):
+        return set_name.rpartition("/")[0]
     folders = set_name.split("/")
     return "/".join(folders[:2]) if folders[0] == "samples" else folders[0]
+
+
+def require_writable(root: str, folder: str, stage: str, shared: bool = False) -> None:
+    """Refuse, before anything is written, to begin a stage where another writes or ROOT/code.json is damaged."""
+    from data_specs.code_version import read_history
+    from data_specs.lease import require_free
+
+    require_free(join(root, folder), f"dnd {stage}", shared)
+    read_history(root)
 
 
 def totals(manifest: Manifest) -> str:

@@ -10,9 +10,10 @@ from typing import TYPE_CHECKING, Any, TypeVar
 from data_specs import storage
 from data_specs.digest import file_digest
 from data_specs.records import Identity
+from data_specs.root import name_under
 from data_specs.spec import Spec
 from data_specs.units import read_plan
-from pipeline.stages import Option, Output, Stage, UnitStage, Work, register
+from pipeline.stages import Option, Output, Stage, UnitStage, Work, leased_folder, register
 from pipeline.workers import Workers
 
 if TYPE_CHECKING:
@@ -108,6 +109,9 @@ class Decode(UnitStage):
         plan = plan_by_shards(storage.join(storage.below(root, out), "images"), identity, source, "val")
         yield Output(plan, spec, partial(_setup_decoding, spec, root, source, depths, identity.versions["device"]))
 
+    def leased(self, spec: Spec, root: str, out: str = "reconstructions/val", **_: Any) -> str:
+        return leased_folder(name_under(root, storage.join(storage.below(root, out), "images")))
+
     def finish(self, spec: Spec, root: str, workers: Workers, **options: Any) -> Iterator[str]:
         """Write the pictures, samples.npz and grid.png beside the images."""
         from data_specs import open_shards
@@ -194,14 +198,23 @@ def device_of(workers: Workers) -> str:
 
 
 def _identity(spec: Spec, root: str, stage: str, section: dict[str, Any], workers: Workers) -> Identity:
-    """Return what a set made by the tokenizer depends on, besides the shards that it reads."""
+    """Return what a set made by the tokenizer depends on, besides the shards that it reads.
+
+    Raises:
+        ValueError: there is none, or it is damaged.
+    """
     import PIL
     import torch
 
+    from tokenize_jobs.weights import read_config
+
+    folder = storage.join(root, spec.tokenize.tokenizer)
+    weights = weights_digest(storage.join(folder, "tokenizer.safetensors"))
+    read_config(folder)
     return Identity(
         stage=stage,
         spec={"shape": spec.shape.model_dump(mode="json"), **section},
-        inputs={"tokenizer": weights_digest(storage.join(root, spec.tokenize.tokenizer, "tokenizer.safetensors"))},
+        inputs={"tokenizer": weights},
         versions={"torch": torch.__version__, "pillow": PIL.__version__, "device": device_of(workers)},
     )
 

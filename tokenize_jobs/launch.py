@@ -17,13 +17,13 @@ import torch
 
 from data_specs import digest, storage
 from data_specs.code_version import REPOSITORY
-from data_specs.lease import hold
 from data_specs.manifest import read_manifest
-from data_specs.root import read_spec, spec_of
+from data_specs.root import REFUSED, read_spec, spec_of
 from data_specs.scratch import scratch_folder
 from data_specs.sections import ShardInput, Training
 from data_specs.spec import Spec
 from data_specs.text import say
+from pipeline.stages import require_writable
 from tokenize_jobs import stopping
 from tokenize_jobs.checkpoint import finished_step
 from tokenize_jobs.ranks import free_port, join_ranks
@@ -59,8 +59,8 @@ def launch(job: Job, module: str, root: str, ranks: int, arguments: Sequence[str
     digest.require_claimable(job.folder, job.identity, job.remedy)
     if finished_step(job.folder) >= job.section.steps:
         return
-    with hold(job.folder, f"dnd {job.command}"):  # a second run is refused here, in one line
-        pass
+    root, _, folder = job.folder.rpartition("/")
+    require_writable(root, folder, job.command)
     with stopping.noted():
         for left in range(job.section.max_restarts, -1, -1):
             code, message = _run_once(job, [module, "--root", root, *arguments], ranks)
@@ -158,7 +158,7 @@ def run_rank(arguments: argparse.Namespace, stage: str, fit: Callable[[Spec, str
             _end(STOPPED)
         join_ranks(timedelta(seconds=section.rank_timeout))
         _end(0 if fit(spec, root) else STOPPED)
-    except (ValueError, FileNotFoundError) as error:
+    except REFUSED as error:
         _say(str(error))
         _end(WRONG)
     except BaseException:

@@ -55,8 +55,8 @@ def score_depths(spec: Spec, root: str, split: str, workers: Workers, shown: int
     codes = open_shards(storage.join(root, "codes", split))
     if not len(codes):
         raise ValueError(f"{codes.uri}: the shard set is empty: there is nothing to reconstruct")
-    by_depth = [open_shards(storage.join(root, name)) for name in reconstruct(spec, root, split, workers)]
     originals = open_shards(storage.join(root, spec.tokenize.images[split]))  # type: ignore[index]
+    by_depth = [open_shards(storage.join(root, name)) for name in reconstruct(spec, root, split, workers)]
     result = evaluate_by_depth(spec, split, originals, by_depth, codes, lpips)
     picture = depth_picture(originals, by_depth, spread(len(originals), shown))
     storage.write(storage.join(root, "reconstructions", split, "depths.png"), encode_photo(picture))

@@ -74,6 +74,9 @@ class DrawSamples(UnitStage):
         plan = planned(storage.join(root, "samples", spec.sample.name, "codes"), identity, units, other)
         yield Output(plan, spec, partial(_setup, spec, root, identity.versions["device"], products))
 
+    def leased(self, spec: Spec, root: str, **_: Any) -> str:
+        return f"samples/{spec.sample.name}"
+
     def run(self, spec: Spec, root: str, workers: Workers, **options: Any) -> Iterator[str]:
         refuse_other_tokenizer(spec, storage.join(root, spec.tokenize.tokenizer))  # before hours of work
         yield from about_average(spec, root)

@@ -199,4 +199,5 @@ class PlanHeader(Record):
     num_units: Count
     first: Count = 0
     num_restated: Count = 0
+    units_sha256: Sha256 | None = Field(None, description="of the lines below it; None in plans of before")
     places: tuple[str, ...] = ()

@@ -50,7 +50,7 @@ def submit(
     interrupted.
     What stands after `--` goes to the stage's own command: `-- --extend`.
     """
-    from data_specs.code_version import record_code
+    from data_specs.code_version import read_history, record_code
     from infra.submit.engines import request
     from infra.submit.job import Job, checked, code_of, restored_on_error, submitted
     from infra.submit.overlay import read_overlay
@@ -64,6 +64,7 @@ def submit(
     if dry_run:
         say(wanted.text, end="")
         return
+    read_history(root)
     with restored_on_error(submitted(root, stage)):
         storage.write_text(submitted(root, stage), resolved.to_yaml())
         say(wanted.send())

@@ -55,7 +55,7 @@ def verify(
         for line in check_truth(set_uri) if truth and rendered else ():
             say(line)
     trainings = find_trainings(root)
-    for fault in chain(*map(verify_training, trainings), _damaged_records(root)):
+    for fault in chain(*map(verify_training, trainings), _damaged_records(root), _links_to_nothing(root)):
         faults += 1
         say(fault)
     if not sets and not trainings:
@@ -81,7 +81,7 @@ def _cleaned(root: str, set_uri: str) -> Iterator[str]:
 def _damaged_records(root: str) -> Iterator[str]:
     """Yield a line for each unreadable record outside shard sets and checkpoints, and each unreadable samples.npz."""
     for file in storage.list_files(root):
-        if not file.uri.startswith(storage.join(root, "inputs/")):  # what others wrote
+        if not _is_foreign(root, file.uri):
             try:
                 _read_record(root, file.uri)
             except ValueError as error:
@@ -118,6 +118,20 @@ def _read_record(root: str, uri: str) -> None:
         read_result(uri)
     elif name == "samples.npz":
         _read_pictures(uri)
+
+
+def _links_to_nothing(root: str) -> Iterator[str]:
+    """Yield a line for each: what it named may be a set, on a disk that is not there now."""
+    from data_specs.local_files import skipped_paths
+
+    for path, what in () if storage.is_remote(root) else skipped_paths(root):
+        if what == "link to nothing" and not _is_foreign(root, path):
+            yield f"{path}: {what}"
+
+
+def _is_foreign(root: str, uri: str) -> bool:
+    """Whether others wrote what lies there: sources, and wandb, whose links name logs of other machines."""
+    return uri.startswith(storage.join(root, "inputs/")) or "/wandb/" in uri.removeprefix(root)
 
 
 def _read_pictures(uri: str) -> None:

@@ -14,6 +14,7 @@ from typing import Literal, NamedTuple
 import infra.stages  # noqa: F401 (the registry is filled)
 from data_specs import storage
 from data_specs.code_version import MAX_PATCH_BYTES, REPOSITORY, Code, this_code
+from data_specs.local_files import no_empty_folders_left
 from data_specs.spec import Spec
 from data_specs.text import one_line
 from infra.submit.overlay import Overlay
@@ -136,14 +137,15 @@ def code_of(on: Engine) -> Code:
 def restored_on_error(uri: str) -> Iterator[None]:
     """Put a file back as it was where the block raises."""
     before = storage.read_text(uri) if storage.exists(uri) else None
-    try:
-        yield
-    except BaseException:  # also the end of a command here that was refused
-        if before is None:
-            storage.delete(uri)
-        else:
-            storage.write_text(uri, before)
-        raise
+    with no_empty_folders_left(uri.rpartition("/")[0]):
+        try:
+            yield
+        except BaseException:  # also the end of a command here that was refused
+            if before is None:
+                storage.delete(uri)
+            else:
+                storage.write_text(uri, before)
+            raise
 
 
 def variables(job: Job) -> dict[str, str]:

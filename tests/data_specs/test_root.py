@@ -7,7 +7,8 @@ from pathlib import Path
 import pytest
 import yaml
 
-from data_specs.root import read_spec, record_spec, spec_of
+from data_specs import storage
+from data_specs.root import read_spec, record_spec, restored_on_refusal, spec_of
 from data_specs.spec import load_spec
 
 
@@ -64,3 +65,26 @@ def test_parts_of_stages_that_are_not_used_may_be_missing(tmp_path: Path) -> Non
     record_spec(spec, str(tmp_path), "images", ("render",))
     record_spec(load_spec("demo"), str(tmp_path), "transformer", ("transformer", "train"))
     assert read_spec(None, str(tmp_path)).train == load_spec("demo").train
+
+
+@pytest.mark.parametrize("refused", [ValueError, ImportError, FileNotFoundError, PermissionError, ConnectionError])
+def test_what_a_refused_block_has_made_goes_and_what_an_interrupted_one_has_stays(
+    tmp_path: Path, refused: type[Exception]
+) -> None:
+    (tmp_path / "old/empty").mkdir(parents=True)
+    (tmp_path / "old/mine").touch()
+    before = sorted(tmp_path.rglob("*"))
+    for folder in ("old", "new/deep/inputs"):
+        with pytest.raises(refused), restored_on_refusal(str(tmp_path / folder)):
+            storage.write_text(str(tmp_path / folder / "set/file"), "made")
+            raise refused
+    made = [path for path in sorted(tmp_path.rglob("*")) if path not in before]
+    assert made == [] or (refused is ConnectionError and len([path for path in made if path.is_file()]) == 2)
+
+
+def test_on_s3_what_a_refused_block_has_made_goes(s3_root: str) -> None:
+    storage.write_text(f"{s3_root}/run/inputs/mine", "")
+    with pytest.raises(ValueError), restored_on_refusal(f"{s3_root}/run/inputs"):
+        storage.write_text(f"{s3_root}/run/inputs/made", "")
+        raise ValueError
+    assert [file.uri for file in storage.list_files(s3_root)] == [f"{s3_root}/run/inputs/mine"]

@@ -347,3 +347,16 @@ def test_what_an_option_names_lies_under_the_root_or_at_a_known_address() -> Non
     for name in ("s3://", "s3:/bucket", "gs://bucket/a", "://a"):
         with pytest.raises(ValueError, match=f"{name}: (a root is a folder or|names no bucket)"):
             storage.below("/r", name)
+
+
+def test_nothing_is_written_through_a_link_to_nothing(tmp_path: Path) -> None:
+    for name in ("file", "folder"):
+        (tmp_path / name).symlink_to(tmp_path / "nowhere")
+    with pytest.raises(FileNotFoundError, match=r"a link to nothing.*/file"):
+        storage.create(str(tmp_path / "file"), b"data")
+    with pytest.raises(NotADirectoryError, match=r"no folder, or a link to nothing.*/folder"):
+        storage.create(str(tmp_path / "folder/file"), b"data")
+    (tmp_path / "taken").touch()
+    with pytest.raises(NotADirectoryError, match="/taken"):
+        storage.create(str(tmp_path / "taken/file"), b"data")
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["file", "folder", "taken"]

@@ -10,9 +10,10 @@ from pathlib import Path
 import pytest
 
 from data_specs import storage
-from data_specs.records import Document, FileInfo, Identity, RangeUnit, Reason, SourceUnit, Span
+from data_specs.records import Document, FileInfo, Identity, RangeUnit, Reason, SourceUnit, Span, unit_line
 from data_specs.sources import TextSource
 from data_specs.units import extend_plan, read_plan, write_plan
+from data_specs.verify import verify_set
 
 DIGEST = "d" * 64
 
@@ -132,3 +133,24 @@ def test_a_plan_grows_by_parts_and_states_units_anew(tmp_path: Path, s3_root: st
         assert extend_plan(plan, identity(3), [number(3)]) == again, "the part that is there wins"
         with pytest.raises(ValueError, match="seed was 3, is now 9"):
             extend_plan(plan, identity(9), [])
+
+
+def test_units_that_were_changed_afterwards_are_refused_also_in_a_part(tmp_path: Path) -> None:
+    plan = extend_plan(write_plan(str(tmp_path), DIGEST, identity(), map(number, range(3))), identity(2), [number(3)])
+    assert len(list(plan.units())) == 4
+    for name, others in (("plan-0001.jsonl", [number(3, 2)]), ("plan.jsonl", [number(0), number(1, 2), number(2)])):
+        path = tmp_path / name
+        header = path.read_bytes().splitlines(keepends=True)[0]
+        path.write_bytes(header + b"".join(map(unit_line, others)))
+        with pytest.raises(ValueError, match=rf"{name}: its units are not those that were planned; restore it"):
+            list(plan.units())
+        assert any(f"{name}: its units are not" in fault for fault in verify_set(str(tmp_path)))
+
+
+def test_plans_of_before_say_nothing_of_their_units_bytes(tmp_path: Path) -> None:
+    plan = write_plan(str(tmp_path), DIGEST, identity(), [number(0)])
+    path = tmp_path / "plan.jsonl"
+    header, unit = path.read_text().splitlines()
+    old = {key: value for key, value in json.loads(header).items() if key != "units_sha256"}
+    path.write_text(f"{json.dumps(old)}\n{unit}\n")
+    assert read_plan(str(tmp_path)) == plan and list(plan.units()) == [number(0)]

@@ -166,3 +166,31 @@ def test_what_killed_processes_left_behind_is_cleaned_but_not_beside_a_writer(tm
     assert removed == ["images/link.part", "images/train/.000000.json.1a.part", "transformer/.dnd-write-x.part"]
     assert (elsewhere / "kept.part").exists() and (root / "codes/.x.part").exists()
     assert len(list(clean_unfinished(str(root)))) == 1
+
+
+@pytest.mark.parametrize("what", ["000002.json", "000002-*.tar", "000002-*.parquet", "manifest.json"])
+@pytest.mark.parametrize("is_link", [True, False], ids=["link to nothing", "folder"])
+def test_what_is_no_file_is_one_fault_and_costs_no_shard(folder: Path, what: str, is_link: bool) -> None:
+    before = sorted(path.name for path in folder.glob("*.tar"))
+    path = next(folder.glob(what))
+    path.unlink()
+    path.symlink_to("nowhere") if is_link else path.mkdir()
+    faults = list(verify_set(str(folder)))
+    assert any(str(path) in fault and "\n" not in fault for fault in faults), faults
+    assert not any("litter" in fault for fault in faults) and clean_litter(str(folder)) == []
+    assert sorted(path.name for path in folder.glob("*.tar")) == before
+
+
+def test_sets_behind_links_are_found_once_and_circles_end(
+    folder: Path, tmp_path_factory: pytest.TempPathFactory
+) -> None:
+    root = folder.parent.parent
+    disk = tmp_path_factory.mktemp("disk")
+    make(str(disk / "val"))
+    (folder.parent / "val").symlink_to(disk / "val")
+    (root / "codes").symlink_to(disk / "nowhere")
+    (folder.parent / "an-alias").symlink_to(folder)
+    (folder.parent / "up").symlink_to(root)
+    (root / "disk").symlink_to(disk)
+    (disk / "back").symlink_to(root)
+    assert find_shard_sets(str(root)) == [str(folder), str(folder.parent / "val")]

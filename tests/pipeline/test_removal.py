@@ -17,11 +17,13 @@ from typer.testing import CliRunner
 import infra.stages  # noqa: F401 (what shows a set registers itself)
 from data_specs import open_shards, storage
 from data_specs.lease import hold, holder_of
-from data_specs.records import Manifest, Removed
+from data_specs.receipts import commit
+from data_specs.records import Identity, Manifest, Removed, Sample
 from data_specs.spec import load_spec
 from data_specs.units import Plan, read_plan
 from data_specs.verify import verify_set
 from infra.cli import app
+from pipeline.follow import plan_by_shards
 from pipeline.job import RENDER
 from pipeline.removal import normalised_id, remove, remove_again
 from pipeline.workers import Workers
@@ -227,3 +229,23 @@ def test_a_killed_removal_is_finished_by_the_next(root: Path, tmp_path: Path, na
     assert child.exitcode == 9
     list(remove(str(root), GONE, []))
     assert contents(root) == contents(tmp_path / "whole") and faults(root) == []
+
+
+def test_what_was_made_from_it_goes_also_behind_a_link_and_what_a_user_linked_stays(root: Path, tmp_path: Path) -> None:
+    source = str(root / "images/train")
+    album = tmp_path / "album"
+    album.mkdir()
+    (album / "photo").write_text("kept")
+    for stage, folder in (("tokenize", "codes"), ("decode", "reconstructions/train")):
+        identity = Identity(stage=stage)
+        plan = plan_by_shards(str(tmp_path / "disk" / folder / "train"), identity, source, "train")
+        for unit in plan.units():
+            commit(plan.set_uri, plan.digest, unit.unit, [Sample("s", {"cls": b"0", "json": b"{}"})])
+        (root / folder).parent.mkdir(exist_ok=True)
+        (root / folder).symlink_to(tmp_path / "disk" / folder)
+    (tmp_path / "disk/reconstructions/train/mine").symlink_to(album)
+    lines = list(remove(str(root), GONE, []))
+    assert any(line.startswith("codes/train: ") and "shards removed" in line for line in lines), lines
+    assert any(line.startswith("reconstructions/train: removed") for line in lines), lines
+    assert not list((tmp_path / "disk/reconstructions").rglob("*.tar"))
+    assert (album / "photo").read_text() == "kept" and (root / "codes").is_symlink()
