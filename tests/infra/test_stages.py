@@ -17,7 +17,7 @@ from data_specs.verify import verify_set
 from infra.commands.stages import command_of
 from infra.demo import run_all
 from pipeline.job import Render
-from pipeline.stages import Option, registered
+from pipeline.stages import Option, leased_folder, registered
 from pipeline.workers import Workers
 
 HERE = Path(__file__).parent
@@ -90,3 +90,9 @@ def test_a_stage_of_ones_own_has_a_command_runs_on_ray_resumes_and_is_taken_back
     dnd("count-words", "--root", root, "--workers", 0, "--longest", 3)
     assert [item["__key__"] for item in open_shards(str(root / "words/train"))] == list(texts)[1:]
     assert [fault for split in ("train", "val") for fault in verify_set(str(root / "words" / split))] == []
+
+
+def test_a_set_at_an_address_of_its_own_is_leased_there() -> None:
+    named = {"images/train": "images", "samples/cold/codes": "samples/cold", "s3://b/x/images": "s3://b/x"}
+    for name, folder in (named | {"/elsewhere/x/images": "/elsewhere/x"}).items():
+        assert leased_folder(name) == folder
