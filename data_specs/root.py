@@ -11,7 +11,7 @@ from contextlib import contextmanager
 
 from data_specs import local_files, storage
 from data_specs.code_version import record_code
-from data_specs.spec import SECTIONS, Spec, load_spec, parse_spec
+from data_specs.spec import Spec, load_spec, parse_spec
 
 NAME = "spec.yaml"
 REFUSED = (ValueError, ImportError, FileNotFoundError, PermissionError, NotADirectoryError, IsADirectoryError)
@@ -79,22 +79,26 @@ def spec_of_samples(root: str, uri: str) -> Spec | None:
     return spec_of(root, f"samples/{uri.removeprefix(folder).partition('/')[0]}")
 
 
-def record_spec(spec: Spec, root: str, folder: str, sections: Sequence[str]) -> None:
-    """Keep the spec of a stage that has accepted it: whole in ROOT/FOLDER, its `sections` in the record of the run.
+def record_spec(spec: Spec, root: str, folder: str, keys: Sequence[str]) -> None:
+    """Keep the spec of a stage that has accepted it: whole in ROOT/FOLDER, its `keys` in the record of the run.
 
     ROOT/code.json says by which code it began.
 
     Args:
-        sections: keys of the spec that the stage answers for; none of them leaves the record of the run as it is.
+        keys: sections and keys (`shape.image_size`) of the spec that the stage answers for; none of them leaves the
+            record of the run as it is.
     """
     _write(storage.join(root, folder, NAME), spec)
     record_code(root, began=folder)
-    if sections:
-        _write(storage.join(root, NAME), _with_sections(storage.join(root, NAME), spec, sections))
+    if keys:
+        _write(storage.join(root, NAME), _with_keys(storage.join(root, NAME), spec, keys))
 
 
-def _with_sections(uri: str, spec: Spec, sections: Sequence[str]) -> Spec:
-    """Return the record with these sections, and those that it lacks, from `spec`; one of another shape is replaced."""
+def _with_keys(uri: str, spec: Spec, keys: Sequence[str]) -> Spec:
+    """Return the record with these keys, and the sections that it lacks, from `spec`.
+
+    `spec` takes its place where it cannot be read, or where the two do not go together.
+    """
     if not storage.exists(uri):
         return spec
     data = storage.read_bytes(uri)
@@ -102,10 +106,16 @@ def _with_sections(uri: str, spec: Spec, sections: Sequence[str]) -> Spec:
         record = parse_spec(data, uri)
     except ValueError:
         return spec
-    kept = {section: tree for section, tree in record.tree().items() if section in SECTIONS and section not in sections}
+    for key in ("name", *keys):
+        section, _, inner = key.partition(".")
+        value = getattr(spec, section)
+        if inner:
+            record = record.changed(section, **{inner: getattr(value, inner)})
+        else:
+            record = record.model_copy(update={section: value})
     try:
-        return Spec.model_validate(spec.tree() | kept)
-    except ValueError:  # the sections that were kept do not go with this spec: nothing was made by them
+        return Spec.model_validate(spec.tree() | record.tree())
+    except ValueError:  # what was kept does not go with this spec: nothing was made by it
         return spec
 
 

@@ -109,7 +109,7 @@ def import_transformer(path: Path, preset: str | None, size: str | None, root: s
     folder = unused(storage.join(root, "transformer"))
     with storage.writable_folder(folder) as local:
         read(path, local, config_of(spec))
-    record_spec(spec, root, "transformer", ("transformer",))
+    record_spec(spec, root, "transformer", ("shape", "transformer"))
     return f"{folder}: {size or spec.transformer.size} of {preset or spec.name}"
 
 
@@ -151,7 +151,7 @@ def pretrained(name: str, size: str | None, root: str, source: str = RELEASED) -
     if chosen is not None:
         lines.append(import_transformer(paths["transformer"], name, chosen or None, root))
     else:
-        record_spec(load_spec(name), root, "tokenizer", ("tokenizer",))
+        record_spec(load_spec(name), root, "tokenizer", ("shape", "tokenizer"))
         lines.append(f"{name}: {release.figures}")
     return lines + _recorded(root, origins)
 

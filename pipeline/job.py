@@ -42,8 +42,8 @@ class Render(UnitStage):
     name = "render"
     title = "Documents -> image shards (ROOT/images/{train,val}). Run it again to finish what was interrupted."
     makes = "images/{train,val}"
-    sections = owned_sections = ("render",)
-    keys = ("render", "shape.image_size", "seed")
+    sections = ("render",)
+    keys = owned_keys = ("render", "shape.image_size", "seed")
     keeps_spec = True
     computes = False
     options = (

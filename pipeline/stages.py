@@ -102,14 +102,14 @@ class UnitStage(Stage):
     Attributes:
         holds: "images" or "codes", as the manifests of its sets say.
         progress_unit: what its progress counts: units, or what they are ranges of.
-        owned_sections: those of the root's spec that it sets.
+        owned_keys: sections and keys of the root's spec that it sets: those that its identity holds.
         keeps_spec: whether the folder of its output (`leased_folder`) keeps the spec that it was made with.
         remade: what is made anew after a removal: the units that read what is gone, or the whole folder.
     """
 
     holds: ClassVar[Literal["images", "codes"]] = "images"
     progress_unit: ClassVar[str] = "units"
-    owned_sections: ClassVar[tuple[str, ...]] = ()
+    owned_keys: ClassVar[tuple[str, ...]] = ()
     keeps_spec: ClassVar[bool] = False
     remade: ClassVar[Literal["units", "folder"]] = "units"
 
@@ -141,7 +141,7 @@ class UnitStage(Stage):
             task = f"{self.name} {name}"
             with hold(join(root, leased_folder(name)), f"dnd {self.name}", shared=True):
                 if self.keeps_spec:
-                    record_spec(output.spec, root, leased_folder(name), self.owned_sections)
+                    record_spec(output.spec, root, leased_folder(name), self.owned_keys)
                 manifest = run_plan(plan, work, workers, self.holds, task, self.progress_unit)
                 made[name] = self.corrected(plan, manifest)
         if left := [name for name, manifest in made.items() if not manifest.complete]:

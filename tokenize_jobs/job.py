@@ -48,7 +48,7 @@ class Tokenize(UnitStage):
     reads = ("render", "train-tokenizer")
     makes = "codes/{train,val}"
     holds = "codes"
-    owned_sections = ("tokenize",)
+    owned_keys = ("shape", "tokenize")
     keys = ("tokenize",)
     keeps_spec = True
 

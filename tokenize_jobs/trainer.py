@@ -99,21 +99,21 @@ class Task(Protocol):
 class Job(NamedTuple):
     """A training: its command, the folder it fills, its section of the spec, and what its result depends on.
 
-    `sections` are the keys of the spec that it is made by.
+    `keys` are those of the spec that it is made by, its own section last.
     """
 
     command: str
     folder: str
     section: Training
     spec: Spec
-    sections: tuple[str, ...]
+    keys: tuple[str, ...]
     identity: Identity
 
     @property
     def remedy(self) -> str:
         """What a refusal offers beside going back: to go on past the schedule's end, or to learn anew on the data."""
         fixed = self.section.schedule == "cosine" and not self.section.extend_schedule
-        more = f"for more steps add --set {self.sections[-1]}.extend_schedule=true, " if fixed else ""
+        more = f"for more steps add --set {self.keys[-1]}.extend_schedule=true, " if fixed else ""
         root = self.folder.rpartition("/")[0]
         return f"{more}train another model on the same data under a new root (--root NEW --from {root}), "
 
@@ -380,4 +380,4 @@ def _accept(job: Job) -> None:
     """Bind the folder to the job and put its spec on record, once the task has found nothing to refuse."""
     digest.claim(job.folder, job.identity, job.remedy)
     root, _, name = job.folder.rpartition("/")
-    record_spec(job.spec, root, name, job.sections)
+    record_spec(job.spec, root, name, job.keys)

@@ -51,9 +51,9 @@ def fit(spec: Spec, root: str) -> bool:
 
 def job_of(spec: Spec, root: str) -> Job:
     """Return what is to be trained, and where."""
-    return Job(
-        "train-tokenizer", storage.join(root, "tokenizer"), spec.tokenizer, spec, ("tokenizer",), identity(spec, root)
-    )
+    folder = storage.join(root, "tokenizer")
+    keys = ("shape", "seed", "tokenizer")
+    return Job("train-tokenizer", folder, spec.tokenizer, spec, keys, identity(spec, root))
 
 
 def identity(spec: Spec, root: str) -> Identity:

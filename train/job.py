@@ -55,8 +55,8 @@ def fit(spec: Spec, root: str, deepspeed_config: str | None = None) -> bool:
 def job_of(spec: Spec, root: str) -> Job:
     """Return what is to be trained, and where."""
     folder = storage.join(root, "transformer")
-    sections = ("transformer", "train")
-    return Job("train", folder, spec.train, spec, sections, identity(spec, root))
+    keys = ("shape", "seed", "transformer", "train")
+    return Job("train", folder, spec.train, spec, keys, identity(spec, root))
 
 
 def identity(spec: Spec, root: str) -> Identity:

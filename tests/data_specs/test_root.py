@@ -23,6 +23,19 @@ def test_a_stage_answers_for_its_own_parts_of_the_record(tmp_path: Path) -> None
     assert spec_of(root, "codes") == record  # nothing is kept there
 
 
+def test_what_a_stage_does_not_depend_on_stays_in_the_record(tmp_path: Path) -> None:
+    """As `dnd render --set shape.codebook_size=64` of a whole run: no later command without SPEC worked."""
+    root = str(tmp_path)
+    keys = ("render", "shape.image_size", "seed")
+    record_spec(load_spec("demo"), root, "images", keys)
+    record_spec(load_spec("demo", ["shape.codebook_size=64"]), root, "images", keys)
+    assert read_spec(None, root) == load_spec("demo")
+    record_spec(load_spec("demo", ["seed=77", "shape.codebook_size=64"]), root, "codes", ("shape", "tokenize"))
+    assert read_spec(None, root) == load_spec("demo", ["shape.codebook_size=64"])
+    record_spec(load_spec("demo", ["shape.image_size=128", "shape.grid=[16,16]"]), root, "images", keys)
+    assert read_spec(None, root).shape.image_size == 128
+
+
 def test_a_null_that_means_something_is_kept(tmp_path: Path) -> None:
     every = '[{"kind": "arxiv", "licences": null}]'
     record_spec(load_spec("demo", [f"render.sources={every}"]), str(tmp_path), "images", ("render",))

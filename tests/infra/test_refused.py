@@ -65,6 +65,7 @@ SPECS = [  # (words of a command that takes a SPEC, what its message names)
     (("nosuch://bucket/spec.yaml",), "nosuch://"),
 ]
 ROOTS = ["gs://bucket/run", "s3a://bucket/run", "s3://", "file:///run", "gs:/bucket/run", "../texts/a.jsonl"]
+OF_SHAPE = ("tokenize", "train-tokenizer", "train", "sample", "evaluate summary")
 OTHERS = [  # (command, override that would make another, what the message says): beside `was made for something else`
     *((name, "seed=7", "seed was 0, is now 7") for name in ("render", "train-tokenizer", "train", "sample", "run")),
     ("render", "render.documents_per_unit=3", "documents_per_unit was 4, is now 3"),
@@ -73,7 +74,7 @@ OTHERS = [  # (command, override that would make another, what the message says)
     ("train", "transformer.width=64", "transformer.width was 32, is now 64"),
     ("sample", "transformer.num_classes=7", "has 1 classes, the spec 7"),
     ("sample", "sample.temperature=0.77", "sample.temperature was 0.3, is now 0.77"),
-    *((name, "shape.codebook_size=64", "32") for name in ("tokenize", "train-tokenizer", "train", "sample")),
+    *((name, "shape.codebook_size=64", "32") for name in OF_SHAPE),
 ]
 DAMAGED = [  # (command, what of its input is cut, or gone where it must be there)
     ("render", "images/val/plan.jsonl"),

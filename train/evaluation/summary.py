@@ -13,6 +13,7 @@ from data_specs import open_shards, storage
 from data_specs.metrics import read_rows
 from data_specs.reader import ShardSet
 from data_specs.records import Quality, RealWords, Reconstruction, Summary, SummaryInputs, SummaryWords
+from data_specs.root import NAME, spec_of
 from data_specs.spec import Spec
 from data_specs.telemetry import Row
 from train.evaluation.codes import codebook_usage, count_codes, histogram_baseline
@@ -34,7 +35,14 @@ def summarise(spec: Spec, root: str) -> Summary:
     """Score what the root holds and write ROOT/evaluation/summary.json.
 
     It is made anew where a set, a setting, the last validation, the OCR engine or its version is another.
+
+    Raises:
+        ValueError: the root's codes are of another shape than the spec's, or a set is empty.
     """
+    kept = storage.join(root, "codes", NAME)
+    if storage.exists(kept):
+        made_by = spec_of(root, "codes").codes
+        spec.codes.refuse_other(made_by, storage.join(root, "codes"), "the spec's", "leave SPEC out")
     engine = load_engine() if find_engine() else None
     validation = last_validation(root)
     inputs = _inputs(spec, root, engine, validation)
