@@ -134,6 +134,18 @@ def read_plan(set_uri: str) -> Plan | None:
     raise AssertionError("unreachable")
 
 
+def require_plan(set_uri: str) -> Plan:
+    """Return the stored plan of a shard set.
+
+    Raises:
+        ValueError: there is none, or as `read_plan`.
+    """
+    plan = read_plan(set_uri)
+    if plan is None:
+        raise ValueError(f"{set_uri}: plan.jsonl is lost; run the stage again that made the set")
+    return plan
+
+
 def _part_uri(set_uri: str, part: int) -> str:
     return storage.join(set_uri, f"plan-{part:04d}.jsonl" if part else "plan.jsonl")
 

@@ -21,13 +21,13 @@ from data_specs.root import name_under
 from data_specs.scratch import scratch_folder
 from data_specs.shards import INDEX_DTYPE, index_uri
 from data_specs.table import table_uri
-from data_specs.units import Plan, read_plan
+from data_specs.units import Plan, require_plan
 
 _SHARD_FILE = re.compile(r"\.tar$|\.index\.npy$|\.parquet$|^manifest-\d{4,}-[0-9a-f]{8}\.json$")
 
 
 def find_shard_sets(root: str) -> list[str]:
-    """Return the folders under a root that hold a shard set (they have a plan).
+    """Return the folders under a root that hold a shard set: a plan, or receipts whose plan is lost.
 
     Links to folders are followed; a set that has several paths is named by the one without links.
     """
@@ -38,7 +38,7 @@ def find_shard_sets(root: str) -> list[str]:
 
 
 def _sets(folder: str, linked: bool, above: tuple[str, ...] = ()) -> Iterator[str]:
-    if storage.exists(storage.join(folder, "plan.jsonl")):
+    if any(storage.exists(storage.join(folder, name)) for name in ("plan.jsonl", receipt_name(0))):
         yield folder
     elif (real := os.path.realpath(folder)) not in above:  # else links lead in a circle
         for one in storage.list_folders(folder, linked):
@@ -48,12 +48,9 @@ def _sets(folder: str, linked: bool, above: tuple[str, ...] = ()) -> Iterator[st
 def verify_set(set_uri: str) -> Iterator[str]:
     """Re-read a shard set and yield one line for each thing that is wrong; nothing where all is well."""
     try:
-        plan = read_plan(set_uri)
+        plan = require_plan(set_uri)
     except ValueError as error:
         yield str(error)
-        return
-    if plan is None:
-        yield f"{set_uri}: no plan.jsonl"
         return
     try:
         for _ in plan.units():  # raises where one is damaged or lost

@@ -21,7 +21,7 @@ from data_specs.root import spec_of
 from data_specs.scratch import scratch_folder
 from data_specs.spec import Spec
 from data_specs.text import markdown
-from data_specs.units import read_plan
+from data_specs.units import require_plan
 
 SPLITS = ("train", "val")
 SHOWN = 10  # attributions on the card itself
@@ -47,9 +47,7 @@ def write_card(root: str) -> str:
     sets = {split: open_shards(storage.join(images, split)) for split in SPLITS}
     manifests = {split: items.manifest for split, items in sets.items()}
     spec = spec_of(root, "images")
-    plan = read_plan(storage.join(images, "train"))
-    if plan is None:
-        raise ValueError(f"{images}/train: there is no plan.jsonl; run `dnd verify`")
+    plan = require_plan(storage.join(images, "train"))
     with scratch_folder() as folder:
         path = folder / "attribution.jsonl"
         with path.open("w", encoding="utf-8") as file:

@@ -17,7 +17,7 @@ from data_specs.metrics import read_rows
 from data_specs.records import Failure, JobState, Manifest, Reason, Record, SourceUnit
 from data_specs.root import name_under, spec_of
 from data_specs.text import printable
-from data_specs.units import Plan, read_plan
+from data_specs.units import Plan, require_plan
 from data_specs.verify import find_shard_sets
 from pipeline.running import progress_uri
 from pipeline.stages import Stage, leased_folder, registered
@@ -185,10 +185,8 @@ def _writer(root: str, folder: str) -> Writer | None:
     return Writer(name=folder, command=holder.command, host=holder.host, pid=holder.pid)
 
 
-def _set_status(root: str, set_uri: str) -> SetStatus | None:
-    plan = read_plan(set_uri)
-    if plan is None:
-        return None
+def _set_status(root: str, set_uri: str) -> SetStatus:
+    plan = require_plan(set_uri)
     faults = list[str]()
     state, job = _state(plan, faults)
     totals = state.totals

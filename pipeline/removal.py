@@ -34,7 +34,7 @@ from data_specs.root import name_under
 from data_specs.source import key_of
 from data_specs.sources.planning import SPLITS
 from data_specs.table import read_table
-from data_specs.units import Plan, read_plan
+from data_specs.units import Plan, read_plan, require_plan
 from data_specs.verify import find_shard_sets
 from pipeline.stages import VIEWS, UnitStage, find, leased_folder, registered
 
@@ -159,6 +159,7 @@ def remove(root: str, ids: Iterable[str], samples: Iterable[str]) -> Iterator[st
             else was done, some id or sample matched nothing.
     """
     images = storage.join(root, "images")
+    sets = [plan.set_uri for plan in _plans(root)]  # raises where one is lost: nobody would know what it holds
     plans = [plan for split in SPLITS if (plan := read_plan(storage.join(images, split)))]
     if not plans:
         raise ValueError(f"{images}: there is no image set here")
@@ -167,7 +168,7 @@ def remove(root: str, ids: Iterable[str], samples: Iterable[str]) -> Iterator[st
     if wrong := [name for name in wanted.samples if not re.fullmatch(r"(train|val)/\d+/[A-Za-z0-9_-]+", name)]:
         raise ValueError(f"{wrong[0]!r} names no sample: write SPLIT/UNIT/KEY, for instance train/12/2301-00001-p0001")
     with ExitStack() as stack:
-        for folder in sorted({leased_folder(name_under(root, uri)) for uri in find_shard_sets(root)}):
+        for folder in sorted({leased_folder(name_under(root, uri)) for uri in sets}):
             stack.enter_context(hold(storage.join(root, folder), "dnd remove"))
         before = read_removed(images)
         documents, found = _found(plans, wanted)
@@ -296,7 +297,7 @@ def _discard_derived(root: str, stage: UnitStage, plan: Plan, units: list[int]) 
 
 
 def _plans(root: str) -> Iterator[Plan]:
-    return (plan for uri in find_shard_sets(root) if (plan := read_plan(uri)))
+    return map(require_plan, find_shard_sets(root))
 
 
 def _stale(root: str) -> Iterator[str]:

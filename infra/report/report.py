@@ -27,7 +27,7 @@ from data_specs.receipts import valid_receipts
 from data_specs.records import Result
 from data_specs.root import name_under, read_spec
 from data_specs.spec import Spec
-from data_specs.units import read_plan
+from data_specs.units import require_plan
 from data_specs.verify import find_shard_sets
 from infra.report.charts import chart_svg, curves_of
 from infra.report.tables import against_published, figure_text, table_of
@@ -110,8 +110,7 @@ def _evaluation(name: str, result: Result) -> dict[str, JsonValue]:
 
 def _stage(root: str, set_uri: str) -> dict[str, Any]:
     """Return the counts, reasons and time of one shard set."""
-    plan = read_plan(set_uri)
-    assert plan is not None
+    plan = require_plan(set_uri)
     account = Account()
     seconds = 0.0
     rejects = list[dict[str, Any]]()

@@ -147,7 +147,7 @@ def test_a_changed_or_lost_manifest_is_found(folder: Path) -> None:
 
 
 def test_no_set_at_all(tmp_path: Path) -> None:
-    assert list(verify_set(str(tmp_path))) == [f"{tmp_path}: no plan.jsonl"]
+    assert list(verify_set(str(tmp_path))) == [f"{tmp_path}: plan.jsonl is lost; run the stage again that made the set"]
     assert find_shard_sets(str(tmp_path)) == []
 
 

@@ -139,6 +139,20 @@ def test_what_matched_nothing_is_named_at_the_end_and_not_recorded(root: Path, t
         list(remove(str(root), [], ["train/0/no_such"]))
 
 
+def test_a_set_whose_plan_is_lost_is_named_and_nothing_is_removed_beside_it(root: Path, tmp_path: Path) -> None:
+    """Of validation pictures without a plan `dnd verify` said nothing, and a takedown that it matched nothing."""
+    before = contents(root)
+    (root / "images/val/plan.jsonl").unlink()
+    left = contents(root)
+    said = CliRunner().invoke(app, ["verify", str(root)])
+    assert said.exit_code == 1 and "images/val: plan.jsonl is lost; run the stage again" in said.output
+    with pytest.raises(ValueError, match=r"images/val: plan\.jsonl is lost"):
+        list(remove(str(root), GONE, []))
+    assert contents(root) == left
+    render_here(text_spec(tmp_path / "texts"), root)
+    assert contents(root) == before and not faults(root)
+
+
 def test_verify_names_what_was_removed_once_and_is_there(root: Path) -> None:
     (root / "images/removed").mkdir()
     (root / "images/removed/old.json").write_bytes(Removed(ids=("doc3.pdf",)).to_json())
