@@ -6,6 +6,7 @@ import itertools
 import json
 import sys
 from collections.abc import Iterator, Sequence
+from contextlib import nullcontext
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -61,7 +62,8 @@ class Render(UnitStage):
         self, spec: Spec, root: str, workers: Workers, extend: bool = False, retry_rejected: bool = False, **_: Any
     ) -> Iterator[Output]:
         """Yield the sets of both splits; extended ones keep all that is there as it is."""
-        plans = _extended(spec, root, retry_rejected) if extend or retry_rejected else _plans(spec, root)
+        alone = workers.share.total == 1
+        plans = _extended(spec, root, retry_rejected, alone) if extend or retry_rejected else _plans(spec, root, alone)
         for split in SPLITS:
             moved = moved_since(plans[split], spec, root)
             yield Output(plans[split], spec, partial(_setup, spec, plans[split].set_uri, moved))
@@ -99,7 +101,7 @@ def rendering(renderer: Renderer, set_uri: str, moved: Sequence[tuple[str, str]]
     return work
 
 
-def _plans(spec: Spec, root: str) -> dict[str, Plan]:
+def _plans(spec: Spec, root: str, alone: bool) -> dict[str, Plan]:
     """Return the stored plans of both splits; those that are missing are made from one listing of the sources.
 
     Sources that have moved are listed again: they must hold what they held when the set was planned.
@@ -112,7 +114,7 @@ def _plans(spec: Spec, root: str) -> dict[str, Plan]:
     if len(kept) == len(SPLITS):
         return kept
     with scratch_folder() as folder:
-        listed, places = _list_sources(spec, root, folder, is_whole=len(stored) == len(SPLITS))
+        listed, places = _list_sources(spec, root, folder, alone, is_whole=len(stored) == len(SPLITS))
         return {split: kept.get(split) or _planned(spec, root, split, listed[split], places) for split in SPLITS}
 
 
@@ -121,7 +123,7 @@ def _planned(spec: Spec, root: str, split: str, listed: Path, places: tuple[str,
     return planned(storage.join(root, "images", split), identity, read_units(listed), REMEDY, places)
 
 
-def _extended(spec: Spec, root: str, retry_rejected: bool) -> dict[str, Plan]:
+def _extended(spec: Spec, root: str, retry_rejected: bool, alone: bool) -> dict[str, Plan]:
     """Return the stored plans, each with one more part for what the sources hold now and no unit has.
 
     A split that was extended for this spec already and is not done yet stays as it is: what was interrupted goes on.
@@ -140,7 +142,7 @@ def _extended(spec: Spec, root: str, retry_rejected: bool) -> dict[str, Plan]:
         if not done[split] and (plan.identity, plan.places[1:]) != (wanted, places[1:]):
             raise ValueError(f"{plan.set_uri}: not all units are done; run `dnd render` as before, then extend")
     with scratch_folder() as folder:
-        listed, places = _list_sources(spec, root, folder)
+        listed, places = _list_sources(spec, root, folder, alone)
         moved = _inputs_moved(root, *stored.values())
         grow = partial(_grow, spec, stored, places, moved=moved, retry_rejected=retry_rejected)
         return {split: grow(split, listed[split]) if done[split] else plan for split, plan in stored.items()}
@@ -181,15 +183,17 @@ def _inputs_uri(root: str) -> str:
 
 
 def _list_sources(
-    spec: Spec, root: str, folder: Path, is_whole: bool = False
+    spec: Spec, root: str, folder: Path, alone: bool, is_whole: bool = False
 ) -> tuple[dict[str, Path], tuple[str, ...]]:
     """List the sources; return the file of each split's units, in a scratch folder, and where the documents lie.
 
     Args:
+        alone: whether no other job shares the work: a refused one takes back what was made of the sources, by which
+            others may have planned meanwhile.
         is_whole: whether all is planned: what the sources hold is only compared, and nothing is kept under the root.
     """
     inputs_uri = storage.join(str(folder), "inputs") if is_whole else _inputs_uri(root)
-    with restored_on_refusal(inputs_uri):
+    with restored_on_refusal(inputs_uri) if alone else nullcontext():
         sources = [source.prepare(inputs_uri) for source in spec.render.sources]
         units = list_units(spec.render, sources, folder)
         if not is_whole:

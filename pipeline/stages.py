@@ -181,10 +181,14 @@ def leased_folder(set_name: str) -> str:
 def require_writable(root: str, folder: str, stage: str, shared: bool = False) -> None:
     """Refuse, before anything is written, to begin a stage where another writes or ROOT/code.json is damaged."""
     from data_specs.code_version import read_history
-    from data_specs.lease import require_free
+    from data_specs.lease import hold, holder_of, require_free
 
-    require_free(join(root, folder), f"dnd {stage}", shared)
     read_history(root)
+    if shared:
+        require_free(join(root, folder), f"dnd {stage}", shared)
+    elif holder_of(join(root, folder)):
+        with hold(join(root, folder), f"dnd {stage}"):  # takes a dead one away, so that no rank has to watch it again
+            pass
 
 
 def totals(manifest: Manifest) -> str:

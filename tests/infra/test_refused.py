@@ -263,3 +263,11 @@ def test_a_source_that_is_refused_takes_back_what_was_made_of_the_others(
     (copy / "run/inputs/mine").touch()
     words = words_of("render", copy / root, "--set", f"render.sources={sources.replace('FOLDER', str(copy))}")
     refuse(copy, capsys, "render", [*words, "--extend"] if root == "run" else [str(TINY), *words], named)
+
+
+def test_a_refused_part_leaves_what_the_other_parts_may_have_planned_by(copy: Path) -> None:
+    (copy / "papers.jsonl").write_text('{"id": "2301.00001", "license": "http://creativecommons.org/licenses/by/4.0/"}')
+    sources = f"[{PREPARED}, {{kind: text, uri: FOLDER/none}}]".replace("FOLDER", str(copy))
+    words = [str(TINY), *words_of("render", copy / "parts", "--set", f"render.sources={sources}")]
+    assert run(copy, "render", *words, "--part", "1/2")
+    assert [path.name for path in (copy / "parts/inputs").rglob("*") if path.is_file()]

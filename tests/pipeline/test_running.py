@@ -10,11 +10,14 @@ from pathlib import Path
 import pytest
 from sets import render_here, text_spec, write_texts
 
+from data_specs import storage
+from data_specs.lease import holder_of
 from data_specs.receipts import commit
-from data_specs.records import AnyUnit, Identity, Manifest, RangeUnit, Receipt, Sample
+from data_specs.records import AnyUnit, Identity, LeaseHolder, Manifest, RangeUnit, Receipt, Sample
 from data_specs.units import write_plan
 from data_specs.verify import verify_set
 from pipeline.running import TRIES, run_plan
+from pipeline.stages import require_writable
 from pipeline.workers import Share, UnitsFailed, Workers
 
 HERE = Workers(num_workers=0)
@@ -74,3 +77,10 @@ def test_it_ends_when_as_many_have_failed_as_are_bearable(tmp_path: Path) -> Non
 def test_a_part_makes_its_share(tmp_path: Path) -> None:
     manifest = failing(tmp_path, {})(HERE._replace(share=Share(1, 2)))
     assert not manifest.complete and len(list(tmp_path.glob("??????.json"))) == 3
+
+
+def test_a_dead_lease_is_gone_before_the_ranks_of_a_training_come(tmp_path: Path) -> None:
+    dead = LeaseHolder(host="elsewhere", pid=1, pid_space="", command="dnd train", since=0, beat=0)
+    storage.write(f"{tmp_path}/transformer/lease/000003.json", dead.to_json())
+    require_writable(str(tmp_path), "transformer", "train")
+    assert holder_of(f"{tmp_path}/transformer") is None
