@@ -15,7 +15,7 @@ import socket
 import time
 from collections import Counter, deque
 from collections.abc import Callable, Iterable, Iterator
-from typing import Any, Generic, NamedTuple
+from typing import TYPE_CHECKING, Any, Generic, NamedTuple
 
 import ray
 from ray.actor import ActorHandle
@@ -45,7 +45,8 @@ COUNTERS = {
 GAUGES = {"units_left": "units that are not done", "units_running": "units that run now", "workers": "workers alive"}
 TAGS = ("stage", "set")
 Started = tuple[str, str, str | None]  # node, host, why the worker could not start
-Attempt = ray.ObjectRef[tuple[Result | None, str]]  # a result to come, or why there is none
+if TYPE_CHECKING:  # Ray's types take no parameters as it runs before 2.49
+    Attempt = ray.ObjectRef[tuple[Result | None, str]]  # a result to come, or why there is none
 
 
 class _Worker(Generic[Result]):
@@ -144,7 +145,7 @@ class _WorkerPool(Generic[Result]):
         self.workers = workers
         self.refused = 0
         self.next_look = 0.0
-        self.actors = dict[int, ActorHandle[_Worker[Result]]]()
+        self.actors: dict[int, ActorHandle[_Worker[Result]]] = {}
         self.starting: dict[ray.ObjectRef[Started], int] = {}
         self.nodes = dict[int, str]()
         self.hosts = dict[int, str]()

@@ -19,7 +19,7 @@ from data_specs.spec import load_spec
 from data_specs.units import write_plan
 from data_specs.verify import verify_set
 from pipeline.job import RENDER
-from pipeline.runner import connect
+from pipeline.runner import _WorkerPool, connect
 from pipeline.running import run_plan
 from pipeline.workers import Share, ShareDone, UnitsFailed, Workers, kept
 
@@ -188,3 +188,8 @@ def test_a_ray_that_does_not_start_in_time_is_one_line(monkeypatch: pytest.Monke
     monkeypatch.setattr(ray, "init", in_vain)
     with pytest.raises(ConnectionError, match="this machine did not start: The current node timed out during startup"):
         connect(Workers(address=None))
+
+
+def test_types_of_ray_before_2_49_take_no_parameters(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(ray.actor.ActorHandle, "__class_getitem__", None, raising=False)
+    assert _WorkerPool(lambda: str, Workers()).actors == {}
