@@ -150,7 +150,7 @@ def test_a_plan_of_another_kind_of_set_is_one_line_everywhere(root: Path) -> Non
     [fault] = check_removed(str(root / "images/train"))
     assert re.match(one, fault)
     plan.unlink()
-    with pytest.raises(ValueError, match=r"images/train: there is no plan\.jsonl"):
+    with pytest.raises(ValueError, match=r"images/train: plan\.jsonl is lost"):
         write_card(str(root))
 
 
