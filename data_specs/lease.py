@@ -76,8 +76,11 @@ def acquire(folder: str, command: str, shared: bool = False) -> Lease:
         ValueError: another process holds it; the message names its host, pid, command and start.
     """
     while True:
-        before = require_free(folder, command, shared)
+        before = _holders(folder)
         in_the_way = {n: holder for n, holder in before.items() if not (shared and holder.command == command)}
+        for number, holder in in_the_way.items():
+            if not _is_dead(folder, number, holder):
+                raise _refusal(folder, holder)
         mine = _this_process(command)
         number = max(before, default=0) + 1
         if storage.create(_uri(folder, number), mine.to_json()):
@@ -93,15 +96,6 @@ def acquire(folder: str, command: str, shared: bool = False) -> Lease:
     if not storage.decides_who_creates(storage.join(folder, "lease")):
         log.warning("%s: the storage refuses no second writer: of two jobs here at once the last receipt holds", folder)
     return Lease(folder, number, mine, shared)
-
-
-def require_free(folder: str, command: str, shared: bool = False) -> dict[int, LeaseHolder]:
-    """Refuse what `acquire` would refuse, and write nothing; return the holders that are not in the way, or dead."""
-    holders = _holders(folder)
-    for number, holder in holders.items():
-        if not (shared and holder.command == command) and not _is_dead(folder, number, holder):
-            raise _refusal(folder, holder)
-    return holders
 
 
 @contextmanager

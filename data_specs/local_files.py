@@ -57,23 +57,26 @@ def skipped_paths(folder: str) -> Iterator[tuple[str, str]]:
 
 def not_files(folder: str) -> list[tuple[str, str]]:
     """Return the paths directly in a folder that are no files, and what they are: folders, links to nothing …"""
-    with suppress(FileNotFoundError, NotADirectoryError):
-        found = ((entry.path, _target_type(entry)) for entry in os.scandir(folder))
-        return sorted((path, what) for path, what in found if what not in ("a file", "still being written"))
-    return []
+    found = ((entry.path, what) for entry, what in _scan(folder))
+    return sorted((path, what) for path, what in found if what not in ("a file", "still being written"))
 
 
 def _entries(folder: str, above: tuple[str, ...] = ()) -> Iterator[tuple[os.DirEntry[str], str]]:
     """Yield what is no folder, or a link to one that led here (`above`, as real paths), and what it is."""
     above = (*above, os.path.realpath(folder))
-    found = list[tuple[os.DirEntry[str], str]]()
-    with suppress(FileNotFoundError, NotADirectoryError):
-        found = [(entry, _target_type(entry)) for entry in os.scandir(folder)]
-    for entry, what in sorted(found, key=lambda e: e[0].name + "/" * (e[1] == "a folder")):  # whole names, as on S3
+    by_whole_name = sorted(_scan(folder), key=lambda e: e[0].name + "/" * (e[1] == "a folder"))  # as on S3
+    for entry, what in by_whole_name:
         if what == "a folder" and os.path.realpath(entry.path) not in above:
             yield from _entries(entry.path, above)
         else:
             yield entry, what
+
+
+def _scan(folder: str) -> list[tuple[os.DirEntry[str], str]]:
+    """Return what stands directly in a folder, and what each is; nothing of one that is not there."""
+    with suppress(FileNotFoundError, NotADirectoryError):
+        return [(entry, _target_type(entry)) for entry in os.scandir(folder)]
+    return []
 
 
 def _target_type(entry: os.DirEntry[str]) -> str:

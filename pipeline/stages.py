@@ -179,15 +179,16 @@ def leased_folder(set_name: str) -> str:
 
 
 def require_writable(root: str, folder: str, stage: str, shared: bool = False) -> None:
-    """Refuse, before anything is written, to begin a stage where another writes or ROOT/code.json is damaged."""
+    """Refuse to begin a stage where another writes or ROOT/code.json is damaged, before anything else is written.
+
+    A dead lease is taken away, so that who holds the folder next need not watch it again.
+    """
     from data_specs.code_version import read_history
-    from data_specs.lease import hold, holder_of, require_free
+    from data_specs.lease import hold, holder_of
 
     read_history(root)
-    if shared:
-        require_free(join(root, folder), f"dnd {stage}", shared)
-    elif holder_of(join(root, folder)):
-        with hold(join(root, folder), f"dnd {stage}"):  # takes a dead one away, so that no rank has to watch it again
+    if holder_of(join(root, folder)):
+        with hold(join(root, folder), f"dnd {stage}", shared):
             pass
 
 

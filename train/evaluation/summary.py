@@ -39,10 +39,7 @@ def summarise(spec: Spec, root: str) -> Summary:
     Raises:
         ValueError: the root's codes are of another shape than the spec's, or a set is empty.
     """
-    kept = storage.join(root, "codes", NAME)
-    if storage.exists(kept):
-        made_by = spec_of(root, "codes").codes
-        spec.codes.refuse_other(made_by, storage.join(root, "codes"), "the spec's", "leave SPEC out")
+    _refuse_other_codes(spec, root)
     engine = load_engine() if find_engine() else None
     validation = last_validation(root)
     inputs = _inputs(spec, root, engine, validation)
@@ -73,6 +70,12 @@ def summarise(spec: Spec, root: str) -> Summary:
     )
     write_result(summary_uri(root), summary)
     return summary
+
+
+def _refuse_other_codes(spec: Spec, root: str) -> None:
+    codes = storage.join(root, "codes")
+    if storage.exists(storage.join(codes, NAME)):
+        spec.codes.refuse_other(spec_of(root, "codes").codes, codes, "the spec's", "leave SPEC out")
 
 
 def _made_before(root: str) -> Summary | None:
